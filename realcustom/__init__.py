@@ -1,0 +1,1 @@
+"""RealCustom: a real word of the prompt narrowed to the subject of one picture. Free of Ray."""

@@ -1,0 +1,184 @@
+"""Settings are frozen dataclasses; this file builds them strictly from plain data. Imports neither torch nor ray.
+
+One rule of precedence: recipe < `--config FILE` < `--set a.b=c`. A mistyped key or value is a `SettingError`
+that names the nearest valid one, raised before anything is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import functools
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class SettingError(ValueError):
+    """A setting's name or value is not one that exists; the message names the setting and what is allowed."""
+
+
+def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass `cls` from plain data (as YAML gives it), checking every key and type.
+
+    Args:
+        cls: a dataclass whose fields are bool, int, float, str, enums, tuples, optional ones, or dataclasses.
+        data: mapping of field names; absent fields keep their defaults.
+        where: dotted prefix for messages.
+    Raises:
+        SettingError: an unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise SettingError(f"{where or cls.__name__}: expected a mapping of settings, got {data!r}")
+    hints = _hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            raise SettingError(f"unknown setting '{name}'{_nearest(str(key), hints, where)}")
+        values[key] = _convert(hints[key], value, name)
+    try:
+        return cls(**values)
+    except TypeError as error:  # a field without default is missing
+        raise SettingError(f"{where or cls.__name__}: {error}") from error
+    except SettingError:
+        raise
+    except ValueError as error:  # a dataclass's own __post_init__ check
+        raise SettingError(f"{where}: {error}" if where else str(error)) from error
+
+
+def override(settings: T, data: Mapping[str, Any]) -> T:
+    """`settings` with the (nested, partial) plain `data` laid over it; strict as `build`."""
+    return build(type(settings), merge(to_dict(settings), data))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged; `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def to_dict(settings: Any) -> Any:
+    """A settings dataclass as plain data (JSON- and YAML-safe): enums by value, tuples as lists."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: to_dict(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+    if isinstance(settings, enum.Enum):
+        return settings.value
+    if isinstance(settings, (tuple, list)):
+        return [to_dict(item) for item in settings]
+    return settings
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`"a.b=c"` -> `{"a": {"b": c}}`; the value is read as YAML (`3`, `true`, `[1, 2]`, `text`)."""
+    name, sign, value = text.partition("=")
+    parts = [part.strip() for part in name.split(".")]
+    if not sign or not all(parts):
+        raise SettingError(f"--set wants NAME=VALUE with a dotted name, got {text!r} (for example --set train.lr=1e-4)")
+    try:
+        nested: Any = yaml.safe_load(value) if value.strip() else ""
+    except yaml.YAMLError as error:
+        raise SettingError(f"--set {name}: {value!r} is not a valid value ({error.__class__.__name__})") from error
+    for part in reversed(parts):
+        nested = {part: nested}
+    return nested
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """A YAML settings file as nested plain data."""
+    path = Path(path)
+    if not path.is_file():
+        raise SettingError(f"no settings file at {path}")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SettingError(f"{path} is not valid YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingError(f"{path}: expected a mapping of settings at the top level, got {type(data).__name__}")
+    return data
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _nearest(key: str, names: Mapping[str, Any], where: str) -> str:
+    prefix = f"{where}." if where else ""
+    close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.4)
+    if close:
+        return f"; did you mean '{prefix}{close[0]}'?"
+    return f"; there are {', '.join(prefix + name for name in names)}"
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        choices = [arg for arg in args if arg is not type(None)]
+        for index, choice in enumerate(choices):
+            try:
+                return _convert(choice, value, name)
+            except SettingError:
+                if index == len(choices) - 1:
+                    raise
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, name)  # type: ignore[arg-type]
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _convert_enum(hint, value, name)
+    if origin is tuple:
+        return _convert_tuple(args, value, name)
+    return _convert_scalar(hint, value, name)
+
+
+def _convert_enum(hint: type[enum.Enum], value: Any, name: str) -> enum.Enum:
+    # YAML reads the bare words on/off as booleans
+    plain = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    allowed = {str(member.value): member for member in hint}
+    if str(plain) in allowed:
+        return allowed[str(plain)]
+    close = difflib.get_close_matches(str(plain), list(allowed), n=1, cutoff=0.4)
+    hint_text = f"did you mean '{close[0]}'? " if close else ""
+    raise SettingError(f"{name}: {value!r} is not allowed; {hint_text}It is one of {', '.join(allowed)}")
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise SettingError(f"{name}: expected a list, got {value!r}")
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(args):
+        raise SettingError(f"{name}: expected {len(args)} values, got {value!r}")
+    return tuple(_convert(arg, item, f"{name}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+
+
+def _convert_scalar(hint: Any, value: Any, name: str) -> Any:
+    if hint is Any:
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and number and float(value).is_integer():
+        return int(value)
+    if hint is float and (number or isinstance(value, str)):
+        try:
+            return float(value)  # YAML reads 1e-5 as text
+        except ValueError:
+            pass
+    if hint is str and isinstance(value, str):
+        return value
+    raise SettingError(f"{name}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

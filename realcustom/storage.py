@@ -1,0 +1,133 @@
+"""Files on a local disk or an object store behind one set of calls; a path or a URI (`s3://bucket/key`) names them.
+
+`pyarrow.fs` does the work; `AWS_ENDPOINT_URL` and the usual AWS variables are honoured. Writes are atomic: a reader
+sees the old file, the new one, or none, never a part.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a listing."""
+
+    name: str  # relative to the listed folder, with forward slashes
+    uri: str
+    size: int  # bytes
+    version: str  # changes when the content does: ETag of an object, mtime in ns of a local file
+
+
+def is_remote(uri: str | Path) -> bool:
+    """Whether `uri` names an object store (has a scheme other than file://)."""
+    text = str(uri)
+    return "://" in text and not text.startswith("file://")
+
+
+def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """The pyarrow filesystem of `uri` and the path within it."""
+    if is_remote(uri):
+        return fs.FileSystem.from_uri(str(uri))
+    return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).absolute())
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """`uri` with `parts` below it, one slash between."""
+    return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, path = open_filesystem(uri)
+    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+
+def is_dir(uri: str | Path) -> bool:
+    """Whether `uri` is a folder (on an object store: a key prefix that holds something)."""
+    filesystem, path = open_filesystem(uri)
+    return filesystem.get_file_info(path).type == fs.FileType.Directory
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """The whole file. Raises FileNotFoundError with the uri."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no file at {uri}") from error
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write atomically, folders made as needed: a temporary file renamed into place, or one object PUT."""
+    filesystem, path = open_filesystem(uri)
+    if is_remote(uri):
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
+        return
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
+    """All files below `uri`, sorted by name; files being written (`.tmp-*`) are left out.
+
+    Raises FileNotFoundError if the folder does not exist.
+    """
+    if is_remote(uri):
+        return _list_objects(str(uri), recursive)
+    _, root = open_filesystem(uri)
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"no folder at {uri}")
+    entries = []
+    for folder, subfolders, names in os.walk(root):
+        if not recursive:
+            subfolders.clear()
+        for name in names:
+            if name.startswith(".tmp-"):
+                continue
+            path = os.path.join(folder, name)
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:  # removed while we looked
+                continue
+            relative = os.path.relpath(path, root).replace(os.sep, "/")
+            entries.append(FileEntry(name=relative, uri=path, size=stat.st_size, version=str(stat.st_mtime_ns)))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
+    import boto3  # type: ignore[import-untyped]  # pyarrow's listing has no ETag
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    entries = []
+    for page in pages:
+        for item in page.get("Contents", []):
+            name = item["Key"][len(prefix) :]
+            if not name or name.endswith("/") or (not recursive and "/" in name):
+                continue
+            entry_uri = f"s3://{bucket}/{item['Key']}"
+            entries.append(FileEntry(name=name, uri=entry_uri, size=item["Size"], version=item["ETag"].strip('"')))
+    if not entries:
+        raise FileNotFoundError(f"no folder at {uri}")
+    return sorted(entries, key=lambda entry: entry.name)

@@ -1,0 +1,16 @@
+"""A drawn image-text world with ground truth, its small models and its judge."""
+
+from pathlib import Path
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+def zoo_path(name: str) -> str:
+    """Folder (or file) of a shipped model: `pipeline`, `clip`, `image_encoder`, `blip`, `grounding_dino`, `sam`, `heads`, `judge`, `adapter.safetensors`.
+
+    Raises ValueError if it was not shipped or trained.
+    """
+    path = ZOO / name
+    if not path.exists():
+        raise ValueError(f"the zoo has no '{name}' at {path}; train it with: python -m sprites.train {name}")
+    return str(path)
