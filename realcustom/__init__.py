@@ -1,1 +1,21 @@
-"""RealCustom: a real word of the prompt narrowed to the subject of one picture. Free of Ray."""
+"""RealCustom: a real word of the prompt narrowed to the subject of one picture. Free of Ray.
+
+from realcustom import RealCustomPipeline, Subject
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realcustom.pipeline import RealCustomPipeline, Subject
+
+__all__ = ["RealCustomPipeline", "Subject"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # torch is imported with the pipeline, not with the settings
+        from realcustom import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'realcustom' has no attribute {name!r}")

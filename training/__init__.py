@@ -1,1 +1,1 @@
-
+"""Ray Train: training records -> adapter and scoring module. The loss, the order of data and the loop are free of Ray."""

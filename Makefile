@@ -1,0 +1,33 @@
+# The two commands of a newcomer are `make quickstart` and `make test`; both need Python 3.11+ and make, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The torch build that uv installs: cpu, cu128, auto ...; unset: the package index's own choice. See the README.
+TORCH_BACKEND ?=
+# Passed on, for example: make quickstart ARGS="--output /tmp/quickstart", make test ARGS="-k checkpoint"
+ARGS ?=
+
+PACKAGES := realcustom preprocessing training inference evaluation pipeline sprites
+
+export TORCH_BACKEND
+
+.PHONY: quickstart test check environment clean
+
+quickstart:  ## make an environment, install what the run needs, and show the whole system at work
+	@infra/install.sh "$(PYTHON)" "$(VENV)"
+	@"$(VENV)/bin/realcustom" quickstart $(ARGS)
+
+test: environment  ## the fast test suite
+	@"$(VENV)/bin/python" -m pytest $(ARGS)
+
+check: environment  ## lint, format and types
+	@"$(VENV)/bin/python" -m ruff check .
+	@"$(VENV)/bin/python" -m ruff format --check .
+	@"$(VENV)/bin/python" -m mypy $(PACKAGES)
+
+environment:  ## the environment that tests and checks need
+	@infra/install.sh "$(PYTHON)" "$(VENV)" dev
+
+clean:  ## remove the environment, caches and build files; outputs/ stays
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,126 @@
+"""The two commands of a newcomer, measured from a clean clone: minutes, and peak memory of the process tree.
+
+    python benchmarks/main.py            # about 30 minutes; needs Python, make and git, nothing else
+    python benchmarks/main.py --only tests_minutes
+
+Clones HEAD into a temporary folder, runs `make quickstart` there from nothing and once more with a new output folder
+and the environment in place, then `make test`, and writes benchmarks/results/main.json. Memory is the proportional set
+size (PSS: shared pages counted once) summed over the process tree, sampled once a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "main.json"
+METRICS = ("quickstart_minutes_fresh", "quickstart_minutes_again", "quickstart_peak_pss_gb", "tests_minutes")
+
+
+def tree_pss(root: int) -> int:
+    """PSS in bytes of a process and its descendants; a process that has ended in between counts as nothing."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    total, open_list = 0, [root]
+    while open_list:
+        process = open_list.pop()
+        open_list += children.get(process, [])
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def measured(command: list[str], folder: Path, log: Path) -> tuple[float, float]:
+    """Run a command to its end; minutes, and peak PSS of its tree in GB. Raises RuntimeError if it fails."""
+    start, peak, done = time.monotonic(), 0, threading.Event()
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+
+        def sample() -> None:
+            nonlocal peak
+            while not done.wait(1.0):
+                peak = max(peak, tree_pss(process.pid))
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        code = process.wait()
+        done.set()
+        sampler.join()
+    minutes = (time.monotonic() - start) / 60
+    if code:
+        tail = "\n".join(log.read_text().splitlines()[-20:])
+        raise RuntimeError(f"{' '.join(command)} ended with {code} after {minutes:.1f} minutes:\n{tail}")
+    return minutes, peak / 1e9
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
+    wanted = set(parser.parse_args().only or METRICS)
+    values: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="realcustom-clone-") as temporary:
+        clone = Path(temporary) / "realcustom"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        if wanted - {"tests_minutes"}:
+            fresh, peak_fresh = measured(["make", "quickstart"], clone, Path(temporary) / "fresh.log")
+            print(f"quickstart from nothing: {fresh:.2f} min, peak {peak_fresh:.2f} GB", file=sys.stderr)
+            (clone / "outputs").rename(clone / "outputs-before")
+            again, peak_again = measured(["make", "quickstart"], clone, Path(temporary) / "again.log")
+            print(f"again: {again:.2f} min, peak {peak_again:.2f} GB", file=sys.stderr)
+            values["quickstart_minutes_fresh"], values["quickstart_minutes_again"] = fresh, again
+            values["quickstart_peak_pss_gb"] = max(peak_fresh, peak_again)
+        if "tests_minutes" in wanted:
+            subprocess.run(["make", "environment"], cwd=clone, check=True, stdout=subprocess.DEVNULL)
+            values["tests_minutes"], _ = measured(["make", "test"], clone, Path(temporary) / "test.log")
+            print(f"make test: {values['tests_minutes']:.2f} min", file=sys.stderr)
+    write(values, commit)
+
+
+def write(values: dict[str, float], commit: str) -> None:
+    """Lay new records over those of the result file."""
+    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    records = {item["metric"]: item for item in old}
+    for metric, value in values.items():
+        records[metric] = {
+            "metric": metric,
+            "value": round(value, 3),
+            "unit": "GB" if metric.endswith("_gb") else "min",
+            "n": 1,
+            "spread": [round(value, 3), round(value, 3)],
+            "command": "python benchmarks/main.py",
+            "commit": commit,
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(list(records.values()), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

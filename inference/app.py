@@ -1,0 +1,142 @@
+"""The endpoint on Ray Serve: one deployment around the service, on the Ray cluster this process is connected to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+
+import httpx
+from fastapi import FastAPI
+from ray import serve
+
+from inference.api import build_api
+from inference.engine import Engine, load_engine
+from inference.service import Service, State
+from inference.settings import ServeSettings
+
+APP_NAME = "realcustom"
+_SPARE_REQUESTS = 64  # beyond queue and engine: health checks, and those who get their 429 from us
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """What a replica loads: hub ids, folders, or (the adapter) a storage URI."""
+
+    base: str
+    adapter: str | None = None  # none = plain text-to-image
+    image_encoder: str | None = None  # none = the one that the adapter names
+
+
+class GenerationServer:
+    """One replica: a service and its HTTP face."""
+
+    def __init__(self, settings: ServeSettings, source: ModelSource, key_digest: bytes | None, instance: str) -> None:
+        def load() -> Engine:
+            return load_engine(settings, source.base, source.adapter, source.image_encoder)
+
+        self._key_digest = key_digest
+        self._service = Service(settings, load, instance)  # loads in the background: until then the answer is 503
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self._service, self._key_digest)
+
+    def check_health(self) -> None:
+        """Called by Serve; a raise replaces the replica."""
+        self._service.check()
+
+
+def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None = None) -> str:
+    """Run the endpoint on the Ray cluster this process is connected to, and wait until it can be asked for images.
+
+    Args:
+        settings: where to listen, what to use, what to allow.
+        base: diffusers folder or hub id.
+        adapter: adapter checkpoint, path or storage URI; None = plain text-to-image.
+        image_encoder: overrides the image encoder that the adapter names.
+    Returns:
+        The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
+    Raises:
+        ValueError: the port is taken, the key's variable is not set, or the models could not be loaded.
+        TimeoutError: not loaded within `settings.load_timeout_seconds`.
+    """
+    key_digest = _key_digest(settings)
+    if not serve.status().proxies:
+        _check_port(settings)
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    instance = uuid.uuid4().hex
+    source = ModelSource(base=base, adapter=adapter, image_encoder=image_encoder)
+    deployment = serve.deployment(
+        serve.ingress()(GenerationServer),
+        name="generation",
+        num_replicas=1,
+        max_ongoing_requests=settings.max_queue + 1 + _SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=5.0,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+    )
+    serve.run(deployment.bind(settings, source, key_digest, instance), name=APP_NAME, route_prefix="/")
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{host}:{settings.port}"
+    try:
+        _wait_until_ready(url, instance, settings.load_timeout_seconds)
+    except BaseException:
+        stop()
+        raise
+    return url
+
+
+def stop() -> None:
+    """End the endpoint and Serve on this cluster; nothing happens where none runs."""
+    serve.shutdown()
+
+
+def _wait_until_ready(url: str, instance: str, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    refused_since: float | None = None
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=10.0).json()
+        except (
+            httpx.TransportError,
+            ValueError,
+        ):  # ValueError: another program's page, or the proxy before it has routes
+            refused_since = refused_since or time.monotonic()
+            if time.monotonic() - refused_since > 60.0:
+                raise ValueError(
+                    f"the application runs but does not answer at {url}: Serve was started on this cluster with "
+                    "another host or port before; stop it there first, or use that address"
+                ) from None
+        else:
+            refused_since = None
+            if answer.get("instance") == instance:
+                if answer["status"] == State.READY.value:
+                    return
+                if answer["status"] == State.FAILED.value:
+                    raise ValueError(answer["message"])
+        time.sleep(0.2)
+    raise TimeoutError(f"the models were not loaded within {timeout_seconds:g} s (load_timeout_seconds)")
+
+
+def _check_port(settings: ServeSettings) -> None:
+    """Refuse a taken port at once: Serve would try for half a minute and die with a trace."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            message = f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); choose another port"
+            raise ValueError(message) from error
+
+
+def _key_digest(settings: ServeSettings) -> bytes | None:
+    """Only the key's hash travels to the replica: what Serve keeps of a deployment is readable to the whole cluster."""
+    if settings.api_key_variable is None:
+        return None
+    key = os.environ.get(settings.api_key_variable, "").strip()
+    if not key:
+        raise ValueError(f"api_key_variable: the environment variable {settings.api_key_variable} is not set")
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,204 @@
+"""The engine: one pipeline, one thread, one request at a time, a bounded queue before it. Pure: no Ray, no HTTP.
+
+A request is stopped within one denoising step when it is cancelled or past its deadline, and its place is free at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import math
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.words import TargetWordNotFound
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request, checked and decoded. None = as the adapter's settings say."""
+
+    prompt: str
+    seed: int
+    n: int = 1
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    subjects: tuple[Subject, ...] = ()
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    subject_guidance_scale: float | None = None
+    influence_scope: float | None = None
+    influence_quantity: float | None = None
+    mask_reuse_after: int | None = None
+    use_mask: bool = True
+    return_masks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What a job gives: image i was drawn from `seeds[i]`."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+    masks: np.ndarray | None  # (steps, n, subjects, h, w) in [0, 1]; None unless asked for
+
+
+class Ticket:
+    """A job's place in the engine: its result to come, and the way to give it up."""
+
+    def __init__(self, job: Job, deadline: float) -> None:
+        self.job = job
+        self.deadline = deadline  # time.monotonic() seconds
+        self.future: Future[Generation] = Future()
+        self.future.set_running_or_notify_cancel()  # only the engine ends it: a waiter's cancel() must not race with it
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Give the job up: never started if it still waits, stopped within one step if it runs."""
+        self._cancelled.set()
+
+    def seconds_left(self) -> float:
+        """Until the deadline; 0 after it."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """Raises Cancelled or DeadlineExceeded when the job must not go on."""
+        if self._cancelled.is_set():
+            raise Cancelled("the request was cancelled")
+        if time.monotonic() > self.deadline:
+            raise DeadlineExceeded("the request was not done before its deadline; ask for fewer steps or images")
+
+
+class Engine:
+    """Serves jobs from a bounded queue with one pipeline, in a thread of its own.
+
+    Args:
+        pipeline: owned by the engine from here on.
+        max_queue: jobs that may wait behind the one that runs.
+        deadline_seconds: from `submit` to the last step.
+        threads: CPU threads of torch in the engine's thread.
+    """
+
+    def __init__(
+        self, pipeline: RealCustomPipeline, *, max_queue: int = 16, deadline_seconds: float = 300.0, threads: int = 2
+    ) -> None:
+        self.pipeline = pipeline
+        self.max_queue = max_queue
+        self.deadline_seconds = deadline_seconds
+        self._changed = threading.Condition()
+        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._running: Ticket | None = None
+        self._closed = False
+        self._seconds_per_job = 1.0  # running mean: what Retry-After rests on
+        self._thread = threading.Thread(target=self._work, args=(threads,), name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._thread.is_alive()
+
+    def submit(self, job: Job) -> Ticket:
+        """Queue `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed."""
+        ticket = Ticket(job, time.monotonic() + self.deadline_seconds)
+        with self._changed:
+            if self._closed:
+                raise Cancelled("the engine is closed")
+            self._drop_given_up()
+            busy = self._running is not None
+            if len(self._waiting) >= self.max_queue + (0 if busy else 1):
+                wait = math.ceil(self._seconds_per_job * (len(self._waiting) + busy) / 2)
+                raise QueueFull(f"{len(self._waiting)} requests are waiting already; try again later", max(1, wait))
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def close(self) -> None:
+        """Stop the running job at its next step, give up those that wait, end the thread."""
+        with self._changed:
+            self._closed = True
+            for ticket in [*self._waiting, *([self._running] if self._running else [])]:
+                ticket.cancel()
+            self._drop_given_up()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _drop_given_up(self) -> None:
+        """Free the places of waiting jobs that were cancelled or are too late (the lock is held)."""
+        for ticket in list(self._waiting):
+            try:
+                ticket.check()
+            except RequestError as error:
+                self._waiting.remove(ticket)
+                ticket.future.set_exception(error)
+
+    def _work(self, threads: int) -> None:
+        torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1 in its workers
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                ticket = self._running = self._waiting.popleft()
+            started = time.monotonic()
+            try:
+                ticket.future.set_result(self._generate(ticket))
+                self._seconds_per_job += 0.3 * (time.monotonic() - started - self._seconds_per_job)
+            except RequestError as error:
+                ticket.future.set_exception(error)
+            except Exception as error:  # a bug: this request's answer, not the end of the engine
+                logger.exception("a job failed")
+                ticket.future.set_exception(error)
+            finally:
+                with self._changed:
+                    self._running = None
+
+    def _generate(self, ticket: Ticket) -> Generation:
+        ticket.check()
+        job = ticket.job
+        seeds = [job.seed + i for i in range(job.n)]
+
+        def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            ticket.check()
+            return tensors
+
+        try:
+            output = self.pipeline(
+                prompt=job.prompt,
+                subjects=list(job.subjects),
+                height=job.height,
+                width=job.width,
+                num_inference_steps=job.num_inference_steps,
+                guidance_scale=job.guidance_scale,
+                subject_guidance_scale=job.subject_guidance_scale,
+                influence_scope=job.influence_scope,
+                influence_quantity=job.influence_quantity,
+                mask_reuse_after=job.mask_reuse_after,
+                negative_prompt=job.negative_prompt,
+                generator=[
+                    torch.Generator().manual_seed(seed) for seed in seeds
+                ],  # drawn on the CPU: device-independent
+                num_images_per_prompt=job.n,
+                return_masks=job.return_masks,
+                use_mask=job.use_mask,
+                callback_on_step_end=after_step,
+            )
+        except TargetWordNotFound as error:
+            raise WordNotInPrompt(str(error), "subjects") from error
+        except ValueError as error:  # how the pipeline refuses sizes and settings
+            raise RequestError(str(error)) from error
+        masks = torch.stack(list(output.masks)).float().cpu().numpy() if job.return_masks and job.subjects else None
+        return Generation(images=output.images, seeds=seeds, masks=masks)

@@ -1,0 +1,99 @@
+"""What can go wrong with a request: one class per kind, each with its HTTP status and its stable name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RequestError(Exception):
+    """A request that is not served. `param` names the field at fault, where there is one."""
+
+    status = 422
+    kind = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """The one JSON shape of every error."""
+        return {"error": {"type": self.kind, "message": self.message, "param": self.param}}
+
+    def headers(self) -> dict[str, str]:
+        """Extra HTTP headers of the answer."""
+        return {}
+
+
+class WordNotInPrompt(RequestError):
+    """A subject's word is not a whole word of the prompt; the message lists those which are."""
+
+    kind = "word_not_in_prompt"
+
+
+class NotAnImage(RequestError):
+    """A picture of the request cannot be read as one."""
+
+    kind = "not_an_image"
+
+
+class TooLarge(RequestError):
+    """The body, or a picture in it, is over a limit."""
+
+    status = 413
+    kind = "too_large"
+
+
+class QueueFull(RequestError):
+    """As many requests as allowed are waiting already."""
+
+    status = 429
+    kind = "queue_full"
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_seconds)}
+
+
+class DeadlineExceeded(RequestError):
+    """The request was not done within `deadline_seconds`."""
+
+    status = 408
+    kind = "deadline_exceeded"
+
+
+class Cancelled(RequestError):
+    """The client went away, or the engine was closed; nobody waits for the answer."""
+
+    status = 499
+    kind = "cancelled"
+
+
+class Loading(RequestError):
+    """The models are not loaded yet."""
+
+    status = 503
+    kind = "loading"
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "5"}
+
+
+class Unavailable(RequestError):
+    """The models could not be loaded; the message is the loader's."""
+
+    status = 503
+    kind = "unavailable"
+
+
+class Unauthorized(RequestError):
+    """The bearer key is missing or wrong."""
+
+    status = 401
+    kind = "unauthorized"
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}

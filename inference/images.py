@@ -1,0 +1,100 @@
+"""Pictures in and out of requests, as base64. What a stranger sends is bounded before it is decoded.
+
+Only the bytes in the request are read: nothing here opens a path or a URL.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from inference.errors import NotAnImage, TooLarge
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+# what Pillow's readers raise on spoiled bytes, by format and by the place of the damage
+_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """Bounds of one picture of a request."""
+
+    max_bytes: int  # encoded
+    max_pixels: int  # width x height, decoded
+
+
+def decode_image(text: str, limits: ImageLimits, param: str) -> Image.Image:
+    """The picture in `text`, fully decoded, upright, in its own colour mode (alpha is kept).
+
+    Args:
+        text: base64 of a PNG, JPEG or WebP, with or without a `data:image/...;base64,` prefix.
+        limits: checked on the encoded length and on the header's size, before anything is decoded.
+        param: the request's field, for messages.
+    Raises:
+        NotAnImage: no base64, a URL, another format, or damaged.
+        TooLarge: over a limit.
+    """
+    data = _decode_base64(text, limits, param)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise TooLarge(
+                    f"{param}: {width} x {height} is over {limits.max_pixels} pixels; send a smaller one", param
+                )
+            image.verify()  # checksums, which decoding passes over; the file is spent after it
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"{param}: the picture is over {limits.max_pixels} pixels; send a smaller one", param) from error
+    except Image.UnidentifiedImageError as error:
+        raise NotAnImage(f"{param}: not a {_names()} picture", param) from error
+    except _READ_ERRORS as error:
+        raise NotAnImage(f"{param}: the picture is damaged ({error})", param) from error
+
+
+def encode_png(image: Image.Image) -> str:
+    """Base64 of `image` as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """Base64 of an 8-bit grey PNG of `mask`, (h, w) in [0, 1]: 0 = black, 1 = white."""
+    grey = np.rint(np.clip(mask, 0.0, 1.0) * 255.0).astype(np.uint8)  # (h, w)
+    return encode_png(Image.fromarray(grey))
+
+
+def _decode_base64(text: str, limits: ImageLimits, param: str) -> bytes:
+    head = text[:64].lstrip().lower()
+    if "://" in head:
+        raise NotAnImage(f"{param}: URLs are not fetched; send the picture itself as base64", param)
+    if head.startswith("data:"):
+        prefix, comma, text = text.partition(",")
+        if not comma or not prefix.rstrip().lower().endswith(";base64"):
+            raise NotAnImage(f"{param}: a data: prefix must end in ';base64,'", param)
+    if len(text) // 4 * 3 > limits.max_bytes + 3:  # line breaks count in: a picture near the limit should have none
+        raise TooLarge(f"{param}: over {limits.max_bytes} bytes; send a smaller picture", param)
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise NotAnImage(f"{param}: not base64 of a {_names()} picture", param) from error
+    if len(data) > limits.max_bytes:
+        raise TooLarge(f"{param}: {len(data)} bytes are over {limits.max_bytes}; send a smaller picture", param)
+    if not data:
+        raise NotAnImage(f"{param}: empty; send a {_names()} picture as base64", param)
+    return data
+
+
+def _names() -> str:
+    return f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

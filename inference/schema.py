@@ -1,0 +1,163 @@
+"""The request and the answer of `POST /v1/images/generations`; what is wrong with a request is said before any work.
+
+The shape is OpenAI's images API with `subjects` and the sampler's settings beside it. Unknown fields are errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inference.errors import RequestError
+from inference.settings import ServeSettings
+
+MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class SubjectRequest(_Strict):
+    """One subject: its picture, and the real word of the prompt that it narrows."""
+
+    image: str = Field(description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
+    word: str = Field(min_length=1, description="a word (or words in a row) that stands in the prompt")
+    occurrence: Literal["all", "first", "last"] | int = Field("all", description="which of the word's places, from 0")
+    scope: float | None = Field(None, ge=0.0, le=1.0, description="this subject's own influence_scope")
+    mask: str | None = Field(None, description="base64 of a picture of `image`'s size, white where the subject is")
+
+
+class GenerationRequest(_Strict):
+    """One request. A setting left out is as the adapter's own settings say."""
+
+    prompt: str = Field(min_length=1)
+    n: int = Field(1, ge=1, description="images; image i is drawn from seed + i")
+    size: str | None = Field(None, pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="drawn at random and returned if left out")
+    response_format: Literal["b64_json"] = "b64_json"
+    subjects: list[SubjectRequest] = Field(default_factory=list)
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0.0, le=1000.0)
+    subject_guidance_scale: float | None = Field(None, ge=0.0, le=1000.0)
+    influence_scope: float | None = Field(None, ge=0.0, le=1.0, description="part of the picture a subject may act on")
+    influence_quantity: float | None = Field(None, gt=0.0, le=1.0, description="part of a subject's features that act")
+    mask_reuse_after: int | None = Field(None, ge=0, description="steps with a fresh mask; then the last one stays")
+    use_mask: bool = Field(True, description="false: the subject acts everywhere (for comparison)")
+    return_masks: bool = Field(False, description="the influence mask of every subject and step, in the answer")
+
+    def width_height(self) -> tuple[int, int] | None:
+        """`size` as numbers of pixels."""
+        if self.size is None:
+            return None
+        width, height = self.size.split("x")
+        return int(width), int(height)
+
+
+class MaskResponse(BaseModel):
+    """One influence mask."""
+
+    subject: int = Field(description="index into the request's subjects")
+    step: int = Field(description="denoising step, from 0")
+    b64_json: str = Field(description="8-bit grey PNG at the grid's size; white = the subject acts fully")
+
+
+class ImageResponse(BaseModel):
+    """One generated image."""
+
+    b64_json: str = Field(description="PNG")
+    seed: int
+    masks: list[MaskResponse] | None = None
+
+
+class GenerationResponse(BaseModel):
+    """The answer: `n` images, and the adapter that made them."""
+
+    created: int = Field(description="seconds since 1970")
+    adapter: str | None = Field(description="sha256 of the adapter checkpoint; null = plain base model")
+    data: list[ImageResponse]
+
+
+def parse_request(body: bytes, settings: ServeSettings) -> GenerationRequest:
+    """The checked request in `body` (JSON). Raises RequestError naming the field and the way out."""
+    try:
+        request = GenerationRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _first_problem(error) from error
+    _check_limits(request, settings)
+    return request
+
+
+def _check_limits(request: GenerationRequest, settings: ServeSettings) -> None:
+    """The server's own limits, which the schema cannot know."""
+    for param, value, limit in (
+        ("n", request.n, settings.max_n),
+        ("num_inference_steps", request.num_inference_steps or 0, settings.max_steps),
+        ("subjects", len(request.subjects), settings.max_subjects),
+    ):
+        if value > limit:
+            raise RequestError(f"{param}: {value} is more than this server's limit of {limit}", param)
+    for param, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or "")):
+        if len(text) > settings.max_prompt_characters:
+            message = (
+                f"{param}: {len(text)} characters are over this server's limit of {settings.max_prompt_characters}"
+            )
+            raise RequestError(message, param)
+    size = request.width_height()
+    if size and size[0] * size[1] > settings.max_pixels:
+        raise RequestError(f"size: {request.size} is over this server's limit of {settings.max_pixels} pixels", "size")
+
+
+def _first_problem(error: ValidationError) -> RequestError:
+    """The first of pydantic's findings as one line; the count of the others behind it."""
+    found = error.errors(include_url=False, include_context=False)
+    # an unknown field is usually the cause of a missing one: say that first
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    param = _param(first["loc"])
+    if first["type"] == "json_invalid":
+        return RequestError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown field '{param}'{_nearest(first['loc'])}"
+    elif first["type"] == "missing":
+        message = f"field '{param}' is missing"
+    else:
+        message = f"{param or 'body'}: {first['msg']}{_shown(first['input'])}"
+    others = len({_param(item["loc"]) for item in found} - {param})
+    more = f" (and {others} more field{'s' if others > 1 else ''} with problems)" if others else ""
+    return RequestError(message + more, param or None)
+
+
+def _param(loc: tuple[int | str, ...]) -> str:
+    """("subjects", 0, "word") -> "subjects[0].word"; the branch names that pydantic adds for unions are dropped."""
+    model: Any = GenerationRequest
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif model is not None:
+            text += f".{part}" if text else part
+            field = model.model_fields.get(part)
+            nested = [arg for arg in typing.get_args(field.annotation) if _is_model(arg)] if field else []
+            model = nested[0] if nested else None
+    return text
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    fields = list(SubjectRequest.model_fields if len(loc) > 1 else GenerationRequest.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(fields)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return ""
+    text = repr(value)
+    return f", got {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,160 @@
+"""From a request's bytes to its answer: loading state, decoding, the wait for the engine. No Ray, no HTTP framework."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from inference.engine import Engine, Generation, Job
+from inference.errors import DeadlineExceeded, Loading, RequestError, Unavailable
+from inference.images import ImageLimits, decode_image, encode_mask, encode_png
+from inference.schema import (
+    MAX_SEED,
+    GenerationRequest,
+    GenerationResponse,
+    ImageResponse,
+    MaskResponse,
+    SubjectRequest,
+    parse_request,
+)
+from inference.settings import ServeSettings
+from realcustom.pipeline import Subject
+
+logger = logging.getLogger(__name__)
+
+
+class State(enum.Enum):
+    """Where the service stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Service:
+    """Loads an engine in the background and answers requests with it.
+
+    Args:
+        settings: limits of a request.
+        load: makes the engine; its error's text is what `state` then says.
+        instance: told by the readiness route, so that a starter knows its own service from an older one.
+    """
+
+    def __init__(self, settings: ServeSettings, load: Callable[[], Engine], instance: str = "") -> None:
+        self.settings = settings
+        self.instance = instance
+        self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self._engine: Engine | None = None
+        self._failure: Exception | None = None
+        self._failed_at = 0.0
+        self._thread = threading.Thread(target=self._load, args=(load,), name="load", daemon=True)
+        self._thread.start()
+
+    def state(self) -> tuple[State, str]:
+        """The state, and for a failed one the reason."""
+        if self._failure is not None:
+            return State.FAILED, str(self._failure)
+        return (State.READY, "") if self._engine is not None else (State.LOADING, "")
+
+    def engine(self) -> Engine:
+        """The engine. Raises Loading or Unavailable."""
+        state, message = self.state()
+        if self._engine is None:
+            raise Loading("the models are loading; try again soon") if state is State.LOADING else Unavailable(message)
+        return self._engine
+
+    def check(self, patience_seconds: float = 60.0) -> None:
+        """Raises RuntimeError when only a new process helps: the engine's thread died, or loading failed long ago."""
+        if self._engine is not None and not self._engine.alive:
+            raise RuntimeError("the engine's thread is dead")
+        if self._failure is not None and time.monotonic() - self._failed_at > patience_seconds:
+            raise RuntimeError(f"the models could not be loaded: {self._failure}")
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._thread.join()
+        if self._engine is not None:
+            self._engine.close()
+
+    def _load(self, load: Callable[[], Engine]) -> None:
+        try:
+            self._engine = load()
+        except Exception as error:  # shown by the readiness route; a thread's exception would go unseen
+            logger.exception("loading the models failed")
+            self._failed_at = time.monotonic()
+            self._failure = error
+
+    async def generate(self, body: bytes) -> GenerationResponse:
+        """The answer to the request in `body`. A cancelled caller stops the engine's work within one step.
+
+        Raises RequestError of the kind that says what is wrong.
+        """
+        request = parse_request(body, self.settings)
+        engine = self.engine()
+        job = await asyncio.to_thread(self._job, request)
+        ticket = engine.submit(job)
+        try:
+            generation = await asyncio.wait_for(asyncio.wrap_future(ticket.future), ticket.seconds_left())
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"not done within {self.settings.deadline_seconds:g} s; ask for fewer steps or images, or try later"
+            ) from error
+        finally:
+            ticket.cancel()  # without effect on a job that is done
+        return await asyncio.to_thread(_response, generation, engine.adapter_sha256)
+
+    def _job(self, request: GenerationRequest) -> Job:
+        size = request.width_height()
+        return Job(
+            prompt=request.prompt,
+            seed=random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
+            if request.seed is None
+            else request.seed,
+            n=request.n,
+            width=size[0] if size else None,
+            height=size[1] if size else None,
+            subjects=tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects)),
+            negative_prompt=request.negative_prompt,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            subject_guidance_scale=request.subject_guidance_scale,
+            influence_scope=request.influence_scope,
+            influence_quantity=request.influence_quantity,
+            mask_reuse_after=request.mask_reuse_after,
+            use_mask=request.use_mask,
+            return_masks=request.return_masks,
+        )
+
+    def _subject(self, subject: SubjectRequest, index: int) -> Subject:
+        image = decode_image(subject.image, self._limits, f"subjects[{index}].image")
+        mask = None
+        if subject.mask is not None:
+            param = f"subjects[{index}].mask"
+            mask = decode_image(subject.mask, self._limits, param).convert("L")
+            if mask.size != image.size:
+                sizes = f"{mask.width} x {mask.height}, the picture {image.width} x {image.height}"
+                raise RequestError(f"{param}: the mask is {sizes}; they must be the same", param)
+        return Subject(image=image, word=subject.word, occurrence=subject.occurrence, scope=subject.scope, mask=mask)
+
+
+def _response(generation: Generation, adapter: str | None) -> GenerationResponse:
+    data = []
+    for i, (image, seed) in enumerate(zip(generation.images, generation.seeds, strict=True)):
+        masks = None
+        if generation.masks is not None:
+            masks = [
+                MaskResponse(subject=subject, step=step, b64_json=encode_mask(mask))
+                for step, of_step in enumerate(generation.masks[:, i])  # (subjects, h, w)
+                for subject, mask in enumerate(of_step)
+            ]
+        picture = encode_png(image)
+        if masks is None:
+            data.append(ImageResponse(b64_json=picture, seed=seed))  # unset fields are left out of the JSON
+        else:
+            data.append(ImageResponse(b64_json=picture, seed=seed, masks=masks))
+    return GenerationResponse(created=int(time.time()), adapter=adapter, data=data)

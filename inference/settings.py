@@ -1,0 +1,56 @@
+"""Settings of the endpoint. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Dtype(enum.Enum):
+    """Number format of the models' weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Where the endpoint listens, what one replica uses, and what a request may ask for."""
+
+    host: str = "127.0.0.1"  # address the HTTP proxy binds; 0.0.0.0 = every interface
+    port: int = 8000  # TCP port
+    api_key_variable: str | None = None  # environment variable that holds the bearer key; none = no key is asked for
+
+    device: str | None = None  # torch device of the replica; none = cuda where there is one, else cpu
+    dtype: Dtype = Dtype.FLOAT32  # of the models' weights
+    threads: int = 2  # CPU threads of the replica's torch
+    num_cpus: float = 1.0  # logical CPUs the replica takes of the Ray cluster
+    num_gpus: float = 0.0  # GPUs the replica takes of the Ray cluster
+    load_timeout_seconds: float = 600.0  # how long `start` waits for the models
+
+    max_queue: int = 16  # requests that may wait behind the one that runs; beyond: 429
+    deadline_seconds: float = 300.0  # from a request's arrival to its last step; beyond: 408
+    cached_subjects: int = 32  # encoded references kept, least recently used go first
+
+    max_pixels: int = 1024 * 1024  # width x height of one generated image
+    max_n: int = 4  # images in one request
+    max_steps: int = 100  # denoising steps of a request
+    max_subjects: int = 4  # subjects of a request
+    max_prompt_characters: int = 2000  # of the prompt and of the negative prompt
+    max_image_bytes: int = 10 * 1024 * 1024  # one encoded picture of a request
+    max_image_pixels: int = 40_000_000  # width x height of one picture of a request, decoded
+    max_body_bytes: int = 48 * 1024 * 1024  # the request's JSON text
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port must lie in 1..65535, got {self.port}")
+        if self.max_queue < 0:
+            raise ValueError(f"max_queue must be 0 or more, got {self.max_queue}")
+        positive = (
+            "threads", "load_timeout_seconds", "deadline_seconds", "cached_subjects", "max_pixels", "max_n",
+            "max_steps", "max_subjects", "max_prompt_characters", "max_image_bytes", "max_image_pixels", "max_body_bytes",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

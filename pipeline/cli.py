@@ -1,0 +1,174 @@
+"""The command line `realcustom`. Nothing heavy is imported until a verb has found its arguments in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import options
+from pipeline.cli_generate import EPILOG, generate
+from pipeline.cli_preprocess import preprocess
+from pipeline.cluster import connected
+from pipeline.options import DEFAULT_RECIPE, example, require_base, require_path, settings_of
+
+DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # set: mistakes show their trace too
+INTERRUPTED = 130  # exit status of a program that SIGINT ended
+_ClickException = typer.BadParameter.__mro__[2]  # what the parser of arguments raises; typer does not export the name
+
+app = typer.Typer(
+    name="realcustom",
+    help="Subject-driven text-to-image customisation: data, training, images, serving.",
+    epilog="A first run: realcustom quickstart. Settings: recipe < --config FILE < --set a.b=c.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status. What is not a user's mistake keeps its trace."""
+    try:
+        status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except _ClickException as error:
+        return _refuse(error.format_message(), error)  # type: ignore[attr-defined]
+    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        return _refuse(str(error), error)
+    return int(status or 0)
+
+
+def _refuse(message: str, error: BaseException) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+@app.command(epilog=example("realcustom quickstart", "realcustom quickstart --from-scratch --output outputs/scratch"))
+def quickstart(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Page, report and all that they rest on.")] = Path(
+        "outputs/quickstart"
+    ),
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train from new weights, not the shipped ones.")
+    ] = False,
+    recipe: options.Recipe = DEFAULT_RECIPE,
+    config: options.ConfigFiles = None,
+    sets: options.Sets = None,
+    print_config: options.PrintConfig = False,
+    address: options.Address = None,
+) -> None:
+    """The whole system at work on a drawn world: corpus, preprocessing, training, serving, measuring, a page."""
+    used = ("base", "adapter", "method", "preprocess", "train", "serve", "evaluate")
+    settings = settings_of(recipe, config, sets, print_config, "quickstart", used)
+    from pipeline.quickstart import run as run_quickstart
+
+    run_quickstart(output, settings, from_scratch=from_scratch, address=address)
+
+
+@app.command(
+    epilog=example(
+        "realcustom train --input outputs/records/encode@0123456789abcdef --output outputs/train",
+        "realcustom train --input s3://bucket/encode@0123456789abcdef --output s3://bucket/train --set train.lr=3e-5",
+    )
+)
+def train(
+    records: Annotated[str, typer.Option("--input", metavar="RECORDS", help="Training records: folder, path or URI.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="Adapter, metrics, samples, checkpoints; path or URI.")],
+    initial_adapter: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Adapter whose weights training starts from; else new ones.")
+    ] = None,
+    base: options.Base = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="Instead of the recipe's method.image_encoder.model.")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="One worker in this process, without Ray.")] = False,
+    recipe: options.Recipe = DEFAULT_RECIPE,
+    config: options.ConfigFiles = None,
+    sets: options.Sets = None,
+    print_config: options.PrintConfig = False,
+    address: options.Address = None,
+) -> None:
+    """Train adapter and scoring module on training records; a run that OUTPUT holds unfinished is continued."""
+    settings = settings_of(recipe, config, sets, print_config, "train", ("base", "method", "train"))
+    base = base or settings.base
+    options.require_records(records)
+    require_base(base)
+    if initial_adapter is not None:
+        require_path(initial_adapter, "--initial-adapter", "adapter checkpoint")
+    with contextlib.nullcontext() if local else connected(address):
+        from training.run import train as run_training
+
+        result = run_training(
+            records=records,
+            output=output,
+            base=base,
+            image_encoder=image_encoder,
+            method=settings.method,
+            settings=settings.train,
+            initial_adapter=initial_adapter,
+            local=local,
+        )
+    print(f"validation loss {result.loss_before:.4f} -> {result.loss_after:.4f}")
+    print(f"adapter {result.adapter}")
+    print(f"sha256 {result.sha256}")
+
+
+app.command(epilog=EPILOG)(generate)
+
+
+@app.command(epilog=example("realcustom serve", "realcustom serve --adapter adapter.safetensors --set serve.port=8080"))
+def serve(
+    base: options.Base = None,
+    adapter: options.Adapter = None,
+    image_encoder: options.ImageEncoder = None,
+    recipe: options.Recipe = DEFAULT_RECIPE,
+    config: options.ConfigFiles = None,
+    sets: options.Sets = None,
+    print_config: options.PrintConfig = False,
+    address: options.Address = None,
+) -> None:
+    """Answer POST /v1/images/generations until Ctrl-C."""
+    settings = settings_of(recipe, config, sets, print_config, "serve", ("base", "adapter", "serve"))
+    base, adapter = options.models(settings, base, adapter)
+    require_base(base)
+    if adapter is not None:
+        require_path(adapter, "--adapter", "adapter checkpoint")
+    from pipeline.serving import serve_until_interrupted
+
+    serve_until_interrupted(settings.serve, base, adapter, image_encoder, address)
+
+
+@app.command(
+    epilog=example(
+        "realcustom inspect adapter.safetensors",
+        "realcustom inspect outputs/records/select@0123456789abcdef",
+        "realcustom inspect zoo",
+    )
+)
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="ADAPTER|STAGE_DIR|RECORDS|zoo", help="What to look into.")],
+) -> None:
+    """Say what an adapter, a stage's output or a table of records is; `zoo` measures the shipped models live."""
+    from pipeline.inspection import describe
+
+    for line in describe(target):
+        print(line, flush=True)
+
+
+app.add_typer(preprocess, name="preprocess")

@@ -1,0 +1,93 @@
+"""The Ray that a command runs on: a cluster that is there, or an embedded one that lives as long as the command."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+
+LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
+PATIENCE_SECONDS = 5.0  # for an address to accept a connection
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    Args:
+        address: `host:port` or `ray://host:port` of a cluster, or `auto` for the one that runs on this machine; None =
+            the environment variable RAY_ADDRESS, or else an embedded cluster of this machine's CPUs and GPUs. A
+            connection that this process already has is used and left as it is.
+    Raises:
+        ValueError: nothing answers at the address.
+    """
+    import ray  # here, so that a command's help and its mistakes do not wait for it
+
+    check_address(address)
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _join(address)
+    else:
+        start_local()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_local(num_cpus: int | None = None) -> str:
+    """Start an embedded cluster, connect to it and return its address; a start that fails is tried once more.
+
+    Args:
+        num_cpus: logical CPUs; None = this machine's, at least `LOCAL_CPUS`.
+    """
+    import ray
+
+    # Ray's own default, said explicitly: a process that joins later then knows it too.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    cpus = num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)
+    try:
+        return _init_local(cpus)
+    except Exception as error:  # a loaded machine misses Ray's fixed time limits now and then
+        logger.warning("Ray did not start (%s); trying once more", error)
+        ray.shutdown()
+        return _init_local(cpus)
+
+
+def check_address(address: str | None) -> None:
+    """Say within seconds that nothing answers at `address` (None: RAY_ADDRESS), what Ray says after minutes.
+
+    Imports no Ray, so that it can come before anything is written. `auto` and other names are Ray's to look up.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or ""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_SECONDS).close()
+    except OSError as error:
+        message = f"no Ray cluster answers at {address} ({error}); start one or leave --address and RAY_ADDRESS out"
+        raise ValueError(message) from error
+
+
+def _init_local(num_cpus: int) -> str:
+    import ray
+
+    context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
+    return str(context.address_info["address"])
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address}: {error}") from error

@@ -1,0 +1,104 @@
+"""What a file or folder of ours is: an adapter, a stage's output, training records, or the shipped models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import yaml
+
+from pipeline.configure import to_yaml
+from pipeline.options import require_path
+from pipeline.stages import account
+from realcustom import storage
+
+ROWS = 3  # shown of a table
+
+
+def describe(target: str) -> Iterator[str]:
+    """Lines that say what `target` is.
+
+    Args:
+        target: `zoo`, an adapter checkpoint, a stage's directory, a folder of records, or a Parquet file.
+    Raises:
+        ValueError: it is not there, or none of these.
+    """
+    if target == "zoo":
+        yield from _zoo()
+        return
+    require_path(target, "inspect", "file or folder")
+    if storage.is_dir(target):
+        yield from _folder(target)
+    elif target.endswith(".safetensors"):
+        yield from _adapter(target)
+    elif target.endswith(".parquet"):
+        yield from _table([target])
+    else:
+        raise ValueError(f"{target} is neither an adapter (.safetensors), a table (.parquet), a folder, nor 'zoo'")
+
+
+def _folder(folder: str) -> Iterator[str]:
+    names = {entry.name: entry.uri for entry in storage.list_files(folder, recursive=False)}
+    tables = [uri for name, uri in names.items() if name.endswith(".parquet")]
+    if "stage.json" in names:
+        stage = json.loads(storage.read_bytes(names["stage.json"]))
+        yield yaml.safe_dump(stage, sort_keys=False, allow_unicode=True).rstrip()
+        if "report.json" in names:
+            yield account(str(stage["stage"]), json.loads(storage.read_bytes(names["report.json"])))
+        else:
+            yield "unfinished: run the same command again to go on"
+    elif "adapter.safetensors" in names:
+        yield from _adapter(names["adapter.safetensors"])
+        return
+    if not tables:
+        raise ValueError(f"{folder} holds no stage (stage.json), no table (.parquet) and no adapter")
+    yield from _table(tables)
+
+
+def _table(files: list[str]) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    from realcustom.record import check_schema
+
+    rows, schema = 0, None
+    for uri in files:
+        filesystem, path = storage.open_filesystem(uri)
+        metadata = pq.read_metadata(path, filesystem=filesystem)
+        rows += metadata.num_rows
+        schema = schema or metadata.schema.to_arrow_schema()
+    assert schema is not None  # `files` is not empty
+    try:
+        check_schema(schema)
+        kind = "training records"
+    except ValueError:
+        kind = "rows"
+    yield f"{rows} {kind} in {len(files)} Parquet files"
+    for field in schema:
+        note = b", ".join(value for _, value in sorted((field.metadata or {}).items())).decode(errors="replace")
+        yield f"  {field.name}: {field.type}" + (f"  [{note}]" if note else "")
+    filesystem, path = storage.open_filesystem(files[0])
+    shown = [name for name in ("uid", "alt_text", "caption", "target_word", "subject_box") if name in schema.names]
+    for row in pq.read_table(path, filesystem=filesystem, columns=shown).slice(0, ROWS).to_pylist():
+        yield "  " + json.dumps(row, ensure_ascii=False)
+
+
+def _adapter(uri: str) -> Iterator[str]:
+    from realcustom.checkpoint import adapter_sha256, read_header
+
+    header = read_header(uri)
+    numbers = sum(math.prod(shape) for shape in header.shapes.values())
+    yield f"adapter of {len(header.shapes)} tensors, {numbers:,} numbers"
+    yield f"sha256: {adapter_sha256(uri)}"
+    yield f"base: {header.base}"
+    yield f"image_encoder: {header.image_encoder}"
+    yield to_yaml({"settings": header.settings, "provenance": header.provenance}).rstrip()
+    yield "tensors:"
+    for name, shape in header.shapes.items():
+        yield f"  {name}: {' x '.join(map(str, shape)) or 'scalar'}"
+
+
+def _zoo() -> Iterator[str]:
+    from sprites.zoo import measure
+
+    yield from measure()

@@ -1,0 +1,226 @@
+"""The whole system in one run: a drawn corpus, six stages, training, the endpoint, the table, a page to look at.
+
+No branch here is the quickstart's own: each part is the function that its verb of the command line calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import cluster, configure
+from pipeline.recipes import RunSettings
+from realcustom import config, storage
+
+PICTURES = 240
+HTTP_IMAGES = 3
+
+
+class Clock:
+    """Names each part as it starts and keeps how long it took."""
+
+    def __init__(self, parts: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._parts, self._begun, self._start = parts, 0, time.monotonic()
+
+    @contextlib.contextmanager
+    def heading(self, text: str) -> Iterator[None]:
+        """One of the numbered parts that a person follows."""
+        self._begun += 1
+        print(f"\n[{self._begun}/{self._parts}] {text}", file=sys.stderr, flush=True)
+        yield
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Seconds of the block, kept under `name`."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 2)
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return round(time.monotonic() - self._start, 2)
+
+
+def run(output: Path, settings: RunSettings, *, from_scratch: bool = False, address: str | None = None) -> Path:
+    """Run everything below `output` and return the page's path.
+
+    Args:
+        output: a folder; stages that it already holds, finished, are not done again.
+        settings: a complete run; its models must know the drawn world.
+        from_scratch: train the adapter from nothing instead of from the shipped one.
+        address: of a Ray cluster; None = an embedded one.
+    """
+    clock = Clock(parts=6)
+    output.mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(output / "settings.yaml", configure.to_yaml(settings).encode())
+    with clock.timed("ray"):
+        stack = contextlib.ExitStack()
+        stack.enter_context(cluster.connected(address))
+    with stack:
+        corpus = _draw_corpus(output, clock)
+        directories, stages = _preprocess(output, corpus, settings, clock)
+        trained = _train(output, directories["encode"], settings, from_scratch, clock)
+        request = _serve_one(settings, trained.adapter, clock)
+    table, cases = _measure(settings, trained.adapter, clock)
+    return _report(output, corpus, directories, stages, trained, request, table, cases, settings, from_scratch, clock)
+
+
+def _draw_corpus(output: Path, clock: Clock) -> str:
+    from sprites.corpus import CorpusSettings, write_corpus
+
+    with clock.heading("Drawing a corpus of image-text pairs, some of them spoilt on purpose"), clock.timed("corpus"):
+        corpus = str(output / "corpus")
+        if not storage.exists(storage.join(corpus, "truth.parquet")):
+            write_corpus(corpus, CorpusSettings(pictures=PICTURES))
+    return corpus
+
+
+def _preprocess(
+    output: Path, corpus: str, settings: RunSettings, clock: Clock
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    from preprocessing.runner import run_stage
+    from preprocessing.settings import Stage
+
+    source, root = storage.join(corpus, "shards"), str(output / "stages")
+    directories, reports = {}, {}
+    with clock.heading("Ray Data: six stages from pictures to training records"):
+        for stage in Stage:
+            with clock.timed(stage.value):
+                result = run_stage(stage, source, root, settings.preprocess, method=settings.method)
+            source = directories[stage.value] = result.directory
+            reports[stage.value] = {
+                key: result.report[key] for key in ("in", "kept", "dropped", "quarantined", "rows_out")
+            }
+    return directories, reports
+
+
+def _train(output: Path, records: str, settings: RunSettings, from_scratch: bool, clock: Clock) -> Any:
+    from sprites import zoo_path
+    from training.run import train
+
+    begun = "from nothing" if from_scratch else "from the shipped adapter"
+    with clock.heading(f"Ray Train: adapter and scoring module on two workers, {begun}"), clock.timed("training"):
+        return train(
+            records=records,
+            output=str(output / ("training-from-scratch" if from_scratch else "training")),
+            base=zoo_path("pipeline"),
+            image_encoder=zoo_path("image_encoder"),
+            method=settings.method,
+            settings=settings.train,
+            initial_adapter=None if from_scratch else zoo_path("adapter.safetensors"),
+        )
+
+
+def _serve_one(settings: RunSettings, adapter: str, clock: Clock) -> dict[str, Any]:
+    import httpx
+
+    from evaluation.generators import to_base64
+    from inference.app import start, stop
+    from pipeline.drawn_cases import drawn_cases
+    from sprites import zoo_path
+
+    case = drawn_cases(1, first=1000)[0]
+    serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
+    body = {
+        "prompt": case.prompt,
+        "n": HTTP_IMAGES,
+        "seed": case.seed,
+        "return_masks": True,
+        "subjects": [{"image": to_base64(case.reference), "word": case.target_word}],
+    }
+    with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"):
+        with clock.timed("serve_start"):
+            url = start(serve, base=zoo_path("pipeline"), adapter=adapter, image_encoder=zoo_path("image_encoder"))
+        try:
+            with clock.timed("request"):
+                answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=serve.deadline_seconds)
+                answer.raise_for_status()
+        finally:
+            stop()
+        print(f"  {url} drew {HTTP_IMAGES} images of “{case.prompt}”", file=sys.stderr, flush=True)
+    return {"case": case, "answer": answer.json()}
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """`wanted` if nothing listens there, else a port that is free."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            with contextlib.suppress(OSError):
+                probe.bind((host, port))
+                return int(probe.getsockname()[1])
+    raise ValueError(f"no free port on {host}")
+
+
+def _measure(settings: RunSettings, adapter: str, clock: Clock) -> tuple[Any, list[Any]]:
+    import torch
+
+    from evaluation.generators import PipelineGenerator
+    from evaluation.table import evaluate
+    from pipeline.drawn_cases import DrawnJudge, drawn_cases
+    from realcustom import RealCustomPipeline
+    from sprites import zoo_path
+
+    cases = drawn_cases(settings.evaluate.images)
+    with clock.heading(f"Measuring: {len(cases)} images for each setting"), clock.timed("table"):
+        torch.set_num_threads(settings.serve.threads)
+        pipeline = RealCustomPipeline.from_pretrained(
+            zoo_path("pipeline"), adapter=adapter, image_encoder=zoo_path("image_encoder")
+        )
+        generator = PipelineGenerator(pipeline=pipeline, num_inference_steps=settings.evaluate.num_inference_steps)
+        table = evaluate(cases, generator, DrawnJudge(), settings.evaluate, progress=_show)
+    return table, cases
+
+
+def _show(setting: Any, done: int, total: int) -> None:
+    print(f"  {setting.value}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def _report(
+    output: Path,
+    corpus: str,
+    directories: dict[str, str],
+    stages: dict[str, dict[str, Any]],
+    trained: Any,
+    request: dict[str, Any],
+    table: Any,
+    cases: list[Any],
+    settings: RunSettings,
+    from_scratch: bool,
+    clock: Clock,
+) -> Path:
+    from pipeline import ground_truth, quickstart_page
+    from pipeline.page import write_page
+
+    with clock.heading("Writing the page"):
+        truth = ground_truth.read_truth(corpus)
+        captioned = ground_truth.read_table(directories["caption"], ["uid", "synthetic_caption"])
+        records = ground_truth.read_table(directories["encode"])
+        clock.seconds["total"] = clock.total()
+        report = {
+            "stages": stages,
+            "models": ground_truth.measure_models(captioned, records, truth),
+            "training": {
+                "from_scratch": from_scratch,
+                "loss_before": trained.loss_before,
+                "loss_after": trained.loss_after,
+                "adapter_sha256": trained.sha256,
+            },
+            **table.to_dict(),
+            "seconds": clock.seconds,
+            "settings": config.to_dict(settings),
+        }
+        content = quickstart_page.content(report, corpus, records, trained, request, table, cases, settings, truth)
+        page = output / "index.html"
+        write_page(page, content)
+        storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
+    print(f"\nDone in {clock.total() / 60:.1f} minutes. Look at {page}", file=sys.stderr)
+    print(f"{quickstart_page.NEXT_STEPS.format(adapter=trained.adapter)}", file=sys.stderr)
+    return page

@@ -1,0 +1,91 @@
+"""Complete runs, one function each. Nothing here imports torch or ray, and no model is looked for before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from evaluation.settings import EvaluateSettings
+from inference.settings import ServeSettings
+from preprocessing.settings import (
+    CaptionSettings,
+    EncodeSettings,
+    PreprocessSettings,
+    ScoreSettings,
+    SelectSettings,
+    SubjectsSettings,
+)
+from realcustom.settings import GuidanceSettings, ImageEncoderSettings, MethodSettings, SamplerSettings, TokenSettings
+from training.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that a run is told. The two models that several parts share are named once, here."""
+
+    base: str  # diffusers folder or hub id of the frozen text-to-image model
+    adapter: str | None = None  # trained for that base: what `generate` and `serve` use unless told otherwise
+    method: MethodSettings = field(default_factory=MethodSettings)
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+
+def sprites() -> RunSettings:
+    """The drawn world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
+    from sprites import ZOO
+    from sprites.world import NOUNS, SIZE
+
+    image_encoder = str(ZOO / "image_encoder")
+    return RunSettings(
+        base=str(ZOO / "pipeline"),
+        adapter=str(ZOO / "adapter.safetensors"),
+        method=MethodSettings(
+            image_encoder=ImageEncoderSettings(model=image_encoder),
+            tokens=TokenSettings(hidden=128),
+            guidance=GuidanceSettings(guidance_scale=3.0, subject_guidance_scale=3.0),
+            sampler=SamplerSettings(num_inference_steps=20),
+        ),
+        preprocess=PreprocessSettings(
+            score=ScoreSettings(clip=str(ZOO / "clip"), heads=str(ZOO / "heads")),
+            select=SelectSettings(min_side=SIZE - 8),
+            caption=CaptionSettings(model=str(ZOO / "blip"), nouns=NOUNS),
+            subjects=SubjectsSettings(
+                detector=str(ZOO / "grounding_dino"), segmenter=str(ZOO / "sam"), min_box_side=8, max_area=0.6
+            ),
+            encode=EncodeSettings(base=str(ZOO / "pipeline"), image_encoder=image_encoder, resolution=SIZE),
+        ),
+        train=TrainSettings(
+            lr=3e-4,
+            steps=200,
+            batch_size=16,
+            warmup=20,
+            val_every=50,
+            checkpoint_every=100,
+            sample_every=100,
+            threads=1,
+        ),
+        serve=ServeSettings(threads=2, max_pixels=256 * 256),
+    )
+
+
+def paper_sd15() -> RunSettings:
+    """The paper on Stable Diffusion 1.5: models of the hub, training on GPUs."""
+    base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    clip = "openai/clip-vit-large-patch14"
+    return RunSettings(
+        base=base,
+        method=MethodSettings(image_encoder=ImageEncoderSettings(model=clip)),
+        preprocess=PreprocessSettings(
+            score=ScoreSettings(clip=clip),
+            caption=CaptionSettings(model="Salesforce/blip-image-captioning-large"),
+            subjects=SubjectsSettings(detector="IDEA-Research/grounding-dino-base", segmenter="facebook/sam-vit-huge"),
+            encode=EncodeSettings(base=base, image_encoder=clip),
+        ),
+        train=TrainSettings(use_gpu=True, num_workers=8),
+        serve=ServeSettings(num_gpus=1),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunSettings]] = {"sprites": sprites, "paper_sd15": paper_sd15}

@@ -1,0 +1,43 @@
+"""The endpoint in the foreground: started, announced, and stopped by a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from inference.settings import ServeSettings
+from pipeline.cluster import connected
+
+
+def serve_until_interrupted(
+    settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None, address: str | None
+) -> None:
+    """Run the endpoint until SIGINT or SIGTERM, then stop it. Raises KeyboardInterrupt at the end."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    print("starting Ray and the models ...", flush=True)
+    with connected(address):
+        from inference.app import start, stop
+
+        url = start(settings, base, adapter, image_encoder)
+        try:
+            print(announcement(url, settings), flush=True)
+            threading.Event().wait()
+        finally:
+            stop()
+
+
+def announcement(url: str, settings: ServeSettings) -> str:
+    """Where the endpoint is, and a request to try."""
+    key = f' -H "Authorization: Bearer ${settings.api_key_variable}"' if settings.api_key_variable else ""
+    return (
+        f"ready at {url} (Ctrl-C stops it); for example:\n"
+        f"  curl -s {url}/v1/images/generations{key} -H 'Content-Type: application/json' -d @- <<END\n"
+        '  {"prompt": "a dog in the snow", "seed": 1,\n'
+        '   "subjects": [{"image": "$(base64 < dog.jpg | tr -d \'\\n\')", "word": "dog"}]}\n'
+        "END"
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,60 @@
+"""One or more preprocessing stages on a table, and what they did in words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.cluster import check_address, connected
+from pipeline.recipes import RunSettings
+from preprocessing.run import run_stage
+from preprocessing.settings import Stage
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    input: str,
+    output: str,
+    settings: RunSettings,
+    *,
+    local: bool = False,
+    limit: int | None = None,
+    address: str | None = None,
+) -> Iterator[str]:
+    """Run `stages` one after the other, the first on `input`; yields lines that tell the result of each.
+
+    The last line of a stage is the directory that it wrote. Ray is started when there is work for it, not before.
+
+    Args:
+        local: in this process, without Ray.
+        limit: at most so many units of each stage.
+        address: of the Ray cluster, as `cluster.connected` takes it.
+    """
+    if not local:
+        check_address(address)
+    with contextlib.ExitStack() as stack:
+        for stage in stages:
+            result = run_stage(
+                stage,
+                input,
+                output,
+                settings.preprocess,
+                method=settings.method,
+                local=local,
+                limit=limit,
+                start_ray=lambda: stack.enter_context(connected(address)),
+            )
+            yield account(stage.value, result.report)
+            yield result.directory
+            input = result.directory
+
+
+def account(name: str, report: dict[str, Any]) -> str:
+    """`select: 240 in = 210 kept + 30 dropped (tiny 30) + 0 quarantined; 210 rows written`."""
+    parts = [f"{name}: {report['in']} in = {report['kept']} kept"]
+    for word in ("dropped", "quarantined"):
+        numbers = report[word]
+        reasons = f" ({', '.join(f'{reason} {number}' for reason, number in numbers.items())})" if numbers else ""
+        parts.append(f" + {sum(numbers.values())} {word}{reasons}")
+    return "".join(parts) + f"; {report['rows_out']} rows written"

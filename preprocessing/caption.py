@@ -1,0 +1,78 @@
+"""Stage `caption`: a synthetic caption beside the alt text, and the word of one of them that is to name the subject.
+
+(Large captioners behind an HTTP endpoint are not called yet.)
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from preprocessing import rows
+from preprocessing.errors import naming
+from preprocessing.outcome import Outcome, RowAccount
+from preprocessing.settings import CaptionPolicy, CaptionSettings, ComputeSettings
+from preprocessing.targets import Target, find_targets
+
+NO_TARGET_WORD = "no_target_word"
+
+
+class Caption:
+    """Table of pictures -> the same with both captions, the one to use, and its target words.
+
+    A picture of whose captions none holds a target word is dropped.
+    """
+
+    def __init__(self, settings: CaptionSettings, compute: ComputeSettings, models: dict[str, str]):
+        self._settings = settings
+        self._models = models
+        self._captioner = None
+        if settings.model is not None:
+            from preprocessing.blip import BlipCaptioner  # torch and transformers only where a model runs
+
+            self._captioner = BlipCaptioner(settings, compute)
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """Caption every row; one whose picture does not decode is quarantined."""
+        rows.require_columns(table.schema, rows.INGESTED, f"caption, unit {unit}")
+        account = RowAccount(table, unit)
+        synthetic = self._synthetic(account)
+        alt_texts: list[str | None] = table["alt_text"].to_pylist()
+        chosen: dict[int, tuple[str, str, list[Target]]] = {}
+
+        def choose(index: int) -> None:
+            found = self._choose(alt_texts[index], synthetic.get(index))
+            if found is None:
+                account.drop(index, NO_TARGET_WORD, f"in {alt_texts[index]!r} or {synthetic.get(index)!r}")
+            else:
+                chosen[index] = found
+
+        account.each(choose)
+        kept = account.remaining()
+        field = rows.CAPTION_FIELDS[0]
+        field = rows.made_by(field, self._models["model"]) if self._captioner is not None else field
+        result = rows.with_column(account.rows(), field, [synthetic.get(index) for index in kept])
+        result = rows.with_column(result, rows.CAPTION_FIELDS[1], [chosen[index][0] for index in kept])
+        result = rows.with_column(result, rows.CAPTION_FIELDS[2], [chosen[index][1] for index in kept])
+        targets = [[vars(target) for target in chosen[index][2]] for index in kept]
+        result = rows.with_column(result, rows.CAPTION_FIELDS[3], targets)
+        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+
+    def _choose(self, alt_text: str | None, synthetic: str | None) -> tuple[str, str, list[Target]] | None:
+        """Caption, its source and its targets: by policy where both hold a target word, else the one that does."""
+        sources = [("alt_text", alt_text), ("synthetic", synthetic)]
+        if self._settings.caption_policy is CaptionPolicy.SYNTHETIC:
+            sources.reverse()
+        for source, text in sources:
+            targets = find_targets(text, self._settings.nouns, self._settings.max_words) if text else []
+            if text and targets:
+                return text, source, targets
+        return None
+
+    def _synthetic(self, account: RowAccount) -> dict[int, str]:
+        if self._captioner is None:
+            return {}
+        captions: dict[int, str] = {}
+        for batch, pictures in account.picture_batches(self._settings.batch_size):
+            with naming(account.batch_name(batch)):
+                captions.update(zip(batch, self._captioner(pictures), strict=True))
+        return captions

@@ -1,0 +1,144 @@
+"""Stage `encode`: the features that training reads of a record, computed once. Each cache can be left out.
+
+Latents are of the centre square at `encode.resolution` (aspect-ratio buckets are not made yet); image features are of
+the reference as training and serving prepare it.
+
+Legend: B batch, R resolution, C latent channels, h w latent size, T text tokens, D text width, S visual tokens, Di
+their width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from preprocessing import rows
+from preprocessing.errors import DataError, DataFault, naming
+from preprocessing.models import pad_batch, prepare_torch
+from preprocessing.outcome import Outcome, RowAccount
+from preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings
+from realcustom import record
+from realcustom.base import encode_pixels, encode_prompts, load_base
+from realcustom.image_encoder import ImageEncoder
+from realcustom.reference import prepare_reference
+from realcustom.settings import MethodSettings, Reference
+
+LATENTS, TEXT, IMAGE = "latents", "text_features", "image_features"
+_DTYPES = {
+    CacheDtype.FLOAT32: torch.float32,
+    CacheDtype.FLOAT16: torch.float16,
+    CacheDtype.BFLOAT16: torch.bfloat16,
+}
+
+
+class Encode:
+    """Training records -> the same with caches."""
+
+    def __init__(
+        self, settings: EncodeSettings, compute: ComputeSettings, method: MethodSettings, models: dict[str, str]
+    ):
+        self._settings = settings
+        self._models = models
+        self._method = method
+        device = prepare_torch(compute)
+        self._base = load_base(settings.base, device, torch.float32) if settings.base and "base" in models else None
+        self._image_encoder = None
+        if settings.image_encoder and "image_encoder" in models:
+            self._image_encoder = ImageEncoder.from_pretrained(
+                settings.image_encoder, method.image_encoder, device, torch.float32
+            )
+        self._device = device
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """Encode every record; one whose picture does not decode, or whose features are not finite, is quarantined."""
+        rows.require_columns(table.schema, record.SCHEMA, f"encode, unit {unit}")
+        account = RowAccount(table, unit)
+        features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}}
+        if self._image_encoder is not None and self._method.image_encoder.reference is Reference.CROP:
+            account.each(lambda row: _require_mask(table["subject_mask"][row].as_py()))
+        for batch, pictures in account.picture_batches(self._settings.batch_size):
+            with naming(account.batch_name(batch)):
+                for name, tensors in self._encode(batch, pictures, table).items():
+                    features[name].update(zip(batch, tensors, strict=True))
+
+        def check(row: int) -> None:
+            for name, tensors in features.items():
+                if row in tensors and not bool(torch.isfinite(tensors[row]).all()):
+                    raise DataError(DataFault.NON_FINITE, f"{name} hold values that are not finite")
+
+        account.each(check)
+        kept = account.remaining()
+        result = account.rows().select(record.SCHEMA.names)
+        for name in (LATENTS, TEXT, IMAGE):
+            if features[name] or self._makes(name):
+                cells = [pack(features[name][row], self._settings.dtype) for row in kept]
+                result = rows.with_column(result, self._field(name), cells)
+        if not self._settings.keep_image:
+            field = result.schema.field("image")
+            result = rows.with_column(result, field, pa.nulls(result.num_rows, field.type))
+        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+
+    def _makes(self, name: str) -> bool:
+        return bool(getattr(self._settings, name))
+
+    def _encode(self, batch: list[int], pictures: list[Image.Image], table: pa.Table) -> dict[str, torch.Tensor]:
+        """Features of a batch, on the CPU: name -> (rows of the batch, ...)."""
+        found: dict[str, torch.Tensor] = {}
+        size = self._settings.batch_size
+        with torch.inference_mode():
+            if self._base is not None and self._settings.latents:
+                pixel_values = torch.stack([centre_square(picture, self._settings.resolution) for picture in pictures])
+                pixel_values = _pad_rows(pixel_values, size).to(self._device)  # (B, 3, R, R)
+                found[LATENTS] = encode_pixels(self._base, pixel_values)  # (B, C, h, w)
+            if self._base is not None and self._settings.text_features:
+                captions = [table["caption"][row].as_py() for row in batch]
+                found[TEXT] = encode_prompts(self._base, pad_batch(captions, size))  # (B, T, D)
+            if self._image_encoder is not None and self._settings.image_features:
+                encoder, masks = self._image_encoder, [table["subject_mask"][row].as_py() for row in batch]
+                references = [self._reference(*pair) for pair in zip(pictures, masks, strict=True)]
+                pixel_values = _pad_rows(torch.stack([encoder.prepare(image) for image in references]), size)
+                found[IMAGE] = encoder.encode(pixel_values.to(self._device))  # (B, S, Di)
+        return {name: tensor[: len(batch)].float().cpu() for name, tensor in found.items()}
+
+    def _reference(self, picture: Image.Image, cell: dict | None) -> Image.Image:
+        mask = coco.decode({"size": cell["size"], "counts": cell["counts"]}).astype(bool) if cell is not None else None
+        return prepare_reference(picture, mask, self._method.image_encoder)
+
+    def _field(self, name: str) -> pa.Field:
+        model = self._models["image_encoder" if name == IMAGE else "base"]
+        details: dict[str, str] = {"dtype": self._settings.dtype.value}
+        if name == LATENTS:
+            details["resolution"] = str(self._settings.resolution)
+        if name == IMAGE:
+            details["reference"] = self._method.image_encoder.reference.value
+        return rows.made_by(record.SCHEMA.field(name), model, **details)
+
+
+def centre_square(picture: Image.Image, resolution: int) -> torch.Tensor:
+    """Pixel values in -1..1, (3, R, R): the shorter side scaled to R, the middle of the longer one."""
+    scale = resolution / min(picture.size)
+    width, height = (max(resolution, round(side * scale)) for side in picture.size)
+    scaled = picture.resize((width, height), Image.Resampling.LANCZOS) if picture.size != (width, height) else picture
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    square = scaled.crop((left, top, left + resolution, top + resolution))
+    values = torch.from_numpy(np.array(square, dtype=np.float32))  # (R, R, 3), 0..255
+    return (values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def pack(tensor: torch.Tensor, dtype: CacheDtype) -> dict:
+    """A tensor as the record's cell (`record.TENSOR`)."""
+    values = tensor.to(_DTYPES[dtype]).contiguous()
+    data = values.view(torch.uint8) if values.dim() else values.reshape(1).view(torch.uint8)
+    return {"data": data.numpy().tobytes(), "shape": list(values.shape), "dtype": dtype.value}
+
+
+def _require_mask(cell: dict | None) -> None:
+    if cell is None or not coco.area({"size": cell["size"], "counts": cell["counts"]}):
+        raise DataError(DataFault.MISSING_MASK, "reference=crop needs subject_mask, which is null or empty")
+
+
+def _pad_rows(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.stack(pad_batch(list(tensor), size))

@@ -1,0 +1,116 @@
+"""What a stage's output depends on, hashed to the name of its directory: change a parameter, and it is another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from preprocessing.settings import PreprocessSettings, Stage
+from realcustom import storage
+from realcustom.config import to_dict
+from realcustom.identity import model_identity, split_revision
+
+if TYPE_CHECKING:
+    from realcustom.settings import MethodSettings
+
+# Raised when a stage's code is changed so that its output changes.
+VERSIONS = {
+    Stage.INGEST: 1,
+    Stage.SCORE: 1,
+    Stage.SELECT: 1,
+    Stage.CAPTION: 1,
+    Stage.SUBJECTS: 1,
+    Stage.ENCODE: 1,
+}
+
+_MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
+    Stage.INGEST: (),
+    Stage.SCORE: ("clip", "heads"),
+    Stage.SELECT: (),
+    Stage.CAPTION: ("model",),
+    Stage.SUBJECTS: ("detector", "segmenter"),
+    Stage.ENCODE: ("base", "image_encoder"),
+}
+
+
+def models_of(stage: Stage, settings: PreprocessSettings) -> dict[str, str]:
+    """The models that a stage runs under these settings: setting -> hub id or folder."""
+    section = getattr(settings, stage.value)
+    wanted: dict[str, str | None] = {name: getattr(section, name) for name in _MODEL_SETTINGS[stage]}
+    if stage is Stage.ENCODE:
+        wanted["base"] = section.base if section.latents or section.text_features else None
+        wanted["image_encoder"] = section.image_encoder if section.image_features else None
+    return {name: model for name, model in wanted.items() if model is not None}
+
+
+def resolve_model(model: str) -> str:
+    """A model as workers are to load it: a folder's absolute path, or `id@revision` so that no later one is loaded.
+
+    Raises ValueError where it is neither a folder nor a model that the hub (or its local cache) knows.
+    """
+    if os.path.isdir(model):
+        return os.path.abspath(model)
+    if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
+        raise ValueError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
+    name, revision = split_revision(model)
+    return f"{name}@{revision or _hub_revision(name)}"
+
+
+def _hub_revision(model: str) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        for name in ("model_index.json", "config.json"):
+            cached = try_to_load_from_cache(model, name)
+            if isinstance(cached, str):
+                return cached.replace(os.sep, "/").split("/snapshots/")[1].split("/")[0]
+        return str(HfApi().model_info(model, timeout=10).sha)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
+
+
+def describe(
+    stage: Stage,
+    settings: PreprocessSettings,
+    upstream: str,
+    models: dict[str, str],
+    method: MethodSettings | None,
+) -> dict[str, Any]:
+    """All that a stage's output depends on besides its input's bytes, as plain data (saved as stage.json).
+
+    Args:
+        upstream: `stage@fingerprint` of the input, or what identifies a source.
+        models: setting -> identity.
+    """
+    parameters = to_dict(getattr(settings, stage.value))
+    for name in _MODEL_SETTINGS[stage]:
+        parameters.pop(name)  # the identity in `models` says it; a folder may move
+    if stage is Stage.INGEST:
+        parameters.pop("corpus")  # is in `upstream`
+    if stage is Stage.SELECT and settings.select.evaluation_folder is not None:
+        folder = settings.select.evaluation_folder
+        if not storage.is_dir(folder):
+            raise ValueError(f"select.evaluation_folder: no folder at {folder}")
+        parameters["evaluation_folder"] = model_identity(folder).rpartition("@")[2]  # content, not place
+    description: dict[str, Any] = {
+        "stage": stage.value,
+        "version": VERSIONS[stage],
+        "upstream": upstream,
+        "parameters": parameters,
+        "models": models,
+    }
+    if models:
+        description["compute"] = to_dict(settings.compute)
+    if stage is Stage.ENCODE and method is not None:
+        reference = to_dict(method.image_encoder)
+        reference.pop("model", None)  # encode.image_encoder is the one that runs, and is in `models`
+        description["reference"] = reference
+    return description
+
+
+def fingerprint(description: dict[str, Any]) -> str:
+    """12 hex digits over a stage's description."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,57 @@
+"""Stage `ingest`: every picture of a source decoded once, hashed, measured, and given an identity."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+from preprocessing import rows
+from preprocessing.errors import DataError, DataFault, naming
+from preprocessing.outcome import Aside, Outcome
+from preprocessing.pictures import decode
+from preprocessing.settings import ExecutionSettings, IngestSettings
+from preprocessing.sources import Fault, Sample, read_source
+from preprocessing.unit import Unit
+from realcustom.record import picture_uid
+
+
+class Ingest:
+    """Source unit -> table of `rows.INGESTED`. A picture that does not decode to its last byte is quarantined."""
+
+    def __init__(self, settings: IngestSettings, execution: ExecutionSettings):
+        self._settings = settings
+        self._execution = execution
+
+    def __call__(self, unit: Unit) -> Outcome:
+        """Read and check all entries of `unit`, in the source's order."""
+        rows_in, aside, good = 0, [], []
+        seen: set[str] = set()
+        for entry in read_source(unit, self._settings, self._execution):
+            rows_in += 1
+            uid = picture_uid(entry.key)
+            try:
+                if isinstance(entry, Fault):
+                    raise DataError(entry.fault, entry.message)
+                if uid in seen:
+                    raise DataError(DataFault.DUPLICATE_KEY, "an earlier sample of the shard has this key")
+                seen.add(uid)
+                with naming(f"unit {unit.name}, row {uid} ({entry.key})"):
+                    good.append(self._row(uid, entry))
+            except DataError as error:
+                reason, message = error.fault.value, error.message
+                aside.append(Aside(uid=uid, key=entry.key, quarantined=True, reason=reason, message=message))
+        return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=rows.INGESTED), aside=aside)
+
+    def _row(self, uid: str, sample: Sample) -> dict:
+        picture = decode(sample.data, max_pixels=self._settings.max_pixels)
+        return {
+            "uid": uid,
+            "key": sample.key,
+            "sha256": hashlib.sha256(sample.data).digest(),
+            "image": sample.data,
+            "width": picture.width,
+            "height": picture.height,
+            "alt_text": sample.alt_text,
+            "view_group": sample.view_group,
+        }

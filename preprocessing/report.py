@@ -1,0 +1,28 @@
+"""A stage's report: the account over all its units. Equal for equal outputs: it holds no time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from preprocessing.errors import StageBug
+from preprocessing.unit import Counts, StageDirectory, to_json_bytes
+from realcustom import storage
+
+
+def make_report(description: dict[str, Any], counts: Counts, units: int) -> dict[str, Any]:
+    """The report as plain data: `in` = `kept` + all of `dropped` + all of `quarantined`.
+
+    `rows_out` and `rejected` (candidates, not rows) say what a 1-to-N stage made of the rows it kept.
+    """
+    if counts.rows_in != counts.kept + sum(counts.dropped.values()) + counts.errors:
+        raise StageBug(f"the account of {description['stage']} does not close: {counts.to_dict()}")
+    head = {name: description[name] for name in ("stage", "fingerprint", "upstream")}
+    return {**head, "units": units, **counts.to_dict()}
+
+
+def write_report(directory: StageDirectory, report: dict[str, Any]) -> None:
+    """Write report.json, unless it is there with the same content."""
+    uri = storage.join(directory.uri, "report.json")
+    data = to_json_bytes(report)
+    if not storage.exists(uri) or directory.read(uri) != data:
+        directory.write(uri, data)

@@ -1,0 +1,116 @@
+"""The tables that pass between stages, and the one way they are written to Parquet.
+
+Columns that a later stage does not know are carried on unchanged, each with its metadata (which model made it).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realcustom import record, storage
+
+COLOR_SIDE = 4  # the colour signature is a COLOR_SIDE x COLOR_SIDE RGB thumbnail
+
+# What ingest writes: one row per picture. Names shared with the training record mean the same there.
+INGESTED = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),  # source-relative name: shard-00012.tar/000031.jpg
+        pa.field("sha256", pa.binary(32), nullable=False),  # of `image`
+        pa.field("image", pa.large_binary(), nullable=False),  # the encoded bytes as they came
+        pa.field("width", pa.int32(), nullable=False),  # pixels, after EXIF orientation
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("alt_text", pa.string()),  # null: none was given; it may be empty
+        pa.field("view_group", pa.string()),  # pictures of one group show the same subject; null: not known
+    ]
+)
+SCORE_FIELDS = (
+    pa.field("scores", record.SCORES),
+    pa.field("phash", pa.uint64(), nullable=False),  # 64-bit perceptual hash
+    pa.field("color", pa.binary(3 * COLOR_SIDE**2), nullable=False),  # RGB thumbnail, row-major
+)
+TARGET = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
+CAPTION_FIELDS = (
+    pa.field("synthetic_caption", pa.string()),  # null: not computed
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("caption_source", record.SCHEMA.field("caption_source").type, nullable=False),
+    pa.field("targets", pa.list_(TARGET), nullable=False),  # words of `caption` that can name a subject, with span
+)
+
+
+def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -> None:
+    """Raise ValueError that names the first column of `needed` that `schema` lacks or holds with another type."""
+    for field in needed:
+        if field.name not in schema.names:
+            raise ValueError(f"{where}: the column '{field.name}' is missing; it has {', '.join(schema.names)}")
+        found = schema.field(field.name).type
+        if found != field.type:
+            raise ValueError(f"{where}: the column '{field.name}' is {found}, expected {field.type}")
+
+
+def with_column(table: pa.Table, field: pa.Field, values: pa.Array | list) -> pa.Table:
+    """`table` with the column `field` set (replaced where it is already there)."""
+    array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, type=field.type)
+    if field.name in table.schema.names:
+        return table.set_column(table.schema.get_field_index(field.name), field, array)
+    return table.append_column(field, array)
+
+
+def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
+    """`field` with its maker in the metadata: the model's identity (id and revision) and what else is to be known."""
+    return field.with_metadata({"model": model, **details})
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Parquet bytes with every writer option fixed, so that equal rows give equal files."""
+    sink = io.BytesIO()
+    pq.write_table(
+        table.combine_chunks().replace_schema_metadata(None),
+        sink,
+        row_group_size=256,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=1,  # pictures are compressed already
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=True,
+    )
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes) -> pa.Table:
+    """The table in Parquet bytes, types exactly as written."""
+    return pq.read_table(pa.BufferReader(data), use_threads=False)
+
+
+def read_columns(uri: str, columns: list[str]) -> pa.Table:
+    """Some columns of a Parquet file, fetching only their bytes."""
+    filesystem, path = storage.open_filesystem(uri)
+    return pq.read_table(path, filesystem=filesystem, columns=columns, use_threads=False)
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """The schema of a Parquet file, from its footer."""
+    filesystem, path = storage.open_filesystem(uri)
+    return pq.read_schema(path, filesystem=filesystem)
+
+
+def record_table(columns: Mapping[str, pa.Array | list], fields: Mapping[str, pa.Field]) -> pa.Table:
+    """A table of training records; a column that is absent is null. `fields` replaces fields by ones with metadata."""
+    rows = len(columns["uid"])
+    schema = pa.schema([fields.get(field.name, field) for field in record.SCHEMA])
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            arrays.append(pa.nulls(rows, field.type))
+        elif isinstance(values, (pa.Array, pa.ChunkedArray)):
+            arrays.append(values)
+        else:
+            arrays.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

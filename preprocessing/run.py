@@ -1,0 +1,211 @@
+"""The public face of preprocessing: run a stage over an input, or see that there is nothing to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocessing import select
+from preprocessing.errors import TooManyErrors
+from preprocessing.fingerprint import describe, fingerprint, models_of, resolve_model
+from preprocessing.planning import Plan, StageInput, make_plan, open_input
+from preprocessing.progress import Progress
+from preprocessing.report import make_report, write_report
+from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
+from preprocessing.unit import Counts, StageDirectory, Unit, to_json_bytes
+from preprocessing.worker import Job, Processor, commit_unit, read_unit
+from realcustom import storage
+from realcustom.identity import model_identity
+
+if TYPE_CHECKING:
+    from realcustom.settings import MethodSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a run of a stage came to."""
+
+    directory: str  # of the stage: the input of the next one
+    report: dict[str, Any]  # as in report.json
+    units_run: int  # by this run; the others were done before
+    units_left: int  # not done, because of `limit`
+    seconds: float
+
+
+def run_stage(
+    name: Stage,
+    input: str,
+    output: str,
+    settings: PreprocessSettings,
+    *,
+    method: MethodSettings | None = None,
+    local: bool = False,
+    limit: int | None = None,
+    start_ray: Callable[[], object] | None = None,
+) -> StageResult:
+    """Run one stage. Units that are done are left alone; with nothing to do neither Ray nor a model is started.
+
+    Args:
+        input: for `ingest` a corpus (webdataset shards, Parquet tables, a folder of pictures); else the directory that
+            the stage before returned, or a Parquet table (or folder of them) with its columns. A path or `s3://`.
+        output: the root; the stage writes to `<output>/<stage>@<fingerprint>/`.
+        method: how references are prepared; `encode` needs it.
+        local: run in this process, without Ray.
+        limit: run at most this many units (a dry run; the report is that of the units done so far).
+        start_ray: called just before work is distributed, if there is any. Else a Ray must be initialised already.
+    Raises:
+        ValueError: wrong input or settings; or (TooManyErrors) more rows quarantined than the settings allow.
+        StageBug: anything unforeseen; the message names the row.
+    """
+    began = time.monotonic()
+    input, output = _absolute(input), _absolute(output)
+    check_settings(name, settings, method)
+    settings = _resolve_models(name, settings)
+    source = open_input(name, input, settings)
+    job, description = _prepare(name, source, output, settings, method)
+    directory = StageDirectory(job.directory, settings.execution)
+    units = source.units
+    if name is Stage.SELECT:
+        select.check_scores(settings.select, source.description)
+        _write_description(directory, description)
+        units = select.run_global_phase(units, job.directory, settings.select, settings.execution)
+    plan = make_plan(units, directory.manifests(), directory.rows_present())
+    todo = plan.todo[:limit] if limit is not None else plan.todo
+    progress = Progress(name.value, len(plan.done) + len(todo), len(plan.done))
+    if not source.finished:
+        progress.say(f"the stage before has not finished {input}: only the units that are there are read")
+    if todo or plan.gone:
+        _write_description(directory, description)
+        _clear(directory, plan, todo, progress)
+    if todo and not local:
+        _require_ray(start_ray)
+    total = Counts()
+    for counts in directory.counts(plan.done):
+        total.add(counts)
+    _check_errors(total, settings.execution, directory)
+    for counts in _run(job, todo, local):
+        total.add(counts)
+        progress.unit_done(counts)
+        _check_errors(total, settings.execution, directory)
+    left = len(plan.todo) - len(todo)
+    report = make_report(description, total, units=len(plan.done) + len(todo))
+    if left == 0:
+        write_report(directory, report)
+    seconds = time.monotonic() - began
+    if left:
+        per_unit = seconds / max(1, len(todo))
+        progress.say(f"{left} units left; at {per_unit:.1f} s a unit they take about {left * per_unit:.0f} s")
+    return StageResult(directory=job.directory, report=report, units_run=len(todo), units_left=left, seconds=seconds)
+
+
+def run_filter(
+    input: str,
+    output: str,
+    settings: PreprocessSettings,
+    *,
+    local: bool = False,
+    start_ray: Callable[[], object] | None = None,
+) -> tuple[StageResult, StageResult]:
+    """`score`, then `select`. Arguments and errors are those of `run_stage`."""
+    scored = run_stage(Stage.SCORE, input, output, settings, local=local, start_ray=start_ray)
+    selected = run_stage(Stage.SELECT, scored.directory, output, settings, local=local, start_ray=start_ray)
+    return scored, selected
+
+
+def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> None:
+    """Raise ValueError if a setting that the stage cannot do without is not set."""
+    needed: list[str] = []
+    if stage is Stage.SUBJECTS:
+        needed = [name for name in ("detector", "segmenter") if getattr(settings.subjects, name) is None]
+    if stage is Stage.ENCODE:
+        encode = settings.encode
+        if (encode.latents or encode.text_features) and encode.base is None:
+            needed.append("base")
+        if encode.image_features and encode.image_encoder is None:
+            needed.append("image_encoder")
+        if not encode.keep_image and not encode.latents:
+            raise ValueError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
+    if needed:
+        raise ValueError(f"{stage.value} needs {' and '.join(f'{stage.value}.{name}' for name in needed)}")
+    if stage is Stage.ENCODE and settings.encode.image_features and method is None:
+        raise ValueError("encode needs the method's settings: they say how a reference is prepared")
+
+
+def _prepare(
+    stage: Stage, source: StageInput, output: str, settings: PreprocessSettings, method: MethodSettings | None
+) -> tuple[Job, dict[str, Any]]:
+    """The job and the description (stage.json) of its directory."""
+    models = {name: model_identity(model) for name, model in models_of(stage, settings).items()}
+    description = describe(stage, settings, source.upstream, models, method)
+    mark = fingerprint(description)
+    directory = storage.join(output, f"{stage.value}@{mark}")
+    job = Job(stage=stage, settings=settings, method=method, models=models, directory=directory)
+    return job, {**description, "fingerprint": mark}
+
+
+def _run(job: Job, units: Sequence[Unit], local: bool) -> Iterator[Counts]:
+    if not units:
+        return
+    if not local:
+        from preprocessing.distributed import run_units  # Ray only where work is distributed
+
+        yield from run_units(job, tuple(units))
+        return
+    processor = Processor(job)
+    for unit in units:
+        sealed = processor(unit, read_unit(job, unit))
+        commit_unit(job, unit, sealed)
+        yield sealed.counts
+
+
+def _clear(directory: StageDirectory, plan: Plan, todo: Sequence[Unit], progress: Progress) -> None:
+    """Before anything changes: the report, which says that the stage is complete, and what is out of date."""
+    report = storage.join(directory.uri, "report.json")
+    if storage.exists(report):
+        filesystem, path = storage.open_filesystem(report)
+        filesystem.delete_file(path)
+    names = {unit.name for unit in todo}
+    directory.remove(manifest for manifest in plan.stale if manifest.unit in names)
+    if plan.gone:
+        progress.say(f"{len(plan.gone)} units are no longer in the input and are removed")
+        directory.remove(plan.gone, with_outputs=True)
+
+
+def _write_description(directory: StageDirectory, description: dict[str, Any]) -> None:
+    uri = storage.join(directory.uri, "stage.json")
+    if not storage.exists(uri):
+        directory.write(uri, to_json_bytes(description))
+
+
+def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageDirectory) -> None:
+    if total.errors > max(execution.max_error_floor, execution.max_error_fraction * total.rows_in):
+        faults = ", ".join(f"{fault} {number}" for fault, number in sorted(total.quarantined.items()))
+        raise TooManyErrors(
+            f"{total.errors} of {total.rows_in} rows are quarantined ({faults}), more than "
+            f"execution.max_error_fraction={execution.max_error_fraction} allows; the rows are listed in "
+            f"{storage.join(directory.uri, 'aside')}"
+        )
+
+
+def _require_ray(start_ray: Callable[[], object] | None) -> None:
+    import ray  # Ray only where work is distributed
+
+    if start_ray is not None:
+        start_ray()
+    if not ray.is_initialized():
+        raise ValueError("no Ray is initialised: call ray.init() first, or run with local=True (--local)")
+
+
+def _absolute(uri: str) -> str:
+    return uri if storage.is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def _resolve_models(stage: Stage, settings: PreprocessSettings) -> PreprocessSettings:
+    """Models by absolute path or revision: a worker's folder is another one, and a hub model may move on."""
+    models = {name: resolve_model(model) for name, model in models_of(stage, settings).items()}
+    section = dataclasses.replace(getattr(settings, stage.value), **models)
+    return dataclasses.replace(settings, **{stage.value: section})

@@ -1,0 +1,211 @@
+"""Settings of the six preprocessing stages. Imports neither torch nor ray: a typo is found before anything starts.
+
+The sections `ingest` to `encode` and `compute` decide what the output is and so belong to a stage's fingerprint;
+`execution` decides only how the work runs and does not.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Stage(enum.Enum):
+    """The stages, in the order in which a corpus passes through them."""
+
+    INGEST = "ingest"
+    SCORE = "score"
+    SELECT = "select"
+    CAPTION = "caption"
+    SUBJECTS = "subjects"
+    ENCODE = "encode"
+
+
+class SourceKind(enum.Enum):
+    """What the input of `ingest` is; `auto` looks at the file names and refuses a mixture."""
+
+    AUTO = "auto"
+    WEBDATASET = "webdataset"
+    PARQUET = "parquet"
+    PICTURES = "pictures"
+
+
+class CaptionPolicy(enum.Enum):
+    """Which caption is used where both the alt text and the synthetic one hold a target word."""
+
+    ALT_TEXT = "alt_text"
+    SYNTHETIC = "synthetic"
+
+
+class CacheDtype(enum.Enum):
+    """Number format of cached tensors."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Device(enum.Enum):
+    """Device class that models run on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """Reading a source. One shard or table is one unit; loose pictures are cut into units by name."""
+
+    source: SourceKind = SourceKind.AUTO
+    corpus: str | None = None  # name that identifies the corpus when its storage moves; null: the input's address does
+    unit_size: int = 256  # pictures per unit, for a folder of pictures
+    image_column: str = "image"  # Parquet source: encoded bytes, or a struct with a `bytes` field
+    caption_column: str | None = "caption"  # Parquet source; null: there are no captions
+    max_pixels: int = 64_000_000  # width x height above this is a decompression bomb
+    max_bytes: int = 64 * 2**20  # of one encoded picture
+
+    def __post_init__(self) -> None:
+        _at_least(1, unit_size=self.unit_size, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """Scores that are computed once; no row leaves here."""
+
+    sharpness_side: int = 512  # longest side, pixels, at which sharpness is measured (larger pictures are scaled down)
+    clip: str | None = None  # CLIPModel, hub id or folder; null: no neural score
+    heads: str | None = None  # folder with heads.safetensors on CLIP's image embedding; null: image-text score only
+    batch_size: int = 32  # pictures per forward
+
+    def __post_init__(self) -> None:
+        _at_least(1, sharpness_side=self.sharpness_side, batch_size=self.batch_size)
+        if self.heads is not None and self.clip is None:
+            raise ValueError("score.heads needs score.clip: the heads read CLIP's image embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """Thresholds (null: not applied; a row whose score is null passes) and duplicates."""
+
+    min_side: int = 256  # shorter side, pixels
+    max_aspect: float = 3.0  # longer side / shorter side
+    min_sharpness: float | None = None  # variance of the Laplacian on 0..255 grey values
+    min_aesthetic: float | None = None
+    min_image_text: float | None = None  # cosine, -1..1
+    max_nsfw: float | None = None  # 0..1
+    max_watermark: float | None = None  # 0..1
+    exact_duplicates: bool = True  # drop pictures of equal bytes but one
+    near_duplicate_radius: int | None = 4  # Hamming distance of 64-bit perceptual hashes, 0..16; null: keep all
+    near_duplicate_color: float = 0.06  # and the mean colour difference of 4 x 4 thumbnails is at most this, 0..1
+    evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped
+
+    def __post_init__(self) -> None:
+        radius = self.near_duplicate_radius
+        if radius is not None and not 0 <= radius <= 16:
+            raise ValueError(f"select.near_duplicate_radius must be within 0..16 (or null), got {radius}")
+        if self.max_aspect < 1:
+            raise ValueError(f"select.max_aspect is longer/shorter side and at least 1, got {self.max_aspect}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Synthetic captions and the words in a caption that can name a subject."""
+
+    model: str | None = None  # BlipForConditionalGeneration, hub id or folder; null: alt texts only
+    batch_size: int = 16  # pictures per generation
+    max_new_tokens: int = 30
+    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of caption.py
+    max_words: int = 1  # target words taken from one caption
+    caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, max_words=self.max_words)
+        for noun in self.nouns:
+            if not noun.strip():
+                raise ValueError("caption.nouns holds an empty word")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectsSettings:
+    """Detection of each target word, its mask, and the checks a candidate has to pass."""
+
+    detector: str | None = None  # GroundingDinoForObjectDetection, hub id or folder
+    segmenter: str | None = None  # SamModel, hub id or folder
+    batch_size: int = 8  # pictures, and boxes, per forward
+    max_text_tokens: int = 16  # padded length of the detector's text
+    min_detection_score: float = 0.35  # 0..1; a query above it is a candidate
+    max_box_overlap: float = 0.5  # IoU with a better candidate above which one is rejected
+    max_per_word: int = 1  # subjects of one word in one picture
+    min_box_side: int = 48  # shorter side of the box, pixels
+    min_segmentation_score: float = 0.7  # SAM's predicted IoU, 0..1
+    min_area: float = 0.02  # mask area / picture area
+    max_area: float = 0.9
+    min_box_mask_iou: float = 0.6  # IoU of the detected box and the mask's own
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, max_text_tokens=self.max_text_tokens, max_per_word=self.max_per_word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """Caches of the training recipe; each one can be left out."""
+
+    base: str | None = None  # diffusers folder or hub id: VAE and text encoder
+    image_encoder: str | None = None  # CLIP vision model, hub id or folder
+    latents: bool = True
+    text_features: bool = True
+    image_features: bool = True
+    resolution: int = 512  # pixels: shorter side scaled to it, centre square encoded
+    dtype: CacheDtype = CacheDtype.FLOAT16
+    batch_size: int = 8
+    keep_image: bool = True  # false: records hold no picture, only the caches
+
+    def __post_init__(self) -> None:
+        _at_least(1, resolution=self.resolution, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """What a model runs on. Part of the fingerprint of stages that run one: other values, other last bits."""
+
+    device: Device = Device.CPU
+    threads: int = 1  # torch threads of one worker
+
+    def __post_init__(self) -> None:
+        _at_least(1, threads=self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings:
+    """How the work runs. Changes no byte of the output and so no fingerprint."""
+
+    workers: int | None = None  # workers of a stage; null: one for a stage with models, else what the cluster allows
+    max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
+    max_error_floor: int = 10  # so many quarantined rows never stop a job
+    attempts: int = 4  # tries of a read or write that fails for a passing reason
+    backoff: float = 0.5  # seconds before the second try, doubled for each one after it
+
+    def __post_init__(self) -> None:
+        _at_least(1, attempts=self.attempts)
+        if self.workers is not None:
+            _at_least(1, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings:
+    """All of preprocessing."""
+
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+    select: SelectSettings = field(default_factory=SelectSettings)
+    caption: CaptionSettings = field(default_factory=CaptionSettings)
+    subjects: SubjectsSettings = field(default_factory=SubjectsSettings)
+    encode: EncodeSettings = field(default_factory=EncodeSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+
+
+def _at_least(lowest: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")

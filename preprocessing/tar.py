@@ -1,0 +1,124 @@
+"""Tar archives read member by member with byte offsets, so that a torn one is told from one that ends.
+
+Python's `tarfile` takes a cut or broken header for the end of the archive; here the end is the end marker (a block of
+zeros) and nothing else. Archives written one after the other into one file are read to the last.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from preprocessing.errors import retry
+from realcustom import storage
+
+_BLOCK = tarfile.BLOCKSIZE  # 512 bytes
+_MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or a pax header
+
+
+class TornTar(Exception):
+    """The archive cannot be read from byte `offset` (the header of the member concerned) on."""
+
+    def __init__(self, offset: int, reason: str):
+        super().__init__(offset, reason)
+        self.offset = offset
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A regular file in an archive."""
+
+    name: str
+    offset: int  # of its header, bytes
+    size: int  # bytes
+    data: bytes | None  # null: larger than the limit, not read
+
+
+class ChunkedFile:
+    """Ranges of a file, fetched in chunks; each fetch is tried again if it fails for a passing reason."""
+
+    def __init__(self, uri: str, attempts: int, backoff: float, chunk: int = 8 * 2**20):
+        self._attempts, self._backoff, self._chunk = attempts, backoff, chunk
+        filesystem, path = storage.open_filesystem(uri)
+        self._file = retry(lambda: filesystem.open_input_file(path), attempts, backoff)
+        self.size: int = self._file.size()
+        self._start, self._data = 0, b""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; fewer at the end of the file."""
+        end = min(offset + count, self.size)
+        if offset < self._start or end > self._start + len(self._data):
+            size = max(self._chunk, end - offset)
+            self._data = retry(lambda: self._file.read_at(size, offset), self._attempts, self._backoff)
+            self._start = offset
+        return self._data[offset - self._start : max(offset, end) - self._start]
+
+
+def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
+    """The regular files of an archive in order; the data of one above `max_bytes` are left out.
+
+    Raises:
+        TornTar: at a cut or broken header, at data that end early, or where the end marker is missing.
+    """
+    offset, ended, next_name = 0, False, None
+    while True:
+        block = file.read(offset, _BLOCK)
+        if not block:
+            if ended:
+                return
+            raise TornTar(offset, "the file ends without an end-of-archive marker")
+        if len(block) < _BLOCK and not (ended and not block.strip(b"\0")):
+            raise TornTar(offset, f"a header of {len(block)} bytes, expected {_BLOCK}")
+        if not block.strip(b"\0"):
+            ended = True
+            offset += len(block)
+            continue
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise TornTar(offset, f"a broken header ({error})") from error
+        ended = False
+        extended = header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        stored = header.isreg() or extended or header.type not in tarfile.SUPPORTED_TYPES
+        size = header.size if stored else 0  # a link or folder has no data, whatever its header says
+        data = _payload(file, offset, size, _MAX_EXTENDED_HEADER if extended else max_bytes, extended)
+        if header.type == tarfile.GNUTYPE_LONGNAME and data is not None:
+            next_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif header.type == tarfile.XHDTYPE and data is not None:
+            next_name = _pax_path(data, offset) or next_name
+        elif not extended:
+            if header.isreg():
+                name = next_name if next_name is not None else header.name
+                name = name.encode("utf-8", "replace").decode()  # names end up in tables: valid text only
+                yield Member(name=name.removeprefix("./"), offset=offset, size=header.size, data=data)
+            next_name = None
+        offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+
+
+def _payload(file: ChunkedFile, offset: int, size: int, limit: int, extended: bool) -> bytes | None:
+    start = offset + _BLOCK
+    if size < 0 or start + size > file.size:
+        raise TornTar(offset, f"a member of {size} bytes of which {max(0, file.size - start)} are there")
+    if size > limit:
+        if extended:
+            raise TornTar(offset, f"an extended header of {size} bytes")
+        return None
+    return file.read(start, size)
+
+
+def _pax_path(data: bytes, offset: int) -> str | None:
+    """The `path` of a pax header: records of the form `LENGTH KEY=VALUE\\n`."""
+    path, position = None, 0
+    while position < len(data):
+        digits, space, _ = data[position:].partition(b" ")
+        if not space or not digits.isdigit() or int(digits) <= len(digits):
+            raise TornTar(offset, "a broken pax header")
+        key, _, value = data[position + len(digits) + 1 : position + int(digits) - 1].partition(b"=")
+        if key == b"path":
+            path = value.decode("utf-8", "surrogateescape")
+        elif key == b"size":
+            raise TornTar(offset, "a member above 8 GiB")  # no picture is; its data cannot be skipped by the header
+        position += int(digits)
+    return path

@@ -1,0 +1,225 @@
+"""Units of work and the directory of a stage: what is done, what is to do, and how a unit is committed.
+
+A stage's directory:
+
+    stage.json                              what the stage is: its parameters, models, upstream; hashed to its name
+    UNIT.parquet                            rows that were kept, or made
+    aside/UNIT.jsonl                        rows that were not, one line each with the reason
+    manifests/UNIT.INPUT.OUTPUT.json        counts and hashes; written last, and a unit is done when it is there
+    report.json, report.html                over all units
+
+A manifest's name carries the identity of the unit's input and the hash of its rows, so that planning, here and in the
+stage that follows, needs listings only. No file holds a time, a host, or anything else that differs between two runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from preprocessing.errors import retry
+from preprocessing.settings import ExecutionSettings
+from realcustom import storage
+
+_ID = 16  # hex digits of an identity in a file name
+
+
+class UnitKind(enum.Enum):
+    """What a unit's input is."""
+
+    TAR = "tar"
+    TABLE = "table"  # a Parquet table of a source
+    PICTURES = "pictures"
+    PART = "part"  # a table that a stage wrote, or a user's own in that schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """A file that a unit reads."""
+
+    name: str  # source-relative
+    uri: str
+    size: int  # bytes; 0 for a part, which is known by its hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A piece of the work: done entirely or not at all."""
+
+    name: str  # names its outputs
+    identity: str  # of its input; another one: to be done again
+    kind: UnitKind
+    files: tuple[InputFile, ...]
+
+    def to_json(self) -> str:
+        """As text, to travel through Ray."""
+        return json.dumps({**dataclasses.asdict(self), "kind": self.kind.value})
+
+    @classmethod
+    def from_json(cls, text: str) -> Unit:
+        """The unit of `to_json`."""
+        data = json.loads(text)
+        files = tuple(InputFile(**file) for file in data["files"])
+        return cls(name=data["name"], identity=data["identity"], kind=UnitKind(data["kind"]), files=files)
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """The account of a unit or a stage: rows_in = kept + sum(dropped) + sum(quarantined), always."""
+
+    rows_in: int = 0  # counted at the source
+    kept: int = 0  # input rows that live on, counted from the rows written
+    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    quarantined: dict[str, int] = field(default_factory=dict)  # by fault
+    rows_out: int = 0  # rows written; differs from `kept` where one row becomes several
+    rejected: dict[str, int] = field(default_factory=dict)  # candidates of a 1-to-N stage, by reason; not rows
+
+    @property
+    def errors(self) -> int:
+        """Quarantined rows."""
+        return sum(self.quarantined.values())
+
+    def add(self, other: Counts) -> None:
+        """Sum into this one."""
+        self.rows_in += other.rows_in
+        self.kept += other.kept
+        self.rows_out += other.rows_out
+        for mine, theirs in (
+            (self.dropped, other.dropped),
+            (self.quarantined, other.quarantined),
+            (self.rejected, other.rejected),
+        ):
+            for name, number in theirs.items():
+                mine[name] = mine.get(name, 0) + number
+
+    def to_dict(self) -> dict:
+        """Plain data, keys as in report.json."""
+        tables = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "quarantined", "rejected")}
+        return {"in": self.rows_in, "kept": self.kept, **tables, "rows_out": self.rows_out}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Counts:
+        """The counts of `to_dict`."""
+        return cls(rows_in=data["in"], **{name: value for name, value in data.items() if name != "in"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedUnit:
+    """A unit's outputs as the bytes that are to be written."""
+
+    rows: bytes  # Parquet
+    aside: bytes  # JSON lines
+    counts: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestName:
+    """What the name of a manifest says."""
+
+    unit: str
+    identity: str
+    output: str  # first hex digits of the sha256 of the unit's rows
+    uri: str
+
+
+class StageDirectory:
+    """`<root>/<stage>@<fingerprint>/`. Everything that is written there is written here."""
+
+    def __init__(self, uri: str, execution: ExecutionSettings):
+        self.uri = uri
+        self._execution = execution
+
+    def rows_uri(self, unit: str) -> str:
+        """Where a unit's rows are."""
+        return storage.join(self.uri, f"{unit}.parquet")
+
+    def aside_uri(self, unit: str) -> str:
+        """Where the rows are that a unit did not keep."""
+        return storage.join(self.uri, "aside", f"{unit}.jsonl")
+
+    def manifests(self) -> list[ManifestName]:
+        """All manifests, from a listing. Empty where the directory does not exist."""
+        try:
+            entries = retry(lambda: storage.list_files(storage.join(self.uri, "manifests"), recursive=False), *self._r)
+        except FileNotFoundError:
+            return []
+        return [_parse_manifest(entry.name, entry.uri) for entry in entries if entry.name.endswith(".json")]
+
+    def rows_present(self) -> set[str]:
+        """Names of the units whose rows are there, from a listing."""
+        try:
+            entries = retry(lambda: storage.list_files(self.uri, recursive=False), *self._r)
+        except FileNotFoundError:
+            return set()
+        return {entry.name.removesuffix(".parquet") for entry in entries if entry.name.endswith(".parquet")}
+
+    def commit(self, unit: Unit, sealed: SealedUnit) -> None:
+        """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
+        outputs = {}
+        for uri, data in ((self.rows_uri(unit.name), sealed.rows), (self.aside_uri(unit.name), sealed.aside)):
+            self.write(uri, data)
+            name = uri[len(self.uri) :].strip("/")
+            outputs[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest = {"unit": unit.name, "input": unit.identity, "outputs": outputs, "counts": sealed.counts.to_dict()}
+        output = hashlib.sha256(sealed.rows).hexdigest()[:_ID]
+        name = f"{unit.name}.{unit.identity}.{output}.json"
+        self.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
+
+    def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
+        """What the manifests count."""
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            documents = pool.map(lambda manifest: self.read(manifest.uri), manifests)
+            return [Counts.from_dict(json.loads(document)["counts"]) for document in documents]
+
+    def remove(self, manifests: Iterable[ManifestName], with_outputs: bool = False) -> None:
+        """Make units not done. The manifest goes first, so that no manifest ever names outputs that are not there."""
+        for manifest in manifests:
+            uris = [manifest.uri]
+            uris += [self.rows_uri(manifest.unit), self.aside_uri(manifest.unit)] if with_outputs else []
+            for uri in uris:
+                filesystem, path = storage.open_filesystem(uri)
+                if storage.exists(uri):
+                    filesystem.delete_file(path)
+
+    def read(self, uri: str) -> bytes:
+        """A file's bytes, with retries."""
+        return retry(lambda: storage.read_bytes(uri), *self._r)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Write a file atomically, with retries."""
+        retry(lambda: storage.write_bytes(uri, data), *self._r)
+
+    @property
+    def _r(self) -> tuple[int, float]:
+        return self._execution.attempts, self._execution.backoff
+
+
+def to_json_bytes(data: dict) -> bytes:
+    """JSON for people and for equal bytes: indented, in the order given."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _parse_manifest(name: str, uri: str) -> ManifestName:
+    parts = name.removesuffix(".json").rsplit(".", 2)
+    if len(parts) != 3:
+        raise ValueError(f"{uri} is not the name of a manifest (UNIT.INPUT.OUTPUT.json); remove it")
+    return ManifestName(unit=parts[0], identity=parts[1], output=parts[2], uri=uri)
+
+
+def identity_of(*parts: str | int | Sequence) -> str:
+    """A short hash of what identifies an input."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_ID]
+
+
+def unit_name(file: str) -> str:
+    """A unit's name from its file's: a plain file name; the hash of the full one is added where it is changed."""
+    stem = posixpath.splitext(file)[0]
+    plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", stem).strip("-.")
+    return plain if plain == stem else f"{plain}-{identity_of(file)[:8]}"

@@ -1,0 +1,100 @@
+"""One stage's work on one unit: read, process, commit. What runs in a Ray worker, and in this process with `local`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from preprocessing import rows
+from preprocessing.errors import StageBug, retry
+from preprocessing.outcome import Outcome
+from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.unit import SealedUnit, StageDirectory, Unit
+from realcustom import storage
+
+if TYPE_CHECKING:
+    from realcustom.settings import MethodSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a worker needs to know besides its unit. Travels to the workers once."""
+
+    stage: Stage
+    settings: PreprocessSettings
+    method: MethodSettings | None  # `encode` only: how references are prepared
+    models: dict[str, str]  # setting -> identity
+    directory: str  # of the stage
+
+
+def read_unit(job: Job, unit: Unit) -> bytes:
+    """The Parquet bytes of a unit's table. Empty for `ingest`, which reads its source entry by entry itself."""
+    if job.stage is Stage.INGEST:
+        return b""
+    execution = job.settings.execution
+    return retry(lambda: storage.read_bytes(unit.files[0].uri), execution.attempts, execution.backoff)
+
+
+class Processor:
+    """A stage, ready for units. Models are loaded at the first one, once per worker."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._stage: Callable[[Unit, bytes], Outcome] | None = None
+
+    def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
+        """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
+        if self._stage is None:
+            self._stage = _load(self._job)
+        return self._stage(unit, data).seal(unit)
+
+
+def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
+    """Write a unit's outputs, its manifest last."""
+    StageDirectory(job.directory, job.settings.execution).commit(unit, sealed)
+
+
+def _load(job: Job) -> Callable[[Unit, bytes], Outcome]:
+    settings = job.settings
+    if job.stage is Stage.INGEST:
+        from preprocessing.ingest import Ingest
+
+        ingest = Ingest(settings.ingest, settings.execution)
+        return lambda unit, data: ingest(unit)
+    stage = _load_table_stage(job)
+    return lambda unit, data: stage(unit.name, _table(unit, data))
+
+
+def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
+    # each stage is imported where it runs: a worker of a cheap one loads neither torch nor transformers
+    settings = job.settings
+    if job.stage is Stage.SCORE:
+        from preprocessing.score import Score
+
+        return Score(settings.score, settings.compute, job.models)
+    if job.stage is Stage.SELECT:
+        from preprocessing.select import Select, duplicates_uri
+
+        return Select(settings.select, rows.from_parquet(storage.read_bytes(duplicates_uri(job.directory))))
+    if job.stage is Stage.CAPTION:
+        from preprocessing.caption import Caption
+
+        return Caption(settings.caption, settings.compute, job.models)
+    if job.stage is Stage.SUBJECTS:
+        from preprocessing.subjects import Subjects
+
+        return Subjects(settings.subjects, settings.compute, job.models)
+    from preprocessing.encode import Encode
+
+    assert job.method is not None, "checked when the stage is prepared"
+    return Encode(settings.encode, settings.compute, job.method, job.models)
+
+
+def _table(unit: Unit, data: bytes) -> pa.Table:
+    try:
+        return rows.from_parquet(data)
+    except pa.ArrowInvalid as error:
+        raise StageBug(f"unit {unit.name}: {unit.files[0].uri} is not a readable table: {error}") from error

@@ -1,0 +1,236 @@
+"""Visual cross-attention beside each text cross-attention (paper, eq. 4 and 12), and the record of the word's maps.
+
+The processor holds no state: tokens, masks, grids and the recorder arrive as one argument of each UNet call
+(`cross_attention_kwargs={"conditioning": ...}`), so that gradient checkpointing, offload and a second call see what
+they should and nothing leaks from one call to the next.
+
+Letters: B rows of a launch, R rows with subjects, N = h*w queries of a layer, T text tokens, S image tokens, n selected ones,
+H heads, d head width, D image width, U subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from realcustom.settings import AttentionSettings, KVInit, MaskResize
+
+KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
+
+
+@dataclass(kw_only=True)
+class SubjectTokens:
+    """One subject's image tokens for a launch, and which of them act.
+
+    The gate commutes with the bias-free projections (W(g f) = g (W f)), so keys and values of all tokens can be made
+    once, kept in `cache`, and each step gathers and scales them.
+    """
+
+    embeds: Tensor  # (R, S, D), ungated
+    index: Tensor | None = None  # (R, n) selected tokens, ascending; None = all
+    gate: Tensor | None = None  # (R, n) factor of each selected token, fp32
+    mask: Tensor | None = None  # (R, 1, H*, W*) influence mask in [0, 1]; None = 1 everywhere
+    cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps; None = made anew each time
+
+    def keys_values(self, attn: Attention) -> KeyValue:
+        """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
+        pair = None if self.cache is None else self.cache.get(attn)
+        if pair is None:
+            embeds = self.embeds.to(attn.to_k_vision.weight.dtype)
+            pair = _split(attn, attn.to_k_vision(embeds)), _split(attn, attn.to_v_vision(embeds))
+            if self.cache is not None:
+                self.cache[attn] = pair
+        if self.index is None:
+            return pair
+        return self._select(pair[0]), self._select(pair[1])
+
+    def _select(self, tokens: Tensor) -> Tensor:
+        assert self.index is not None and self.gate is not None
+        index = self.index[:, None, :, None].expand(-1, tokens.shape[1], -1, tokens.shape[3])
+        return (tokens.gather(2, index) * self.gate[:, None, :, None]).to(tokens.dtype)  # fp32: 1.004 is 1.0 in bf16
+
+
+@dataclass(kw_only=True)
+class MapRecorder:
+    """Collects, layer by layer, the attention that each query pays to the target words; fresh for every forward."""
+
+    words: Tensor  # (B, U, T) token masks, one per subject
+    maps: list[Tensor] = field(default_factory=list)  # (B, U, h, w) per layer, fp32, heads averaged
+
+    def record(self, query: Tensor, key: Tensor, scale: float, grid: tuple[int, int]) -> None:
+        """Add a layer: softmax over all text tokens in fp32, then only the words' columns are kept."""
+        scores = (query.float() * scale) @ key.float().transpose(2, 3)  # (B, H, N, T)
+        weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
+        self.maps.append(weights.mean(1).transpose(1, 2).unflatten(2, grid))
+
+
+@dataclass(kw_only=True)
+class Conditioning:
+    """Everything that one UNet call hands to its attention layers."""
+
+    grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level
+    subjects: Sequence[SubjectTokens] = ()
+    rows: slice = slice(None)  # the launch's rows that have subjects
+    scale: float = 1.0  # of the visual term
+    mask_resize: MaskResize = MaskResize.BILINEAR
+    recorder: MapRecorder | None = None
+    text_cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps
+    _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def mask_at(self, subject: int, queries: int) -> Tensor | None:
+        """The subject's mask on the grid of a layer with so many queries, flattened row-major: (R, N, 1)."""
+        mask = self.subjects[subject].mask
+        if mask is None:
+            return None
+        if (subject, queries) not in self._resized:
+            self._resized[subject, queries] = resize_mask(mask, self.grid(queries), self.mask_resize).flatten(2).mT
+        return self._resized[subject, queries]
+
+    def grid(self, queries: int) -> tuple[int, int]:
+        """(h, w) of a layer with so many queries."""
+        assert queries in self.grids, f"a layer has {queries} queries, the latent's levels have {dict(self.grids)}"
+        return self.grids[queries]
+
+
+def level_grids(height: int, width: int, levels: int) -> dict[int, tuple[int, int]]:
+    """(h, w) of each level of a UNet by its number of cells; a stride-2 convolution leaves ceil(side / 2)."""
+    grids = {}
+    for _ in range(levels):
+        grids[height * width] = (height, width)
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return grids
+
+
+def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
+    """A mask (R, 1, H, W) at a layer's exact size (R, 1, h, w); its own size is the identity."""
+    if tuple(mask.shape[-2:]) == tuple(grid):
+        return mask
+    if how is MaskResize.AREA:
+        return F.interpolate(mask, size=grid, mode="area")
+    return F.interpolate(mask, size=grid, mode="bilinear", align_corners=False)
+
+
+class DecoupledAttentionProcessor:
+    """diffusers' scaled-dot-product attention, plus, in cross-attention, the masked visual term and the record.
+
+    The layer's own output is left on the same kernels as stock diffusers, so that with no subject it is the same to the bit.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,  # (B, N, C)
+        encoder_hidden_states: Tensor | None = None,  # (B, T, D_text); None in self-attention
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,  # unused; diffusers passes it
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        residual = hidden_states
+        batch, queries, _ = hidden_states.shape
+        if attention_mask is not None:
+            length = (hidden_states if encoder_hidden_states is None else encoder_hidden_states).shape[1]
+            prepared = attn.prepare_attention_mask(attention_mask, length, batch)
+            attention_mask = prepared.view(batch, attn.heads, -1, prepared.shape[-1])
+        query = _split(attn, attn.to_q(hidden_states))  # (B, H, N, d)
+        key, value = _text_keys_values(attn, hidden_states, encoder_hidden_states, conditioning)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)  # (B, H, N, d)
+        output = output.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, H*d)
+        if encoder_hidden_states is not None and conditioning is not None:
+            if conditioning.recorder is not None:
+                conditioning.recorder.record(query, key, attn.scale, conditioning.grid(queries))
+            output = _add_subjects(attn, output, query, conditioning)
+        output = attn.to_out[1](attn.to_out[0](output))
+        if attn.residual_connection:
+            output = output + residual
+        return output / attn.rescale_output_factor
+
+
+def _split(attn: Attention, tokens: Tensor) -> Tensor:
+    """(B, n, H*d) -> (B, H, n, d)."""
+    return tokens.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+def _text_keys_values(
+    attn: Attention, hidden_states: Tensor, text: Tensor | None, conditioning: Conditioning | None
+) -> KeyValue:
+    if text is None:
+        return _split(attn, attn.to_k(hidden_states)), _split(attn, attn.to_v(hidden_states))
+    cache = None if conditioning is None else conditioning.text_cache
+    if cache is not None and attn in cache:
+        return cache[attn]
+    pair = _split(attn, attn.to_k(text)), _split(attn, attn.to_v(text))
+    if cache is not None:
+        cache[attn] = pair
+    return pair
+
+
+def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: Conditioning) -> Tensor:
+    """`output` with each subject's visual attention added in the rows that have subjects."""
+    if not conditioning.subjects:
+        return output
+    query = query[conditioning.rows]  # (R, H, N, d)
+    total = None
+    for number, subject in enumerate(conditioning.subjects):
+        key, value = subject.keys_values(attn)
+        visual = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (R, N, H*d)
+        if conditioning.scale != 1.0:
+            visual = visual * conditioning.scale
+        mask = conditioning.mask_at(number, query.shape[2])
+        if mask is not None:
+            visual = visual * mask.to(visual.dtype)
+        total = visual if total is None else total + visual
+    assert total is not None
+    if total.shape[0] == output.shape[0]:
+        return output + total
+    output = output.clone()
+    output[conditioning.rows] += total
+    return output
+
+
+def text_cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """The UNet's text cross-attention layers by module path, in construction order (down, up, mid in `named_modules`)."""
+    layers = {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+    }
+    if not layers:
+        raise ValueError("this UNet has no text cross-attention: RealCustom needs one with cross_attention_dim")
+    return layers
+
+
+def install(unet: UNet2DConditionModel) -> None:
+    """Set the processor on every attention layer of the UNet."""
+    unet.set_attn_processor(DecoupledAttentionProcessor())
+
+
+def add_visual_projections(
+    unet: UNet2DConditionModel,
+    image_embed_dim: int,
+    settings: AttentionSettings,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Give every text cross-attention its bias-free `to_k_vision` and `to_v_vision` (image_embed_dim -> its inner width)."""
+    for attn in text_cross_attentions(unet).values():
+        for name, own in (("to_k_vision", attn.to_k), ("to_v_vision", attn.to_v)):
+            layer = nn.Linear(image_embed_dim, own.weight.shape[0], bias=False)
+            _initialise(layer.weight, own.weight, settings.kv_init, name == "to_v_vision", generator)
+            attn.add_module(name, layer.to(own.weight.device, own.weight.dtype))
+
+
+@torch.no_grad()
+def _initialise(weight: Tensor, own: Tensor, init: KVInit, is_value: bool, generator: torch.Generator | None) -> None:
+    if init is KVInit.ZERO_V and is_value:
+        weight.zero_()
+    elif init is KVInit.NORMAL:
+        weight.normal_(std=0.02, generator=generator)
+    elif init is KVInit.COPY_TEXT and own.shape == weight.shape:
+        weight.copy_(own)
+    else:
+        nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)  # nn.Linear's default

@@ -1,0 +1,113 @@
+"""The adapter checkpoint: what training writes and serving reads. The only reader and writer.
+
+One safetensors file. Tensors: the trained ones only, by module path. Metadata: format version, the full settings, which
+base model and image encoder it was trained with, and where it came from. The same adapter gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from realcustom import config, storage
+from realcustom.settings import MethodSettings
+
+FORMAT = "realcustom-adapter-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A trained adapter and all that is needed to use it."""
+
+    tensors: Mapping[str, Tensor]
+    settings: MethodSettings
+    base: str  # identity of the base model
+    image_encoder: str  # identity of the image encoder
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # plain data: records, training settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a checkpoint says of itself."""
+
+    settings: MethodSettings
+    base: str
+    image_encoder: str
+    provenance: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]  # of the tensors
+
+
+def save_adapter(uri: str | Path, adapter: Adapter) -> str:
+    """Write an adapter atomically to a path or storage URI; returns the file's sha256, 64 hex digits."""
+    metadata = {
+        "format": FORMAT,
+        "settings": json.dumps(config.to_dict(adapter.settings), sort_keys=True),
+        "base": adapter.base,
+        "image_encoder": adapter.image_encoder,
+        "provenance": json.dumps(adapter.provenance, sort_keys=True),
+    }
+    tensors = {name: adapter.tensors[name].detach().cpu().contiguous() for name in sorted(adapter.tensors)}
+    data = _with_sorted_metadata(safetensors.torch.save(tensors, metadata))
+    storage.write_bytes(uri, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_adapter(uri: str | Path) -> Adapter:
+    """Read an adapter. Raises FileNotFoundError, or ValueError if the file is not one of ours."""
+    data = storage.read_bytes(uri)
+    header = _parse_header(data, uri)
+    return Adapter(
+        tensors=safetensors.torch.load(data),
+        settings=header.settings,
+        base=header.base,
+        image_encoder=header.image_encoder,
+        provenance=header.provenance,
+    )
+
+
+def read_header(uri: str | Path) -> Header:
+    """What the checkpoint says of itself, without its tensors. Raises as `load_adapter`."""
+    return _parse_header(storage.read_bytes(uri), uri)
+
+
+def adapter_sha256(uri: str | Path) -> str:
+    """sha256 of the file, 64 hex digits."""
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+
+
+def _parse_header(data: bytes, uri: str | Path) -> Header:
+    problem = f"{uri} is not an adapter checkpoint of this project"
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        safetensors.deserialize(data)  # offsets and sizes hold together
+    except (ValueError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{problem}: it is not a complete safetensors file ({error})") from error
+    metadata = header.pop("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{problem}: its format is {metadata.get('format')!r}, expected '{FORMAT}'")
+    return Header(
+        settings=config.build(MethodSettings, json.loads(metadata["settings"])),
+        base=metadata["base"],
+        image_encoder=metadata["image_encoder"],
+        provenance=json.loads(metadata["provenance"]),
+        shapes={name: tuple(entry["shape"]) for name, entry in header.items()},
+    )
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """safetensors writes its metadata in a hash map's order; sorted, the same adapter gives the same bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]

@@ -1,0 +1,137 @@
+"""The trained model: a frozen UNet, visual projections in its cross-attentions, and the scoring module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from realcustom import attention
+from realcustom.attention import Conditioning, SubjectTokens
+from realcustom.scoring import AdaptiveScoring, select_tokens
+from realcustom.settings import MethodSettings
+
+SCORING = "adaptive_scoring"
+
+
+class RealCustomModel(nn.Module):
+    """A UNet that attends to a subject's image tokens beside the text.
+
+    Only the visual projections and the scoring module take gradients; everything else is frozen.
+
+    Args:
+        unet: SD 1.x-shaped, of any size; its attention processors are replaced and projections added to it.
+        settings: the method.
+        image_embed_dim: width of the image tokens.
+        generator: of the new weights; None = torch's own.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        settings: MethodSettings,
+        image_embed_dim: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings, self.image_embed_dim = settings, image_embed_dim
+        unet.requires_grad_(False)
+        attention.install(unet)
+        attention.add_visual_projections(unet, image_embed_dim, settings.attn, generator)
+        self.unet = unet
+        self.levels = len(unet.config.block_out_channels)
+        self.adaptive_scoring: AdaptiveScoring | None = None
+        if settings.tokens.scoring:
+            text_dim = unet.config.cross_attention_dim
+            self.adaptive_scoring = AdaptiveScoring(
+                text_dim, unet.config.in_channels, image_embed_dim, settings.tokens
+            ).to(unet.device)
+            _reset(self.adaptive_scoring, generator)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, by the name it has in a checkpoint."""
+        trained = {
+            f"{path}.{name}.weight": getattr(attn, name).weight
+            for path, attn in attention.text_cross_attentions(self.unet).items()
+            for name in ("to_k_vision", "to_v_vision")
+        }
+        if self.adaptive_scoring is not None:
+            trained |= {f"{SCORING}.{name}": value for name, value in self.adaptive_scoring.named_parameters()}
+        return trained
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """Copies of the trained tensors, by checkpoint name."""
+        return {name: value.detach().clone() for name, value in self.trained_parameters().items()}
+
+    @torch.no_grad()
+    def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over trained tensors. Raises ValueError naming what is missing, unexpected or of another shape."""
+        own = self.trained_parameters()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [
+            f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+            for name in sorted(own.keys() & state.keys())
+            if own[name].shape != state[name].shape
+        ]
+        problems = [
+            f"{what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            if names
+        ]
+        if problems:
+            raise ValueError(f"the adapter does not fit this base model and image encoder: {'; '.join(problems)}")
+        for name, value in own.items():
+            value.copy_(state[name])
+
+    def score(
+        self,
+        encoder_hidden_states: Tensor,
+        latents: Tensor,
+        image_embeds: Tensor,
+        alphas_cumprod: Tensor,
+        influence_quantity: float,
+        words: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Selected tokens (B, n) and their gate (B, n); (None, None) = all of them, ungated. Shapes as `AdaptiveScoring`."""
+        if self.adaptive_scoring is None:
+            return None, None
+        scores = self.adaptive_scoring(encoder_hidden_states, latents, image_embeds, alphas_cumprod, words)
+        return select_tokens(scores, influence_quantity)
+
+    def forward(
+        self,
+        noisy_latents: Tensor,  # (B, c, h, w)
+        timesteps: Tensor,  # (B,)
+        encoder_hidden_states: Tensor,  # (B, T, D_text)
+        image_embeds: Tensor,  # (B, S, D)
+        alphas_cumprod: Tensor,  # (B,) of the timesteps
+        influence_quantity: float,
+    ) -> Tensor:
+        """The model's output (B, c, h, w) as training sees it: no mask, no word mask (section 3.2)."""
+        index, gate = self.score(encoder_hidden_states, noisy_latents, image_embeds, alphas_cumprod, influence_quantity)
+        conditioning = Conditioning(
+            grids=attention.level_grids(*noisy_latents.shape[-2:], self.levels),
+            subjects=[SubjectTokens(embeds=image_embeds, index=index, gate=gate)],
+            scale=self.settings.attn.scale,
+        )
+        return self.unet(
+            noisy_latents,
+            timesteps,
+            encoder_hidden_states,
+            cross_attention_kwargs={"conditioning": conditioning},
+            return_dict=False,
+        )[0]
+
+
+def _reset(module: nn.Module, generator: torch.Generator | None) -> None:
+    """nn.Linear's default initialisation, from `generator`."""
+    if generator is None:
+        return
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            bound = layer.in_features**-0.5
+            for parameter in layer.parameters(recurse=False):
+                with torch.no_grad():
+                    parameter.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,88 @@
+"""What the image encoder is shown of a subject: one function for training, caches and serving alike."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from realcustom.settings import Fit, ImageEncoderSettings, Reference
+
+WHITE = (255, 255, 255)
+MARGIN = 0.05  # of the subject's longer side, left white around a cut-out
+
+
+def prepare_reference(
+    image: Image.Image, mask: Image.Image | np.ndarray | None, settings: ImageEncoderSettings
+) -> Image.Image:
+    """A subject's picture, any size and mode, as the square RGB picture that the encoder takes.
+
+    Args:
+        image: the picture; EXIF orientation is applied, transparency laid on white.
+        mask: where the subject is: (H, W), of the picture's size after EXIF orientation; non-zero = subject. For
+            `reference: crop`; an alpha channel serves where there is none.
+    Raises:
+        ValueError: a cut-out is asked for and neither a mask nor transparency is there, or the mask is empty or of
+            another size.
+    """
+    image = ImageOps.exif_transpose(image)
+    alpha = _alpha(image)
+    rgb = on_white(image)
+    if settings.reference is Reference.CROP:
+        rgb = cut_out(rgb, _subject_mask(mask, alpha, rgb.size))
+    return square(rgb, settings.fit)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with transparency laid on white; grey, palette and CMYK pictures converted."""
+    alpha = _alpha(image)
+    if alpha is None:
+        return image.convert("RGB")
+    canvas = Image.new("RGB", image.size, WHITE)
+    canvas.paste(image.convert("RGB"), mask=alpha)
+    return canvas
+
+
+def cut_out(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The subject on white, cropped to its box with a small margin. `mask`: bool (H, W), not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    cropped = np.where(mask[..., None], np.asarray(image), np.uint8(255))[y0:y1, x0:x1]
+    margin = round(MARGIN * max(cropped.shape[:2]))
+    return ImageOps.expand(Image.fromarray(cropped), margin, WHITE)
+
+
+def square(image: Image.Image, fit: Fit) -> Image.Image:
+    """A square picture: white borders, the centre, or both sides scaled to the longer one."""
+    width, height = image.size
+    if width == height:
+        return image
+    if fit is Fit.STRETCH:
+        return image.resize((max(width, height),) * 2, Image.Resampling.BICUBIC)
+    if fit is Fit.CROP:
+        return ImageOps.fit(image, (min(width, height),) * 2)
+    side = max(width, height)
+    canvas = Image.new("RGB", (side, side), WHITE)
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return image.convert("RGBA").getchannel("A")
+    return None
+
+
+def _subject_mask(
+    mask: Image.Image | np.ndarray | None, alpha: Image.Image | None, size: tuple[int, int]
+) -> np.ndarray:
+    chosen = mask if mask is not None else alpha
+    if chosen is None or (mask is None and alpha is not None and np.asarray(alpha).min() == 255):
+        raise ValueError(
+            "this adapter takes a subject cut out on white (reference: crop): give a mask or a picture with transparency"
+        )
+    array = np.asarray(chosen.convert("L") if isinstance(chosen, Image.Image) else chosen) > 0
+    if array.shape != (size[1], size[0]):
+        raise ValueError(f"the mask is {array.shape[1]} x {array.shape[0]}, the picture {size[0]} x {size[1]}")
+    if not array.any():
+        raise ValueError("the mask is empty: it marks no pixel as the subject")
+    return array

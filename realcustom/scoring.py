@@ -1,0 +1,93 @@
+"""The adaptive scoring module: which image tokens act, and how strongly (paper, section 3.2, eq. 5-10).
+
+Letters: B rows, T text tokens, c_t their width, S image tokens, c_i their width, c latent channels, n selected tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from realcustom.settings import Fusion, TextMask, TokenSettings
+
+
+class AdaptiveScoring(nn.Module):
+    """Scores every image token from the text and from the noised latent; shared by all layers, run once per forward.
+
+    Args:
+        text_dim: c_t.
+        latent_channels: c.
+        image_dim: c_i.
+        settings: fusion and the MLPs' hidden width.
+    """
+
+    def __init__(self, text_dim: int, latent_channels: int, image_dim: int, settings: TokenSettings) -> None:
+        super().__init__()
+        self.fusion, self.text_mask_mode = settings.fusion, settings.text_mask_mode
+        self.text_attention = nn.Linear(text_dim, 1, bias=False)  # W_at, eq. 5
+        self.latent_attention = nn.Linear(latent_channels, 1, bias=False)  # W_av, eq. 5
+        self.text_scorer = _scorer(image_dim + text_dim, settings.hidden)
+        self.latent_scorer = _scorer(image_dim + latent_channels, settings.hidden)
+
+    def forward(
+        self,
+        encoder_hidden_states: Tensor,  # (B, T, c_t)
+        latents: Tensor,  # (B, c, h, w), as the UNet sees them, times the influence mask at inference
+        image_embeds: Tensor,  # (B, S, c_i)
+        alphas_cumprod: Tensor,  # (B,) of the timestep, variance-preserving
+        words: Tensor | None = None,  # (B, T) the target word's tokens; None while training
+    ) -> Tensor:
+        """S, (B, S): positive, fp32, sums to one over the tokens."""
+        text, image = encoder_hidden_states.float(), image_embeds.float()
+        cells = latents.float().flatten(2).mT  # (B, h*w, c)
+        text_score = self._score(self.text_scorer, image, self._text_context(text, words))  # (B, S)
+        visual = torch.softmax(self.latent_attention(cells), 1)  # (B, h*w, 1)
+        visual_score = self._score(self.latent_scorer, image, (visual * cells).sum(1))  # (B, S)
+        return torch.softmax(self._fuse(text_score, visual_score, alphas_cumprod.float()), -1)
+
+    def _text_context(self, text: Tensor, words: Tensor | None) -> Tensor:
+        """C_text, (B, c_t): eq. 6; the word's mask acts as the settings say (figure 3b)."""
+        if words is None or self.text_mask_mode is TextMask.NONE:
+            logits = self.text_attention(text)  # (B, T, 1)
+        elif self.text_mask_mode is TextMask.MULTIPLY:
+            text = text * words[..., None].float()
+            logits = self.text_attention(text)
+        else:
+            logits = self.text_attention(text).masked_fill(words[..., None] == 0, -torch.inf)
+        return (torch.softmax(logits, 1) * text).sum(1)
+
+    @staticmethod
+    def _score(scorer: nn.Module, image: Tensor, context: Tensor) -> Tensor:
+        """(B, S): the context is replicated beside every token (eq. 7)."""
+        repeated = context[:, None].expand(-1, image.shape[1], -1)
+        return scorer(torch.cat([image, repeated], -1)).squeeze(-1)
+
+    def _fuse(self, text: Tensor, visual: Tensor, alphas_cumprod: Tensor) -> Tensor:
+        """Eq. 8: early steps (large t) listen to the text, late ones to the latent."""
+        if self.fusion is Fusion.TEXT:
+            return text
+        if self.fusion is Fusion.VISUAL:
+            return visual
+        if self.fusion is Fusion.MEAN:
+            return (text + visual) / 2
+        late = alphas_cumprod.sqrt()[:, None]  # (B, 1)
+        return (1 - late) * text + late * visual
+
+
+def _scorer(width: int, hidden: int) -> nn.Sequential:
+    # non-linear, or the replicated context would cancel in the softmax; a last bias would too, so there is none
+    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1, bias=False))
+
+
+def select_tokens(scores: Tensor, influence_quantity: float) -> tuple[Tensor, Tensor]:
+    """The max(1, int(influence_quantity * S)) tokens with the largest score (eq. 9-10); equal ones by lower index.
+
+    Args:
+        scores: (B, S).
+    Returns:
+        Indices (B, n) in ascending order, and the gate 1 + score of each, (B, n) fp32, through which the scorer learns.
+    """
+    count = max(1, int(influence_quantity * scores.shape[1]))
+    order = torch.sort(scores.detach(), dim=1, descending=True, stable=True).indices
+    index = order[:, :count].sort(dim=1).values
+    return index, 1 + scores.gather(1, index)

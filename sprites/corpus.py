@@ -1,0 +1,194 @@
+"""The world as an image-text corpus: webdataset shards of any size, the truth about them beside.
+
+`FOLDER/shards/shard-00000.tar` holds `000000.jpg`, `000000.txt` (the caption) and `000000.json` (which pictures are known
+to show the same subject); `FOLDER/truth.parquet` what nobody but a judge may read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from realcustom import record, storage
+from sprites.world import Drawing, Scene, Split, draw, scene
+
+
+class Spoilt(enum.Enum):
+    """What is wrong with a picture of a corpus, on purpose."""
+
+    TRUNCATED_JPEG = "truncated_jpeg"
+    TORN_TAR = "torn_tar"  # the shard ends in the middle of this sample
+    EXACT_DUPLICATE = "exact_duplicate"
+    NEAR_DUPLICATE = "near_duplicate"  # the same drawing, compressed more
+    TINY_IMAGE = "tiny_image"
+    EMPTY_CAPTION = "empty_caption"  # not an error: it is kept and captioned
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """How much is drawn."""
+
+    pictures: int = 240
+    per_shard: int = 48
+    views: int = 3  # consecutive pictures of the same subject
+    second: float = 0.0  # probability of a second subject
+    first: int = 0  # index of the first scene
+    spoil: int = 2  # pictures spoilt in each way (one torn shard at most)
+    split: Split = Split.CORPUS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture as it lies in a shard."""
+
+    scene: Scene
+    drawing: Drawing
+    jpeg: bytes
+    caption: str
+    view_group: str
+    spoilt: Spoilt | None = None
+
+
+def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]:
+    """Write shards and truth below `folder`; the same settings give the same bytes.
+
+    Returns:
+        How many pictures are spoilt in each way, by name, and `pictures`: the number in all.
+    """
+    truth: list[dict[str, object]] = []
+    samples = list(_spoil(list(_samples(settings)), settings)) if settings.spoil else list(_samples(settings))
+    shards = range(0, len(samples), settings.per_shard)
+    for number, start in enumerate(shards):
+        name = f"shard-{number:05d}.tar"
+        chunk = samples[start : start + settings.per_shard]
+        storage.write_bytes(storage.join(folder, "shards", name), _shard(chunk))
+        truth += [_truth(name, f"{i:06d}", sample) for i, sample in enumerate(chunk)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(truth, schema=_TRUTH), buffer)
+    storage.write_bytes(storage.join(folder, "truth.parquet"), buffer.getvalue())
+    counts = {kind.value: sum(row["spoilt"] == kind.value for row in truth) for kind in Spoilt}
+    return {"pictures": len(truth), **counts}
+
+
+def read_picture(folder: str | Path, key: str) -> bytes:
+    """The encoded bytes of the picture `key` (`shard-00000.tar/000031.jpg`) of a corpus, whatever state they are in."""
+    shard, _, name = key.partition("/")
+    data = storage.read_bytes(storage.join(folder, "shards", shard))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:  # in order, so that what lies before a tear can be read
+            if member.name == name:
+                file = tar.extractfile(member)
+                assert file is not None, f"{key} is not a file"
+                return file.read()
+    raise ValueError(f"no picture {key} in {folder}")
+
+
+def jpeg_bytes(image: np.ndarray, quality: int = 95) -> bytes:
+    """A picture, uint8 (H, W, 3), as JPEG without colour subsampling."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _samples(settings: CorpusSettings) -> Iterator[Sample]:
+    for index in range(settings.first, settings.first + settings.pictures):
+        item = scene(settings.split, index, views=settings.views, second=settings.second)
+        drawing = draw(item)
+        group = f"{settings.split.name.lower()}-{index // settings.views}"
+        yield Sample(
+            scene=item, drawing=drawing, jpeg=jpeg_bytes(drawing.image), caption=item.caption, view_group=group
+        )
+
+
+def _spoil(samples: list[Sample], settings: CorpusSettings) -> Iterator[Sample]:
+    """Spoil pictures spread over the corpus; duplicates are added, the rest is changed in place."""
+    in_place = (Spoilt.TRUNCATED_JPEG, Spoilt.TINY_IMAGE, Spoilt.EMPTY_CAPTION)
+    spots = np.random.default_rng(settings.first).permutation(len(samples) - 1)[: settings.spoil * 5]
+    kinds = dict(zip(spots.tolist(), [*in_place, Spoilt.EXACT_DUPLICATE, Spoilt.NEAR_DUPLICATE] * 10, strict=False))
+    duplicates = []
+    for index, sample in enumerate(samples[:-1]):
+        kind = kinds.get(index)
+        if kind in in_place:
+            yield _spoilt(sample, kind)
+            continue
+        yield sample
+        if kind is not None:
+            duplicates.append(_spoilt(sample, kind))
+    yield from duplicates
+    yield dataclasses.replace(samples[-1], spoilt=Spoilt.TORN_TAR)
+
+
+def _spoilt(sample: Sample, kind: Spoilt) -> Sample:
+    jpeg, caption = sample.jpeg, sample.caption
+    if kind is Spoilt.TRUNCATED_JPEG:
+        jpeg = jpeg[: len(jpeg) * 3 // 5]
+    elif kind is Spoilt.NEAR_DUPLICATE:
+        jpeg = jpeg_bytes(sample.drawing.image, quality=75)
+    elif kind is Spoilt.TINY_IMAGE:
+        jpeg = jpeg_bytes(np.ascontiguousarray(sample.drawing.image[::4, ::4]))
+    elif kind is Spoilt.EMPTY_CAPTION:
+        caption = ""
+    return dataclasses.replace(sample, jpeg=jpeg, caption=caption, spoilt=kind)
+
+
+def _shard(samples: list[Sample]) -> bytes:
+    buffer = io.BytesIO()
+    torn_at = None
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for index, sample in enumerate(samples):
+            meta = json.dumps({"view_group": sample.view_group}).encode()
+            members = {"jpg": sample.jpeg, "json": meta, "txt": sample.caption.encode()}
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{index:06d}.{suffix}")
+                info.size = len(data)
+                if sample.spoilt is Spoilt.TORN_TAR and suffix == "jpg":
+                    torn_at = buffer.tell() + 512 + len(data) // 2
+                tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()[:torn_at]
+
+
+_TRUTH = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("noun", pa.string()),
+        ("background", pa.string()),
+        ("place", pa.string()),
+        ("body", pa.string()),
+        ("second", pa.string()),
+        ("pattern", pa.string()),
+        ("box", pa.list_(pa.int32(), 4)),
+        ("mask", pa.binary()),  # SIZE x SIZE bits, row-major, numpy.packbits
+        ("spoilt", pa.string()),
+    ]
+)
+
+
+def _truth(shard: str, key: str, sample: Sample) -> dict[str, object]:
+    first = sample.scene.subjects[0]
+    return {
+        "uid": record.picture_uid(f"{shard}/{key}.jpg"),
+        "key": f"{shard}/{key}.jpg",
+        "caption": sample.scene.caption,
+        "noun": first.identity.noun,
+        "background": sample.scene.background,
+        "place": first.place,
+        "body": first.identity.body,
+        "second": first.identity.second,
+        "pattern": first.identity.pattern,
+        "box": list(sample.drawing.boxes[0]),
+        "mask": np.packbits(sample.drawing.masks[0]).tobytes(),
+        "spoilt": None if sample.spoilt is None else sample.spoilt.value,
+    }

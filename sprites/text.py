@@ -1,0 +1,113 @@
+"""The world's words: a CLIP tokenizer that knows them whole, and a text encoder that tells them apart.
+
+A freshly initialised CLIPTextModel gives nearly the same features for every noun; some seconds of caption
+classification (the noun at the noun's token, background and place at theirs) make them distinct. It is frozen after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sprites.world import BACKGROUNDS, NOUNS, PLACES, Scene, Split, scene
+
+MAX_LENGTH = 24  # tokens of a prompt, BOS and EOS included
+WIDTH = 64  # of the text features
+WORDS = (*NOUNS, *BACKGROUNDS, *PLACES, "a", "an", "the", "at", "on", "in", "of", "with", "and", "picture", "photo")
+
+
+def make_clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair rules with just the merges that make each of `WORDS` one token; other words become letters."""
+    symbols = list(_byte_symbols())
+    vocabulary = symbols + [symbol + "</w>" for symbol in symbols]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            # joined from the right: "</w>" ends up in every joined piece, so that no merge of one word spoils another
+            pair = (pieces[-2], pieces[-1])
+            if pair not in merges:
+                merges.append(pair)
+                vocabulary.append("".join(pair))
+            pieces[-2:] = ["".join(pair)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    index = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    return CLIPTokenizer(vocab=index, merges=merges, model_max_length=MAX_LENGTH)
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A tiny CLIPTextModel with random weights, 64 wide, two layers."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Token ids (B, 24), padded and truncated as the pipeline does."""
+    kinds = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH, "return_tensors": "pt"}
+    return tokenizer(captions, **kinds).input_ids
+
+
+def caption_targets(tokenizer: CLIPTokenizer, scenes: list[Scene], ids: torch.Tensor) -> torch.Tensor:
+    """Class of each token (B, 24): the noun's, background's or place's number, -100 elsewhere."""
+    names = (*NOUNS, *BACKGROUNDS, *PLACES)
+    classes = {tokenizer.convert_tokens_to_ids(name + "</w>"): i for i, name in enumerate(names)}
+    targets = torch.full_like(ids, -100)
+    for token, index in classes.items():
+        targets[ids == token] = index
+    return targets
+
+
+def pretrain_text_encoder(steps: int = 600, batch_size: int = 64, seed: int = 0) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Train the text encoder on caption classification: each named thing at its token, all of them at the last.
+
+    Returns:
+        The tokenizer and the encoder, frozen and in evaluation mode.
+    """
+    torch.manual_seed(seed)
+    tokenizer = make_clip_tokenizer()
+    encoder = make_text_encoder(tokenizer).train()
+    names = len(NOUNS) + len(BACKGROUNDS) + len(PLACES)
+    at_token, at_end = nn.Linear(WIDTH, names), nn.Linear(WIDTH, names)
+    parameters = [*encoder.parameters(), *at_token.parameters(), *at_end.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    for _, scenes in zip(range(steps), _batches(batch_size), strict=False):
+        ids = tokenize(tokenizer, [item.caption for item in scenes])
+        output = encoder(ids)
+        targets = caption_targets(tokenizer, scenes, ids)
+        loss = nn.functional.cross_entropy(at_token(output.last_hidden_state).flatten(0, 1), targets.flatten())
+        present = torch.zeros(len(scenes), names)
+        rows, columns = torch.nonzero(targets >= 0, as_tuple=True)
+        present[rows, targets[rows, columns]] = 1.0
+        loss = loss + nn.functional.binary_cross_entropy_with_logits(at_end(output.pooler_output), present)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def _batches(size: int) -> Iterator[list[Scene]]:
+    start = 10**8  # apart from the scenes that the diffusion model sees
+    while True:
+        yield [scene(Split.ZOO, start + i, second=0.3) for i in range(size)]
+        start += size
+
+
+def _byte_symbols() -> list[str]:
+    """The printable stand-ins of all 256 bytes, in CLIP's (GPT-2's) order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

@@ -1,0 +1,42 @@
+"""What all tests share: an offline world, few threads, and one Ray cluster for those that need it."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports a library that reads them; workers and subprocesses inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["RAY_AUTH_MODE"] = "token"  # the same on the cluster, in this process and in those that join
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ.pop("RAY_ADDRESS", None)  # a developer's own cluster is none of ours
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads() -> None:
+    """Keep torch to two threads: tests are small, and numbers should not depend on the machine's cores."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of one local cluster of 8 logical CPUs; this process is connected, commands join by RAY_ADDRESS."""
+    import ray
+
+    from pipeline.cluster import start_local
+
+    address = start_local(num_cpus=8)
+    os.environ["RAY_ADDRESS"] = address
+    try:
+        yield address
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.shutdown()

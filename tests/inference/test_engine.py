@@ -1,0 +1,160 @@
+"""The engine with a tiny random pipeline: seeds, company, cancellation, deadline, queue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference.engine import Engine, Job, Ticket
+from inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.pipeline import RealCustomPipeline, Subject
+
+REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+PROMPT = "a cat in the snow"
+
+
+def _job(**fields: Any) -> Job:
+    return Job(**({"prompt": PROMPT, "seed": 7, "num_inference_steps": 3} | fields))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.float32) / 255.0
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pipeline: RealCustomPipeline) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline, max_queue=2, deadline_seconds=60.0, threads=1)
+    yield engine
+    engine.close()
+
+
+class Gate:
+    """Holds the engine at a step until let go, and counts the steps that were run."""
+
+    def __init__(self, pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch, hold_at: int) -> None:
+        self.steps = 0
+        self.reached, self.open = threading.Event(), threading.Event()
+        step = pipeline.base.scheduler.step
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.steps += 1
+            if self.steps == hold_at:
+                self.reached.set()
+                assert self.open.wait(30)
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(pipeline.base.scheduler, "step", counted)
+
+
+def test_image_i_is_that_of_seed_plus_i_alone_or_in_company(engine: Engine) -> None:
+    subjects = (Subject(image=REFERENCE, word="cat"),)
+    together = engine.submit(_job(n=3, subjects=subjects, return_masks=True)).future.result(60)
+    assert together.seeds == [7, 8, 9]
+    alone = [
+        engine.submit(_job(seed=seed, subjects=subjects, return_masks=True)).future.result(60) for seed in (7, 8, 9)
+    ]
+    for i, one in enumerate(alone):
+        np.testing.assert_allclose(_pixels(together.images[i]), _pixels(one.images[0]), atol=1.01 / 255)
+        assert together.masks is not None and one.masks is not None
+        assert one.masks.shape[:3] == (3, 1, 1) and one.masks.min() >= 0.0 and one.masks.max() == 1.0
+        np.testing.assert_allclose(together.masks[:, i], one.masks[:, 0], atol=1e-4)
+    assert np.abs(_pixels(alone[0].images[0]) - _pixels(alone[1].images[0])).max() > 0.01
+
+
+def test_a_subject_is_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = engine.pipeline.image_encoder
+    assert encoder is not None
+    encode, calls = encoder.encode, []
+
+    def counted(pixel_values: Any) -> Any:
+        calls.append(len(pixel_values))
+        return encode(pixel_values)
+
+    monkeypatch.setattr(encoder, "encode", counted)
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    first = engine.submit(_job(subjects=(Subject(image=picture, word="cat"),))).future.result(60)
+    again = engine.submit(_job(subjects=(Subject(image=picture.copy(), word="cat"),))).future.result(60)
+    assert calls == [1]
+    assert first.images[0].tobytes() == again.images[0].tobytes()
+
+
+def test_a_cancelled_job_stops_within_one_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(engine.pipeline, monkeypatch, hold_at=2)
+    ticket = engine.submit(_job(num_inference_steps=50))
+    assert gate.reached.wait(30)
+    ticket.cancel()
+    gate.open.set()
+    with pytest.raises(Cancelled):
+        ticket.future.result(30)
+    assert gate.steps == 2  # the step it was in was the last
+
+
+def test_queue_full_and_a_cancelled_place_is_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(engine.pipeline, monkeypatch, hold_at=1)
+    running = engine.submit(_job())
+    assert gate.reached.wait(30)
+    waiting = [engine.submit(_job()) for _ in range(2)]
+    with pytest.raises(QueueFull) as caught:
+        engine.submit(_job())
+    assert int(caught.value.headers()["Retry-After"]) >= 1
+    waiting[0].cancel()
+    third = engine.submit(_job(seed=8))
+    gate.open.set()
+    with pytest.raises(Cancelled):
+        waiting[0].future.result(60)
+    images = [ticket.future.result(60).images[0].tobytes() for ticket in (running, waiting[1], third)]
+    assert images[0] == images[1] != images[2]
+
+
+def test_deadline(tiny_pipeline: RealCustomPipeline) -> None:
+    engine = Engine(tiny_pipeline, deadline_seconds=0.2, threads=1)
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(_job(num_inference_steps=1000)).future.result(60)
+    engine.close()
+    with pytest.raises(Cancelled):
+        engine.submit(_job())
+
+
+def test_closing_gives_up_what_runs_and_waits(
+    tiny_pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tiny_pipeline, threads=1)
+    gate = Gate(tiny_pipeline, monkeypatch, hold_at=1)
+    tickets = [engine.submit(_job()) for _ in range(2)]
+    assert gate.reached.wait(30)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    gate.open.set()
+    closer.join(30)
+    assert not engine.alive
+    assert all(isinstance(ticket.future.exception(0), Cancelled) for ticket in tickets)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"),
+    [
+        ({"subjects": (Subject(image=REFERENCE, word="dog"),)}, WordNotInPrompt, "cat"),
+        ({"subjects": (Subject(image=REFERENCE, word="cat", occurrence=3),)}, RequestError, "3"),
+        ({"width": 33, "height": 32}, RequestError, "33"),
+    ],
+)
+def test_what_the_pipeline_refuses_is_the_requests_error_and_the_engine_goes_on(
+    engine: Engine, fields: dict[str, Any], kind: type[RequestError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        engine.submit(_job(**fields)).future.result(60)
+    assert len(engine.submit(_job(num_inference_steps=1)).future.result(60).images) == 1
+
+
+def test_a_bug_is_that_requests_answer_and_the_engine_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.pipeline.base.scheduler, "step", None)
+        with pytest.raises(TypeError):
+            engine.submit(_job()).future.result(60)
+    ticket: Ticket = engine.submit(_job(num_inference_steps=1))
+    assert len(ticket.future.result(60).images) == 1

@@ -1,0 +1,153 @@
+"""What a user gets wrong: one clear line on stderr, exit code 2, nothing imported that is heavy, nothing written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+PHOTO = str(Path(__file__).parent.parent / "data" / "photos" / "duck_toy.jpg")
+# Runs each command line of argv[1] in one process; says what each printed and whether it loaded what takes long.
+PROBE = """
+import contextlib, io, json, sys
+from pipeline.cli import run
+results = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run(arguments)
+    results.append([status, out.getvalue(), err.getvalue(), [name for name in ("torch", "ray") if name in sys.modules]])
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Things that are not what they should be."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "not-a-picture.jpg").write_bytes(b"GIF89a, nearly")
+    cut = Path(PHOTO).read_bytes()
+    (folder / "cut.jpg").write_bytes(cut[: len(cut) // 2])
+    (folder / "empty").mkdir()
+    base = folder / "base-without-unet"
+    base.mkdir()
+    (base / "model_index.json").write_text("{}")
+    looks_right = folder / "base"
+    (looks_right / "unet").mkdir(parents=True)
+    (looks_right / "unet" / "config.json").write_text("{}")
+    (looks_right / "model_index.json").write_text("{}")
+    occupied = folder / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.txt").write_text("ten years of work")
+    Image.new("RGB", (8, 8)).save(folder / "table.parquet", format="PNG")
+    return folder
+
+
+def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
+    draw = ["generate", "--prompt", "a duck in the snow", "--output", str(folder / "new")]
+    good = [*draw, "--image", PHOTO, "--word", "duck"]
+    records = ["--output", str(folder / "new")]
+    return {
+        "mistyped setting": ([*good, "--set", "method.maks.norm=max"], "did you mean 'method.mask'?"),
+        "mistyped recipe": ([*good, "--recipe", "sprits"], "did you mean 'sprites'?"),
+        "mistyped option": ([*good, "--promtp", "x"], "No such option: --promtp"),
+        "mistyped verb": (["genrate"], "Did you mean 'generate'?"),
+        "missing option": (["generate"], "--prompt"),
+        "no settings file": ([*good, "--config", str(folder / "no.yaml")], "no settings file at"),
+        "no picture": ([*draw, "--image", str(folder / "no.jpg"), "--word", "duck"], "--image: no picture at"),
+        "not a picture": ([*draw, "--image", str(folder / "not-a-picture.jpg"), "--word", "duck"], "cannot be read"),
+        "cut picture": ([*draw, "--image", str(folder / "cut.jpg"), "--word", "duck"], "truncated"),
+        "folder as picture": ([*draw, "--image", str(folder), "--word", "duck"], "cannot be read"),
+        "word not in prompt": (
+            [*draw, "--image", PHOTO, "--word", "dog"],
+            "'dog' is not in the prompt; its words are: a, duck, in, the, snow",
+        ),
+        "word without picture": ([*draw, "--word", "duck"], "0 --image and 1 --word"),
+        "no adapter": (
+            [*good, "--base", str(folder / "base"), "--adapter", str(folder / "no.safetensors")],
+            "--adapter: no adapter checkpoint at",
+        ),
+        "no adapter for a base": ([*good, "--base", str(folder / "base")], "--adapter: none given"),
+        "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "unet/config.json missing"),
+        "no base": ([*good, "--base", str(folder / "nothing")], "no folder at"),
+        "foreign files in output": ([*good, "--output", str(folder / "occupied")], "holds other files (thesis.txt"),
+        "serve: no adapter": (
+            ["serve", "--base", str(folder / "base"), "--adapter", str(folder / "no.safetensors")],
+            "no adapter checkpoint at",
+        ),
+        "serve: bad port": (["serve", "--set", "serve.port=99999"], "port must lie in 1..65535"),
+        "train: no records": (["train", "--input", str(folder / "no"), *records], "--input: no training records at"),
+        "train: empty": (["train", "--input", str(folder / "empty"), *records], "no Parquet file below"),
+        "train: not a table": (["train", "--input", str(folder / "table.parquet"), *records], "--input"),
+        "ingest: no input": (["preprocess", "ingest", "--input", str(folder / "no"), *records], "no folder or table"),
+        "ingest: empty": (["preprocess", "ingest", "--input", str(folder / "empty"), *records], "is an empty corpus"),
+        "score: not a stage": (["preprocess", "score", "--input", str(folder / "empty"), *records], "neither a stage"),
+        "inspect: nothing": (["inspect", str(folder / "no")], "no file or folder at"),
+        "inspect: empty": (["inspect", str(folder / "empty")], "holds no stage"),
+        "no cluster": (
+            ["preprocess", "ingest", "--input", str(Path(PHOTO).parent), *records, "--address", "127.0.0.1:1"],
+            "no Ray cluster answers at 127.0.0.1:1",
+        ),
+    }
+
+
+def test_each_is_one_line_and_nothing_is_started_or_written(folder: Path) -> None:
+    cases = mistakes(folder)
+    before = sorted(str(path) for path in folder.rglob("*"))
+    commands = json.dumps([arguments for arguments, _ in cases.values()])
+    done = subprocess.run([sys.executable, "-c", PROBE, commands], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for (name, (_, expected)), (status, out, err, heavy) in zip(cases.items(), json.loads(done.stdout), strict=True):
+        assert status == 2, (name, status, err)
+        assert expected in err and err.startswith("error: ") and err.count("\n") == 1, (name, err)
+        assert out == "", (name, out)
+        assert heavy == [], (name, heavy)
+    assert sorted(str(path) for path in folder.rglob("*")) == before
+
+
+def test_the_installed_command_says_so_within_a_second() -> None:
+    command = Path(sys.executable).with_name("realcustom")
+    seconds = []
+    for _ in range(3):  # the best of three: other work on the machine is not what is measured
+        start = time.monotonic()
+        done = subprocess.run(
+            [command, "train", "--input", "x", "--output", "y", "--set", "train.lrr=1"], capture_output=True
+        )
+        seconds.append(time.monotonic() - start)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr == b"error: unknown setting 'train.lrr'; did you mean 'train.lr'?\n"
+    assert min(seconds) < 2.0  # 0.7 s on an idle machine
+
+
+def test_a_setting_without_effect_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.cli import run
+
+    assert run(["generate", "--prompt", "a duck", "--word", "dog", "--image", PHOTO, "--set", "train.lr=1"]) == 2
+    assert "warning: --set train.lr has no effect in 'generate', which reads base, adapter" in capsys.readouterr().err
+
+
+def test_settings_are_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from pipeline.cli import run
+
+    arguments = ["train", "--input", "nowhere", "--output", str(tmp_path / "out"), "--set", "train.lr=0.125"]
+    assert run([*arguments, "--print-config"]) == 0
+    assert "lr: 0.125" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["quickstart"], ["train"], ["generate"], ["serve"], ["inspect"]]
+    + [["preprocess", stage] for stage in ("ingest", "score", "select", "caption", "subjects", "encode", "filter")],
+    ids=" ".join,
+)
+def test_every_verb_has_help_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.cli import run
+
+    assert run([*verb, "--help"]) == 0
+    assert f"For example:\n    realcustom {' '.join(verb)}" in capsys.readouterr().out

@@ -1,0 +1,66 @@
+"""Archives read with byte offsets: what is readable before a tear is read, and the tear is always seen."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from preprocessing.tar import ChunkedFile, TornTar, read_members
+from tests.preprocessing.corpora import tar_bytes
+
+MEMBERS = [("a.jpg", b"x" * 700), ("a.txt", b"a toy"), ("b.jpg", b"y" * 512), ("b.txt", b"")]
+ENDS = [512 + 1024, 512 + 1024 + 1024, 3584, 4096]  # where each member's padded data end
+
+
+def read(path: Path, chunk: int = 8 * 2**20, max_bytes: int = 2**20) -> tuple[list[tuple[str, bytes | None]], int | None]:
+    """Members that came out, and the offset of the tear."""
+    found = []
+    try:
+        for member in read_members(ChunkedFile(str(path), attempts=1, backoff=0, chunk=chunk), max_bytes):
+            found.append((member.name, member.data))
+    except TornTar as torn:
+        return found, torn.offset
+    return found, None
+
+
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_as_tarfile_reads_them(tmp_path: Path, fmt: int) -> None:
+    members = [("folder/" + "long" * 60 + ".jpg", b"1"), ("ümlaut.txt", b"2"), *MEMBERS]
+    if fmt == tarfile.USTAR_FORMAT:
+        members = members[1:]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members, fmt))
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        expected = [(info.name, archive.extractfile(info).read()) for info in archive]  # type: ignore[union-attr]
+    assert read(tmp_path / "x.tar") == (expected, None)
+    assert read(tmp_path / "x.tar", chunk=600) == (expected, None)
+
+
+def test_a_cut_anywhere_is_seen_and_what_is_before_it_kept(tmp_path: Path) -> None:
+    whole = tar_bytes(MEMBERS)
+    for cut in range(1, 4096 + 1, 61):
+        (tmp_path / "x.tar").write_bytes(whole[:cut])
+        found, torn = read(tmp_path / "x.tar")
+        complete = sum(end <= cut for end in ENDS)
+        # the padding after a member's data may be missing: its data are there
+        assert len(found) >= complete and found == MEMBERS[: len(found)]
+        assert torn is not None and torn <= cut
+
+
+def test_broken_header_names_its_offset(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes(MEMBERS))
+    data[ENDS[0] + 3] ^= 0xFF
+    (tmp_path / "x.tar").write_bytes(bytes(data))
+    assert read(tmp_path / "x.tar") == (MEMBERS[:1], ENDS[0])
+
+
+def test_archives_one_after_the_other_are_read_to_the_last(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_bytes(MEMBERS[:2]) + tar_bytes(MEMBERS[2:]))
+    assert read(tmp_path / "x.tar") == (MEMBERS, None)
+
+
+def test_a_member_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_bytes(MEMBERS))
+    found, torn = read(tmp_path / "x.tar", max_bytes=600)
+    assert found == [("a.jpg", None), *MEMBERS[1:]] and torn is None

@@ -1,0 +1,104 @@
+"""From record numbers to a batch of tensors: features, and each sample's own noise, timestep, dropout and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from training.data import Share, Views
+from training.draws import Draw, draw_sample
+from training.features import FeatureStore, Kind
+from training.loop import Batch, World
+from training.settings import TrainSettings
+
+VALIDATION_SEED = 0  # not a setting: the validation losses of runs with other seeds can be compared
+
+
+class BatchMaker:
+    """Makes the batches of one worker."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        views: Views,
+        settings: TrainSettings,
+        num_train_timesteps: int,
+        world: World,
+    ) -> None:
+        """Args:
+            store: features by record number.
+            views: other views that may stand in as a sample's reference.
+            num_train_timesteps: T, of the base model's scheduler.
+        """
+        self.store, self.views, self.settings = store, views, settings
+        self.num_train_timesteps, self.world = num_train_timesteps, world
+        self._no_text: torch.Tensor | None = None  # (T, D), of the empty caption
+
+    def training(self, share: Share) -> Batch:
+        """A worker's share of a training step."""
+        numbers = [int(number) for number in share.numbers]
+        draws = [self._draw(number, self.settings.seed, share.epoch) for number in numbers]
+        return self._batch(numbers, draws, share.weights, share.total_weight, drop=True)
+
+    def validation(self, numbers: np.ndarray) -> Iterator[Batch]:
+        """This worker's share of the held-out records, each with fixed noise at evenly spread timesteps, undropped."""
+        settings, size = self.settings, -(-self.settings.batch_size // self.world.size)
+        count = settings.validation_timesteps
+        cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
+        mine = cases[self.world.rank :: self.world.size]
+        for start in range(0, len(mine), size):
+            rows = mine[start : start + size]
+            weights = (np.arange(size) < len(rows)).astype(np.float32)
+            rows = rows + rows[:1] * (size - len(rows))  # one batch shape: the same arithmetic for every row
+            draws = [self._draw(number, VALIDATION_SEED, f"validation-{stratum}") for number, stratum in rows]
+            times = [(stratum + draw.time) / count for (_, stratum), draw in zip(rows, draws, strict=True)]
+            yield self._batch([number for number, _ in rows], draws, weights, 0.0, drop=False, times=times)
+
+    def _draw(self, number: int, seed: int, epoch: int | str) -> Draw:
+        shape = self.store.get(Kind.LATENTS, number).shape
+        return draw_sample(seed, epoch, self.store.index.uid(number), tuple(shape))
+
+    def _batch(
+        self,
+        numbers: list[int],
+        draws: list[Draw],
+        weights: np.ndarray,
+        total_weight: float,
+        drop: bool,
+        times: list[float] | None = None,
+    ) -> Batch:
+        rows = list(zip(numbers, draws, strict=True))
+        text = [self._text(number, draw, drop) for number, draw in rows]
+        image = [self._image(number, draw, drop) for number, draw in rows]
+        steps = [int(time * self.num_train_timesteps) for time in times or [draw.time for draw in draws]]
+        device = self.world.device
+        return Batch(
+            latents=_stack([self.store.get(Kind.LATENTS, number) for number in numbers]).to(device),
+            noise=torch.stack([draw.noise for draw in draws]).to(device),
+            timesteps=torch.tensor(steps, device=device),
+            encoder_hidden_states=_stack(text).to(device),
+            image_embeds=_stack(image).to(device),
+            weights=torch.from_numpy(weights).to(device),
+            total_weight=total_weight,
+        )
+
+    def _text(self, number: int, draw: Draw, drop: bool) -> torch.Tensor:
+        text = self.store.get(Kind.TEXT, number)
+        if not drop or draw.drop_text >= self.settings.p_drop_text:
+            return text
+        if self._no_text is None:
+            self._no_text = self.store.encoders.text_features("").cpu()
+        return self._no_text
+
+    def _image(self, number: int, draw: Draw, drop: bool) -> torch.Tensor:
+        views = self.views.of(number) if draw.multiview < self.settings.p_multiview else []
+        reference = views[int(draw.view * len(views))] if views else number
+        image = self.store.get(Kind.IMAGE, reference)
+        # keys and values have no bias: features of zero are the base model without a reference
+        return torch.zeros_like(image) if drop and draw.drop_image < self.settings.p_drop_image else image
+
+
+def _stack(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([row.float() for row in rows])

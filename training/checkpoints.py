@@ -1,0 +1,59 @@
+"""Training checkpoints: all that a resume needs, one safetensors file each, written atomically to a folder or a store.
+
+There is no random state and no reader position in them: both follow from the step (`draws.py`, `data.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from realcustom import storage
+
+PREFIX, SUFFIX = "step-", ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state after `counters["step"]` steps."""
+
+    tensors: dict[str, torch.Tensor]
+    counters: dict[str, int]
+    progress: dict[str, float]  # of the metrics: the sums of the line being gathered, the first validation loss
+    identity: str  # of the run's configuration
+
+
+def save_checkpoint(folder: str, checkpoint: Checkpoint, keep: int) -> str:
+    """Write `<folder>/step-NNNNNNNN.safetensors`, then remove all but the latest `keep`. Returns its uri."""
+    note = {"counters": checkpoint.counters, "progress": checkpoint.progress, "identity": checkpoint.identity}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    uri = storage.join(folder, f"{PREFIX}{checkpoint.counters['step']:08d}{SUFFIX}")
+    storage.write_bytes(uri, save(tensors, metadata={"training": json.dumps(note, sort_keys=True)}))
+    for old in list_checkpoints(folder)[:-keep]:
+        filesystem, path = storage.open_filesystem(old)
+        filesystem.delete_file(path)
+    return uri
+
+
+def list_checkpoints(folder: str) -> list[str]:
+    """uris of the checkpoints in `folder`, oldest first; none where there is no folder."""
+    if not storage.exists(folder):
+        return []
+    entries = storage.list_files(folder, recursive=False)
+    return [entry.uri for entry in entries if entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX)]
+
+
+def load_checkpoint(uri: str) -> Checkpoint:
+    """Read one. Raises ValueError if the file is not a training checkpoint."""
+    data = storage.read_bytes(uri)
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        note = json.loads(header["__metadata__"]["training"])
+        tensors = load(data)
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{uri} is not a training checkpoint") from error
+    return Checkpoint(tensors=tensors, counters=note["counters"], progress=note["progress"], identity=note["identity"])

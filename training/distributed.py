@@ -1,0 +1,77 @@
+"""A training job on a Ray cluster: data-parallel workers of Ray Train, replaced when they are lost.
+
+Checkpoints go through `training.checkpoints`, not through Ray's own upload: the same files resume a run in-process, on
+another number of workers, after the driver's death; and a file is complete once it has its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer, get_device
+
+from realcustom import storage
+from training.loop import TrainingDiverged, World
+from training.run import available_cores
+from training.worker import Job, Worker
+
+ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (ValueError, FileNotFoundError, TrainingDiverged)
+}
+
+
+def run_distributed(job: Job) -> None:
+    """Train `job` with `settings.num_workers` workers on the cluster that this process is connected to.
+
+    Raises what a worker's checks raise (ValueError, FileNotFoundError, TrainingDiverged), or RuntimeError when workers
+    failed more often than `settings.max_failures`.
+    """
+    settings = job.settings
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.use_gpu),
+        run_config=RunConfig(
+            storage_path=storage.join(job.output, "ray"),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(f"training failed more than max_failures={settings.max_failures} times: {error}") from error
+    metrics = result.metrics or {}
+    if "error" in metrics:
+        raise ERRORS[metrics["error"]](metrics["message"])
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Runs in each worker. Errors that all workers meet alike end the run; others are Ray's to retry."""
+    context = ray.train.get_context()
+    job: Job = config["job"]
+    torch.set_num_threads(job.settings.threads or max(1, available_cores() // context.get_local_world_size()))
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
+    worker, error = None, None
+    try:
+        worker = Worker(job, world)
+    except (ValueError, FileNotFoundError) as caught:
+        error = caught
+    error = _agree(error, world)
+    if worker is not None and error is None:
+        try:
+            worker.run(ray.train.report)
+        except TrainingDiverged as caught:
+            error = caught
+    if error is not None:
+        ray.train.report({"error": type(error).__name__, "message": str(error)})
+
+
+def _agree(error: Exception | None, world: World) -> Exception | None:
+    """The first worker's error, on every worker: none goes on while another has stopped."""
+    errors: list[Exception | None] = [None] * world.size
+    dist.all_gather_object(errors, error)
+    return next((found for found in errors if found is not None), None)

@@ -1,0 +1,98 @@
+"""The frozen models that make a record's features where its caches are empty, and the check that caches are theirs."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pycocotools import mask as coco
+
+from realcustom.base import Base, encode_pixels, encode_prompts
+from realcustom.identity import model_identity
+from realcustom.image_encoder import ImageEncoder
+from realcustom.pixels import centre_square
+from realcustom.reference import on_white, prepare_reference
+from realcustom.settings import MethodSettings
+from training.features import Kind, Picture
+
+
+class FrozenEncoders:
+    """Latents and text features by the base model's parts, image features by the image encoder."""
+
+    def __init__(self, base: Base, image_encoder: str, method: MethodSettings, device: torch.device) -> None:
+        """Args:
+            base: the loaded base model.
+            image_encoder: folder or hub id.
+            device: where image features are computed.
+        """
+        self.base, self.settings, self.device = base, method.image_encoder, device
+        self._image_encoder = image_encoder
+        self.image_encoder_identity = model_identity(image_encoder)
+
+    @functools.cached_property
+    def image_encoder(self) -> ImageEncoder:
+        """Loaded at its first use: never, where the records' caches hold its features."""
+        return ImageEncoder.from_pretrained(self._image_encoder, self.settings, self.device, torch.float32)
+
+    def latents(self, picture: Picture) -> torch.Tensor:
+        """(C, h, w) of the picture's centre square at the base model's own size."""
+        pixel_values = centre_square(on_white(decode_picture(picture.image)), self.base.resolution)
+        return encode_pixels(self.base, pixel_values[None].to(self.device))[0]
+
+    def text_features(self, caption: str) -> torch.Tensor:
+        """(T, D)."""
+        return encode_prompts(self.base, [caption])[0]
+
+    def image_features(self, picture: Picture) -> torch.Tensor:
+        """(S, Di) of the reference that `image_encoder.reference` asks for."""
+        return self.image_encoder.encode(self.image_encoder.prepare(self.reference(picture))[None])[0]
+
+    def reference(self, picture: Picture) -> Image.Image:
+        """The square picture that the image encoder is shown."""
+        mask = None if picture.subject_mask is None else decode_mask(picture.subject_mask)
+        return prepare_reference(decode_picture(picture.image), mask, self.settings)
+
+
+def decode_picture(data: bytes | None) -> Image.Image:
+    """An upright picture of a record's bytes. Raises ValueError where there are none, or broken ones."""
+    if data is None:
+        raise ValueError("it has no cached value and no picture to compute one from; run the encode stage over it")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"its picture does not decode: {error}") from error
+    return ImageOps.exif_transpose(image)
+
+
+def decode_mask(mask: Mapping[str, Any]) -> np.ndarray:
+    """A record's run-length encoded mask as bool (H, W)."""
+    return coco.decode({"size": list(mask["size"]), "counts": mask["counts"]}).astype(bool)
+
+
+def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
+    """Raise ValueError if the records' metadata say that a cache was made by another model than this run's.
+
+    Tables that do not say what made their caches pass.
+    """
+    base, settings = encoders.base.identity, encoders.settings
+    expected = {
+        Kind.LATENTS: {"model": base},
+        Kind.TEXT: {"model": base},
+        Kind.IMAGE: {"model": encoders.image_encoder_identity, "reference": settings.reference.value},
+    }
+    for kind, wanted in expected.items():
+        said = schema.field(kind.value).metadata or {}
+        for name, value in wanted.items():
+            found = said.get(name.encode(), value.encode()).decode()
+            if found != value:
+                raise ValueError(
+                    f"the records' {kind.value} were made with {name} {found}, this run has {value}; use that {name}, "
+                    f"or run the encode stage again"
+                )

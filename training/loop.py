@@ -1,0 +1,244 @@
+"""One optimizer step and one validation of the trained modules. Pure torch: no Ray, no files.
+
+Legend: B rows of this worker's share, C latent channels, h w latent size, T text tokens, D text width, S visual
+tokens, Di their width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.draws import training_influence_quantity
+from training.objective import Objective, squared_error
+from training.settings import Precision, Schedule, TrainSettings
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many consecutive steps had a non-finite loss or gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This worker's place among the data-parallel ones. Without a process group there is one."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` summed over the workers."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One worker's rows, on its device."""
+
+    latents: torch.Tensor  # (B, C, h, w)
+    noise: torch.Tensor  # (B, C, h, w)
+    timesteps: torch.Tensor  # (B,)
+    encoder_hidden_states: torch.Tensor  # (B, T, D)
+    image_embeds: torch.Tensor  # (B, S, Di); all zero where the reference is dropped
+    weights: torch.Tensor  # (B,); 0 for padding
+    total_weight: float  # over all workers
+
+    def chunks(self, count: int) -> Iterable[Batch]:
+        """At most `count` batches of consecutive rows that make up this one."""
+        size = -(-len(self.weights) // count)
+        for start in range(0, len(self.weights), size):
+            rows = slice(start, start + size)
+            yield Batch(
+                latents=self.latents[rows],
+                noise=self.noise[rows],
+                timesteps=self.timesteps[rows],
+                encoder_hidden_states=self.encoder_hidden_states[rows],
+                image_embeds=self.image_embeds[rows],
+                weights=self.weights[rows],
+                total_weight=self.total_weight,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step says of itself; equal on all workers."""
+
+    loss: float  # over the whole batch
+    grad_norm: float  # before clipping
+    lr: float
+    skipped: bool  # a non-finite loss or gradient: nothing was changed
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule."""
+    rate = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+    if settings.schedule is Schedule.COSINE and step >= settings.warmup:
+        progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+        rate = settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return rate
+
+
+class Trainer:
+    """The trained parameters, their optimizer and their EMA; all randomness comes in with the batch and the step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: TrainSettings,
+        influence_quantities: tuple[float, ...],
+        world: World,
+    ) -> None:
+        """Args:
+            model: a `RealCustomModel` on the worker's device, the same weights on every worker. Those of its trained
+                parameters that require no gradient (the settings leave them out of the forward) stay as they are.
+            objective: of the base model's scheduler, on the same device.
+            influence_quantities: the two ends of gamma_num's range in training.
+        """
+        self.objective, self.settings, self.world = objective, settings, world
+        self.influence_quantities = influence_quantities
+        trained: dict[str, nn.Parameter] = model.trained_parameters()  # type: ignore[operator]
+        self.parameters = {name: value for name, value in sorted(trained.items()) if value.requires_grad}
+        self.model = model
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=settings.weight_decay)
+        self.ema = {name: value.detach().clone() for name, value in self.parameters.items()} if settings.ema_decay else {}
+        self.step_count = 0  # optimizer steps taken or skipped
+        self.skipped_total = 0
+        self.skipped_in_a_row = 0
+
+    @functools.cached_property
+    def forward_model(self) -> nn.Module:
+        """The model that exchanges gradients; made at the first step, for all workers have to take part in it."""
+        return self.model if self.world.size == 1 else DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def step(self, batch: Batch) -> StepResult:
+        """Train on one batch. Raises TrainingDiverged after `max_skipped_steps` non-finite steps in a row."""
+        settings = self.settings
+        quantity = training_influence_quantity(self.influence_quantities, settings.seed, self.step_count)
+        self.optimizer.zero_grad(set_to_none=True)
+        chunks = list(batch.chunks(settings.gradient_accumulation))
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for number, chunk in enumerate(chunks):
+            with self._synchronised(number == len(chunks) - 1):
+                errors = self.errors(self.forward_model, chunk, quantity)  # (B',)
+                loss = (errors * chunk.weights).sum() / batch.total_weight
+                # DDP averages gradients over workers; the batch's loss is the sum over them
+                (loss * self.world.size).backward()
+            total += loss.detach()
+        loss_value = float(self.world.sum(total))
+        norm = torch.nn.utils.get_total_norm(parameter.grad for parameter in self.parameters.values())  # type: ignore[misc]
+        grad_norm = float(norm)
+        rate = learning_rate(settings, self.step_count)
+        finite = math.isfinite(loss_value) and math.isfinite(grad_norm)  # of reduced values: the same on all workers
+        if finite:
+            self._update(rate, norm)
+        self._count(finite)
+        return StepResult(loss=loss_value, grad_norm=grad_norm, lr=rate, skipped=not finite)
+
+    def errors(self, model: nn.Module, batch: Batch, influence_quantity: float) -> torch.Tensor:
+        """The squared error of each row, (B,), in fp32."""
+        objective = self.objective
+        noisy_latents = objective.add_noise(batch.latents, batch.noise, batch.timesteps)  # (B, C, h, w)
+        bf16 = self.settings.precision is Precision.BF16
+        with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
+            prediction = model(
+                noisy_latents,
+                batch.timesteps,
+                batch.encoder_hidden_states,
+                batch.image_embeds,
+                objective.alphas_cumprod[batch.timesteps],
+                influence_quantity,
+            )  # (B, C, h, w)
+        return squared_error(prediction, objective.target(batch.latents, batch.noise, batch.timesteps))
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch], influence_quantity: float) -> float:
+        """The weighted mean error over the `batches` of all workers, with the weights an adapter would be saved with."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # of error, of weight
+        with self.averaged_weights():
+            for batch in batches:
+                errors = self.errors(self.model, batch, influence_quantity).double()
+                sums += torch.stack([(errors * batch.weights).sum(), batch.weights.double().sum()])
+        error, weight = self.world.sum(sums).tolist()
+        return error / weight
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within: the model has the EMA weights (where EMA is on)."""
+        kept = {name: self.parameters[name].detach().clone() for name in self.ema}
+        self._assign(self.ema)
+        try:
+            yield
+        finally:
+            self._assign(kept)
+
+    @torch.no_grad()
+    def _assign(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        if last or not isinstance(self.forward_model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.forward_model.no_sync()  # gradients are exchanged once, with the last chunk
+
+    @torch.no_grad()
+    def _update(self, rate: float, norm: torch.Tensor) -> None:
+        if self.settings.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        if self.ema:
+            taken = self.step_count - self.skipped_total
+            decay = min(self.settings.ema_decay, (1 + taken) / (10 + taken))  # young averages forget the start
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+
+    def _count(self, finite: bool) -> None:
+        self.step_count += 1
+        self.skipped_total += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.settings.max_skipped_steps:
+            raise TrainingDiverged(
+                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step "
+                f"{self.step_count}; try a smaller lr (it is {self.settings.lr}) or precision fp32"
+            )
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """All that a resume needs: tensors by name, and counters."""
+        tensors = {f"weights.{name}": value.detach() for name, value in self.parameters.items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+        for name, parameter in self.parameters.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if parameter in self.optimizer.state:
+                    tensors[f"{key}.{name}"] = self.optimizer.state[parameter][key]
+        counters = {"step": self.step_count, "skipped": self.skipped_total, "skipped_in_a_row": self.skipped_in_a_row}
+        return tensors, counters
+
+    def load_state(self, tensors: dict[str, torch.Tensor], counters: dict[str, int]) -> None:
+        """Continue from `state()`. Raises ValueError naming tensors that are missing or unexpected."""
+        taken = counters["step"] - counters["skipped"]
+        kinds = ["weights", *(["ema"] if self.ema else []), *(["exp_avg", "exp_avg_sq"] if taken else [])]
+        expected = {f"{kind}.{name}" for kind in kinds for name in self.parameters}
+        if expected != tensors.keys():
+            wrong = sorted(expected ^ tensors.keys())
+            raise ValueError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
+        device = self.world.device
+        self._assign({name: tensors[f"weights.{name}"] for name in self.parameters})
+        self.ema = {name: tensors[f"ema.{name}"].to(device) for name in self.ema}
+        for name, parameter in self.parameters.items():
+            if taken:
+                moments = {key: tensors[f"{key}.{name}"].to(device) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(taken)), **moments}
+        self.step_count, self.skipped_total = counters["step"], counters["skipped"]
+        self.skipped_in_a_row = counters["skipped_in_a_row"]

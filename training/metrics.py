@@ -1,0 +1,109 @@
+"""What a run tells while it goes: metrics.jsonl, progress lines on stderr, TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from typing import Any
+
+from realcustom import storage
+from training.loop import StepResult
+
+WRITE_SECONDS = 5.0  # a store has no appending: the whole file is written, at most this often
+
+
+def read_rows(uri: str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, in order; none where there is no file."""
+    if not storage.exists(uri):
+        return []
+    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+
+
+class Metrics:
+    """Gathers steps into rows. Only the first worker makes one."""
+
+    def __init__(self, output: str, steps: int, step: int, progress: dict[str, float]) -> None:
+        """Continue the metrics of `output` after `step` of `steps` steps; `progress` is the checkpoint's."""
+        self.uri = storage.join(output, "metrics.jsonl")
+        self.rows = [row for row in read_rows(self.uri) if row["step"] <= step and step > 0]
+        self.steps, self.started_at_step = steps, step
+        self.loss_sum = progress.get("loss_sum", 0.0)
+        self.count = int(progress.get("count", 0))
+        self.skipped = int(progress.get("skipped", 0))
+        self._images, self._waited = 0.0, 0.0
+        self._since = self._started = self._written = time.monotonic()
+        self._said = 0.0
+        self._board = None
+        if importlib.util.find_spec("tensorboard") and not storage.is_remote(output):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(storage.join(output, "tensorboard"), purge_step=step)
+
+    def progress(self) -> dict[str, float]:
+        """The sums of the row being gathered, for the checkpoint."""
+        return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped}
+
+    def add_step(self, result: StepResult, images: float, waited: float) -> None:
+        """One step: its result, the records of its batch, and the seconds spent on making the batch."""
+        self.count += not result.skipped
+        self.skipped += result.skipped
+        self.loss_sum += 0.0 if result.skipped else result.loss
+        self._images += images
+        self._waited += waited
+
+    def close_row(self, step: int, result: StepResult) -> None:
+        """Write the mean over the steps since the last row."""
+        seconds = max(1e-9, time.monotonic() - self._since)
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": self.loss_sum / self.count if self.count else None,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm if not result.skipped else None,
+            "skipped": self.skipped,
+            "images_per_second": round(self._images / seconds, 2),
+            "data_wait": round(self._waited / seconds, 4),
+        }
+        self.loss_sum, self.count, self.skipped, self._images, self._waited = 0.0, 0, 0, 0.0, 0.0
+        self._since = time.monotonic()
+        self._add(row)
+        if time.monotonic() - self._said > WRITE_SECONDS or step == self.steps:
+            self._said = time.monotonic()
+            pace = (time.monotonic() - self._started) / max(1, step - self.started_at_step)
+            loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
+            say(
+                f"step {step}/{self.steps}  loss {loss}  {row['images_per_second']:.0f} images/s  "
+                f"data wait {row['data_wait']:.0%}  {pace * (self.steps - step):.0f} s left"
+            )
+
+    def add_validation(self, step: int, loss: float) -> None:
+        """A validation loss; the time it took counts in no row."""
+        self._add({"step": step, "val_loss": loss})
+        say(f"step {step}/{self.steps}  validation loss {loss:.5f}")
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of images/s what went before."""
+        self._since = time.monotonic()
+
+    def flush(self) -> None:
+        """Write metrics.jsonl."""
+        storage.write_bytes(self.uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._written = time.monotonic()
+        if self._board is not None:
+            self._board.flush()
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, row["step"])
+        if time.monotonic() - self._written > WRITE_SECONDS:
+            self.flush()
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr."""
+    print(f"[train] {text}", file=sys.stderr, flush=True)

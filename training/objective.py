@@ -1,0 +1,65 @@
+"""The training objective: diffusion noising, targets and their weighted mean squared error. Pure torch.
+
+Legend: B batch, C latent channels, h w latent size, T diffusion timesteps.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+
+class NoiseSchedule(Protocol):
+    """What is used of a diffusers scheduler."""
+
+    alphas_cumprod: torch.Tensor  # (T,)
+
+    @property
+    def config(self) -> object:
+        """The scheduler's configuration; `prediction_type` is read."""
+
+
+class Objective:
+    """E||target - model(z_t, t, ...)||^2 of the paper's eq. 1 for a base model's noise schedule and prediction type."""
+
+    def __init__(self, scheduler: NoiseSchedule, device: torch.device | None = None) -> None:
+        """Args:
+            scheduler: a variance-preserving diffusers scheduler (it has `alphas_cumprod`).
+            device: where batches live.
+        Raises:
+            ValueError: a flow-matching scheduler, or a prediction type other than epsilon and v_prediction.
+        """
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: only diffusion bases can be trained")
+        self.prediction_type = str(getattr(scheduler.config, "prediction_type", "epsilon"))
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prediction_type {self.prediction_type!r} is neither epsilon nor v_prediction")
+        self.alphas_cumprod = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)  # (T,)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T: timesteps are ints in [0, T)."""
+        return len(self.alphas_cumprod)
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps (eq. 2), (B, C, h, w)."""
+        signal, spread = self._coefficients(timesteps)
+        return signal * latents + spread * noise
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the model is to output: eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0; (B, C, h, w)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, spread = self._coefficients(timesteps)
+        return signal * noise - spread * latents
+
+    def _coefficients(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)  # (B, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+
+def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each row over (C, h, w), in fp32; (B,)."""
+    return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)

@@ -1,0 +1,186 @@
+"""A training run as one call: check the inputs, continue or begin, train in-process or on a Ray cluster, tell the result.
+
+The output folder holds `settings.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end
+`adapter.safetensors` and `result.json`. Calling again with the same arguments continues an unfinished run from its
+last checkpoint and returns a finished one's result at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+
+from realcustom import storage
+from realcustom.base import check_base
+from realcustom.checkpoint import adapter_sha256, read_header
+from realcustom.config import to_dict
+from realcustom.identity import model_identity
+from realcustom.settings import MethodSettings
+from training.data import open_index, split
+from training.loop import World
+from training.metrics import read_rows, say
+from training.settings import OPERATIONAL, TrainSettings
+from training.worker import Job, Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run."""
+
+    adapter: str  # path or URI of the adapter checkpoint
+    sha256: str  # of that file, hex
+    loss_before: float  # validation loss at fixed noise and timesteps, before the first step
+    loss_after: float  # and after the last
+    curve: tuple[dict[str, Any], ...]  # the rows of metrics.jsonl: `step` with `loss` and more, or with `val_loss`
+
+
+def train(
+    records: str,
+    output: str,
+    base: str,
+    image_encoder: str | None,
+    method: MethodSettings,
+    settings: TrainSettings,
+    initial_adapter: str | None = None,
+    local: bool = False,
+) -> TrainResult:
+    """Train the adapter and the scoring module of `method` on training records.
+
+    Args:
+        records: folder (or storage URI) of Parquet files in the training record's schema.
+        output: the run's folder or storage URI; workers on other machines must reach it too.
+        base: diffusers folder or hub id of the frozen base model.
+        image_encoder: folder or hub id; None: `method.image_encoder.model`.
+        initial_adapter: adapter checkpoint to start from; None: new weights.
+        local: train in this process, without Ray; `settings.num_workers` must be 1.
+    Raises:
+        FileNotFoundError, ValueError: an input that is missing or does not fit, or an `output` that belongs to a run of
+            another configuration; nothing is written then.
+        TrainingDiverged: the loss stayed non-finite.
+        RuntimeError: workers were lost more often than `settings.max_failures`.
+    """
+    if local and settings.num_workers != 1:
+        raise ValueError(f"num_workers={settings.num_workers}: in-process training (local) has one worker; set it to 1")
+    output = output if storage.is_remote(output) else os.path.abspath(output)
+    job = _make_job(records, output, base, image_encoder or method.image_encoder.model, method, settings, initial_adapter)
+    finished = _finished(job)
+    if finished is not None:
+        say(f"{output} is finished already")
+        return finished
+    if local:
+        _run_local(job)
+    else:
+        from training.distributed import run_distributed  # the only part that imports ray
+
+        run_distributed(job)
+    result = _finished(job)
+    if result is None:
+        raise RuntimeError(f"the run ended without a result in {output}")
+    return result
+
+
+def _make_job(
+    records: str,
+    output: str,
+    base: str,
+    image_encoder: str,
+    method: MethodSettings,
+    settings: TrainSettings,
+    initial_adapter: str | None,
+) -> Job:
+    check_base(base)
+    index = open_index(records)
+    split(index, settings.validation_fraction, settings.validation_records)
+    adapter_hash = None
+    if initial_adapter is not None:
+        read_header(initial_adapter)
+        adapter_hash = adapter_sha256(initial_adapter)
+    decisive = {name: value for name, value in to_dict(settings).items() if name not in OPERATIONAL}
+    resolved = {
+        "records": index.identity,
+        "base": model_identity(base),
+        "image_encoder": model_identity(image_encoder),
+        "initial_adapter": adapter_hash,
+        "method": to_dict(method),
+        "train": decisive,
+    }
+    _check_same_run(storage.join(output, "settings.yaml"), resolved)
+    return Job(
+        records=records,
+        output=output,
+        base=base,
+        image_encoder=image_encoder,
+        method=method,
+        settings=settings,
+        initial_adapter=initial_adapter,
+        resolved=yaml.safe_dump(resolved, sort_keys=False),
+        identity=hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16],
+    )
+
+
+def _check_same_run(uri: str, resolved: Mapping[str, Any]) -> None:
+    if not storage.exists(uri):
+        return
+    before, now = dict(_leaves(yaml.safe_load(storage.read_bytes(uri)))), dict(_leaves(resolved))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{os.path.dirname(uri)} belongs to a run of another configuration: {name} was {before.get(name)!r} "
+                f"there and is {now.get(name)!r} now; choose another output folder or remove that one"
+            )
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _finished(job: Job) -> TrainResult | None:
+    result_uri, adapter_uri = (storage.join(job.output, name) for name in ("result.json", "adapter.safetensors"))
+    if not storage.exists(result_uri) or not storage.exists(adapter_uri):
+        return None
+    result = json.loads(storage.read_bytes(result_uri))
+    if result["identity"] != job.identity:
+        return None
+    if adapter_sha256(adapter_uri) != result["sha256"]:
+        raise ValueError(f"{adapter_uri} was changed after its run had finished; remove {result_uri} to write it again")
+    return TrainResult(
+        adapter=adapter_uri,
+        sha256=result["sha256"],
+        loss_before=result["loss_before"],
+        loss_after=result["loss_after"],
+        curve=tuple(read_rows(storage.join(job.output, "metrics.jsonl"))),
+    )
+
+
+def _run_local(job: Job) -> None:
+    device = torch.device("cuda" if job.settings.use_gpu else "cpu")
+    with threads(job.settings.threads or available_cores()):
+        Worker(job, World(device=device)).run(lambda metrics: None)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within: torch computes with `count` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

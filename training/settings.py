@@ -1,0 +1,90 @@
+"""Settings of a training run. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Precision(enum.Enum):
+    """Arithmetic of the forward pass; trained weights and optimizer state are always fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"  # torch.autocast
+
+
+class Schedule(enum.Enum):
+    """Learning rate after warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"  # to zero at the last step
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One training run. `lr` and `steps` are the paper's (section 4.1); what it does not state is our decision."""
+
+    lr: float = 1e-5  # AdamW's peak learning rate
+    steps: int = 160_000  # optimizer steps
+    batch_size: int = 64  # records per optimizer step, over all workers
+    gradient_accumulation: int = 1  # forwards that a worker's share of the batch is cut into
+    weight_decay: float = 1e-2  # AdamW, decoupled
+    schedule: Schedule = Schedule.CONSTANT
+    warmup: int = 500  # steps of linear warm-up
+    grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
+    ema_decay: float = 0.0  # of the trained weights, in [0, 1); 0 = off. When on, the adapter holds the EMA weights
+    precision: Precision = Precision.FP32
+    seed: int = 0  # of the order of data, noise, timesteps, dropout and new weights
+
+    p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
+    p_drop_image: float = 0.0  # probability that a sample has no reference (its image features are zero)
+    p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
+    open_files: int = 8  # record files whose rows are mixed with each other; the rest is read in sequence
+
+    validation_fraction: float = 0.05  # of the pictures, held out by a hash of their uid
+    validation_records: int = 64  # at most this many are held out
+    validation_timesteps: int = 4  # fixed timesteps per held-out record
+    val_every: int = 500  # steps between validations; one is made before the first step and one after the last
+    log_every: int = 10  # steps per line of metrics.jsonl
+    sample_every: int = 0  # steps between sample sheets; 0 = only after the last step
+    sample_records: int = 4  # held-out records on a sample sheet; 0 = no sheets
+    sample_steps: int = 20  # denoising steps of a sample
+
+    checkpoint_every: int = 500  # steps
+    keep_checkpoints: int = 2  # the latest ones
+    max_skipped_steps: int = 10  # consecutive steps with a non-finite loss or gradient before the run stops
+    max_failures: int = 2  # times that lost workers are replaced; -1 = always
+
+    num_workers: int = 2  # data-parallel processes
+    threads: int = 0  # CPU threads per worker; 0 = the machine's cores over its workers
+    use_gpu: bool = False  # one GPU per worker
+    cache_gib: float = 2.0  # memory per worker, GiB, for decoded features; records beyond it are read at each use
+
+    def __post_init__(self) -> None:
+        at_least_one = ("steps", "batch_size", "gradient_accumulation", "open_files", "validation_records", "val_every")
+        at_least_one += ("validation_timesteps", "log_every", "sample_steps", "checkpoint_every", "keep_checkpoints")
+        for name in (*at_least_one, "num_workers", "max_skipped_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("weight_decay", "warmup", "grad_clip", "sample_every", "sample_records", "threads", "cache_gib"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("p_drop_text", "p_drop_image", "p_multiview"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be positive")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns it off")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction} must be in (0, 1)")
+        if self.max_failures < -1:
+            raise ValueError(f"max_failures={self.max_failures} must be -1 (no limit) or more")
+        if self.num_workers > self.batch_size:
+            raise ValueError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
+
+
+# What may differ when a run is continued: how it is carried out, not what comes out of it.
+OPERATIONAL = frozenset(
+    {"keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "cache_gib"}
+)

@@ -1,0 +1,184 @@
+"""What one data-parallel worker does, from loading the base model to the last step. No Ray: `run.py` and
+`distributed.py` call it, in-process or in each of a cluster's workers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from realcustom import storage
+from realcustom.base import Base, load_base
+from realcustom.checkpoint import Adapter, load_adapter, save_adapter
+from realcustom.config import to_dict
+from realcustom.model import RealCustomModel
+from realcustom.settings import Fusion, MethodSettings
+from training.batches import BatchMaker
+from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from training.data import DataOrder, RecordIndex, Views, open_index, split
+from training.encoders import FrozenEncoders, check_caches
+from training.features import FeatureStore, Kind
+from training.loop import StepResult, Trainer, World
+from training.metrics import Metrics, say
+from training.objective import Objective
+from training.samples import write_sample_sheet
+from training.settings import OPERATIONAL, TrainSettings
+
+# Parameters that a fusion leaves out of the forward: they get no gradient.
+IDLE = {Fusion.TEXT: "adaptive_scoring.latent_", Fusion.VISUAL: "adaptive_scoring.text_"}
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run, as plain data that travels to workers."""
+
+    records: str
+    output: str
+    base: str  # hub id or folder
+    image_encoder: str  # hub id or folder
+    method: MethodSettings
+    settings: TrainSettings
+    initial_adapter: str | None
+    resolved: str  # YAML text: settings.yaml
+    identity: str  # of all that decides the result
+
+
+class Worker:
+    """One worker's models, data and place in the run."""
+
+    def __init__(self, job: Job, world: World) -> None:
+        """Load everything and continue from the latest checkpoint, if there is one.
+
+        Raises ValueError (or FileNotFoundError) where a part of the job cannot be used; the same one on every worker.
+        """
+        settings = job.settings
+        self.job, self.world, self.settings = job, world, settings
+        self.base: Base = load_base(job.base, world.device, torch.float32)
+        index = open_index(job.records)
+        self.encoders = FrozenEncoders(self.base, job.image_encoder, job.method, world.device)
+        check_caches(index.schema, self.encoders)
+        training, self.validation = split(index, settings.validation_fraction, settings.validation_records)
+        self.order = DataOrder(index, training, settings.batch_size, settings.seed, settings.open_files)
+        self.store = FeatureStore(index, self.encoders, settings.cache_gib, settings.open_files)
+        self.model = self._make_model(int(training[0]))
+        objective = Objective(self.base.scheduler, world.device)
+        self.batches = BatchMaker(
+            self.store, Views(index, training), settings, objective.num_train_timesteps, world
+        )
+        self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
+        self.progress = self._resume()
+
+    def _make_model(self, first: int) -> RealCustomModel:
+        channels, width = self.base.unet.config.in_channels, self.base.unet.config.cross_attention_dim
+        latents, text = self.store.get(Kind.LATENTS, first), self.store.get(Kind.TEXT, first)
+        if latents.shape[0] != channels or text.shape[-1] != width:
+            raise ValueError(
+                f"the records' latents {tuple(latents.shape)} and text features {tuple(text.shape)} do not fit the "
+                f"base {self.base.identity} ({channels} channels, text width {width}): they were made for another one"
+            )
+        embed_dim = self.store.get(Kind.IMAGE, first).shape[-1]
+        model = RealCustomModel(self.base.unet, self.job.method, embed_dim).to(self.world.device)
+        if self.job.initial_adapter is not None:
+            model.load_adapter_state_dict(load_adapter(self.job.initial_adapter).tensors)
+        return model
+
+    def _resume(self) -> dict[str, float]:
+        checkpoints = list_checkpoints(self._folder("checkpoints"))
+        if not checkpoints:
+            return {}
+        checkpoint = load_checkpoint(checkpoints[-1])
+        if checkpoint.identity != self.job.identity:
+            raise ValueError(f"{checkpoints[-1]} belongs to a run of another configuration; choose another --output")
+        self.trainer.load_state(checkpoint.tensors, checkpoint.counters)
+        return checkpoint.progress
+
+    def run(self, report: Report) -> None:
+        """Train to the last step and save the adapter. Raises TrainingDiverged, on all workers alike.
+
+        Args:
+            report: called on every worker with each validation's step and loss.
+        """
+        trainer, settings, steps = self.trainer, self.settings, self.settings.steps
+        first = self.world.rank == 0
+        if first:
+            storage.write_bytes(self._folder("settings.yaml"), self.job.resolved.encode())
+        metrics = Metrics(self.job.output, steps, trainer.step_count, self.progress) if first else None
+        if trainer.step_count == 0:
+            self._validate(metrics, report)
+        elif first:
+            say(f"continuing after step {trainer.step_count}")
+        while trainer.step_count < steps:
+            started = time.monotonic()
+            share = self.order.share(trainer.step_count, self.world.rank, self.world.size)
+            batch = self.batches.training(share)
+            waited = time.monotonic() - started
+            result = trainer.step(batch)
+            if metrics is not None:
+                metrics.add_step(result, share.total_weight, waited)
+            self._after_step(metrics, report, result)
+        if metrics is not None:
+            self._finish(metrics)
+
+    def _after_step(self, metrics: Metrics | None, report: Report, result: StepResult) -> None:
+        settings, step = self.settings, self.trainer.step_count
+        last = step == settings.steps
+        if metrics is not None and (last or step % settings.log_every == 0):
+            metrics.close_row(step, result)
+        if last or step % settings.val_every == 0:
+            self._validate(metrics, report)
+        if metrics is None:
+            return
+        if last or (settings.sample_every and step % settings.sample_every == 0):
+            self._sample(metrics)
+        if last or step % settings.checkpoint_every == 0:
+            self._checkpoint(metrics)
+
+    def _validate(self, metrics: Metrics | None, report: Report) -> None:
+        quantity = self.job.method.tokens.influence_quantity
+        loss = self.trainer.validate(self.batches.validation(self.validation), quantity)
+        if metrics is not None:
+            metrics.add_validation(self.trainer.step_count, loss)
+        report({"step": self.trainer.step_count, "val_loss": loss})
+
+    def _checkpoint(self, metrics: Metrics) -> None:
+        metrics.flush()
+        tensors, counters = self.trainer.state()
+        progress, identity = metrics.progress(), self.job.identity
+        checkpoint = Checkpoint(tensors=tensors, counters=counters, progress=progress, identity=identity)
+        save_checkpoint(self._folder("checkpoints"), checkpoint, self.settings.keep_checkpoints)
+        metrics.restart_clock()
+
+    def _sample(self, metrics: Metrics) -> None:
+        if self.settings.sample_records:
+            numbers = [int(number) for number in self.validation[: self.settings.sample_records]]
+            pictures = [self.store.picture(number) for number in numbers]
+            with self.trainer.averaged_weights():
+                name = f"step-{self.trainer.step_count:08d}.png"
+                write_sample_sheet(self._folder("samples", name), pictures, self)
+            metrics.restart_clock()
+
+    def _finish(self, metrics: Metrics) -> None:
+        train = {name: value for name, value in to_dict(self.settings).items() if name not in OPERATIONAL}
+        index: RecordIndex = self.store.index
+        with self.trainer.averaged_weights():
+            adapter = Adapter(
+                tensors={name: value.detach().cpu().clone() for name, value in self.model.adapter_state_dict().items()},
+                settings=self.job.method,
+                base=self.base.identity,
+                image_encoder=self.encoders.image_encoder_identity,
+                provenance={"records": index.identity, "train": train},
+            )
+        sha256 = save_adapter(self._folder("adapter.safetensors"), adapter)
+        losses = [row["val_loss"] for row in metrics.rows if "val_loss" in row]
+        result = {"sha256": sha256, "loss_before": losses[0], "loss_after": losses[-1], "identity": self.job.identity}
+        metrics.flush()
+        storage.write_bytes(self._folder("result.json"), json.dumps(result, indent=1).encode())
+
+    def _folder(self, *parts: str) -> str:
+        return storage.join(self.job.output, *parts)
