@@ -58,7 +58,8 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
     @api.get("/v1/adapters", dependencies=[Depends(check_key)])
     async def adapters() -> dict[str, Any]:
         """The adapter that is loaded: its hash, its settings, the base and the image encoder it runs with."""
-        return {"object": "list", "data": [service.engine().description]}
+        adapter = service.engine().adapter
+        return {"object": "list", "data": [adapter] if adapter else []}
 
     @api.get("/healthz")
     async def live() -> dict[str, str]:

@@ -10,8 +10,10 @@ import uuid
 from dataclasses import dataclass
 
 import httpx
+import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from inference.api import build_api
 from inference.engine import Engine, load_engine
@@ -20,6 +22,7 @@ from inference.settings import ServeSettings
 
 APP_NAME = "realcustom"
 _SPARE_REQUESTS = 64  # beyond queue and engine: health checks, and those who get their 429 from us
+_PATIENCE_SECONDS = 60.0  # for a proxy to learn of a running application
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +64,15 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
     Raises:
         ValueError: the port is taken, the key's variable is not set, or the models could not be loaded.
+        RuntimeError: Ray Serve could not start the replica.
         TimeoutError: not loaded within `settings.load_timeout_seconds`.
     """
     key_digest = _key_digest(settings)
-    if not serve.status().proxies:
+    running = serve.status()
+    if not running.proxies:
         _check_port(settings)
+    if APP_NAME in running.applications:  # replaced, not updated: two replicas may not fit
+        serve.delete(APP_NAME)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     instance = uuid.uuid4().hex
     source = ModelSource(base=base, adapter=adapter, image_encoder=image_encoder)
@@ -77,11 +84,13 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         graceful_shutdown_timeout_s=5.0,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
-    serve.run(deployment.bind(settings, source, key_digest, instance), name=APP_NAME, route_prefix="/")
+    application = deployment.bind(settings, source, key_digest, instance)
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{settings.port}"
     try:
-        _wait_until_ready(url, instance, settings.load_timeout_seconds)
+        # not serve.run, which waits without end for a replica that the cluster has no room for
+        serve.run_many([serve.RunTarget(application, name=APP_NAME)], wait_for_applications_running=False)
+        _wait_until_ready(url, instance, settings)
     except BaseException:
         stop()
         raise
@@ -93,31 +102,36 @@ def stop() -> None:
     serve.shutdown()
 
 
-def _wait_until_ready(url: str, instance: str, timeout_seconds: float) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    refused_since: float | None = None
+def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
+    deadline = time.monotonic() + settings.load_timeout_seconds
+    silent_since: float | None = None  # the application runs, yet nobody answers
     while time.monotonic() < deadline:
+        application = serve.status().applications[APP_NAME]
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(f"Ray Serve could not start the endpoint: {application.message}")
         try:
             answer = httpx.get(f"{url}/readyz", timeout=10.0).json()
-        except (
-            httpx.TransportError,
-            ValueError,
-        ):  # ValueError: another program's page, or the proxy before it has routes
-            refused_since = refused_since or time.monotonic()
-            if time.monotonic() - refused_since > 60.0:
+        except (httpx.TransportError, ValueError):  # ValueError: no JSON, for the proxy has no routes yet
+            answer = None
+        if isinstance(answer, dict) and answer.get("instance") == instance:
+            if answer["status"] == State.READY.value:
+                return
+            if answer["status"] == State.FAILED.value:
+                raise ValueError(answer["message"])
+            silent_since = None
+        elif application.status == ApplicationStatus.RUNNING:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > _PATIENCE_SECONDS:
                 raise ValueError(
-                    f"the application runs but does not answer at {url}: Serve was started on this cluster with "
-                    "another host or port before; stop it there first, or use that address"
-                ) from None
-        else:
-            refused_since = None
-            if answer.get("instance") == instance:
-                if answer["status"] == State.READY.value:
-                    return
-                if answer["status"] == State.FAILED.value:
-                    raise ValueError(answer["message"])
+                    f"the endpoint runs but does not answer at {url}: Serve was started on this cluster with another "
+                    "host or port before; stop it there first, or use that address"
+                )
         time.sleep(0.2)
-    raise TimeoutError(f"the models were not loaded within {timeout_seconds:g} s (load_timeout_seconds)")
+    raise TimeoutError(
+        f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); the cluster has "
+        f"{ray.available_resources().get('CPU', 0):g} CPUs and {ray.available_resources().get('GPU', 0):g} GPUs free, "
+        f"a replica takes {settings.num_cpus:g} and {settings.num_gpus:g}"
+    )
 
 
 def _check_port(settings: ServeSettings) -> None:

@@ -6,10 +6,12 @@ A request is stopped within one denoising step when it is cancelled or past its 
 from __future__ import annotations
 
 import collections
+import copy
 import logging
 import math
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +21,12 @@ import torch
 from PIL import Image
 
 from inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from inference.settings import ServeSettings
+from realcustom import config
+from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.pipeline import RealCustomPipeline, Subject
-from realcustom.words import TargetWordNotFound
+from realcustom.settings import Occurrence
+from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +95,22 @@ class Engine:
         max_queue: jobs that may wait behind the one that runs.
         deadline_seconds: from `submit` to the last step.
         threads: CPU threads of torch in the engine's thread.
+        adapter: what is told of the loaded adapter; `sha256` is its checkpoint's.
     """
 
     def __init__(
-        self, pipeline: RealCustomPipeline, *, max_queue: int = 16, deadline_seconds: float = 300.0, threads: int = 2
+        self,
+        pipeline: RealCustomPipeline,
+        *,
+        max_queue: int = 16,
+        deadline_seconds: float = 300.0,
+        threads: int = 2,
+        adapter: Mapping[str, Any] | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self.adapter = dict(adapter) if adapter is not None else None
+        # a tokenizer's truncation is state that a call sets: one for the engine's thread, one for `check`
+        self._tokenizer, self._tokenizing = copy.deepcopy(pipeline.base.tokenizer), threading.Lock()
         self.max_queue = max_queue
         self.deadline_seconds = deadline_seconds
         self._changed = threading.Condition()
@@ -109,6 +125,27 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
+
+    def check(self, job: Job) -> None:
+        """What would be refused when the job's turn comes is refused now. Raises RequestError; any thread may call."""
+        if job.subjects and self.pipeline.image_encoder is None:
+            raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
+        words = self.pipeline.settings.words
+        for i, subject in enumerate(job.subjects):
+            occurrence = words.occurrence if subject.occurrence is None else subject.occurrence
+            if isinstance(occurrence, str):
+                occurrence = Occurrence(occurrence)
+            try:
+                with self._tokenizing:
+                    find_word(self._tokenizer, job.prompt, subject.word, occurrence, words.plural)
+            except TargetWordNotFound as error:
+                raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
+            except ValueError as error:  # empty, or behind what the text encoder reads
+                raise RequestError(str(error), f"subjects[{i}].word") from error
+        factor = self.pipeline.base.vae_scale_factor
+        for name, side in (("width", job.width), ("height", job.height)):
+            if side is not None and side % factor:
+                raise RequestError(f"size: the {name} must be a multiple of {factor} pixels, got {side}", "size")
 
     def submit(self, job: Job) -> Ticket:
         """Queue `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed."""
@@ -188,17 +225,44 @@ class Engine:
                 influence_quantity=job.influence_quantity,
                 mask_reuse_after=job.mask_reuse_after,
                 negative_prompt=job.negative_prompt,
-                generator=[
-                    torch.Generator().manual_seed(seed) for seed in seeds
-                ],  # drawn on the CPU: device-independent
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: the same on any device
                 num_images_per_prompt=job.n,
                 return_masks=job.return_masks,
                 use_mask=job.use_mask,
                 callback_on_step_end=after_step,
             )
-        except TargetWordNotFound as error:
-            raise WordNotInPrompt(str(error), "subjects") from error
-        except ValueError as error:  # how the pipeline refuses sizes and settings
+        except ValueError as error:  # how the pipeline refuses what `check` does not know of
             raise RequestError(str(error)) from error
-        masks = torch.stack(list(output.masks)).float().cpu().numpy() if job.return_masks and job.subjects else None
+        assert isinstance(output.images, list)
+        masks = torch.stack(output.masks).float().cpu().numpy() if output.masks else None  # (steps, n, subjects, h, w)
         return Generation(images=output.images, seeds=seeds, masks=masks)
+
+
+def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:
+    """Load the models and start an engine. Raises ValueError or FileNotFoundError saying what is wrong with a source."""
+    pipeline = RealCustomPipeline.from_pretrained(
+        base,
+        adapter=adapter,
+        image_encoder=image_encoder,
+        device=settings.device,
+        torch_dtype=getattr(torch, settings.dtype.value),
+    )
+    return Engine(
+        pipeline,
+        max_queue=settings.max_queue,
+        deadline_seconds=settings.deadline_seconds,
+        threads=settings.threads,
+        adapter=None if adapter is None else describe_adapter(adapter),
+    )
+
+
+def describe_adapter(uri: str) -> dict[str, Any]:
+    """What an adapter checkpoint says of itself, as plain data; never where it lies."""
+    header, digest = read_header(uri), adapter_sha256(uri)
+    return {
+        "id": digest[:12],
+        "sha256": digest,
+        "base": header.base,
+        "image_encoder": header.image_encoder,
+        "settings": config.to_dict(header.settings),
+    }

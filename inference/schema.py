@@ -26,7 +26,7 @@ class SubjectRequest(_Strict):
 
     image: str = Field(description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
     word: str = Field(min_length=1, description="a word (or words in a row) that stands in the prompt")
-    occurrence: Literal["all", "first", "last"] | int = Field("all", description="which of the word's places, from 0")
+    occurrence: Literal["all", "first", "last"] | int | None = Field(None, description="which of its places, from 0")
     scope: float | None = Field(None, ge=0.0, le=1.0, description="this subject's own influence_scope")
     mask: str | None = Field(None, description="base64 of a picture of `image`'s size, white where the subject is")
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from inference.engine import Engine, Generation, Job
-from inference.errors import DeadlineExceeded, Loading, RequestError, Unavailable
+from inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
 from inference.images import ImageLimits, decode_image, encode_mask, encode_png
 from inference.schema import (
     MAX_SEED,
@@ -97,6 +97,7 @@ class Service:
         request = parse_request(body, self.settings)
         engine = self.engine()
         job = await asyncio.to_thread(self._job, request)
+        await asyncio.to_thread(engine.check, job)
         ticket = engine.submit(job)
         try:
             generation = await asyncio.wait_for(asyncio.wrap_future(ticket.future), ticket.seconds_left())
@@ -106,10 +107,18 @@ class Service:
             ) from error
         finally:
             ticket.cancel()  # without effect on a job that is done
-        return await asyncio.to_thread(_response, generation, engine.adapter_sha256)
+        return await asyncio.to_thread(_response, generation, engine.adapter["sha256"] if engine.adapter else None)
 
     def _job(self, request: GenerationRequest) -> Job:
         size = request.width_height()
+        subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
+        pictures = [picture for subject in subjects for picture in (subject.image, subject.mask) if picture is not None]
+        pixels = sum(picture.width * picture.height for picture in pictures)
+        if pixels > self.settings.max_request_pixels:  # what one place in the queue may hold in memory
+            limit = self.settings.max_request_pixels
+            raise TooLarge(
+                f"subjects: {pixels} pixels in all pictures are over this server's limit of {limit}", "subjects"
+            )
         return Job(
             prompt=request.prompt,
             seed=random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
@@ -118,7 +127,7 @@ class Service:
             n=request.n,
             width=size[0] if size else None,
             height=size[1] if size else None,
-            subjects=tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects)),
+            subjects=subjects,
             negative_prompt=request.negative_prompt,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,

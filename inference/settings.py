@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 class Dtype(enum.Enum):
@@ -31,7 +31,6 @@ class ServeSettings:
 
     max_queue: int = 16  # requests that may wait behind the one that runs; beyond: 429
     deadline_seconds: float = 300.0  # from a request's arrival to its last step; beyond: 408
-    cached_subjects: int = 32  # encoded references kept, least recently used go first
 
     max_pixels: int = 1024 * 1024  # width x height of one generated image
     max_n: int = 4  # images in one request
@@ -39,7 +38,8 @@ class ServeSettings:
     max_subjects: int = 4  # subjects of a request
     max_prompt_characters: int = 2000  # of the prompt and of the negative prompt
     max_image_bytes: int = 10 * 1024 * 1024  # one encoded picture of a request
-    max_image_pixels: int = 40_000_000  # width x height of one picture of a request, decoded
+    max_image_pixels: int = 25_000_000  # width x height of one picture of a request, decoded
+    max_request_pixels: int = 32_000_000  # width x height of all pictures of a request
     max_body_bytes: int = 48 * 1024 * 1024  # the request's JSON text
 
     def __post_init__(self) -> None:
@@ -47,10 +47,7 @@ class ServeSettings:
             raise ValueError(f"port must lie in 1..65535, got {self.port}")
         if self.max_queue < 0:
             raise ValueError(f"max_queue must be 0 or more, got {self.max_queue}")
-        positive = (
-            "threads", "load_timeout_seconds", "deadline_seconds", "cached_subjects", "max_pixels", "max_n",
-            "max_steps", "max_subjects", "max_prompt_characters", "max_image_bytes", "max_image_pixels", "max_body_bytes",
-        )  # fmt: skip
-        for name in positive:
+        limits = [field.name for field in fields(self) if field.name.startswith("max_") and field.name != "max_queue"]
+        for name in ("threads", "load_timeout_seconds", "deadline_seconds", *limits):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -15,11 +16,14 @@ from pipeline import options
 from pipeline.cli_generate import EPILOG, generate
 from pipeline.cli_preprocess import preprocess
 from pipeline.cluster import connected
-from pipeline.options import DEFAULT_RECIPE, example, require_base, require_path, settings_of
+from pipeline.inputs import base_and_adapter, image_encoder_for, require_base, require_path, require_records
+from pipeline.options import DEFAULT_RECIPE, example, settings_of
 
 DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # set: mistakes show their trace too
 INTERRUPTED = 130  # exit status of a program that SIGINT ended
-_ClickException = typer.BadParameter.__mro__[2]  # what the parser of arguments raises; typer does not export the name
+_ClickException: Any = typer.BadParameter.__mro__[
+    2
+]  # what the parser of arguments raises; typer does not export the name
 
 app = typer.Typer(
     name="realcustom",
@@ -35,6 +39,7 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    warnings.showwarning = _show_warning
     sys.exit(run(arguments))
 
 
@@ -43,13 +48,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        status = INTERRUPTED
     except _ClickException as error:
-        return _refuse(error.format_message(), error)  # type: ignore[attr-defined]
+        return _refuse(error.format_message(), error)
     except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         return _refuse(str(error), error)
+    if status == INTERRUPTED:  # typer turns an interrupt into this status, without a word
+        print("interrupted", file=sys.stderr)
     return int(status or 0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=file or sys.stderr)
 
 
 def _refuse(message: str, error: BaseException) -> int:
@@ -107,7 +124,7 @@ def train(
     """Train adapter and scoring module on training records; a run that OUTPUT holds unfinished is continued."""
     settings = settings_of(recipe, config, sets, print_config, "train", ("base", "method", "train"))
     base = base or settings.base
-    options.require_records(records)
+    require_records(records)
     require_base(base)
     if initial_adapter is not None:
         require_path(initial_adapter, "--initial-adapter", "adapter checkpoint")
@@ -144,13 +161,16 @@ def serve(
     address: options.Address = None,
 ) -> None:
     """Answer POST /v1/images/generations until Ctrl-C."""
-    settings = settings_of(recipe, config, sets, print_config, "serve", ("base", "adapter", "serve"))
-    base, adapter = options.models(settings, base, adapter)
+    settings = settings_of(
+        recipe, config, sets, print_config, "serve", ("base", "adapter", "serve", "method.image_encoder")
+    )
+    base, adapter = base_and_adapter(settings, base, adapter)
     require_base(base)
     if adapter is not None:
         require_path(adapter, "--adapter", "adapter checkpoint")
     from pipeline.serving import serve_until_interrupted
 
+    image_encoder = image_encoder_for(adapter, image_encoder, settings.method.image_encoder.model)
     serve_until_interrupted(settings.serve, base, adapter, image_encoder, address)
 
 
@@ -163,11 +183,13 @@ def serve(
 )
 def inspect(
     target: Annotated[str, typer.Argument(metavar="ADAPTER|STAGE_DIR|RECORDS|zoo", help="What to look into.")],
+    images: Annotated[int, typer.Option(min=1, help="For zoo: drawings to measure on.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="For zoo: other seeds, other drawings.")] = 0,
 ) -> None:
     """Say what an adapter, a stage's output or a table of records is; `zoo` measures the shipped models live."""
     from pipeline.inspection import describe
 
-    for line in describe(target):
+    for line in describe(target, images, seed):
         print(line, flush=True)
 
 

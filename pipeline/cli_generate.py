@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline import options
+from pipeline.inputs import base_and_adapter
 from pipeline.options import DEFAULT_RECIPE, example, settings_of
 
 EPILOG = example(
@@ -62,8 +63,8 @@ def generate(
     print_config: options.PrintConfig = False,
 ) -> None:
     """Draw a prompt with one of its words narrowed to the subject of a photograph. Runs without Ray."""
-    settings = settings_of(recipe, config, sets, print_config, "generate", ("base", "adapter"))
-    base, adapter = options.models(settings, base, adapter)
+    settings = settings_of(recipe, config, sets, print_config, "generate", ("base", "adapter", "method.image_encoder"))
+    base, adapter = base_and_adapter(settings, base, adapter)
     from pipeline.generate import Request, check, draw
 
     request = Request(
@@ -73,6 +74,7 @@ def generate(
         base=base,
         adapter=adapter,
         image_encoder=image_encoder,
+        recipes_image_encoder=settings.method.image_encoder.model,
         count=count,
         seed=seed,
         width=width,

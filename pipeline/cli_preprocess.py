@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline import options
-from pipeline.options import DEFAULT_RECIPE, require_path, settings_of
+from pipeline.inputs import require_path
+from pipeline.options import DEFAULT_RECIPE, settings_of
 from preprocessing.settings import Stage
 
 preprocess = typer.Typer(

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 
 LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
@@ -25,9 +26,10 @@ def connected(address: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: nothing answers at the address.
     """
+    check_address(address)
+    _prepare_environment()
     import ray  # here, so that a command's help and its mistakes do not wait for it
 
-    check_address(address)
     if ray.is_initialized():
         yield
         return
@@ -48,10 +50,9 @@ def start_local(num_cpus: int | None = None) -> str:
     Args:
         num_cpus: logical CPUs; None = this machine's, at least `LOCAL_CPUS`.
     """
+    _prepare_environment()
     import ray
 
-    # Ray's own default, said explicitly: a process that joins later then knows it too.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     cpus = num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)
     try:
         return _init_local(cpus)
@@ -75,6 +76,14 @@ def check_address(address: str | None) -> None:
     except OSError as error:
         message = f"no Ray cluster answers at {address} ({error}); start one or leave --address and RAY_ADDRESS out"
         raise ValueError(message) from error
+
+
+def _prepare_environment() -> None:
+    """What Ray reads while it is imported and never after: its own authentication default, said explicitly so that all
+    processes agree, and no lines about the inner life of datasets."""
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
 
 
 def _init_local(num_cpus: int) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from pipeline.configure import to_yaml
-from pipeline.options import require_base, require_path
+from pipeline.inputs import image_encoder_for, require_base, require_path
 from realcustom import storage
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Request:
     base: str
     adapter: str | None
     image_encoder: str | None = None
+    recipes_image_encoder: str = ""  # used for an adapter that was trained with it
     count: int = 1
     seed: int = 0  # image i is drawn from seed + i
     width: int | None = None  # pixels
@@ -73,9 +76,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
     if request.adapter is not None:
         require_path(request.adapter, "--adapter", "adapter checkpoint")
     elif request.images:
-        raise ValueError(
-            f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)"
-        )
+        raise ValueError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
     return photographs
 
 
@@ -100,8 +101,9 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
 
     from realcustom.pipeline import RealCustomPipeline, Subject
 
+    encoder = image_encoder_for(request.adapter, request.image_encoder, request.recipes_image_encoder)
     pipe = RealCustomPipeline.from_pretrained(
-        request.base, adapter=request.adapter, image_encoder=request.image_encoder, device=request.device
+        request.base, adapter=request.adapter, image_encoder=encoder, device=request.device
     )
     subjects = [Subject(image=image, word=word) for image, word in zip(photographs, request.words, strict=True)]
     generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
@@ -120,6 +122,7 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
         num_images_per_prompt=request.count,
         return_masks=bool(subjects),
         use_mask=request.use_mask,
+        callback_on_step_end=_Progress(request.num_inference_steps or pipe.settings.sampler.num_inference_steps),
     )
     files = {f"image-{i}.png": _png(image) for i, image in enumerate(result.images)}
     if result.masks:
@@ -142,6 +145,19 @@ def mask_strip(masks: list[torch.Tensor]) -> Image.Image:
 
 def _settings(request: Request, pipe: RealCustomPipeline) -> str:
     return to_yaml({"request": request, "method": pipe.settings})
+
+
+class _Progress:
+    """Says on stderr, every few seconds, which step is done."""
+
+    def __init__(self, steps: int, every: float = 3.0) -> None:
+        self._steps, self._every, self._said = steps, every, time.monotonic()
+
+    def __call__(self, pipe: RealCustomPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if time.monotonic() - self._said > self._every:
+            self._said = time.monotonic()
+            print(f"step {step + 1} of {self._steps}", file=sys.stderr, flush=True)
+        return {}
 
 
 def _open(path: str) -> Image.Image:

@@ -9,23 +9,24 @@ from collections.abc import Iterator
 import yaml
 
 from pipeline.configure import to_yaml
-from pipeline.options import require_path
+from pipeline.inputs import require_path
 from pipeline.stages import account
 from realcustom import storage
 
 ROWS = 3  # shown of a table
 
 
-def describe(target: str) -> Iterator[str]:
+def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
     """Lines that say what `target` is.
 
     Args:
         target: `zoo`, an adapter checkpoint, a stage's directory, a folder of records, or a Parquet file.
+        images: drawings that `zoo` measures the shipped models on; other seeds give other ones.
     Raises:
         ValueError: it is not there, or none of these.
     """
     if target == "zoo":
-        yield from _zoo()
+        yield from _zoo(images, seed)
         return
     require_path(target, "inspect", "file or folder")
     if storage.is_dir(target):
@@ -98,7 +99,14 @@ def _adapter(uri: str) -> Iterator[str]:
         yield f"  {name}: {' x '.join(map(str, shape)) or 'scalar'}"
 
 
-def _zoo() -> Iterator[str]:
-    from sprites.zoo import measure
+def _zoo(images: int, seed: int) -> Iterator[str]:
+    from sprites import ZOO
+    from sprites.inspect_zoo import inspect_zoo
 
-    yield from measure()
+    shipped = sorted(path.name for path in ZOO.iterdir()) if ZOO.is_dir() else []
+    if not shipped:
+        raise ValueError(f"there are no models in {ZOO}; train them with: python -m sprites.train all")
+    yield f"in {ZOO}: {', '.join(shipped)}"
+    yield f"measured on {images} drawings that no model has seen (seed {seed}):"
+    for name, value in inspect_zoo(images=images, seed=seed).items():
+        yield f"  {name}: {value:.3f}"

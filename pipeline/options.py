@@ -75,66 +75,6 @@ def settings_of(
     return settings
 
 
-def models(settings: RunSettings, base: str | None, adapter: str | None) -> tuple[str, str | None]:
-    """The base model and the adapter to use: the options where given, else the recipe's, which belong together."""
-    if base is not None and adapter is None:
-        return base, None  # the recipe's adapter was trained for another base
-    return base or settings.base, adapter or settings.adapter
-
-
 def warn(message: str) -> None:
     """One line on stderr."""
     print(f"warning: {message}", file=sys.stderr)
-
-
-def require_path(place: str, option: str, kind: str) -> None:
-    """Raise ValueError if the local path `place` is not there; an address of an object store is left to its reader."""
-    if "://" in place:
-        return
-    if not Path(place).exists():
-        _check_zoo(place)
-        raise ValueError(f"{option}: no {kind} at {place}")
-
-
-def _check_zoo(place: str) -> None:
-    """For a model that ships with the repository: raise the error that says how to make it."""
-    from sprites import ZOO, zoo_path
-
-    if Path(place).is_relative_to(ZOO):
-        zoo_path(Path(place).relative_to(ZOO).as_posix())
-
-
-def require_base(base: str) -> None:
-    """Raise ValueError if `base` is a local folder without a UNet, or a path that is not there. Hub ids pass."""
-    folder = Path(base)
-    if folder.is_dir():
-        missing = [part for part in ("model_index.json", "unet/config.json") if not (folder / part).is_file()]
-        if missing:
-            raise ValueError(
-                f"--base: {base} is not a diffusers pipeline folder ({' and '.join(missing)} missing); "
-                "save one with DiffusionPipeline.save_pretrained, or name a model of the hub (owner/name)"
-            )
-    elif folder.is_absolute() or base.startswith(("./", "../", "~")) or base.count("/") != 1:
-        _check_zoo(base)
-        raise ValueError(f"--base: no folder at {base}, and it is not a model of the hub (owner/name) either")
-
-
-def require_records(records: str) -> None:
-    """Raise ValueError unless `records` holds a Parquet table in the schema of training records."""
-    require_path(records, "--input", "training records")
-    import pyarrow.parquet as pq
-
-    from realcustom import storage
-    from realcustom.record import check_schema
-
-    files = [entry.uri for entry in storage.list_files(records)] if storage.is_dir(records) else [records]
-    tables = [uri for uri in files if uri.endswith(".parquet")]
-    if not tables:
-        raise ValueError(
-            f"--input: no Parquet file below {records}; `realcustom preprocess subjects` writes such records"
-        )
-    filesystem, path = storage.open_filesystem(tables[0])
-    try:
-        check_schema(pq.read_schema(path, filesystem=filesystem))
-    except ValueError as error:  # pyarrow's own errors are ValueErrors too
-        raise ValueError(f"--input: {tables[0]}: {error}") from error

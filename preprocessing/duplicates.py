@@ -1,8 +1,8 @@
 """Which pictures of a corpus are copies of others: a global phase over small columns.
 
-The survivor of a set of copies is the best of them, by a rule that knows neither shards nor order: one with a caption
-before one without, then the larger, then the smaller uid. Rows that fail a threshold take no part: they are dropped
-anyway and must not take a good copy with them.
+The survivor of a set of copies is the best of them, whatever order they are read in: one with a caption before one
+without, then the larger in pixels, then in bytes, then the first by its key in the source. Rows that fail a threshold
+take no part: they are dropped anyway and must not take a good copy with them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 from preprocessing.settings import SelectSettings
 
 # The small columns that the global phase and the thresholds read.
-COLUMNS = ["uid", "sha256", "width", "height", "alt_text", "scores", "phash", "color"]
+COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "scores", "phash", "color", "image_bytes"]
 
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
@@ -71,7 +71,9 @@ def find_duplicates(
     uids: list[str] = table["uid"].to_pylist()
     captioned = [bool(text) for text in table["alt_text"].to_pylist()]
     pixels = (_numbers(table["width"]) * _numbers(table["height"])).tolist()
-    order = sorted(range(len(uids)), key=lambda i: (not captioned[i], -pixels[i], uids[i]))  # best first
+    size: list[int] = table["image_bytes"].to_pylist()
+    keys: list[str] = table["key"].to_pylist()
+    order = sorted(range(len(uids)), key=lambda i: (not captioned[i], -pixels[i], -size[i], keys[i]))  # best first
     hashes: list[int] = table["phash"].to_pylist()
     colors: list[bytes] = table["color"].to_pylist()
     found: dict[str, tuple[str, str]] = {}  # uid -> reason, survivor

@@ -9,7 +9,6 @@ their width.
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -23,6 +22,7 @@ from preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings
 from realcustom import record
 from realcustom.base import encode_pixels, encode_prompts, load_base
 from realcustom.image_encoder import ImageEncoder
+from realcustom.pixels import centre_square
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
@@ -113,19 +113,9 @@ class Encode:
         if name == LATENTS:
             details["resolution"] = str(self._settings.resolution)
         if name == IMAGE:
-            details["reference"] = self._method.image_encoder.reference.value
+            encoder = self._method.image_encoder
+            details |= {"reference": encoder.reference.value, "fit": encoder.fit.value, "layer": str(encoder.layer)}
         return rows.made_by(record.SCHEMA.field(name), model, **details)
-
-
-def centre_square(picture: Image.Image, resolution: int) -> torch.Tensor:
-    """Pixel values in -1..1, (3, R, R): the shorter side scaled to R, the middle of the longer one."""
-    scale = resolution / min(picture.size)
-    width, height = (max(resolution, round(side * scale)) for side in picture.size)
-    scaled = picture.resize((width, height), Image.Resampling.LANCZOS) if picture.size != (width, height) else picture
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    square = scaled.crop((left, top, left + resolution, top + resolution))
-    values = torch.from_numpy(np.array(square, dtype=np.float32))  # (R, R, 3), 0..255
-    return (values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
 def pack(tensor: torch.Tensor, dtype: CacheDtype) -> dict:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from preprocessing.errors import StageBug
-from preprocessing.unit import Counts, StageDirectory, to_json_bytes
+from preprocessing.page import write_page
+from preprocessing.unit import Counts, StageDirectory, Unit, to_json_bytes
 from realcustom import storage
 
 
@@ -20,9 +22,10 @@ def make_report(description: dict[str, Any], counts: Counts, units: int) -> dict
     return {**head, "units": units, **counts.to_dict()}
 
 
-def write_report(directory: StageDirectory, report: dict[str, Any]) -> None:
-    """Write report.json, unless it is there with the same content."""
+def write_report(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit]) -> None:
+    """Write report.html, then report.json, which says that the stage is complete; unless they are there already."""
     uri = storage.join(directory.uri, "report.json")
     data = to_json_bytes(report)
     if not storage.exists(uri) or directory.read(uri) != data:
+        write_page(directory, report, units)
         directory.write(uri, data)

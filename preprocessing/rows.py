@@ -32,6 +32,7 @@ SCORE_FIELDS = (
     pa.field("scores", record.SCORES),
     pa.field("phash", pa.uint64(), nullable=False),  # 64-bit perceptual hash
     pa.field("color", pa.binary(3 * COLOR_SIDE**2), nullable=False),  # RGB thumbnail, row-major
+    pa.field("image_bytes", pa.int64(), nullable=False),  # length of `image`: of two copies the longer lost less
 )
 TARGET = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 CAPTION_FIELDS = (
@@ -92,6 +93,11 @@ def read_columns(uri: str, columns: list[str]) -> pa.Table:
     """Some columns of a Parquet file, fetching only their bytes."""
     filesystem, path = storage.open_filesystem(uri)
     return pq.read_table(path, filesystem=filesystem, columns=columns, use_threads=False)
+
+
+def strings(values: list[str]) -> pa.Array:
+    """Values as an Arrow array of text, also where there are none."""
+    return pa.array(values, pa.string())
 
 
 def read_schema(uri: str) -> pa.Schema:

@@ -94,7 +94,7 @@ def run_stage(
     left = len(plan.todo) - len(todo)
     report = make_report(description, total, units=len(plan.done) + len(todo))
     if left == 0:
-        write_report(directory, report)
+        write_report(directory, report, units)
     seconds = time.monotonic() - began
     if left:
         per_unit = seconds / max(1, len(todo))
@@ -131,7 +131,7 @@ def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSet
             raise ValueError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
     if needed:
         raise ValueError(f"{stage.value} needs {' and '.join(f'{stage.value}.{name}' for name in needed)}")
-    if stage is Stage.ENCODE and settings.encode.image_features and method is None:
+    if stage is Stage.ENCODE and method is None:
         raise ValueError("encode needs the method's settings: they say how a reference is prepared")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, naming
@@ -17,7 +18,7 @@ from preprocessing.settings import ComputeSettings, ScoreSettings
 
 
 class Score:
-    """Table of pictures -> the same with `scores`, `phash` and `color`."""
+    """Table of pictures -> the same with `scores`, `phash`, `color` and `image_bytes`."""
 
     def __init__(self, settings: ScoreSettings, compute: ComputeSettings, models: dict[str, str]):
         self._settings = settings
@@ -56,9 +57,10 @@ class Score:
         account.each(check)
         remaining = account.remaining()
         result = rows.with_column(account.rows(), self._scores_field(), [scores[index] for index in remaining])
-        phash, color = rows.SCORE_FIELDS[1:]
+        phash, color, image_bytes = rows.SCORE_FIELDS[1:]
         result = rows.with_column(result, phash, [hashes[index][0] for index in remaining])
         result = rows.with_column(result, color, [hashes[index][1] for index in remaining])
+        result = rows.with_column(result, image_bytes, pc.binary_length(result["image"]))
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 
     def _scores_field(self) -> pa.Field:

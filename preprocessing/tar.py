@@ -68,7 +68,7 @@ def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
         if not block:
             if ended:
                 return
-            raise TornTar(offset, "the file ends without an end-of-archive marker")
+            raise TornTar(min(offset, file.size), "the file ends without an end-of-archive marker")
         if len(block) < _BLOCK and not (ended and not block.strip(b"\0")):
             raise TornTar(offset, f"a header of {len(block)} bytes, expected {_BLOCK}")
         if not block.strip(b"\0"):

@@ -14,9 +14,9 @@ _LONGEST = 6
 _DETERMINERS = "a an the this that these those my your his her its our their one two three four five some"
 _CLOSED = (
     "of on in at by with without from to into onto over under above below behind beside between near next against "
-    "along around across through for and or but while as is are was were be being been has have had does do that which who "
-    "it he she they there up down out off inside outside front during after before like very parked seen shown taken made "
-    "placed filled covered surrounded dressed hidden stacked mounted worn held"
+    "along around across through for and or but while as is are was were be being been has have had does do that which "
+    "who it he she they there up down out off inside outside front during after before like very parked seen shown "
+    "taken made placed filled covered surrounded dressed hidden stacked mounted worn held"
 )
 _COLOURS = "black white grey gray red green blue yellow orange pink purple brown golden silver"
 # Nouns that are no subject: they speak of the picture, of amounts, or of places in it.

@@ -76,7 +76,7 @@ class Conditioning:
 
     grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level
     subjects: Sequence[SubjectTokens] = ()
-    rows: slice = slice(None)  # the launch's rows that have subjects
+    rows: slice = field(default_factory=lambda: slice(None))  # the launch's rows that have subjects
     scale: float = 1.0  # of the visual term
     mask_resize: MaskResize = MaskResize.BILINEAR
     recorder: MapRecorder | None = None

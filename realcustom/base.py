@@ -68,7 +68,7 @@ def load_base(base: str, device: torch.device | str | None = None, dtype: torch.
     pipeline = StableDiffusionPipeline.from_pretrained(
         name,
         revision=revision,
-        torch_dtype=dtype,
+        dtype=dtype,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -111,8 +110,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
     return data
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

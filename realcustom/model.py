@@ -112,7 +112,7 @@ class RealCustomModel(nn.Module):
         """The model's output (B, c, h, w) as training sees it: no mask, no word mask (section 3.2)."""
         index, gate = self.score(encoder_hidden_states, noisy_latents, image_embeds, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
-            grids=attention.level_grids(*noisy_latents.shape[-2:], self.levels),
+            grids=attention.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels),
             subjects=[SubjectTokens(embeds=image_embeds, index=index, gate=gate)],
             scale=self.settings.attn.scale,
         )

@@ -197,9 +197,9 @@ class RealCustomPipeline:
             if return_masks and step.mask is not None:
                 masks.append(step.mask)
             if callback_on_step_end is not None:
-                tensors = {"latents": step.latents, "mask": step.mask}
+                tensors: dict[str, Any] = {"latents": step.latents, "mask": step.mask}
                 changed = callback_on_step_end(self, step.index, step.timestep, tensors)
-                sampler.rows.latents = (changed or tensors).get("latents", step.latents)
+                sampler.rows.latents = changed.get("latents", step.latents)
         return RealCustomOutput(
             images=self._decode(sampler.rows.latents, output_type),
             masks=masks if return_masks else None,
@@ -246,9 +246,9 @@ class RealCustomPipeline:
         settings: MethodSettings,
         repeat: int,
     ) -> Rows:
-        negative = (
-            [negative_prompt or ""] * len(prompts) if not _is_list(negative_prompt) else list(negative_prompt or ())
-        )
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            negative_prompt = [negative_prompt or ""] * len(prompts)
+        negative = list(negative_prompt)
         if len(negative) != len(prompts):
             raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one for each")
         most = words.shape[1]
@@ -325,7 +325,7 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
 
     Raises ValueError for a name that is not a diffusers scheduler, or one that the method is not defined on.
     """
-    kind = type(own)
+    kind: Any = type(own)
     if settings.scheduler is not None:
         kind = getattr(diffusers, settings.scheduler, None)
         if kind is None or not settings.scheduler.endswith("Scheduler"):
@@ -408,7 +408,3 @@ def _scope(value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"a subject's scope is a ratio from 0 to 1, got {value}")
     return value
-
-
-def _is_list(value: str | Sequence[str] | None) -> bool:
-    return value is not None and not isinstance(value, str)

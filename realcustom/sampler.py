@@ -72,7 +72,8 @@ class Sampler:
     _visual: list[dict[Any, KeyValue]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._grids = attention.level_grids(*self.rows.latents.shape[-2:], self.model.levels)
+        _, _, height, width = self.rows.latents.shape
+        self._grids = attention.level_grids(height, width, self.model.levels)
         self._visual = [{} for _ in range(self.rows.subjects)]
         self.weights = Weights(
             mode=self.guidance.mode,

@@ -11,7 +11,17 @@ from sprites.text import WORDS
 MAX_LENGTH = 64  # tokens
 BOS, ENC = "[DEC]", "[ENC]"  # BLIP's own: begin a caption, encode a caption
 # Grounding DINO finds the limits of its phrases by the ids that these have in BERT's vocabulary
-FIXED = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029, BOS: 1030, ENC: 1031}
+FIXED = {
+    "[PAD]": 0,
+    "[UNK]": 100,
+    "[CLS]": 101,
+    "[SEP]": 102,
+    "[MASK]": 103,
+    ".": 1012,
+    "?": 1029,
+    BOS: 1030,
+    ENC: 1031,
+}
 SIZE = 1 + max(FIXED.values())
 
 

@@ -32,6 +32,7 @@ from sprites.world import NOUNS, SIZE, Drawing, Scene, Split, draw, random_for, 
 
 TEXT_LENGTH = 24  # tokens of a prompt in training, padding included; the model takes up to `max_text_len`
 FIRST_SCENE = 3 * 10**8  # apart from the scenes of other models
+QUERIES = 10
 NONE = -100.0  # the logit of a padding token, which the model gives as minus infinity
 
 
@@ -79,7 +80,7 @@ def make_model() -> GroundingDinoForObjectDetection:
     config = GroundingDinoConfig(
         backbone_config=backbone,
         text_config=bert_config(width=64, layers=2),
-        num_queries=10,
+        num_queries=QUERIES,
         encoder_layers=2,
         encoder_ffn_dim=128,
         encoder_attention_heads=4,
@@ -154,7 +155,9 @@ def make_batch(tokenizer: BertTokenizer, drawings: list[Drawing], prompts: list[
     ids = encoded.input_ids
     separator = ids == tokenizer.convert_tokens_to_ids(".")
     phrase = separator.cumsum(1)  # (B, L): at a phrase's tokens the number of the phrase
-    special = separator | (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id) | ~encoded.attention_mask.bool()
+    special = (
+        separator | (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id) | ~encoded.attention_mask.bool()
+    )
     boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(len(prompts), 2, 1)
     exists = torch.zeros(len(prompts), 2, dtype=torch.bool)
     tokens = torch.zeros(len(prompts), 2, ids.shape[1])
@@ -179,7 +182,7 @@ def detection_loss(model: GroundingDinoForObjectDetection, batch: Batch) -> tupl
     decoder = torch.zeros(())
     for logits, boxes in _layers(model, output, batch):
         costs = _costs(logits, boxes, batch)
-        decoder = decoder + _set_loss(logits, boxes, _match(costs, batch.exists), batch)
+        decoder = decoder + _set_loss(logits, boxes, match(costs, batch.exists), batch)
     return decoder, _cell_loss(output.enc_outputs_class, output.enc_outputs_coord_logits.sigmoid(), batch)
 
 
@@ -208,7 +211,7 @@ def _costs(logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> torch.Ten
         return label + 5 * distance - 2 * generalized_iou(boxes[:, :, None], batch.boxes[:, None])
 
 
-def _match(costs: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
+def match(costs: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
     """The queries (B, 2) that together cost least, two different ones."""
     queries = costs.shape[1]
     costs = costs * exists[:, None]
@@ -301,21 +304,38 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     processor.save_pretrained(output)
 
 
-@torch.inference_mode()
-def detect(
-    folder: str, images: list[np.ndarray], nouns: list[str], threshold: float = 0.35
-) -> list[list[tuple[float, tuple[float, ...]]]]:
-    """Score and box (x0 y0 x1 y1, pixels) of what is found for one noun in each picture (uint8), best first."""
-    model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
-    processor = GroundingDinoProcessor(
-        GroundingDinoImageProcessorPil.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
-    )
-    found = []
-    for image, noun in zip(images, nouns, strict=True):
-        inputs = processor(images=Image.fromarray(image), text=f"a {noun}.", return_tensors="pt")
-        answer = processor.post_process_grounded_object_detection(
-            model(**inputs), threshold=threshold, target_sizes=[image.shape[:2]]
-        )[0]
-        pairs = zip(answer["scores"].tolist(), answer["boxes"].tolist(), strict=True)
-        found.append(sorted(((score, tuple(box)) for score, box in pairs), reverse=True))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the detector gives for one phrase."""
+
+    box: tuple[float, float, float, float]  # x0 y0 x1 y1, pixels
+    score: float  # 0 to 1
+
+
+class Detector:
+    """The saved model: pictures and a noun for each in, boxes out."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
+        self.processor = GroundingDinoProcessor(
+            GroundingDinoImageProcessorPil.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
+        )
+
+    @torch.inference_mode()
+    def __call__(self, images: list[np.ndarray], nouns: list[str], threshold: float) -> list[list[Found]]:
+        """For each picture uint8 (H, W, 3) what is found of its noun with a score above `threshold`, best first."""
+        found: list[list[Found]] = []
+        for start in range(0, len(images), 32):
+            part = images[start : start + 32]
+            texts = [f"a {noun}." for noun in nouns[start : start + 32]]
+            pictures = [Image.fromarray(image) for image in part]
+            inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+            sizes = [image.shape[:2] for image in part]
+            answers = self.processor.post_process_grounded_object_detection(
+                self.model(**inputs), threshold=threshold, target_sizes=sizes
+            )
+            for answer in answers:
+                pairs = zip(answer["boxes"].tolist(), answer["scores"].tolist(), strict=True)
+                boxes = [Found(box=tuple(box), score=score) for box, score in pairs]
+                found.append(sorted(boxes, key=lambda item: -item.score))
+        return found

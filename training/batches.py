@@ -27,7 +27,9 @@ class BatchMaker:
         num_train_timesteps: int,
         world: World,
     ) -> None:
-        """Args:
+        """Prepare a worker's batches.
+
+        Args:
             store: features by record number.
             views: other views that may stand in as a sample's reference.
             num_train_timesteps: T, of the base model's scheduler.

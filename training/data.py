@@ -131,7 +131,9 @@ def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray
     validation = np.array(sorted(held_out[:at_most]), dtype=np.int64)
     training = np.setdiff1d(np.arange(len(index)), np.array(held_out))
     if len(training) == 0:
-        raise ValueError(f"{len(index)} training record(s) of {len(ranks)} picture(s): too few, one picture is held out")
+        raise ValueError(
+            f"{len(index)} training record(s) of {len(ranks)} picture(s): too few, one picture is held out"
+        )
     return training, validation
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 
 from realcustom import storage
+from training.job import Job
 from training.loop import TrainingDiverged, World
-from training.run import available_cores
-from training.worker import Job, Worker
+from training.threads import available_cores
 
 ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, FileNotFoundError, TrainingDiverged)
@@ -38,24 +38,28 @@ def run_distributed(job: Job) -> None:
         run_config=RunConfig(
             storage_path=storage.join(job.output, "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(f"training failed more than max_failures={settings.max_failures} times: {error}") from error
-    metrics = result.metrics or {}
-    if "error" in metrics:
-        raise ERRORS[metrics["error"]](metrics["message"])
+    if result.return_value is not None:
+        kind, message = result.return_value
+        raise ERRORS[kind](message)
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """Runs in each worker. Errors that all workers meet alike end the run; others are Ray's to retry."""
+def _train_worker(config: dict[str, Any]) -> tuple[str, str] | None:
+    """Runs in each worker. Returns the kind and message of an error that all workers meet alike; retries others."""
+    from training.worker import Worker  # here: Ray's controller imports this file, and needs no models
+
     context = ray.train.get_context()
     job: Job = config["job"]
     torch.set_num_threads(job.settings.threads or max(1, available_cores() // context.get_local_world_size()))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
-    worker, error = None, None
+    worker: Worker | None = None
+    error: Exception | None = None
     try:
         worker = Worker(job, world)
     except (ValueError, FileNotFoundError) as caught:
@@ -63,11 +67,12 @@ def _train_worker(config: dict[str, Any]) -> None:
     error = _agree(error, world)
     if worker is not None and error is None:
         try:
-            worker.run(ray.train.report)
+            worker.run()
         except TrainingDiverged as caught:
             error = caught
-    if error is not None:
-        ray.train.report({"error": type(error).__name__, "message": str(error)})
+    if error is None:
+        return None
+    return next(name for name, kind in ERRORS.items() if isinstance(error, kind)), str(error)
 
 
 def _agree(error: Exception | None, world: World) -> Exception | None:

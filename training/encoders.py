@@ -26,7 +26,9 @@ class FrozenEncoders:
     """Latents and text features by the base model's parts, image features by the image encoder."""
 
     def __init__(self, base: Base, image_encoder: str, method: MethodSettings, device: torch.device) -> None:
-        """Args:
+        """Take the loaded base model; the image encoder is loaded when it is first needed.
+
+        Args:
             base: the loaded base model.
             image_encoder: folder or hub id.
             device: where image features are computed.
@@ -85,7 +87,12 @@ def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
     expected = {
         Kind.LATENTS: {"model": base},
         Kind.TEXT: {"model": base},
-        Kind.IMAGE: {"model": encoders.image_encoder_identity, "reference": settings.reference.value},
+        Kind.IMAGE: {
+            "model": encoders.image_encoder_identity,
+            "reference": settings.reference.value,
+            "fit": settings.fit.value,
+            "layer": str(settings.layer),
+        },
     }
     for kind, wanted in expected.items():
         said = schema.field(kind.value).metadata or {}

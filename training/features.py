@@ -39,8 +39,8 @@ class Picture:
 
     uid: str
     caption: str
+    target_word: str
     image: bytes | None
-    subject_image: bytes | None
     subject_mask: dict[str, Any] | None
 
 
@@ -61,7 +61,9 @@ class FeatureStore:
     """Features by record number."""
 
     def __init__(self, index: RecordIndex, encoders: Encoders, cache_gib: float, open_files: int) -> None:
-        """Args:
+        """Start with nothing kept.
+
+        Args:
             index: of the records.
             encoders: asked for what a record's caches lack.
             cache_gib: decoded features are kept until they fill this many GiB; later ones are read at each use.
@@ -101,8 +103,8 @@ class FeatureStore:
         return Picture(
             uid=self.index.uid(number),
             caption=read("caption"),
+            target_word=read("target_word"),
             image=read("image"),
-            subject_image=read("subject_image"),
             subject_mask=read("subject_mask"),
         )
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over the workers."""
@@ -99,7 +99,9 @@ class Trainer:
         influence_quantities: tuple[float, ...],
         world: World,
     ) -> None:
-        """Args:
+        """Prepare the optimizer for a model's trained parameters.
+
+        Args:
             model: a `RealCustomModel` on the worker's device, the same weights on every worker. Those of its trained
                 parameters that require no gradient (the settings leave them out of the forward) stay as they are.
             objective: of the base model's scheduler, on the same device.
@@ -111,7 +113,9 @@ class Trainer:
         self.parameters = {name: value for name, value in sorted(trained.items()) if value.requires_grad}
         self.model = model
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=settings.weight_decay)
-        self.ema = {name: value.detach().clone() for name, value in self.parameters.items()} if settings.ema_decay else {}
+        self.ema = (
+            {name: value.detach().clone() for name, value in self.parameters.items()} if settings.ema_decay else {}
+        )
         self.step_count = 0  # optimizer steps taken or skipped
         self.skipped_total = 0
         self.skipped_in_a_row = 0
@@ -119,7 +123,7 @@ class Trainer:
     @functools.cached_property
     def forward_model(self) -> nn.Module:
         """The model that exchanges gradients; made at the first step, for all workers have to take part in it."""
-        return self.model if self.world.size == 1 else DistributedDataParallel(self.model, broadcast_buffers=False)
+        return self.model if self.world.size == 1 else DistributedDataParallel(self.model)
 
     def step(self, batch: Batch) -> StepResult:
         """Train on one batch. Raises TrainingDiverged after `max_skipped_steps` non-finite steps in a row."""
@@ -136,7 +140,8 @@ class Trainer:
                 (loss * self.world.size).backward()
             total += loss.detach()
         loss_value = float(self.world.sum(total))
-        norm = torch.nn.utils.get_total_norm(parameter.grad for parameter in self.parameters.values())  # type: ignore[misc]
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         grad_norm = float(norm)
         rate = learning_rate(settings, self.step_count)
         finite = math.isfinite(loss_value) and math.isfinite(grad_norm)  # of reduced values: the same on all workers

@@ -32,6 +32,8 @@ class Metrics:
         self.loss_sum = progress.get("loss_sum", 0.0)
         self.count = int(progress.get("count", 0))
         self.skipped = int(progress.get("skipped", 0))
+        self.loss_before = progress.get("loss_before")  # the first validation loss
+        self.loss_after = progress.get("loss_after")  # the latest one
         self._images, self._waited = 0.0, 0.0
         self._since = self._started = self._written = time.monotonic()
         self._said = 0.0
@@ -42,8 +44,10 @@ class Metrics:
             self._board = SummaryWriter(storage.join(output, "tensorboard"), purge_step=step)
 
     def progress(self) -> dict[str, float]:
-        """The sums of the row being gathered, for the checkpoint."""
-        return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped}
+        """The sums of the row being gathered and the validation losses, for the checkpoint."""
+        assert self.loss_before is not None and self.loss_after is not None  # one comes before the first step
+        losses = {"loss_before": self.loss_before, "loss_after": self.loss_after}
+        return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped} | losses
 
     def add_step(self, result: StepResult, images: float, waited: float) -> None:
         """One step: its result, the records of its batch, and the seconds spent on making the batch."""
@@ -79,6 +83,8 @@ class Metrics:
 
     def add_validation(self, step: int, loss: float) -> None:
         """A validation loss; the time it took counts in no row."""
+        self.loss_before = loss if self.loss_before is None else self.loss_before
+        self.loss_after = loss
         self._add({"step": step, "val_loss": loss})
         say(f"step {step}/{self.steps}  validation loss {loss:.5f}")
         self.restart_clock()
@@ -94,6 +100,12 @@ class Metrics:
         if self._board is not None:
             self._board.flush()
 
+    def close(self) -> None:
+        """Write what is left to write."""
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self._board is not None:
@@ -106,4 +118,5 @@ class Metrics:
 
 def say(text: str) -> None:
     """A line of progress on stderr."""
-    print(f"[train] {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"[train] {text}\n")  # not print(): Ray Train has its own, which says everything twice
+    sys.stderr.flush()

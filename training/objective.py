@@ -25,9 +25,12 @@ class Objective:
     """E||target - model(z_t, t, ...)||^2 of the paper's eq. 1 for a base model's noise schedule and prediction type."""
 
     def __init__(self, scheduler: NoiseSchedule, device: torch.device | None = None) -> None:
-        """Args:
+        """Take over a scheduler's noise schedule and prediction type.
+
+        Args:
             scheduler: a variance-preserving diffusers scheduler (it has `alphas_cumprod`).
             device: where batches live.
+
         Raises:
             ValueError: a flow-matching scheduler, or a prediction type other than epsilon and v_prediction.
         """

@@ -7,7 +7,6 @@ last checkpoint and returns a finished one's result at once.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,16 +18,16 @@ import torch
 import yaml
 
 from realcustom import storage
-from realcustom.base import check_base
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.config import to_dict
 from realcustom.identity import model_identity
 from realcustom.settings import MethodSettings
 from training.data import open_index, split
+from training.job import Job
 from training.loop import World
 from training.metrics import read_rows, say
 from training.settings import OPERATIONAL, TrainSettings
-from training.worker import Job, Worker
+from training.threads import available_cores, threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +59,27 @@ def train(
         base: diffusers folder or hub id of the frozen base model.
         image_encoder: folder or hub id; None: `method.image_encoder.model`.
         initial_adapter: adapter checkpoint to start from; None: new weights.
-        local: train in this process, without Ray; `settings.num_workers` must be 1.
+        local: train in this process, without Ray, as the only worker.
     Raises:
         FileNotFoundError, ValueError: an input that is missing or does not fit, or an `output` that belongs to a run of
             another configuration; nothing is written then.
         TrainingDiverged: the loss stayed non-finite.
         RuntimeError: workers were lost more often than `settings.max_failures`.
     """
-    if local and settings.num_workers != 1:
-        raise ValueError(f"num_workers={settings.num_workers}: in-process training (local) has one worker; set it to 1")
     output = output if storage.is_remote(output) else os.path.abspath(output)
-    job = _make_job(records, output, base, image_encoder or method.image_encoder.model, method, settings, initial_adapter)
+    job = _make_job(
+        records, output, base, image_encoder or method.image_encoder.model, method, settings, initial_adapter
+    )
     finished = _finished(job)
     if finished is not None:
         say(f"{output} is finished already")
         return finished
+    from realcustom.base import check_base  # here and below: a finished run need not wait for the models' libraries
+
+    check_base(base)
     if local:
+        if settings.num_workers != 1:
+            say(f"num_workers={settings.num_workers} has no effect: in-process training is one worker")
         _run_local(job)
     else:
         from training.distributed import run_distributed  # the only part that imports ray
@@ -96,7 +100,6 @@ def _make_job(
     settings: TrainSettings,
     initial_adapter: str | None,
 ) -> Job:
-    check_base(base)
     index = open_index(records)
     split(index, settings.validation_fraction, settings.validation_records)
     adapter_hash = None
@@ -114,16 +117,21 @@ def _make_job(
     }
     _check_same_run(storage.join(output, "settings.yaml"), resolved)
     return Job(
-        records=records,
+        records=_absolute(records),
         output=output,
-        base=base,
-        image_encoder=image_encoder,
+        base=_absolute(base),
+        image_encoder=_absolute(image_encoder),
         method=method,
         settings=settings,
-        initial_adapter=initial_adapter,
-        resolved=yaml.safe_dump(resolved, sort_keys=False),
+        initial_adapter=None if initial_adapter is None else _absolute(initial_adapter),
+        resolved=resolved,
         identity=hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16],
     )
+
+
+def _absolute(path: str) -> str:
+    """A local path so that a worker with another working directory finds it; a hub id or URI as it is."""
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def _check_same_run(uri: str, resolved: Mapping[str, Any]) -> None:
@@ -165,22 +173,8 @@ def _finished(job: Job) -> TrainResult | None:
 
 
 def _run_local(job: Job) -> None:
+    from training.worker import Worker
+
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")
     with threads(job.settings.threads or available_cores()):
-        Worker(job, World(device=device)).run(lambda metrics: None)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within: torch computes with `count` CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        Worker(job, World(device=device)).run()

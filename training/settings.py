@@ -61,9 +61,12 @@ class TrainSettings:
     cache_gib: float = 2.0  # memory per worker, GiB, for decoded features; records beyond it are read at each use
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "batch_size", "gradient_accumulation", "open_files", "validation_records", "val_every")
-        at_least_one += ("validation_timesteps", "log_every", "sample_steps", "checkpoint_every", "keep_checkpoints")
-        for name in (*at_least_one, "num_workers", "max_skipped_steps"):
+        counts = (
+            *("steps", "batch_size", "gradient_accumulation", "open_files", "validation_records", "val_every"),
+            *("validation_timesteps", "log_every", "sample_steps", "checkpoint_every", "keep_checkpoints"),
+            *("num_workers", "max_skipped_steps"),
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("weight_decay", "warmup", "grad_clip", "sample_every", "sample_records", "threads", "cache_gib"):

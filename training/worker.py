@@ -6,47 +6,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
+import yaml
 
 from realcustom import storage
 from realcustom.base import Base, load_base
 from realcustom.checkpoint import Adapter, load_adapter, save_adapter
-from realcustom.config import to_dict
 from realcustom.model import RealCustomModel
-from realcustom.settings import Fusion, MethodSettings
+from realcustom.settings import Fusion
 from training.batches import BatchMaker
 from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from training.data import DataOrder, RecordIndex, Views, open_index, split
+from training.data import DataOrder, Views, open_index, split
 from training.encoders import FrozenEncoders, check_caches
 from training.features import FeatureStore, Kind
+from training.job import Job
 from training.loop import StepResult, Trainer, World
 from training.metrics import Metrics, say
 from training.objective import Objective
 from training.samples import write_sample_sheet
-from training.settings import OPERATIONAL, TrainSettings
 
 # Parameters that a fusion leaves out of the forward: they get no gradient.
 IDLE = {Fusion.TEXT: "adaptive_scoring.latent_", Fusion.VISUAL: "adaptive_scoring.text_"}
-
-Report = Callable[[dict[str, float]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A run, as plain data that travels to workers."""
-
-    records: str
-    output: str
-    base: str  # hub id or folder
-    image_encoder: str  # hub id or folder
-    method: MethodSettings
-    settings: TrainSettings
-    initial_adapter: str | None
-    resolved: str  # YAML text: settings.yaml
-    identity: str  # of all that decides the result
 
 
 class Worker:
@@ -68,9 +49,7 @@ class Worker:
         self.store = FeatureStore(index, self.encoders, settings.cache_gib, settings.open_files)
         self.model = self._make_model(int(training[0]))
         objective = Objective(self.base.scheduler, world.device)
-        self.batches = BatchMaker(
-            self.store, Views(index, training), settings, objective.num_train_timesteps, world
-        )
+        self.batches = BatchMaker(self.store, Views(index, training), settings, objective.num_train_timesteps, world)
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.progress = self._resume()
 
@@ -83,9 +62,16 @@ class Worker:
                 f"base {self.base.identity} ({channels} channels, text width {width}): they were made for another one"
             )
         embed_dim = self.store.get(Kind.IMAGE, first).shape[-1]
-        model = RealCustomModel(self.base.unet, self.job.method, embed_dim).to(self.world.device)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        model = RealCustomModel(self.base.unet.cpu(), self.job.method, embed_dim, generator).to(self.world.device)
+        idle = IDLE.get(self.job.method.tokens.fusion)
+        for name, parameter in model.trained_parameters().items():
+            parameter.requires_grad_(idle is None or not name.startswith(idle))
         if self.job.initial_adapter is not None:
-            model.load_adapter_state_dict(load_adapter(self.job.initial_adapter).tensors)
+            initial = load_adapter(self.job.initial_adapter)
+            if self.world.rank == 0 and initial.image_encoder != self.encoders.image_encoder_identity:
+                say(f"the initial adapter knows the image encoder {initial.image_encoder}, this run has another one")
+            model.load_adapter_state_dict(initial.tensors)
         return model
 
     def _resume(self) -> dict[str, float]:
@@ -98,19 +84,16 @@ class Worker:
         self.trainer.load_state(checkpoint.tensors, checkpoint.counters)
         return checkpoint.progress
 
-    def run(self, report: Report) -> None:
-        """Train to the last step and save the adapter. Raises TrainingDiverged, on all workers alike.
-
-        Args:
-            report: called on every worker with each validation's step and loss.
-        """
-        trainer, settings, steps = self.trainer, self.settings, self.settings.steps
+    def run(self) -> None:
+        """Train to the last step and save the adapter. Raises TrainingDiverged, on all workers alike."""
+        trainer, steps = self.trainer, self.settings.steps
         first = self.world.rank == 0
         if first:
-            storage.write_bytes(self._folder("settings.yaml"), self.job.resolved.encode())
+            resolved = yaml.safe_dump(dict(self.job.resolved), sort_keys=False)
+            storage.write_bytes(self._folder("settings.yaml"), resolved.encode())
         metrics = Metrics(self.job.output, steps, trainer.step_count, self.progress) if first else None
         if trainer.step_count == 0:
-            self._validate(metrics, report)
+            self._validate(metrics)
         elif first:
             say(f"continuing after step {trainer.step_count}")
         while trainer.step_count < steps:
@@ -121,17 +104,17 @@ class Worker:
             result = trainer.step(batch)
             if metrics is not None:
                 metrics.add_step(result, share.total_weight, waited)
-            self._after_step(metrics, report, result)
+            self._after_step(metrics, result)
         if metrics is not None:
             self._finish(metrics)
 
-    def _after_step(self, metrics: Metrics | None, report: Report, result: StepResult) -> None:
+    def _after_step(self, metrics: Metrics | None, result: StepResult) -> None:
         settings, step = self.settings, self.trainer.step_count
         last = step == settings.steps
         if metrics is not None and (last or step % settings.log_every == 0):
             metrics.close_row(step, result)
         if last or step % settings.val_every == 0:
-            self._validate(metrics, report)
+            self._validate(metrics)
         if metrics is None:
             return
         if last or (settings.sample_every and step % settings.sample_every == 0):
@@ -139,12 +122,11 @@ class Worker:
         if last or step % settings.checkpoint_every == 0:
             self._checkpoint(metrics)
 
-    def _validate(self, metrics: Metrics | None, report: Report) -> None:
+    def _validate(self, metrics: Metrics | None) -> None:
         quantity = self.job.method.tokens.influence_quantity
         loss = self.trainer.validate(self.batches.validation(self.validation), quantity)
         if metrics is not None:
             metrics.add_validation(self.trainer.step_count, loss)
-        report({"step": self.trainer.step_count, "val_loss": loss})
 
     def _checkpoint(self, metrics: Metrics) -> None:
         metrics.flush()
@@ -155,29 +137,30 @@ class Worker:
         metrics.restart_clock()
 
     def _sample(self, metrics: Metrics) -> None:
-        if self.settings.sample_records:
-            numbers = [int(number) for number in self.validation[: self.settings.sample_records]]
-            pictures = [self.store.picture(number) for number in numbers]
-            with self.trainer.averaged_weights():
-                name = f"step-{self.trainer.step_count:08d}.png"
-                write_sample_sheet(self._folder("samples", name), pictures, self)
-            metrics.restart_clock()
+        numbers = [int(number) for number in self.validation[: self.settings.sample_records]]
+        pictures = [picture for picture in map(self.store.picture, numbers) if picture.image is not None]
+        if not pictures:
+            return  # none wanted, or the records keep no pictures
+        uri = self._folder("samples", f"step-{self.trainer.step_count:08d}.png")
+        with self.trainer.averaged_weights():
+            write_sample_sheet(
+                uri, pictures, self.base, self.model, self.encoders, self.job.method, self.settings.sample_steps
+            )
+        metrics.restart_clock()
 
     def _finish(self, metrics: Metrics) -> None:
-        train = {name: value for name, value in to_dict(self.settings).items() if name not in OPERATIONAL}
-        index: RecordIndex = self.store.index
         with self.trainer.averaged_weights():
             adapter = Adapter(
-                tensors={name: value.detach().cpu().clone() for name, value in self.model.adapter_state_dict().items()},
+                tensors=self.model.adapter_state_dict(),
                 settings=self.job.method,
                 base=self.base.identity,
                 image_encoder=self.encoders.image_encoder_identity,
-                provenance={"records": index.identity, "train": train},
+                provenance={name: self.job.resolved[name] for name in ("records", "initial_adapter", "train")},
             )
         sha256 = save_adapter(self._folder("adapter.safetensors"), adapter)
-        losses = [row["val_loss"] for row in metrics.rows if "val_loss" in row]
-        result = {"sha256": sha256, "loss_before": losses[0], "loss_after": losses[-1], "identity": self.job.identity}
-        metrics.flush()
+        metrics.close()
+        losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
+        result = {"sha256": sha256, **losses, "identity": self.job.identity}
         storage.write_bytes(self._folder("result.json"), json.dumps(result, indent=1).encode())
 
     def _folder(self, *parts: str) -> str:

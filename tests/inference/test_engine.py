@@ -19,7 +19,8 @@ PROMPT = "a cat in the snow"
 
 
 def _job(**fields: Any) -> Job:
-    return Job(**({"prompt": PROMPT, "seed": 7, "num_inference_steps": 3} | fields))
+    given: dict[str, Any] = {"prompt": PROMPT, "seed": 7, "num_inference_steps": 3}
+    return Job(**(given | fields))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -39,7 +40,7 @@ class Gate:
     def __init__(self, pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch, hold_at: int) -> None:
         self.steps = 0
         self.reached, self.open = threading.Event(), threading.Event()
-        step = pipeline.base.scheduler.step
+        step = pipeline.scheduler.step
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.steps += 1
@@ -48,7 +49,7 @@ class Gate:
                 assert self.open.wait(30)
             return step(*args, **kwargs)
 
-        monkeypatch.setattr(pipeline.base.scheduler, "step", counted)
+        monkeypatch.setattr(pipeline.scheduler, "step", counted)
 
 
 def test_image_i_is_that_of_seed_plus_i_alone_or_in_company(engine: Engine) -> None:
@@ -114,7 +115,7 @@ def test_queue_full_and_a_cancelled_place_is_free(engine: Engine, monkeypatch: p
 def test_deadline(tiny_pipeline: RealCustomPipeline) -> None:
     engine = Engine(tiny_pipeline, deadline_seconds=0.2, threads=1)
     with pytest.raises(DeadlineExceeded):
-        engine.submit(_job(num_inference_steps=1000)).future.result(60)
+        engine.submit(_job(num_inference_steps=500)).future.result(60)
     engine.close()
     with pytest.raises(Cancelled):
         engine.submit(_job())
@@ -136,24 +137,28 @@ def test_closing_gives_up_what_runs_and_waits(
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "message"),
+    ("fields", "kind", "param", "message"),
     [
-        ({"subjects": (Subject(image=REFERENCE, word="dog"),)}, WordNotInPrompt, "cat"),
-        ({"subjects": (Subject(image=REFERENCE, word="cat", occurrence=3),)}, RequestError, "3"),
-        ({"width": 33, "height": 32}, RequestError, "33"),
+        ({"subjects": (Subject(image=REFERENCE, word="dog"),)}, WordNotInPrompt, "subjects[0].word", "a, cat, in, the"),
+        ({"subjects": (Subject(image=REFERENCE, word="cat", occurrence=3),)}, WordNotInPrompt, "subjects[0].word", "3"),
+        ({"subjects": (Subject(image=REFERENCE, word=" "),)}, RequestError, "subjects[0].word", "empty"),
+        ({"width": 32, "height": 33}, RequestError, "size", "height must be a multiple of 2 pixels, got 33"),
     ],
 )
-def test_what_the_pipeline_refuses_is_the_requests_error_and_the_engine_goes_on(
-    engine: Engine, fields: dict[str, Any], kind: type[RequestError], message: str
+def test_what_would_be_refused_later_is_refused_before_the_queue(
+    engine: Engine, fields: dict[str, Any], kind: type[RequestError], param: str, message: str
 ) -> None:
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
+        engine.check(_job(**fields))
+    assert caught.value.param == param
+    with pytest.raises(RequestError):  # and by the pipeline as well: the two do not drift apart
         engine.submit(_job(**fields)).future.result(60)
-    assert len(engine.submit(_job(num_inference_steps=1)).future.result(60).images) == 1
+    engine.check(_job(width=48, height=32, subjects=(Subject(image=REFERENCE, word="Cat", occurrence="first"),)))
 
 
 def test_a_bug_is_that_requests_answer_and_the_engine_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(engine.pipeline.base.scheduler, "step", None)
+        patch.setattr(engine.pipeline.scheduler, "step", None)
         with pytest.raises(TypeError):
             engine.submit(_job()).future.result(60)
     ticket: Ticket = engine.submit(_job(num_inference_steps=1))

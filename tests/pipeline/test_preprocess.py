@@ -79,7 +79,9 @@ def test_a_command_of_its_own_joins_the_cluster_and_writes_the_bytes_of_a_local_
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
-def test_a_limited_run_is_finished_by_the_next(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limited_run_is_finished_by_the_next(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["ingest", "--input", str(pictures), "--output", str(tmp_path / "records"), "--local"]
     arguments += ["--set", "preprocess.ingest.unit_size=2"]
     assert run(["preprocess", *arguments, "--limit", "1"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from preprocessing.errors import DataError, DataFault
 from preprocessing.pictures import color_signature, decode, perceptual_hash, sharpness, to_png
 from tests.preprocessing.corpora import encoded, jpeg, picture, png
+
+PHOTOS = Path(__file__).parents[1] / "data/photos"
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "LA", "P", "1", "I;16"])
@@ -57,7 +60,7 @@ def test_messages_are_the_same_in_two_runs() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    data = encoded(Image.new("1", (20000, 20000)), "PNG")
+    data = encoded(Image.new("1", (5000, 5000)), "PNG")
     with pytest.raises(DataError) as caught:
         decode(data, max_pixels=10**6)
     assert caught.value.fault is DataFault.DECOMPRESSION_BOMB
@@ -74,18 +77,22 @@ def test_perceptual_hash_tells_pictures_apart_and_copies_not() -> None:
     hashes = [perceptual_hash(picture(seed)) for seed in range(40)]
     between = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(between) > 8
-    for seed in range(10):
-        copy = decode(jpeg(picture(seed).resize((200, 170), Image.Resampling.BICUBIC), quality=60))
-        assert (perceptual_hash(copy) ^ hashes[seed]).bit_count() <= 4
-        brighter = picture(seed).point(lambda value: value * 0.9 + 10)
-        assert (perceptual_hash(brighter) ^ hashes[seed]).bit_count() <= 4
+    for path in PHOTOS.glob("*.jpg"):
+        photo = decode(path.read_bytes())
+        smaller = photo.resize((photo.width // 3, photo.height // 3), Image.Resampling.BICUBIC)
+        for copy in (decode(jpeg(smaller, quality=50)), photo.point(lambda value: value * 0.9 + 10)):
+            assert (perceptual_hash(copy) ^ perceptual_hash(photo)).bit_count() <= 4
 
 
 def test_perceptual_hash_agrees_with_a_plain_dct() -> None:
-    from scipy.fft import dctn
+    def dct(values: np.ndarray) -> np.ndarray:  # DCT-II of the last axis through the FFT of the mirrored signal
+        n = values.shape[-1]
+        spectrum = np.fft.fft(np.concatenate([values, values[..., ::-1]], axis=-1))[..., :n]
+        transformed = (spectrum * np.exp(-1j * np.pi * np.arange(n) / (2 * n))).real / 2
+        return transformed * np.sqrt(np.where(np.arange(n) == 0, 1 / n, 2 / n))
 
     grey = np.asarray(picture(5).convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
-    low = dctn(grey, norm="ortho")[:8, :8].ravel()
+    low = dct(dct(grey).T).T[:8, :8].ravel()
     bits = low > np.median(low[1:])
     assert perceptual_hash(picture(5)) == int("".join(str(int(bit)) for bit in bits), 2)
 

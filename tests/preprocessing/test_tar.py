@@ -14,7 +14,9 @@ MEMBERS = [("a.jpg", b"x" * 700), ("a.txt", b"a toy"), ("b.jpg", b"y" * 512), ("
 ENDS = [512 + 1024, 512 + 1024 + 1024, 3584, 4096]  # where each member's padded data end
 
 
-def read(path: Path, chunk: int = 8 * 2**20, max_bytes: int = 2**20) -> tuple[list[tuple[str, bytes | None]], int | None]:
+def read(
+    path: Path, chunk: int = 8 * 2**20, max_bytes: int = 2**20
+) -> tuple[list[tuple[str, bytes | None]], int | None]:
     """Members that came out, and the offset of the tear."""
     found = []
     try:

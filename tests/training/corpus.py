@@ -36,7 +36,9 @@ def write_pictures(folder: Path, count: int, files: int = 3, side: int = 32, vie
         pixels[mask == 1] = COLOURS[name]
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, "PNG")
-        others = [uid for other, uid in enumerate(uids) if other % len(names) == number % len(names) and other != number]
+        others = [
+            uid for other, uid in enumerate(uids) if other % len(names) == number % len(names) and other != number
+        ]
         rows.append(
             {
                 "uid": uids[number],

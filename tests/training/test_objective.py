@@ -12,7 +12,9 @@ from training.objective import Objective, squared_error
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_objective_equals_numpy(prediction_type: str) -> None:
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
     objective = Objective(scheduler)
     generator = torch.Generator().manual_seed(0)
     latents, noise, prediction = torch.randn(3, 5, 4, 6, 3, generator=generator)
@@ -29,7 +31,9 @@ def test_objective_equals_numpy(prediction_type: str) -> None:
     assert np.allclose(objective.add_noise(latents, noise, timesteps), noisy, atol=1e-5)
     ours = squared_error(prediction, objective.target(latents, noise, timesteps))
     assert np.allclose(ours, error, rtol=1e-4)
-    assert torch.allclose(objective.add_noise(latents, noise, timesteps), scheduler.add_noise(latents, noise, timesteps))
+    assert torch.allclose(
+        objective.add_noise(latents, noise, timesteps), scheduler.add_noise(latents, noise, timesteps)
+    )
 
 
 def test_other_kinds_of_bases_are_refused() -> None:

@@ -1,0 +1,146 @@
+"""How well the shipped models do their work, measured live on held-out drawings whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from sprites import ZOO, zoo_path
+from sprites.blip import Captioner, canonical_caption
+from sprites.grounding_dino import Detector
+from sprites.judge import Judge
+from sprites.sam import Segmenter
+from sprites.world import BACKGROUNDS, NOUNS, TEMPLATES, Drawing, Scene, Split, draw, scene
+
+THRESHOLD = 0.35  # of a detection's score: the default of preprocessing
+IOU = 0.5  # from here on a box counts as found
+GALLERY = 32  # captions that a picture chooses among
+
+
+def inspect_zoo(images: int = 256, seed: int = 0) -> dict[str, float]:
+    """Measures of every shipped model on `images` drawings of one subject, identities that no model has seen.
+
+    Args:
+        seed: other seeds, other drawings.
+
+    Returns:
+        Shares and mean IoUs, 0 to 1, by name. Measures of a model that is not there are missing.
+    """
+    first = 10**9 + seed * 10**6
+    scenes = [scene(Split.EVALUATION, first + number) for number in range(images)]
+    drawings = [draw(item) for item in scenes]
+    measures = {
+        "grounding_dino": inspect_detector,
+        "sam": inspect_segmenter,
+        "blip": inspect_captioner,
+        "clip": inspect_clip,
+        "judge": inspect_judge,
+    }
+    result: dict[str, float] = {}
+    for name, measure in measures.items():
+        if (ZOO / name).exists():
+            result |= measure(scenes, drawings)
+    return result
+
+
+def inspect_detector(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+    """Recall and precision of the detector, asked once for the picture's noun and once for one that is absent.
+
+    A picture is recalled if its best box overlaps the subject's by `IOU`. Precise is the share of right ones among all
+    that is found: a second box for the same subject is wrong, and so is any for an absent noun.
+    """
+    images = [drawing.image for drawing in drawings]
+    nouns = [item.subjects[0].identity.noun for item in scenes]
+    absent = [NOUNS[(NOUNS.index(noun) + 1 + place) % len(NOUNS)] for place, noun in enumerate(nouns)]
+    absent = [
+        other if other != noun else NOUNS[NOUNS.index(noun) - 1] for other, noun in zip(absent, nouns, strict=True)
+    ]
+    detector = Detector(zoo_path("grounding_dino"))
+    present = detector(images, nouns, THRESHOLD)
+    false = sum(len(found) for found in detector(images, absent, THRESHOLD))
+    recalled = sum(
+        bool(found) and box_iou(found[0].box, drawing.boxes[0]) >= IOU
+        for found, drawing in zip(present, drawings, strict=True)
+    )
+    total = sum(len(found) for found in present) + false
+    return {"detection_recall": recalled / len(images), "detection_precision": recalled / max(total, 1)}
+
+
+def inspect_segmenter(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+    """Mean IoU of the segmenter's masks from the true boxes, and the mean error of its own estimate of it."""
+    segmenter = Segmenter(zoo_path("sam"))
+    answers = [segmenter(drawing.image, drawing.boxes[0]) for drawing in drawings]
+    ious = [mask_iou(mask, drawing.masks[0]) for (mask, _), drawing in zip(answers, drawings, strict=True)]
+    errors = [abs(score - iou) for (_, score), iou in zip(answers, ious, strict=True)]
+    return {"mask_iou": float(np.mean(ious)), "mask_score_error": float(np.mean(errors))}
+
+
+def inspect_captioner(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+    """Shares of captions that name the background, the noun, and that are right in every word."""
+    captions = Captioner(zoo_path("blip"))([drawing.image for drawing in drawings])
+    pairs = list(zip(captions, scenes, strict=True))
+    return {
+        "caption_background": share([item.background in caption.split() for caption, item in pairs]),
+        "caption_noun": share([item.subjects[0].identity.noun in caption.split() for caption, item in pairs]),
+        "caption_accuracy": share([caption == canonical_caption(item) for caption, item in pairs]),
+    }
+
+
+@torch.inference_mode()
+def inspect_clip(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+    """Share of pictures that are nearest to their own caption among those of `GALLERY` pictures, one template."""
+    folder = zoo_path("clip")
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    pictures = [Image.fromarray(drawing.image) for drawing in drawings]
+    captions = [dataclasses.replace(item, template=TEMPLATES[0]).caption for item in scenes]
+    length = model.config.text_config.max_position_embeddings
+    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    output = model(
+        input_ids=tokens.input_ids,
+        attention_mask=tokens.attention_mask,
+        pixel_values=CLIPImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt").pixel_values,
+    )
+    right = []
+    for start in range(0, len(captions), GALLERY):
+        gallery = slice(start, start + GALLERY)
+        nearest = (output.image_embeds[gallery] @ output.text_embeds[gallery].T).argmax(1).tolist()
+        right += [captions[start + best] == captions[start + place] for place, best in enumerate(nearest)]
+    return {"clip_retrieval": share(right)}
+
+
+def inspect_judge(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+    """Shares of nouns and backgrounds that the judge names right, and the mean IoU of its masks."""
+    verdict = Judge.load(zoo_path("judge"))(np.stack([drawing.image for drawing in drawings]))
+    nouns = [NOUNS.index(item.subjects[0].identity.noun) for item in scenes]
+    backgrounds = [BACKGROUNDS.index(item.background) for item in scenes]
+    masks = [mask_iou(found, drawing.masks[0]) for found, drawing in zip(verdict.mask > 0.5, drawings, strict=True)]
+    return {
+        "judge_noun": share((verdict.noun.argmax(1) == np.array(nouns)).tolist()),
+        "judge_background": share((verdict.background.argmax(1) == np.array(backgrounds)).tolist()),
+        "judge_mask_iou": float(np.mean(masks)),
+    }
+
+
+def share(right: list[bool]) -> float:
+    """The share that is true; raises ValueError for none at all."""
+    if not right:
+        raise ValueError("a share of no pictures: give images=1 or more")
+    return sum(right) / len(right)
+
+
+def box_iou(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes x0 y0 x1 y1, 0 to 1."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (sum(areas) - shared)
+
+
+def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two bool masks (H, W), 0 to 1; one of them is not empty."""
+    return float((first & second).sum() / (first | second).sum())

@@ -1,0 +1,122 @@
+"""The endpoint on Ray Serve, over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
+from evaluation.table import Case, Setting
+from inference.app import start, stop
+from inference.settings import ServeSettings
+from realcustom.checkpoint import adapter_sha256
+from realcustom.pipeline import RealCustomPipeline
+from tests.inference.conftest import Sources
+
+REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+REQUEST: dict[str, Any] = {
+    "prompt": "a cat in the snow",
+    "seed": 5,
+    "num_inference_steps": 2,
+    "subjects": [{"image": to_base64(REFERENCE), "word": "cat"}],
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_what_cannot_start_is_said(
+    ray_cluster: str, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ValueError, match="NO_SUCH_KEY is not set"):
+        start(ServeSettings(api_key_variable="NO_SUCH_KEY"), sources.base, None)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ValueError, match="choose another port"):
+            start(ServeSettings(port=other.getsockname()[1]), sources.base, None)
+    with pytest.raises(ValueError, match="has no unet"):  # the loader's own words, out of the replica
+        start(ServeSettings(port=free_port(), device="cpu"), str(tmp_path), None)
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: str, sources: Sources) -> Iterator[str]:
+    settings = ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu")
+    yield start(settings, sources.base, sources.adapter, sources.image_encoder)
+    stop()
+
+
+def _post(url: str, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/generations", json=REQUEST | fields, timeout=60.0)
+
+
+def test_a_customised_image_with_its_masks(url: str, sources: Sources) -> None:
+    answer = _post(url, return_masks=True)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body["adapter"] == adapter_sha256(sources.adapter)
+    [data] = body["data"]
+    image = Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))
+    assert (image.format, image.size, data["seed"]) == ("PNG", (32, 32), 5)
+    assert [(mask["subject"], mask["step"]) for mask in data["masks"]] == [(0, 0), (0, 1)]
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["masks"][0]["b64_json"]))))
+    assert mask.dtype == np.uint8 and mask.shape == (16, 16) and mask.max() == 255
+    assert np.count_nonzero(mask) <= 64  # a quarter of the grid
+
+
+def test_health_and_the_adapter(url: str, sources: Sources) -> None:
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    assert httpx.get(f"{url}/readyz").json()["status"] == "ready"
+    [adapter] = httpx.get(f"{url}/v1/adapters").json()["data"]
+    assert adapter["sha256"] == adapter_sha256(sources.adapter)
+    assert adapter["settings"]["mask"]["influence_scope"] == 0.25 and "/" not in adapter["base"]
+
+
+def test_errors_that_help(url: str) -> None:
+    for fields, kind, message in (
+        ({"influence_scop": 0.2}, "invalid_request", "did you mean 'influence_scope'?"),
+        ({"prompt": "a star in space"}, "word_not_in_prompt", "a, star, in, space"),
+        ({"subjects": [{"image": "bm90IGEgcGljdHVyZQ==", "word": "cat"}]}, "not_an_image", "PNG, JPEG or WEBP"),
+    ):
+        answer = _post(url, **fields)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (422, kind) and message in error["message"]
+
+
+def test_a_client_that_hangs_up_frees_the_engine(url: str) -> None:
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(f"{url}/v1/images/generations", json=REQUEST | {"num_inference_steps": 900}, timeout=1.0)
+    started = time.monotonic()
+    assert _post(url, num_inference_steps=1).status_code == 200
+    assert time.monotonic() - started < 10.0  # 900 steps would take much longer
+
+
+def test_the_endpoint_draws_what_the_pipeline_draws(url: str, tiny_pipeline: RealCustomPipeline) -> None:
+    case = Case(
+        uid="0",
+        prompt="a cat in the snow",
+        target_word="cat",
+        reference=REFERENCE,
+        wrong_reference=REFERENCE.rotate(90),
+        oracle=REFERENCE,
+        seed=11,
+    )
+    remote = EndpointGenerator(url=url, num_inference_steps=2)
+    local = PipelineGenerator(pipeline=tiny_pipeline, num_inference_steps=2)
+    for setting in (Setting.TEXT_TO_IMAGE, Setting.SUBJECT_WITHOUT_MASK, Setting.WRONG_REFERENCE):
+        pairs = zip(remote(setting, [case]), local(setting, [case]), strict=True)
+        assert all(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1 for a, b in pairs)

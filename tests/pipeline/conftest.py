@@ -1,0 +1,82 @@
+"""Tiny models that commands are pointed at by --set, and a way to run a command in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.cli import run
+from tests.preprocessing import tiny_models
+from tests.tiny import tiny_adapter, tiny_base, tiny_image_encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Folders of tiny random models of the real classes."""
+
+    base: str
+    image_encoder: str
+    adapter: str
+    sets: tuple[str, ...]  # --set arguments that put them in the recipe's place
+
+    def stage_sets(self, folder: Path) -> list[str]:
+        """--set arguments for the preprocessing stages, thresholds low enough for random weights."""
+        values = {
+            "score.clip": tiny_models.clip(folder / "clip"),
+            "score.heads": tiny_models.heads(folder / "heads"),
+            "caption.model": tiny_models.blip(folder / "blip"),
+            "caption.nouns": "[toy]",
+            "subjects.detector": tiny_models.grounding_dino(folder / "detector"),
+            "subjects.segmenter": tiny_models.sam(folder / "segmenter"),
+            "subjects.min_detection_score": "0",
+            "subjects.min_segmentation_score": "-100",
+            "subjects.min_box_side": "1",
+            "subjects.min_area": "0",
+            "subjects.max_area": "1",
+            "subjects.min_box_mask_iou": "0",
+            "encode.base": self.base,
+            "encode.image_encoder": self.image_encoder,
+        }
+        return [part for name, value in values.items() for part in ("--set", f"preprocess.{name}={value}")]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    base = tiny_base(folder / "base")
+    image_encoder = tiny_image_encoder(folder / "image_encoder")
+    adapter = tiny_adapter(folder / "adapter.safetensors", base, image_encoder)
+    values = {"base": base, "adapter": adapter, "method.image_encoder.model": image_encoder}
+    return Models(
+        base=base,
+        image_encoder=image_encoder,
+        adapter=adapter,
+        sets=tuple(part for name, value in values.items() for part in ("--set", f"{name}={value}")),
+    )
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Iterator[str]:
+    """A photograph, small."""
+    path = tmp_path / "duck.png"
+    with Image.open(Path(__file__).parent.parent / "data" / "photos" / "duck_toy.jpg") as image:
+        image.resize((48, 48)).save(path)
+    yield str(path)
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command line that must succeed; returns its standard output."""
+
+    def call(*arguments: str) -> str:
+        capfd.readouterr()
+        status = run(arguments)
+        out, err = capfd.readouterr()
+        assert status == 0, err
+        return out
+
+    return call

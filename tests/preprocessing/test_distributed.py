@@ -1,0 +1,113 @@
+"""Stages on Ray Data: the same bytes with any number of workers, after a kill, and plain words for errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from preprocessing.distributed import _committing, _whole
+from preprocessing.errors import StageBug
+from preprocessing.rows import to_parquet
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, Stage
+from preprocessing.unit import InputFile, Unit, UnitKind
+from preprocessing.worker import Job
+from tests.preprocessing import tiny_models
+from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+
+DRIVER = """
+import sys, ray
+from preprocessing.run import run_stage
+from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
+settings = PreprocessSettings(execution=ExecutionSettings(workers=1))
+start = lambda: ray.init(address="auto", log_to_driver=False, logging_level="error")
+run_stage(Stage.INGEST, sys.argv[1], sys.argv[2], settings, start_ray=start)
+"""
+
+
+def run(stage: Stage, source: str | Path, output: Path, settings: PreprocessSettings, local: bool) -> StageResult:
+    return run_stage(stage, str(source), str(output), settings, local=local)
+
+
+def manifests(output: Path) -> list[Path]:
+    return sorted(output.glob("ingest@*/manifests/*.json"))
+
+
+def test_a_killed_driver_loses_at_most_the_units_in_flight(ray_cluster: str, tmp_path: Path) -> None:
+    data = jpeg(picture(0, (2000, 1500)))
+    (tmp_path / "src").mkdir()
+    for shard in range(6):
+        members: dict[str, bytes] = {}
+        for number in range(16):
+            members |= sample(f"{shard}-{number}", data)
+        (tmp_path / f"src/{shard}.tar").write_bytes(tar_bytes(members))
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path / "src"), str(tmp_path / "out")],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "RAY_ADDRESS": ray_cluster},
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not manifests(tmp_path / "out") and time.monotonic() < deadline and driver.poll() is None:
+            time.sleep(0.02)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    finished = {manifest.name.split(".")[0] for manifest in manifests(tmp_path / "out")}
+    assert 1 <= len(finished) < 6, (tmp_path / "log").read_text()
+    (directory,) = (tmp_path / "out").glob("ingest@*")
+    assert not (directory / "report.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name.split(".")[0] in finished}
+    assert len(before) == 3 * len(finished)
+
+    again = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=False)
+    assert 1 <= again.units_run < 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    undisturbed = run(Stage.INGEST, tmp_path / "src", tmp_path / "whole", PreprocessSettings(), local=True)
+    left = {name: data for name, data in snapshot(directory).items() if ".tmp-" not in name}
+    assert left == snapshot(undisturbed.directory)
+
+
+def test_bytes_do_not_depend_on_workers(ray_cluster: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 4, 3)
+    clip, heads = tiny_models.clip(tmp_path / "clip"), tiny_models.heads(tmp_path / "heads")
+    settings = PreprocessSettings(score=ScoreSettings(clip=clip, heads=heads, batch_size=2))
+    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", settings, local=True)
+    alone = run(Stage.SCORE, ingested.directory, tmp_path / "out", settings, local=True)
+    pooled = replace(settings, execution=ExecutionSettings(workers=2))
+    many = run(Stage.SCORE, ingested.directory, tmp_path / "many", pooled, local=False)
+    assert (alone.units_run, many.units_run) == (4, 4)
+    assert snapshot(alone.directory) == snapshot(many.directory)
+
+
+def test_an_error_on_a_worker_is_said_plainly(ray_cluster: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 1)
+    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=True)
+    (Path(ingested.directory) / "shard-00000.parquet").write_bytes(b"garbage")
+    with pytest.raises(StageBug, match=r"unit shard-00000: .* is not a readable table"):
+        run(Stage.SCORE, ingested.directory, tmp_path / "out", PreprocessSettings(), local=False)
+
+
+def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
+    broken = InputFile(name="x.parquet", uri=str(tmp_path / "x.parquet"), size=0)
+    unit = Unit(name="x", identity="0", kind=UnitKind.PART, files=(broken,))
+    batch = pa.table({"unit": [unit.to_json()]})
+    settings = PreprocessSettings(score=ScoreSettings(clip=str(tmp_path), heads=str(tmp_path)))
+    job = Job(stage=Stage.SCORE, settings=settings, method=None, models={}, directory=str(tmp_path))
+    missing = _whole(job)(batch)
+    assert "unit x: FileNotFoundError: no file at" in missing["bug"][0].as_py()
+    (tmp_path / "x.parquet").write_bytes(to_parquet(pa.table({"uid": ["1"]})))
+    plain = replace(job, settings=PreprocessSettings())
+    assert "the column 'key' is missing" in _whole(plain)(batch)["refusal"][0].as_py()
+    assert _committing(plain)(missing).equals(missing)  # a later operator hands an error on
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.parquet"]

@@ -1,0 +1,209 @@
+"""`ingest` over its sources: every entry accounted for, under its true reason."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind, Stage
+from realcustom.record import picture_uid
+from tests.preprocessing.corpora import encoded, jpeg, picture, png, sample, tar_bytes, write_shards
+
+TOLERANT = ExecutionSettings(max_error_fraction=1.0)
+
+
+def ingest(folder: Path, output: Path, **settings: object) -> StageResult:
+    section = IngestSettings(**settings)  # type: ignore[arg-type]
+    return run_stage(
+        Stage.INGEST, str(folder), str(output), PreprocessSettings(ingest=section, execution=TOLERANT), local=True
+    )
+
+
+def table_of(result: StageResult) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(Path(result.directory).glob("*.parquet"))])
+
+
+def aside_of(result: StageResult) -> dict[str, dict]:
+    lines = [line for path in Path(result.directory).glob("aside/*") for line in path.read_text().splitlines()]
+    return {entry["key"]: entry for entry in map(json.loads, lines)}
+
+
+def test_webdataset_rows_are_what_the_samples_are(tmp_path: Path) -> None:
+    data = jpeg(picture(0, (48, 40)))
+    members = sample("a", data, " a toy\n", "group-1") | sample("b", data, "") | sample("c", data, None)
+    (tmp_path / "src/sub").mkdir(parents=True)
+    (tmp_path / "src/sub/shard-0.tar").write_bytes(tar_bytes(members))
+    rows = table_of(ingest(tmp_path / "src", tmp_path / "out")).to_pylist()
+    assert [row["key"] for row in rows] == [f"sub/shard-0.tar/{key}.jpg" for key in "abc"]
+    assert rows[0]["uid"] == picture_uid("sub/shard-0.tar/a.jpg")
+    assert (rows[0]["width"], rows[0]["height"], rows[0]["image"]) == (48, 40, data)
+    assert [row["alt_text"] for row in rows] == ["a toy", "", None]
+    assert [row["view_group"] for row in rows] == ["group-1", None, None]
+
+
+def test_each_spoiled_sample_is_under_its_reason(tmp_path: Path) -> None:
+    good = jpeg(picture(0))
+    members = [
+        *sample("good", good).items(),
+        *sample("cut", good[: len(good) * 2 // 3]).items(),
+        *sample("text", b"<html>").items(),
+        ("lonely.txt", b"a caption without a picture"),
+        *sample("latin", good).items(),
+        *sample("json", good).items(),
+        ("json.json", b"{"),
+        *sample("bomb", encoded(Image.new("L", (3000, 3000)), "PNG")).items(),
+        *sample("big", good + b"\0" * 70_000).items(),
+        *sample("good2", good).items(),
+        *sample("good", good).items(),
+    ]
+    members[[name for name, _ in members].index("latin.txt")] = ("latin.txt", "café".encode("latin-1"))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
+    result = ingest(tmp_path / "src", tmp_path / "out", max_pixels=10**6, max_bytes=60_000)
+    reasons = {key: entry["reason"] for key, entry in aside_of(result).items()}
+    assert reasons == {
+        "s.tar/cut.jpg": "truncated_image",
+        "s.tar/text.jpg": "unreadable_image",
+        "s.tar/lonely": "missing_image",
+        "s.tar/latin.jpg": "unreadable_caption",
+        "s.tar/json.jpg": "unreadable_json",
+        "s.tar/bomb.jpg": "decompression_bomb",
+        "s.tar/big.jpg": "too_many_bytes",
+        "s.tar/good.jpg": "duplicate_key",
+    }
+    assert result.report["in"] == 10 and result.report["kept"] == 2
+
+
+def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
+    members = sample("a", jpeg(picture(0))) | sample("b", jpeg(picture(1))) | sample("c", jpeg(picture(2)))
+    whole = tar_bytes(members)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(whole[: whole.index(b"c.jpg") + 700])
+    result = ingest(tmp_path / "src", tmp_path / "out")
+    assert table_of(result)["key"].to_pylist() == ["s.tar/a.jpg"]  # no following key closed "b"
+    assert result.report["in"] == 2 and result.report["quarantined"] == {"torn_tar": 1}
+    ((key, entry),) = aside_of(result).items()
+    assert key == f"s.tar@{whole.index(b'c.jpg')}" and "torn at byte" in entry["message"]
+
+
+def test_accounts_close_over_random_mixes(tmp_path: Path) -> None:
+    good = jpeg(picture(0))
+    makers = {
+        "kept": lambda: good,
+        "truncated_image": lambda: good[:-80],
+        "unreadable_image": lambda: b"nothing",
+        "missing_image": None,
+    }
+    for seed in range(8):
+        rng = random.Random(seed)
+        source = tmp_path / f"src{seed}"
+        source.mkdir()
+        expected = dict.fromkeys(makers, 0)
+        for shard in range(rng.randint(1, 3)):
+            members: dict[str, bytes] = {}
+            for number in range(rng.randint(0, 12)):
+                kind = rng.choice(list(makers))
+                expected[kind] += 1
+                make = makers[kind]
+                members |= {f"{number}.txt": b"x"} if make is None else sample(str(number), make())
+            (source / f"{shard}.tar").write_bytes(tar_bytes(members))
+        report = ingest(source, tmp_path / f"out{seed}").report
+        kept = expected.pop("kept")
+        assert report["kept"] == report["rows_out"] == kept
+        assert report["quarantined"] == {fault: number for fault, number in expected.items() if number}
+        assert report["in"] == kept + sum(expected.values())
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_parquet_source(tmp_path: Path, as_struct: bool) -> None:
+    pictures = [png(picture(0)), b"broken", None, png(picture(1))]
+    images = [{"bytes": data, "path": "x"} for data in pictures] if as_struct else pictures
+    (tmp_path / "src").mkdir()
+    source = pa.table({"jpg": images, "text": ["a", "b", "c", None]})
+    pq.write_table(source, tmp_path / "src/t.parquet", row_group_size=3)
+    settings = {"image_column": "jpg", "caption_column": "text"}
+    result = ingest(tmp_path / "src", tmp_path / "out", **settings)
+    assert table_of(result)["key"].to_pylist() == ["t.parquet#0", "t.parquet#3"]
+    assert table_of(result)["alt_text"].to_pylist() == ["a", None]
+    assert result.report["in"] == 4
+    assert result.report["quarantined"] == {"unreadable_image": 1, "missing_image": 1}
+
+
+def test_parquet_source_without_the_column_says_which_there_are(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": [b""], "text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"no column 'image' but jpg, text; set ingest\.image_column"):
+        ingest(tmp_path, tmp_path / "out")
+
+
+def test_a_broken_row_group_is_quarantined_row_by_row(tmp_path: Path) -> None:
+    images = [np.random.default_rng(i).bytes(3000) for i in range(6)]
+    images[:2] = [png(picture(0)), png(picture(1))]
+    path = tmp_path / "t.parquet"
+    pq.write_table(
+        pa.table({"image": images, "caption": ["x"] * 6}),
+        path,
+        row_group_size=2,
+        compression="zstd",
+        use_dictionary=False,
+    )
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(bytes(data))
+    report = ingest(tmp_path, tmp_path / "out").report
+    assert report["in"] == 6 and report["kept"] == 2
+    assert report["quarantined"] == {"torn_table": 2, "unreadable_image": 2}
+
+
+def test_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    (source / "cats").mkdir(parents=True)
+    for number, name in enumerate(["cats/a.jpg", "cats/b.PNG", "c.webp", "d.jpeg"]):
+        kind = {"jpg": "JPEG", "PNG": "PNG", "webp": "WEBP", "jpeg": "JPEG"}[name.rpartition(".")[2]]
+        (source / name).write_bytes(encoded(picture(number), kind))
+    (source / "cats/a.txt").write_text("a cat\n")
+    for name in ("prompts.json", "list.csv", ".hidden.jpg", "notes.txt"):
+        (source / name).write_text("not a picture")
+    result = ingest(source, tmp_path / "out", unit_size=3)
+    table = table_of(result)
+    assert table["key"].to_pylist() == ["c.webp", "cats/a.jpg", "cats/b.PNG", "d.jpeg"]
+    assert table["alt_text"].to_pylist() == [None, "a cat", None, None]
+    assert result.report["units"] == 2 and result.report["in"] == 4
+
+
+def test_photographs_pass_through_the_stages_without_models(tmp_path: Path) -> None:
+    photos = Path(__file__).parents[1] / "data/photos"
+    settings = PreprocessSettings()
+    directory = str(photos)
+    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+        result = run_stage(stage, directory, str(tmp_path), settings, local=True)
+        directory = result.directory
+        assert result.report["in"] == result.report["kept"] == 3
+    assert min(row["scores"]["sharpness"] for row in table_of(result).to_pylist()) > 0
+
+
+def test_a_mixture_of_sources_is_refused_until_one_is_named(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 1)
+    (tmp_path / "src/x.jpg").write_bytes(jpeg(picture(0)))
+    with pytest.raises(ValueError, match=r"1 of webdataset, 1 of pictures: .* ingest\.source=webdataset"):
+        ingest(tmp_path / "src", tmp_path / "out")
+    assert ingest(tmp_path / "src", tmp_path / "out", source=SourceKind.PICTURES).report["in"] == 1
+
+
+def test_many_quarantined_rows_stop_the_job(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    members: dict[str, bytes] = {}
+    for number in range(30):
+        members |= sample(str(number), b"broken" if number < 12 else jpeg(picture(number)))
+    (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(ValueError, match=r"12 of 30 rows are quarantined \(unreadable_image 12\)"):
+        run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), PreprocessSettings(), local=True)
+    assert not list((tmp_path / "out").rglob("report.json"))

@@ -1,0 +1,62 @@
+"""The same stages with input and output on object storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3  # type: ignore[import-untyped]
+import pytest
+from moto.server import ThreadedMotoServer
+
+from preprocessing.run import run_stage
+from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom import storage
+from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+
+
+@pytest.fixture()
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    for name, value in {**variables, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        boto3.client("s3").create_bucket(Bucket="corpus")
+        yield "s3://corpus"
+    finally:
+        server.stop()
+
+
+def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> None:
+    settings = PreprocessSettings(ingest=IngestSettings(corpus="toys"), select=SelectSettings(min_side=16))
+    write_shards(tmp_path / "src", 2, 2)
+    for path in (tmp_path / "src").iterdir():
+        storage.write_bytes(f"{bucket}/raw/{path.name}", path.read_bytes())
+    directories = {"local": str(tmp_path / "src"), "remote": f"{bucket}/raw"}
+    outputs = {"local": str(tmp_path / "out"), "remote": f"{bucket}/stages"}
+    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+        for place, directory in directories.items():
+            result = run_stage(stage, directory, outputs[place], settings, local=True)
+            assert result.units_run == 2
+            assert run_stage(stage, directory, outputs[place], settings, local=True).units_run == 0
+            directories[place] = result.directory
+        here = {name: data for name, data in snapshot(directories["local"]).items() if name.endswith(".parquet")}
+        entries = storage.list_files(directories["remote"])
+        assert here == {
+            entry.name: storage.read_bytes(entry.uri) for entry in entries if entry.name.endswith(".parquet")
+        }
+    # a shard that changes is done again; one that goes takes its rows along
+    storage.write_bytes(f"{bucket}/raw/shard-00000.tar", tar_bytes(sample("new", jpeg(picture(5)))))
+    boto3.client("s3").delete_object(Bucket="corpus", Key="raw/shard-00001.tar")
+    result = run_stage(Stage.INGEST, f"{bucket}/raw", outputs["remote"], settings, local=True)
+    assert (result.units_run, result.report["in"]) == (1, 1)
+    names = [entry.name for entry in storage.list_files(result.directory, recursive=False)]
+    assert sorted(names) == ["report.html", "report.json", "shard-00000.parquet", "stage.json"]
+
+
+def test_a_missing_prefix_is_said_plainly(bucket: str) -> None:
+    with pytest.raises(ValueError, match="no input at s3://corpus/nothing"):
+        run_stage(Stage.INGEST, f"{bucket}/nothing", f"{bucket}/out", PreprocessSettings(), local=True)

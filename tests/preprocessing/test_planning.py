@@ -1,0 +1,255 @@
+"""What is done stays done, what changes is done again, and mistakes are said at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preprocessing.errors import StageBug, is_transient, retry
+from preprocessing.fingerprint import describe, fingerprint
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import (
+    CaptionSettings,
+    ComputeSettings,
+    ExecutionSettings,
+    IngestSettings,
+    PreprocessSettings,
+    ScoreSettings,
+    SelectSettings,
+    Stage,
+)
+from preprocessing.unit import Counts, SealedUnit, StageDirectory, Unit, UnitKind, unit_name
+from realcustom import storage
+from realcustom.config import SettingError, build
+from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+
+SMALL = PreprocessSettings(select=SelectSettings(min_side=16))
+
+
+def run(stage: Stage, source: str | Path, output: Path, settings: PreprocessSettings = SMALL) -> StageResult:
+    return run_stage(stage, str(source), str(output), settings, local=True)
+
+
+def times(folder: str) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_nothing_is_redone(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 3, 2)
+    source: str | Path = tmp_path / "src"
+    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+        first = run(stage, source, tmp_path / "out")
+        before = times(first.directory)
+        second = run(stage, source, tmp_path / "out")
+        assert (first.units_run, second.units_run) == (3, 0)
+        assert second.report == first.report and times(first.directory) == before
+        source = first.directory
+
+
+def test_only_what_changed_is_redone(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 3, 2)
+    first = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    scored = run(Stage.SCORE, first.directory, tmp_path / "out")
+    untouched = Path(first.directory) / "shard-00000.parquet"
+    before = untouched.stat().st_mtime_ns
+    (tmp_path / "src/shard-00001.tar").write_bytes(tar_bytes(sample("new", jpeg(picture(77)))))
+    (tmp_path / "src/shard-00002.tar").unlink()
+    (tmp_path / "src/shard-00003.tar").write_bytes(tar_bytes(sample("more", jpeg(picture(78)))))
+    again = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    assert again.directory == first.directory and again.units_run == 2
+    assert again.report["in"] == again.report["kept"] == 4
+    assert untouched.stat().st_mtime_ns == before
+    rescored = run(Stage.SCORE, first.directory, tmp_path / "out")
+    assert rescored.directory == scored.directory and rescored.units_run == 2
+    # as if it had never been otherwise
+    fresh = run(Stage.INGEST, tmp_path / "src", tmp_path / "fresh")
+    assert snapshot(fresh.directory) == snapshot(again.directory)
+
+
+def test_rows_that_somebody_removed_are_made_again(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 2, 2)
+    first = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    before = snapshot(first.directory)
+    (Path(first.directory) / "shard-00001.parquet").unlink()
+    assert run(Stage.INGEST, tmp_path / "src", tmp_path / "out").units_run == 1
+    assert snapshot(first.directory) == before
+
+
+def test_a_changed_threshold_touches_select_and_never_score(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 3)
+    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    other = replace(SMALL, select=SelectSettings(min_side=45))
+    directories = []
+    for settings in (SMALL, other):
+        scored = run(Stage.SCORE, ingested.directory, tmp_path / "out", settings)
+        directories.append(
+            (scored.directory, run(Stage.SELECT, scored.directory, tmp_path / "out", settings).directory)
+        )
+    assert directories[0][0] == directories[1][0] and directories[0][1] != directories[1][1]
+
+
+def test_fingerprints_follow_what_decides_the_output_and_nothing_else(tmp_path: Path) -> None:
+    def mark(settings: PreprocessSettings, models: dict[str, str] | None = None, upstream: str = "ingest@0") -> str:
+        return fingerprint(describe(Stage.SCORE, settings, upstream, models or {}, None))
+
+    plain = mark(SMALL)
+    assert mark(replace(SMALL, execution=ExecutionSettings(workers=7))) == plain
+    assert mark(replace(SMALL, caption=CaptionSettings(max_words=3))) == plain
+    assert mark(replace(SMALL, compute=ComputeSettings(threads=2))) == plain  # no model runs
+    different = [
+        mark(replace(SMALL, score=ScoreSettings(sharpness_side=100))),
+        mark(SMALL, upstream="ingest@1"),
+        mark(SMALL, {"clip": "clip@1"}),
+        mark(SMALL, {"clip": "clip@2"}),
+        mark(replace(SMALL, compute=ComputeSettings(threads=2)), {"clip": "clip@1"}),
+    ]
+    assert len({plain, *different}) == 6
+
+
+def test_a_named_corpus_may_move(tmp_path: Path) -> None:
+    named = replace(SMALL, ingest=IngestSettings(corpus="toys"))
+    write_shards(tmp_path / "a", 1, 2)
+    write_shards(tmp_path / "b", 1, 2)
+    marks = {
+        Path(run(Stage.INGEST, tmp_path / place, tmp_path / place / "out", named).directory).name for place in "ab"
+    }
+    assert len(marks) == 1
+
+
+def test_a_users_own_table_is_as_good_as_a_stage(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 2, 2)
+    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    (tmp_path / "own").mkdir()
+    part = (Path(ingested.directory) / "shard-00001.parquet").read_bytes()
+    (tmp_path / "own/mine.parquet").write_bytes(part)
+    for source in ("own", "own/mine.parquet"):
+        scored = run(Stage.SCORE, tmp_path / source, tmp_path / "out")
+        assert scored.report["in"] == scored.report["kept"] == 2
+        assert (Path(scored.directory) / "mine.parquet").exists()
+    with pytest.raises(ValueError, match=r"select cannot read .*: the column 'scores' is missing"):
+        run(Stage.SELECT, tmp_path / "own", tmp_path / "out")
+
+
+def test_limit_runs_some_units_and_the_rest_later(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 3, 1)
+    part = run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), SMALL, local=True, limit=1)
+    assert (part.units_run, part.units_left, part.report["in"]) == (1, 2, 1)
+    assert not (Path(part.directory) / "report.json").exists()
+    whole = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    assert (whole.units_run, whole.report["in"]) == (2, 3)
+    assert json.loads((Path(whole.directory) / "report.json").read_text()) == whole.report
+
+
+def test_a_stop_at_any_write_leaves_what_a_rerun_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path / "src", 2, 2)
+    whole = run(Stage.INGEST, tmp_path / "src", tmp_path / "whole")
+    expected, write = snapshot(whole.directory), storage.write_bytes
+    for stop in range(9):
+        written = 0
+
+        def write_until(uri: str | Path, data: bytes, stop: int = stop) -> None:
+            nonlocal written
+            if written == stop:
+                raise KeyboardInterrupt
+            written += 1
+            write(uri, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_bytes", write_until)
+            with pytest.raises(KeyboardInterrupt):
+                run(Stage.INGEST, tmp_path / "src", tmp_path / f"out{stop}")
+        again = run(Stage.INGEST, tmp_path / "src", tmp_path / f"out{stop}")
+        assert snapshot(again.directory) == expected, f"stopped at write {stop}"
+
+
+def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_shards(tmp_path / "src", 1, 1)
+    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out").directory
+    cases = [
+        (Stage.INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
+        (Stage.INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet tables or pictures"),
+        (Stage.SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
+        (Stage.SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
+        (Stage.SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),
+        (Stage.SUBJECTS, ingested, "subjects needs subjects.detector and subjects.segmenter"),
+        (Stage.ENCODE, ingested, "encode needs encode.base and encode.image_encoder"),
+    ]
+    before = sorted(snapshot(tmp_path))
+    for stage, source, message in cases:
+        with pytest.raises(ValueError, match=message):
+            run(stage, source, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no model folder at .*gone"):
+        run(Stage.CAPTION, ingested, tmp_path / "out", PreprocessSettings(caption=CaptionSettings(model="./gone")))
+    assert sorted(snapshot(tmp_path)) == before  # nothing half-written
+
+
+def test_a_mistyped_setting_names_the_nearest() -> None:
+    with pytest.raises(SettingError, match=r"'score\.clipp'; did you mean 'score\.clip'"):
+        build(PreprocessSettings, {"score": {"clipp": "x"}})
+    with pytest.raises(SettingError, match=r"score\.heads needs score\.clip"):
+        build(PreprocessSettings, {"score": {"heads": "x"}})
+    with pytest.raises(SettingError, match=r"near_duplicate_radius must be within 0\.\.16"):
+        build(PreprocessSettings, {"select": {"near_duplicate_radius": 64}})
+
+
+def test_settings_and_planning_import_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, preprocessing.settings, preprocessing.run, preprocessing.score, preprocessing.ingest;"
+        "print([name for name in ('torch', 'ray', 'transformers', 'diffusers') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.getcwd())
+    assert output.stdout.strip() == "[]"
+
+
+def test_passing_errors_are_tried_again_and_others_not() -> None:
+    calls = []
+
+    def fail(error: Exception, until: int) -> int:
+        calls.append(1)
+        if len(calls) < until:
+            raise error
+        return len(calls)
+
+    assert retry(lambda: fail(ConnectionResetError("reset"), 3), attempts=4, backoff=0) == 3
+    calls.clear()
+    with pytest.raises(FileNotFoundError):
+        retry(lambda: fail(FileNotFoundError("gone"), 3), attempts=4, backoff=0)
+    assert len(calls) == 1
+    assert not is_transient(ValueError("x")) and is_transient(OSError(5, "I/O error"))
+
+
+def test_an_unforeseen_error_names_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import preprocessing.ingest
+
+    def explode(data: bytes, max_pixels: int) -> None:
+        raise RuntimeError("out of luck")
+
+    write_shards(tmp_path / "src", 1, 2)
+    monkeypatch.setattr(preprocessing.ingest, "decode", explode)
+    with pytest.raises(
+        StageBug, match=r"unit shard-00000, row [0-9a-f]{32} \(shard-00000.tar/000000.jpg\): RuntimeErr"
+    ):
+        run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+
+
+def test_unit_names_are_plain_and_differ() -> None:
+    names = [unit_name(name) for name in ("a/b.tar", "a-b.tar", "a b.tar", "shard-00001.tar", "ü.tar", "..tar")]
+    assert names[3] == "shard-00001" and len(set(names)) == len(names)
+    assert all(name and "/" not in name and " " not in name and not name.startswith(".") for name in names)
+
+
+def test_manifest_names_carry_input_and_output(tmp_path: Path) -> None:
+    directory = StageDirectory(str(tmp_path), ExecutionSettings())
+    unit = Unit(name="a.b", identity="0123", kind=UnitKind.PART, files=())
+    directory.commit(unit, SealedUnit(rows=b"rows", aside=b"", counts=Counts()))
+    (manifest,) = directory.manifests()
+    assert (manifest.unit, manifest.identity) == ("a.b", "0123") and len(manifest.output) == 16
+    assert directory.rows_present() == {"a.b"}
+    assert Unit.from_json(unit.to_json()) == unit

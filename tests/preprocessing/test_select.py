@@ -1,0 +1,145 @@
+"""Thresholds and duplicates: who is dropped, why, and that nothing depends on order or shards."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from preprocessing.duplicates import NearIndex, find_duplicates
+from preprocessing.run import StageResult, run_filter, run_stage
+from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from tests.preprocessing.corpora import jpeg, picture, png, sample, tar_bytes
+from tests.preprocessing.test_ingest import aside_of, table_of
+
+
+def run(folder: Path, output: Path, **select: object) -> StageResult:
+    settings = PreprocessSettings(select=SelectSettings(**{"min_side": 16, **select}))  # type: ignore[arg-type]
+    ingested = run_stage(Stage.INGEST, str(folder), str(output), settings, local=True)
+    return run_filter(ingested.directory, str(output), settings, local=True)[1]
+
+
+def reasons(result: StageResult) -> dict[str, str]:
+    return {key: entry["reason"] for key, entry in aside_of(result).items()}
+
+
+@pytest.fixture()
+def corpus(tmp_path: Path) -> Path:
+    """A sound picture and its copies over two shards, and pictures that fail thresholds."""
+    base = picture(1, (64, 64))
+    near = Image.fromarray((np.asarray(base) * 0.98).astype(np.uint8))
+    first = sample("original", png(base), "a toy") | sample("near", jpeg(near, quality=70), "a toy")
+    first |= sample("tiny", png(picture(2, (8, 30)))) | sample("other", png(picture(3, (64, 64))))
+    second = sample("exact", png(base), None) | sample("wide", png(picture(4, (200, 20))))
+    second |= sample("colour", png(Image.fromarray(np.asarray(base)[:, :, ::-1].copy())))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/0.tar").write_bytes(tar_bytes(first))
+    (tmp_path / "src/1.tar").write_bytes(tar_bytes(second))
+    return tmp_path / "src"
+
+
+def test_each_row_is_dropped_for_its_reason(corpus: Path, tmp_path: Path) -> None:
+    result = run(corpus, tmp_path / "out")
+    dropped = reasons(result)
+    assert dropped == {
+        "0.tar/tiny.jpg": "too_small",
+        "1.tar/wide.jpg": "aspect_ratio",
+        "1.tar/exact.jpg": "exact_duplicate",  # it has no caption, the original has one
+        "0.tar/near.jpg": "near_duplicate",  # it is the more compressed one
+    }
+    assert result.report["in"] == 7 and result.report["kept"] == 3
+
+
+def test_page_shows_what_was_dropped_and_why(corpus: Path, tmp_path: Path) -> None:
+    page = (Path(run(corpus, tmp_path / "out").directory) / "report.html").read_text()
+    for text in ("dropped: near_duplicate", "dropped: exact_duplicate", "0.tar/tiny.jpg", "<h2>Kept</h2>"):
+        assert text in page
+    assert page.count("<img") == 7
+
+
+def test_duplicates_can_be_kept(corpus: Path, tmp_path: Path) -> None:
+    result = run(corpus, tmp_path / "out", exact_duplicates=False, near_duplicate_radius=None)
+    assert set(reasons(result).values()) == {"too_small", "aspect_ratio"}
+
+
+def test_colour_tells_pictures_apart_that_grey_does_not(corpus: Path, tmp_path: Path) -> None:
+    blind = run(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_color=1.0)
+    seeing = run(corpus, tmp_path / "out", near_duplicate_radius=16)
+    assert blind.report["kept"] < seeing.report["kept"]
+
+
+def test_thresholds_over_scores(corpus: Path, tmp_path: Path) -> None:
+    assert run(corpus, tmp_path / "out", min_sharpness=1e9).report["dropped"]["low_sharpness"] == 5
+    with pytest.raises(ValueError, match=r"select\.min_aesthetic=5\.0 has nothing to judge: .*score\.heads"):
+        run(corpus, tmp_path / "out", min_aesthetic=5.0)
+
+
+def test_evaluation_pictures_are_kept_out(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/x.jpg").write_bytes(jpeg(picture(3, (64, 64)), quality=80))
+    result = run(corpus, tmp_path / "out", evaluation_folder=str(tmp_path / "evaluation"))
+    assert reasons(result)["0.tar/other.jpg"] == "in_evaluation_folder"
+    assert aside_of(result)["0.tar/other.jpg"]["message"] == "of x.jpg"
+
+
+def test_a_new_copy_in_another_shard_reaches_units_that_were_done(corpus: Path, tmp_path: Path) -> None:
+    before = run(corpus, tmp_path / "out")
+    (corpus / "2.tar").write_bytes(tar_bytes(sample("better", png(picture(3, (128, 128))), "a toy")))
+    after = run(corpus, tmp_path / "out")
+    assert after.directory == before.directory and after.units_run == 3
+    assert reasons(after)["0.tar/other.jpg"] == "near_duplicate"
+    assert "2.tar/better.jpg" in table_of(after)["key"].to_pylist()
+
+
+def columns(count: int, seed: int) -> pa.Table:
+    """Small columns with clusters of near copies, chains among them."""
+    rng = random.Random(seed)
+    hashes = [rng.getrandbits(64)]
+    while len(hashes) < count:
+        value = rng.choice(hashes) if rng.random() < 0.6 else rng.getrandbits(64)
+        for _ in range(rng.randint(0, 5)):
+            value ^= 1 << rng.randrange(64)
+        hashes.append(value)
+    rows = [
+        {
+            "uid": f"{rng.getrandbits(64):016x}",
+            "sha256": rng.choice([b"a", b"b", bytes([i % 256])]) * 32,
+            "width": rng.randint(300, 310),
+            "height": 300,
+            "alt_text": rng.choice([None, "", "x"]),
+            "scores": {"sharpness": 1.0},
+            "phash": hashes[i],
+            "color": bytes(48),
+            "image_bytes": rng.randint(1, 3),
+            "key": f"{i:06d}",
+        }
+        for i in range(count)
+    ]
+    scores = pa.array([row.pop("scores") for row in rows])
+    hashes_column = pa.array([row.pop("phash") for row in rows], pa.uint64())
+    return pa.Table.from_pylist(rows).append_column("scores", scores).append_column("phash", hashes_column)
+
+
+def test_survivors_do_not_depend_on_order() -> None:
+    for seed in range(5):
+        table = columns(150, seed)
+        expected = find_duplicates(table, SelectSettings())
+        order = list(range(150))
+        random.Random(seed).shuffle(order)
+        assert find_duplicates(table.take(order), SelectSettings()).equals(expected)
+        dropped, survivors = set(expected["uid"].to_pylist()), set(expected["survivor"].to_pylist())
+        assert dropped and not dropped & survivors  # a survivor survives
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 9, 16])
+def test_bands_find_what_a_full_comparison_finds(radius: int) -> None:
+    hashes = columns(200, radius)["phash"].to_pylist()
+    index = NearIndex(radius, 1.0)
+    for number, value in enumerate(hashes):
+        near = [other for other in range(number) if (hashes[other] ^ value).bit_count() <= radius]
+        assert index.find(value, bytes(48)) == (str(near[0]) if near else None)
+        index.add(str(number), value, bytes(48))

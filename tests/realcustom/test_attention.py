@@ -1,0 +1,200 @@
+"""Visual cross-attention held against stock diffusers, with our processors installed and maps being recorded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from torch import Tensor
+
+from realcustom import attention
+from realcustom.attention import Conditioning, DecoupledAttentionProcessor, MapRecorder, SubjectTokens
+from realcustom.model import RealCustomModel
+from realcustom.settings import KVInit, MaskResize, MethodSettings
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def stock() -> UNet2DConditionModel:
+    return tiny.tiny_unet()
+
+
+@pytest.fixture(scope="module")
+def model() -> RealCustomModel:
+    return RealCustomModel(
+        tiny.tiny_unet(), tiny.tiny_settings(), tiny.IMAGE_WIDTH, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def inputs(batch: int = 2, height: int = 16, width: int = 16, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, timesteps, text and image tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(batch, 4, height, width, generator=generator),
+        torch.randint(0, 1000, (batch,), generator=generator),
+        torch.randn(batch, 77, tiny.TEXT_WIDTH, generator=generator),
+        torch.randn(batch, tiny.IMAGE_TOKENS, tiny.IMAGE_WIDTH, generator=generator),
+    )
+
+
+@torch.no_grad()
+def run(
+    model: RealCustomModel,
+    latents: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    subjects: list[SubjectTokens],
+    record: bool = True,
+) -> Tensor:
+    words = torch.zeros(len(latents), 1, text.shape[1])
+    words[:, :, 2] = 1
+    conditioning = Conditioning(
+        grids=attention.level_grids(latents.shape[2], latents.shape[3], model.levels),
+        subjects=subjects,
+        recorder=MapRecorder(words=words) if record else None,
+    )
+    output = model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning}).sample
+    if record:
+        assert conditioning.recorder is not None and len(conditioning.recorder.maps) == 3
+    return output
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 20), (17, 13)])
+def test_without_a_subject_nothing_changes(
+    stock: UNet2DConditionModel, model: RealCustomModel, size: tuple[int, int]
+) -> None:
+    """inv. 1, inv. 2, inv. 3, inv. 5 (W_V = 0), inv. 31 (sizes): bitwise."""
+    latents, timesteps, text, image = inputs(2, *size)
+    with torch.no_grad():
+        expected = stock(latents, timesteps, text).sample
+    for record in (False, True):
+        assert torch.equal(run(model, latents, timesteps, text, [], record), expected)  # inv. 1
+    zero_mask = SubjectTokens(embeds=image, mask=torch.zeros(2, 1, *size))
+    assert torch.equal(run(model, latents, timesteps, text, [zero_mask]), expected)  # inv. 2
+    assert torch.equal(
+        run(model, latents, timesteps, text, [SubjectTokens(embeds=torch.zeros_like(image))]), expected
+    )  # inv. 3
+    assert not torch.equal(run(model, latents, timesteps, text, [SubjectTokens(embeds=image)]), expected)
+
+
+def test_zero_values_are_the_base_model(stock: UNet2DConditionModel) -> None:
+    """inv. 5 (W_V = 0)."""
+    settings = MethodSettings(attn=attention.AttentionSettings(kv_init=KVInit.ZERO_V))
+    model = RealCustomModel(tiny.tiny_unet(), settings, tiny.IMAGE_WIDTH)
+    latents, timesteps, text, image = inputs()
+    with torch.no_grad():
+        expected = stock(latents, timesteps, text).sample
+    assert torch.equal(run(model, latents, timesteps, text, [SubjectTokens(embeds=image)]), expected)
+
+
+def test_mask_one_without_scoring_is_ip_adapter(model: RealCustomModel) -> None:
+    """inv. 4: every cross-attention equals diffusers' IPAdapterAttnProcessor2_0 with the same weights."""
+    ours, theirs = DecoupledAttentionProcessor(), {}
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(2, tiny.IMAGE_TOKENS, tiny.IMAGE_WIDTH, generator=generator)
+    text = torch.randn(2, 77, tiny.TEXT_WIDTH, generator=generator)
+    for name, attn in attention.text_cross_attentions(model.unet).items():
+        width = attn.to_q.in_features
+        processor = IPAdapterAttnProcessor2_0(width, tiny.TEXT_WIDTH, num_tokens=(tiny.IMAGE_TOKENS,), scale=1.0)
+        processor.to_k_ip[0], processor.to_v_ip[0] = _widened(attn.to_k_vision), _widened(attn.to_v_vision)
+        theirs[name] = processor
+        hidden = torch.randn(2, 64, width, generator=generator)
+        for mask in (None, torch.ones(2, 1, 8, 8)):
+            conditioning = Conditioning(grids={64: (8, 8)}, subjects=[SubjectTokens(embeds=image, mask=mask)])
+            with torch.no_grad():
+                expected = processor(attn, hidden, (text, [image]))
+                assert (ours(attn, hidden, text, conditioning=conditioning) - expected).abs().max() <= 1e-6
+
+
+def _widened(layer: torch.nn.Linear) -> torch.nn.Linear:
+    copy = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+    copy.weight = layer.weight
+    return copy
+
+
+def test_order_of_tokens_subjects_and_rows_does_not_matter(model: RealCustomModel) -> None:
+    """inv. 6, inv. 7, inv. 8."""
+    latents, timesteps, text, image = inputs(3)
+    other = inputs(3, seed=5)[3]
+    masks = torch.rand(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    a, b = SubjectTokens(embeds=image, mask=masks[0]), SubjectTokens(embeds=other, mask=masks[1])
+    both = run(model, latents, timesteps, text, [a, b])
+    permuted = SubjectTokens(embeds=image[:, torch.randperm(image.shape[1])], mask=masks[0])
+    assert (run(model, latents, timesteps, text, [permuted, b]) - both).abs().max() <= 1e-5  # inv. 6
+    assert (run(model, latents, timesteps, text, [b, a]) - both).abs().max() <= 1e-5  # inv. 8
+    absent = SubjectTokens(embeds=other, mask=torch.zeros_like(masks[1]))
+    alone = run(model, latents, timesteps, text, [a])
+    assert torch.equal(run(model, latents, timesteps, text, [a, absent]), alone)  # inv. 8
+    for row in range(3):  # inv. 7
+        one = slice(row, row + 1)
+        single = SubjectTokens(embeds=image[one], mask=masks[0][one])
+        got = run(model, latents[one], timesteps[one], text[one], [single])
+        assert (got - alone[one]).abs().max() <= 1e-5
+
+
+def test_one_layer_is_linear_in_the_mask_and_local(model: RealCustomModel) -> None:
+    """inv. 5 (constant mask), inv. 28."""
+    attn = next(iter(attention.text_cross_attentions(model.unet).values()))
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(1, 64, attn.to_q.in_features, generator=generator)
+    text = torch.randn(1, 77, tiny.TEXT_WIDTH, generator=generator)
+    image = torch.randn(1, tiny.IMAGE_TOKENS, tiny.IMAGE_WIDTH, generator=generator)
+
+    @torch.no_grad()
+    def layer(mask: Tensor | None) -> Tensor:
+        subjects = [] if mask is None else [SubjectTokens(embeds=image, mask=mask)]
+        conditioning = Conditioning(grids={64: (8, 8)}, subjects=subjects)
+        return DecoupledAttentionProcessor()(attn, hidden, text, conditioning=conditioning)
+
+    plain, full, half = layer(None), layer(torch.ones(1, 1, 8, 8)), layer(torch.full((1, 1, 8, 8), 0.5))
+    assert ((half - plain) - (full - plain) / 2).abs().max() <= 1e-6
+    mask = (torch.arange(64) < 20).float().view(1, 1, 8, 8)
+    local = layer(mask)
+    assert torch.equal(local[:, 20:], plain[:, 20:]) and not torch.equal(local[:, :20], plain[:, :20])
+
+
+def test_resizing_a_mask() -> None:
+    """inv. 15."""
+    mask = torch.rand(1, 1, 16, 12)
+    for how in MaskResize:
+        assert torch.equal(attention.resize_mask(mask, (16, 12), how), mask)
+        assert torch.allclose(attention.resize_mask(torch.full_like(mask, 0.3), (5, 7), how), torch.tensor(0.3))
+        halved = attention.resize_mask(mask, (8, 6), how)
+        assert torch.allclose(halved, torch.nn.functional.avg_pool2d(mask, 2), atol=1e-7)
+
+
+def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
+    """inv. 9: with every text token marked, each map is one everywhere."""
+    latents, timesteps, text, _ = inputs(2, 16, 20)
+    recorder = MapRecorder(words=torch.ones(2, 1, 77))
+    conditioning = Conditioning(grids=attention.level_grids(16, 20, model.levels), recorder=recorder)
+    with torch.no_grad():
+        model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
+    assert {tuple(layer.shape[-2:]) for layer in recorder.maps} == {(16, 20), (8, 10)}
+    for layer in recorder.maps:
+        assert (layer - 1).abs().max() <= 1e-6
+
+
+def test_projections_initialise_as_the_settings_say() -> None:
+    square = tiny.tiny_unet()
+    attention.add_visual_projections(square, tiny.TEXT_WIDTH, attention.AttentionSettings(kv_init=KVInit.COPY_TEXT))
+    for attn in attention.text_cross_attentions(square).values():
+        assert torch.equal(attn.to_k_vision.weight, attn.to_k.weight)
+    normal = tiny.tiny_unet()
+    attention.add_visual_projections(normal, 999, attention.AttentionSettings(kv_init=KVInit.NORMAL))
+    layer = next(iter(attention.text_cross_attentions(normal).values())).to_v_vision
+    assert layer.bias is None and abs(float(layer.weight.std()) - 0.02) < 0.002
+
+
+def test_a_unet_without_text_attention_is_refused() -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    with pytest.raises(ValueError, match="cross_attention"):
+        attention.text_cross_attentions(unet)

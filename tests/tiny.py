@@ -1,0 +1,160 @@
+"""Real classes at tiny size with seeded random weights: a Stable Diffusion folder, image encoders, an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
+
+from realcustom.base import load_base
+from realcustom.checkpoint import Adapter, save_adapter
+from realcustom.image_encoder import ImageEncoder
+from realcustom.model import RealCustomModel
+from realcustom.settings import MethodSettings, SamplerSettings, TokenSettings
+
+WORDS = ("a", "the", "toy", "dog", "cat", "star", "on", "in", "and", "grass", "snow", "space", "with", "hat", "left")
+TEXT_WIDTH = 24
+IMAGE_WIDTH = 32
+IMAGE_TOKENS = 16
+
+
+def tiny_tokenizer(words: tuple[str, ...] = WORDS, length: int = 77) -> CLIPTokenizer:
+    """CLIP's byte-pair rules with the merges that make each word one token."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    vocabulary, merges = symbols + [symbol + "</w>" for symbol in symbols], []
+    for word in words:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            pair = (pieces[-2], pieces[-1])
+            if pair not in merges:
+                merges.append(pair)
+                vocabulary.append("".join(pair))
+            pieces[-2:] = ["".join(pair)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(dict.fromkeys(vocabulary))}, merges=merges, model_max_length=length
+    )
+
+
+def tiny_unet(seed: int = 0, channels: int = 4, sample_size: int = 16) -> UNet2DConditionModel:
+    """Blocks (32, 64), one layer each, cross-attention width 24."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    return unet.eval().requires_grad_(False)
+
+
+def tiny_text_encoder(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPTextModel:
+    """Two layers, 24 wide."""
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def tiny_vae(kl: bool = False, seed: int = 0) -> AutoencoderTiny | AutoencoderKL:
+    """4 latent channels at half the pixels' size."""
+    torch.manual_seed(seed)
+    if kl:
+        return AutoencoderKL(
+            block_out_channels=(16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=32,
+        ).eval()
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(0, 0),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    ).eval()
+
+
+def tiny_pipeline(seed: int = 0, kl: bool = False) -> StableDiffusionPipeline:
+    """A whole stock pipeline: 32 px pictures, latents 4 x 16 x 16."""
+    tokenizer = tiny_tokenizer()
+    return StableDiffusionPipeline(
+        vae=tiny_vae(kl, seed),
+        text_encoder=tiny_text_encoder(tokenizer, seed),
+        tokenizer=tokenizer,
+        unet=tiny_unet(seed),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def tiny_base(folder: str | Path, seed: int = 0, kl: bool = False) -> str:
+    """A diffusers folder of `tiny_pipeline`; returns its path."""
+    tiny_pipeline(seed, kl).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_image_encoder(folder: str | Path, seed: int = 0) -> str:
+    """A CLIP vision model folder: 32 px, patch 8, so 16 tokens of width 32; returns its path."""
+    torch.manual_seed(seed)
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_WIDTH,
+        intermediate_size=32,
+        projection_dim=IMAGE_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    CLIPVisionModel(config).eval().save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_settings() -> MethodSettings:
+    """The paper's settings with a small scorer and few steps."""
+    return MethodSettings(tokens=TokenSettings(hidden=16), sampler=SamplerSettings(num_inference_steps=3))
+
+
+def tiny_adapter(path: str | Path, base: str, image_encoder: str, settings: MethodSettings | None = None) -> str:
+    """An adapter checkpoint with seeded random weights for these folders; returns its path."""
+    settings = settings or tiny_settings()
+    loaded = load_base(base)
+    encoder = ImageEncoder.from_pretrained(image_encoder, settings.image_encoder)
+    model = RealCustomModel(loaded.unet, settings, encoder.embed_dim, generator=torch.Generator().manual_seed(1))
+    adapter = Adapter(
+        tensors=model.adapter_state_dict(), settings=settings, base=loaded.identity, image_encoder=encoder.identity
+    )
+    save_adapter(path, adapter)
+    return str(path)

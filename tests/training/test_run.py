@@ -1,0 +1,266 @@
+"""Whole runs on tiny real models: resume, workers, caches, guards, errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from realcustom.checkpoint import load_adapter
+from realcustom.settings import Fusion, ImageEncoderSettings, Reference
+from tests.training.corpus import to_cell
+from tests.training.runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
+from training import run
+from training.checkpoints import list_checkpoints, load_checkpoint
+from training.features import Kind
+from training.loop import Batch, TrainingDiverged, World
+from training.metrics import read_rows
+from training.run import TrainResult, train
+from training.settings import Precision, TrainSettings
+from training.worker import Worker
+
+
+def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: SimpleNamespace) -> None:
+    assert undisturbed.loss_after < undisturbed.loss_before
+    assert [step for step, _, val in curve(undisturbed) if val is not None] == [0, 6, 12]
+    assert [step for step, loss, _ in curve(undisturbed) if loss is not None] == [4, 8, 12]
+    assert undisturbed.curve[1]["grad_norm"] > 0
+    output = Path(undisturbed.adapter).parent
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {
+        "step-00000010.safetensors",
+        "step-00000012.safetensors",
+    }
+    adapter = load_adapter(undisturbed.adapter)
+    assert adapter.settings == METHOD and adapter.provenance["train"]["steps"] == 12
+    weights = load_checkpoint(str(output / "checkpoints" / "step-00000012.safetensors")).tensors
+    name = next(iter(adapter.tensors))
+    assert torch.equal(adapter.tensors[name], weights[f"ema.{name}"])
+    assert not torch.equal(adapter.tensors[name], weights[f"weights.{name}"])
+
+
+@pytest.mark.parametrize("step", [3, 11])  # before the first checkpoint, and after the second
+def test_resumed_run_is_bitwise_the_undisturbed_one(
+    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(step, patch)
+        with pytest.raises(Killed):
+            fit(world, tmp_path)
+    assert not (tmp_path / "adapter.safetensors").exists()
+    resumed = fit(world, tmp_path)
+    assert resumed.sha256 == undisturbed.sha256 and curve(resumed) == curve(undisturbed)
+
+
+def test_finished_run_returns_at_once_and_another_configuration_is_refused(
+    undisturbed: TrainResult, world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(undisturbed.adapter).parent
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_run_local", lambda job: pytest.fail("trained again"))
+        assert fit(world, output) == undisturbed
+        assert fit(world, output, replace(SETTINGS, checkpoint_every=3, keep_checkpoints=9)) == undisturbed
+    with pytest.raises(ValueError, match=r"train\.lr was 0\.01 there and is 0\.02 now"):
+        fit(world, output, replace(SETTINGS, lr=2e-2))
+    with pytest.raises(ValueError, match=r"method\.tokens\.fusion was 'timestep'"):
+        fit(world, output, method=replace(METHOD, tokens=replace(METHOD.tokens, fusion=Fusion.MEAN)))
+    with pytest.raises(ValueError, match="records was"):
+        fit(world, output, records=world.pictures)
+
+
+def test_features_computed_on_the_fly_equal_cached_ones(
+    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path
+) -> None:
+    computed = fit(world, tmp_path, replace(SETTINGS, cache_gib=0), records=world.pictures)  # computed at each use
+    assert all(torch.equal(value, tensors(undisturbed)[name]) for name, value in tensors(computed).items())
+
+
+def test_accumulated_gradients_equal_the_batch_s(
+    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path
+) -> None:
+    accumulated = fit(world, tmp_path, replace(SETTINGS, gradient_accumulation=3))
+    assert accumulated.loss_after == pytest.approx(undisturbed.loss_after, rel=1e-4)
+    assert any(not torch.equal(value, tensors(undisturbed)[name]) for name, value in tensors(accumulated).items())
+
+
+def test_initial_adapter_is_the_start(undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path) -> None:
+    continued = fit(world, tmp_path, replace(SETTINGS, steps=1), initial_adapter=undisturbed.adapter)
+    assert continued.loss_before == undisturbed.loss_after
+    other = replace(METHOD, tokens=replace(METHOD.tokens, hidden=8))
+    with pytest.raises(ValueError, match="of another shape"):
+        fit(world, tmp_path / "other", method=other, initial_adapter=undisturbed.adapter)
+    assert not (tmp_path / "other").exists()
+
+
+def test_bf16_and_a_fusion_that_leaves_parameters_out(world: SimpleNamespace, tmp_path: Path) -> None:
+    method = replace(METHOD, tokens=replace(METHOD.tokens, fusion=Fusion.TEXT))
+    result = fit(world, tmp_path, replace(SETTINGS, steps=6, precision=Precision.BF16), method=method)
+    assert result.loss_after < result.loss_before
+    assert any(name.startswith("adaptive_scoring.latent_") for name in tensors(result))
+
+
+def make_worker(world: SimpleNamespace, tmp_path: Path, settings: TrainSettings, **arguments: str) -> Worker:
+    method = METHOD
+    records = arguments.get("records", world.caches)
+    job = run._make_job(records, str(tmp_path), world.base, world.image_encoder, method, settings, None)
+    return Worker(job, World())
+
+
+def test_references_are_other_views_and_dropout_is_per_sample(world: SimpleNamespace, tmp_path: Path) -> None:
+    worker = make_worker(world, tmp_path, replace(SETTINGS, p_multiview=0.5, p_drop_text=0.5, p_drop_image=0.5))
+    get, views = worker.store.get, worker.batches.views
+    seen = {"own": 0, "view": 0, "none": 0, "no text": 0}
+    for step in range(12):
+        share = worker.order.share(step, 0, 1)
+        batch = worker.batches.training(share)
+        for row, number in enumerate(map(int, share.numbers)):
+            image = batch.image_embeds[row]
+            allowed = [get(Kind.IMAGE, view) for view in views.of(number)]
+            assert allowed and number not in views.of(number)
+            seen["own"] += torch.equal(image, get(Kind.IMAGE, number))
+            seen["view"] += any(torch.equal(image, view) for view in allowed)
+            seen["none"] += not image.any()
+            seen["no text"] += torch.equal(batch.encoder_hidden_states[row], worker.encoders.text_features(""))
+    assert seen["own"] + seen["view"] + seen["none"] == 60 and min(seen.values()) > 5
+
+
+def test_one_step_equals_two_workers_gradients_in_sum(world: SimpleNamespace, tmp_path: Path) -> None:
+    """The shares of two workers, weighted as they are, make up the batch of one: the law behind DDP's average."""
+    worker = make_worker(world, tmp_path, SETTINGS)
+    last = worker.order.steps_per_epoch - 1  # the padded batch
+    whole = worker.batches.training(worker.order.share(last, 0, 1))
+
+    def loss(batch: Batch) -> float:
+        with torch.no_grad():
+            errors = worker.trainer.errors(worker.model, batch, 0.8)
+        return float((errors * batch.weights).sum() / batch.total_weight)
+
+    parts = sum(loss(worker.batches.training(worker.order.share(last, rank, 2))) for rank in range(2))
+    assert whole.weights.sum() < len(whole.weights)
+    assert parts == pytest.approx(loss(whole), rel=1e-5)
+
+
+def test_non_finite_steps_are_skipped_then_stop_the_run(world: SimpleNamespace, tmp_path: Path) -> None:
+    worker = make_worker(world, tmp_path, replace(SETTINGS, max_skipped_steps=2))
+    good = worker.batches.training(worker.order.share(0, 0, 1))
+    bad = replace(good, latents=torch.full_like(good.latents, torch.nan))
+    before = {name: value.clone() for name, value in worker.model.state_dict().items()}
+    assert worker.trainer.step(bad).skipped
+    assert all(torch.equal(value, before[name]) for name, value in worker.model.state_dict().items())
+    assert not worker.trainer.step(good).skipped
+    trained = worker.trainer.parameters.keys()
+    changed = {name for name, value in worker.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.removeprefix("unet.") for name in changed} == trained  # inv. 22: and nothing that is frozen
+    worker.trainer.step(bad)
+    with pytest.raises(TrainingDiverged, match="2 steps in a row"):
+        worker.trainer.step(bad)
+
+
+def test_bad_inputs_write_nothing(world: SimpleNamespace, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="no training records at"):
+        fit(world, output, records=str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        fit(world, output, initial_adapter=str(tmp_path / "absent.safetensors"))
+    with pytest.raises(ValueError, match="unet"):
+        train(world.caches, str(output), world.image_encoder, None, METHOD, SETTINGS, local=True)
+    crop = replace(METHOD, image_encoder=ImageEncoderSettings(reference=Reference.CROP))
+    table = pq.read_table(next(Path(world.caches).glob("*.parquet")))
+    rows = table.to_pylist()
+    bare = [row | {"image_features": None} for row in rows]
+    wide = [row | {"latents": to_cell(torch.zeros(5, 4, 4))} for row in rows]
+    for name, changed, method, message in (
+        ("bare", bare, crop, "no cached value and no picture"),
+        ("wide", wide, METHOD, "made for another one"),
+    ):
+        (tmp_path / name).mkdir()
+        pq.write_table(type(table).from_pylist(changed, schema=table.schema), tmp_path / name / "a.parquet")
+        with pytest.raises(ValueError, match=message):
+            fit(world, output, records=str(tmp_path / name), method=method)
+    field = table.schema.field("latents").with_metadata({"model": "other@1"})
+    (tmp_path / "other").mkdir()
+    other = table.set_column(table.schema.get_field_index("latents"), field, table["latents"])
+    pq.write_table(other, tmp_path / "other" / "a.parquet")
+    with pytest.raises(ValueError, match="latents were made with model other@1"):
+        fit(world, output, records=str(tmp_path / "other"))
+    assert not output.exists()
+
+
+def test_sample_sheet_is_a_picture(world: SimpleNamespace, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=2, sample_records=2, sample_steps=2)
+    fit(world, tmp_path / "a", settings, records=world.pictures)
+    fit(world, tmp_path / "b", settings, records=world.pictures)
+    sheets = [tmp_path / name / "samples" / "step-00000002.png" for name in "ab"]
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.size == (3 * 128, 2 * 128) and len(sheet.getcolors(100_000)) > 100
+
+
+def worker_pids() -> set[int]:
+    """Processes of Ray Train workers that descend from this one."""
+    parents, workers = {}, set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if "RayTrainWorker" in (entry / "cmdline").read_text():
+                    workers.add(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return {pid for pid in workers if ours(pid)}
+
+
+def kill_a_worker_after_a_checkpoint(output: Path, killed: list[int]) -> None:
+    deadline = time.monotonic() + 300
+    pids: set[int] = set()
+    while time.monotonic() < deadline:
+        if len(pids) < 2:
+            pids = worker_pids()
+        elif list_checkpoints(str(output / "checkpoints")):
+            os.kill(min(pids), signal.SIGKILL)
+            killed.append(len(read_rows(str(output / "metrics.jsonl"))))
+            return
+        time.sleep(0.005)
+
+
+def test_two_ray_workers_survive_a_kill_and_match_one_process(
+    world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, ray_cluster: str
+) -> None:
+    """A worker is killed after the first checkpoint; the run goes on from there and ends where one worker's does."""
+    settings = replace(SETTINGS, num_workers=2)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(tmp_path, killed))
+    killer.start()
+    result = fit(world, tmp_path, settings, local=False)
+    killer.join()
+    assert killed and killed[0] < len(result.curve)  # it was under way
+    assert [row["step"] for row in result.curve] == [row["step"] for row in undisturbed.curve]
+    for row, other in zip(result.curve, undisturbed.curve, strict=True):
+        for name in {"loss", "val_loss", "grad_norm", "lr"} & row.keys():
+            assert row[name] == pytest.approx(other[name], rel=1e-3), (row, other)
+    assert result.loss_before == pytest.approx(undisturbed.loss_before, rel=1e-6)
+    for name, value in tensors(result).items():
+        assert torch.allclose(value, tensors(undisturbed)[name], atol=1e-4), name
+
+
+def test_a_ray_worker_tells_what_is_wrong(world: SimpleNamespace, tmp_path: Path, ray_cluster: str) -> None:
+    """An error of the set-up is the caller's error, without retries, and leaves no half-made run."""
+    (tmp_path / "records").mkdir()
+    table = pq.read_table(next(Path(world.caches).glob("*.parquet")))
+    rows = [row | {"latents": None} for row in table.to_pylist()]
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), tmp_path / "records" / "a.parquet")
+    with pytest.raises(ValueError, match="no cached value and no picture"):
+        fit(world, tmp_path / "run", records=str(tmp_path / "records"), local=False)
+    assert not (tmp_path / "run" / "settings.yaml").exists()

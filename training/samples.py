@@ -1,0 +1,74 @@
+"""Sample sheets: what the adapter makes of held-out records, from fixed seeds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from realcustom import storage
+from realcustom.base import Base
+from realcustom.model import RealCustomModel
+from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.settings import MethodSettings
+from realcustom.words import TargetWordNotFound, TargetWordTruncated
+from training.encoders import FrozenEncoders, decode_mask, decode_picture
+from training.features import Picture
+from training.metrics import say
+
+SIDE = 128  # pixels of a cell, at least
+SEED = 0  # not a setting: the sheets of different runs can be compared
+
+
+def write_sample_sheet(
+    uri: str,
+    pictures: Sequence[Picture],
+    base: Base,
+    model: RealCustomModel,
+    encoders: FrozenEncoders,
+    method: MethodSettings,
+    steps: int,
+) -> None:
+    """Write a PNG with a row per record: its reference, the picture of the base model alone, that with the subject.
+
+    Both are drawn from the same noise with the record's caption, in `steps` denoising steps. Records without a
+    picture, or with a target word that the tokenizer cannot find, are left out with a line that says so.
+    """
+    # its own copy of the settings: the run's number of steps is not the adapter's
+    settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))
+    pipeline = RealCustomPipeline(base, settings, model, encoders.image_encoder)
+    rows = []
+    for picture in pictures:
+        try:
+            rows.append(_row(pipeline, encoders, picture))
+        except (TargetWordNotFound, TargetWordTruncated) as error:
+            say(f"no sample of record {picture.uid}: {error}")
+    if rows:
+        storage.write_bytes(uri, _sheet(rows))
+
+
+def _row(pipeline: RealCustomPipeline, encoders: FrozenEncoders, picture: Picture) -> list[Image.Image]:
+    mask = None if picture.subject_mask is None else Image.fromarray(decode_mask(picture.subject_mask))
+    subject = Subject(image=decode_picture(picture.image), word=picture.target_word, mask=mask)
+    cells = [encoders.reference(picture)]
+    for subjects in ([], [subject]):
+        generator = torch.Generator().manual_seed(SEED)
+        image = pipeline(picture.caption, subjects, generator=generator).images[0]
+        assert isinstance(image, Image.Image)  # output_type is "pil"
+        cells.append(image)
+    return cells
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]]) -> bytes:
+    side = max(SIDE, rows[0][-1].width)
+    sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side), "white")
+    for top, row in enumerate(rows):
+        for left, cell in enumerate(row):
+            sampling = Image.Resampling.NEAREST if cell.width < side else Image.Resampling.LANCZOS
+            sheet.paste(cell.resize((side, side), sampling), (left * side, top * side))
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    return data.getvalue()
