@@ -81,7 +81,8 @@ def curve_svg(
         + line(_smooth(training), 'stroke="#b9c6f2" stroke-width="1.5"')
         + line(validation, 'stroke="#3056d3" stroke-width="2"')
         + "".join(dots)
-        + f'<text x="{width - 20}" y="22" text-anchor="end">dots: validation at fixed noise; thin line: training, smoothed</text></svg>'
+        + f'<text x="{width - 20}" y="22" text-anchor="end">'
+        "dots: validation at fixed noise; thin line: training, smoothed</text></svg>"
     )
 
 

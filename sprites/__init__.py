@@ -6,9 +6,13 @@ ZOO = Path(__file__).parent / "zoo"
 
 
 def zoo_path(name: str) -> str:
-    """Folder (or file) of a shipped model: `pipeline`, `clip`, `image_encoder`, `blip`, `grounding_dino`, `sam`, `heads`, `judge`, `adapter.safetensors`.
+    """Folder (or file) of a shipped model.
 
-    Raises ValueError if it was not shipped or trained.
+    Args:
+        name: `pipeline`, `clip`, `image_encoder`, `blip`, `grounding_dino`, `sam`, `heads`, `judge` or
+            `adapter.safetensors`.
+    Raises:
+        ValueError: it was not shipped or trained.
     """
     path = ZOO / name
     if not path.exists():

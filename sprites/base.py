@@ -61,8 +61,9 @@ def make_vae() -> AutoencoderTiny:
                 strided.weight[4 * colour + phase, colour, 1 + phase // 2, 1 + phase % 2] = 1
         for channel in range(LATENT_CHANNELS):
             last.weight[channel, channel, 1, 1] = 2  # AutoencoderTiny hands its encoder pixels in [0, 1]
-        nn.init.zeros_(first.bias)
-        nn.init.constant_(last.bias, -1)
+        for layer, bias in ((first, 0.0), (last, -1.0)):
+            assert layer.bias is not None
+            layer.bias.fill_(bias)
     vae.encoder.requires_grad_(False)
     return vae
 
@@ -130,6 +131,8 @@ class RecordingProcessor:
 
 class Objective(nn.Module):
     """v-prediction loss, heavier inside the object, plus the localisation of the noun's attention."""
+
+    alphas_cumprod: torch.Tensor
 
     def __init__(self, unet: UNet2DConditionModel, settings: BaseSettings) -> None:
         super().__init__()

@@ -111,7 +111,9 @@ def tiny_pipeline(seed: int = 0, kl: bool = False) -> StableDiffusionPipeline:
         text_encoder=tiny_text_encoder(tokenizer, seed),
         tokenizer=tokenizer,
         unet=tiny_unet(seed),
-        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, beta_schedule="scaled_linear"),
+        scheduler=DDIMScheduler(
+            clip_sample=False, set_alpha_to_one=False, steps_offset=1, beta_schedule="scaled_linear"
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

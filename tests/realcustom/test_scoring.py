@@ -68,7 +68,9 @@ def test_fusions(data: tuple[Tensor, Tensor, Tensor]) -> None:
     assert torch.equal(module(text, latents, image, noise), module(text, other_latents, image, noise))
     assert torch.equal(module(text, latents, image, clean), module(other_text, latents, image, clean))
     alphas = torch.full((2,), 0.49)  # square root 0.7
-    assert not torch.allclose(module(text, latents, image, alphas), module(other_text, latents, image, alphas), atol=1e-6)
+    assert not torch.allclose(
+        module(text, latents, image, alphas), module(other_text, latents, image, alphas), atol=1e-6
+    )
     parts = {}
     for fusion in (Fusion.TEXT, Fusion.VISUAL):
         parts[fusion] = scoring(fusion)(text, latents, image, alphas).log()

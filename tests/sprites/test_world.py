@@ -41,7 +41,11 @@ def test_mask_and_box_are_where_the_caption_says(index: int) -> None:
     assert (x0, y0, x1, y1) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
     beyond = {"left": -xs.mean(), "right": xs.mean(), "top": -ys.mean(), "bottom": ys.mean()}[place]
     assert beyond > (17 if place in ("right", "bottom") else -15)
-    assert place in scene.caption and scene.background in scene.caption and scene.subjects[0].identity.noun in scene.caption
+    assert (
+        place in scene.caption
+        and scene.background in scene.caption
+        and scene.subjects[0].identity.noun in scene.caption
+    )
 
 
 def test_captions_never_tell_the_identity() -> None:

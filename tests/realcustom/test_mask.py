@@ -1,0 +1,112 @@
+"""The influence mask from maps: section 6 of the method, on random maps of several grids."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from realcustom.mask import influence_mask, warn_if_empty
+from realcustom.settings import MaskNorm, MaskSettings, Overlap
+
+PAPER = MaskSettings()
+
+
+def maps(seed: int = 0, grids: tuple[tuple[int, int], ...] = ((16, 16), (8, 8), (16, 16))) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(2, 2, *grid, generator=generator) * 0.03 for grid in grids]
+
+
+@pytest.mark.parametrize("scope", [0.001, 0.1, 0.25, 0.4, 1.0])
+@pytest.mark.parametrize("grid", [(16, 16), (16, 20), (17, 13)])
+def test_the_largest_are_kept_and_the_maximum_is_one(scope: float, grid: tuple[int, int]) -> None:
+    """inv. 10, inv. 31 (sizes)."""
+    half = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+    layers = maps(grids=(grid, half))
+    mask = influence_mask(layers, scope, PAPER)
+    assert mask.shape == (2, 2, *grid) and mask.dtype == torch.float32
+    assert (mask.amax((-2, -1)) == 1).all() and (mask >= 0).all()
+    assert (mask.flatten(2).count_nonzero(-1) == max(1, int(scope * grid[0] * grid[1]))).all()
+    whole = influence_mask(layers, 1.0, PAPER)  # all values, in the order that decides
+    for kept, value in zip(mask.flatten(0, 1), whole.flatten(0, 1), strict=True):
+        if (kept == 0).any():
+            assert value[kept > 0].min() >= value[kept == 0].max()
+
+
+def test_scale_layers_flip_and_transpose() -> None:
+    """inv. 11 (scale, layers), inv. 12, inv. 31 (transpose)."""
+    layers = maps()
+    mask = influence_mask(layers, 0.25, PAPER)
+    assert (influence_mask([7.5 * layer for layer in layers], 0.25, PAPER) - mask).abs().max() <= 1e-6
+    assert (influence_mask(layers[::-1], 0.25, PAPER) - mask).abs().max() <= 1e-6
+    assert (influence_mask([layer.flip(-1) for layer in layers], 0.25, PAPER).flip(-1) - mask).abs().max() <= 1e-6
+    assert (influence_mask([layer.mT for layer in layers], 0.25, PAPER).mT - mask).abs().max() <= 1e-6
+
+
+def test_a_wider_scope_only_adds() -> None:
+    """inv. 13."""
+    narrow, wide = (influence_mask(maps(), scope, PAPER) for scope in (0.1, 0.3))
+    support = narrow > 0
+    assert (wide[support] > 0).all() and torch.equal(wide[support], narrow[support])
+
+
+def test_against_the_formula() -> None:
+    """Mean over layers on the largest grid, top-k, divided by the maximum: written out with numpy's tools."""
+    layers = maps(grids=((8, 8), (4, 4)))
+    mask = influence_mask(layers, 0.25, PAPER)
+    for row in range(2):
+        for subject in range(2):
+            fine, coarse = layers[0][row, subject], layers[1][row, subject]
+            wide = torch.nn.functional.interpolate(coarse[None, None], size=(8, 8), mode="bilinear")[0, 0]
+            mean = ((fine + wide) / 2).numpy()
+            threshold = sorted(mean.ravel())[-16]
+            expected = torch.from_numpy(mean * (mean >= threshold) / mean.max())
+            assert (mask[row, subject] - expected).abs().max() <= 1e-6
+
+
+def test_each_row_and_subject_has_its_own_scope() -> None:
+    scopes = torch.tensor([[0.1, 0.5], [0.0, 1.0]])
+    counts = influence_mask(maps(), scopes, PAPER).flatten(2).count_nonzero(-1)
+    assert counts.tolist() == [[25, 128], [0, 256]]  # scope 0 is an explicit "nowhere"
+
+
+def test_equal_values_go_to_the_lower_index() -> None:
+    mask = influence_mask([torch.full((1, 1, 4, 4), 0.02)], 0.25, PAPER)
+    assert mask.flatten().tolist() == [1.0] * 4 + [0.0] * 12  # a constant map: k pixels of value one
+
+
+def test_an_empty_map_is_an_empty_mask_and_a_warning() -> None:
+    mask = influence_mask([torch.zeros(1, 1, 4, 4)], 0.25, PAPER)
+    assert torch.equal(mask, torch.zeros(1, 1, 4, 4))
+    with pytest.warns(UserWarning, match="zero everywhere"):
+        warn_if_empty(mask, torch.tensor([[0.25]]))
+    warn_if_empty(mask, torch.tensor([[0.0]]))  # asked for: no warning
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_map_that_is_not_finite_is_an_error(value: float) -> None:
+    broken = torch.zeros(1, 1, 4, 4)
+    broken[0, 0, 1, 1] = value
+    with pytest.raises(ValueError, match="not finite"):
+        influence_mask([broken], 0.25, PAPER)
+    with pytest.raises(ValueError, match="no attention maps"):
+        influence_mask([], 0.25, PAPER)
+
+
+def test_settings_of_the_mask() -> None:
+    layers = maps()
+    binary = influence_mask(layers, 0.25, dataclasses.replace(PAPER, binary=True))
+    assert set(binary.unique().tolist()) == {0.0, 1.0} and binary.sum() == 4 * 64
+    raw = influence_mask(layers, 0.25, dataclasses.replace(PAPER, norm=MaskNorm.NONE))
+    assert raw.max() < 0.04
+    exclusive = influence_mask(layers, 0.5, dataclasses.replace(PAPER, overlap=Overlap.ARGMAX))
+    both = influence_mask(layers, 0.5, PAPER)
+    assert ((exclusive > 0).sum(1) <= 1).all() and ((both > 0).sum(1) == 2).any()
+
+
+def test_half_precision_maps_are_treated_in_full() -> None:
+    layers = [layer.bfloat16() for layer in maps()]
+    mask = influence_mask(layers, 0.25, PAPER)
+    assert mask.dtype == torch.float32 and (mask.flatten(2).count_nonzero(-1) == 64).all()
