@@ -61,15 +61,15 @@ def run(output: Path, settings: RunSettings, *, from_scratch: bool = False, addr
     clock = Clock(parts=6)
     output.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(output / "settings.yaml", configure.to_yaml(settings).encode())
-    with clock.timed("ray"):
-        stack = contextlib.ExitStack()
-        stack.enter_context(cluster.connected(address))
-    with stack:
-        corpus = _draw_corpus(output, clock)
+    corpus = _draw_corpus(output, clock)
+    with contextlib.ExitStack() as stack:
+        with clock.timed("ray"):
+            stack.enter_context(cluster.connected(address))
         directories, stages = _preprocess(output, corpus, settings, clock)
         trained = _train(output, directories["encode"], settings, from_scratch, clock)
-        request = _serve_one(settings, trained.adapter, clock)
-    table, cases = _measure(settings, trained.adapter, clock)
+        with _served(settings, trained.adapter, clock) as url:
+            request = _ask(url, settings, clock)
+            table, cases = _measure(url, settings, clock)
     return _report(output, corpus, directories, stages, trained, request, table, cases, settings, from_scratch, clock)
 
 
@@ -86,7 +86,7 @@ def _draw_corpus(output: Path, clock: Clock) -> str:
 def _preprocess(
     output: Path, corpus: str, settings: RunSettings, clock: Clock
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    from preprocessing.runner import run_stage
+    from preprocessing.run import run_stage
     from preprocessing.settings import Stage
 
     source, root = storage.join(corpus, "shards"), str(output / "stages")
@@ -103,7 +103,6 @@ def _preprocess(
 
 
 def _train(output: Path, records: str, settings: RunSettings, from_scratch: bool, clock: Clock) -> Any:
-    from sprites import zoo_path
     from training.run import train
 
     begun = "from nothing" if from_scratch else "from the shipped adapter"
@@ -111,24 +110,36 @@ def _train(output: Path, records: str, settings: RunSettings, from_scratch: bool
         return train(
             records=records,
             output=str(output / ("training-from-scratch" if from_scratch else "training")),
-            base=zoo_path("pipeline"),
-            image_encoder=zoo_path("image_encoder"),
+            base=settings.base,
+            image_encoder=None,
             method=settings.method,
             settings=settings.train,
-            initial_adapter=None if from_scratch else zoo_path("adapter.safetensors"),
+            initial_adapter=None if from_scratch else settings.adapter,
         )
 
 
-def _serve_one(settings: RunSettings, adapter: str, clock: Clock) -> dict[str, Any]:
+@contextlib.contextmanager
+def _served(settings: RunSettings, adapter: str, clock: Clock) -> Iterator[str]:
+    """Inside: the endpoint runs with `adapter` at the address that is given."""
+    from inference.app import start, stop
+
+    serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
+    with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"), clock.timed("serve_start"):
+        url = start(serve, base=settings.base, adapter=adapter, image_encoder=settings.method.image_encoder.model)
+    try:
+        yield url
+    finally:
+        stop()
+
+
+def _ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
+    """One request as an application sends it, with a subject that nobody was trained on."""
     import httpx
 
     from evaluation.generators import to_base64
-    from inference.app import start, stop
     from pipeline.drawn_cases import drawn_cases
-    from sprites import zoo_path
 
-    case = drawn_cases(1, first=1000)[0]
-    serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
+    case = drawn_cases(1, first=settings.evaluate.images)[0]  # none of those that are measured
     body = {
         "prompt": case.prompt,
         "n": HTTP_IMAGES,
@@ -136,45 +147,31 @@ def _serve_one(settings: RunSettings, adapter: str, clock: Clock) -> dict[str, A
         "return_masks": True,
         "subjects": [{"image": to_base64(case.reference), "word": case.target_word}],
     }
-    with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"):
-        with clock.timed("serve_start"):
-            url = start(serve, base=zoo_path("pipeline"), adapter=adapter, image_encoder=zoo_path("image_encoder"))
-        try:
-            with clock.timed("request"):
-                answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=serve.deadline_seconds)
-                answer.raise_for_status()
-        finally:
-            stop()
-        print(f"  {url} drew {HTTP_IMAGES} images of “{case.prompt}”", file=sys.stderr, flush=True)
+    with clock.timed("request"):
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=settings.serve.deadline_seconds)
+        answer.raise_for_status()
+    print(f"  {url} drew {HTTP_IMAGES} images of “{case.prompt}”", file=sys.stderr, flush=True)
     return {"case": case, "answer": answer.json()}
 
 
 def _free_port(host: str, wanted: int) -> int:
     """`wanted` if nothing listens there, else a port that is free."""
     for port in (wanted, 0):
-        with socket.socket() as probe:
-            with contextlib.suppress(OSError):
-                probe.bind((host, port))
-                return int(probe.getsockname()[1])
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
     raise ValueError(f"no free port on {host}")
 
 
-def _measure(settings: RunSettings, adapter: str, clock: Clock) -> tuple[Any, list[Any]]:
-    import torch
-
-    from evaluation.generators import PipelineGenerator
+def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Any, list[Any]]:
+    """The table, drawn by the endpoint and judged by the drawn world's judge."""
+    from evaluation.generators import EndpointGenerator
     from evaluation.table import evaluate
     from pipeline.drawn_cases import DrawnJudge, drawn_cases
-    from realcustom import RealCustomPipeline
-    from sprites import zoo_path
 
     cases = drawn_cases(settings.evaluate.images)
-    with clock.heading(f"Measuring: {len(cases)} images for each setting"), clock.timed("table"):
-        torch.set_num_threads(settings.serve.threads)
-        pipeline = RealCustomPipeline.from_pretrained(
-            zoo_path("pipeline"), adapter=adapter, image_encoder=zoo_path("image_encoder")
-        )
-        generator = PipelineGenerator(pipeline=pipeline, num_inference_steps=settings.evaluate.num_inference_steps)
+    with clock.heading(f"Measuring: {len(cases)} images for each setting, over HTTP"), clock.timed("table"):
+        generator = EndpointGenerator(url=url, num_inference_steps=settings.evaluate.num_inference_steps)
         table = evaluate(cases, generator, DrawnJudge(), settings.evaluate, progress=_show)
     return table, cases
 

@@ -35,7 +35,7 @@ class RunSettings:
 def sprites() -> RunSettings:
     """The drawn world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
     from sprites import ZOO
-    from sprites.world import NOUNS, SIZE
+    from sprites.world import GUIDANCE_SCALE, NOUNS, NUM_INFERENCE_STEPS, SIZE
 
     image_encoder = str(ZOO / "image_encoder")
     return RunSettings(
@@ -44,8 +44,8 @@ def sprites() -> RunSettings:
         method=MethodSettings(
             image_encoder=ImageEncoderSettings(model=image_encoder),
             tokens=TokenSettings(hidden=128),
-            guidance=GuidanceSettings(guidance_scale=3.0, subject_guidance_scale=3.0),
-            sampler=SamplerSettings(num_inference_steps=20),
+            guidance=GuidanceSettings(guidance_scale=GUIDANCE_SCALE, subject_guidance_scale=3.0),
+            sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
         ),
         preprocess=PreprocessSettings(
             score=ScoreSettings(clip=str(ZOO / "clip"), heads=str(ZOO / "heads")),

@@ -9,15 +9,39 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from realcustom.base import load_base
+from realcustom.image_encoder import ImageEncoder
+from realcustom.model import RealCustomModel
+from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.settings import (
+    GuidanceSettings,
+    ImageEncoderSettings,
+    MethodSettings,
+    SamplerSettings,
+    TokenSettings,
+)
 from sprites import ZOO, zoo_path
 from sprites.blip import Captioner, canonical_caption
 from sprites.grounding_dino import Detector
 from sprites.judge import Judge
 from sprites.sam import Segmenter
-from sprites.world import BACKGROUNDS, NOUNS, TEMPLATES, Drawing, Scene, Split, draw, scene
+from sprites.world import (
+    BACKGROUNDS,
+    GUIDANCE_SCALE,
+    NOUNS,
+    NUM_INFERENCE_STEPS,
+    PLACES,
+    TEMPLATES,
+    Drawing,
+    Scene,
+    Split,
+    draw,
+    scene,
+)
 
 THRESHOLD = 0.35  # of a detection's score: the default of preprocessing
 IOU = 0.5  # from here on a box counts as found
+BATCH = 32  # pictures drawn at a time
 GALLERY = 32  # captions that a picture chooses among
 
 
@@ -34,6 +58,7 @@ def inspect_zoo(images: int = 256, seed: int = 0) -> dict[str, float]:
     scenes = [scene(Split.EVALUATION, first + number) for number in range(images)]
     drawings = [draw(item) for item in scenes]
     measures = {
+        "pipeline": inspect_pipeline,
         "grounding_dino": inspect_detector,
         "sam": inspect_segmenter,
         "blip": inspect_captioner,
@@ -45,6 +70,64 @@ def inspect_zoo(images: int = 256, seed: int = 0) -> dict[str, float]:
         if (ZOO / name).exists():
             result |= measure(scenes, drawings)
     return result
+
+
+def inspect_pipeline(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+    """Plain text-to-image by the judge, and where the noun's attention goes while it is drawn.
+
+    Shares of the scenes' captions whose noun, background and place are there; and the mean IoU, over steps, of the
+    noun's largest quarter of attention with the object that came of it.
+    """
+    masks, images = [], []
+    pipeline = plain_pipeline()
+    for start in range(0, len(scenes), BATCH):
+        numbers = range(start, min(start + BATCH, len(scenes)))
+        subjects = [
+            Subject(image=Image.fromarray(drawings[i].image), word=scenes[i].subjects[0].identity.noun) for i in numbers
+        ]
+        output = pipeline(
+            [scenes[i].caption for i in numbers],
+            [[subject] for subject in subjects],
+            generator=[torch.Generator().manual_seed(i) for i in numbers],
+            influence_scope=0.25,
+            return_masks=True,
+            output_type="np",
+        )
+        assert output.masks is not None and isinstance(output.images, np.ndarray)
+        images.append(output.images)
+        masks.append(torch.stack(output.masks)[:, :, 0].numpy() > 0)  # (steps, B, h, w)
+    verdict = Judge.load(zoo_path("judge"))(np.concatenate(images))
+    support = np.concatenate(masks, 1).repeat(2, 2).repeat(2, 3)  # from the latent's grid to pixels
+    drawn = verdict.mask > 0.5
+    ious = [mask_iou(step[i], drawn[i]) for step in support for i in range(len(scenes))]
+    found = {name: getattr(verdict, name).argmax(1) for name in ("noun", "background", "place")}
+    return {
+        "plain_noun": share(
+            [NOUNS[k] == item.subjects[0].identity.noun for k, item in zip(found["noun"], scenes, strict=True)]
+        ),
+        "plain_background": share(
+            [BACKGROUNDS[k] == item.background for k, item in zip(found["background"], scenes, strict=True)]
+        ),
+        "plain_place": share(
+            [tuple(PLACES)[k] == item.subjects[0].place for k, item in zip(found["place"], scenes, strict=True)]
+        ),
+        "attention_iou": float(np.mean(ious)),
+    }
+
+
+def plain_pipeline() -> RealCustomPipeline:
+    """Text-to-image whose masks can be asked for: with the subject's weight at zero its branch is never run."""
+    encoder = ImageEncoderSettings(model=zoo_path("image_encoder"))
+    settings = MethodSettings(
+        image_encoder=encoder,
+        tokens=TokenSettings(scoring=False),
+        guidance=GuidanceSettings(guidance_scale=GUIDANCE_SCALE, subject_guidance_scale=0.0),
+        sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
+    )
+    base, image_encoder = load_base(zoo_path("pipeline")), ImageEncoder.from_pretrained(encoder.model, encoder)
+    return RealCustomPipeline(
+        base, settings, RealCustomModel(base.unet, settings, image_encoder.embed_dim), image_encoder
+    )
 
 
 def inspect_detector(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:

@@ -35,6 +35,7 @@ BODY_COLOURS = {
 }
 SECOND_COLOURS = {"white": (255, 255, 255), "black": (25, 25, 25), "gold": (250, 215, 60), "teal": (20, 160, 150)}
 TEMPLATES = ("a {subject} on {background}", "a picture of a {subject} on {background}", "{background} with a {subject}")
+GUIDANCE_SCALE, NUM_INFERENCE_STEPS = 3.0, 20  # what the world's diffusion model is sampled with
 SUPERSAMPLE = 4
 OUTLINE = (20, 20, 30)
 

@@ -1,0 +1,85 @@
+"""Train the adapter that ships with the drawn world: `python -m pipeline.zoo_adapter [--pictures 6000] [--steps N]`.
+
+A drawn corpus goes through the six stages and `train`, all in this process, exactly as the verbs of the command line run
+them; what comes of it is copied to `sprites/zoo/adapter.safetensors`. Run again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from pipeline.recipes import RunSettings, sprites
+from realcustom import storage
+from training.settings import Schedule
+
+FIRST_SCENE = 10**6  # apart from the corpus of the quickstart, which is validated on
+PICTURES = 6000
+VIEWS = 3  # pictures of one subject
+
+
+def settings_of(steps: int | None = None) -> RunSettings:
+    """The sprites recipe with training from nothing: other views of the subject are its reference half of the time."""
+    run = sprites()
+    train = dataclasses.replace(
+        run.train,
+        lr=1e-3,
+        steps=steps or 8000,
+        warmup=200,
+        schedule=Schedule.COSINE,
+        ema_decay=0.999,
+        p_multiview=0.5,
+        val_every=500,
+        checkpoint_every=500,
+        sample_every=2000,
+        log_every=50,
+        num_workers=1,
+    )
+    return dataclasses.replace(run, train=train)
+
+
+def train_zoo_adapter(output: Path, work: Path, pictures: int, steps: int | None) -> None:
+    """Draw, preprocess, train, and copy the adapter to `output`. Intermediate results lie below `work`."""
+    from pipeline.stages import run_stages
+    from preprocessing.settings import Stage
+    from sprites.corpus import CorpusSettings, write_corpus
+    from training.run import train
+
+    settings = settings_of(steps)
+    corpus = work / "corpus"
+    if not (corpus / "truth.parquet").exists():
+        write_corpus(corpus, CorpusSettings(pictures=pictures, per_shard=240, views=VIEWS, first=FIRST_SCENE, spoil=0))
+    records = str(corpus / "shards")
+    for line in run_stages(list(Stage), records, str(work / "stages"), settings, local=True):
+        print(line, file=sys.stderr, flush=True)
+        records = line  # the last one is the directory of the last stage
+    result = train(
+        records=records,
+        output=str(work / "train"),
+        base=settings.base,
+        image_encoder=None,
+        method=settings.method,
+        settings=settings.train,
+        local=True,
+    )
+    storage.write_bytes(output, storage.read_bytes(result.adapter))
+    print(f"validation loss {result.loss_before:.5f} -> {result.loss_after:.5f}; saved {output}", file=sys.stderr)
+
+
+def main() -> None:
+    """The command line of this file."""
+    from sprites import ZOO
+
+    parser = argparse.ArgumentParser(prog="python -m pipeline.zoo_adapter", description="Train the shipped adapter.")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="of the corpus")
+    parser.add_argument("--steps", type=int, help="of training (default: the recipe's own number)")
+    parser.add_argument("--output", type=Path, default=ZOO / "adapter.safetensors", help="where the adapter goes")
+    parser.add_argument("--work", type=Path, default=Path("outputs/zoo/adapter"), help="corpus, stages, checkpoints")
+    options = parser.parse_args()
+    train_zoo_adapter(options.output, options.work, options.pictures, options.steps)
+
+
+if __name__ == "__main__":
+    main()
