@@ -81,6 +81,7 @@ def quickstart(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Page, report and all that they rest on.")] = Path(
         "outputs/quickstart"
     ),
+    pictures: Annotated[int, typer.Option(min=48, help="Of the corpus that is drawn.")] = 240,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train from new weights, not the shipped ones.")
     ] = False,
@@ -93,9 +94,16 @@ def quickstart(
     """The whole system at work on a drawn world: corpus, preprocessing, training, serving, measuring, a page."""
     used = ("base", "adapter", "method", "preprocess", "train", "serve", "evaluate")
     settings = settings_of(recipe, config, sets, print_config, "quickstart", used)
+    require_base(settings.base)
+    if not from_scratch:
+        if settings.adapter is None:
+            raise ValueError(
+                f"recipe {recipe} has no adapter to start from: give --from-scratch, or --set adapter=FILE"
+            )
+        require_path(settings.adapter, "adapter", "adapter checkpoint")
     from pipeline.quickstart import run as run_quickstart
 
-    run_quickstart(output, settings, from_scratch=from_scratch, address=address)
+    run_quickstart(output, settings, pictures=pictures, from_scratch=from_scratch, address=address)
 
 
 @app.command(

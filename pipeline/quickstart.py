@@ -19,7 +19,6 @@ from pipeline import cluster, configure
 from pipeline.recipes import RunSettings
 from realcustom import config, storage
 
-PICTURES = 240
 HTTP_IMAGES = 3
 
 
@@ -49,19 +48,27 @@ class Clock:
         return round(time.monotonic() - self._start, 2)
 
 
-def run(output: Path, settings: RunSettings, *, from_scratch: bool = False, address: str | None = None) -> Path:
+def run(
+    output: Path,
+    settings: RunSettings,
+    *,
+    pictures: int = 240,
+    from_scratch: bool = False,
+    address: str | None = None,
+) -> Path:
     """Run everything below `output` and return the page's path.
 
     Args:
         output: a folder; stages that it already holds, finished, are not done again.
         settings: a complete run; its models must know the drawn world.
+        pictures: of the corpus that is drawn, unless `output` has one already.
         from_scratch: train the adapter from nothing instead of from the shipped one.
         address: of a Ray cluster; None = an embedded one.
     """
     clock = Clock(parts=6)
     output.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(output / "settings.yaml", configure.to_yaml(settings).encode())
-    corpus = _draw_corpus(output, clock)
+    corpus = _draw_corpus(output, pictures, clock)
     with contextlib.ExitStack() as stack:
         with clock.timed("ray"):
             stack.enter_context(cluster.connected(address))
@@ -73,13 +80,13 @@ def run(output: Path, settings: RunSettings, *, from_scratch: bool = False, addr
     return _report(output, corpus, directories, stages, trained, request, table, cases, settings, from_scratch, clock)
 
 
-def _draw_corpus(output: Path, clock: Clock) -> str:
+def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
     from sprites.corpus import CorpusSettings, write_corpus
 
     with clock.heading("Drawing a corpus of image-text pairs, some of them spoilt on purpose"), clock.timed("corpus"):
         corpus = str(output / "corpus")
         if not storage.exists(storage.join(corpus, "truth.parquet")):
-            write_corpus(corpus, CorpusSettings(pictures=PICTURES))
+            write_corpus(corpus, CorpusSettings(pictures=pictures))
     return corpus
 
 

@@ -65,11 +65,9 @@ def _read_tar(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
     group: _Group | None = None
     try:
         for member in read_members(source, settings.max_bytes):
-            folder, name = posixpath.split(member.name)
-            stem, _, extension = name.partition(".")  # webdataset: the key ends at the first dot
-            if name.startswith(".") or not extension:
+            key, extension = _key(member.name)
+            if not extension:
                 continue
-            key = posixpath.join(folder, stem)
             if group is None or group.key != key:
                 if group is not None:
                     yield _finish(file.name, group)
@@ -79,12 +77,21 @@ def _read_tar(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
             else:
                 group.data[extension.lower()] = member.data
     except TornTar as torn:
-        # the sample that no following key closed belongs to the torn entry
+        # a sample that no following key closes belongs to the torn entry
+        if group is not None and torn.name is not None and _key(torn.name)[0] != group.key:
+            yield _finish(file.name, group)
         message = f"torn at byte {torn.offset} of {source.size}: {torn.reason}"
         yield Fault(key=f"{file.name}@{torn.offset}", fault=DataFault.TORN_TAR, message=message)
         return
     if group is not None:
         yield _finish(file.name, group)
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Key and extension of a member, as webdataset has them: split at the first dot. Hidden files have no extension."""
+    folder, file = posixpath.split(name)
+    stem, _, extension = file.partition(".")
+    return posixpath.join(folder, stem), extension if stem else ""
 
 
 def _finish(shard: str, group: _Group) -> Sample | Fault:

@@ -18,12 +18,14 @@ _MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or a pax header
 
 
 class TornTar(Exception):
-    """The archive cannot be read from byte `offset` (the header of the member concerned) on."""
+    """The archive cannot be read from byte `offset` (the header of the member concerned) on.
 
-    def __init__(self, offset: int, reason: str):
-        super().__init__(offset, reason)
-        self.offset = offset
-        self.reason = reason
+    `name` is the member's where its header could be read and only its data end early.
+    """
+
+    def __init__(self, offset: int, reason: str, name: str | None = None):
+        super().__init__(offset, reason, name)
+        self.offset, self.reason, self.name = offset, reason, name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,31 +83,36 @@ def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
             raise TornTar(offset, f"a broken header ({error})") from error
         ended = False
         extended = header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+        name = None if extended else _readable(next_name if next_name is not None else header.name)
         stored = header.isreg() or extended or header.type not in tarfile.SUPPORTED_TYPES
         size = header.size if stored else 0  # a link or folder has no data, whatever its header says
+        if size < 0:
+            raise TornTar(offset, f"a member of {size} bytes")
+        if file.size < offset + _BLOCK + size:
+            left = max(0, file.size - offset - _BLOCK)
+            raise TornTar(offset, f"a member of {size} bytes of which {left} are there", name)
         data = _payload(file, offset, size, _MAX_EXTENDED_HEADER if extended else max_bytes, extended)
         if header.type == tarfile.GNUTYPE_LONGNAME and data is not None:
             next_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif header.type == tarfile.XHDTYPE and data is not None:
             next_name = _pax_path(data, offset) or next_name
-        elif not extended:
+        elif name is not None:
             if header.isreg():
-                name = next_name if next_name is not None else header.name
-                name = name.encode("utf-8", "replace").decode()  # names end up in tables: valid text only
-                yield Member(name=name.removeprefix("./"), offset=offset, size=header.size, data=data)
+                yield Member(name=name, offset=offset, size=header.size, data=data)
             next_name = None
         offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
 
 
 def _payload(file: ChunkedFile, offset: int, size: int, limit: int, extended: bool) -> bytes | None:
-    start = offset + _BLOCK
-    if size < 0 or start + size > file.size:
-        raise TornTar(offset, f"a member of {size} bytes of which {max(0, file.size - start)} are there")
     if size > limit:
         if extended:
             raise TornTar(offset, f"an extended header of {size} bytes")
         return None
-    return file.read(start, size)
+    return file.read(offset + _BLOCK, size)
+
+
+def _readable(name: str) -> str:
+    return name.encode("utf-8", "replace").decode().removeprefix("./")  # names end up in tables: valid text only
 
 
 def _pax_path(data: bytes, offset: int) -> str | None:

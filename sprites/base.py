@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -224,7 +224,7 @@ def train_unet(
         checkpoint.step(step, every=250, loss=loss.item(), localisation=localisation.item())
     checkpoint.save(settings.steps)
     unet.load_state_dict(average)
-    unet.set_default_attn_processor()
+    unet.set_attn_processor(AttnProcessor2_0())
     return unet.eval()
 
 

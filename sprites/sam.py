@@ -162,7 +162,5 @@ class Segmenter:
         answer = self.model(
             pixel_values=inputs.pixel_values, input_boxes=inputs.input_boxes.float(), multimask_output=False
         )
-        masks = self.processor.post_process_masks(
-            answer.pred_masks, inputs.original_sizes, inputs.reshaped_input_sizes
-        )
+        masks = self.processor.post_process_masks(answer.pred_masks, inputs.original_sizes, inputs.reshaped_input_sizes)
         return masks[0].reshape(image.shape[:2]).numpy(), float(answer.iou_scores[0, 0, 0])

@@ -88,10 +88,19 @@ def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(whole[: whole.index(b"c.jpg") + 700])
     result = ingest(tmp_path / "src", tmp_path / "out")
-    assert table_of(result)["key"].to_pylist() == ["s.tar/a.jpg"]  # no following key closed "b"
-    assert result.report["in"] == 2 and result.report["quarantined"] == {"torn_tar": 1}
+    assert table_of(result)["key"].to_pylist() == ["s.tar/a.jpg", "s.tar/b.jpg"]  # the header of "c" closed "b"
+    assert result.report["in"] == 3 and result.report["quarantined"] == {"torn_tar": 1}
     ((key, entry),) = aside_of(result).items()
     assert key == f"s.tar@{whole.index(b'c.jpg')}" and "torn at byte" in entry["message"]
+
+
+def test_a_sample_that_no_following_key_closes_belongs_to_the_tear(tmp_path: Path) -> None:
+    whole = tar_bytes(sample("a", jpeg(picture(0))) | sample("b", jpeg(picture(1))) | sample("c", jpeg(picture(2))))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(whole[: whole.index(b"c.jpg") + 100])  # in the middle of the header
+    result = ingest(tmp_path / "src", tmp_path / "out")
+    assert table_of(result)["key"].to_pylist() == ["s.tar/a.jpg"]
+    assert result.report["in"] == 2 and result.report["quarantined"] == {"torn_tar": 1}
 
 
 def test_accounts_close_over_random_mixes(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""`realcustom quickstart` end to end with the models that ship, on few pictures and steps; and its page's parts."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline import page
+from pipeline.cli import run
+from realcustom.checkpoint import adapter_sha256
+from sprites import ZOO
+
+SHORT = (
+    *("train.steps=4", "train.batch_size=8", "train.warmup=0", "train.val_every=2", "train.checkpoint_every=4"),
+    *("train.sample_records=1", "train.sample_steps=2", "train.validation_records=8"),
+    *("evaluate.images=4", "evaluate.num_inference_steps=3", "serve.threads=1"),
+)
+SETTINGS = {"text_to_image", "subject_without_mask", "subject_with_mask", "wrong_reference_with_mask", "oracle"}
+
+
+@pytest.fixture(scope="module")
+def output(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    assert run(_command(folder)) == 0
+    return folder
+
+
+def _command(folder: Path) -> list[str]:
+    return ["quickstart", "--output", str(folder), "--pictures", "72", *(p for s in SHORT for p in ("--set", s))]
+
+
+def test_the_report_accounts_for_every_row(output: Path) -> None:
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["stages"]) == ["ingest", "score", "select", "caption", "subjects", "encode"]
+    for name, stage in report["stages"].items():
+        assert stage["in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["quarantined"].values()), name
+    # each spoilt row is under its reason: two of each kind, one torn shard
+    assert report["stages"]["ingest"]["quarantined"] == {"torn_tar": 1, "truncated_image": 2}
+    select = report["stages"]["select"]["dropped"]
+    assert select["exact_duplicate"] == 2 and select["near_duplicate"] >= 2 and select["too_small"] == 2
+    assert report["stages"]["encode"]["rows_out"] > 40
+
+
+def test_the_report_measures_models_training_and_the_method(output: Path) -> None:
+    report = json.loads((output / "report.json").read_text())
+    models = report["models"]
+    assert {"detection_recall", "detection_precision", "mask_iou", "caption_accuracy"} <= set(models)
+    assert models["detection_recall"] > 0.5 and models["mask_iou"] > 0.6  # the floors
+    training = report["training"]
+    assert training["loss_before"] > 0 and training["loss_after"] > 0
+    assert training["adapter_sha256"] == adapter_sha256(output / "training" / "adapter.safetensors")
+    assert training["adapter_sha256"] != adapter_sha256(ZOO / "adapter.safetensors")
+    rows = {row["setting"]: row for row in report["table"]}
+    assert set(rows) == SETTINGS
+    assert all(row["images"] == 4 and len(row["similarity_ci"]) == 2 for row in rows.values())
+    assert rows["oracle"]["similarity"] == max(row["similarity"] for row in rows.values())
+    assert set(report["wrong_reference"]) == {"difference", "ci"}
+    assert {"corpus", "training", "request", "table", "total"} <= set(report["seconds"])
+
+
+def test_the_page_shows_it_and_needs_nothing_beside_it(output: Path) -> None:
+    html = (output / "index.html").read_text()
+    tags: list[tuple[str, dict[str, str | None]]] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append((tag, dict(attrs)))
+
+    Reader().feed(html)
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert len(images) > 40
+    assert all((image["src"] or "").startswith("data:image/") and image["alt"] for image in images)
+    assert not [attributes for tag, attributes in tags if tag in ("script", "link", "iframe")]
+    report = json.loads((output / "report.json").read_text())
+    assert report["training"]["adapter_sha256"][:16] in html
+    assert "starts from nothing" in html  # it says that training began with the shipped adapter
+
+
+def test_a_second_run_does_nothing_twice(output: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+    adapter = (output / "training" / "adapter.safetensors").stat().st_mtime_ns
+    first = json.loads((output / "report.json").read_text())
+    assert run(_command(output)) == 0
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
+    assert (output / "training" / "adapter.safetensors").stat().st_mtime_ns == adapter
+    second = json.loads((output / "report.json").read_text())
+    for part in ("stages", "models", "training", "table", "wrong_reference"):
+        assert second[part] == first[part], part
+
+
+def test_a_recipe_without_an_adapter_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["quickstart", "--output", str(tmp_path / "out"), "--set", "adapter=null"]
+    assert run(arguments) == 2
+    assert "--from-scratch" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_curve_marks_every_validation() -> None:
+    svg = page.curve_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
+    assert svg.count("<circle") == 3 and svg.count("<polyline") == 2 and "step 19" in svg

@@ -1,0 +1,131 @@
+"""Every command of the README and of docs/ does what it says: it is read from the page and run."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import run
+from sprites.corpus import CorpusSettings, write_corpus
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What makes training short; a command stays the page's own otherwise.
+SHORT = ("train.steps=2", "train.batch_size=4", "train.warmup=0", "train.sample_records=1", "train.sample_steps=2")
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's bash blocks that begin with `realcustom`, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition(" # ")[0].strip() for line in lines if line.startswith("realcustom ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository to a command, with a corpus and a photograph of the user's own."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("sprites", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    write_corpus(folder / "corpus", CorpusSettings(pictures=48, per_shard=24))
+    shutil.copy(ROOT / "tests" / "data" / "photos" / "duck_toy.jpg", folder / "photo.jpg")
+    return folder
+
+
+def arguments_of(command: str) -> tuple[list[str], str | None]:
+    """The arguments of a command, names filled in, and the file that its output goes to."""
+    command, _, target = command.partition(">")
+    filled = []
+    for word in shlex.split(command.replace("@ID", "@*").replace("CORPUS", "corpus/shards"))[1:]:
+        found = sorted(glob.glob(word)) if "*" in word else [word]
+        assert len(found) == 1, f"{word} is {found}"
+        filled += found
+    if filled[0] == "train":
+        filled += [part for setting in SHORT for part in ("--set", setting)]
+    return filled, target.strip() or None
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(commands(ROOT / "README.md")) >= 10
+    assert {page.name for page in PAGES if commands(page)} >= {"README.md", "configuration.md", "preprocessing.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(
+    ray_cluster: str,
+    place: Path,
+    page: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    for command in commands(page):
+        if command.startswith(("realcustom serve", "realcustom quickstart")):
+            continue  # below, and tests/pipeline/test_quickstart.py
+        arguments, target = arguments_of(command)
+        capfd.readouterr()
+        status = run(arguments)
+        out, err = capfd.readouterr()
+        assert status == 0, f"{command}\n{err}"
+        if target:
+            Path(target).write_text(out)
+
+
+def test_the_endpoint_and_its_example(ray_cluster: str, place: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## Over HTTP") :]
+    block = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0]
+    serve, request = block.split("\n", 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONWARNINGS": "ignore",
+    }
+    process = subprocess.Popen(
+        [*shlex.split(serve.partition("#")[0]), "--set", f"serve.port={port}"],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("ready at") for line in process.stdout)
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", request.replace("8000", port)], cwd=place, env=environment, check=True
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert (place / "star.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    missing = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http") and not (page.parent / target).exists():
+                missing.append(f"{page.name}: {target}")
+    assert missing == []
+
+
+def test_the_library_example_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    section = (ROOT / "README.md").read_text().partition("## As a library")[2]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    exec(compile(code, "README.md", "exec"), {})
+    assert (place / "star.png").is_file()
