@@ -329,7 +329,7 @@ class Detector:
             part = images[start : start + 32]
             texts = [f"a {noun}." for noun in nouns[start : start + 32]]
             pictures = [Image.fromarray(image) for image in part]
-            inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+            inputs = self.processor(images=pictures, text=texts, padding="longest", return_tensors="pt")
             sizes = [image.shape[:2] for image in part]
             answers = self.processor.post_process_grounded_object_detection(
                 self.model(**inputs), threshold=threshold, target_sizes=sizes
