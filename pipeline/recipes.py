@@ -61,6 +61,9 @@ def sprites() -> RunSettings:
             steps=200,
             batch_size=16,
             warmup=20,
+            # whose colours a subject has is decided where noise hides them, and another view cannot be copied
+            timestep_shift=10.0,
+            p_multiview=0.5,
             val_every=50,
             checkpoint_every=100,
             sample_every=100,

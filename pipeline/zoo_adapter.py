@@ -21,19 +21,18 @@ VIEWS = 3  # pictures of one subject
 
 
 def settings_of(steps: int | None = None) -> RunSettings:
-    """The sprites recipe with training from nothing: other views of the subject are its reference half of the time."""
+    """The sprites recipe with a longer training, from nothing, and the learning rate that goes with it."""
     run = sprites()
     train = dataclasses.replace(
         run.train,
-        lr=1e-3,
-        steps=steps or 8000,
+        lr=3e-3,
+        steps=steps or 16_000,
         warmup=200,
         schedule=Schedule.COSINE,
         ema_decay=0.999,
-        p_multiview=0.5,
         val_every=500,
         checkpoint_every=500,
-        sample_every=2000,
+        sample_every=4000,
         log_every=50,
         num_workers=1,
     )

@@ -74,7 +74,9 @@ class BatchMaker:
         rows = list(zip(numbers, draws, strict=True))
         text = [self._text(number, draw, drop) for number, draw in rows]
         image = [self._image(number, draw, drop) for number, draw in rows]
-        steps = [int(time * self.num_train_timesteps) for time in times or [draw.time for draw in draws]]
+        shift, total = self.settings.timestep_shift, self.num_train_timesteps
+        times = times or [draw.time for draw in draws]
+        steps = [int(total * shift * time / (1 + (shift - 1) * time)) for time in times]
         device = self.world.device
         return Batch(
             latents=_stack([self.store.get(Kind.LATENTS, number) for number in numbers]).to(device),

@@ -32,7 +32,7 @@ class Draw:
     """The random choices of one sample in one epoch."""
 
     noise: torch.Tensor  # (C, h, w), fp32, CPU
-    time: float  # in [0, 1); the timestep is int(time * T)
+    time: float  # in [0, 1): the timestep, as `train.timestep_shift` spreads it
     drop_text: float  # in [0, 1): below p_drop_text the caption is dropped
     drop_image: float
     multiview: float  # below p_multiview the reference is another view

@@ -36,6 +36,7 @@ class TrainSettings:
     precision: Precision = Precision.FP32
     seed: int = 0  # of the order of data, noise, timesteps, dropout and new weights
 
+    timestep_shift: float = 1.0  # t = s u / (1 + (s - 1) u), u uniform: 1 = uniform, as the paper; more = noisier
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
     p_drop_image: float = 0.0  # probability that a sample has no reference (its image features are zero)
     p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
@@ -75,8 +76,9 @@ class TrainSettings:
         for name in ("p_drop_text", "p_drop_image", "p_multiview"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be positive")
+        for name in ("lr", "timestep_shift"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns it off")
         if not 0 < self.validation_fraction < 1:
