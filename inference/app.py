@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ import httpx
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from inference.api import build_api
 from inference.engine import Engine, load_engine
@@ -73,7 +74,9 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         _check_port(settings)
     if APP_NAME in running.applications:  # replaced, not updated: two replicas may not fit
         serve.delete(APP_NAME)
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    log = LoggingConfig(enable_access_log=settings.access_log, log_level="INFO" if settings.access_log else "WARNING")
+    logging.getLogger("ray.serve").setLevel(log.log_level)
+    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=log)
     instance = uuid.uuid4().hex
     source = ModelSource(base=base, adapter=adapter, image_encoder=image_encoder)
     deployment = serve.deployment(
@@ -82,6 +85,7 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         num_replicas=1,
         max_ongoing_requests=settings.max_queue + 1 + _SPARE_REQUESTS,
         graceful_shutdown_timeout_s=5.0,
+        logging_config=log,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
     application = deployment.bind(settings, source, key_digest, instance)

@@ -29,6 +29,8 @@ class ServeSettings:
     num_gpus: float = 0.0  # GPUs the replica takes of the Ray cluster
     load_timeout_seconds: float = 600.0  # how long `start` waits for the models
 
+    access_log: bool = False  # a line in the replica's log for each request
+
     max_queue: int = 16  # requests that may wait behind the one that runs; beyond: 429
     deadline_seconds: float = 300.0  # from a request's arrival to its last step; beyond: 408
 

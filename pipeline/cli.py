@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. What is not a user's mistake keeps its trace."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their warnings are about what we chose; workers inherit this
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -78,12 +78,24 @@ def check_address(address: str | None) -> None:
         raise ValueError(message) from error
 
 
+HARMLESS = (  # what Ray's own parts say of no consequence
+    "Failed to query Ray Train Controller actor state",  # for want of a dashboard, which an embedded cluster has not
+    "Task ServeController.graceful_shutdown failed",  # as it always does: the controller has gone by then
+    "PYTHON worker processes have been started",  # as wanted: more logical CPUs than cores
+    "Set ray log level from environment variable",
+)
+
+
 def _prepare_environment() -> None:
-    """What Ray reads while it is imported and never after: its own authentication default, said explicitly so that all
-    processes agree, and no lines about the inner life of datasets."""
+    """What Ray and its workers read while they are imported and never after: Ray's own authentication default, said
+    explicitly so that all processes agree; no lines about the inner life of datasets and actors; no progress bars of
+    libraries, which a worker's log turns into lines."""
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "|".join(HARMLESS))
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _init_local(num_cpus: int) -> str:

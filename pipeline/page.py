@@ -72,7 +72,8 @@ def curve_svg(
         y, x = place((0, loss))[1], place((step, low))[0]
         marks.append(f'<line x1="{left}" x2="{width - 16}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4e7ec"/>')
         marks.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.4f}</text>')
-        marks.append(f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle">step {step}</text>')
+        anchor = "end" if share == 1 else "middle"
+        marks.append(f'<text x="{x:.1f}" y="{height - 12}" text-anchor="{anchor}">step {step}</text>')
     dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#3056d3"/>' for x, y in map(place, validation)]
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss over training steps" '

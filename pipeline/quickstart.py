@@ -20,6 +20,7 @@ from pipeline.recipes import RunSettings
 from realcustom import config, storage
 
 HTTP_IMAGES = 3
+DRAWINGS = 32  # that the diffusion model is measured on
 
 
 class Clock:
@@ -202,15 +203,18 @@ def _report(
 ) -> Path:
     from pipeline import ground_truth, quickstart_page
     from pipeline.page import write_page
+    from sprites.inspect_zoo import inspect_zoo
 
     with clock.heading("Writing the page"):
         truth = ground_truth.read_truth(corpus)
         captioned = ground_truth.read_table(directories["caption"], ["uid", "synthetic_caption"])
         records = ground_truth.read_table(directories["encode"])
+        with clock.timed("models"):
+            models = ground_truth.measure_models(captioned, records, truth) | inspect_zoo(DRAWINGS, names=("pipeline",))
         clock.seconds["total"] = clock.total()
         report = {
             "stages": stages,
-            "models": ground_truth.measure_models(captioned, records, truth),
+            "models": models,
             "training": {
                 "from_scratch": from_scratch,
                 "loss_before": trained.loss_before,
@@ -226,5 +230,5 @@ def _report(
         write_page(page, content)
         storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
     print(f"\nDone in {clock.total() / 60:.1f} minutes. Look at {page}", file=sys.stderr)
-    print(f"{quickstart_page.NEXT_STEPS.format(adapter=trained.adapter)}", file=sys.stderr)
+    print(f"What to try next:\n{quickstart_page.NEXT_STEPS.format(adapter=trained.adapter)}", file=sys.stderr)
     return page

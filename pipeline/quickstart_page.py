@@ -19,8 +19,9 @@ from sprites import corpus as drawn
 SAMPLES = 8  # pictures of each kind on the page
 CASES = 6  # rows of the side-by-side sheet
 MASKS = 8  # steps of the mask that are shown
-NEXT_STEPS = """What to try next:
-  realcustom generate --image tests/data/photos/dog.jpg --prompt "a star at the left on grass" --word star --output outputs/photo
+KEPT = {drawn.Spoilt.EMPTY_CAPTION.value: ": kept, and captioned"}
+NEXT_STEPS = """\
+  realcustom generate --image tests/data/photos/duck_toy.jpg --prompt "a star at the left on grass" --word star
   realcustom serve --set serve.port=8000                   # the endpoint; its README section has a curl example
   realcustom inspect {adapter}
   realcustom inspect zoo                                   # what the small models can do, measured live
@@ -96,7 +97,7 @@ def _dropped(corpus: str, truth: dict[str, dict[str, Any]]) -> list[dict[str, st
         if kind is None or kind in shown:
             continue
         image = page.data_uri(drawn.read_picture(corpus, row["key"])) if kind in readable else None
-        shown[kind] = {"image": image, "reason": kind.replace("_", " ")}
+        shown[kind] = {"image": image, "reason": kind.replace("_", " ") + KEPT.get(kind, "")}
     return list(shown.values())
 
 

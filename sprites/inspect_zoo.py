@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,11 +46,12 @@ BATCH = 32  # pictures drawn at a time
 GALLERY = 32  # captions that a picture chooses among
 
 
-def inspect_zoo(images: int = 256, seed: int = 0) -> dict[str, float]:
-    """Measures of every shipped model on `images` drawings of one subject, identities that no model has seen.
+def inspect_zoo(images: int = 256, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, float]:
+    """Measures of the shipped models on `images` drawings of one subject, identities that no model has seen.
 
     Args:
         seed: other seeds, other drawings.
+        names: of the models; None = all.
 
     Returns:
         Shares and mean IoUs, 0 to 1, by name. Measures of a model that is not there are missing.
@@ -67,7 +69,7 @@ def inspect_zoo(images: int = 256, seed: int = 0) -> dict[str, float]:
     }
     result: dict[str, float] = {}
     for name, measure in measures.items():
-        if (ZOO / name).exists():
+        if (ZOO / name).exists() and (names is None or name in names):
             result |= measure(scenes, drawings)
     return result
 

@@ -132,6 +132,18 @@ def test_references_are_other_views_and_dropout_is_per_sample(world: SimpleNames
     assert seen["own"] + seen["view"] + seen["none"] == 60 and min(seen.values()) > 5
 
 
+def test_timesteps_are_uniform_or_shifted_to_the_noisy_end(world: SimpleNamespace, tmp_path: Path) -> None:
+    drawn = {}
+    for shift in (1.0, 10.0):
+        worker = make_worker(world, tmp_path / str(shift), replace(SETTINGS, timestep_shift=shift))
+        batches = [worker.batches.training(worker.order.share(step, 0, 1)) for step in range(12)]
+        drawn[shift] = torch.cat([batch.timesteps for batch in batches]).double() / worker.batches.num_train_timesteps
+    assert drawn[1.0].max() < 1 and drawn[10.0].max() < 1
+    assert abs(drawn[1.0].mean() - 0.5) < 0.12
+    expected = 10 * drawn[1.0] / (1 + 9 * drawn[1.0])  # of the same draws
+    assert (drawn[10.0] - expected).abs().max() < 0.011  # timesteps are whole numbers, ten times as far apart at 0
+
+
 def test_one_step_equals_two_workers_gradients_in_sum(world: SimpleNamespace, tmp_path: Path) -> None:
     """The shares of two workers, weighted as they are, make up the batch of one: the law behind DDP's average."""
     worker = make_worker(world, tmp_path, SETTINGS)
