@@ -78,7 +78,11 @@ def _refuse(message: str, error: BaseException) -> int:
     return 2
 
 
-@app.command(epilog=example("realcustom quickstart", "realcustom quickstart --from-scratch --output outputs/scratch"))
+@app.command(
+    epilog=example(
+        "realcustom quickstart", "realcustom quickstart --from-scratch --set train.lr=3e-3 --output outputs/scratch"
+    )
+)
 def quickstart(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Page, report and all that they rest on.")] = Path(
         "outputs/quickstart"

@@ -25,7 +25,7 @@ NEXT_STEPS = """\
   realcustom serve --set serve.port=8000                   # the endpoint; its README section has a curl example
   realcustom inspect {adapter}
   realcustom inspect zoo                                   # what the small models can do, measured live
-  realcustom quickstart --from-scratch                     # train the adapter from nothing"""
+  realcustom quickstart --from-scratch --set train.lr=3e-3 # train the adapter from nothing"""
 
 
 def content(

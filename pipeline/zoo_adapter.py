@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pipeline.recipes import RunSettings, sprites
 from realcustom import storage
-from training.settings import Schedule
 
 FIRST_SCENE = 10**6  # apart from the corpus of the quickstart, which is validated on
 PICTURES = 6000
@@ -28,7 +27,6 @@ def settings_of(steps: int | None = None) -> RunSettings:
         lr=3e-3,
         steps=steps or 16_000,
         warmup=200,
-        schedule=Schedule.COSINE,
         ema_decay=0.999,
         val_every=500,
         checkpoint_every=500,

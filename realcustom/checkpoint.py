@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,14 @@ class Header:
 
 
 def save_adapter(uri: str | Path, adapter: Adapter) -> str:
-    """Write an adapter atomically to a path or storage URI; returns the file's sha256, 64 hex digits."""
+    """Write an adapter atomically to a path or storage URI; returns the file's sha256, 64 hex digits.
+
+    Its settings name the image encoder as the adapter does: by identity, not by where a folder lay.
+    """
+    encoder = replace(adapter.settings.image_encoder, model=adapter.image_encoder)
     metadata = {
         "format": FORMAT,
-        "settings": json.dumps(config.to_dict(adapter.settings), sort_keys=True),
+        "settings": json.dumps(config.to_dict(replace(adapter.settings, image_encoder=encoder)), sort_keys=True),
         "base": adapter.base,
         "image_encoder": adapter.image_encoder,
         "provenance": json.dumps(adapter.provenance, sort_keys=True),

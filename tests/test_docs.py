@@ -6,7 +6,6 @@ import glob
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -33,20 +32,19 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository to a command, with a corpus and a photograph of the user's own."""
+    """A folder that looks like the repository to a command, with the corpus of a quickstart."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("sprites", "tests"):
         (folder / name).symlink_to(ROOT / name)
-    write_corpus(folder / "corpus", CorpusSettings(pictures=48, per_shard=24))
-    shutil.copy(ROOT / "tests" / "data" / "photos" / "duck_toy.jpg", folder / "photo.jpg")
+    write_corpus(folder / "outputs" / "quickstart" / "corpus", CorpusSettings(pictures=48, per_shard=24))
     return folder
 
 
 def arguments_of(command: str) -> tuple[list[str], str | None]:
-    """The arguments of a command, names filled in, and the file that its output goes to."""
+    """The arguments of a command, as a shell expands them, and the file that its output goes to."""
     command, _, target = command.partition(">")
     filled = []
-    for word in shlex.split(command.replace("@ID", "@*").replace("CORPUS", "corpus/shards"))[1:]:
+    for word in shlex.split(command)[1:]:
         found = sorted(glob.glob(word)) if "*" in word else [word]
         assert len(found) == 1, f"{word} is {found}"
         filled += found

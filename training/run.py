@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,11 +106,13 @@ def _make_job(
     if initial_adapter is not None:
         read_header(initial_adapter)
         adapter_hash = adapter_sha256(initial_adapter)
+    encoder_identity = model_identity(image_encoder)
+    method = replace(method, image_encoder=replace(method.image_encoder, model=encoder_identity))  # a folder may move
     decisive = {name: value for name, value in to_dict(settings).items() if name not in OPERATIONAL}
     resolved = {
         "records": index.identity,
         "base": model_identity(base),
-        "image_encoder": model_identity(image_encoder),
+        "image_encoder": encoder_identity,
         "initial_adapter": adapter_hash,
         "method": to_dict(method),
         "train": decisive,

@@ -15,7 +15,7 @@ from pipeline.drawn_cases import drawn_cases
 from realcustom import RealCustomPipeline, Subject
 from sprites import zoo_path
 
-CASES = (3, 5, 8, 12)  # numbers of evaluation cases
+ROWS = 4
 STEPS = (0, 4, 9, 19)  # of the masks that are shown
 SIDE, GAP, TOP = 128, 10, 34  # pixels
 
@@ -26,8 +26,8 @@ def main() -> None:
         zoo_path("pipeline"), zoo_path("adapter.safetensors"), zoo_path("image_encoder")
     )
     rows, captions = [], []
-    for number in CASES:
-        case = drawn_cases(1, first=number)[0]
+    first_of_each_noun = {case.target_word: case for case in reversed(drawn_cases(40))}
+    for case in sorted(first_of_each_noun.values(), key=lambda case: case.seed)[:ROWS]:
         subject = Subject(image=case.reference, word=case.target_word)
         generators = [torch.Generator().manual_seed(case.seed + i) for i in range(3)]
         out = pipeline(case.prompt, [subject], generator=generators, num_images_per_prompt=3, return_masks=True)
