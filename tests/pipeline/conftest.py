@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import run
-from tests.preprocessing import tiny_models
 from tests.tiny import tiny_adapter, tiny_base, tiny_image_encoder
 
 
@@ -22,26 +21,6 @@ class Models:
     image_encoder: str
     adapter: str
     sets: tuple[str, ...]  # --set arguments that put them in the recipe's place
-
-    def stage_sets(self, folder: Path) -> list[str]:
-        """--set arguments for the preprocessing stages, thresholds low enough for random weights."""
-        values = {
-            "score.clip": tiny_models.clip(folder / "clip"),
-            "score.heads": tiny_models.heads(folder / "heads"),
-            "caption.model": tiny_models.blip(folder / "blip"),
-            "caption.nouns": "[toy]",
-            "subjects.detector": tiny_models.grounding_dino(folder / "detector"),
-            "subjects.segmenter": tiny_models.sam(folder / "segmenter"),
-            "subjects.min_detection_score": "0",
-            "subjects.min_segmentation_score": "-100",
-            "subjects.min_box_side": "1",
-            "subjects.min_area": "0",
-            "subjects.max_area": "1",
-            "subjects.min_box_mask_iou": "0",
-            "encode.base": self.base,
-            "encode.image_encoder": self.image_encoder,
-        }
-        return [part for name, value in values.items() for part in ("--set", f"preprocess.{name}={value}")]
 
 
 @pytest.fixture(scope="session")
