@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import glob
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
@@ -100,36 +102,50 @@ def test_what_the_readme_s_commands_leave(place: Path) -> None:
     ]
 
 
-def test_the_endpoint_and_its_example(ray_cluster: str, place: Path) -> None:
+def test_the_endpoint_answers_its_example_until_ctrl_c(ray_cluster: str, place: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     section = readme[readme.index("## Over HTTP") :]
     block = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0]
     serve, request = block.split("\n", 1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONWARNINGS": "ignore",
-    }
-    with subprocess.Popen(
-        [*shlex.split(serve.partition("#")[0]), "--set", f"serve.port={port}"],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "ignore"}
+    with (
+        (place / "serve.log").open("w") as log,
+        subprocess.Popen(
+            [*shlex.split(serve.partition("#")[0]), "--set", f"serve.port={url.rpartition(':')[2]}"],
+            cwd=place,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
-            assert any(line.startswith("ready at") for line in process.stdout)
-            request = request.replace("8000", port)
+            ready = next((line for line in process.stdout if line.startswith("ready at")), "")
+            assert url in ready, (place / "serve.log").read_text()
+            request = request.replace("http://127.0.0.1:8000", url)
             subprocess.run(["bash", "-euo", "pipefail", "-c", request], cwd=place, env=environment, check=True)
-        finally:
+            assert (place / "star.png").read_bytes().startswith(b"\x89PNG")
+            body = {"prompt": "a cat", "subjects": [{"image": _photo(), "word": "star"}]}
+            wrong = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+            assert wrong.status_code == 422 and "its words are: a, cat" in wrong.text
             process.send_signal(signal.SIGINT)
-            process.wait(60)
-    assert (place / "star.png").read_bytes().startswith(b"\x89PNG")
+            assert process.wait(60) == 130
+        finally:
+            if process.poll() is None:
+                process.kill()
+    said = (place / "serve.log").read_text()
+    assert "interrupted\n" in said and "Traceback" not in said
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/healthz", timeout=5)
+
+
+def _photo() -> str:
+    return base64.b64encode((ROOT / "tests" / "data" / "photos" / "duck_toy.jpg").read_bytes()).decode()
 
 
 def test_every_file_that_a_page_names_is_there() -> None:

@@ -40,7 +40,8 @@ def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: Simp
         "step-00000012.safetensors",
     }
     adapter = load_adapter(undisturbed.adapter)
-    assert adapter.settings == METHOD and adapter.provenance["train"]["steps"] == 12
+    named = replace(METHOD.image_encoder, model=adapter.image_encoder)
+    assert adapter.settings == replace(METHOD, image_encoder=named) and adapter.provenance["train"]["steps"] == 12
     weights = load_checkpoint(str(output / "checkpoints" / "step-00000012.safetensors")).tensors
     name = next(iter(adapter.tensors))
     assert torch.equal(adapter.tensors[name], weights[f"ema.{name}"])
