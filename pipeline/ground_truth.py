@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco
 
 from realcustom import storage
+from sprites.inspect_zoo import IOU, box_iou, mask_iou
 from sprites.world import SIZE
-
-MIN_IOU = 0.5  # of a box that counts as found
 
 
 def read_table(directory: str, columns: list[str] | None = None) -> pa.Table:
@@ -45,13 +44,13 @@ def measure_models(captioned: pa.Table, records: pa.Table, truth: Mapping[str, M
     found, precise, mask_ious = set(), [], []
     for record in records.select(["parent_uid", "target_word", "subject_box", "subject_mask"]).to_pylist():
         true = truth[record["parent_uid"]]
-        hit = record["target_word"] == true["noun"] and box_iou(record["subject_box"], true["box"]) >= MIN_IOU
+        hit = record["target_word"] == true["noun"] and box_iou(record["subject_box"], true["box"]) >= IOU
         precise.append(hit)
         if hit:
             found.add(record["parent_uid"])
         bits = np.unpackbits(np.frombuffer(true["mask"], np.uint8)).reshape(SIZE, SIZE).astype(bool)
         mask = coco.decode(record["subject_mask"]).astype(bool)
-        mask_ious.append((mask & bits).sum() / max(1, (mask | bits).sum()))
+        mask_ious.append(mask_iou(mask, bits))
     captions = [((row["synthetic_caption"] or "").split(), truth[row["uid"]]) for row in rows]
     backgrounds = [true["background"] in words for words, true in captions]
     both = [true["background"] in words and true["noun"] in words for words, true in captions]
@@ -62,12 +61,3 @@ def measure_models(captioned: pa.Table, records: pa.Table, truth: Mapping[str, M
         "caption_accuracy": float(np.mean(both)) if both else 0.0,
         "caption_background": float(np.mean(backgrounds)) if backgrounds else 0.0,
     }
-
-
-def box_iou(first: list[float], second: list[float]) -> float:
-    """Intersection over union of two boxes x0 y0 x1 y1."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0.0, width) * max(0.0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared / (sum(areas) - shared) if shared else 0.0
