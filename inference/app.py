@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import socket
 import time
 import uuid
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from inference.address import check_port
 from inference.api import build_api
 from inference.engine import Engine, load_engine
 from inference.service import Service, State
@@ -71,7 +71,7 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
     key_digest = _key_digest(settings)
     running = serve.status()
     if not running.proxies:
-        _check_port(settings)
+        check_port(settings.host, settings.port)
     if APP_NAME in running.applications:  # replaced, not updated: two replicas may not fit
         serve.delete(APP_NAME)
     log = LoggingConfig(enable_access_log=settings.access_log, log_level="INFO" if settings.access_log else "WARNING")
@@ -102,8 +102,12 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
 
 
 def stop() -> None:
-    """End the endpoint and Serve on this cluster; nothing happens where none runs."""
-    serve.shutdown()
+    """End the endpoint, and Serve where nothing else runs on it; nothing happens where none runs."""
+    others = serve.status().applications.keys() - {APP_NAME}
+    if others:
+        serve.delete(APP_NAME)
+    else:
+        serve.shutdown()
 
 
 def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
@@ -136,18 +140,6 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
         f"{ray.available_resources().get('CPU', 0):g} CPUs and {ray.available_resources().get('GPU', 0):g} GPUs free, "
         f"a replica takes {settings.num_cpus:g} and {settings.num_gpus:g}"
     )
-
-
-def _check_port(settings: ServeSettings) -> None:
-    """Refuse a taken port at once: Serve would try for half a minute and die with a trace."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            message = f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); choose another port"
-            raise ValueError(message) from error
 
 
 def _key_digest(settings: ServeSettings) -> bytes | None:

@@ -122,6 +122,8 @@ def _first_problem(error: ValidationError) -> RequestError:
         return RequestError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     if first["type"] == "extra_forbidden":
         message = f"unknown field '{param}'{_nearest(first['loc'])}"
+    elif first["type"] == "string_pattern_mismatch":  # `size` alone has a pattern
+        message = f"{param}: expected WIDTHxHEIGHT in pixels, such as 512x512{_shown(first['input'])}"
     elif first["type"] == "missing":
         message = f"field '{param}' is missing"
     else:

@@ -31,6 +31,8 @@ if [[ -f $stamp && -x $venv/bin/python ]]; then
 fi
 
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # none yet, or one that was interrupted
+    [[ ! -e $venv || -f $venv/pyvenv.cfg || -z $(ls -A "$venv") ]] ||
+        fail "$venv holds something that is no environment; name another folder: make VENV=.venv-realcustom ..."
     echo "making the environment $venv"
     "$python" -m venv --clear "$venv" || fail "'$python -m venv' failed; on Debian and Ubuntu: apt install python3-venv"
 fi

@@ -52,8 +52,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command without its verb: the help is the message
+            print(error.format_message(), file=sys.stderr)
+            return 2
         return _refuse(error.format_message(), error)
-    except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         return _refuse(str(error), error)
     if status == INTERRUPTED:  # typer turns an interrupt into this status, without a word
         print("interrupted", file=sys.stderr)

@@ -35,7 +35,7 @@ def generate(
     adapter: options.Adapter = None,
     image_encoder: options.ImageEncoder = None,
     count: Annotated[int, typer.Option(min=1, help="Images; image i is drawn from seed + i.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the starting noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the starting noise.")] = 0,
     width: Annotated[int | None, typer.Option(min=8, help="Pixels; else the base model's own.")] = None,
     height: Annotated[int | None, typer.Option(min=8, help="Pixels; else the base model's own.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; else as the adapter says.")] = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,12 +56,6 @@ def _case(index: int) -> Case:
 def picture(scene: world.Scene) -> Image.Image:
     """A scene as a PIL image."""
     return Image.fromarray(world.draw(scene).image)
-
-
-def unlike(case: Case, scene_index: int) -> Case:
-    """`case` with its reference drawn in another scene."""
-    scene = world.same_scene_with(world.scene(world.Split.EVALUATION, scene_index), case.truth.identity)
-    return dataclasses.replace(case, reference=picture(scene))
 
 
 class DrawnJudge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import socket
 import sys
 import time
@@ -66,6 +67,7 @@ def run(
         from_scratch: train the adapter from nothing instead of from the shipped one.
         address: of a Ray cluster; None = an embedded one.
     """
+    cluster.check_address(address)
     clock = Clock(parts=6)
     output.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(output / "settings.yaml", configure.to_yaml(settings).encode())
@@ -150,15 +152,18 @@ def _ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
     case = drawn_cases(1, first=settings.evaluate.images)[0]  # none of those that are measured
     body = {
         "prompt": case.prompt,
-        "n": HTTP_IMAGES,
+        "n": min(HTTP_IMAGES, settings.serve.max_n),
         "seed": case.seed,
         "return_masks": True,
         "subjects": [{"image": to_base64(case.reference), "word": case.target_word}],
     }
     with clock.timed("request"):
-        answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=settings.serve.deadline_seconds)
+        key = _api_key(settings)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = settings.serve.deadline_seconds
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=timeout)
         answer.raise_for_status()
-    print(f"  {url} drew {HTTP_IMAGES} images of “{case.prompt}”", file=sys.stderr, flush=True)
+    print(f"  {url} drew {body['n']} images of “{case.prompt}”", file=sys.stderr, flush=True)
     return {"case": case, "answer": answer.json()}
 
 
@@ -179,9 +184,15 @@ def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Any, list[A
 
     cases = drawn_cases(settings.evaluate.images)
     with clock.heading(f"Measuring: {len(cases)} images for each setting, over HTTP"), clock.timed("table"):
-        generator = EndpointGenerator(url=url, num_inference_steps=settings.evaluate.num_inference_steps)
+        steps = settings.evaluate.num_inference_steps
+        generator = EndpointGenerator(url=url, num_inference_steps=steps, api_key=_api_key(settings))
         table = evaluate(cases, generator, DrawnJudge(), settings.evaluate, progress=_show)
     return table, cases
+
+
+def _api_key(settings: RunSettings) -> str | None:
+    """What the endpoint asks for, from the environment variable that its settings name."""
+    return os.environ.get(settings.serve.api_key_variable or "")
 
 
 def _show(setting: Any, done: int, total: int) -> None:

@@ -134,10 +134,13 @@ def _verdict(table: Table) -> str:
     plain, masked = rows[Setting.TEXT_TO_IMAGE], rows[Setting.SUBJECT_WITH_MASK]
     gap = table.wrong_reference
     assert gap is not None
-    arrives = "is beyond its interval: it is this subject that arrives" if gap.low > 0 else "is NOT beyond its interval"
+    bare, oracle = rows[Setting.SUBJECT_WITHOUT_MASK], rows[Setting.ORACLE]
+    share = (masked.similarity.mean - plain.similarity.mean) / (oracle.similarity.mean - plain.similarity.mean)
+    beyond = "beyond its interval, so what arrives is this subject's" if gap.low > 0 else "NOT beyond its interval"
     return (
-        f"With the mask, similarity is {masked.similarity.mean:.3f} against {plain.similarity.mean:.3f} of text alone, with the "
-        f"background right in {masked.background_accuracy:.0%} of the images (text alone: {plain.background_accuracy:.0%}). "
-        f"The right reference is ahead of a wrong one of the same noun by {gap.mean:.3f} "
-        f"[{gap.low:.3f}, {gap.high:.3f}] in paired images, which {arrives}."
+        f"With the mask, similarity is {masked.similarity.mean:.3f} against {plain.similarity.mean:.3f} of text alone: "
+        f"{share:.0%} of the way to the oracle. The background is right in {masked.background_accuracy:.0%} of the images "
+        f"(text alone {plain.background_accuracy:.0%}); without the mask similarity is {bare.similarity.mean:.3f} and the "
+        f"background right in {bare.background_accuracy:.0%}. The right reference is ahead of a wrong one of the same "
+        f"noun by {gap.mean:.3f} [{gap.low:.3f}, {gap.high:.3f}] in paired images, {beyond}."
     )

@@ -66,7 +66,7 @@ def sprites() -> RunSettings:
             timestep_shift=10.0,
             p_multiview=0.5,
             val_every=50,
-            checkpoint_every=100,
+            checkpoint_every=25,
             sample_every=100,
             threads=1,
         ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 
+from inference.address import check_port
 from inference.settings import ServeSettings
 from pipeline.cluster import connected
 
@@ -14,6 +16,8 @@ def serve_until_interrupted(
     settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None, address: str | None
 ) -> None:
     """Run the endpoint until SIGINT or SIGTERM, then stop it. Raises KeyboardInterrupt at the end."""
+    if not (address or os.environ.get("RAY_ADDRESS")):  # on a cluster that is there, Serve may listen already
+        check_port(settings.host, settings.port)
     signal.signal(signal.SIGTERM, _interrupt)
     print("starting Ray and the models ...", flush=True)
     with connected(address):
@@ -33,8 +37,8 @@ def announcement(url: str, settings: ServeSettings) -> str:
     return (
         f"ready at {url} (Ctrl-C stops it); for example:\n"
         f"  curl -s {url}/v1/images/generations{key} -H 'Content-Type: application/json' -d @- <<END\n"
-        '  {"prompt": "a dog in the snow", "seed": 1,\n'
-        '   "subjects": [{"image": "$(base64 < dog.jpg | tr -d \'\\n\')", "word": "dog"}]}\n'
+        '  {"prompt": "a star on grass", "seed": 1,\n'
+        '   "subjects": [{"image": "$(base64 < PHOTO | tr -d \'\\n\')", "word": "star"}]}\n'
         "END"
     )
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.settings import PreprocessSettings, Stage
 from realcustom import storage
 from realcustom.config import to_dict
-from realcustom.identity import model_identity, split_revision
+from realcustom.identity import model_identity
 
 if TYPE_CHECKING:
     from realcustom.settings import MethodSettings
@@ -43,33 +42,6 @@ def models_of(stage: Stage, settings: PreprocessSettings) -> dict[str, str]:
         wanted["base"] = section.base if section.latents or section.text_features else None
         wanted["image_encoder"] = section.image_encoder if section.image_features else None
     return {name: model for name, model in wanted.items() if model is not None}
-
-
-def resolve_model(model: str) -> str:
-    """A model as workers are to load it: a folder's absolute path, or `id@revision` so that no later one is loaded.
-
-    Raises ValueError where it is neither a folder nor a model that the hub (or its local cache) knows.
-    """
-    if os.path.isdir(model):
-        return os.path.abspath(model)
-    if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
-        raise ValueError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
-    name, revision = split_revision(model)
-    return f"{name}@{revision or _hub_revision(name)}"
-
-
-def _hub_revision(model: str) -> str:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        for name in ("model_index.json", "config.json"):
-            cached = try_to_load_from_cache(model, name)
-            if isinstance(cached, str):
-                return cached.replace(os.sep, "/").split("/snapshots/")[1].split("/")[0]
-        return str(HfApi().model_info(model, timeout=10).sha)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise ValueError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
 
 
 def describe(

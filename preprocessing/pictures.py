@@ -43,7 +43,7 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
                 if draft_side is not None:
                     image.draft("RGB", (draft_side, draft_side))
                 image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+                return on_white(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise DataError(DataFault.DECOMPRESSION_BOMB, str(error)) from error
     except _DECODE_ERRORS as error:
@@ -52,14 +52,6 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
         # Pillow names the memory address of our buffer in "cannot identify": not the same in two runs
         message = "no picture of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(fault, message) from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bit; what is transparent becomes white."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        values = np.asarray(image, dtype=np.int64)
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    return on_white(image)
 
 
 def sharpness(image: Image.Image, side: int) -> float:

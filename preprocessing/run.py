@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocessing import select
 from preprocessing.errors import TooManyErrors
-from preprocessing.fingerprint import describe, fingerprint, models_of, resolve_model
+from preprocessing.fingerprint import describe, fingerprint, models_of
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
 from preprocessing.progress import Progress
 from preprocessing.report import make_report, write_report
@@ -19,7 +19,7 @@ from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
 from preprocessing.unit import Counts, StageDirectory, Unit, to_json_bytes
 from preprocessing.worker import Job, Processor, commit_unit, read_unit
 from realcustom import storage
-from realcustom.identity import model_identity
+from realcustom.identity import model_identity, resolve_model
 
 if TYPE_CHECKING:
     from realcustom.settings import MethodSettings
@@ -192,10 +192,10 @@ def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageD
 
 
 def _require_ray(start_ray: Callable[[], object] | None) -> None:
-    import ray  # Ray only where work is distributed
-
     if start_ray is not None:
         start_ray()
+    import ray  # Ray only where work is distributed; after what it reads of the environment has been set
+
     if not ray.is_initialized():
         raise ValueError("no Ray is initialised: call ray.init() first, or run with local=True (--local)")
 

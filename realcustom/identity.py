@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 from realcustom import storage
@@ -15,6 +16,33 @@ def split_revision(model: str) -> tuple[str, str | None]:
         return model, None
     name, _, revision = model.rpartition("@")
     return name, revision
+
+
+def resolve_model(model: str) -> str:
+    """A model as workers are to load it: a folder's absolute path, or `id@revision` so that no later one is loaded.
+
+    Raises ValueError where it is neither a folder nor a model that the hub (or its local cache) knows.
+    """
+    if os.path.isdir(model):
+        return os.path.abspath(model)
+    if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
+        raise ValueError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
+    name, revision = split_revision(model)
+    return f"{name}@{revision or _hub_revision(name)}"
+
+
+def _hub_revision(model: str) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        for name in ("model_index.json", "config.json"):
+            cached = try_to_load_from_cache(model, name)
+            if isinstance(cached, str):
+                return cached.replace(os.sep, "/").split("/snapshots/")[1].split("/")[0]
+        return str(HfApi().model_info(model, timeout=10).sha)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise ValueError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
 
 
 def model_identity(model: str) -> str:

@@ -1,6 +1,6 @@
 """The training record: what preprocessing writes and training reads. The only definition of its schema.
 
-One row per subject. `system.md`'s table in the docs explains each field; a user's own Parquet table in this schema is
+One row per subject. Each field is explained beside it; a user's own Parquet table in this schema is
 as good as one that our stages wrote.
 """
 

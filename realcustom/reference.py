@@ -33,7 +33,10 @@ def prepare_reference(
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with transparency laid on white; grey, palette and CMYK pictures converted."""
+    """RGB, 8 bit, with transparency laid on white; grey, palette and CMYK pictures converted."""
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        values = np.asarray(image, dtype=np.int64)
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     alpha = _alpha(image)
     if alpha is None:
         return image.convert("RGB")

@@ -37,7 +37,18 @@ class AdaptiveScoring(nn.Module):
         alphas_cumprod: Tensor,  # (B,) of the timestep, variance-preserving
         words: Tensor | None = None,  # (B, T) the target word's tokens; None while training
     ) -> Tensor:
-        """S, (B, S): positive, fp32, sums to one over the tokens."""
+        """S, (B, S): positive, fp32 also under autocast, sums to one over the tokens."""
+        with torch.autocast(latents.device.type, enabled=False):  # bf16 scores tie, and ties go to the lower index
+            return self._scores(encoder_hidden_states, latents, image_embeds, alphas_cumprod, words)
+
+    def _scores(
+        self,
+        encoder_hidden_states: Tensor,
+        latents: Tensor,
+        image_embeds: Tensor,
+        alphas_cumprod: Tensor,
+        words: Tensor | None,
+    ) -> Tensor:
         text, image = encoder_hidden_states.float(), image_embeds.float()
         cells = latents.float().flatten(2).mT  # (B, h*w, c)
         text_score = self._score(self.text_scorer, image, self._text_context(text, words))  # (B, S)

@@ -16,5 +16,6 @@ def zoo_path(name: str) -> str:
     """
     path = ZOO / name
     if not path.exists():
-        raise ValueError(f"the zoo has no '{name}' at {path}; train it with: python -m sprites.train {name}")
+        recipe = "pipeline.zoo_adapter" if name == "adapter.safetensors" else f"sprites.train {name}"
+        raise ValueError(f"the zoo has no '{name}' at {path}; train it with: python -m {recipe}")
     return str(path)

@@ -129,7 +129,7 @@ def test_the_endpoint_answers_its_example_until_ctrl_c(ray_cluster: str, place: 
             assert url in ready, (place / "serve.log").read_text()
             request = request.replace("http://127.0.0.1:8000", url)
             subprocess.run(["bash", "-euo", "pipefail", "-c", request], cwd=place, env=environment, check=True)
-            assert (place / "star.png").read_bytes().startswith(b"\x89PNG")
+            assert (place / "outputs" / "star.png").read_bytes().startswith(b"\x89PNG")
             body = {"prompt": "a cat", "subjects": [{"image": _photo(), "word": "star"}]}
             wrong = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
             assert wrong.status_code == 422 and "its words are: a, cat" in wrong.text
@@ -162,4 +162,4 @@ def test_the_library_example_runs(place: Path, monkeypatch: pytest.MonkeyPatch) 
     section = (ROOT / "README.md").read_text().partition("## As a library")[2]
     code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
     exec(compile(code, "README.md", "exec"), {})
-    assert (place / "star.png").is_file()
+    assert (place / "outputs" / "star.png").is_file()

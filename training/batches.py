@@ -97,7 +97,7 @@ class BatchMaker:
         return self._no_text
 
     def _image(self, number: int, draw: Draw, drop: bool) -> torch.Tensor:
-        views = self.views.of(number) if draw.multiview < self.settings.p_multiview else []
+        views = self.views.of(number) if drop and draw.multiview < self.settings.p_multiview else []
         reference = views[int(draw.view * len(views))] if views else number
         image = self.store.get(Kind.IMAGE, reference)
         # keys and values have no bias: features of zero are the base model without a reference

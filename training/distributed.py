@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from ray.train.torch import TorchTrainer, get_device
 from realcustom import storage
 from training.job import Job
 from training.loop import TrainingDiverged, World
+from training.metrics import say
 from training.threads import available_cores
 
 ERRORS: dict[str, type[Exception]] = {
@@ -31,6 +33,10 @@ def run_distributed(job: Job) -> None:
     failed more often than `settings.max_failures`.
     """
     settings = job.settings
+    kind = "GPU" if settings.use_gpu else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
+    if there < settings.num_workers:  # not an error: a cluster may grow
+        say(f"waiting for {settings.num_workers} workers with a {kind} each; the cluster has {there:g} now")
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
@@ -43,6 +49,8 @@ def run_distributed(job: Job) -> None:
     )
     try:
         result = trainer.fit()
+    except SystemExit as error:  # what Ray Train makes of Ctrl-C
+        raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         raise RuntimeError(f"training failed more than max_failures={settings.max_failures} times: {error}") from error
     if result.return_value is not None:

@@ -20,7 +20,7 @@ import yaml
 from realcustom import storage
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.config import to_dict
-from realcustom.identity import model_identity
+from realcustom.identity import model_identity, resolve_model
 from realcustom.settings import MethodSettings
 from training.data import open_index, split
 from training.job import Job
@@ -101,11 +101,15 @@ def _make_job(
     initial_adapter: str | None,
 ) -> Job:
     index = open_index(records)
+    if storage.exists(storage.join(records, "stage.json")) and not storage.exists(storage.join(records, "report.json")):
+        say(f"the stage that writes {records} has not finished: only the records that are there are trained on")
     split(index, settings.validation_fraction, settings.validation_records)
     adapter_hash = None
     if initial_adapter is not None:
         read_header(initial_adapter)
         adapter_hash = adapter_sha256(initial_adapter)
+    # absolute, or with the revision: as the stage `encode` names them, and the same for a resumed run
+    base, image_encoder = resolve_model(base), resolve_model(image_encoder)
     encoder_identity = model_identity(image_encoder)
     method = replace(method, image_encoder=replace(method.image_encoder, model=encoder_identity))  # a folder may move
     decisive = {name: value for name, value in to_dict(settings).items() if name not in OPERATIONAL}
@@ -121,8 +125,8 @@ def _make_job(
     return Job(
         records=_absolute(records),
         output=output,
-        base=_absolute(base),
-        image_encoder=_absolute(image_encoder),
+        base=base,
+        image_encoder=image_encoder,
         method=method,
         settings=settings,
         initial_adapter=None if initial_adapter is None else _absolute(initial_adapter),

@@ -117,10 +117,10 @@ class Worker:
             self._validate(metrics)
         if metrics is None:
             return
-        if last or (settings.sample_every and step % settings.sample_every == 0):
-            self._sample(metrics)
         if last or step % settings.checkpoint_every == 0:
             self._checkpoint(metrics)
+        if last or (settings.sample_every and step % settings.sample_every == 0):
+            self._sample(metrics)
 
     def _validate(self, metrics: Metrics | None) -> None:
         quantity = self.job.method.tokens.influence_quantity

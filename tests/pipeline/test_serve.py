@@ -22,7 +22,11 @@ def test_a_taken_port_is_one_line(ray_cluster: str, models: Models) -> None:
             [Path(sys.executable).with_name("realcustom"), *arguments], capture_output=True, text=True, timeout=120
         )
     assert done.returncode == 2
-    assert re.search(r"^error: cannot listen on 127.0.0.1 port \d+ .*; choose another port$", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^error: cannot listen on 127.0.0.1 port \d+ .*; choose another port: --set serve.port=N$",
+        done.stderr,
+        re.MULTILINE,
+    )
 
 
 def test_the_announcement_names_the_key_that_a_request_needs() -> None:

@@ -184,7 +184,7 @@ def test_bad_inputs_write_nothing(world: SimpleNamespace, tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="no file at"):
         fit(world, output, initial_adapter=str(tmp_path / "absent.safetensors"))
     with pytest.raises(ValueError, match="unet"):
-        train(world.caches, str(output), world.image_encoder, None, METHOD, SETTINGS, local=True)
+        train(world.caches, str(output), world.image_encoder, world.image_encoder, METHOD, SETTINGS, local=True)
     crop = replace(METHOD, image_encoder=ImageEncoderSettings(reference=Reference.CROP))
     table = pq.read_table(next(Path(world.caches).glob("*.parquet")))
     rows = table.to_pylist()

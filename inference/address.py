@@ -1,0 +1,17 @@
+"""Whether an address can be listened on: said at once, where Serve would try for half a minute and die with a trace."""
+
+from __future__ import annotations
+
+import socket
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError if `port` of `host` is taken or the host is none of this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = f"cannot listen on {host} port {port} ({error.strerror}); choose another port: --set serve.port=N"
+            raise ValueError(message) from error
