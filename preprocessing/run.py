@@ -102,20 +102,6 @@ def run_stage(
     return StageResult(directory=job.directory, report=report, units_run=len(todo), units_left=left, seconds=seconds)
 
 
-def run_filter(
-    input: str,
-    output: str,
-    settings: PreprocessSettings,
-    *,
-    local: bool = False,
-    start_ray: Callable[[], object] | None = None,
-) -> tuple[StageResult, StageResult]:
-    """`score`, then `select`. Arguments and errors are those of `run_stage`."""
-    scored = run_stage(Stage.SCORE, input, output, settings, local=local, start_ray=start_ray)
-    selected = run_stage(Stage.SELECT, scored.directory, output, settings, local=local, start_ray=start_ray)
-    return scored, selected
-
-
 def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> None:
     """Raise ValueError if a setting that the stage cannot do without is not set."""
     needed: list[str] = []

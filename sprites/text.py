@@ -6,7 +6,7 @@ classification (the noun at the noun's token, background and place at theirs) ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -19,12 +19,12 @@ WIDTH = 64  # of the text features
 WORDS = (*NOUNS, *BACKGROUNDS, *PLACES, "a", "an", "the", "at", "on", "in", "of", "with", "and", "picture", "photo")
 
 
-def make_clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair rules with just the merges that make each of `WORDS` one token; other words become letters."""
+def make_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = MAX_LENGTH) -> CLIPTokenizer:
+    """CLIP's byte-pair rules with just the merges that make each of `words` one token; other words become letters."""
     symbols = list(_byte_symbols())
     vocabulary = symbols + [symbol + "</w>" for symbol in symbols]
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             # joined from the right: "</w>" ends up in every joined piece, so that no merge of one word spoils another
@@ -35,7 +35,7 @@ def make_clip_tokenizer() -> CLIPTokenizer:
             pieces[-2:] = ["".join(pair)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     index = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
-    return CLIPTokenizer(vocab=index, merges=merges, model_max_length=MAX_LENGTH)
+    return CLIPTokenizer(vocab=index, merges=merges, model_max_length=max_length)
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

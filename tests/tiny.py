@@ -20,6 +20,7 @@ from realcustom.checkpoint import Adapter, save_adapter
 from realcustom.image_encoder import ImageEncoder
 from realcustom.model import RealCustomModel
 from realcustom.settings import MethodSettings, SamplerSettings, TokenSettings
+from sprites.text import make_clip_tokenizer
 
 WORDS = ("a", "the", "toy", "dog", "cat", "star", "on", "in", "and", "grass", "snow", "space", "with", "hat", "left")
 TEXT_WIDTH = 24
@@ -29,21 +30,7 @@ IMAGE_TOKENS = 16
 
 def tiny_tokenizer(words: tuple[str, ...] = WORDS, length: int = 77) -> CLIPTokenizer:
     """CLIP's byte-pair rules with the merges that make each word one token."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    vocabulary, merges = symbols + [symbol + "</w>" for symbol in symbols], []
-    for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            pair = (pieces[-2], pieces[-1])
-            if pair not in merges:
-                merges.append(pair)
-                vocabulary.append("".join(pair))
-            pieces[-2:] = ["".join(pair)]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(dict.fromkeys(vocabulary))}, merges=merges, model_max_length=length
-    )
+    return make_clip_tokenizer(words, length)
 
 
 def tiny_unet(seed: int = 0, channels: int = 4, sample_size: int = 16) -> UNet2DConditionModel:

@@ -42,10 +42,10 @@ class BatchMaker:
         """A worker's share of a training step."""
         numbers = [int(number) for number in share.numbers]
         draws = [self._draw(number, self.settings.seed, share.epoch) for number in numbers]
-        return self._batch(numbers, draws, share.weights, share.total_weight, drop=True)
+        return self._batch(numbers, draws, share.weights, share.total_weight, training=True)
 
     def validation(self, numbers: np.ndarray) -> Iterator[Batch]:
-        """This worker's share of the held-out records, each with fixed noise at evenly spread timesteps, undropped."""
+        """This worker's share of the held-out records: fixed noise, timesteps evenly spread, undropped, their own reference."""
         settings, size = self.settings, -(-self.settings.batch_size // self.world.size)
         count = settings.validation_timesteps
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
@@ -56,7 +56,7 @@ class BatchMaker:
             rows = rows + rows[:1] * (size - len(rows))  # one batch shape: the same arithmetic for every row
             draws = [self._draw(number, VALIDATION_SEED, f"validation-{stratum}") for number, stratum in rows]
             times = [(stratum + draw.time) / count for (_, stratum), draw in zip(rows, draws, strict=True)]
-            yield self._batch([number for number, _ in rows], draws, weights, 0.0, drop=False, times=times)
+            yield self._batch([number for number, _ in rows], draws, weights, 0.0, training=False, times=times)
 
     def _draw(self, number: int, seed: int, epoch: int | str) -> Draw:
         shape = self.store.get(Kind.LATENTS, number).shape
@@ -68,12 +68,12 @@ class BatchMaker:
         draws: list[Draw],
         weights: np.ndarray,
         total_weight: float,
-        drop: bool,
+        training: bool,
         times: list[float] | None = None,
     ) -> Batch:
         rows = list(zip(numbers, draws, strict=True))
-        text = [self._text(number, draw, drop) for number, draw in rows]
-        image = [self._image(number, draw, drop) for number, draw in rows]
+        text = [self._text(number, draw, training) for number, draw in rows]
+        image = [self._image(number, draw, training) for number, draw in rows]
         shift, total = self.settings.timestep_shift, self.num_train_timesteps
         times = times or [draw.time for draw in draws]
         steps = [int(total * shift * time / (1 + (shift - 1) * time)) for time in times]
@@ -88,20 +88,20 @@ class BatchMaker:
             total_weight=total_weight,
         )
 
-    def _text(self, number: int, draw: Draw, drop: bool) -> torch.Tensor:
+    def _text(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
         text = self.store.get(Kind.TEXT, number)
-        if not drop or draw.drop_text >= self.settings.p_drop_text:
+        if not training or draw.drop_text >= self.settings.p_drop_text:
             return text
         if self._no_text is None:
             self._no_text = self.store.encoders.text_features("").cpu()
         return self._no_text
 
-    def _image(self, number: int, draw: Draw, drop: bool) -> torch.Tensor:
-        views = self.views.of(number) if drop and draw.multiview < self.settings.p_multiview else []
+    def _image(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
+        views = self.views.of(number) if training and draw.multiview < self.settings.p_multiview else []
         reference = views[int(draw.view * len(views))] if views else number
         image = self.store.get(Kind.IMAGE, reference)
         # keys and values have no bias: features of zero are the base model without a reference
-        return torch.zeros_like(image) if drop and draw.drop_image < self.settings.p_drop_image else image
+        return torch.zeros_like(image) if training and draw.drop_image < self.settings.p_drop_image else image
 
 
 def _stack(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3  # type: ignore[import-untyped]
 import pytest
-from moto.server import ThreadedMotoServer
 
 from preprocessing.run import run_stage
 from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
-
-
-@pytest.fixture()
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    for name, value in {**variables, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(name, value)
-    try:
-        boto3.client("s3").create_bucket(Bucket="corpus")
-        yield "s3://corpus"
-    finally:
-        server.stop()
 
 
 def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> None:

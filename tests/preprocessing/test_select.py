@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from preprocessing.duplicates import NearIndex, find_duplicates
-from preprocessing.run import StageResult, run_filter, run_stage
+from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
 from tests.preprocessing.corpora import jpeg, picture, png, sample, tar_bytes
 from tests.preprocessing.test_ingest import aside_of, table_of
@@ -20,7 +20,8 @@ from tests.preprocessing.test_ingest import aside_of, table_of
 def run(folder: Path, output: Path, **select: object) -> StageResult:
     settings = PreprocessSettings(select=SelectSettings(**{"min_side": 16, **select}))  # type: ignore[arg-type]
     ingested = run_stage(Stage.INGEST, str(folder), str(output), settings, local=True)
-    return run_filter(ingested.directory, str(output), settings, local=True)[1]
+    scored = run_stage(Stage.SCORE, ingested.directory, str(output), settings, local=True)
+    return run_stage(Stage.SELECT, scored.directory, str(output), settings, local=True)
 
 
 def reasons(result: StageResult) -> dict[str, str]:
