@@ -113,8 +113,7 @@ class Encode:
         if name == LATENTS:
             details["resolution"] = str(self._settings.resolution)
         if name == IMAGE:
-            encoder = self._method.image_encoder
-            details |= {"reference": encoder.reference.value, "fit": encoder.fit.value, "layer": str(encoder.layer)}
+            details |= self._method.image_encoder.of_features()
         return rows.made_by(record.SCHEMA.field(name), model, **details)
 
 

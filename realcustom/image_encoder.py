@@ -26,8 +26,8 @@ class ImageEncoder:
         self.model = model.requires_grad_(False).eval()
         self.processor, self.identity, self.settings = processor, identity, settings
         layers = model.config.num_hidden_layers
-        if not -layers - 1 <= settings.layer <= layers:
-            raise ValueError(f"image_encoder.layer is {settings.layer}, the encoder has {layers} layers")
+        if not -layers - 1 <= settings.layers[-1] <= layers:
+            raise ValueError(f"image_encoder.layers is {list(settings.layers)}, the encoder has {layers} layers")
 
     @classmethod
     def from_pretrained(
@@ -63,5 +63,5 @@ class ImageEncoder:
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) -> tokens (B, S, D)."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        hidden = self.model(pixel_values, output_hidden_states=True).hidden_states[self.settings.layer]
+        hidden = self.model(pixel_values, output_hidden_states=True).hidden_states[self.settings.layers[-1]]
         return hidden[:, 1:] if self.settings.drop_prefix else hidden

@@ -23,9 +23,11 @@ from realcustom.image_encoder import ImageEncoder
 from realcustom.model import RealCustomModel
 from realcustom.reference import prepare_reference
 from realcustom.sampler import Rows, Sampler, check_scheduler
-from realcustom.settings import MethodSettings, Occurrence, SamplerSettings
+from realcustom.settings import MethodSettings, Occurrence, SamplerSettings, TimestepSpacing
 from realcustom.words import find_word, word_mask
 
+OWN_SCHEDULER = "base"
+SCHEDULERS = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepScheduler"}  # short names of settings
 CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps, least recently used go first
 
 Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
@@ -326,16 +328,18 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
     Raises ValueError for a name that is not a diffusers scheduler, or one that the method is not defined on.
     """
     kind: Any = type(own)
-    if settings.scheduler is not None:
-        kind = getattr(diffusers, settings.scheduler, None)
-        if kind is None or not settings.scheduler.endswith("Scheduler"):
+    if settings.scheduler != OWN_SCHEDULER:
+        name = SCHEDULERS.get(settings.scheduler, settings.scheduler)
+        kind = getattr(diffusers, name, None)
+        if kind is None or not name.endswith("Scheduler"):
             raise ValueError(
-                f"sampler.scheduler '{settings.scheduler}' is not a scheduler of diffusers, e.g. DDIMScheduler"
+                f"sampler.scheduler '{settings.scheduler}' is not ddim, dpmpp_single, base or a scheduler of diffusers, "
+                "e.g. EulerDiscreteScheduler"
             )
     changes: dict[str, Any] = {}
-    if "clip_sample" in own.config or settings.scheduler is not None:
+    if "clip_sample" in own.config or settings.scheduler != OWN_SCHEDULER:
         changes["clip_sample"] = False
-    if settings.timestep_spacing is not None:
+    if settings.timestep_spacing is not TimestepSpacing.BASE:
         changes["timestep_spacing"] = settings.timestep_spacing.value
     scheduler = kind.from_config({**own.config, **changes})
     check_scheduler(scheduler)

@@ -109,7 +109,7 @@ class Sampler:
         """Whether this step makes a fresh mask: somebody uses it, and it is not yet frozen."""
         used = self.rows.subjects > 0 and self.use_mask and (Branch.GENERATION in needed or self.return_masks)
         reuse_after = self.mask.mask_reuse_after
-        return used and (reuse_after is None or index < max(1, reuse_after))
+        return used and (not isinstance(reuse_after, int) or index < max(1, reuse_after))
 
     def _build_mask(self, recorder: MapRecorder) -> Tensor:
         mask = influence_mask(recorder.maps, self.rows.influence_scope, self.mask)

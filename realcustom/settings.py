@@ -13,7 +13,29 @@ from dataclasses import dataclass, field
 class Variant(enum.Enum):
     """Which method."""
 
-    REALCUSTOM = "realcustom"  # CVPR 2024: image tokens, adaptive scoring module
+    REALCUSTOM = "realcustom"  # CVPR 2024: CLIP's patch tokens, adaptive scoring module
+    REALCUSTOM_PP = "realcustom_pp"  # RealCustom++: two encoders at two scales, and a projector to the text's width
+
+
+class PooledText(enum.Enum):
+    """What SDXL's pooled text is."""
+
+    PROJECTED = "projected"  # the second text encoder's `text_embeds`, as SDXL was trained
+    UNPROJECTED_COMPAT = "unprojected_compat"  # its `pooler_output`, as the released RealCustom++ code has it
+
+
+class TimeIdsOrder(enum.Enum):
+    """The order of a picture's sides in SDXL's size conditioning."""
+
+    HW = "hw"  # height first, as SDXL was trained
+    WH_COMPAT = "wh_compat"  # width first, as the released RealCustom++ code has it; wrong for pictures not square
+
+
+class EncoderKind(enum.Enum):
+    """Which frozen encoder sees the reference."""
+
+    CLIP = "clip"  # patch tokens of a CLIP vision model [P]
+    SIGLIP_DINO = "siglip_dino"  # SigLIP and DINOv2 side by side, at two scales (RealCustom++)
 
 
 class Reference(enum.Enum):
@@ -40,6 +62,30 @@ class Fusion(enum.Enum):
     MEAN = "mean"
 
 
+class Activation(enum.Enum):
+    """Between the two layers of a scoring network; linear ones would cancel in the softmax."""
+
+    SILU = "silu"
+    GELU = "gelu"
+    RELU = "relu"
+
+
+class VisualContext(enum.Enum):
+    """What the visual score sees of the noised latent."""
+
+    LATENT = "latent"  # the latent itself
+    CONV_IN = "conv_in"  # the features of the UNet's first convolution
+
+
+class Projector(enum.Enum):
+    """What makes subject tokens of the encoder's features (RealCustom++)."""
+
+    NONE = "none"  # the features are the tokens [P]
+    HIGHRES = "highres"  # global view, detail added from the local ones; the default released weights
+    SHALLOW_FIG = "shallow_fig"  # as the figure draws it: structure from shallow layers beside it
+    SHALLOW_V1_COMPAT = "shallow_v1_compat"  # as released: the detail branch has no effect
+
+
 class TextMask(enum.Enum):
     """What the target word's mask does to the text features on their way into the scoring module."""
 
@@ -57,6 +103,14 @@ class KVInit(enum.Enum):
     ZERO_V = "zero_v"  # values start at zero: step 0 is the base model
 
 
+class WordMatching(enum.Enum):
+    """How the target word's tokens are found."""
+
+    IDS = "ids"  # whole words, by token ids
+    OFFSETS = "offsets"  # whole words, by characters
+    RELEASE_COMPAT = "release_compat"  # substrings, case-sensitive, as the released code; the defects included
+
+
 class Occurrence(enum.Enum):
     """Which occurrences of the target word count."""
 
@@ -68,8 +122,24 @@ class Occurrence(enum.Enum):
 class MaskNorm(enum.Enum):
     """How the map becomes a mask."""
 
-    MAX = "max"  # top-k, then divided by the largest value [P, eq. 11]
-    NONE = "none"  # top-k of the raw map
+    MAX = "max"  # divided by the largest value [P, eq. 11]
+    MINMAX = "minmax"  # the least value to 0, the largest to 1, then the selection
+    MINMAX_PER_LAYER = "minmax_per_layer"  # each layer's map first, then their mean again; the released default
+    NONE = "none"  # the raw map
+
+
+class MaskSelect(enum.Enum):
+    """Which cells of the map stay."""
+
+    TOPK = "topk"  # the influence_scope * N largest [P]
+    THRESHOLD = "threshold"  # those of 1 - influence_scope and more; needs a normalised map
+
+
+class MaskLayers(enum.Enum):
+    """Which cross-attention layers' maps make the mask."""
+
+    ALL = "all"
+    UP = "up"  # those of the decoder
 
 
 class Overlap(enum.Enum):
@@ -84,6 +154,7 @@ class MaskResize(enum.Enum):
 
     BILINEAR = "bilinear"  # align_corners=False, no antialias
     AREA = "area"
+    RELEASE_COMPAT = "release_compat"  # one factor for both sides, as the released code; fails on some sizes
 
 
 class GuidanceMode(enum.Enum):
@@ -91,6 +162,32 @@ class GuidanceMode(enum.Enum):
 
     CASCADE = "cascade"  # e0 + w_t (eT - e0) + w_i (eTI - eT)   [P, eq. 13]
     DIRECT = "direct"  # e0 + w_i (eTI - e0)
+    DIRECT_RESCALE = "direct_rescale"  # then scaled towards the deviation of eTI, as far as guidance_rescale says
+    CASCADE_RESCALE = "cascade_rescale"
+    CASCADE_RESCALE_MASKED = "cascade_rescale_masked"  # towards eTI's inside the mask, eT's outside
+
+    @property
+    def is_direct(self) -> bool:
+        """Two terms instead of three."""
+        return self in (GuidanceMode.DIRECT, GuidanceMode.DIRECT_RESCALE)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether `guidance_rescale` acts."""
+        return self not in (GuidanceMode.CASCADE, GuidanceMode.DIRECT)
+
+
+class Uncond(enum.Enum):
+    """What the unconditional branch sees."""
+
+    NULL_TEXT_NO_IMAGE = "null_text_no_image"  # the empty or negative prompt [P]
+    NEGATIVE_TEXT_BLACK_IMAGE_MASKED = "negative_text_black_image_masked"  # and a black reference under the same mask
+
+
+class Never(enum.Enum):
+    """A number of steps that is never reached."""
+
+    NEVER = "never"
 
 
 class Launches(enum.Enum):
@@ -103,33 +200,75 @@ class Launches(enum.Enum):
 class TimestepSpacing(enum.Enum):
     """Which timesteps a schedule picks; the names are diffusers'."""
 
+    BASE = "base"  # as the base model's own scheduler
     LEADING = "leading"
     LINSPACE = "linspace"
     TRAILING = "trailing"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoderSettings:
-    """The frozen image encoder and what it is shown."""
+class BaseSettings:
+    """How the base model is conditioned. Its family and what it predicts are read from the model itself."""
 
-    model: str = "openai/clip-vit-large-patch14"  # hub id (`id@revision`) or folder of a CLIP vision model [D]
-    layer: int = -2  # hidden state that gives the tokens; -2 = the last but one
-    drop_prefix: bool = True  # leave the class token out
+    sdxl_pooled: PooledText = PooledText.PROJECTED  # SDXL alone
+    time_ids_order: TimeIdsOrder = TimeIdsOrder.HW  # SDXL alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderSettings:
+    """The frozen image encoder and what it is shown. Its picture size is read from the model."""
+
+    kind: EncoderKind = EncoderKind.CLIP
+    # hub id (`id@revision`) or folder of a CLIP vision model [D]; for siglip_dino two, "SIGLIP,DINOV2"
+    model: str = "openai/clip-vit-large-patch14"
+    layers: tuple[int, ...] = (-2,)  # hidden states that give tokens, the deepest last; -2 = the last but one
+    dino_layers: tuple[int, ...] = (-2,)  # the same of DINOv2 (siglip_dino)
+    high_res: int = 768  # pixels a side of the picture whose parts are the local views (siglip_dino)
+    drop_prefix: bool = True  # leave class and register tokens out
     reference: Reference = Reference.IMAGE
     fit: Fit = Fit.PAD
+
+    def of_features(self) -> dict[str, str]:
+        """All that decides cached features beside the model, as a table's metadata say it."""
+        details = {
+            "kind": self.kind.value,
+            "reference": self.reference.value,
+            "fit": self.fit.value,
+            "layers": str(list(self.layers)),
+            "drop_prefix": str(self.drop_prefix),
+        }
+        if self.kind is EncoderKind.SIGLIP_DINO:
+            details |= {"dino_layers": str(list(self.dino_layers)), "high_res": str(self.high_res)}
+        return details
+
+    def __post_init__(self) -> None:
+        if not self.layers or not self.dino_layers:
+            raise ValueError("layers and dino_layers name at least one hidden state each")
+        if self.kind is EncoderKind.CLIP and len(self.layers) > 1:
+            raise ValueError(f"kind clip takes the tokens of one hidden state, layers names {list(self.layers)}")
+        if self.kind is EncoderKind.SIGLIP_DINO and len(self.layers) != len(self.dino_layers):
+            raise ValueError(
+                f"layers {list(self.layers)} and dino_layers {list(self.dino_layers)} must be equally many: their "
+                "features are set side by side"
+            )
+        if self.kind is EncoderKind.SIGLIP_DINO and not self.drop_prefix:
+            raise ValueError("kind siglip_dino sets patch tokens side by side: drop_prefix must be true")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSettings:
-    """The adaptive scoring module (section 3.2, eq. 5-10)."""
+    """From image features to the tokens that act: projector, then the adaptive scoring module (section 3.2, eq. 5-10)."""
 
     scoring: bool = True  # off: all tokens, ungated
     fusion: Fusion = Fusion.TIMESTEP
     hidden: int = 512  # width of the two scoring MLPs [D]
+    act: Activation = Activation.SILU  # [D]
+    visual_context: VisualContext = VisualContext.LATENT  # [D]
     gamma_num_train: tuple[float, float] = (0.3, 1.0)  # range of the ratio of tokens kept while training [P]
     influence_quantity: float = 0.8  # ratio of tokens kept at inference, gamma_num [P]
     text_mask_mode: TextMask = TextMask.MULTIPLY
     mask_latent: bool = True  # the influence mask multiplies the latent on its way into the scoring module [P]
+    projector: Projector = Projector.NONE
 
     def __post_init__(self) -> None:
         low, high = self.gamma_num_train
@@ -152,6 +291,7 @@ class AttentionSettings:
 class WordSettings:
     """How the target word is found in the prompt."""
 
+    match: WordMatching = WordMatching.IDS
     occurrence: Occurrence | int = Occurrence.ALL  # or the number of one, counted from 0
     plural: bool = False  # where the word is not there, try word + 's' and word + 'es'
 
@@ -162,15 +302,25 @@ class MaskSettings:
 
     influence_scope: float = 0.25  # ratio of pixels kept, gamma_scope; robust within 0.2 to 0.4 [P]
     norm: MaskNorm = MaskNorm.MAX
-    binary: bool = False  # kept pixels become 1
+    binary: bool = False  # kept cells become 1
+    select: MaskSelect = MaskSelect.TOPK
+    layers: MaskLayers | tuple[int, ...] = MaskLayers.ALL  # or the longer sides of the grids whose maps count
+    self_refine: bool = False  # spread the map along the self-attention of the largest grid (RealCustom++)
+    eps: float = 0.0  # added to a norm's divisor; the released code has 1e-6
     mask_resize: MaskResize = MaskResize.BILINEAR
     overlap: Overlap = Overlap.SUM
-    mask_reuse_after: int | None = None  # steps with a fresh mask, then the last one stays; none = every step
+    mask_reuse_after: Never | int = Never.NEVER  # steps with a fresh mask, then the last one stays
 
     def __post_init__(self) -> None:
         _ratio("influence_scope", self.influence_scope)
-        if self.mask_reuse_after is not None and self.mask_reuse_after < 0:
-            raise ValueError(f"mask_reuse_after must be 0 or more, or none, got {self.mask_reuse_after}")
+        if isinstance(self.mask_reuse_after, int) and self.mask_reuse_after < 0:
+            raise ValueError(f"mask_reuse_after is 'never' or a number of steps from 0, got {self.mask_reuse_after}")
+        if self.select is MaskSelect.THRESHOLD and self.norm is MaskNorm.NONE:
+            raise ValueError("select threshold compares with 1 - influence_scope and needs a norm, got norm none")
+        if isinstance(self.layers, tuple) and (not self.layers or min(self.layers) < 1):
+            raise ValueError(f"layers is all, up or a list of grid sides from 1, got {list(self.layers)}")
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps is added to a divisor of at most 1: from 0 to below 1, got {self.eps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,18 +330,22 @@ class GuidanceSettings:
     mode: GuidanceMode = GuidanceMode.CASCADE
     launches: Launches = Launches.BATCHED
     guidance_scale: float = 7.5  # w_t
-    subject_guidance_scale: float = 12.5  # w_i; in direct mode the only weight
+    subject_guidance_scale: float = 12.5  # w_i; in the direct modes the only weight
+    guidance_rescale: float = 0.0  # phi of the rescaling modes, from 0 (nothing) to 1
+    uncond: Uncond = Uncond.NULL_TEXT_NO_IMAGE
+
+    def __post_init__(self) -> None:
+        _ratio("guidance_rescale", self.guidance_rescale)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
     """The sampling schedule."""
 
-    scheduler: str | None = (
-        "DDIMScheduler"  # a diffusers class, built from the base's configuration; none = the base's own
-    )
+    # `ddim`, `dpmpp_single`, a diffusers class (built from the base's own configuration), or `base`: the base's own
+    scheduler: str = "ddim"
     num_inference_steps: int = 50
-    timestep_spacing: TimestepSpacing | None = None  # none = as the base's configuration says
+    timestep_spacing: TimestepSpacing = TimestepSpacing.BASE
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -203,6 +357,7 @@ class MethodSettings:
     """All that an adapter checkpoint says of its method. The defaults are the paper's on SD 1.x."""
 
     variant: Variant = Variant.REALCUSTOM
+    base: BaseSettings = field(default_factory=BaseSettings)
     image_encoder: ImageEncoderSettings = field(default_factory=ImageEncoderSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)
     attn: AttentionSettings = field(default_factory=AttentionSettings)
@@ -210,6 +365,40 @@ class MethodSettings:
     mask: MaskSettings = field(default_factory=MaskSettings)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+
+    def __post_init__(self) -> None:
+        pp = self.variant is Variant.REALCUSTOM_PP
+        if pp != (self.tokens.projector is not Projector.NONE):
+            raise ValueError(
+                f"variant {self.variant.value} with tokens.projector {self.tokens.projector.value}: realcustom has none, "
+                "realcustom_pp needs one of highres, shallow_fig, shallow_v1_compat"
+            )
+        if pp != (self.image_encoder.kind is EncoderKind.SIGLIP_DINO):
+            raise ValueError(
+                f"variant {self.variant.value} with image_encoder.kind {self.image_encoder.kind.value}: realcustom takes "
+                "clip, realcustom_pp siglip_dino"
+            )
+        deep_only = self.tokens.projector is Projector.HIGHRES
+        if pp and deep_only != (len(self.image_encoder.layers) == 1):
+            raise ValueError(
+                f"tokens.projector {self.tokens.projector.value} with {len(self.image_encoder.layers)} image_encoder.layers: "
+                "highres takes the deepest alone, the shallow ones need others before it"
+            )
+
+
+def without_effect(settings: MethodSettings) -> list[str]:
+    """Settings that were changed and do nothing beside the others, each as a sentence."""
+    idle = []
+    if settings.guidance.guidance_rescale and not settings.guidance.mode.rescales:
+        idle.append(f"guidance.guidance_rescale does nothing in mode {settings.guidance.mode.value}")
+    if not settings.tokens.scoring and settings.tokens.influence_quantity not in (
+        1.0,
+        TokenSettings().influence_quantity,
+    ):
+        idle.append("tokens.influence_quantity does nothing with tokens.scoring off: all tokens act")
+    if settings.mask.binary and settings.mask.norm is MaskNorm.NONE:
+        idle.append("mask.norm none does nothing with mask.binary: kept cells are 1")
+    return idle
 
 
 def _ratio(name: str, value: float) -> None:

@@ -87,12 +87,7 @@ def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
     expected = {
         Kind.LATENTS: {"model": base},
         Kind.TEXT: {"model": base},
-        Kind.IMAGE: {
-            "model": encoders.image_encoder_identity,
-            "reference": settings.reference.value,
-            "fit": settings.fit.value,
-            "layer": str(settings.layer),
-        },
+        Kind.IMAGE: {"model": encoders.image_encoder_identity, **settings.of_features()},
     }
     for kind, wanted in expected.items():
         said = schema.field(kind.value).metadata or {}
