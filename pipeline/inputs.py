@@ -22,10 +22,9 @@ def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str |
     if adapter is None or given is not None:
         return given
     from realcustom.checkpoint import read_header  # imports torch
-    from realcustom.identity import model_identity
+    from realcustom.identity import model_identity, same_content
 
-    wanted, here = read_header(adapter).image_encoder, model_identity(own)
-    return own if wanted.rpartition("@")[2] == here.rpartition("@")[2] else None
+    return own if same_content(read_header(adapter).image_encoder, model_identity(own)) else None
 
 
 def require_path(place: str, option: str, kind: str) -> None:

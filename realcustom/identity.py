@@ -1,4 +1,7 @@
-"""Which model this is: a hub id with its revision, or a local folder by its name and content, never by its path."""
+"""Which model this is: a hub id with its revision, or a local folder by its name and content, never by its path.
+
+Models that are used together are named together, with commas between them, and so are their identities.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,22 @@ def split_revision(model: str) -> tuple[str, str | None]:
     return name, revision
 
 
+def split_models(models: str) -> list[str]:
+    """`"a,b"` -> ["a", "b"]; a folder whose own name has a comma is one model. Raises ValueError for an empty name."""
+    names = [models] if Path(models).exists() else [name.strip() for name in models.split(",")]
+    if not all(names):
+        raise ValueError(f"'{models}' leaves a model's name empty: give folders or hub ids with a comma between two")
+    return names
+
+
 def resolve_model(model: str) -> str:
     """A model as workers are to load it: a folder's absolute path, or `id@revision` so that no later one is loaded.
 
     Raises ValueError where it is neither a folder nor a model that the hub (or its local cache) knows.
     """
+    names = split_models(model)
+    if len(names) > 1:
+        return ",".join(map(resolve_model, names))
     if os.path.isdir(model):
         return os.path.abspath(model)
     if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
@@ -47,11 +61,20 @@ def _hub_revision(model: str) -> str:
 
 def model_identity(model: str) -> str:
     """`name@sha256-` and 12 hex digits for a folder, over its files' names and bytes; a hub id as it was given."""
+    names = split_models(model)
+    if len(names) > 1:
+        return ",".join(map(model_identity, names))
     if not Path(model).is_dir():
         return model
     folder = Path(model).resolve()
     entries = tuple((entry.name, entry.size, entry.version) for entry in storage.list_files(folder))
     return f"{folder.name}@sha256-{_content_hash(str(folder), entries)}"
+
+
+def same_content(identity: str, other: str) -> bool:
+    """Whether two identities are of the same weights, whatever their folders are called."""
+    contents = [[name.rpartition("@")[2] for name in names.split(",")] for names in (identity, other)]
+    return contents[0] == contents[1]
 
 
 @functools.lru_cache(maxsize=64)
