@@ -1,4 +1,4 @@
-"""The trained model: a frozen UNet, visual projections in its cross-attentions, and the scoring module."""
+"""The trained model: a frozen UNet, visual projections in its cross-attentions, the projector and the scoring module."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch import Tensor, nn
 
 from realcustom import attention
 from realcustom.attention import Conditioning, SubjectTokens
+from realcustom.projector import make_projector
 from realcustom.scoring import AdaptiveScoring, select_tokens
 from realcustom.settings import MethodSettings
 
 SCORING = "adaptive_scoring"
+PROJECTOR = "encoder_hidden_states_vision_projection"  # the attribute; released checkpoints have this name
 
 
 class RealCustomModel(nn.Module):
     """A UNet that attends to a subject's image tokens beside the text.
 
-    Only the visual projections and the scoring module take gradients; everything else is frozen.
+    Only the visual projections, the projector and the scoring module take gradients; everything else is frozen.
 
     Args:
         unet: SD 1.x-shaped, of any size; its attention processors are replaced and projections added to it.
         settings: the method.
-        image_embed_dim: width of the image tokens.
+        image_embed_dim: width of the image encoder's tokens, before the projector.
         generator: of the new weights; None = torch's own.
+        local_views: of the image encoder, for a projector; four in the release.
     """
 
     def __init__(
@@ -34,21 +37,34 @@ class RealCustomModel(nn.Module):
         settings: MethodSettings,
         image_embed_dim: int,
         generator: torch.Generator | None = None,
+        local_views: int = 4,
     ) -> None:
         super().__init__()
         self.settings, self.image_embed_dim = settings, image_embed_dim
         unet.requires_grad_(False)
         attention.install(unet)
-        attention.add_visual_projections(unet, image_embed_dim, settings.attn, generator)
+        text_dim = unet.config.cross_attention_dim
+        projector = make_projector(
+            settings.tokens.projector,
+            image_embed_dim,
+            text_dim,
+            local_views,
+            shallow_layers=len(settings.image_encoder.layers) - 1,
+        )
+        token_dim = image_embed_dim if projector is None else text_dim
+        attention.add_visual_projections(unet, token_dim, settings.attn, generator)
         self.unet = unet
         self.levels = len(unet.config.block_out_channels)
         self.adaptive_scoring: AdaptiveScoring | None = None
         if settings.tokens.scoring:
-            text_dim = unet.config.cross_attention_dim
-            self.adaptive_scoring = AdaptiveScoring(
-                text_dim, unet.config.in_channels, image_embed_dim, settings.tokens
-            ).to(unet.device)
+            self.adaptive_scoring = AdaptiveScoring(text_dim, unet.config.in_channels, token_dim, settings.tokens).to(
+                unet.device
+            )
             _reset(self.adaptive_scoring, generator)
+        self.encoder_hidden_states_vision_projection = projector
+        if projector is not None:
+            _reset(projector, generator)
+            projector.to(unet.device, unet.dtype)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by the name it has in a checkpoint."""
@@ -59,6 +75,9 @@ class RealCustomModel(nn.Module):
         }
         if self.adaptive_scoring is not None:
             trained |= {f"{SCORING}.{name}": value for name, value in self.adaptive_scoring.named_parameters()}
+        if self.encoder_hidden_states_vision_projection is not None:
+            parameters = self.encoder_hidden_states_vision_projection.named_parameters()
+            trained |= {f"{PROJECTOR}.{name}": value for name, value in parameters}
         return trained
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
@@ -85,6 +104,14 @@ class RealCustomModel(nn.Module):
         for name, value in own.items():
             value.copy_(state[name])
 
+    def project(self, image_embeds: Tensor) -> Tensor:
+        """The image encoder's tokens (B, S_raw, D) -> a subject's tokens, which `score` and the layers take.
+
+        (B, S, cross_attention_dim) by the projector; the encoder's own where there is none.
+        """
+        projector = self.encoder_hidden_states_vision_projection
+        return image_embeds if projector is None else projector(image_embeds)
+
     def score(
         self,
         encoder_hidden_states: Tensor,
@@ -94,7 +121,10 @@ class RealCustomModel(nn.Module):
         influence_quantity: float,
         words: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Selected tokens (B, n) and their gate (B, n); (None, None) = all of them, ungated. Shapes as `AdaptiveScoring`."""
+        """Selected tokens (B, n) and their gate (B, n); (None, None) = all of them, ungated. Shapes as `AdaptiveScoring`.
+
+        `image_embeds` are those of `project`.
+        """
         if self.adaptive_scoring is None:
             return None, None
         scores = self.adaptive_scoring(encoder_hidden_states, latents, image_embeds, alphas_cumprod, words)
@@ -105,15 +135,16 @@ class RealCustomModel(nn.Module):
         noisy_latents: Tensor,  # (B, c, h, w)
         timesteps: Tensor,  # (B,)
         encoder_hidden_states: Tensor,  # (B, T, D_text)
-        image_embeds: Tensor,  # (B, S, D)
+        image_embeds: Tensor,  # (B, S_raw, D) of the image encoder
         alphas_cumprod: Tensor,  # (B,) of the timesteps
         influence_quantity: float,
     ) -> Tensor:
         """The model's output (B, c, h, w) as training sees it: no mask, no word mask (section 3.2)."""
-        index, gate = self.score(encoder_hidden_states, noisy_latents, image_embeds, alphas_cumprod, influence_quantity)
+        tokens = self.project(image_embeds)  # (B, S, D)
+        index, gate = self.score(encoder_hidden_states, noisy_latents, tokens, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
             grids=attention.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels),
-            subjects=[SubjectTokens(embeds=image_embeds, index=index, gate=gate)],
+            subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate)],
             scale=self.settings.attn.scale,
         )
         return self.unet(

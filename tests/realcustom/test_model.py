@@ -31,8 +31,10 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, ...]:
     )
 
 
-def loss_of(model: RealCustomModel, quantity: float = 0.6) -> torch.Tensor:
-    latents, noise, timesteps, text, image = batch()
+def loss_of(model: RealCustomModel, quantity: float = 0.6, image: torch.Tensor | None = None) -> torch.Tensor:
+    """`image` (4, S, D) instead of the batch's."""
+    latents, noise, timesteps, text, own = batch()
+    image = own if image is None else image
     objective = Objective(SCHEDULER)
     noisy = objective.add_noise(latents, noise, timesteps)
     prediction = model(noisy, timesteps, text, image, objective.alphas_cumprod[timesteps], quantity)
