@@ -21,7 +21,7 @@ from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings
 from realcustom import record
 from realcustom.base import encode_pixels, encode_prompts, load_base
-from realcustom.image_encoder import ImageEncoder
+from realcustom.image_encoder import load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
@@ -47,7 +47,7 @@ class Encode:
         self._base = load_base(settings.base, device, torch.float32) if settings.base and "base" in models else None
         self._image_encoder = None
         if settings.image_encoder and "image_encoder" in models:
-            self._image_encoder = ImageEncoder.from_pretrained(
+            self._image_encoder = load_image_encoder(
                 settings.image_encoder, method.image_encoder, device, torch.float32
             )
         self._device = device

@@ -151,7 +151,7 @@ class EncodeSettings:
     """Caches of the training recipe; each one can be left out."""
 
     base: str | None = None  # diffusers folder or hub id: VAE and text encoder
-    image_encoder: str | None = None  # CLIP vision model, hub id or folder
+    image_encoder: str | None = None  # as method.image_encoder.model: hub id or folder, two for siglip_dino
     latents: bool = True
     text_features: bool = True
     image_features: bool = True

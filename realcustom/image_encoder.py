@@ -1,67 +1,248 @@
-"""The frozen image encoder: a CLIP vision model whose patch tokens carry the subject."""
+"""The frozen image encoders, whose patch tokens carry the subject: CLIP, or SigLIP and DINOv2 side by side.
+
+Letters: B pictures, S patch tokens of a view, S_raw all tokens of a picture, D their width, V views, k shallow layers,
+f factor between the high resolution and the encoder's own, R the encoder's side in pixels, H the high resolution.
+"""
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, CLIPVisionModel
+from transformers import (
+    AutoConfig,
+    CLIPVisionModel,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from realcustom.identity import model_identity, split_revision
+from realcustom.identity import model_identity, split_models, split_revision
 from realcustom.reference import on_white
-from realcustom.settings import ImageEncoderSettings
+from realcustom.settings import EncoderKind, ImageEncoderSettings
+from realcustom.views import high_resolution, make_views, normalise
+
+_CLIP: Mapping[str, Any] = {"clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel}
+_SIGLIP: Mapping[str, Any] = {"siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel}
+_DINO: Mapping[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
 
 
-class ImageEncoder:
-    """Patch tokens of a hidden state (section 3.1; by default the last but one, without the class token).
+class ImageEncoder(abc.ABC):
+    """`prepare` makes pixels, `encode` makes tokens; both are the same in training, caches and serving."""
 
-    `prepare` makes pixels, `encode` makes tokens; both are the same in training, caches and serving.
-    """
+    identity: str  # as `model_identity`
+    settings: ImageEncoderSettings
+    local_views: int = 0  # per picture, beside the global one
 
-    def __init__(self, model: CLIPVisionModel, processor: Any, identity: str, settings: ImageEncoderSettings) -> None:
-        self.model = model.requires_grad_(False).eval()
-        self.processor, self.identity, self.settings = processor, identity, settings
-        layers = model.config.num_hidden_layers
-        if not -layers - 1 <= settings.layers[-1] <= layers:
-            raise ValueError(f"image_encoder.layers is {list(settings.layers)}, the encoder has {layers} layers")
+    @property
+    @abc.abstractmethod
+    def embed_dim(self) -> int:
+        """D, width of a token."""
 
-    @classmethod
+    @abc.abstractmethod
+    def prepare(self, image: Image.Image) -> Tensor:
+        """A square picture as `encode` takes it: (3, H, W)."""
+
+    @abc.abstractmethod
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) -> tokens (B, S_raw, D)."""
+
+    def encode_black(self) -> Tensor:
+        """(1, S_raw, D) of a black picture: the reference of the released negative branch. They are not zeros."""
+        return self.encode(self.prepare(Image.new("RGB", (64, 64)))[None])
+
+    @staticmethod
     def from_pretrained(
-        cls,
         model: str,
         settings: ImageEncoderSettings,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> ImageEncoder:
-        """Load from a hub id or folder of a CLIP model or CLIP vision model. Raises ValueError if it is neither."""
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise ValueError(f"no image encoder at {model}: give a folder or a hub id")
-        name, revision = split_revision(model)
-        kind = AutoConfig.from_pretrained(name, revision=revision).model_type
-        if kind not in ("clip", "clip_vision_model"):
-            raise ValueError(
-                f"the image encoder {model} is a '{kind}' model; variant realcustom takes CLIP vision models"
-            )
-        encoder = CLIPVisionModel.from_pretrained(name, revision=revision, dtype=dtype)
-        processor = CLIPImageProcessorPil.from_pretrained(name, revision=revision)
-        return cls(encoder.to(device) if device is not None else encoder, processor, model_identity(model), settings)
+        """`load_image_encoder`."""
+        return load_image_encoder(model, settings, device, dtype)
+
+
+class ClipEncoder(ImageEncoder):
+    """Patch tokens of a hidden state of CLIP (section 3.1; by default the last but one, without the class token)."""
+
+    def __init__(self, model: CLIPVisionModel, processor: Any, identity: str, settings: ImageEncoderSettings) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.processor, self.identity, self.settings = processor, identity, settings
+        _check_layers("layers", settings.layers, model)
 
     @property
     def embed_dim(self) -> int:
-        """Width of a token."""
+        """D."""
         return int(self.model.config.hidden_size)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A square picture as the processor scales and normalises it: (3, H, W)."""
+        """As the processor scales and normalises it: (3, R, R)."""
         return self.processor(on_white(image), return_tensors="pt").pixel_values[0]
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) -> tokens (B, S, D)."""
+        """(B, 3, R, R) -> (B, S, D)."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         hidden = self.model(pixel_values, output_hidden_states=True).hidden_states[self.settings.layers[-1]]
         return hidden[:, 1:] if self.settings.drop_prefix else hidden
+
+
+class SiglipDinoEncoder(ImageEncoder):
+    """SigLIP's and DINOv2's hidden states, channel beside channel, of a picture at two scales (RealCustom++, released code).
+
+    Tokens of a picture, in this order, S_raw = (1 + k + f*f) S of them (`projector.split_features` takes them apart):
+        global deep         S       the last of `layers`, of the global view
+        global shallow 1..k S each  the others, in their order
+        local deep          f*f*S   of the local views; patch l of view v at l*f*f + v, so a patch's details are neighbours
+    """
+
+    def __init__(
+        self,
+        siglip: SiglipVisionModel,
+        dino: Dinov2Model | Dinov2WithRegistersModel,
+        processors: tuple[Any, Any],
+        identity: str,
+        settings: ImageEncoderSettings,
+    ) -> None:
+        """Take over the models and their image processors, of which the mean and deviation are used.
+
+        Raises ValueError where a hidden state is not there, `high_res` is not a multiple of SigLIP's size, or the two
+        models cut that size into different numbers of patches.
+        """
+        self.siglip, self.dino = siglip.requires_grad_(False).eval(), dino.requires_grad_(False).eval()
+        self.processors, self.identity, self.settings = processors, identity, settings
+        _check_layers("layers", settings.layers, siglip)
+        _check_layers("dino_layers", settings.dino_layers, dino)
+        self.size = int(siglip.config.image_size)  # R
+        self.local_views = _count_views(self.size, settings)
+        counts = [(self.size // int(model.config.patch_size)) ** 2 for model in (siglip, dino)]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"at {self.size} px SigLIP has {counts[0]} patch tokens and DINOv2 {counts[1]}: they must be equally many"
+            )
+        # DINOv2 puts a class token, then its registers, before the patches; SigLIP nothing
+        self._prefixes = 0, 1 + int(getattr(dino.config, "num_register_tokens", 0))
+
+    @property
+    def embed_dim(self) -> int:
+        """D, both widths together."""
+        return int(self.siglip.config.hidden_size + self.dino.config.hidden_size)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""
+        return high_resolution(on_white(image), self.settings.high_res)
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, H) in [0, 1] -> (B, S_raw, D); all views of a batch go through each model in one call."""
+        views = make_views(pixel_values.to(self.siglip.device), self.size)  # (B, V, 3, R, R)
+        pairs = zip(
+            self._features(self.siglip, views, self.processors[0], self.settings.layers, self._prefixes[0]),
+            self._features(self.dino, views, self.processors[1], self.settings.dino_layers, self._prefixes[1]),
+            strict=True,
+        )
+        *shallow, deep = [torch.cat(pair, -1) for pair in pairs]  # (B, V, S, D) each
+        local = deep[:, 1:].transpose(1, 2).flatten(1, 2)  # (B, S*f*f, D)
+        return torch.cat([deep[:, 0], *(layer[:, 0] for layer in shallow), local], 1)
+
+    @staticmethod
+    def _features(
+        model: PreTrainedModel, views: Tensor, processor: Any, layers: tuple[int, ...], prefix: int
+    ) -> list[Tensor]:
+        """Raw hidden states (before the final norm) of the patches, (B, V, S, D_model) of each layer."""
+        pixels = normalise(views.flatten(0, 1), processor.image_mean, processor.image_std)  # (B*V, 3, R, R)
+        hidden = model(pixels.to(model.device, model.dtype), output_hidden_states=True).hidden_states
+        return [hidden[layer][:, prefix:].unflatten(0, views.shape[:2]) for layer in layers]
+
+
+def load_image_encoder(
+    model: str,
+    settings: ImageEncoderSettings,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ImageEncoder:
+    """Load the encoder of `settings.kind`.
+
+    Args:
+        model: folder or hub id (`id@revision`) of a CLIP model or CLIP vision model; for siglip_dino two of them,
+            "SIGLIP,DINOV2", of a SigLIP (vision) model and a DINOv2, with registers or without.
+        device: None = the CPU.
+    Raises:
+        ValueError: they are not what the kind takes, lack weights, or do not fit the settings.
+    """
+    names, identity = split_models(model), model_identity(model)
+    if settings.kind is EncoderKind.CLIP:
+        if len(names) != 1:
+            raise ValueError(f"image_encoder.kind clip takes one model, got {len(names)}: {model}")
+        wanted = "image_encoder.kind clip takes CLIP vision models"
+        encoder, processor = _load(names[0], _CLIP, CLIPImageProcessorPil, wanted, device, dtype)
+        return ClipEncoder(encoder, processor, identity, settings)
+    siglip_name, dino_name = _two(names)
+    wanted = "image_encoder.kind siglip_dino takes a SigLIP vision model first and a DINOv2 second"
+    siglip, siglip_processor = _load(siglip_name, _SIGLIP, SiglipImageProcessorPil, wanted, device, dtype)
+    dino, dino_processor = _load(dino_name, _DINO, BitImageProcessorPil, wanted, device, dtype)
+    return SiglipDinoEncoder(siglip, dino, (siglip_processor, dino_processor), identity, settings)
+
+
+def count_local_views(model: str, settings: ImageEncoderSettings) -> int:
+    """`local_views` of the encoder that `load_image_encoder` would load, from its configuration alone."""
+    if settings.kind is EncoderKind.CLIP:
+        return 0
+    config = _config(_two(split_models(model))[0])
+    return _count_views(int(getattr(config, "vision_config", config).image_size), settings)
+
+
+def _load(
+    model: str,
+    classes: Mapping[str, Any],
+    processor: Any,
+    wanted: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> tuple[Any, Any]:
+    """A model of one of the classes, by its `model_type`, and its image processor."""
+    found = _config(model).model_type
+    if found not in classes:
+        raise ValueError(f"the image encoder {model} is a '{found}' model; {wanted}")
+    name, revision = split_revision(model)
+    encoder, loading = classes[found].from_pretrained(name, revision=revision, dtype=dtype, output_loading_info=True)
+    if loading["missing_keys"]:  # transformers would leave them at random
+        raise ValueError(f"the image encoder {model} lacks weights: {', '.join(sorted(loading['missing_keys'])[:4])}")
+    return encoder.to(device or "cpu"), processor.from_pretrained(name, revision=revision)
+
+
+def _config(model: str) -> Any:
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise ValueError(f"no image encoder at {model}: give a folder or a hub id")
+    name, revision = split_revision(model)
+    return AutoConfig.from_pretrained(name, revision=revision)
+
+
+def _two(names: list[str]) -> tuple[str, str]:
+    if len(names) != 2:
+        raise ValueError(
+            f'image_encoder.kind siglip_dino takes two models, "SIGLIP,DINOV2", got {len(names)}: {",".join(names)}'
+        )
+    return names[0], names[1]
+
+
+def _count_views(size: int, settings: ImageEncoderSettings) -> int:
+    factor, rest = divmod(settings.high_res, size)
+    if rest or not factor:
+        raise ValueError(f"image_encoder.high_res {settings.high_res} is not a multiple of the encoder's {size} px")
+    return factor * factor
+
+
+def _check_layers(name: str, layers: tuple[int, ...], model: PreTrainedModel) -> None:
+    count = model.config.num_hidden_layers
+    if not all(-count - 1 <= layer <= count for layer in layers):
+        raise ValueError(f"image_encoder.{name} is {list(layers)}, the encoder has {count} layers")

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from realcustom.base import load_base
-from realcustom.image_encoder import ImageEncoder
+from realcustom.image_encoder import load_image_encoder
 from realcustom.model import RealCustomModel
 from realcustom.pipeline import RealCustomPipeline, Subject
 from realcustom.settings import (
@@ -126,7 +126,7 @@ def plain_pipeline() -> RealCustomPipeline:
         guidance=GuidanceSettings(guidance_scale=GUIDANCE_SCALE, subject_guidance_scale=0.0),
         sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
     )
-    base, image_encoder = load_base(zoo_path("pipeline")), ImageEncoder.from_pretrained(encoder.model, encoder)
+    base, image_encoder = load_base(zoo_path("pipeline")), load_image_encoder(encoder.model, encoder)
     return RealCustomPipeline(
         base, settings, RealCustomModel(base.unet, settings, image_encoder.embed_dim), image_encoder
     )

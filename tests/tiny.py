@@ -13,13 +13,27 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from realcustom.base import load_base
 from realcustom.checkpoint import Adapter, save_adapter
-from realcustom.image_encoder import ImageEncoder
+from realcustom.image_encoder import load_image_encoder
 from realcustom.model import RealCustomModel
-from realcustom.settings import MethodSettings, SamplerSettings, TokenSettings
+from realcustom.settings import (
+    EncoderKind,
+    ImageEncoderSettings,
+    MethodSettings,
+    Projector,
+    SamplerSettings,
+    TokenSettings,
+    Variant,
+)
 from sprites.text import make_clip_tokenizer
 
 WORDS = ("a", "the", "toy", "dog", "cat", "star", "on", "in", "and", "grass", "snow", "space", "with", "hat", "left")
@@ -131,6 +145,43 @@ def tiny_image_encoder(folder: str | Path, seed: int = 0) -> str:
     return str(folder)
 
 
+def tiny_siglip_dino(folder: str | Path, seed: int = 0) -> str:
+    """Folders of a SigLIP and a DINOv2 with registers, 16 tokens of width 64 together at 32 px; returns "SIGLIP,DINOV2".
+
+    DINOv2 was "trained" at 40 px, so that its position embeddings are interpolated.
+    """
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=IMAGE_WIDTH, num_hidden_layers=3, num_attention_heads=4, patch_size=8)
+    siglip, dino = Path(folder) / "siglip", Path(folder) / "dino"
+    SiglipVisionModel(SiglipVisionConfig(image_size=32, intermediate_size=32, **sizes)).save_pretrained(siglip)
+    half = [0.5, 0.5, 0.5]
+    size = {"height": 32, "width": 32}
+    SiglipImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(siglip)
+    config = Dinov2WithRegistersConfig(image_size=40, mlp_ratio=1, num_register_tokens=4, **sizes)
+    model = Dinov2WithRegistersModel(config)
+    torch.nn.init.normal_(model.embeddings.register_tokens)
+    model.save_pretrained(dino)
+    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    BitImageProcessorPil(**imagenet).save_pretrained(dino)
+    return f"{siglip},{dino}"
+
+
+def tiny_pp_settings(projector: Projector = Projector.HIGHRES) -> MethodSettings:
+    """RealCustom++ for `tiny_siglip_dino`: 2 x 2 local views of a 64 px picture, no scoring, few steps."""
+    deep_only = projector is Projector.HIGHRES
+    return MethodSettings(
+        variant=Variant.REALCUSTOM_PP,
+        image_encoder=ImageEncoderSettings(
+            kind=EncoderKind.SIGLIP_DINO,
+            high_res=64,
+            layers=(-2,) if deep_only else (0, 1, -2),
+            dino_layers=(-2,) if deep_only else (0, 1, -2),
+        ),
+        tokens=TokenSettings(projector=projector, scoring=False),
+        sampler=SamplerSettings(num_inference_steps=3),
+    )
+
+
 def tiny_settings() -> MethodSettings:
     """The paper's settings with a small scorer and few steps."""
     return MethodSettings(tokens=TokenSettings(hidden=16), sampler=SamplerSettings(num_inference_steps=3))
@@ -140,8 +191,9 @@ def tiny_adapter(path: str | Path, base: str, image_encoder: str, settings: Meth
     """An adapter checkpoint with seeded random weights for these folders; returns its path."""
     settings = settings or tiny_settings()
     loaded = load_base(base)
-    encoder = ImageEncoder.from_pretrained(image_encoder, settings.image_encoder)
-    model = RealCustomModel(loaded.unet, settings, encoder.embed_dim, generator=torch.Generator().manual_seed(1))
+    encoder = load_image_encoder(image_encoder, settings.image_encoder)
+    generator = torch.Generator().manual_seed(1)
+    model = RealCustomModel(loaded.unet, settings, encoder.embed_dim, generator, encoder.local_views)
     adapter = Adapter(
         tensors=model.adapter_state_dict(), settings=settings, base=loaded.identity, image_encoder=encoder.identity
     )

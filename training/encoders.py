@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from realcustom.base import Base, encode_pixels, encode_prompts
 from realcustom.identity import model_identity
-from realcustom.image_encoder import ImageEncoder
+from realcustom.image_encoder import ImageEncoder, count_local_views, load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.reference import on_white, prepare_reference
 from realcustom.settings import MethodSettings
@@ -40,7 +40,12 @@ class FrozenEncoders:
     @functools.cached_property
     def image_encoder(self) -> ImageEncoder:
         """Loaded at its first use: never, where the records' caches hold its features."""
-        return ImageEncoder.from_pretrained(self._image_encoder, self.settings, self.device, torch.float32)
+        return load_image_encoder(self._image_encoder, self.settings, self.device, torch.float32)
+
+    @functools.cached_property
+    def local_views(self) -> int:
+        """Per picture, beside the global one; known without loading the image encoder."""
+        return count_local_views(self._image_encoder, self.settings)
 
     def latents(self, picture: Picture) -> torch.Tensor:
         """(C, h, w) of the picture's centre square at the base model's own size."""

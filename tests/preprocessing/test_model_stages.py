@@ -30,14 +30,14 @@ from preprocessing.settings import (
     SubjectsSettings,
 )
 from realcustom.base import encode_pixels, encode_prompts, load_base
-from realcustom.image_encoder import ImageEncoder
+from realcustom.image_encoder import load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.record import SCHEMA, check_schema, record_uid
 from realcustom.reference import prepare_reference
 from realcustom.settings import ImageEncoderSettings, MethodSettings, Reference
 from tests.preprocessing import tiny_models
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes
-from tests.tiny import tiny_base, tiny_image_encoder
+from tests.tiny import tiny_base, tiny_image_encoder, tiny_pp_settings, tiny_siglip_dino
 
 ANY = {"min_detection_score": 0.0, "min_segmentation_score": -1e9, "min_area": 0.0, "max_area": 1.0}
 ANY |= {"min_box_mask_iou": 0.0, "min_box_side": 1, "max_box_overlap": 1.0}
@@ -225,7 +225,7 @@ def test_caches_are_what_training_would_compute(stages: SimpleNamespace, models:
     table = rows_of(stages.encode)
     check_schema(table.schema)
     base = load_base(str(models.encode.base))
-    encoder = ImageEncoder.from_pretrained(str(models.encode.image_encoder), MethodSettings().image_encoder)
+    encoder = load_image_encoder(str(models.encode.image_encoder), MethodSettings().image_encoder)
     assert table.schema.field("latents").metadata[b"model"].decode() == base.identity
     assert table.schema.field("image_features").metadata[b"model"].decode() == encoder.identity
     assert table.schema.field("subject_box").metadata[b"model"].startswith(b"dino@")  # carried on
@@ -263,6 +263,31 @@ def test_each_cache_can_be_left_out_and_references_cut_out(
             Stage.ENCODE, stages.subjects.directory, str(tmp_path), local=True, method=crop,
             settings=replace(models, encode=replace(models.encode, keep_image=False, latents=False)),
         )  # fmt: skip
+
+
+def test_two_encoders_side_by_side_are_cached(
+    stages: SimpleNamespace, models: PreprocessSettings, tmp_path: Path
+) -> None:
+    """RealCustom++'s features, and the names of all that they depend on."""
+    both, method = tiny_siglip_dino(tmp_path / "siglip_dino"), tiny_pp_settings()
+    encode = replace(models.encode, latents=False, text_features=False, image_encoder=both)
+    table = rows_of(
+        run_stage(
+            Stage.ENCODE,
+            stages.subjects.directory,
+            str(tmp_path),
+            replace(models, encode=encode),
+            method=method,
+            local=True,
+        )
+    )
+    encoder = load_image_encoder(both, method.image_encoder)
+    said = table.schema.field("image_features").metadata
+    assert said[b"model"].decode() == encoder.identity and said[b"high_res"] == b"64"
+    for row in table.to_pylist():
+        image = prepare_reference(Image.open(io.BytesIO(row["image"])).convert("RGB"), None, method.image_encoder)
+        values = encoder.encode(encoder.prepare(image)[None])[0]
+        torch.testing.assert_close(tensor(row["image_features"]), values.bfloat16(), atol=0.02, rtol=0.02)
 
 
 def test_heads_that_do_not_fit_are_refused(models: PreprocessSettings, tmp_path: Path) -> None:
