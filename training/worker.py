@@ -13,8 +13,8 @@ import yaml
 from realcustom import storage
 from realcustom.base import Base, load_base
 from realcustom.checkpoint import Adapter, load_adapter, save_adapter
-from realcustom.model import RealCustomModel
-from realcustom.settings import Fusion
+from realcustom.model import PROJECTOR, RealCustomModel
+from realcustom.settings import Fusion, Projector
 from training.batches import BatchMaker
 from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from training.data import DataOrder, Views, open_index, split
@@ -26,8 +26,12 @@ from training.metrics import Metrics, say
 from training.objective import Objective
 from training.samples import write_sample_sheet
 
-# Parameters that a fusion leaves out of the forward: they get no gradient.
-IDLE = {Fusion.TEXT: "adaptive_scoring.latent_", Fusion.VISUAL: "adaptive_scoring.text_"}
+# Parameters that a fusion or a projector leaves out of the forward: they get no gradient.
+IDLE: dict[Fusion | Projector, tuple[str, ...]] = {
+    Fusion.TEXT: ("adaptive_scoring.latent_",),
+    Fusion.VISUAL: ("adaptive_scoring.text_",),
+    Projector.SHALLOW_V1_COMPAT: (f"{PROJECTOR}.min_attention.", f"{PROJECTOR}.projector."),
+}
 
 
 class Worker:
@@ -63,10 +67,13 @@ class Worker:
             )
         embed_dim = self.store.get(Kind.IMAGE, first).shape[-1]
         generator = torch.Generator().manual_seed(self.settings.seed)
-        model = RealCustomModel(self.base.unet.cpu(), self.job.method, embed_dim, generator).to(self.world.device)
-        idle = IDLE.get(self.job.method.tokens.fusion)
+        model = RealCustomModel(
+            self.base.unet.cpu(), self.job.method, embed_dim, generator, self.encoders.local_views
+        ).to(self.world.device)
+        tokens = self.job.method.tokens
+        idle = IDLE.get(tokens.fusion, ()) + IDLE.get(tokens.projector, ())
         for name, parameter in model.trained_parameters().items():
-            parameter.requires_grad_(idle is None or not name.startswith(idle))
+            parameter.requires_grad_(not name.startswith(idle))
         if self.job.initial_adapter is not None:
             initial = load_adapter(self.job.initial_adapter)
             if self.world.rank == 0 and initial.image_encoder != self.encoders.image_encoder_identity:

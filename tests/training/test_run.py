@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 
 from realcustom.checkpoint import load_adapter
-from realcustom.settings import Fusion, ImageEncoderSettings, Reference
+from realcustom.identity import model_identity
+from realcustom.model import PROJECTOR
+from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Reference
+from tests.tiny import tiny_pp_settings, tiny_siglip_dino
 from tests.training.corpus import to_cell
 from tests.training.runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
 from training import run
@@ -106,6 +109,25 @@ def test_bf16_and_a_fusion_that_leaves_parameters_out(world: SimpleNamespace, tm
     result = fit(world, tmp_path, replace(SETTINGS, steps=6, precision=Precision.BF16), method=method)
     assert result.loss_after < result.loss_before
     assert any(name.startswith("adaptive_scoring.latent_") for name in tensors(result))
+
+
+@pytest.mark.parametrize("projector", [Projector.HIGHRES, Projector.SHALLOW_V1_COMPAT])
+def test_a_projector_is_trained_with_the_rest(world: SimpleNamespace, tmp_path: Path, projector: Projector) -> None:
+    """Of the branch that `shallow_v1_compat` leaves dead, the start is kept."""
+    models = tiny_siglip_dino(tmp_path / "siglip_dino")
+    pp = SimpleNamespace(base=world.base, image_encoder=models)
+    settings = replace(SETTINGS, steps=6, p_drop_image=0.0)
+    result = fit(pp, tmp_path / "run", settings, records=world.pictures, method=tiny_pp_settings(projector))
+    assert result.loss_after < result.loss_before
+    adapter = load_adapter(result.adapter)
+    assert adapter.image_encoder == model_identity(models)
+    start = fit(
+        pp, tmp_path / "start", replace(settings, steps=1, lr=1e-12), world.pictures, tiny_pp_settings(projector)
+    )
+    still = {name for name, value in tensors(result).items() if torch.allclose(value, tensors(start)[name], atol=1e-9)}
+    dead = ("min_attention.", "projector.") if projector is Projector.SHALLOW_V1_COMPAT else ()
+    branch = tuple(f"{PROJECTOR}.{name}" for name in dead)
+    assert still == {name for name in adapter.tensors if name.startswith(branch)}
 
 
 def make_worker(world: SimpleNamespace, tmp_path: Path, settings: TrainSettings, **arguments: str) -> Worker:
