@@ -171,8 +171,11 @@ def test_what_does_not_fit_is_refused() -> None:
             projector(torch.zeros(1, tokens, DIM))
 
 
-def pp_model(settings: MethodSettings) -> RealCustomModel:
-    return RealCustomModel(tiny.tiny_unet(), settings, 64, generator=torch.Generator().manual_seed(1))
+def pp_model(settings: MethodSettings, others: int = 0) -> RealCustomModel:
+    """`others` seeds torch's own generator, from which nothing may be drawn."""
+    unet = tiny.tiny_unet()
+    torch.manual_seed(others)
+    return RealCustomModel(unet, settings, 64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("kind", SHALLOW)
@@ -181,6 +184,8 @@ def test_the_model_projects_and_trains(kind: Projector) -> None:
     settings = tiny.tiny_pp_settings(kind)
     model = pp_model(settings)
     assert {p.shape[1] for n, p in model.trained_parameters().items() if "_vision." in n} == {tiny.TEXT_WIDTH}
+    again = pp_model(settings, others=1).adapter_state_dict()  # new weights are the generator's alone
+    assert all(torch.equal(value, again[name]) for name, value in model.adapter_state_dict().items())
     views = 1 + len(settings.image_encoder.layers) - 1 + 4
     image = torch.randn(4, views * 16, 64, generator=torch.Generator().manual_seed(0))
     tokens = model.project(image)
