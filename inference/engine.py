@@ -25,7 +25,6 @@ from inference.settings import ServeSettings
 from realcustom import config
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.pipeline import RealCustomPipeline, Subject
-from realcustom.settings import Occurrence
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
@@ -132,12 +131,11 @@ class Engine:
             raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
         words = self.pipeline.settings.words
         for i, subject in enumerate(job.subjects):
-            occurrence = words.occurrence if subject.occurrence is None else subject.occurrence
-            if isinstance(occurrence, str):
-                occurrence = Occurrence(occurrence)
             try:
+                occurrence = subject.chosen_occurrence(words.occurrence)
                 with self._tokenizing:
-                    find_word(self._tokenizer, job.prompt, subject.word, occurrence, words.plural)
+                    for word in subject.words:
+                        find_word(self._tokenizer, job.prompt, word, occurrence, words.plural, words.match)
             except TargetWordNotFound as error:
                 raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
             except ValueError as error:  # empty, or behind what the text encoder reads
@@ -234,7 +232,9 @@ class Engine:
         except ValueError as error:  # how the pipeline refuses what `check` does not know of
             raise RequestError(str(error)) from error
         assert isinstance(output.images, list)
-        masks = torch.stack(output.masks).float().cpu().numpy() if output.masks else None  # (steps, n, subjects, h, w)
+        masks = None
+        if output.masks:  # (steps, n, subjects, h, w)
+            masks = torch.stack([torch.cat(step, 1) for step in output.masks]).float().cpu().numpy()
         return Generation(images=output.images, seeds=seeds, masks=masks)
 
 

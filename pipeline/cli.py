@@ -193,6 +193,32 @@ def serve(
 
 @app.command(
     epilog=example(
+        "realcustom convert RealCustom_highres.pth --base stabilityai/stable-diffusion-xl-base-1.0 --output adapter.safetensors"
+    )
+)
+def convert(
+    weights: Annotated[Path, typer.Argument(metavar="FILE", help="The released RealCustom++ weights, a .pth file.")],
+    base: Annotated[
+        str, typer.Option("--base", metavar="FOLDER|HUB_ID", help="SDXL model in diffusers' format that they act on.")
+    ],
+    output: Annotated[str, typer.Option(metavar="FILE", help="Adapter checkpoint to write; path or URI.")],
+    image_encoder: Annotated[
+        str | None,
+        typer.Option("--image-encoder", metavar="SIGLIP,DINOV2", help="Folders or hub ids, instead of the preset's."),
+    ] = None,
+) -> None:
+    """Turn the released RealCustom++ weights into an adapter; every name and shape is checked, nothing in it is run."""
+    require_base(base)
+    from realcustom.checkpoint import save_adapter
+    from realcustom.released import convert_released
+
+    adapter = convert_released(weights, base, image_encoder)
+    print(f"adapter {output}: {len(adapter.tensors)} tensors")
+    print(f"sha256 {save_adapter(output, adapter)}")
+
+
+@app.command(
+    epilog=example(
         "realcustom inspect adapter.safetensors",
         "realcustom inspect outputs/records/select@0123456789abcdef",
         "realcustom inspect zoo",

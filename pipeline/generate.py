@@ -65,9 +65,9 @@ def check(request: Request, output: Path) -> list[Image.Image]:
             f"{len(request.images)} --image and {len(request.words)} --word given; each subject needs both"
         )
     for word in request.words:
-        # the exact rule is the pipeline's; only a word that starts nowhere in the prompt is refused here
-        start = r"(?<!\w)" + r"\s+".join(map(re.escape, word.split()))
-        if not word.strip() or not re.search(start, request.prompt, re.IGNORECASE):
+        # the exact rule is the pipeline's; only a word that is nowhere in the prompt is refused here
+        letters, text = (" ".join(string.lower().split()) for string in (word, request.prompt))
+        if not letters or letters not in text:
             words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt))) or "none"
             raise ValueError(f"--word: '{word}' is not in the prompt; its words are: {words}")
     photographs = [_open(path) for path in request.images]
@@ -127,7 +127,7 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
     files = {f"image-{i}.png": _png(image) for i, image in enumerate(result.images)}
     if result.masks:
         for i in range(request.count):
-            files[f"masks-{i}.png"] = _png(mask_strip([step[i] for step in result.masks]))
+            files[f"masks-{i}.png"] = _png(mask_strip([torch.cat(step, 1)[i] for step in result.masks]))
     files[SETTINGS_FILE] = _settings(request, pipe).encode()
     return _write(files, output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from preprocessing.settings import (
     SelectSettings,
     SubjectsSettings,
 )
+from realcustom import presets
 from realcustom.settings import GuidanceSettings, ImageEncoderSettings, MethodSettings, SamplerSettings, TokenSettings
 from training.settings import Schedule, TrainSettings
 
@@ -80,7 +82,7 @@ def paper_sd15() -> RunSettings:
     clip = "openai/clip-vit-large-patch14"
     return RunSettings(
         base=base,
-        method=MethodSettings(image_encoder=ImageEncoderSettings(model=clip)),
+        method=presets.paper_sd15(),
         preprocess=PreprocessSettings(
             score=ScoreSettings(clip=clip),
             caption=CaptionSettings(model="Salesforce/blip-image-captioning-large"),
@@ -92,4 +94,22 @@ def paper_sd15() -> RunSettings:
     )
 
 
-RECIPES: dict[str, Callable[[], RunSettings]] = {"sprites": sprites, "paper_sd15": paper_sd15}
+def released_sdxl() -> RunSettings:
+    """RealCustom++ on SDXL as released; `realcustom convert` makes an adapter of the released weights."""
+    base = "stabilityai/stable-diffusion-xl-base-1.0"
+    method = presets.released_sdxl()
+    return dataclasses.replace(
+        paper_sd15(),
+        base=base,
+        method=method,
+        preprocess=dataclasses.replace(
+            paper_sd15().preprocess, encode=EncodeSettings(base=base, image_encoder=method.image_encoder.model)
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunSettings]] = {
+    "sprites": sprites,
+    "paper_sd15": paper_sd15,
+    "released_sdxl": released_sdxl,
+}

@@ -95,7 +95,7 @@ class Encode:
                 found[LATENTS] = encode_pixels(self._base, pixel_values)  # (B, C, h, w)
             if self._base is not None and self._settings.text_features:
                 captions = [table["caption"][row].as_py() for row in batch]
-                found[TEXT] = encode_prompts(self._base, pad_batch(captions, size))  # (B, T, D)
+                found[TEXT] = encode_prompts(self._base, pad_batch(captions, size)).hidden  # (B, T, D)
             if self._image_encoder is not None and self._settings.image_features:
                 encoder, masks = self._image_encoder, [table["subject_mask"][row].as_py() for row in batch]
                 references = [self._reference(*pair) for pair in zip(pictures, masks, strict=True)]

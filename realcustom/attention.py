@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from realcustom.settings import AttentionSettings, KVInit, MaskResize
+from realcustom.settings import AttentionSettings, KVInit, MaskLayers, MaskResize
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
 
@@ -61,7 +61,10 @@ class MapRecorder:
     """Collects, layer by layer, the attention that each query pays to the target words; fresh for every forward."""
 
     words: Tensor  # (B, U, T) token masks, one per subject
+    layers: frozenset[Attention] | None = None  # the cross-attentions whose maps count; None = all
+    self_grid: tuple[int, int] | None = None  # the grid whose self-attention counts; None = of no layer
     maps: list[Tensor] = field(default_factory=list)  # (B, U, h, w) per layer, fp32, heads averaged
+    self_maps: Tensor | None = None  # (B, N, N), rows = queries: the self-attentions' sum, heads averaged
 
     def record(self, query: Tensor, key: Tensor, scale: float, grid: tuple[int, int]) -> None:
         """Add a layer: softmax over all text tokens in fp32, then only the words' columns are kept."""
@@ -69,12 +72,21 @@ class MapRecorder:
         weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
         self.maps.append(weights.mean(1).transpose(1, 2).unflatten(2, grid))
 
+    def record_self(self, query: Tensor, key: Tensor, scale: float) -> None:
+        """Add a self-attention layer, head by head: all heads of (N, N) at once would be the largest tensor of a call."""
+        total = self.self_maps
+        for head in range(query.shape[1]):
+            scores = (query[:, head].float() * scale) @ key[:, head].float().mT  # (B, N, N)
+            weights = torch.softmax(scores, -1) / query.shape[1]
+            total = weights if total is None else total.add_(weights)
+        self.self_maps = total
+
 
 @dataclass(kw_only=True)
 class Conditioning:
     """Everything that one UNet call hands to its attention layers."""
 
-    grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level
+    grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level, see `by_queries`
     subjects: Sequence[SubjectTokens] = ()
     rows: slice = field(default_factory=lambda: slice(None))  # the launch's rows that have subjects
     scale: float = 1.0  # of the visual term
@@ -98,13 +110,18 @@ class Conditioning:
         return self.grids[queries]
 
 
-def level_grids(height: int, width: int, levels: int) -> dict[int, tuple[int, int]]:
-    """(h, w) of each level of a UNet by its number of cells; a stride-2 convolution leaves ceil(side / 2)."""
-    grids = {}
+def level_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
+    """(h, w) of each level of a UNet, the finest first; a stride-2 convolution leaves ceil(side / 2)."""
+    grids = []
     for _ in range(levels):
-        grids[height * width] = (height, width)
+        grids.append((height, width))
         height, width = (height + 1) // 2, (width + 1) // 2
     return grids
+
+
+def by_queries(grids: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """The levels' grids by their number of cells."""
+    return {height * width: (height, width) for height, width in grids}
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
@@ -113,6 +130,15 @@ def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
         return mask
     if how is MaskResize.AREA:
         return F.interpolate(mask, size=grid, mode="area")
+    if how is MaskResize.RELEASE_COMPAT:
+        resized = F.interpolate(mask, scale_factor=grid[0] / mask.shape[-2], mode="bilinear", align_corners=False)
+        if tuple(resized.shape[-2:]) != tuple(grid):
+            raise ValueError(
+                f"mask_resize release_compat brings the {mask.shape[-2]} x {mask.shape[-1]} mask to "
+                f"{resized.shape[-2]} x {resized.shape[-1]}, the layer has {grid[0]} x {grid[1]}: take mask_resize bilinear, "
+                "or a height and width that are multiples of 32 pixels"
+            )
+        return resized
     return F.interpolate(mask, size=grid, mode="bilinear", align_corners=False)
 
 
@@ -132,7 +158,7 @@ class DecoupledAttentionProcessor:
         conditioning: Conditioning | None = None,
     ) -> Tensor:
         residual = hidden_states
-        batch, queries, _ = hidden_states.shape
+        batch = len(hidden_states)
         if attention_mask is not None:
             length = (hidden_states if encoder_hidden_states is None else encoder_hidden_states).shape[1]
             prepared = attn.prepare_attention_mask(attention_mask, length, batch)
@@ -141,10 +167,11 @@ class DecoupledAttentionProcessor:
         key, value = _text_keys_values(attn, hidden_states, encoder_hidden_states, conditioning)
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)  # (B, H, N, d)
         output = output.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, H*d)
-        if encoder_hidden_states is not None and conditioning is not None:
+        if conditioning is not None:
             if conditioning.recorder is not None:
-                conditioning.recorder.record(query, key, attn.scale, conditioning.grid(queries))
-            output = _add_subjects(attn, output, query, conditioning)
+                _record(attn, query, key, conditioning, conditioning.recorder, encoder_hidden_states is None)
+            if encoder_hidden_states is not None:
+                output = _add_subjects(attn, output, query, conditioning)
         output = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
             output = output + residual
@@ -168,6 +195,18 @@ def _text_keys_values(
     if cache is not None:
         cache[attn] = pair
     return pair
+
+
+def _record(
+    attn: Attention, query: Tensor, key: Tensor, conditioning: Conditioning, recorder: MapRecorder, is_self: bool
+) -> None:
+    """Hand the layer's queries and keys to the recorder, where its maps count."""
+    grid = conditioning.grid(query.shape[2])
+    if is_self:
+        if grid == recorder.self_grid:
+            recorder.record_self(query, key, attn.scale)
+    elif recorder.layers is None or attn in recorder.layers:
+        recorder.record(query, key, attn.scale, grid)
 
 
 def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: Conditioning) -> Tensor:
@@ -205,9 +244,58 @@ def text_cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
     return layers
 
 
+def level_of(path: str, levels: int) -> int:
+    """The level (0 = finest) of a layer by its module path in a UNet of so many levels."""
+    block, _, rest = path.partition(".")
+    if block == "mid_block":
+        return levels - 1
+    number = int(rest.partition(".")[0])
+    return number if block == "down_blocks" else levels - 1 - number
+
+
+def mask_grid(unet: UNet2DConditionModel, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(H*, W*): the largest grid that has text cross-attention."""
+    return grids[min(level_of(path, len(grids)) for path in text_cross_attentions(unet))]
+
+
+def mask_layers(
+    unet: UNet2DConditionModel, which: MaskLayers | tuple[int, ...], grids: Sequence[tuple[int, int]]
+) -> frozenset[Attention] | None:
+    """The cross-attentions whose maps count; None = all. Raises ValueError where that is none."""
+    if which is MaskLayers.ALL:
+        return None
+    layers = text_cross_attentions(unet)
+    if isinstance(which, MaskLayers):
+        chosen = frozenset(attn for path, attn in layers.items() if path.startswith("up_blocks."))
+    else:
+        sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
+        chosen = frozenset(attn for path, attn in layers.items() if sides[path] in which)
+    if not chosen:
+        there = (
+            ""
+            if isinstance(which, MaskLayers)
+            else f"; longer sides of the grids there are: {sorted(set(sides.values()))}"
+        )
+        wanted = which.value if isinstance(which, MaskLayers) else list(which)
+        raise ValueError(
+            f"mask.layers {wanted}: no text cross-attention of this UNet at this size is one of them{there}"
+        )
+    return chosen
+
+
 def install(unet: UNet2DConditionModel) -> None:
     """Set the processor on every attention layer of the UNet."""
     unet.set_attn_processor(DecoupledAttentionProcessor())
+
+
+def check_processors(unet: UNet2DConditionModel) -> None:
+    """Raise ValueError if something has replaced the processors: no subject could act then."""
+    other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
+    if other:
+        raise ValueError(
+            f"the UNet's attention processors were replaced by {', '.join(sorted(other))}, in which no subject can act: "
+            "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline anew"
+        )
 
 
 def add_visual_projections(

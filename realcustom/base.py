@@ -1,4 +1,4 @@
-"""The frozen base model: a Stable Diffusion 1.x-shaped diffusers folder or hub id, of any size."""
+"""The frozen base model: a diffusers folder or hub id of Stable Diffusion 1.x's or SDXL's shape, of any size."""
 
 from __future__ import annotations
 
@@ -8,24 +8,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 
 from realcustom.identity import model_identity, split_revision
+from realcustom.settings import PooledText
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 @dataclass(kw_only=True)
 class Base:
-    """The parts of a base model, frozen and in evaluation mode."""
+    """A stock diffusers pipeline, its models frozen and in evaluation mode.
 
-    unet: UNet2DConditionModel
-    vae: Any  # AutoencoderKL or AutoencoderTiny
-    text_encoder: Any  # CLIPTextModel
-    tokenizer: Any  # CLIPTokenizer
-    scheduler: Any  # a diffusers scheduler
+    The parts are read from the pipeline each time: what diffusers changes there (another VAE, a LoRA, offload) counts here.
+    """
+
+    pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
     identity: str  # hub id, or name and content hash of a folder
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The UNet."""
+        return self.pipeline.unet
+
+    @property
+    def vae(self) -> Any:
+        """AutoencoderKL or AutoencoderTiny."""
+        return self.pipeline.vae
+
+    @property
+    def text_encoder(self) -> Any:
+        """CLIPTextModel; SDXL's first one."""
+        return self.pipeline.text_encoder
+
+    @property
+    def tokenizer(self) -> Any:
+        """CLIPTokenizer; SDXL's first one."""
+        return self.pipeline.tokenizer
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """All tokenizers, one per text encoder."""
+        return [self.pipeline.tokenizer, *([self.pipeline.tokenizer_2] if self.is_sdxl else [])]
+
+    @property
+    def scheduler(self) -> Any:
+        """The base's own diffusers scheduler."""
+        return self.pipeline.scheduler
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether the UNet is also conditioned on pooled text and picture sizes."""
+        return isinstance(self.pipeline, StableDiffusionXLPipeline)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -39,8 +81,16 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.device
+        """Where the models run; with offload not where they rest."""
+        return self.pipeline._execution_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFeatures:
+    """What the UNet is told of prompts."""
+
+    hidden: Tensor  # (B, T, D)
+    pooled: Tensor | None = None  # (B, P), SDXL alone
 
 
 def check_base(base: str) -> None:
@@ -61,47 +111,107 @@ def check_base(base: str) -> None:
 def load_base(base: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Base:
     """Load a base model from a folder or hub id (`owner/name` or `owner/name@revision`).
 
-    Raises ValueError if it lacks a part or is not SD 1.x-shaped.
+    Raises ValueError if it lacks a part or has another shape than SD 1.x or SDXL.
     """
     check_base(base)
     name, revision = split_revision(base)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        name,
-        revision=revision,
-        dtype=dtype,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    parts = {part: getattr(pipeline, part) for part in PARTS}
-    for part in ("unet", "vae", "text_encoder"):
-        parts[part].requires_grad_(False).eval()
-        if device is not None:
-            parts[part].to(device)
-    if parts["unet"].config.in_channels != parts["vae"].config.latent_channels:
-        raise ValueError(
-            f"{base}: the UNet takes {parts['unet'].config.in_channels} channels, the VAE has {parts['vae'].config.latent_channels}"
+    pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
+    if "text_encoder_2" in DiffusionPipeline.load_config(name, revision=revision):
+        pipeline = StableDiffusionXLPipeline.from_pretrained(
+            name, revision=revision, dtype=dtype, add_watermarker=False
         )
-    return Base(**parts, identity=model_identity(base))
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    _check_shape(base, pipeline)
+    for part in MODELS:
+        model = getattr(pipeline, part, None)
+        if model is not None:
+            model.requires_grad_(False).eval()
+            if device is not None:
+                model.to(device)
+    if pipeline.vae.dtype is torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
+        pipeline.vae.to(torch.float32)  # it overflows in float16 and says so
+    pipeline.set_progress_bar_config(disable=True)
+    return Base(pipeline=pipeline, identity=model_identity(base))
 
 
-def tokenize(base: Base, prompts: Sequence[str]) -> Tensor:
+def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
+    unet, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
+    if unet.in_channels != latent_channels:
+        raise ValueError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {latent_channels}")
+    wanted = "text_time" if isinstance(pipeline, StableDiffusionXLPipeline) else None
+    other = {
+        name: unet[name]
+        for name in (
+            "addition_embed_type",
+            "class_embed_type",
+            "num_class_embeds",
+            "encoder_hid_dim_type",
+            "time_cond_proj_dim",
+        )
+        if unet.get(name) != (wanted if name == "addition_embed_type" else None)
+    }
+    if other:
+        said = ", ".join(f"{name} {value!r}" for name, value in other.items())
+        raise ValueError(f"{base}: its UNet is conditioned on more than Stable Diffusion 1.x's or SDXL's ({said})")
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """Token ids (B, T), padded and truncated to the tokenizer's length."""
-    tokens = base.tokenizer(
+    tokens = tokenizer(
         list(prompts),
         padding="max_length",
         truncation=True,
-        max_length=base.tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length,
         return_tensors="pt",
     )
     return tokens.input_ids
 
 
 @torch.no_grad()
-def encode_prompts(base: Base, prompts: Sequence[str]) -> Tensor:
-    """Text features (B, T, D): the text encoder's last hidden state after its final norm."""
-    ids = tokenize(base, prompts).to(base.text_encoder.device)
-    return base.text_encoder(ids)[0]
+def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = PooledText.PROJECTED) -> TextFeatures:
+    """What the UNet is told of prompts.
+
+    SD 1.x: the last hidden state after its final norm. SDXL: the last but one of both text encoders, side by side, and
+    the second one's pooled text.
+
+    Raises ValueError where the second text encoder has no projection and a projected text is asked for.
+    """
+    if not base.is_sdxl:
+        ids = tokenize(base.tokenizer, prompts).to(base.device)
+        return TextFeatures(hidden=base.text_encoder(ids)[0])
+    pipeline = base.pipeline
+    first = pipeline.text_encoder(tokenize(pipeline.tokenizer, prompts).to(base.device), output_hidden_states=True)
+    ids = tokenize(pipeline.tokenizer_2, prompts).to(base.device)
+    second = pipeline.text_encoder_2(ids, output_hidden_states=True)
+    hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    if pooled is PooledText.UNPROJECTED_COMPAT:
+        inner = getattr(pipeline.text_encoder_2, "text_model", pipeline.text_encoder_2)
+        return TextFeatures(hidden=hidden, pooled=inner(ids).pooler_output)
+    if getattr(second, "text_embeds", None) is None:
+        raise ValueError(
+            f"{base.identity}: its second text encoder is a {type(pipeline.text_encoder_2).__name__} without projection; "
+            "save a CLIPTextModelWithProjection there, or set method.base.sdxl_pooled to unprojected_compat"
+        )
+    return TextFeatures(hidden=hidden, pooled=second.text_embeds)
+
+
+def encode_negative_prompts(
+    base: Base, prompts: Sequence[str] | None, like: TextFeatures, pooled: PooledText = PooledText.PROJECTED
+) -> TextFeatures:
+    """What the unconditional branch is told; without prompts the empty text, or zeros where an SDXL base says so."""
+    count = len(like.hidden)
+    if prompts is None and base.is_sdxl and base.pipeline.config.get("force_zeros_for_empty_prompt", True):
+        assert like.pooled is not None
+        return TextFeatures(hidden=torch.zeros_like(like.hidden), pooled=torch.zeros_like(like.pooled))
+    return encode_prompts(base, list(prompts) if prompts is not None else [""] * count, pooled)
 
 
 @torch.no_grad()
@@ -110,6 +220,9 @@ def encode_pixels(base: Base, pixel_values: Tensor) -> Tensor:
     pixel_values = pixel_values.to(base.vae.dtype)
     encoded = base.vae.encode(pixel_values)
     latents = encoded.latents if isinstance(base.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    statistics = _latent_statistics(base, latents)
+    if statistics is not None:
+        latents = (latents - statistics[0]) / statistics[1]
     return latents * base.vae.config.scaling_factor
 
 
@@ -117,4 +230,15 @@ def encode_pixels(base: Base, pixel_values: Tensor) -> Tensor:
 def decode_latents(base: Base, latents: Tensor) -> Tensor:
     """Latents (B, c, h, w) -> pixels (B, 3, H, W) in [-1, 1], clipped."""
     latents = latents.to(base.vae.dtype) / base.vae.config.scaling_factor
+    statistics = _latent_statistics(base, latents)
+    if statistics is not None:
+        latents = latents * statistics[1] + statistics[0]
     return base.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+
+
+def _latent_statistics(base: Base, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of each latent channel, (1, c, 1, 1), for VAEs whose configuration knows them."""
+    mean, deviation = base.vae.config.get("latents_mean"), base.vae.config.get("latents_std")
+    if mean is None or deviation is None:
+        return None
+    return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(deviation).view(1, -1, 1, 1)

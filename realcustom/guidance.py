@@ -1,4 +1,4 @@
-"""Which branches a step runs, and how their predictions combine (paper, eq. 13; special weights)."""
+"""Which branches a step runs, and how their predictions combine (paper, eq. 13; special weights; rescaled modes)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from realcustom.settings import GuidanceMode
+from realcustom.settings import GuidanceMode, GuidanceSettings, Uncond
 
 
 class Branch(enum.Enum):
     """One prediction from the same noised latent."""
 
-    UNCONDITIONAL = "unconditional"  # null or negative text, no image
+    UNCONDITIONAL = "unconditional"  # null or negative text; no image, or a black one
     GUIDANCE = "guidance"  # T: text, no image; its maps make the mask
     GENERATION = "generation"  # TI: text and subjects
 
@@ -23,16 +25,29 @@ class Branch(enum.Enum):
 class Weights:
     """The guidance of a call."""
 
-    mode: GuidanceMode
-    text: float  # w_t, guidance_scale
-    subject: float  # w_i, subject_guidance_scale
+    settings: GuidanceSettings
     has_subjects: bool
+
+    @property
+    def text(self) -> float:
+        """w_t."""
+        return self.settings.guidance_scale
+
+    @property
+    def subject(self) -> float:
+        """w_i."""
+        return self.settings.subject_guidance_scale
+
+    @property
+    def rescale(self) -> float:
+        """phi, 0 where nothing is rescaled."""
+        return self.settings.guidance_rescale if self.has_subjects and self.settings.mode.rescales else 0.0
 
     def coefficients(self) -> dict[Branch, float]:
         """The combination written as one weight per branch; they sum to one. A weight of zero needs no forward."""
         if not self.has_subjects:  # plain classifier-free guidance in every mode
             return {Branch.UNCONDITIONAL: 1 - self.text, Branch.GUIDANCE: self.text, Branch.GENERATION: 0.0}
-        if self.mode is GuidanceMode.DIRECT:
+        if self.settings.mode.is_direct:
             return {Branch.UNCONDITIONAL: 1 - self.subject, Branch.GUIDANCE: 0.0, Branch.GENERATION: self.subject}
         return {
             Branch.UNCONDITIONAL: 1 - self.text,
@@ -40,19 +55,52 @@ class Weights:
             Branch.GENERATION: self.subject,
         }
 
-    def branches(self) -> tuple[Branch, ...]:
-        """The branches whose prediction enters, in launch order."""
+    def combined(self) -> tuple[Branch, ...]:
+        """The branches with a weight."""
         coefficients = self.coefficients()
         return tuple(branch for branch in Branch if coefficients[branch] != 0)
 
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches whose prediction is needed: those with a weight, and those whose deviation rescales."""
+        needed = set(self.combined())
+        if self.rescale:
+            needed.add(Branch.GENERATION)
+            if self.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED:
+                needed.add(Branch.GUIDANCE)
+        return tuple(branch for branch in Branch if branch in needed)
 
-def combine(predictions: Mapping[Branch, Tensor], weights: Weights) -> Tensor:
-    """The guided prediction from the branches that were run.
+    def with_subjects(self) -> tuple[Branch, ...]:
+        """The branches that attend to image tokens under the mask."""
+        if not self.has_subjects:
+            return ()
+        if self.settings.uncond is Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
+            return (Branch.UNCONDITIONAL, Branch.GENERATION)
+        return (Branch.GENERATION,)
 
-    The difference form is computed where all its branches are there (statements to the bit refer to it), the weights
-    where one drops out.
+
+def combine(predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None = None) -> Tensor:
+    """The guided prediction (B, c, h, w) from the branches that were run.
+
+    Args:
+        predictions: at least `weights.branches()`.
+        mask: (B, U, H*, W*), what `cascade_rescale_masked` tells inside from outside by; None = inside everywhere.
     """
-    needed = weights.branches()
+    combined = _weighted(predictions, weights)
+    if not weights.rescale:  # 0 / 0 of a constant prediction is not even asked for
+        return combined
+    target = _deviation(predictions[Branch.GENERATION])
+    if weights.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED and mask is not None:
+        marked = (mask.amax(1, keepdim=True) > 0).float()  # (B, 1, H*, W*)
+        inside = F.interpolate(marked, size=combined.shape[-2:], mode="nearest") > 0
+        target = torch.where(inside, target, _deviation(predictions[Branch.GUIDANCE]))
+    own = _deviation(combined)
+    factor = torch.where(own > 0, target / own.clamp(min=torch.finfo(own.dtype).tiny), 1.0)
+    return (combined * (weights.rescale * factor + 1 - weights.rescale)).to(combined.dtype)
+
+
+def _weighted(predictions: Mapping[Branch, Tensor], weights: Weights) -> Tensor:
+    """The difference form where all its branches are there (statements to the bit refer to it), else the weights."""
+    needed = weights.combined()
     if len(needed) == 1:
         return predictions[needed[0]]
     coefficients = weights.coefficients()
@@ -64,3 +112,8 @@ def combine(predictions: Mapping[Branch, Tensor], weights: Weights) -> Tensor:
         return null + weights.text * (text - null) + weights.subject * (subject - text)
     text, subject = predictions[Branch.GUIDANCE], predictions[Branch.GENERATION]
     return text + weights.subject * (subject - text)
+
+
+def _deviation(prediction: Tensor) -> Tensor:
+    """Standard deviation of each row over channels and cells, (B, 1, 1, 1) fp32."""
+    return prediction.float().std((1, 2, 3), keepdim=True)

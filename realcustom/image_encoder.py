@@ -56,19 +56,13 @@ class ImageEncoder(abc.ABC):
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) -> tokens (B, S_raw, D)."""
 
+    @abc.abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Move the models."""
+
     def encode_black(self) -> Tensor:
         """(1, S_raw, D) of a black picture: the reference of the released negative branch. They are not zeros."""
         return self.encode(self.prepare(Image.new("RGB", (64, 64)))[None])
-
-    @staticmethod
-    def from_pretrained(
-        model: str,
-        settings: ImageEncoderSettings,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> ImageEncoder:
-        """`load_image_encoder`."""
-        return load_image_encoder(model, settings, device, dtype)
 
 
 class ClipEncoder(ImageEncoder):
@@ -83,6 +77,10 @@ class ClipEncoder(ImageEncoder):
     def embed_dim(self) -> int:
         """D."""
         return int(self.model.config.hidden_size)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model."""
+        self.model.to(device)  # type: ignore[arg-type]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """As the processor scales and normalises it: (3, R, R)."""
@@ -136,6 +134,11 @@ class SiglipDinoEncoder(ImageEncoder):
     def embed_dim(self) -> int:
         """D, both widths together."""
         return int(self.siglip.config.hidden_size + self.dino.config.hidden_size)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move both models."""
+        self.siglip.to(device)  # type: ignore[arg-type]
+        self.dino.to(device)  # type: ignore[arg-type]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""
@@ -191,6 +194,12 @@ def load_image_encoder(
     siglip, siglip_processor = _load(siglip_name, _SIGLIP, SiglipImageProcessorPil, wanted, device, dtype)
     dino, dino_processor = _load(dino_name, _DINO, BitImageProcessorPil, wanted, device, dtype)
     return SiglipDinoEncoder(siglip, dino, (siglip_processor, dino_processor), identity, settings)
+
+
+def feature_width(model: str) -> int:
+    """`embed_dim` of the encoder that `load_image_encoder` would load, from its configuration alone."""
+    configs = [_config(name) for name in split_models(model)]
+    return sum(int(getattr(config, "vision_config", config).hidden_size) for config in configs)
 
 
 def count_local_views(model: str, settings: ImageEncoderSettings) -> int:

@@ -12,7 +12,7 @@ from realcustom import attention
 from realcustom.attention import Conditioning, SubjectTokens
 from realcustom.projector import make_projector
 from realcustom.scoring import AdaptiveScoring, select_tokens
-from realcustom.settings import MethodSettings
+from realcustom.settings import MaskResize, MethodSettings, VisualContext
 
 SCORING = "adaptive_scoring"
 PROJECTOR = "encoder_hidden_states_vision_projection"  # the attribute; released checkpoints have this name
@@ -24,7 +24,7 @@ class RealCustomModel(nn.Module):
     Only the visual projections, the projector and the scoring module take gradients; everything else is frozen.
 
     Args:
-        unet: SD 1.x-shaped, of any size; its attention processors are replaced and projections added to it.
+        unet: SD 1.x- or SDXL-shaped, of any size; its attention processors are replaced and projections added to it.
         settings: the method.
         image_embed_dim: width of the image encoder's tokens, before the projector.
         generator: of the new weights; None = torch's own.
@@ -57,14 +57,19 @@ class RealCustomModel(nn.Module):
         self.levels = len(unet.config.block_out_channels)
         self.adaptive_scoring: AdaptiveScoring | None = None
         if settings.tokens.scoring:
-            self.adaptive_scoring = AdaptiveScoring(text_dim, unet.config.in_channels, token_dim, settings.tokens).to(
-                unet.device
-            )
+            conv_in = settings.tokens.visual_context is VisualContext.CONV_IN
+            channels = unet.config.block_out_channels[0] if conv_in else unet.config.in_channels
+            self.adaptive_scoring = AdaptiveScoring(text_dim, channels, token_dim, settings.tokens).to(unet.device)
             _reset(self.adaptive_scoring, generator)
         self.encoder_hidden_states_vision_projection = projector
         if projector is not None:
             _reset(projector, generator)
             projector.to(unet.device, unet.dtype)
+
+    def own_modules(self) -> list[nn.Module]:
+        """What stands beside the UNet, not in it."""
+        modules = (self.encoder_hidden_states_vision_projection, self.adaptive_scoring)
+        return [module for module in modules if module is not None]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by the name it has in a checkpoint."""
@@ -88,19 +93,9 @@ class RealCustomModel(nn.Module):
     def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over trained tensors. Raises ValueError naming what is missing, unexpected or of another shape."""
         own = self.trained_parameters()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        shapes = [
-            f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
-            for name in sorted(own.keys() & state.keys())
-            if own[name].shape != state[name].shape
-        ]
-        problems = [
-            f"{what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-            if names
-        ]
+        problems = adapter_problems(*({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (own, state)))
         if problems:
-            raise ValueError(f"the adapter does not fit this base model and image encoder: {'; '.join(problems)}")
+            raise ValueError(f"the adapter does not fit this base model and image encoder: {problems}")
         for name, value in own.items():
             value.copy_(state[name])
 
@@ -120,14 +115,29 @@ class RealCustomModel(nn.Module):
         alphas_cumprod: Tensor,
         influence_quantity: float,
         words: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_resize: MaskResize = MaskResize.BILINEAR,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Selected tokens (B, n) and their gate (B, n); (None, None) = all of them, ungated. Shapes as `AdaptiveScoring`.
+        """Which tokens act, and how strongly.
 
-        `image_embeds` are those of `project`.
+        Args:
+            latents: (B, c, h, w), as the UNet sees them.
+            image_embeds: (B, S, D), of `project`.
+            words: (B, T) the target word's tokens; None while training.
+            mask: (B, 1, H*, W*) the influence mask, for `mask_latent`; None while training.
+            The others are as `AdaptiveScoring` has them.
+        Returns:
+            Indices (B, n) and gates (B, n); (None, None) = all tokens, ungated.
         """
         if self.adaptive_scoring is None:
             return None, None
-        scores = self.adaptive_scoring(encoder_hidden_states, latents, image_embeds, alphas_cumprod, words)
+        context = latents  # (B, c, h, w), or the first convolution's channels
+        if self.settings.tokens.visual_context is VisualContext.CONV_IN:
+            context = self.unet.conv_in(latents.to(self.unet.dtype))
+        if mask is not None and self.settings.tokens.mask_latent:
+            grid = (int(latents.shape[2]), int(latents.shape[3]))
+            context = context * attention.resize_mask(mask, grid, mask_resize).to(context.dtype)
+        scores = self.adaptive_scoring(encoder_hidden_states, context, image_embeds, alphas_cumprod, words)
         return select_tokens(scores, influence_quantity)
 
     def forward(
@@ -138,12 +148,15 @@ class RealCustomModel(nn.Module):
         image_embeds: Tensor,  # (B, S_raw, D) of the image encoder
         alphas_cumprod: Tensor,  # (B,) of the timesteps
         influence_quantity: float,
+        added_cond_kwargs: dict[str, Tensor] | None = None,  # SDXL: text_embeds (B, P), time_ids (B, 6)
     ) -> Tensor:
         """The model's output (B, c, h, w) as training sees it: no mask, no word mask (section 3.2)."""
         tokens = self.project(image_embeds)  # (B, S, D)
         index, gate = self.score(encoder_hidden_states, noisy_latents, tokens, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
-            grids=attention.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels),
+            grids=attention.by_queries(
+                attention.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels)
+            ),
             subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate)],
             scale=self.settings.attn.scale,
         )
@@ -151,9 +164,29 @@ class RealCustomModel(nn.Module):
             noisy_latents,
             timesteps,
             encoder_hidden_states,
+            added_cond_kwargs=added_cond_kwargs,
             cross_attention_kwargs={"conditioning": conditioning},
             return_dict=False,
         )[0]
+
+
+def adapter_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with an adapter's tensors, by name and shape; empty = nothing."""
+    shapes = [
+        f"{name} {found[name]}, here {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
+    ]
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": shapes,
+    }
+    return "; ".join(
+        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for what, names in kinds.items()
+        if names
+    )
 
 
 def _reset(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -10,38 +10,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from realcustom.base import Base, decode_latents, encode_prompts, load_base
+from realcustom import attention
+from realcustom.arguments import (
+    OUTPUT_TYPES,
+    Subject,
+    generators_for,
+    latent_size,
+    negative_prompts,
+    pair,
+    settings_with,
+)
+from realcustom.base import Base, decode_latents, encode_negative_prompts, encode_prompts, load_base
 from realcustom.checkpoint import load_adapter
-from realcustom.image_encoder import ImageEncoder
+from realcustom.identity import same_content
+from realcustom.image_encoder import ImageEncoder, load_image_encoder
 from realcustom.model import RealCustomModel
 from realcustom.reference import prepare_reference
-from realcustom.sampler import Rows, Sampler, check_scheduler
-from realcustom.settings import MethodSettings, Occurrence, SamplerSettings, TimestepSpacing
-from realcustom.words import find_word, word_mask
+from realcustom.sampler import Rows, Sampler
+from realcustom.schedule import check_scheduler, make_scheduler
+from realcustom.settings import MethodSettings, Never, TimeIdsOrder, Uncond, without_effect
+from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
 
-OWN_SCHEDULER = "base"
-SCHEDULERS = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepScheduler"}  # short names of settings
+__all__ = ["RealCustomOutput", "RealCustomPipeline", "Subject"]
+
 CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps, least recently used go first
 
 Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A picture of a subject, and the word of the prompt that is narrowed to it."""
-
-    image: Image.Image
-    word: str
-    occurrence: Occurrence | int | str | None = None  # all, first, last or a number from 0; None = as the adapter says
-    scope: float | None = None  # influence scope of this subject; None = the call's
-    mask: Image.Image | None = None  # where the subject is in its picture, for adapters with `reference: crop`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,16 @@ class RealCustomOutput:
     """What a call returns."""
 
     images: list[Image.Image] | np.ndarray | Tensor  # as `output_type` says; (B, H, W, 3) in [0, 1], or latents
-    masks: list[Tensor] | None  # per step (B, U, H*, W*) in [0, 1]
+    masks: list[tuple[Tensor, ...]] | None  # per step, per subject, (B, 1, H*, W*) in [0, 1]
     words: list[list[str]]  # per image, each subject's word as it was found
 
 
 class RealCustomPipeline:
     """Subject-driven text-to-image generation with a frozen base model and a trained adapter.
 
-    Assign `scheduler` to change the sampler; it then wins over the adapter's settings.
+    `diffusers` is the base as a stock pipeline; everything that it can do to its parts acts here too, and its attributes
+    and methods can be named on this object: `pipe.load_lora_weights(...)`, `pipe.vae.enable_slicing()`. Assign
+    `scheduler` to change the sampler; it then wins over the adapter's settings.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class RealCustomPipeline:
         self.base, self.settings, self.model, self.image_encoder = base, settings, model, image_encoder
         self._scheduler: Any = None
         self._encoded: OrderedDict[bytes, Tensor] = OrderedDict()
+        for sentence in without_effect(settings):
+            warnings.warn(sentence, stacklevel=2)
 
     @classmethod
     def from_pretrained(
@@ -82,9 +86,10 @@ class RealCustomPipeline:
         """Load a base model and an adapter.
 
         Args:
-            base: diffusers folder or hub id of an SD 1.x-shaped model.
+            base: diffusers folder or hub id of an SD 1.x- or SDXL-shaped model.
             adapter: path or storage URI of an adapter checkpoint; None = plain text-to-image.
-            image_encoder: folder or hub id; None = the adapter's own, which must then be a hub id.
+            image_encoder: folder or hub id (for RealCustom++ two, "SIGLIP,DINOV2"); None = the adapter's own, which must
+                then be a hub id.
             device: None = CUDA where there is one.
             torch_dtype: of the models' weights; None = float32. Maps, scores and gates are float32 always.
         Raises:
@@ -97,18 +102,46 @@ class RealCustomPipeline:
         loaded = load_base(base, device, dtype)
         if checkpoint is None:
             return cls(loaded, MethodSettings())
-        encoder = ImageEncoder.from_pretrained(
+        encoder = load_image_encoder(
             _encoder_to_load(checkpoint.image_encoder, image_encoder), checkpoint.settings.image_encoder, device, dtype
         )
         for what, trained_with, here in (
             ("base model", checkpoint.base, loaded.identity),
             ("image encoder", checkpoint.image_encoder, encoder.identity),
         ):
-            if trained_with.rpartition("@")[2] != here.rpartition("@")[2]:
+            if not same_content(trained_with, here):
                 warnings.warn(f"the adapter was trained with the {what} {trained_with}, this is {here}", stacklevel=2)
-        model = RealCustomModel(loaded.unet, checkpoint.settings, encoder.embed_dim)
+        model = RealCustomModel(loaded.unet, checkpoint.settings, encoder.embed_dim, local_views=encoder.local_views)
         model.load_adapter_state_dict(checkpoint.tensors)
         return cls(loaded, checkpoint.settings, model.requires_grad_(False).eval(), encoder)
+
+    @property
+    def diffusers(self) -> Any:
+        """The base as a stock diffusers pipeline, of the same parts."""
+        return self.base.pipeline
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "base" not in self.__dict__:  # while copying or unpickling there is no base yet
+            raise AttributeError(name)
+        return getattr(self.base.pipeline, name)
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder; another one may be assigned."""
+        return self.base.vae
+
+    @vae.setter
+    def vae(self, vae: Any) -> None:
+        self.base.pipeline.vae = vae
+
+    @property
+    def text_encoder(self) -> Any:
+        """The (first) text encoder; another one may be assigned."""
+        return self.base.text_encoder
+
+    @text_encoder.setter
+    def text_encoder(self, text_encoder: Any) -> None:
+        self.base.pipeline.text_encoder = text_encoder
 
     @property
     def scheduler(self) -> Any:
@@ -121,6 +154,31 @@ class RealCustomPipeline:
     def scheduler(self, scheduler: Any) -> None:
         check_scheduler(scheduler)
         self._scheduler = scheduler
+
+    def to(self, device: torch.device | str) -> RealCustomPipeline:
+        """Move every model, image encoder and adapter included."""
+        self.base.pipeline.to(device)
+        self._move_adapter(device)
+        return self
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """diffusers' offload of whole models; the adapter's own modules and the image encoder stay on the device."""
+        self.base.pipeline.enable_model_cpu_offload(gpu_id, device)
+        self._move_adapter(self.base.device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """diffusers' offload layer by layer; the adapter's own modules and the image encoder stay on the device."""
+        self.base.pipeline.enable_sequential_cpu_offload(gpu_id, device)
+        self._move_adapter(self.base.device)
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Raises ValueError: sliced attention has processors of its own, in which no subject can act."""
+        raise ValueError(
+            "attention slicing replaces the attention processors, and with them the subject's attention: leave it off "
+            "(scaled-dot-product attention needs no more memory); VAE slicing and tiling, and offload, work"
+        )
 
     @torch.no_grad()
     def __call__(
@@ -135,7 +193,7 @@ class RealCustomPipeline:
         subject_guidance_scale: float | None = None,
         influence_scope: float | None = None,
         influence_quantity: float | None = None,
-        mask_reuse_after: int | None = None,
+        mask_reuse_after: int | Never | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
@@ -151,40 +209,43 @@ class RealCustomPipeline:
             prompt: one prompt or several; several are drawn as one batch.
             subjects: of the prompt; for several prompts, a list for each (they may differ in number).
             height, width: pixels, multiples of the VAE's factor; None = the base model's own size.
-            guidance_scale: w_t; subject_guidance_scale: w_i (in direct mode the only weight).
-            influence_scope: gamma_scope, ratio of the mask's pixels kept; influence_quantity: gamma_num, ratio of tokens.
-            mask_reuse_after: steps with a fresh mask; then the last one stays.
+            guidance_scale: w_t; subject_guidance_scale: w_i (in the direct modes the only weight).
+            influence_scope: gamma_scope, ratio of the mask's cells kept; influence_quantity: gamma_num, ratio of tokens.
+            mask_reuse_after: steps with a fresh mask; then the last one stays. 0 counts as 1.
             negative_prompt: takes the place of the empty text.
             generator: one, or one per image.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
             use_mask: False = the subjects act everywhere, for comparison.
             output_type: "pil", "np", "pt" or "latent".
-            callback_on_step_end: (pipeline, step, timestep, {"latents", "mask"}) -> dict; may return new "latents".
+            callback_on_step_end: (pipeline, step, timestep, {"latents", "masks"}) -> dict; may return new "latents".
         Raises:
             TargetWordNotFound, TargetWordTruncated: the word is not usable; the message names the prompt's words.
             ValueError: any other argument that cannot be used.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
+        if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
-        prompts, per_prompt = _pair(prompt, subjects)
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-        settings = _with_arguments(
-            self.settings, guidance_scale, subject_guidance_scale, influence_scope, influence_quantity, mask_reuse_after
+        prompts, per_prompt = pair(prompt, subjects)
+        settings = settings_with(
+            self.settings,
+            guidance_scale=guidance_scale,
+            subject_guidance_scale=subject_guidance_scale,
+            influence_scope=influence_scope,
+            influence_quantity=influence_quantity,
+            mask_reuse_after=mask_reuse_after,
+            num_inference_steps=num_inference_steps,
         )
-        words, names = self._words(prompts, per_prompt, settings)  # first: a wrong word costs no forward
+        matches = self.find_words(prompts, per_prompt)  # first: a wrong word costs no forward
+        attention.check_processors(self.base.unet) if self.model is not None else None
+        count = len(prompts) * num_images_per_prompt
+        generators = generators_for(generator, count)
+        noise = self._starting_noise(count, height, width, generators, latents)
         scheduler = self.scheduler
-        steps = settings.sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
-        if steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        scheduler.set_timesteps(steps, device=self.base.device)
-        repeat = num_images_per_prompt
-        rows = self._rows(prompts, negative_prompt, per_prompt, words, settings, repeat)
-        rows.latents = self._starting_latents(len(prompts) * repeat, height, width, generator, latents)
-        rows.latents = rows.latents * scheduler.init_noise_sigma
-        rows.generators = list(generator) if isinstance(generator, Sequence) else None
-        if isinstance(generator, torch.Generator):
-            rows.generators = [generator] * len(rows.latents)
+        scheduler.set_timesteps(settings.sampler.num_inference_steps, device=self.base.device)
+        rows = self._rows(prompts, negative_prompt, per_prompt, matches, settings, num_images_per_prompt)
+        rows.generators, rows.latents = generators, noise * scheduler.init_noise_sigma
+        self._size_conditions(rows, settings)
         sampler = Sampler(
             model=self._model(),
             scheduler=scheduler,
@@ -194,19 +255,51 @@ class RealCustomPipeline:
             use_mask=use_mask,
             return_masks=return_masks,
         )
-        masks: list[Tensor] = []
+        masks = []
         for step in sampler.run():
-            if return_masks and step.mask is not None:
-                masks.append(step.mask)
+            if return_masks and step.masks is not None:
+                masks.append(step.masks)
             if callback_on_step_end is not None:
-                tensors: dict[str, Any] = {"latents": step.latents, "mask": step.mask}
+                tensors: dict[str, Any] = {"latents": step.latents, "masks": step.masks}
                 changed = callback_on_step_end(self, step.index, step.timestep, tensors)
                 sampler.rows.latents = changed.get("latents", step.latents)
+        images = self._decode(sampler.rows.latents, output_type)
+        self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
-            images=self._decode(sampler.rows.latents, output_type),
+            images=images,
             masks=masks if return_masks else None,
-            words=[row for row in names for _ in range(repeat)],
+            words=[[match.phrase for match in row] for row in matches for _ in range(num_images_per_prompt)],
         )
+
+    def find_words(self, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]) -> list[list[WordMatch]]:
+        """Where each subject's word stands in its prompt. Raises as `find_word`, or ValueError without an adapter."""
+        if any(subjects) and self.image_encoder is None:
+            raise ValueError("subjects need an adapter: give one to from_pretrained(adapter=...)")
+        words, tokenizer = self.settings.words, self.base.tokenizer
+        found = []
+        for text, row in zip(prompts, subjects, strict=True):
+            if row and self.base.is_sdxl:
+                first, second = self.base.tokenizers
+                check_tokenizers_agree(first, second, text)
+            found.append(
+                [
+                    union(
+                        [
+                            find_word(
+                                tokenizer,
+                                text,
+                                word,
+                                subject.chosen_occurrence(words.occurrence),
+                                words.plural,
+                                words.match,
+                            )
+                            for word in subject.words
+                        ]
+                    )
+                    for subject in row
+                ]
+            )
+        return found
 
     def _model(self) -> RealCustomModel:
         if self.model is None:  # plain text-to-image: the same loop, with nothing that acts
@@ -214,97 +307,97 @@ class RealCustomPipeline:
             self.model = RealCustomModel(self.base.unet, plain, image_embed_dim=1)
         return self.model
 
-    def _words(
-        self, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]], settings: MethodSettings
-    ) -> tuple[Tensor, list[list[str]]]:
-        """Word masks (prompts, U, T), zero for absent subjects, and each word as it was found."""
-        most = max(len(row) for row in subjects)
-        if most and self.image_encoder is None:
-            raise ValueError("subjects need an adapter: give one to from_pretrained(adapter=...)")
-        length = self.base.tokenizer.model_max_length
-        masks, names = torch.zeros(len(prompts), most, length), []
-        for i, (text, row) in enumerate(zip(prompts, subjects, strict=True)):
-            found = [
-                find_word(
-                    self.base.tokenizer,
-                    text,
-                    subject.word,
-                    settings.words.occurrence if subject.occurrence is None else _occurrence(subject.occurrence),
-                    settings.words.plural,
-                )
-                for subject in row
-            ]
-            for u, match in enumerate(found):
-                masks[i, u] = word_mask(match, length)
-            names.append([match.phrase for match in found])
-        return masks, names
+    def _move_adapter(self, device: torch.device | str) -> None:
+        for module in () if self.model is None else self.model.own_modules():
+            module.to(device)
+        if self.image_encoder is not None:
+            self.image_encoder.to(device)
 
     def _rows(
         self,
         prompts: Sequence[str],
         negative_prompt: str | Sequence[str] | None,
         subjects: Sequence[Sequence[Subject]],
-        words: Tensor,
+        matches: Sequence[Sequence[WordMatch]],
         settings: MethodSettings,
         repeat: int,
     ) -> Rows:
-        if negative_prompt is None or isinstance(negative_prompt, str):
-            negative_prompt = [negative_prompt or ""] * len(prompts)
-        negative = list(negative_prompt)
-        if len(negative) != len(prompts):
-            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one for each")
-        most = words.shape[1]
+        """Everything of a call but its latents, each row `repeat` times."""
+        most, length = max(len(row) for row in subjects), self.base.tokenizer.model_max_length
         tokens = [[self._encode(subject) for subject in row] for row in subjects]
         shape = next((token.shape for row in tokens for token in row), torch.Size((0, 1)))
-        device, dtype = self.base.device, self.base.unet.dtype
-        embeds = torch.zeros(len(prompts), most, *shape, device=device, dtype=dtype)
+        device = self.base.device
+        embeds = torch.zeros(len(prompts), most, *shape, device=device, dtype=self.base.unet.dtype)
+        words = torch.zeros(len(prompts), most, length)
         scopes = torch.zeros(len(prompts), most, dtype=torch.float64)
         present = torch.zeros(len(prompts), most, dtype=torch.bool, device=device)
         for i, row in enumerate(subjects):
             for u, subject in enumerate(row):
-                embeds[i, u], present[i, u] = tokens[i][u], True
-                scopes[i, u] = settings.mask.influence_scope if subject.scope is None else _scope(subject.scope)
+                embeds[i, u], present[i, u], words[i, u] = tokens[i][u], True, word_mask(matches[i][u], length)
+                scopes[i, u] = settings.mask.influence_scope if subject.scope is None else subject.scope
+        pooled = settings.base.sdxl_pooled
+        text = encode_prompts(self.base, prompts, pooled)
+        negative = encode_negative_prompts(self.base, negative_prompts(negative_prompt, len(prompts)), text, pooled)
+        black = most > 0 and settings.guidance.uncond is Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED
+
+        def repeated(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.repeat_interleave(repeat, 0)
+
         return Rows(
             latents=torch.empty(0),
-            prompt_embeds=encode_prompts(self.base, prompts).repeat_interleave(repeat, 0),
-            negative_prompt_embeds=encode_prompts(self.base, negative).repeat_interleave(repeat, 0),
-            words=words.to(device).repeat_interleave(repeat, 0),
-            image_embeds=embeds.repeat_interleave(repeat, 0),
-            present=present.repeat_interleave(repeat, 0),
-            influence_scope=scopes.repeat_interleave(repeat, 0),
+            prompt_embeds=repeated(text.hidden),
+            negative_prompt_embeds=repeated(negative.hidden),
+            pooled_prompt_embeds=repeated(text.pooled),
+            negative_pooled_prompt_embeds=repeated(negative.pooled),
+            words=repeated(words.to(device)),
+            image_embeds=repeated(embeds),
+            black_image_embeds=self._black_tokens() if black else None,
+            present=repeated(present),
+            influence_scope=repeated(scopes),
             influence_quantity=settings.tokens.influence_quantity,
         )
 
+    def _size_conditions(self, rows: Rows, settings: MethodSettings) -> None:
+        """SDXL is told the picture's size, as if it had never been cropped."""
+        if not self.base.is_sdxl:
+            return
+        sides = [side * self.base.vae_scale_factor for side in rows.latents.shape[-2:]]
+        if settings.base.time_ids_order is TimeIdsOrder.WH_COMPAT:
+            sides.reverse()
+        ids = rows.prompt_embeds.new_tensor([*sides, 0, 0, *sides])
+        rows.time_ids = ids.expand(len(rows.latents), -1)
+
+    def _black_tokens(self) -> Tensor:
+        """The tokens (S, Di) of a black picture, which are not zeros."""
+        assert self.image_encoder is not None and self.model is not None
+        return self.model.project(self.image_encoder.encode_black())[0].to(self.base.unet.dtype)
+
     def _encode(self, subject: Subject) -> Tensor:
-        """The subject's image tokens (S, Di), kept by the content of what the encoder is shown."""
-        assert self.image_encoder is not None
+        """The subject's tokens (S, Di), kept by the content of what the encoder is shown."""
+        assert self.image_encoder is not None and self.model is not None
         reference = prepare_reference(subject.image, subject.mask, self.settings.image_encoder)
         key = hashlib.sha256(f"{reference.size}".encode() + reference.tobytes()).digest()
         if key not in self._encoded:
-            self._encoded[key] = self.image_encoder.encode(self.image_encoder.prepare(reference)[None])[0]
+            features = self.image_encoder.encode(self.image_encoder.prepare(reference)[None])
+            self._encoded[key] = self.model.project(features)[0]
         self._encoded.move_to_end(key)
         if len(self._encoded) > CACHED_SUBJECTS:
             self._encoded.popitem(last=False)
         return self._encoded[key]
 
-    def _starting_latents(
+    def _starting_noise(
         self,
         count: int,
         height: int | None,
         width: int | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
+        generators: list[torch.Generator] | None,
         latents: Tensor | None,
     ) -> Tensor:
-        factor, default = self.base.vae_scale_factor, self.base.resolution
-        sides = [default if side is None else side for side in (height, width)]
-        for name, side in zip(("height", "width"), sides, strict=True):
-            if side < factor or side % factor:
-                raise ValueError(f"{name} must be a positive multiple of {factor} pixels, got {side}")
-        if isinstance(generator, Sequence) and len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} images; give one, or one for each")
-        shape = (count, self.base.unet.config.in_channels, sides[0] // factor, sides[1] // factor)
+        size = latent_size(height, width, self.base.resolution, self.base.vae_scale_factor)
+        shape = (count, self.base.unet.config.in_channels, *size)
         if latents is None:
-            drawn = list(generator) if isinstance(generator, Sequence) else generator
+            one = generators is not None and all(generator is generators[0] for generator in generators)
+            drawn = generators[0] if one and generators is not None else generators
             return randn_tensor(shape, generator=drawn, device=self.base.device, dtype=self.base.unet.dtype)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
@@ -322,30 +415,6 @@ class RealCustomPipeline:
         return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
 
 
-def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
-    """The scheduler that the settings name, built from the base model's own configuration.
-
-    Raises ValueError for a name that is not a diffusers scheduler, or one that the method is not defined on.
-    """
-    kind: Any = type(own)
-    if settings.scheduler != OWN_SCHEDULER:
-        name = SCHEDULERS.get(settings.scheduler, settings.scheduler)
-        kind = getattr(diffusers, name, None)
-        if kind is None or not name.endswith("Scheduler"):
-            raise ValueError(
-                f"sampler.scheduler '{settings.scheduler}' is not ddim, dpmpp_single, base or a scheduler of diffusers, "
-                "e.g. EulerDiscreteScheduler"
-            )
-    changes: dict[str, Any] = {}
-    if "clip_sample" in own.config or settings.scheduler != OWN_SCHEDULER:
-        changes["clip_sample"] = False
-    if settings.timestep_spacing is not TimestepSpacing.BASE:
-        changes["timestep_spacing"] = settings.timestep_spacing.value
-    scheduler = kind.from_config({**own.config, **changes})
-    check_scheduler(scheduler)
-    return scheduler
-
-
 def _encoder_to_load(trained_with: str, given: str | None) -> str:
     if given is not None:
         return given
@@ -354,61 +423,3 @@ def _encoder_to_load(trained_with: str, given: str | None) -> str:
             f"the adapter's image encoder is the local folder '{trained_with}': name where it is with image_encoder="
         )
     return trained_with
-
-
-def _pair(
-    prompt: str | Sequence[str], subjects: Sequence[Subject] | Sequence[Sequence[Subject]]
-) -> tuple[list[str], list[list[Subject]]]:
-    """Prompts, and a list of subjects for each."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("give at least one prompt")
-    nested = [list(row) for row in subjects if not isinstance(row, Subject)]
-    flat = [subject for subject in subjects if isinstance(subject, Subject)]
-    if flat and nested:
-        raise ValueError("subjects are either a list, or a list of lists, one for each prompt; not both")
-    if nested:
-        if len(nested) != len(prompts):
-            raise ValueError(f"{len(nested)} lists of subjects for {len(prompts)} prompts; give one for each")
-        return prompts, nested
-    if flat and len(prompts) > 1:
-        raise ValueError(f"{len(prompts)} prompts need a list of subjects each: subjects=[[...], [...]]")
-    return prompts, [flat for _ in prompts]
-
-
-def _with_arguments(
-    settings: MethodSettings,
-    guidance_scale: float | None,
-    subject_guidance_scale: float | None,
-    influence_scope: float | None,
-    influence_quantity: float | None,
-    mask_reuse_after: int | None,
-) -> MethodSettings:
-    """The settings with a call's arguments laid over them."""
-
-    def given(**values: float | None) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value is not None}
-
-    return replace(
-        settings,
-        guidance=replace(
-            settings.guidance, **given(guidance_scale=guidance_scale, subject_guidance_scale=subject_guidance_scale)
-        ),
-        mask=replace(settings.mask, **given(influence_scope=influence_scope, mask_reuse_after=mask_reuse_after)),
-        tokens=replace(settings.tokens, **given(influence_quantity=influence_quantity)),
-    )
-
-
-def _occurrence(value: Occurrence | int | str) -> Occurrence | int:
-    if isinstance(value, (Occurrence, int)):
-        return value
-    try:
-        return Occurrence(value)
-    except ValueError as error:
-        raise ValueError(f"occurrence is 'all', 'first', 'last' or a number from 0, got {value!r}") from error
-
-
-def _scope(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"a subject's scope is a ratio from 0 to 1, got {value}")
-    return value

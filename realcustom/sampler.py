@@ -9,7 +9,6 @@ Letters: B rows, c h w latent, T text tokens, D text width, U subjects, S image 
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,10 @@ from realcustom.attention import Conditioning, KeyValue, MapRecorder, SubjectTok
 from realcustom.guidance import Branch, Weights, combine
 from realcustom.mask import influence_mask, warn_if_empty
 from realcustom.model import RealCustomModel
-from realcustom.settings import GuidanceSettings, Launches, MaskSettings
+from realcustom.schedule import alphas_cumprod_at
+from realcustom.settings import GuidanceMode, GuidanceSettings, Launches, MaskSettings
+
+Branches = tuple[Branch, ...]
 
 
 @dataclass(kw_only=True)
@@ -33,10 +35,14 @@ class Rows:
     prompt_embeds: Tensor  # (B, T, D)
     negative_prompt_embeds: Tensor  # (B, T, D)
     words: Tensor  # (B, U, T): 1 at the tokens of each subject's word
-    image_embeds: Tensor  # (B, U, S, Di)
+    image_embeds: Tensor  # (B, U, S, Di), projected
     present: Tensor  # (B, U) bool: the row has this subject
     influence_scope: Tensor  # (B, U), in [0, 1]
     influence_quantity: float
+    pooled_prompt_embeds: Tensor | None = None  # (B, P), SDXL alone, as the two below
+    negative_pooled_prompt_embeds: Tensor | None = None  # (B, P)
+    time_ids: Tensor | None = None  # (B, 6)
+    black_image_embeds: Tensor | None = None  # (S, Di): what the unconditional branch attends to, if anything
     generators: Sequence[torch.Generator] | None = None  # of schedulers that draw noise
 
     @property
@@ -52,7 +58,7 @@ class Step:
     index: int
     timestep: Tensor
     latents: Tensor  # (B, c, h, w), after the step
-    mask: Tensor | None  # (B, U, H*, W*) in [0, 1]; None where no mask is used
+    masks: tuple[Tensor, ...] | None  # per subject (B, 1, H*, W*) in [0, 1]; None where no mask is used
 
 
 @dataclass(kw_only=True)
@@ -66,21 +72,16 @@ class Sampler:
     mask: MaskSettings
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
     return_masks: bool = False  # record maps even where no branch needs them
-    _mask: Tensor | None = None
-    _grids: dict[int, tuple[int, int]] = field(default_factory=dict)
-    _text: dict[tuple[Branch, ...], dict[Any, KeyValue]] = field(default_factory=dict)
-    _visual: list[dict[Any, KeyValue]] = field(default_factory=list)
+    _masks: tuple[Tensor, ...] | None = None
+    _text: dict[Branches, dict[Any, KeyValue]] = field(default_factory=dict)  # keys and values by launch
+    _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by launch and subject
 
     def __post_init__(self) -> None:
         _, _, height, width = self.rows.latents.shape
-        self._grids = attention.level_grids(height, width, self.model.levels)
-        self._visual = [{} for _ in range(self.rows.subjects)]
-        self.weights = Weights(
-            mode=self.guidance.mode,
-            text=self.guidance.guidance_scale,
-            subject=self.guidance.subject_guidance_scale,
-            has_subjects=self.rows.subjects > 0,
-        )
+        unet, grids = self.model.unet, attention.level_grids(height, width, self.model.levels)
+        self._grids, self._mask_grid = attention.by_queries(grids), attention.mask_grid(unet, grids)
+        self._layers = attention.mask_layers(unet, self.mask.layers, grids)
+        self.weights = Weights(settings=self.guidance, has_subjects=self.rows.subjects > 0)
 
     def run(self) -> Iterator[Step]:
         """All steps, one after another; the consumer may stop at any of them."""
@@ -94,104 +95,114 @@ class Sampler:
         needed = self.weights.branches()
         predictions: dict[Branch, Tensor] = {}
         if self._mask_is_live(index, needed):
-            recorder = MapRecorder(words=self.rows.words)
+            recorder = MapRecorder(
+                words=self.rows.words,
+                layers=self._layers,
+                self_grid=self._mask_grid if self.mask.self_refine else None,
+            )
             predictions |= self._launch((Branch.GUIDANCE,), scaled, timestep, recorder)
-            self._mask = self._build_mask(recorder)
+            self._masks = self._build_masks(recorder)
         rest = tuple(branch for branch in needed if branch not in predictions)
         for launch in [rest] if self.guidance.launches is Launches.BATCHED else [(branch,) for branch in rest]:
             if launch:
                 predictions |= self._launch(launch, scaled, timestep)
-        combined = combine(predictions, self.weights)
+        combined = combine(predictions, self.weights, self._all_masks())
         self.rows.latents = self._scheduler_step(combined, timestep)
-        return Step(index=index, timestep=timestep, latents=self.rows.latents, mask=self._mask)
+        return Step(index=index, timestep=timestep, latents=self.rows.latents, masks=self._masks)
 
     def _mask_is_live(self, index: int, needed: Sequence[Branch]) -> bool:
         """Whether this step makes a fresh mask: somebody uses it, and it is not yet frozen."""
-        used = self.rows.subjects > 0 and self.use_mask and (Branch.GENERATION in needed or self.return_masks)
+        masked = any(branch in self.weights.with_subjects() for branch in needed)
+        used = self.rows.subjects > 0 and self.use_mask and (masked or self.return_masks)
         reuse_after = self.mask.mask_reuse_after
         return used and (not isinstance(reuse_after, int) or index < max(1, reuse_after))
 
-    def _build_mask(self, recorder: MapRecorder) -> Tensor:
-        mask = influence_mask(recorder.maps, self.rows.influence_scope, self.mask)
-        warn_if_empty(mask, self.rows.influence_scope * self.rows.present.cpu())
-        return mask * self.rows.present[..., None, None].to(mask.device)
+    def _build_masks(self, recorder: MapRecorder) -> tuple[Tensor, ...]:
+        """Each subject's mask (B, 1, H*, W*) of this step's maps."""
+        scope = self.rows.influence_scope
+        mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
+        warn_if_empty(mask, scope * self.rows.present.cpu())
+        return (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
+
+    def _all_masks(self) -> Tensor | None:
+        """(B, U, H*, W*), for the mode that asks for it."""
+        if self._masks is None or self.guidance.mode is not GuidanceMode.CASCADE_RESCALE_MASKED:
+            return None
+        return torch.cat(self._masks, 1)
 
     def _launch(
-        self, branches: tuple[Branch, ...], scaled: Tensor, timestep: Tensor, recorder: MapRecorder | None = None
+        self, branches: Branches, scaled: Tensor, timestep: Tensor, recorder: MapRecorder | None = None
     ) -> dict[Branch, Tensor]:
         """One UNet call for the rows of these branches."""
-        embeds = [
-            self.rows.negative_prompt_embeds if branch is Branch.UNCONDITIONAL else self.rows.prompt_embeds
-            for branch in branches
-        ]
+        acting = tuple(branch for branch in branches if branch in self.weights.with_subjects())
+        branches = (*(branch for branch in branches if branch not in acting), *acting)  # their rows in one slice
         conditioning = Conditioning(
             grids=self._grids,
+            subjects=[self._subject(acting, number, scaled, timestep) for number in range(self.rows.subjects)]
+            if acting
+            else (),
+            rows=slice((len(branches) - len(acting)) * len(scaled), None),
             scale=self.model.settings.attn.scale,
             mask_resize=self.mask.mask_resize,
             recorder=recorder,
             text_cache=self._text.setdefault(branches, {}),
         )
-        if Branch.GENERATION in branches:
-            start = branches.index(Branch.GENERATION) * len(scaled)
-            conditioning.rows = slice(start, start + len(scaled))
-            conditioning.subjects = [self._subject(number, scaled, timestep) for number in range(self.rows.subjects)]
+        rows = self.rows
         output = self.model.unet(
-            torch.cat([scaled] * len(branches)) if len(branches) > 1 else scaled,
+            _joined([scaled] * len(branches)),
             timestep,
-            torch.cat(embeds) if len(embeds) > 1 else embeds[0],
+            _joined(_of(branches, rows.prompt_embeds, rows.negative_prompt_embeds)),
+            added_cond_kwargs=self._added_conditions(branches),
             cross_attention_kwargs={"conditioning": conditioning},
             return_dict=False,
         )[0]
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
-    def _subject(self, number: int, scaled: Tensor, timestep: Tensor) -> SubjectTokens:
-        """The subject's tokens as this step selects them, under this step's mask."""
-        embeds = self.rows.image_embeds[:, number]  # (B, S, Di)
-        words = self.rows.words[:, number]  # (B, T)
-        mask = None if self._mask is None else self._mask[:, number : number + 1]  # (B, 1, H*, W*)
-        if mask is None and not bool(self.rows.present[:, number].all()):
-            mask = self.rows.present[:, number, None, None, None].to(scaled.dtype)
-        latents = scaled
-        if mask is not None and self.model.settings.tokens.mask_latent:
-            latents = scaled * attention.resize_mask(
-                mask, (scaled.shape[2], scaled.shape[3]), self.mask.mask_resize
-            ).to(scaled.dtype)
-        index, gate = self.model.score(
-            self.rows.prompt_embeds,
-            latents,
-            embeds,
-            self._alphas_cumprod(timestep).expand(len(scaled)),
-            self.rows.influence_quantity,
-            words,
-        )
-        return SubjectTokens(embeds=embeds, index=index, gate=gate, mask=mask, cache=self._visual[number])
+    def _added_conditions(self, branches: Branches) -> dict[str, Tensor] | None:
+        rows = self.rows
+        if rows.pooled_prompt_embeds is None or rows.negative_pooled_prompt_embeds is None or rows.time_ids is None:
+            return None
+        pooled = _of(branches, rows.pooled_prompt_embeds, rows.negative_pooled_prompt_embeds)
+        return {"text_embeds": _joined(pooled), "time_ids": _joined([rows.time_ids] * len(branches))}
 
-    def _alphas_cumprod(self, timestep: Tensor) -> Tensor:
-        """alphas_cumprod at the step, in variance-preserving form; a schedule between integers goes by its sigma."""
-        table = self.scheduler.alphas_cumprod
-        value = float(timestep)
-        if value.is_integer():
-            return table[int(value)].to(self.rows.latents.device)
-        sigma = self.scheduler.sigmas[self.scheduler.index_for_timestep(timestep)]
-        return (1 / (1 + sigma**2)).to(self.rows.latents.device)
+    def _subject(self, acting: Branches, number: int, scaled: Tensor, timestep: Tensor) -> SubjectTokens:
+        """The subject's tokens in the rows of these branches, as this step selects them, under this step's mask."""
+        rows, count = self.rows, len(acting)
+        if (acting, number) not in self._visual:
+            own = rows.image_embeds[:, number]  # (B, S, Di)
+            black = own if rows.black_image_embeds is None else rows.black_image_embeds.expand_as(own)
+            self._visual[acting, number] = SubjectTokens(embeds=_joined(_of(acting, own, black)), cache={})
+        subject = self._visual[acting, number]
+        mask = None if self._masks is None else self._masks[number]  # (B, 1, H*, W*)
+        if mask is None and not bool(rows.present[:, number].all()):
+            mask = rows.present[:, number, None, None, None].to(scaled.dtype)
+        subject.mask = None if mask is None else _joined([mask] * count)
+        if self.model.adaptive_scoring is not None:
+            subject.index, subject.gate = self.model.score(
+                _joined([rows.prompt_embeds] * count),
+                _joined([scaled] * count),
+                subject.embeds,
+                alphas_cumprod_at(self.scheduler, timestep).to(scaled.device).expand(len(subject.embeds)),
+                rows.influence_quantity,
+                words=_joined([rows.words[:, number]] * count),
+                mask=subject.mask,
+                mask_resize=self.mask.mask_resize,
+            )
+        return subject
 
     def _scheduler_step(self, prediction: Tensor, timestep: Tensor) -> Tensor:
         extra: dict[str, Any] = {}
         if self.rows.generators is not None and "generator" in inspect.signature(self.scheduler.step).parameters:
-            extra["generator"] = list(self.rows.generators)
+            first = self.rows.generators[0]
+            same = all(generator is first for generator in self.rows.generators)
+            extra["generator"] = first if same else list(self.rows.generators)
         return self.scheduler.step(prediction, timestep, self.rows.latents, **extra, return_dict=False)[0]
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Raise ValueError for a scheduler that the method is not defined on."""
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"{type(scheduler).__name__} is a flow-matching scheduler or has no alphas_cumprod; RealCustom's scores are "
-            "weighted by it: use a diffusion scheduler (DDIM, DPM-Solver++, Euler, ...)"
-        )
-    if getattr(scheduler.config, "clip_sample", False):
-        warnings.warn(
-            "the scheduler clips samples (clip_sample=True): guidance is then not what the paper's eq. 13 says; the "
-            "pipeline's own schedulers set clip_sample=False",
-            stacklevel=2,
-        )
+def _of(branches: Branches, own: Tensor, unconditional: Tensor) -> list[Tensor]:
+    """What each branch is given."""
+    return [unconditional if branch is Branch.UNCONDITIONAL else own for branch in branches]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from realcustom.settings import Fusion, TextMask, TokenSettings
+from realcustom.settings import Activation, Fusion, TextMask, TokenSettings
+
+ACTIVATIONS = {Activation.SILU: nn.SiLU, Activation.GELU: nn.GELU, Activation.RELU: nn.ReLU}
 
 
 class AdaptiveScoring(nn.Module):
@@ -16,9 +18,9 @@ class AdaptiveScoring(nn.Module):
 
     Args:
         text_dim: c_t.
-        latent_channels: c.
+        latent_channels: c, of the latent, or of the first convolution's features.
         image_dim: c_i.
-        settings: fusion and the MLPs' hidden width.
+        settings: fusion, the MLPs' hidden width and activation.
     """
 
     def __init__(self, text_dim: int, latent_channels: int, image_dim: int, settings: TokenSettings) -> None:
@@ -26,13 +28,13 @@ class AdaptiveScoring(nn.Module):
         self.fusion, self.text_mask_mode = settings.fusion, settings.text_mask_mode
         self.text_attention = nn.Linear(text_dim, 1, bias=False)  # W_at, eq. 5
         self.latent_attention = nn.Linear(latent_channels, 1, bias=False)  # W_av, eq. 5
-        self.text_scorer = _scorer(image_dim + text_dim, settings.hidden)
-        self.latent_scorer = _scorer(image_dim + latent_channels, settings.hidden)
+        self.text_scorer = _scorer(image_dim + text_dim, settings)
+        self.latent_scorer = _scorer(image_dim + latent_channels, settings)
 
     def forward(
         self,
         encoder_hidden_states: Tensor,  # (B, T, c_t)
-        latents: Tensor,  # (B, c, h, w), as the UNet sees them, times the influence mask at inference
+        latents: Tensor,  # (B, c, h, w), what the UNet sees, times the influence mask at inference
         image_embeds: Tensor,  # (B, S, c_i)
         alphas_cumprod: Tensor,  # (B,) of the timestep, variance-preserving
         words: Tensor | None = None,  # (B, T) the target word's tokens; None while training
@@ -85,9 +87,10 @@ class AdaptiveScoring(nn.Module):
         return (1 - late) * text + late * visual
 
 
-def _scorer(width: int, hidden: int) -> nn.Sequential:
+def _scorer(width: int, settings: TokenSettings) -> nn.Sequential:
     # non-linear, or the replicated context would cancel in the softmax; a last bias would too, so there is none
-    return nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, 1, bias=False))
+    hidden, act = settings.hidden, ACTIVATIONS[settings.act]
+    return nn.Sequential(nn.Linear(width, hidden), act(), nn.Linear(hidden, 1, bias=False))
 
 
 def select_tokens(scores: Tensor, influence_quantity: float) -> tuple[Tensor, Tensor]:

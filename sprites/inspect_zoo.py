@@ -97,7 +97,7 @@ def inspect_pipeline(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, 
         )
         assert output.masks is not None and isinstance(output.images, np.ndarray)
         images.append(output.images)
-        masks.append(torch.stack(output.masks)[:, :, 0].numpy() > 0)  # (steps, B, h, w)
+        masks.append(torch.stack([mask for (mask,) in output.masks])[:, :, 0].numpy() > 0)  # (steps, B, h, w)
     verdict = Judge.load(zoo_path("judge"))(np.concatenate(images))
     support = np.concatenate(masks, 1).repeat(2, 2).repeat(2, 3)  # from the latent's grid to pixels
     drawn = verdict.mask > 0.5

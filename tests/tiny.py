@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -68,7 +76,11 @@ def tiny_unet(seed: int = 0, channels: int = 4, sample_size: int = 16) -> UNet2D
 def tiny_text_encoder(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPTextModel:
     """Two layers, 24 wide."""
     torch.manual_seed(seed)
-    config = CLIPTextConfig(
+    return CLIPTextModel(_text_config(tokenizer)).eval()
+
+
+def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=32,
@@ -80,7 +92,6 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config).eval()
 
 
 def tiny_vae(kl: bool = False, seed: int = 0) -> AutoencoderTiny | AutoencoderKL:
@@ -119,6 +130,49 @@ def tiny_pipeline(seed: int = 0, kl: bool = False) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def tiny_sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
+    """SDXL's shape: no attention at the finest level, several blocks a transformer, pooled text and picture sizes."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=2 * TEXT_WIDTH,
+        attention_head_dim=(2, 4, 4),
+        transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH,
+    )
+    return unet.eval().requires_grad_(False)
+
+
+def tiny_sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
+    """A whole stock SDXL pipeline: 32 px pictures, latents 4 x 16 x 16."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed + 1)
+    return StableDiffusionXLPipeline(
+        vae=tiny_vae(kl=True, seed=seed),
+        text_encoder=tiny_text_encoder(tokenizer, seed),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=tiny_tokenizer(),
+        unet=tiny_sdxl_unet(seed),
+        scheduler=tiny_pipeline(seed).scheduler,
+        add_watermarker=False,
+    )
+
+
+def tiny_sdxl_base(folder: str | Path, seed: int = 0) -> str:
+    """A diffusers folder of `tiny_sdxl_pipeline`; returns its path."""
+    tiny_sdxl_pipeline(seed).save_pretrained(folder)
+    return str(folder)
 
 
 def tiny_base(folder: str | Path, seed: int = 0, kl: bool = False) -> str:

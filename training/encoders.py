@@ -54,7 +54,7 @@ class FrozenEncoders:
 
     def text_features(self, caption: str) -> torch.Tensor:
         """(T, D)."""
-        return encode_prompts(self.base, [caption])[0]
+        return encode_prompts(self.base, [caption]).hidden[0]
 
     def image_features(self, picture: Picture) -> torch.Tensor:
         """(S, Di) of the reference that `image_encoder.reference` asks for."""

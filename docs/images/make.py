@@ -33,7 +33,7 @@ def main() -> None:
         out = pipeline(case.prompt, [subject], generator=generators, num_images_per_prompt=3, return_masks=True)
         assert out.masks is not None and isinstance(out.images, list)
         masks = [
-            Image.fromarray((out.masks[step][0, 0].numpy() * 255).astype(np.uint8)).convert("RGB") for step in STEPS
+            Image.fromarray((out.masks[step][0][0, 0].numpy() * 255).astype(np.uint8)).convert("RGB") for step in STEPS
         ]
         rows.append([case.reference, *masks, *out.images])
         captions.append(case.prompt)

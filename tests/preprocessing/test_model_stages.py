@@ -233,7 +233,7 @@ def test_caches_are_what_training_would_compute(stages: SimpleNamespace, models:
         image = Image.open(io.BytesIO(row["image"])).convert("RGB")
         expected = {
             "latents": encode_pixels(base, centre_square(image, 32)[None])[0],
-            "text_features": encode_prompts(base, [row["caption"]])[0],
+            "text_features": encode_prompts(base, [row["caption"]]).hidden[0],
             "image_features": encoder.encode(
                 encoder.prepare(prepare_reference(image, None, MethodSettings().image_encoder))[None]
             )[0],

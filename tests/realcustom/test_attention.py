@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from torch import Tensor
 
 from realcustom import attention
 from realcustom.attention import Conditioning, DecoupledAttentionProcessor, MapRecorder, SubjectTokens
 from realcustom.model import RealCustomModel
-from realcustom.settings import KVInit, MaskResize, MethodSettings
+from realcustom.settings import KVInit, MaskLayers, MaskResize, MethodSettings
 from tests import tiny
 
 
@@ -50,7 +50,7 @@ def run(
     words = torch.zeros(len(latents), 1, text.shape[1])
     words[:, :, 2] = 1
     conditioning = Conditioning(
-        grids=attention.level_grids(latents.shape[2], latents.shape[3], model.levels),
+        grids=attention.by_queries(attention.level_grids(latents.shape[2], latents.shape[3], model.levels)),
         subjects=subjects,
         recorder=MapRecorder(words=words) if record else None,
     )
@@ -159,16 +159,28 @@ def test_resizing_a_mask() -> None:
     mask = torch.rand(1, 1, 16, 12)
     for how in MaskResize:
         assert torch.equal(attention.resize_mask(mask, (16, 12), how), mask)
-        assert torch.allclose(attention.resize_mask(torch.full_like(mask, 0.3), (5, 7), how), torch.tensor(0.3))
+        for grid in ((5, 7), (8, 6)) if how is not MaskResize.RELEASE_COMPAT else ((8, 6),):
+            constant = attention.resize_mask(torch.full_like(mask, 0.3), grid, how)
+            assert constant.shape[-2:] == grid and (constant - 0.3).abs().max() <= 1e-7
         halved = attention.resize_mask(mask, (8, 6), how)
         assert torch.allclose(halved, torch.nn.functional.avg_pool2d(mask, 2), atol=1e-7)
+
+
+def test_the_released_resize_fails_on_sides_that_do_not_halve() -> None:
+    """One factor for both sides: 1024 x 1040 pixels have 64 x 65 and 32 x 33 cells, the factor gives 32 x 32."""
+    mask = torch.rand(1, 1, 64, 65)
+    assert attention.resize_mask(mask, (32, 33), MaskResize.BILINEAR).shape[-2:] == (32, 33)
+    with pytest.raises(ValueError, match=r"64 x 65 mask to 32 x 32, the layer has 32 x 33: take mask_resize bilinear"):
+        attention.resize_mask(mask, (32, 33), MaskResize.RELEASE_COMPAT)
 
 
 def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
     """inv. 9: with every text token marked, each map is one everywhere."""
     latents, timesteps, text, _ = inputs(2, 16, 20)
     recorder = MapRecorder(words=torch.ones(2, 1, 77))
-    conditioning = Conditioning(grids=attention.level_grids(16, 20, model.levels), recorder=recorder)
+    conditioning = Conditioning(
+        grids=attention.by_queries(attention.level_grids(16, 20, model.levels)), recorder=recorder
+    )
     with torch.no_grad():
         model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
     assert {tuple(layer.shape[-2:]) for layer in recorder.maps} == {(16, 20), (8, 10)}
@@ -198,3 +210,69 @@ def test_a_unet_without_text_attention_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="cross_attention"):
         attention.text_cross_attentions(unet)
+
+
+def test_heads_may_be_permuted(model: RealCustomModel) -> None:
+    """inv. 11 (heads): the map is their mean."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, 4, n, 8, generator=generator) for n in (20, 77))
+    words = torch.zeros(2, 1, 77)
+    words[:, :, 2:4] = 1
+    order = torch.tensor([2, 0, 3, 1])
+    one, other = MapRecorder(words=words), MapRecorder(words=words)
+    one.record(query, key, 0.35, (4, 5))
+    other.record(query[:, order], key[:, order], 0.35, (4, 5))
+    assert (one.maps[0] - other.maps[0]).abs().max() <= 1e-6
+    expected = torch.softmax(query.double() @ key.double().mT * 0.35, -1)[..., 2:4].sum(-1).mean(1).view(2, 1, 4, 5)
+    assert (one.maps[0] - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_maps_are_fp32_whatever_the_model_is(dtype: torch.dtype) -> None:
+    """The softmax of half-precision queries is taken in fp32: rows sum to one to fp32's precision."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 4, n, 8, generator=generator).to(dtype) for n in (20, 77))
+    recorder = MapRecorder(words=torch.ones(1, 1, 77))
+    recorder.record(query, key, 0.35, (4, 5))
+    assert recorder.maps[0].dtype == torch.float32 and (recorder.maps[0] - 1).abs().max() <= 1e-6
+
+
+def test_which_layers_and_grids_have_maps(model: RealCustomModel) -> None:
+    """Layers by their place or by their grid; self-attention on the mask's grid alone, its rows summing to the layers."""
+    latents, timesteps, text, _ = inputs(1, 18, 13)
+    grids = attention.level_grids(18, 13, model.levels)
+    assert grids == [(18, 13), (9, 7)] and attention.mask_grid(model.unet, grids) == (18, 13)
+    up = attention.mask_layers(model.unet, MaskLayers.UP, grids)
+    coarse = attention.mask_layers(model.unet, (9,), grids)
+    assert up is not None and coarse is not None and attention.mask_layers(model.unet, MaskLayers.ALL, grids) is None
+    with pytest.raises(ValueError, match=r"mask.layers \[16\].*longer sides.*\[9, 18\]"):
+        attention.mask_layers(model.unet, (16,), grids)
+    for layers, expected in ((up, [(18, 13)] * 2), (coarse, [(9, 7)]), (None, [(18, 13), (9, 7), (18, 13), (18, 13)])):
+        recorder = MapRecorder(words=torch.ones(1, 1, 77), layers=layers, self_grid=(18, 13))
+        conditioning = Conditioning(grids=attention.by_queries(grids), recorder=recorder)
+        with torch.no_grad():
+            model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
+        assert [tuple(layer.shape[-2:]) for layer in recorder.maps] == expected
+        assert recorder.self_maps is not None and recorder.self_maps.shape == (1, 234, 234)
+        assert (recorder.self_maps.sum(-1) - 3).abs().max() <= 1e-5  # one block down, two up
+
+
+def test_replaced_processors_are_refused() -> None:
+    own = RealCustomModel(tiny.tiny_unet(), tiny.tiny_settings(), tiny.IMAGE_WIDTH)
+    attention.check_processors(own.unet)
+    own.unet.set_attn_processor(AttnProcessor2_0())
+    with pytest.raises(ValueError, match="AttnProcessor2_0"):
+        attention.check_processors(own.unet)
+
+
+def test_a_base_without_text_cross_attention_is_refused() -> None:
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+    with pytest.raises(ValueError, match="no text cross-attention"):
+        RealCustomModel(unet, tiny.tiny_settings(), tiny.IMAGE_WIDTH)

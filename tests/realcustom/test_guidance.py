@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from realcustom.guidance import Branch, Weights, combine
-from realcustom.settings import GuidanceMode
+from realcustom.settings import GuidanceMode, GuidanceSettings, Uncond
 
 
 @pytest.fixture
@@ -19,12 +21,17 @@ def predictions() -> dict[Branch, Tensor]:
     return {branch: torch.randn(2, 4, 8, 8, generator=generator) for branch in Branch}
 
 
+def weights_of(mode: GuidanceMode, text: float, subject: float, *, has_subjects: bool = True, **more: Any) -> Weights:
+    settings = GuidanceSettings(mode=mode, guidance_scale=text, subject_guidance_scale=subject, **more)
+    return Weights(settings=settings, has_subjects=has_subjects)
+
+
 def cascade(text: float, subject: float) -> Weights:
-    return Weights(mode=GuidanceMode.CASCADE, text=text, subject=subject, has_subjects=True)
+    return weights_of(GuidanceMode.CASCADE, text, subject)
 
 
 def direct(subject: float) -> Weights:
-    return Weights(mode=GuidanceMode.DIRECT, text=7.5, subject=subject, has_subjects=True)
+    return weights_of(GuidanceMode.DIRECT, 7.5, subject)
 
 
 def test_the_papers_equation(predictions: dict[Branch, Tensor]) -> None:
@@ -40,7 +47,7 @@ def test_the_papers_equation(predictions: dict[Branch, Tensor]) -> None:
 def test_special_weights(predictions: dict[Branch, Tensor]) -> None:
     """inv. 23."""
     null, text, subject = (predictions[branch] for branch in Branch)
-    plain = Weights(mode=GuidanceMode.CASCADE, text=7.5, subject=12.5, has_subjects=False)
+    plain = weights_of(GuidanceMode.CASCADE, 7.5, 12.5, has_subjects=False)
     cfg = null + 7.5 * (text - null)
     assert torch.equal(combine(predictions, plain), cfg)
     assert torch.equal(combine(predictions, cascade(7.5, 0.0)), cfg)  # w_i = 0: plain CFG, bitwise
@@ -64,6 +71,19 @@ def test_special_weights(predictions: dict[Branch, Tensor]) -> None:
         (direct(3.5), {"UNCONDITIONAL", "GENERATION"}),
         (direct(1.0), {"GENERATION"}),
         (direct(0.0), {"UNCONDITIONAL"}),
+        # a deviation that rescales is needed, whatever its prediction weighs
+        (weights_of(GuidanceMode.DIRECT_RESCALE, 7.5, 0.0, guidance_rescale=0.7), {"UNCONDITIONAL", "GENERATION"}),
+        (weights_of(GuidanceMode.DIRECT_RESCALE, 7.5, 0.0), {"UNCONDITIONAL"}),
+        (weights_of(GuidanceMode.CASCADE_RESCALE, 7.5, 0.0), {"UNCONDITIONAL", "GUIDANCE"}),
+        (
+            weights_of(GuidanceMode.CASCADE_RESCALE_MASKED, 5.0, 5.0, guidance_rescale=0.7),
+            {"UNCONDITIONAL", "GUIDANCE", "GENERATION"},
+        ),
+        (weights_of(GuidanceMode.CASCADE_RESCALE_MASKED, 5.0, 5.0), {"UNCONDITIONAL", "GENERATION"}),
+        (
+            weights_of(GuidanceMode.CASCADE_RESCALE, 7.5, 3.0, guidance_rescale=0.7, has_subjects=False),
+            {"UNCONDITIONAL", "GUIDANCE"},
+        ),
     ],
 )
 def test_a_branch_without_weight_is_not_needed(weights: Weights, branches: set[str]) -> None:
@@ -80,3 +100,48 @@ def test_guidance_on_predictions_is_guidance_on_samples(predictions: dict[Branch
         stepped = {b: scheduler.step(p, timestep, latents).prev_sample for b, p in predictions.items()}
         on_samples = combine(stepped, cascade(7.5, 12.5))
         assert (on_prediction - on_samples).abs().max() <= 1e-5 * max(1.0, float(on_samples.abs().max()))
+
+
+@pytest.mark.parametrize("mode", [GuidanceMode.DIRECT_RESCALE, GuidanceMode.CASCADE_RESCALE])
+def test_rescaling_brings_the_deviation_towards_the_generation_branch(
+    predictions: dict[Branch, Tensor], mode: GuidanceMode
+) -> None:
+    plain = combine(predictions, weights_of(mode, 7.5, 12.5))
+    unscaled = GuidanceMode.DIRECT if mode.is_direct else GuidanceMode.CASCADE
+    assert torch.equal(plain, combine(predictions, weights_of(unscaled, 7.5, 12.5)))  # phi = 0: not touched
+    for phi in (0.5, 1.0):
+        scaled = combine(predictions, weights_of(mode, 7.5, 12.5, guidance_rescale=phi)).numpy()
+        for row in range(2):
+            target, own = predictions[Branch.GENERATION][row].numpy(), plain[row].numpy()
+            factor = phi * target.std(ddof=1) / own.std(ddof=1) + 1 - phi
+            np.testing.assert_allclose(scaled[row], own * factor, atol=1e-5)
+            if phi == 1.0:
+                assert scaled[row].std(ddof=1) == pytest.approx(target.std(ddof=1), rel=1e-5)
+
+
+def test_masked_rescaling_tells_inside_from_outside(predictions: dict[Branch, Tensor]) -> None:
+    weights = weights_of(GuidanceMode.CASCADE_RESCALE_MASKED, 7.5, 12.5, guidance_rescale=1.0)
+    plain = combine(predictions, cascade(7.5, 12.5))
+    mask = torch.zeros(2, 2, 4, 4)  # two subjects, on a grid of half the latent's size
+    mask[:, 0, :2], mask[:, 1, 2, :2] = 0.5, 1.0
+    scaled = combine(predictions, weights, mask)
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[:4], inside[4:6, :4] = True, True
+    for branch, where in ((Branch.GENERATION, inside), (Branch.GUIDANCE, ~inside)):
+        factor = predictions[branch].std((1, 2, 3)) / plain.std((1, 2, 3))
+        expected = plain * factor[:, None, None, None]
+        torch.testing.assert_close(scaled[..., where], expected[..., where])
+
+
+def test_a_constant_prediction_is_not_rescaled_to_nan() -> None:
+    flat = dict.fromkeys(Branch, torch.ones(1, 4, 2, 2))
+    weights = weights_of(GuidanceMode.DIRECT_RESCALE, 7.5, 3.0, guidance_rescale=0.5)
+    assert torch.equal(combine(flat, weights), flat[Branch.GENERATION])
+
+
+def test_which_branches_see_the_subject() -> None:
+    black = Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED
+    assert cascade(7.5, 12.5).with_subjects() == (Branch.GENERATION,)
+    seen = weights_of(GuidanceMode.DIRECT, 7.5, 3.5, uncond=black).with_subjects()
+    assert seen == (Branch.UNCONDITIONAL, Branch.GENERATION)
+    assert weights_of(GuidanceMode.DIRECT, 7.5, 3.5, uncond=black, has_subjects=False).with_subjects() == ()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from realcustom.mask import influence_mask, warn_if_empty
-from realcustom.settings import MaskNorm, MaskSettings, Overlap
+from realcustom.mask import influence_mask, refine, warn_if_empty
+from realcustom.settings import MaskNorm, MaskSelect, MaskSettings, Overlap
 
 PAPER = MaskSettings()
 
@@ -110,3 +111,83 @@ def test_half_precision_maps_are_treated_in_full() -> None:
     layers = [layer.bfloat16() for layer in maps()]
     mask = influence_mask(layers, 0.25, PAPER)
     assert mask.dtype == torch.float32 and (mask.flatten(2).count_nonzero(-1) == 64).all()
+
+
+def test_the_released_max_norm_differs_by_its_epsilon_alone() -> None:
+    """inv. 14: same support; the difference is at most eps / max(M)."""
+    layers = maps()
+    ours, released = influence_mask(layers, 0.25, PAPER), influence_mask(layers, 0.25, MaskSettings(eps=1e-6))
+    largest = influence_mask(layers, 0.25, MaskSettings(norm=MaskNorm.NONE)).amax((-2, -1), keepdim=True)
+    assert torch.equal(ours > 0, released > 0) and (released.amax((-2, -1)) < 1).all()
+    assert ((ours - released).abs() <= 1e-6 / largest + 1.2e-7).all()  # two fp32 roundings of values up to one
+
+
+def test_minmax_norms_against_numpy() -> None:
+    """Written out: the map (or each layer on the mask's grid) from 0 to 1, then the largest cells."""
+    layers = maps(grids=((8, 8), (4, 4)))
+    resized = [torch.nn.functional.interpolate(m, size=(8, 8), mode="bilinear").numpy() for m in layers]
+
+    def unit(values: np.ndarray) -> np.ndarray:
+        low, high = values.min((-2, -1), keepdims=True), values.max((-2, -1), keepdims=True)
+        return (values - low) / (high - low)
+
+    for norm, whole in (
+        (MaskNorm.MINMAX, unit(np.mean(resized, 0))),
+        (MaskNorm.MINMAX_PER_LAYER, unit(np.mean([unit(m) for m in resized], 0))),
+    ):
+        mask = influence_mask(layers, 0.25, MaskSettings(norm=norm)).numpy()
+        for found, values in zip(mask.reshape(4, 64), whole.reshape(4, 64), strict=True):
+            kept = np.argsort(-values, kind="stable")[:16]
+            expected = np.zeros(64)
+            expected[kept] = values[kept]
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+            assert found.max() == 1
+
+
+def test_a_constant_map_by_norm() -> None:
+    """Max-norm keeps k cells of value 1, of the lower indices; min-max has nothing to tell apart and gives 0."""
+    flat = [torch.full((1, 1, 4, 4), 0.02)]
+    kept = influence_mask(flat, 0.25, PAPER).flatten()
+    assert (kept[:4] == 1).all() and (kept[4:] == 0).all()
+    for norm in (MaskNorm.MINMAX, MaskNorm.MINMAX_PER_LAYER):
+        for binary in (False, True):
+            assert (influence_mask(flat, 0.25, MaskSettings(norm=norm, binary=binary)) == 0).all()
+    assert (influence_mask([torch.zeros(1, 1, 4, 4)], 0.25, MaskSettings(binary=True)) == 0).all()
+
+
+def test_threshold_instead_of_the_largest() -> None:
+    ramp = [torch.arange(1.0, 17.0).view(1, 1, 4, 4)]  # max-norm: 1/16 ... 1
+    soft = influence_mask(ramp, 0.25, MaskSettings(select=MaskSelect.THRESHOLD)).flatten()
+    assert torch.equal(soft, torch.where(torch.arange(16) >= 11, torch.arange(1.0, 17.0) / 16, 0.0))
+    hard = influence_mask(ramp, 0.25, MaskSettings(select=MaskSelect.THRESHOLD, binary=True)).flatten()
+    assert torch.equal(hard, torch.tensor([0.0] * 11 + [0.75] + [1.0] * 4))  # equality keeps the value
+    assert (influence_mask(ramp, 0.0, MaskSettings(select=MaskSelect.THRESHOLD)) == 0).all()
+    with pytest.raises(ValueError, match="needs a norm"):
+        MaskSettings(select=MaskSelect.THRESHOLD, norm=MaskNorm.NONE)
+
+
+def test_self_attention_refines_the_map() -> None:
+    """inv. 30: identity leaves it, uniform makes it constant, any row-stochastic matrix stays within its range."""
+    combined = maps(grids=((6, 4),))[0]
+    assert torch.equal(refine(combined, torch.eye(24).expand(2, -1, -1)), combined)
+    uniform = refine(combined, torch.ones(2, 24, 24))
+    assert (uniform - combined.mean((-2, -1), keepdim=True)).abs().max() <= 1e-7
+    random = torch.rand(2, 24, 24, generator=torch.Generator().manual_seed(1))
+    refined = refine(combined, random)
+    assert (refined <= combined.amax((-2, -1), keepdim=True) + 1e-7).all()
+    assert (refined >= combined.amin((-2, -1), keepdim=True) - 1e-7).all()
+    rows = (random / random.sum(-1, keepdim=True)).double().numpy()
+    expected = np.einsum("bij,buj->bui", rows, combined.flatten(2).double().numpy())
+    np.testing.assert_allclose(refined.flatten(2).numpy(), expected, atol=1e-6)
+
+    settings = MaskSettings(self_refine=True)
+    assert torch.equal(
+        influence_mask([combined], 0.25, settings, self_attention=random), influence_mask([refined], 0.25, PAPER)
+    )
+    with pytest.raises(ValueError, match="self_refine"):
+        influence_mask([combined], 0.25, settings)
+
+
+def test_the_grid_may_be_larger_than_every_map() -> None:
+    mask = influence_mask(maps(grids=((8, 8),)), 0.25, PAPER, grid=(16, 20))
+    assert mask.shape[-2:] == (16, 20) and (mask.flatten(2).count_nonzero(-1) == 80).all()
