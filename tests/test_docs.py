@@ -64,6 +64,14 @@ def test_there_are_commands_to_run() -> None:
     assert {page.name for page in PAGES if commands(page)} >= {"README.md", "configuration.md", "preprocessing.md"}
 
 
+def test_the_methods_equations_stand_beside_the_code_that_is_there() -> None:
+    page = (ROOT / "docs" / "method.md").read_text()
+    excerpts = re.findall(r"```python\n# ((?:realcustom|training)/\w+\.py)\n(.*?)```", page, re.DOTALL)
+    assert len(excerpts) >= 20
+    for name, code in excerpts:
+        assert code in (ROOT / name).read_text(), f"{name} no longer has:\n{code}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(
     ray_cluster: str,

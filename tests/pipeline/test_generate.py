@@ -13,6 +13,8 @@ from PIL import Image
 
 from pipeline.cli import run
 from pipeline.generate import mask_strip
+from realcustom.model import RealCustomModel
+from tests import tiny
 from tests.pipeline.conftest import Models
 
 Command = Callable[..., str]
@@ -93,3 +95,46 @@ def test_the_strip_has_steps_to_the_right_and_subjects_downwards() -> None:
     strip = np.asarray(mask_strip(masks))
     assert strip.shape == (2 * 66, 2 * 66)
     assert [strip[33, 33], strip[33, 99], strip[99, 33], strip[99, 99]] == [0, 255, 255, 255]
+
+
+@pytest.mark.parametrize("encoder", ["clip", "siglip_dino"])
+def test_a_photograph_on_an_sdxl_base(command: Command, photo: str, tmp_path: Path, encoder: str) -> None:
+    """A diffusers folder of SDXL's shape, with the paper's adapter and with RealCustom++'s."""
+    base = tiny.tiny_sdxl_base(tmp_path / "base")
+    if encoder == "clip":
+        model, settings = tiny.tiny_image_encoder(tmp_path / "encoder"), tiny.tiny_settings()
+    else:
+        model, settings = tiny.tiny_siglip_dino(tmp_path / "encoder"), tiny.tiny_pp_settings()
+    adapter = tiny.tiny_adapter(tmp_path / "adapter.safetensors", base, model, settings)
+    output = tmp_path / "out"
+    arguments = ["--base", base, "--adapter", adapter, "--image-encoder", model, "--output", str(output)]
+    command(
+        "generate", "--prompt", "a toy in the snow", "--image", photo, "--word", "toy",
+        "--width", "40", "--height", "32", "--steps", "2", *arguments,
+    )  # fmt: skip
+    assert sorted(path.name for path in output.iterdir()) == ["image-0.png", "masks-0.png", "settings.yaml"]
+    with Image.open(output / "image-0.png") as image:
+        assert image.size == (40, 32)
+    saved = yaml.safe_load((output / "settings.yaml").read_text())
+    assert saved["method"]["image_encoder"]["kind"] == encoder
+    described = command("inspect", adapter)
+    assert f"kind: {encoder}" in described and "base: base@sha256-" in described
+    assert ("encoder_hidden_states_vision_projection.projector_base.weight" in described) == (encoder != "clip")
+
+
+def test_converted_weights_are_an_adapter(command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`convert` writes what `inspect` and `generate` read; a file that does not fit is one line that names what."""
+    base, encoder = tiny.tiny_sdxl_base(tmp_path / "base"), tiny.tiny_siglip_dino(tmp_path / "encoder")
+    model = RealCustomModel(tiny.tiny_sdxl_unet(), tiny.tiny_pp_settings(), image_embed_dim=64)
+    state = model.adapter_state_dict()
+    torch.save(state, tmp_path / "released.pth")
+    output = str(tmp_path / "adapter.safetensors")
+    arguments = ["convert", str(tmp_path / "released.pth"), "--base", base, "--image-encoder", encoder]
+    said = command(*arguments, "--output", output)
+    assert f"{len(state)} tensors" in said and "variant: realcustom_pp" in command("inspect", output)
+    del state["mid_block.attentions.0.transformer_blocks.1.attn2.to_k_vision.weight"]
+    torch.save(state, tmp_path / "released.pth")
+    assert run([*arguments, "--output", str(tmp_path / "other.safetensors")]) == 2
+    err = capfd.readouterr().err
+    assert "missing: mid_block.attentions.0.transformer_blocks.1.attn2.to_k_vision.weight" in err
+    assert not (tmp_path / "other.safetensors").exists()
