@@ -45,18 +45,15 @@ def _check_zoo(place: str) -> None:
 
 
 def require_base(base: str) -> None:
-    """Raise ValueError if `base` is a local folder without a UNet, or a path that is not there. Hub ids pass."""
-    folder = Path(base)
-    if folder.is_dir():
-        missing = [part for part in ("model_index.json", "unet/config.json") if not (folder / part).is_file()]
-        if missing:
-            raise ValueError(
-                f"--base: {base} is not a diffusers pipeline folder ({' and '.join(missing)} missing); "
-                "save one with DiffusionPipeline.save_pretrained, or name a model of the hub (owner/name)"
-            )
-    elif folder.is_absolute() or base.startswith(("./", "../", "~")) or base.count("/") != 1:
+    """Raise ValueError if `base` is neither a diffusers folder nor like a hub id; imports no models' library."""
+    from realcustom.identity import check_base
+
+    if not Path(base).exists():
         _check_zoo(base)
-        raise ValueError(f"--base: no folder at {base}, and it is not a model of the hub (owner/name) either")
+    try:
+        check_base(base)
+    except ValueError as error:
+        raise ValueError(f"--base: {error}") from error
 
 
 def require_records(records: str) -> None:

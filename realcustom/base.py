@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from realcustom.identity import model_identity, split_revision
+from realcustom.identity import check_base, model_identity, split_revision
 from realcustom.settings import PooledText
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -91,21 +89,6 @@ class TextFeatures:
 
     hidden: Tensor  # (B, T, D)
     pooled: Tensor | None = None  # (B, P), SDXL alone
-
-
-def check_base(base: str) -> None:
-    """Raise ValueError if `base` is a local folder that is not a diffusers model; costs no model loading."""
-    path = Path(base)
-    if not path.exists():
-        if base.startswith((".", "/", "~")) or base.count("/") > 1:
-            raise ValueError(f"no base model at {base}: give a folder in diffusers' format or a hub id like owner/name")
-        return
-    missing = [part for part in PARTS if not (path / part).is_dir()]
-    if missing:
-        raise ValueError(
-            f"{base} is not a base model: it has no {', '.join(missing)} folder; a base model is a folder in diffusers' "
-            f"format with {', '.join(PARTS)} (save one with StableDiffusionPipeline.save_pretrained)"
-        )
 
 
 def load_base(base: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Base:

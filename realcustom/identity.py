@@ -12,6 +12,24 @@ from pathlib import Path
 
 from realcustom import storage
 
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of every base model
+
+
+def check_base(base: str) -> None:
+    """Raise ValueError if `base` is neither a folder in diffusers' format nor like a hub id; nothing is loaded."""
+    folder = Path(base)
+    if folder.is_dir():
+        missing = [part for part in PARTS if not (folder / part).is_dir()]
+        if not (folder / "model_index.json").is_file():
+            missing.append("model_index.json")
+        if missing:
+            raise ValueError(
+                f"{base} is not a base model: it has no {', '.join(missing)}; a base model is a folder in diffusers' "
+                f"format with {', '.join(PARTS)} (save one with DiffusionPipeline.save_pretrained)"
+            )
+    elif folder.exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise ValueError(f"no base model at {base}: give a folder in diffusers' format or a hub id like owner/name")
+
 
 def split_revision(model: str) -> tuple[str, str | None]:
     """`id@revision` -> (id, revision); a folder has no revision."""

@@ -20,7 +20,7 @@ import yaml
 from realcustom import storage
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.config import to_dict
-from realcustom.identity import model_identity, resolve_model
+from realcustom.identity import check_base, model_identity, resolve_model
 from realcustom.settings import MethodSettings
 from training.data import open_index, split
 from training.job import Job
@@ -74,7 +74,6 @@ def train(
     if finished is not None:
         say(f"{output} is finished already")
         return finished
-    from realcustom.base import check_base  # here and below: a finished run need not wait for the models' libraries
 
     check_base(base)
     if local:

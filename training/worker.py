@@ -45,6 +45,11 @@ class Worker:
         settings = job.settings
         self.job, self.world, self.settings = job, world, settings
         self.base: Base = load_base(job.base, world.device, torch.float32)
+        if self.base.is_sdxl:
+            raise ValueError(
+                f"training on an SDXL-shaped base ({self.base.identity}) is not there yet: records hold no pooled text. "
+                "Train on a Stable Diffusion 1.x-shaped one, or convert released weights (realcustom convert)"
+            )
         index = open_index(job.records)
         self.encoders = FrozenEncoders(self.base, job.image_encoder, job.method, world.device)
         check_caches(index.schema, self.encoders)

@@ -74,7 +74,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "no adapter for a base": ([*good, "--base", str(folder / "base")], "--adapter: none given"),
         "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "unet/config.json missing"),
-        "no base": ([*good, "--base", str(folder / "nothing")], "no folder at"),
+        "no base": ([*good, "--base", str(folder / "nothing")], "no base model at"),
         "foreign files in output": ([*good, "--output", str(folder / "occupied")], "holds other files (thesis.txt"),
         "serve: no adapter": (
             ["serve", "--base", str(folder / "base"), "--adapter", str(folder / "no.safetensors")],

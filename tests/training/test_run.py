@@ -19,7 +19,7 @@ from realcustom.checkpoint import load_adapter
 from realcustom.identity import model_identity
 from realcustom.model import PROJECTOR
 from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Reference
-from tests.tiny import tiny_pp_settings, tiny_siglip_dino
+from tests.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
 from tests.training.corpus import to_cell
 from tests.training.runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
 from training import run
@@ -207,6 +207,9 @@ def test_bad_inputs_write_nothing(world: SimpleNamespace, tmp_path: Path) -> Non
         fit(world, output, initial_adapter=str(tmp_path / "absent.safetensors"))
     with pytest.raises(ValueError, match="unet"):
         train(world.caches, str(output), world.image_encoder, world.image_encoder, METHOD, SETTINGS, local=True)
+    with pytest.raises(ValueError, match="SDXL-shaped base"):
+        sdxl = tiny_sdxl_base(tmp_path / "sdxl")
+        train(world.caches, str(output), sdxl, world.image_encoder, METHOD, SETTINGS, local=True)
     crop = replace(METHOD, image_encoder=ImageEncoderSettings(reference=Reference.CROP))
     table = pq.read_table(next(Path(world.caches).glob("*.parquet")))
     rows = table.to_pylist()
