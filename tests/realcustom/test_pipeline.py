@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom import RealCustomPipeline, Subject
+from realcustom.attention import text_cross_attentions
 from realcustom.settings import GuidanceMode, Launches
 from realcustom.words import TargetWordNotFound
 
@@ -270,3 +271,33 @@ def test_subjects_need_an_adapter(folders: dict[str, str], picture: Picture) -> 
     assert torch.isfinite(call(plain).images).all()
     with pytest.raises(ValueError, match="adapter"):
         call(plain, [Subject(image=picture(0), word="dog")])
+
+
+@pytest.mark.parametrize("scoring", [True, False])
+def test_keys_and_values_are_made_once_for_each_launch_shape(
+    pipeline: RealCustomPipeline, picture: Picture, scoring: bool
+) -> None:
+    """Text: for the guidance pass and for the other branches; a subject's: once, however many steps select from them."""
+    tokens = dataclasses.replace(pipeline.settings.tokens, scoring=scoring)
+    pipeline.settings = dataclasses.replace(pipeline.settings, tokens=tokens)
+    assert pipeline.model is not None
+    if not scoring:
+        pipeline.model.adaptive_scoring = None
+    calls: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
+
+    layers = text_cross_attentions(pipeline.base.unet)
+    for attn in layers.values():
+        for name in ("to_k", "to_v", "to_k_vision", "to_v_vision"):
+            getattr(attn, name).register_forward_hook(count(name))
+    encode, encoded = pipeline.image_encoder.encode, []  # type: ignore[union-attr]
+    pipeline.image_encoder.encode = lambda pixels: (encoded.append(len(pixels)), encode(pixels))[1]  # type: ignore
+    for _ in range(2):
+        calls.clear()
+        call(pipeline, [Subject(image=picture(0), word="dog")])
+        assert calls == {"to_k": 2 * len(layers), "to_v": 2 * len(layers)} | {
+            name: len(layers) for name in ("to_k_vision", "to_v_vision")
+        }
+    assert encoded == [1]  # also over calls
