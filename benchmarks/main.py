@@ -11,10 +11,7 @@ size (PSS: shared pages counted once) summed over the process tree, sampled once
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,8 +19,10 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "main.json"
+import record
+from record import ROOT
+
+RESULTS = record.RESULTS / "main.json"
 METRICS = ("quickstart_minutes_fresh", "quickstart_minutes_again", "quickstart_peak_pss_gb", "tests_minutes")
 
 
@@ -84,9 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="realcustom-clone-") as temporary:
         clone = Path(temporary) / "realcustom"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        commit = record.head(clone)
         if wanted - {"tests_minutes"}:
             fresh, peak_fresh = measured(["make", "quickstart"], clone, Path(temporary) / "fresh.log")
             print(f"quickstart from nothing: {fresh:.2f} min, peak {peak_fresh:.2f} GB", file=sys.stderr)
@@ -104,22 +101,12 @@ def main() -> None:
 
 def write(values: dict[str, float], commit: str) -> None:
     """Lay new records over those of the result file."""
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    records = {item["metric"]: item for item in old}
-    for metric, value in values.items():
-        records[metric] = {
-            "metric": metric,
-            "value": round(value, 3),
-            "unit": "GB" if metric.endswith("_gb") else "min",
-            "n": 1,
-            "spread": [round(value, 3), round(value, 3)],
-            "command": "python benchmarks/main.py",
-            "commit": commit,
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(list(records.values()), indent=1) + "\n")
+    command = "python benchmarks/main.py"
+    units = {metric: "GB" if metric.endswith("_gb") else "min" for metric in values}
+    records = [
+        record.record(name, value, units[name], command=command, commit=commit) for name, value in values.items()
+    ]
+    record.write(RESULTS, records)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class MapRecorder:
 
     def record(self, query: Tensor, key: Tensor, scale: float, grid: tuple[int, int]) -> None:
         """Add a layer: softmax over all text tokens in fp32, then only the words' columns are kept."""
-        scores = (query.float() * scale) @ key.float().transpose(2, 3)  # (B, H, N, T)
+        scores = query.float() @ (key.float() * scale).transpose(2, 3)  # (B, H, N, T); there are fewer keys to scale
         weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
         self.maps.append(weights.mean(1).transpose(1, 2).unflatten(2, grid))
 
@@ -227,7 +227,8 @@ def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: 
     assert total is not None
     if total.shape[0] == output.shape[0]:
         return output + total
-    output = output.clone()
+    if output.requires_grad:
+        output = output.clone()  # autograd keeps it as the attention left it
     output[conditioning.rows] += total
     return output
 

@@ -1,0 +1,63 @@
+"""The records that benchmarks leave: what was measured, on which revision and machine, and by which command."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+Record = dict[str, Any]
+
+
+def head(folder: Path = ROOT) -> str:
+    """The commit that is checked out in a folder."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def is_clean(folders: Sequence[str]) -> bool:
+    """Whether these folders hold what the commit says."""
+    command = ["git", "status", "--porcelain", "--", *folders]
+    return not subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def record(
+    metric: str,
+    value: float,
+    unit: str,
+    *,
+    n: int = 1,
+    spread: tuple[float, float] | None = None,
+    command: str,
+    commit: str,
+    hardware: str = "",
+) -> Record:
+    """One record; the spread of a single value is the value, and of no hardware named the processor's."""
+    low, high = (value, value) if spread is None else spread
+    return {
+        "metric": metric,
+        "value": round(value, 3),
+        "unit": unit,
+        "n": n,
+        "spread": [round(low, 3), round(high, 3)],
+        "command": command,
+        "commit": commit,
+        "hardware": hardware or f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Lay new records over those of a result file."""
+    old = json.loads(path.read_text()) if path.exists() else []
+    newest = {item["metric"]: item for item in [*old, *records]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(newest.values()), indent=1) + "\n")
