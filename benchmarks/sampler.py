@@ -405,14 +405,15 @@ def check_equal(sides: Sides, tolerance: float) -> None:
     """
     steps = sides.size.steps
     ours = sides.run_ours(steps, return_masks=True)
-    assert len(ours.masks) == steps
-    theirs, masks = sides.run_release(steps, replay=ours.masks)
+    own_masks = [mask for (mask,) in ours.masks]
+    assert len(own_masks) == steps
+    theirs, masks = sides.run_release(steps, replay=own_masks)
     difference = relative(ours.images, theirs)
-    cells = ((ours.masks[0] - masks[0]).abs() > tolerance).sum() / ours.masks[0].numel()
-    ones = torch.ones_like(ours.masks[0][:1])
+    cells = ((own_masks[0] - masks[0]).abs() > tolerance).sum() / own_masks[0].numel()
+    ones = torch.ones_like(own_masks[0][:1])
     everywhere = relative(sides.run_ours(steps, use_mask=False).images, sides.run_ip_adapter(ones))
     without_subject = relative(ours.images, sides.run_plain())
-    sides.given_mask = ours.masks[-1][:1].to(sides.latents.dtype)
+    sides.given_mask = own_masks[-1][:1].to(sides.latents.dtype)
     print(
         f"largest difference over the largest value: release order on our masks {difference:.1e}, IP-Adapter with a mask "
         f"of ones {everywhere:.1e} (plain Stable Diffusion, for scale: {without_subject:.1e}); the first mask differs in "
@@ -443,7 +444,8 @@ def paired(
     a: Callable[[], object], b: Callable[[], object], pairs: int, device: str
 ) -> tuple[list[float], list[float]]:
     """Seconds of A and of B, which alternate, every second pair the other way round."""
-    run_a, run_b = [], []
+    run_a: list[float] = []
+    run_b: list[float] = []
     gc.collect()
     for number in range(pairs):
         for run, times in ((a, run_a), (b, run_b)) if number % 2 == 0 else ((b, run_b), (a, run_a)):
@@ -496,7 +498,8 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         "ip_adapter": (sides.run_ip_adapter, "ip_adapter"),
         "plain_sd": (sides.run_plain, "plain"),
     }
-    records, times = [], {side: [] for side in runs}
+    records: list[record.Record] = []
+    times: dict[str, list[float]] = {side: [] for side in runs}
     forwards = {}
     for side, (run, unet) in runs.items():  # warms up, too
         with counted(sides.unets[unet]) as rows:
@@ -581,7 +584,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a size by its name (repeatable)")
     parser.add_argument("--pairs", type=int, help="pairs of runs of each comparison")
     arguments = parser.parse_args()
-    sizes = GPU_SIZES if arguments.device == "cuda" else (SETTING_S, WIDE)
+    sizes: tuple[Size, ...] = GPU_SIZES if arguments.device == "cuda" else (SETTING_S, WIDE)
     sizes = (TINY,) if arguments.quick else tuple(s for s in sizes if s.name in (arguments.only or [s.name]))
     if not sizes:
         parser.error(f"--only names none of the sizes of --device {arguments.device}")

@@ -25,6 +25,23 @@ KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
 
 
 @dataclass(kw_only=True)
+class TextTokens:
+    """The text of some rows of a launch. With a `cache` its keys and values are made once and kept by the caller."""
+
+    embeds: Tensor  # (B, T, D_text)
+    cache: dict[Attention, KeyValue] | None = None
+
+    def keys_values(self, attn: Attention) -> KeyValue:
+        """Keys and values in this layer, each (B, H, T, d)."""
+        pair = None if self.cache is None else self.cache.get(attn)
+        if pair is None:
+            pair = _split(attn, attn.to_k(self.embeds)), _split(attn, attn.to_v(self.embeds))
+            if self.cache is not None:
+                self.cache[attn] = pair
+        return pair
+
+
+@dataclass(kw_only=True)
 class SubjectTokens:
     """One subject's image tokens for a launch, and which of them act.
 
@@ -92,7 +109,7 @@ class Conditioning:
     scale: float = 1.0  # of the visual term
     mask_resize: MaskResize = MaskResize.BILINEAR
     recorder: MapRecorder | None = None
-    text_cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps
+    texts: Sequence[TextTokens] = ()  # of the launch's rows, in order; none = what the UNet is called with
     _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def mask_at(self, subject: int, queries: int) -> Tensor | None:
@@ -188,13 +205,12 @@ def _text_keys_values(
 ) -> KeyValue:
     if text is None:
         return _split(attn, attn.to_k(hidden_states)), _split(attn, attn.to_v(hidden_states))
-    cache = None if conditioning is None else conditioning.text_cache
-    if cache is not None and attn in cache:
-        return cache[attn]
-    pair = _split(attn, attn.to_k(text)), _split(attn, attn.to_v(text))
-    if cache is not None:
-        cache[attn] = pair
-    return pair
+    if conditioning is None or not conditioning.texts:
+        return TextTokens(embeds=text).keys_values(attn)
+    pairs = [tokens.keys_values(attn) for tokens in conditioning.texts]
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([key for key, _ in pairs]), torch.cat([value for _, value in pairs])
 
 
 def _record(

@@ -11,13 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from realcustom import attention
-from realcustom.attention import Conditioning, KeyValue, MapRecorder, SubjectTokens
+from realcustom.attention import Conditioning, KeyValue, MapRecorder, SubjectTokens, TextTokens
 from realcustom.guidance import Branch, Weights, combine
 from realcustom.mask import influence_mask, warn_if_empty
 from realcustom.model import RealCustomModel
@@ -25,6 +25,7 @@ from realcustom.schedule import alphas_cumprod_at
 from realcustom.settings import GuidanceMode, GuidanceSettings, Launches, MaskSettings
 
 Branches = tuple[Branch, ...]
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -73,7 +74,9 @@ class Sampler:
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
     return_masks: bool = False  # record maps even where no branch needs them
     _masks: tuple[Tensor, ...] | None = None
-    _text: dict[Branches, dict[Any, KeyValue]] = field(default_factory=dict)  # keys and values by launch
+    # The prompt's keys and values are made once and shared by all launches. The negative prompt's, in one branch alone,
+    # are made anew in each: kept too, they would cost more memory than they save time.
+    _prompt: dict[Any, KeyValue] = field(default_factory=dict)
     _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by launch and subject
 
     def __post_init__(self) -> None:
@@ -136,6 +139,8 @@ class Sampler:
         """One UNet call for the rows of these branches."""
         acting = tuple(branch for branch in branches if branch in self.weights.with_subjects())
         branches = (*(branch for branch in branches if branch not in acting), *acting)  # their rows in one slice
+        rows = self.rows
+        prompt = TextTokens(embeds=rows.prompt_embeds, cache=self._prompt)
         conditioning = Conditioning(
             grids=self._grids,
             subjects=[self._subject(acting, number, scaled, timestep) for number in range(self.rows.subjects)]
@@ -145,9 +150,8 @@ class Sampler:
             scale=self.model.settings.attn.scale,
             mask_resize=self.mask.mask_resize,
             recorder=recorder,
-            text_cache=self._text.setdefault(branches, {}),
+            texts=_of(branches, prompt, TextTokens(embeds=rows.negative_prompt_embeds)),
         )
-        rows = self.rows
         output = self.model.unet(
             _joined([scaled] * len(branches)),
             timestep,
@@ -199,7 +203,7 @@ class Sampler:
         return self.scheduler.step(prediction, timestep, self.rows.latents, **extra, return_dict=False)[0]
 
 
-def _of(branches: Branches, own: Tensor, unconditional: Tensor) -> list[Tensor]:
+def _of(branches: Branches, own: T, unconditional: T) -> list[T]:
     """What each branch is given."""
     return [unconditional if branch is Branch.UNCONDITIONAL else own for branch in branches]
 
