@@ -226,26 +226,21 @@ def _record(
 
 
 def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: Conditioning) -> Tensor:
-    """`output` with each subject's visual attention added in the rows that have subjects."""
+    """`output` (B, N, H*d) with each subject's visual attention added in the rows that have subjects."""
     if not conditioning.subjects:
         return output
-    query = query[conditioning.rows]  # (R, H, N, d)
-    total = None
-    for number, subject in enumerate(conditioning.subjects):
-        key, value = subject.keys_values(attn)
-        visual = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (R, N, H*d)
-        if conditioning.scale != 1.0:
-            visual = visual * conditioning.scale
-        mask = conditioning.mask_at(number, query.shape[2])
-        if mask is not None:
-            visual = visual * mask.to(visual.dtype)
-        total = visual if total is None else total + visual
-    assert total is not None
-    if total.shape[0] == output.shape[0]:
-        return output + total
     if output.requires_grad:
         output = output.clone()  # autograd keeps it as the attention left it
-    output[conditioning.rows] += total
+    query = query[conditioning.rows]  # (R, H, N, d)
+    rows = output[conditioning.rows].unflatten(2, (attn.heads, -1)).transpose(1, 2)  # (R, H, N, d), a view
+    for number, subject in enumerate(conditioning.subjects):
+        key, value = subject.keys_values(attn)
+        visual = F.scaled_dot_product_attention(query, key, value)  # (R, H, N, d)
+        mask = conditioning.mask_at(number, query.shape[2])  # (R, N, 1)
+        if mask is None:
+            rows.add_(visual, alpha=conditioning.scale)
+        else:
+            rows.addcmul_(visual, mask[:, None].to(visual.dtype), value=conditioning.scale)
     return output
 
 
