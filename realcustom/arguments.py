@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from realcustom.settings import MethodSettings, Never, Occurrence
+from realcustom.settings import MethodSettings, Never, Occurrence, Reference, without_effect
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -25,17 +26,20 @@ class Subject:
     mask: Image.Image | None = None  # where the subject is in its picture, for adapters with `reference: crop`
 
     def __post_init__(self) -> None:
+        for name, value in (("image", self.image), ("mask", self.mask)):
+            if not isinstance(value, Image.Image) and not (name == "mask" and value is None):
+                raise ValueError(f"a subject's {name} is a PIL image, got a {type(value).__name__}; open it first")
         if self.scope is not None and not 0 <= self.scope <= 1:
             raise ValueError(f"a subject's scope is a ratio from 0 to 1, got {self.scope}")
         if isinstance(self.word, list):
             object.__setattr__(self, "word", tuple(self.word))
-        if not self.word:
-            raise ValueError("the target word is empty; name a word of the prompt")
+        if not self.words or not all(isinstance(word, str) and word.strip() for word in self.words):
+            raise ValueError(f"a subject's word is one word of the prompt or several, got {self.word!r}")
 
     @property
     def words(self) -> tuple[str, ...]:
         """The subject's words."""
-        return (self.word,) if isinstance(self.word, str) else self.word
+        return self.word if isinstance(self.word, tuple) else (self.word,)
 
     def chosen_occurrence(self, default: Occurrence | int) -> Occurrence | int:
         """Which occurrences count. Raises ValueError for a value that says nothing."""
@@ -55,6 +59,8 @@ def pair(
     prompt: str | Sequence[str], subjects: Sequence[Subject] | Sequence[Sequence[Subject]]
 ) -> tuple[list[str], list[list[Subject]]]:
     """Prompts, and a list of subjects for each. Raises ValueError where the numbers do not match."""
+    if isinstance(subjects, Subject):
+        raise ValueError("subjects is a list: subjects=[Subject(...)]")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("give at least one prompt")
@@ -91,12 +97,15 @@ def settings_with(
     mask_reuse_after: int | Never | None,
     num_inference_steps: int | None,
 ) -> MethodSettings:
-    """The settings with a call's arguments laid over them; None = as the settings say."""
+    """The settings with a call's arguments laid over them; None = as the settings say.
+
+    Warns of what then does nothing and was not idle in the settings themselves.
+    """
 
     def given(**values: Any) -> dict[str, Any]:
         return {name: value for name, value in values.items() if value is not None}
 
-    return replace(
+    changed = replace(
         settings,
         guidance=replace(
             settings.guidance, **given(guidance_scale=guidance_scale, subject_guidance_scale=subject_guidance_scale)
@@ -105,13 +114,36 @@ def settings_with(
         tokens=replace(settings.tokens, **given(influence_quantity=influence_quantity)),
         sampler=replace(settings.sampler, **given(num_inference_steps=num_inference_steps)),
     )
+    for sentence in without_effect(changed):
+        if sentence not in without_effect(settings):
+            warnings.warn(sentence, stacklevel=3)
+    return changed
+
+
+def warn_of_idle(
+    settings: MethodSettings,
+    subjects: Sequence[Sequence[Subject]],
+    guidance_scale: float | None,
+    influence_scope: float | None,
+    use_mask: bool,
+) -> None:
+    """Warn of arguments of a call that do nothing in it."""
+    everywhere = all(subjects)
+    if guidance_scale is not None and settings.guidance.mode.is_direct and everywhere:
+        mode = settings.guidance.mode.value
+        warnings.warn(f"guidance_scale does nothing in mode {mode}: subject_guidance_scale is its weight", stacklevel=3)
+    if influence_scope is not None and not use_mask:
+        warnings.warn("influence_scope does nothing with use_mask=False: the subjects act everywhere", stacklevel=3)
+    masks = any(subject.mask is not None for row in subjects for subject in row)
+    if masks and settings.image_encoder.reference is Reference.IMAGE:
+        warnings.warn("a subject's mask does nothing with reference image: the whole picture is shown", stacklevel=3)
 
 
 def latent_size(height: int | None, width: int | None, default: int, factor: int) -> tuple[int, int]:
     """(h, w) of the latent for a picture of this size in pixels. Raises ValueError for a side that has no latent."""
     sides = [default if side is None else side for side in (height, width)]
     for name, side in zip(("height", "width"), sides, strict=True):
-        if side < factor or side % factor:
+        if not isinstance(side, int) or side < factor or side % factor:
             raise ValueError(f"{name} must be a positive multiple of {factor} pixels, got {side}")
     return sides[0] // factor, sides[1] // factor
 

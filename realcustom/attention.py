@@ -85,17 +85,21 @@ class MapRecorder:
 
     def record(self, query: Tensor, key: Tensor, scale: float, grid: tuple[int, int]) -> None:
         """Add a layer: softmax over all text tokens in fp32, then only the words' columns are kept."""
-        scores = query.float() @ (key.float() * scale).transpose(2, 3)  # (B, H, N, T); there are fewer keys to scale
-        weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
+        with torch.autocast(query.device.type, enabled=False):
+            scores = query.float() @ (key.float() * scale).transpose(
+                2, 3
+            )  # (B, H, N, T); there are fewer keys to scale
+            weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
         self.maps.append(weights.mean(1).transpose(1, 2).unflatten(2, grid))
 
     def record_self(self, query: Tensor, key: Tensor, scale: float) -> None:
         """Add a self-attention layer, head by head: all heads of (N, N) at once would be the largest tensor of a call."""
         total = self.self_maps
-        for head in range(query.shape[1]):
-            scores = (query[:, head].float() * scale) @ key[:, head].float().mT  # (B, N, N)
-            weights = torch.softmax(scores, -1) / query.shape[1]
-            total = weights if total is None else total.add_(weights)
+        with torch.autocast(query.device.type, enabled=False):
+            for head in range(query.shape[1]):
+                scores = (query[:, head].float() * scale) @ key[:, head].float().mT  # (B, N, N)
+                weights = torch.softmax(scores, -1) / query.shape[1]
+                total = weights if total is None else total.add_(weights)
         self.self_maps = total
 
 

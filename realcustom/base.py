@@ -126,6 +126,16 @@ def load_base(base: str, device: torch.device | str | None = None, dtype: torch.
 
 
 def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
+    for suffix in ("", "_2"):
+        tokenizer, encoder = (getattr(pipeline, name + suffix, None) for name in ("tokenizer", "text_encoder"))
+        if tokenizer is None or encoder is None:
+            continue
+        known = encoder.get_input_embeddings().weight.shape[0]
+        if not 2 < len(tokenizer) <= known:
+            raise ValueError(
+                f"{base}: tokenizer{suffix} has {len(tokenizer)} tokens, text_encoder{suffix} knows {known}: they are not "
+                "of one model, or the tokenizer's files are missing"
+            )
     unet, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
     if unet.in_channels != latent_channels:
         raise ValueError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {latent_channels}")
@@ -173,11 +183,13 @@ def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = Pool
     pipeline = base.pipeline
     first = pipeline.text_encoder(tokenize(pipeline.tokenizer, prompts).to(base.device), output_hidden_states=True)
     ids = tokenize(pipeline.tokenizer_2, prompts).to(base.device)
-    second = pipeline.text_encoder_2(ids, output_hidden_states=True)
+    encoder = pipeline.text_encoder_2
+    if pooled is PooledText.UNPROJECTED_COMPAT:
+        encoder = getattr(encoder, "text_model", encoder)
+    second = encoder(ids, output_hidden_states=True)
     hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
     if pooled is PooledText.UNPROJECTED_COMPAT:
-        inner = getattr(pipeline.text_encoder_2, "text_model", pipeline.text_encoder_2)
-        return TextFeatures(hidden=hidden, pooled=inner(ids).pooler_output)
+        return TextFeatures(hidden=hidden, pooled=second.pooler_output)
     if getattr(second, "text_embeds", None) is None:
         raise ValueError(
             f"{base.identity}: its second text encoder is a {type(pipeline.text_encoder_2).__name__} without projection; "

@@ -26,7 +26,8 @@ class Weights:
     """The guidance of a call."""
 
     settings: GuidanceSettings
-    has_subjects: bool
+    has_subjects: bool  # any row of the call has one
+    all_have_subjects: bool = True  # no: the rows without one are plain classifier-free guidance
 
     @property
     def text(self) -> float:
@@ -63,6 +64,11 @@ class Weights:
     def branches(self) -> tuple[Branch, ...]:
         """The branches whose prediction is needed: those with a weight, and those whose deviation rescales."""
         needed = set(self.combined())
+        if self.has_subjects and not self.all_have_subjects:
+            if self.text != 1:
+                needed.add(Branch.UNCONDITIONAL)
+            if self.text != 0 and Branch.GUIDANCE not in needed:
+                needed.add(Branch.GENERATION)  # under a zero mask it is the guidance branch
         if self.rescale:
             needed.add(Branch.GENERATION)
             if self.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED:
@@ -78,16 +84,40 @@ class Weights:
         return (Branch.GENERATION,)
 
 
-def combine(predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None = None) -> Tensor:
+def combine(
+    predictions: Mapping[Branch, Tensor],
+    weights: Weights,
+    mask: Tensor | None = None,
+    has_subjects: Tensor | None = None,
+) -> Tensor:
     """The guided prediction (B, c, h, w) from the branches that were run.
 
     Args:
         predictions: at least `weights.branches()`.
         mask: (B, U, H*, W*), what `cascade_rescale_masked` tells inside from outside by; None = inside everywhere.
+        has_subjects: (B,) bool, for a call in which not all rows have subjects; None = all or none.
     """
     combined = _weighted(predictions, weights)
-    if not weights.rescale:  # 0 / 0 of a constant prediction is not even asked for
+    if weights.rescale:  # 0 / 0 of a constant prediction is not even asked for
+        combined = _rescaled(combined, predictions, weights, mask)
+    if has_subjects is None or weights.all_have_subjects:
         return combined
+    return torch.where(has_subjects[:, None, None, None], combined, _plain(predictions, weights.text))
+
+
+def _plain(predictions: Mapping[Branch, Tensor], scale: float) -> Tensor:
+    """Classifier-free guidance of rows without subjects, whose generation branch is the guidance branch."""
+    if scale == 0:
+        return predictions[Branch.UNCONDITIONAL]
+    text = predictions.get(Branch.GUIDANCE, predictions.get(Branch.GENERATION))
+    assert text is not None
+    if scale == 1:
+        return text
+    return predictions[Branch.UNCONDITIONAL] + scale * (text - predictions[Branch.UNCONDITIONAL])
+
+
+def _rescaled(combined: Tensor, predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None) -> Tensor:
+    """The combined prediction, its deviation brought towards that of the generation branch as far as phi says."""
     target = _deviation(predictions[Branch.GENERATION])
     if weights.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED and mask is not None:
         marked = (mask.amax(1, keepdim=True) > 0).float()  # (B, 1, H*, W*)

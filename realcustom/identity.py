@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -20,7 +21,9 @@ def check_base(base: str) -> None:
     folder = Path(base)
     if folder.is_dir():
         missing = [part for part in PARTS if not (folder / part).is_dir()]
-        if not (folder / "model_index.json").is_file():
+        if (folder / "model_index.json").is_file():
+            missing += [part for part in _listed(folder) if part not in missing and not any((folder / part).glob("*"))]
+        else:
             missing.append("model_index.json")
         if missing:
             raise ValueError(
@@ -29,6 +32,20 @@ def check_base(base: str) -> None:
             )
     elif folder.exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise ValueError(f"no base model at {base}: give a folder in diffusers' format or a hub id like owner/name")
+
+
+def _listed(folder: Path) -> list[str]:
+    """Parts that the folder's own index names, those that no image is made with left out."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'model_index.json'} is not valid JSON: {error}") from error
+    unused = ("safety_checker", "feature_extractor", "image_encoder")
+    return [
+        name
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[0] is not None and name not in unused
+    ]
 
 
 def split_revision(model: str) -> tuple[str, str | None]:

@@ -57,8 +57,8 @@ class ImageEncoder(abc.ABC):
         """Pixels (B, 3, H, W) -> tokens (B, S_raw, D)."""
 
     @abc.abstractmethod
-    def to(self, device: torch.device | str) -> None:
-        """Move the models."""
+    def to(self, where: torch.device | str | torch.dtype) -> None:
+        """Move the models to a device or a dtype."""
 
     def encode_black(self) -> Tensor:
         """(1, S_raw, D) of a black picture: the reference of the released negative branch. They are not zeros."""
@@ -78,9 +78,9 @@ class ClipEncoder(ImageEncoder):
         """D."""
         return int(self.model.config.hidden_size)
 
-    def to(self, device: torch.device | str) -> None:
+    def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move the model."""
-        self.model.to(device)  # type: ignore[arg-type]
+        self.model.to(where)  # type: ignore[arg-type]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """As the processor scales and normalises it: (3, R, R)."""
@@ -135,10 +135,10 @@ class SiglipDinoEncoder(ImageEncoder):
         """D, both widths together."""
         return int(self.siglip.config.hidden_size + self.dino.config.hidden_size)
 
-    def to(self, device: torch.device | str) -> None:
+    def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move both models."""
-        self.siglip.to(device)  # type: ignore[arg-type]
-        self.dino.to(device)  # type: ignore[arg-type]
+        self.siglip.to(where)  # type: ignore[arg-type]
+        self.dino.to(where)  # type: ignore[arg-type]
 
     def prepare(self, image: Image.Image) -> Tensor:
         """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""

@@ -35,6 +35,7 @@ def influence_mask(
         (B, U, H*, W*) fp32 in [0, 1]; with norm `max` and no eps the largest kept value is exactly 1.
     Raises:
         ValueError: no maps, a value that is not finite, or no self-attention where the settings ask for it.
+    Warns where a mask is zero everywhere although its scope is not.
     """
     if not maps:
         raise ValueError("no attention maps were recorded, so there is nothing to make a mask of")
@@ -49,6 +50,7 @@ def influence_mask(
         raise ValueError("an attention map holds a value that is not finite; the model's numerics have broken down")
     scope = torch.as_tensor(influence_scope, dtype=torch.float64).expand(combined.shape[:2])
     mask = _select(combined, scope, settings)
+    _warn_if_empty(mask, combined, scope, settings)
     return _exclusive(mask) if settings.overlap is Overlap.ARGMAX and mask.shape[1] > 1 else mask
 
 
@@ -60,7 +62,8 @@ def refine(combined: Tensor, self_attention: Tensor) -> Tensor:
         self_attention: A, (B, N, N) fp32; its rows are brought to the sum 1.
     """
     rows = self_attention / self_attention.sum(-1, keepdim=True)
-    return torch.einsum("bij,buj->bui", rows, combined.flatten(2)).view_as(combined)
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.einsum("bij,buj->bui", rows, combined.flatten(2)).view_as(combined)
 
 
 def _size(layer: Tensor) -> tuple[int, int]:
@@ -131,8 +134,13 @@ def _exclusive(mask: Tensor) -> Tensor:
     return torch.where(subjects == winner, mask, 0.0)
 
 
-def warn_if_empty(mask: Tensor, scope: Tensor) -> None:
-    """Warn where a mask is zero everywhere although a scope was given: the word's maps hold nothing."""
-    empty = (mask.amax((-2, -1)) == 0) & (scope.to(mask.device) > 0)
-    if bool(empty.any()):
-        warnings.warn("the target word's attention is zero everywhere: the subject has no influence", stacklevel=2)
+def _warn_if_empty(mask: Tensor, combined: Tensor, scope: Tensor, settings: MaskSettings) -> None:
+    """Warn where a mask is zero everywhere although a scope was given; absent subjects have none."""
+    empty = (mask.amax((-2, -1)) == 0) & (scope > 0).to(mask.device)  # (B, U)
+    if not bool(empty.any()):
+        return
+    if bool((combined.amax((-2, -1)) > combined.amin((-2, -1)))[empty].any()):
+        said = f"no cell reaches the threshold 1 - influence_scope of select {settings.select.value}"
+    else:
+        said = "the target word's attention is zero everywhere, or the same everywhere"
+    warnings.warn(f"{said}: the subject has no influence", stacklevel=3)

@@ -105,7 +105,10 @@ class RealCustomModel(nn.Module):
         (B, S, cross_attention_dim) by the projector; the encoder's own where there is none.
         """
         projector = self.encoder_hidden_states_vision_projection
-        return image_embeds if projector is None else projector(image_embeds)
+        if projector is None:
+            return image_embeds
+        present = (image_embeds != 0).any(2, keepdim=True).any(1, keepdim=True)  # (B, 1, 1): all zero = no reference
+        return projector(image_embeds) * present
 
     def score(
         self,
@@ -133,12 +136,22 @@ class RealCustomModel(nn.Module):
             return None, None
         context = latents  # (B, c, h, w), or the first convolution's channels
         if self.settings.tokens.visual_context is VisualContext.CONV_IN:
-            context = self.unet.conv_in(latents.to(self.unet.dtype))
+            context = self._conv_in(latents)
         if mask is not None and self.settings.tokens.mask_latent:
             grid = (int(latents.shape[2]), int(latents.shape[3]))
             context = context * attention.resize_mask(mask, grid, mask_resize).to(context.dtype)
         scores = self.adaptive_scoring(encoder_hidden_states, context, image_embeds, alphas_cumprod, words)
         return select_tokens(scores, influence_quantity)
+
+    def _conv_in(self, latents: Tensor) -> Tensor:
+        """The first convolution's features (B, C, h, w)."""
+        conv = self.unet.conv_in
+        latents = latents.to(conv.weight.dtype)
+        if conv.weight.device.type in (latents.device.type, "meta"):
+            return conv(latents)
+        # offloaded with the whole UNet, which is moved when it is called itself
+        weight, bias = (value.to(latents.device) for value in (conv.weight, conv.bias))
+        return nn.functional.conv2d(latents, weight, bias, conv.stride, conv.padding)  # type: ignore[arg-type]
 
     def forward(
         self,

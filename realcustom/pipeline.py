@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from realcustom.arguments import (
     negative_prompts,
     pair,
     settings_with,
+    warn_of_idle,
 )
 from realcustom.base import Base, decode_latents, encode_negative_prompts, encode_prompts, load_base
 from realcustom.checkpoint import load_adapter
@@ -34,11 +35,13 @@ from realcustom.model import RealCustomModel
 from realcustom.reference import prepare_reference
 from realcustom.sampler import Rows, Sampler
 from realcustom.schedule import check_scheduler, make_scheduler
-from realcustom.settings import MethodSettings, Never, TimeIdsOrder, Uncond, without_effect
+from realcustom.settings import MethodSettings, Never, SamplerSettings, TimeIdsOrder, Uncond, without_effect
 from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
 
 __all__ = ["RealCustomOutput", "RealCustomPipeline", "Subject"]
 
+OWN_PARTS = ("scheduler", "image_encoder")  # attributes of ours that a stock pipeline's part may have the name of
+BLACK = b"black"
 CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps, least recently used go first
 
 Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
@@ -58,7 +61,8 @@ class RealCustomPipeline:
 
     `diffusers` is the base as a stock pipeline; everything that it can do to its parts acts here too, and its attributes
     and methods can be named on this object: `pipe.load_lora_weights(...)`, `pipe.vae.enable_slicing()`. Assign
-    `scheduler` to change the sampler; it then wins over the adapter's settings.
+    `scheduler` to change the sampler; it then wins over the adapter's settings. Subjects are encoded once and kept: after
+    changing the adapter's own weights make a new pipeline.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class RealCustomPipeline:
         model: RealCustomModel | None = None,
         image_encoder: ImageEncoder | None = None,
     ) -> None:
-        self.base, self.settings, self.model, self.image_encoder = base, settings, model, image_encoder
+        self.base = base  # first: other names are looked for in it
+        self.settings, self.model, self.image_encoder = settings, model, image_encoder
         self._scheduler: Any = None
+        self._scheduler_of: SamplerSettings | None = None  # what it was built from; None = it was assigned
         self._encoded: OrderedDict[bytes, Tensor] = OrderedDict()
         for sentence in without_effect(settings):
             warnings.warn(sentence, stacklevel=2)
@@ -121,44 +127,49 @@ class RealCustomPipeline:
         return self.base.pipeline
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "base" not in self.__dict__:  # while copying or unpickling there is no base yet
-            raise AttributeError(name)
+        # while copying or unpickling there is no base yet; a name of our own comes here when its property has failed
+        if name.startswith("__") or "base" not in self.__dict__ or name in type(self).__dict__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         return getattr(self.base.pipeline, name)
 
-    @property
-    def vae(self) -> Any:
-        """The autoencoder; another one may be assigned."""
-        return self.base.vae
-
-    @vae.setter
-    def vae(self, vae: Any) -> None:
-        self.base.pipeline.vae = vae
-
-    @property
-    def text_encoder(self) -> Any:
-        """The (first) text encoder; another one may be assigned."""
-        return self.base.text_encoder
-
-    @text_encoder.setter
-    def text_encoder(self, text_encoder: Any) -> None:
-        self.base.pipeline.text_encoder = text_encoder
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A part of the stock pipeline (another VAE or text encoder) is replaced there."""
+        if "base" in self.__dict__ and name not in OWN_PARTS and name in self.base.pipeline.components:
+            if name == "unet":
+                raise AttributeError(
+                    "the UNet holds the adapter and cannot be replaced: load the pipeline anew with another base; to "
+                    "compile it, pipe.unet.compile()"
+                )
+            setattr(self.base.pipeline, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def scheduler(self) -> Any:
-        """The scheduler that was assigned, or the one that the adapter's settings name."""
-        if self._scheduler is None:
-            self._scheduler = make_scheduler(self.base.scheduler, self.settings.sampler)
+        """The scheduler that was assigned, or the one that the settings name."""
+        settings = self.settings.sampler
+        assigned = self._scheduler is not None and self._scheduler_of is None
+        if not assigned and (self._scheduler_of is None or not _same_schedule(self._scheduler_of, settings)):
+            self._scheduler, self._scheduler_of = make_scheduler(self.base.scheduler, settings), settings
         return self._scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
         check_scheduler(scheduler)
-        self._scheduler = scheduler
+        self._scheduler, self._scheduler_of = scheduler, None
 
-    def to(self, device: torch.device | str) -> RealCustomPipeline:
-        """Move every model, image encoder and adapter included."""
-        self.base.pipeline.to(device)
-        self._move_adapter(device)
+    def to(self, *where: torch.device | str | torch.dtype) -> RealCustomPipeline:
+        """Move every model, image encoder and adapter included, to a device, a dtype or both; scores stay in float32."""
+        self.base.pipeline.to(*where)
+        for value in where:
+            if not isinstance(value, torch.dtype):
+                self._move_adapter(value)
+            else:
+                if self.model is not None and self.model.encoder_hidden_states_vision_projection is not None:
+                    self.model.encoder_hidden_states_vision_projection.to(value)
+                if self.image_encoder is not None:
+                    self.image_encoder.to(value)
+        self._encoded.clear()  # they are where the models were
         return self
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
@@ -237,7 +248,9 @@ class RealCustomPipeline:
             num_inference_steps=num_inference_steps,
         )
         matches = self.find_words(prompts, per_prompt)  # first: a wrong word costs no forward
-        attention.check_processors(self.base.unet) if self.model is not None else None
+        warn_of_idle(settings, per_prompt, guidance_scale, influence_scope, use_mask)
+        if self.model is not None:
+            attention.check_processors(self.base.unet)
         count = len(prompts) * num_images_per_prompt
         generators = generators_for(generator, count)
         noise = self._starting_noise(count, height, width, generators, latents)
@@ -247,7 +260,8 @@ class RealCustomPipeline:
         rows.generators, rows.latents = generators, noise * scheduler.init_noise_sigma
         self._size_conditions(rows, settings)
         sampler = Sampler(
-            model=self._model(),
+            unet=self.base.unet,
+            model=self.model,
             scheduler=scheduler,
             rows=rows,
             guidance=settings.guidance,
@@ -262,7 +276,7 @@ class RealCustomPipeline:
             if callback_on_step_end is not None:
                 tensors: dict[str, Any] = {"latents": step.latents, "masks": step.masks}
                 changed = callback_on_step_end(self, step.index, step.timestep, tensors)
-                sampler.rows.latents = changed.get("latents", step.latents)
+                sampler.rows.latents = (changed or {}).get("latents", step.latents)
         images = self._decode(sampler.rows.latents, output_type)
         self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
@@ -300,12 +314,6 @@ class RealCustomPipeline:
                 ]
             )
         return found
-
-    def _model(self) -> RealCustomModel:
-        if self.model is None:  # plain text-to-image: the same loop, with nothing that acts
-            plain = replace(self.settings, tokens=replace(self.settings.tokens, scoring=False))
-            self.model = RealCustomModel(self.base.unet, plain, image_embed_dim=1)
-        return self.model
 
     def _move_adapter(self, device: torch.device | str) -> None:
         for module in () if self.model is None else self.model.own_modules():
@@ -370,7 +378,9 @@ class RealCustomPipeline:
     def _black_tokens(self) -> Tensor:
         """The tokens (S, Di) of a black picture, which are not zeros."""
         assert self.image_encoder is not None and self.model is not None
-        return self.model.project(self.image_encoder.encode_black())[0].to(self.base.unet.dtype)
+        if BLACK not in self._encoded:
+            self._encoded[BLACK] = self.model.project(self.image_encoder.encode_black())[0].to(self.base.unet.dtype)
+        return self._encoded[BLACK]
 
     def _encode(self, subject: Subject) -> Tensor:
         """The subject's tokens (S, Di), kept by the content of what the encoder is shown."""
@@ -413,6 +423,11 @@ class RealCustomPipeline:
         if output_type == "np":
             return array
         return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
+
+
+def _same_schedule(one: SamplerSettings, other: SamplerSettings) -> bool:
+    """The number of steps aside, which each call sets."""
+    return (one.scheduler, one.timestep_spacing) == (other.scheduler, other.timestep_spacing)
 
 
 def _encoder_to_load(trained_with: str, given: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from realcustom.settings import Fit, ImageEncoderSettings, Reference
+from realcustom.settings import EncoderKind, Fit, ImageEncoderSettings, Reference
 
 WHITE = (255, 255, 255)
 MARGIN = 0.05  # of the subject's longer side, left white around a cut-out
@@ -14,7 +14,7 @@ MARGIN = 0.05  # of the subject's longer side, left white around a cut-out
 def prepare_reference(
     image: Image.Image, mask: Image.Image | np.ndarray | None, settings: ImageEncoderSettings
 ) -> Image.Image:
-    """A subject's picture, any size and mode, as the square RGB picture that the encoder takes.
+    """A subject's picture, any size and mode, as the RGB picture that the encoder takes, a square.
 
     Args:
         image: the picture; EXIF orientation is applied, transparency laid on white.
@@ -29,6 +29,8 @@ def prepare_reference(
     rgb = on_white(image)
     if settings.reference is Reference.CROP:
         rgb = cut_out(rgb, _subject_mask(mask, alpha, rgb.size))
+    if settings.kind is EncoderKind.SIGLIP_DINO and settings.fit is Fit.STRETCH:
+        return rgb  # the encoder's own single resize stretches it
     return square(rgb, settings.fit)
 
 

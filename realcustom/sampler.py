@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from realcustom import attention
 from realcustom.attention import Conditioning, KeyValue, MapRecorder, SubjectTokens, TextTokens
 from realcustom.guidance import Branch, Weights, combine
-from realcustom.mask import influence_mask, warn_if_empty
+from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.schedule import alphas_cumprod_at
 from realcustom.settings import GuidanceMode, GuidanceSettings, Launches, MaskSettings
@@ -66,7 +67,8 @@ class Step:
 class Sampler:
     """Denoises rows with a frozen model under its guidance; holds what a call computes once."""
 
-    model: RealCustomModel
+    unet: UNet2DConditionModel
+    model: RealCustomModel | None  # None: plain text-to-image on a UNet with any processors
     scheduler: Any  # a diffusers scheduler with its timesteps set
     rows: Rows
     guidance: GuidanceSettings
@@ -81,10 +83,17 @@ class Sampler:
 
     def __post_init__(self) -> None:
         _, _, height, width = self.rows.latents.shape
-        unet, grids = self.model.unet, attention.level_grids(height, width, self.model.levels)
-        self._grids, self._mask_grid = attention.by_queries(grids), attention.mask_grid(unet, grids)
-        self._layers = attention.mask_layers(unet, self.mask.layers, grids)
-        self.weights = Weights(settings=self.guidance, has_subjects=self.rows.subjects > 0)
+        grids = attention.level_grids(height, width, len(self.unet.config.block_out_channels))
+        self._grids, self._mask_grid = attention.by_queries(grids), attention.mask_grid(self.unet, grids)
+        present = self.rows.present  # (B, U)
+        self._with_subjects = present.any(1)  # (B,)
+        self._absent = [number for number in range(present.shape[1]) if not bool(present[:, number].all())]
+        self.weights = Weights(
+            settings=self.guidance,
+            has_subjects=self.rows.subjects > 0,
+            all_have_subjects=bool(self._with_subjects.all()),
+        )
+        self._layers = attention.mask_layers(self.unet, self.mask.layers, grids) if self._makes_masks() else None
 
     def run(self) -> Iterator[Step]:
         """All steps, one after another; the consumer may stop at any of them."""
@@ -97,7 +106,7 @@ class Sampler:
         scaled = self.scheduler.scale_model_input(self.rows.latents, timestep)
         needed = self.weights.branches()
         predictions: dict[Branch, Tensor] = {}
-        if self._mask_is_live(index, needed):
+        if self._mask_is_live(index):
             recorder = MapRecorder(
                 words=self.rows.words,
                 layers=self._layers,
@@ -109,22 +118,24 @@ class Sampler:
         for launch in [rest] if self.guidance.launches is Launches.BATCHED else [(branch,) for branch in rest]:
             if launch:
                 predictions |= self._launch(launch, scaled, timestep)
-        combined = combine(predictions, self.weights, self._all_masks())
+        combined = combine(predictions, self.weights, self._all_masks(), self._with_subjects)
         self.rows.latents = self._scheduler_step(combined, timestep)
         return Step(index=index, timestep=timestep, latents=self.rows.latents, masks=self._masks)
 
-    def _mask_is_live(self, index: int, needed: Sequence[Branch]) -> bool:
-        """Whether this step makes a fresh mask: somebody uses it, and it is not yet frozen."""
-        masked = any(branch in self.weights.with_subjects() for branch in needed)
-        used = self.rows.subjects > 0 and self.use_mask and (masked or self.return_masks)
+    def _makes_masks(self) -> bool:
+        """Whether somebody uses masks."""
+        masked = any(branch in self.weights.with_subjects() for branch in self.weights.branches())
+        return self.rows.subjects > 0 and self.use_mask and (masked or self.return_masks)
+
+    def _mask_is_live(self, index: int) -> bool:
+        """Whether this step makes a fresh mask: it is used, and not yet frozen."""
         reuse_after = self.mask.mask_reuse_after
-        return used and (not isinstance(reuse_after, int) or index < max(1, reuse_after))
+        return self._makes_masks() and (not isinstance(reuse_after, int) or index < max(1, reuse_after))
 
     def _build_masks(self, recorder: MapRecorder) -> tuple[Tensor, ...]:
         """Each subject's mask (B, 1, H*, W*) of this step's maps."""
         scope = self.rows.influence_scope
         mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
-        warn_if_empty(mask, scope * self.rows.present.cpu())
         return (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
 
     def _all_masks(self) -> Tensor | None:
@@ -141,23 +152,27 @@ class Sampler:
         branches = (*(branch for branch in branches if branch not in acting), *acting)  # their rows in one slice
         rows = self.rows
         prompt = TextTokens(embeds=rows.prompt_embeds, cache=self._prompt)
-        conditioning = Conditioning(
-            grids=self._grids,
-            subjects=[self._subject(acting, number, scaled, timestep) for number in range(self.rows.subjects)]
-            if acting
-            else (),
-            rows=slice((len(branches) - len(acting)) * len(scaled), None),
-            scale=self.model.settings.attn.scale,
-            mask_resize=self.mask.mask_resize,
-            recorder=recorder,
-            texts=_of(branches, prompt, TextTokens(embeds=rows.negative_prompt_embeds)),
+        conditioning = (
+            None
+            if self.model is None
+            else Conditioning(
+                grids=self._grids,
+                subjects=[self._subject(acting, number, scaled, timestep) for number in range(self.rows.subjects)]
+                if acting
+                else (),
+                rows=slice((len(branches) - len(acting)) * len(scaled), None),
+                scale=self.model.settings.attn.scale,
+                mask_resize=self.mask.mask_resize,
+                recorder=recorder,
+                texts=_of(branches, prompt, TextTokens(embeds=rows.negative_prompt_embeds)),
+            )
         )
-        output = self.model.unet(
+        output = self.unet(
             _joined([scaled] * len(branches)),
             timestep,
             _joined(_of(branches, rows.prompt_embeds, rows.negative_prompt_embeds)),
             added_cond_kwargs=self._added_conditions(branches),
-            cross_attention_kwargs={"conditioning": conditioning},
+            cross_attention_kwargs=None if conditioning is None else {"conditioning": conditioning},
             return_dict=False,
         )[0]
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
@@ -171,6 +186,7 @@ class Sampler:
 
     def _subject(self, acting: Branches, number: int, scaled: Tensor, timestep: Tensor) -> SubjectTokens:
         """The subject's tokens in the rows of these branches, as this step selects them, under this step's mask."""
+        assert self.model is not None  # without one there are no subjects
         rows, count = self.rows, len(acting)
         if (acting, number) not in self._visual:
             own = rows.image_embeds[:, number]  # (B, S, Di)
@@ -178,8 +194,9 @@ class Sampler:
             self._visual[acting, number] = SubjectTokens(embeds=_joined(_of(acting, own, black)), cache={})
         subject = self._visual[acting, number]
         mask = None if self._masks is None else self._masks[number]  # (B, 1, H*, W*)
-        if mask is None and not bool(rows.present[:, number].all()):
-            mask = rows.present[:, number, None, None, None].to(scaled.dtype)
+        if mask is None and number in self._absent:
+            present = rows.present[:, number, None, None, None]  # (B, 1, 1, 1)
+            mask = present.to(torch.float32).expand(-1, -1, *self._mask_grid)
         subject.mask = None if mask is None else _joined([mask] * count)
         if self.model.adaptive_scoring is not None:
             subject.index, subject.gate = self.model.score(

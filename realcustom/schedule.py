@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import diffusers
+import torch
 from torch import Tensor
 
 from realcustom.settings import SamplerSettings, TimestepSpacing
 
 OWN = "base"
+BENDING = ("clip_sample", "thresholding")  # what makes a step no longer affine in the prediction
 SHORT_NAMES = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepScheduler"}
 
 
@@ -28,9 +31,9 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
                 f"sampler.scheduler '{settings.scheduler}' is not ddim, dpmpp_single, base or a scheduler of diffusers, "
                 "e.g. EulerDiscreteScheduler"
             )
-    changes: dict[str, Any] = {}
-    if "clip_sample" in own.config or settings.scheduler != OWN:
-        changes["clip_sample"] = False
+    changes: dict[str, Any] = {name: False for name in BENDING if name in own.config or settings.scheduler != OWN}
+    if kind is diffusers.DPMSolverSinglestepScheduler:
+        changes["lower_order_final"] = True  # it does so anyway, with a line in the log
     if settings.timestep_spacing is not TimestepSpacing.BASE:
         changes["timestep_spacing"] = settings.timestep_spacing.value
     scheduler = kind.from_config({**own.config, **changes})
@@ -45,18 +48,30 @@ def check_scheduler(scheduler: Any) -> None:
             f"{type(scheduler).__name__} is a flow-matching scheduler or has no alphas_cumprod; RealCustom's scores are "
             "weighted by it: use a diffusion scheduler (DDIM, DPM-Solver++, Euler, ...)"
         )
-    if getattr(scheduler.config, "clip_sample", False):
-        warnings.warn(
-            "the scheduler clips samples (clip_sample=True): guidance is then not what the paper's eq. 13 says; the "
-            "pipeline's own schedulers set clip_sample=False",
-            stacklevel=2,
+    config = scheduler.config
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        raise ValueError(
+            f"{type(scheduler).__name__} is set to flow matching (use_flow_sigmas, flow_prediction); RealCustom is defined "
+            "on diffusion schedules: build it from the base model's own configuration"
         )
+    for name in BENDING:
+        if config.get(name):
+            warnings.warn(
+                f"the scheduler bends samples ({name}=True): guidance is then not what the paper's eq. 13 says; the "
+                f"pipeline's own schedulers set {name}=False",
+                stacklevel=2,
+            )
 
 
 def alphas_cumprod_at(scheduler: Any, timestep: Tensor) -> Tensor:
-    """alphas_cumprod at a step, a scalar, in variance-preserving form; between integers by the schedule's sigma."""
-    value = float(timestep)
-    if value.is_integer():
-        return scheduler.alphas_cumprod[int(value)]
-    sigma = scheduler.sigmas[scheduler.index_for_timestep(timestep)]
-    return 1 / (1 + sigma**2)
+    """alphas_cumprod at a step, a scalar, in variance-preserving form.
+
+    Between integers sigma = sqrt((1 - abar) / abar) is interpolated by its logarithm, as diffusers' schedulers do that
+    come to such timesteps; then abar = 1 / (1 + sigma^2).
+    """
+    table, value = scheduler.alphas_cumprod, float(timestep)
+    low = min(max(math.floor(value), 0), len(table) - 1)
+    if value <= low or low == len(table) - 1:
+        return table[low]
+    logs = ((1 - table[low : low + 2]) / table[low : low + 2]).log() / 2
+    return 1 / (1 + torch.lerp(logs[0], logs[1], value - low).exp() ** 2)

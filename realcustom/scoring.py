@@ -66,7 +66,8 @@ class AdaptiveScoring(nn.Module):
             text = text * words[..., None].float()
             logits = self.text_attention(text)
         else:
-            logits = self.text_attention(text).masked_fill(words[..., None] == 0, -torch.inf)
+            other = (words == 0) & (words > 0).any(1, keepdim=True)  # an absent subject's row has no word to stay with
+            logits = self.text_attention(text).masked_fill(other[..., None], -torch.inf)
         return (torch.softmax(logits, 1) * text).sum(1)
 
     @staticmethod
@@ -94,7 +95,7 @@ def _scorer(width: int, settings: TokenSettings) -> nn.Sequential:
 
 
 def select_tokens(scores: Tensor, influence_quantity: float) -> tuple[Tensor, Tensor]:
-    """The max(1, int(influence_quantity * S)) tokens with the largest score (eq. 9-10); equal ones by lower index.
+    """The max(1, int(influence_quantity * S)) tokens with the largest score (eq. 9); equal ones by lower index.
 
     Args:
         scores: (B, S).

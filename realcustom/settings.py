@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Variant(enum.Enum):
@@ -313,8 +314,9 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         _ratio("influence_scope", self.influence_scope)
-        if isinstance(self.mask_reuse_after, int) and self.mask_reuse_after < 0:
-            raise ValueError(f"mask_reuse_after is 'never' or a number of steps from 0, got {self.mask_reuse_after}")
+        steps = self.mask_reuse_after
+        if not isinstance(steps, Never) and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
+            raise ValueError(f"mask_reuse_after is 'never' or a number of steps from 0, got {steps!r}")
         if self.select is MaskSelect.THRESHOLD and self.norm is MaskNorm.NONE:
             raise ValueError("select threshold compares with 1 - influence_scope and needs a norm, got norm none")
         if isinstance(self.layers, tuple) and (not self.layers or min(self.layers) < 1):
@@ -388,17 +390,38 @@ class MethodSettings:
 
 def without_effect(settings: MethodSettings) -> list[str]:
     """Settings that were changed and do nothing beside the others, each as a sentence."""
-    idle = []
+    tokens, mask, encoder = settings.tokens, settings.mask, settings.image_encoder
+    idle: list[str] = []
+    names: tuple[str, ...]
     if settings.guidance.guidance_rescale and not settings.guidance.mode.rescales:
         idle.append(f"guidance.guidance_rescale does nothing in mode {settings.guidance.mode.value}")
-    if not settings.tokens.scoring and settings.tokens.influence_quantity not in (
-        1.0,
-        TokenSettings().influence_quantity,
-    ):
-        idle.append("tokens.influence_quantity does nothing with tokens.scoring off: all tokens act")
-    if settings.mask.binary and settings.mask.norm is MaskNorm.NONE:
-        idle.append("mask.norm none does nothing with mask.binary: kept cells are 1")
+    if not tokens.scoring:
+        names = ("fusion", "visual_context", "influence_quantity", "text_mask_mode", "mask_latent")
+        idle += [
+            f"tokens.{name} does nothing with tokens.scoring off: all tokens act" for name in _changed(tokens, names)
+        ]
+    elif tokens.fusion is Fusion.TEXT:
+        names = ("visual_context", "mask_latent")
+        idle += [f"tokens.{name} does nothing with tokens.fusion text" for name in _changed(tokens, names)]
+    elif tokens.fusion is Fusion.VISUAL:
+        idle += [
+            f"tokens.{name} does nothing with tokens.fusion visual" for name in _changed(tokens, ("text_mask_mode",))
+        ]
+    if mask.norm is MaskNorm.NONE:
+        idle += [f"mask.{name} does nothing with mask.norm none" for name in _changed(mask, ("eps",))]
+        if mask.binary:
+            idle.append("mask.norm none does nothing with mask.binary: kept cells are 1")
+    if encoder.kind is EncoderKind.CLIP:
+        idle += [
+            f"image_encoder.{name} does nothing with image_encoder.kind clip"
+            for name in _changed(encoder, ("dino_layers", "high_res"))
+        ]
     return idle
+
+
+def _changed(section: Any, names: tuple[str, ...]) -> list[str]:
+    """Those of the fields that do not have their default."""
+    return [name for name in names if getattr(section, name) != getattr(type(section)(), name)]
 
 
 def _ratio(name: str, value: float) -> None:

@@ -144,8 +144,8 @@ def _spans(tokenizer: Any, prompt: str, phrase: str, match: WordMatching) -> lis
 
 def _by_ids(tokenizer: Any, prompt: str, phrase: str) -> list[range]:
     ids, pattern = _ids(tokenizer, prompt), _ids(tokenizer, phrase)
-    special = tokenizer.all_special_tokens
-    ends = [token.endswith(WORD_END) or token in special for token in tokenizer.convert_ids_to_tokens(ids)]
+    added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}  # textual inversion adds words of its own
+    ends = [token.endswith(WORD_END) or token in added for token in tokenizer.convert_ids_to_tokens(ids)]
     spans: list[range] = []
     start = 0
     while pattern and start + len(pattern) <= len(ids):

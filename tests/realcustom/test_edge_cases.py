@@ -8,12 +8,15 @@ and rows with different subjects in test_plus_plus.py and test_pipeline.py, slic
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -22,9 +25,11 @@ from realcustom.attention import Conditioning, SubjectTokens
 from realcustom.config import override
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
+from realcustom.presets import paper_sd15, released_sdxl
 from realcustom.reference import prepare_reference, square
 from realcustom.scoring import select_tokens
-from realcustom.settings import Fit, ImageEncoderSettings, MaskSettings, Never, Overlap, Reference
+from realcustom.settings import Fit, ImageEncoderSettings, MaskSettings, Never, Overlap, Reference, without_effect
+from realcustom.words import find_word
 from tests import tiny
 
 Picture = Callable[[int], Image.Image]
@@ -123,7 +128,7 @@ def test_a_word_without_attention_warns(pipeline: RealCustomPipeline, picture: P
         if name.endswith("attn2.to_k.weight"):
             with torch.no_grad():
                 weight.zero_()  # every token alike: constant maps, which min-max norms make zero
-    with pytest.warns(UserWarning, match="attention is zero everywhere"):
+    with pytest.warns(UserWarning, match="the same everywhere"):
         out = draw(pipeline, [Subject(image=picture(0), word="dog")], num_inference_steps=1)
     assert (out.masks[0][0] == 0).all() and torch.isfinite(out.images).all()
 
@@ -231,3 +236,150 @@ def test_the_result_is_what_the_mode_says(pipeline: RealCustomPipeline, picture:
     )[1]
     draw(pipeline, dog, num_inference_steps=1)
     assert seen[0].std() == pytest.approx(float(outputs[-1].std()), rel=1e-5)
+
+
+def test_parts_are_replaced_in_the_stock_pipeline(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    """Any part but the UNet, which holds the adapter; a name of our own that fails is not looked for there."""
+    other = tiny.tiny_vae(seed=7)
+    pipeline.vae = other
+    assert pipeline.diffusers.vae is other and pipeline.base.vae is other
+    with pytest.raises(AttributeError, match="the UNet holds the adapter"):
+        pipeline.unet = tiny.tiny_unet()
+    pipeline.settings = override(pipeline.settings, {"sampler": {"scheduler": "NoScheduler"}})
+    with pytest.raises(ValueError, match="'NoScheduler' is not"):
+        _ = pipeline.scheduler
+    pipeline.settings = override(pipeline.settings, {"sampler": {"scheduler": "EulerDiscreteScheduler"}})
+    assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"  # settings may change after a first call
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pipeline.nothing
+    with pytest.warns(UserWarning, match="thresholding"):
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.base.scheduler.config, thresholding=True)
+    flow = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="flow matching"):
+        pipeline.scheduler = flow
+
+
+def test_another_dtype_after_loading(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    out = draw(pipeline.to(torch.bfloat16), [Subject(image=picture(0), word="dog")])
+    assert out.images.dtype == torch.bfloat16 and out.masks[0][0].max() == 1
+    again = draw(pipeline.to("cpu", torch.float32), [Subject(image=picture(0), word="dog")])
+    assert again.images.dtype == torch.float32 and torch.isfinite(again.images).all()
+
+
+def test_maps_under_autocast_are_those_without(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    """Queries are then bf16; the softmax over text and all that follows are not."""
+    with torch.autocast("cpu", torch.bfloat16):
+        (mask,) = draw(pipeline, [Subject(image=picture(0), word="dog")], num_inference_steps=1).masks[0]
+    assert mask.dtype == torch.float32 and len(mask[mask > 0].unique()) > 55  # bf16 has 8 bits: values would tie
+
+
+def test_plain_text_to_image_leaves_the_unet_as_it_is(folders: dict[str, str]) -> None:
+    """Without an adapter: whatever processors it has, and not a tensor more; at any size."""
+    plain = RealCustomPipeline.from_pretrained(folders["base"])
+    processors, names = plain.unet.attn_processors, set(plain.unet.state_dict())
+    before = draw(plain, [], height=48, width=40).images
+    assert plain.unet.attn_processors == processors and set(plain.unet.state_dict()) == names
+    plain.diffusers.enable_attention_slicing("max")
+    assert torch.allclose(draw(plain, [], height=48, width=40).images, before, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": "dog.png"}, "image is a PIL image, got a str"),
+        ({"image": np.zeros((8, 8, 3), np.uint8)}, "got a ndarray"),
+        ({"word": 3}, "got 3"),
+        ({"word": ("dog", " ")}, "one word of the prompt or several"),
+        ({"scope": 2.0}, "ratio from 0 to 1, got 2.0"),
+    ],
+)
+def test_subjects_that_are_none(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Subject(**{"image": Image.new("RGB", (8, 8)), "word": "dog", **arguments})
+
+
+def test_arguments_of_another_kind(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    dog = Subject(image=picture(0), word="dog")
+    with pytest.raises(ValueError, match=r"subjects=\[Subject"):
+        draw(pipeline, dog)
+    with pytest.raises(ValueError, match=r"height must be a positive multiple of 2 pixels, got 32\.0"):
+        draw(pipeline, [dog], height=32.0)
+    for value in (2.0, "2", "newer", True):
+        with pytest.raises(ValueError, match="mask_reuse_after is 'never'"):
+            draw(pipeline, [dog], mask_reuse_after=value)
+    assert torch.isfinite(draw(pipeline, [dog], callback_on_step_end=lambda *_: None).images).all()
+
+
+def test_arguments_without_effect_warn(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    dog = Subject(image=picture(0), word="dog", mask=Image.new("L", (32, 32), 255))
+    with pytest.warns(UserWarning, match="a subject's mask does nothing with reference image"):
+        draw(pipeline, [dog], num_inference_steps=1)
+    dog = Subject(image=picture(0), word="dog")
+    with pytest.warns(UserWarning, match="influence_scope does nothing with use_mask=False"):
+        draw(pipeline, [dog], num_inference_steps=1, use_mask=False, influence_scope=0.3)
+    pipeline.settings = override(pipeline.settings, {"guidance": {"mode": "direct"}})
+    with pytest.warns(UserWarning, match="guidance_scale does nothing in mode direct"):
+        draw(pipeline, [dog], num_inference_steps=1, guidance_scale=5.0)
+    idle = {
+        "tokens.fusion does nothing with tokens.scoring off": {"tokens": {"scoring": False, "fusion": "mean"}},
+        "visual_context does nothing with tokens.fusion text": {
+            "tokens": {"fusion": "text", "visual_context": "conv_in"}
+        },
+        "text_mask_mode does nothing with tokens.fusion visual": {
+            "tokens": {"fusion": "visual", "text_mask_mode": "none"}
+        },
+        "mask.eps does nothing with mask.norm none": {"mask": {"norm": "none", "eps": 1e-6}},
+        "high_res does nothing with image_encoder.kind clip": {"image_encoder": {"high_res": 64}},
+    }
+    for sentence, change in idle.items():
+        assert any(sentence in said for said in without_effect(override(tiny.tiny_settings(), change))), sentence
+    assert without_effect(paper_sd15()) == without_effect(released_sdxl()) == []
+
+
+def test_bases_with_parts_that_are_missing(folders: dict[str, str], tmp_path: Path) -> None:
+    """Named before anything is loaded; a tokenizer of another model is named after."""
+    for base, part in ((folders["base"], "tokenizer"), (tiny.tiny_sdxl_base(tmp_path / "sdxl"), "tokenizer_2")):
+        broken = tmp_path / f"without-{part}"
+        shutil.copytree(base, broken)
+        shutil.rmtree(broken / part)
+        with pytest.raises(ValueError, match=f"it has no {part}"):
+            RealCustomPipeline.from_pretrained(str(broken))
+        (broken / part).mkdir()
+        with pytest.raises(ValueError, match=f"it has no {part}"):
+            RealCustomPipeline.from_pretrained(str(broken))
+    pipeline = tiny.tiny_pipeline()
+    pipeline.tokenizer = tiny.tiny_tokenizer((*tiny.WORDS, "many", "more", "words", "than", "known"))
+    pipeline.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens, text_encoder knows \d+"):
+        RealCustomPipeline.from_pretrained(str(tmp_path / "other"))
+
+
+def test_a_word_after_an_added_token_is_found() -> None:
+    """Textual inversion adds tokens that end a word without saying so."""
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_tokens(["<sks>"])
+    assert find_word(tokenizer, "a <sks> dog on grass", "dog").positions == (3,)
+
+
+def test_no_reference_has_no_tokens_after_a_projector() -> None:
+    """Dropped in training, a picture's features are zero; its tokens then are too, and the output is the base model's."""
+    settings = tiny.tiny_pp_settings()
+    model = RealCustomModel(tiny.tiny_unet(), settings, 64, generator=torch.Generator().manual_seed(1))
+    features = torch.randn(2, 5 * 16, 64, generator=torch.Generator().manual_seed(0))
+    features[1] = 0
+    with torch.no_grad():
+        tokens = model.project(features)
+    assert (tokens[1] == 0).all() and tokens[0].abs().max() > 0
+
+
+def test_the_black_reference_is_encoded_once(folders: dict[str, str], picture: Picture) -> None:
+    pipeline = RealCustomPipeline.from_pretrained(folders["base"], folders["adapter"], folders["encoder"])
+    guidance = {"uncond": "negative_text_black_image_masked"}
+    pipeline.settings = override(pipeline.settings, {"guidance": guidance})
+    seen: list[int] = []
+    assert pipeline.image_encoder is not None
+    model = pipeline.image_encoder.model  # type: ignore[attr-defined]
+    model.register_forward_pre_hook(lambda _, positional: seen.append(len(positional[0])))
+    for _ in range(2):
+        draw(pipeline, [Subject(image=picture(0), word="dog")], num_inference_steps=1)
+    assert seen == [1, 1]  # the subject, the black picture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from realcustom.mask import influence_mask, refine, warn_if_empty
+from realcustom.mask import influence_mask, refine
 from realcustom.settings import MaskNorm, MaskSelect, MaskSettings, Overlap
 
 PAPER = MaskSettings()
@@ -79,11 +79,25 @@ def test_equal_values_go_to_the_lower_index() -> None:
 
 
 def test_an_empty_map_is_an_empty_mask_and_a_warning() -> None:
-    mask = influence_mask([torch.zeros(1, 1, 4, 4)], 0.25, PAPER)
-    assert torch.equal(mask, torch.zeros(1, 1, 4, 4))
-    with pytest.warns(UserWarning, match="zero everywhere"):
-        warn_if_empty(mask, torch.tensor([[0.25]]))
-    warn_if_empty(mask, torch.tensor([[0.0]]))  # asked for: no warning
+    """Also a binary one, which marks no cells by their index; with scope 0 it is asked for, and nothing is said."""
+    empty = torch.zeros(1, 1, 4, 4)
+    for settings in (PAPER, MaskSettings(binary=True)):
+        with pytest.warns(UserWarning, match="zero everywhere"):
+            assert torch.equal(influence_mask([empty], 0.25, settings), empty)
+        assert torch.equal(influence_mask([empty], 0.0, settings), empty)
+
+
+def test_a_mask_that_another_subject_covers_is_no_empty_map() -> None:
+    same = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).expand(1, 2, 4, 4)
+    mask = influence_mask([same], 0.25, MaskSettings(overlap=Overlap.ARGMAX))
+    assert mask[0, 0].max() == 1 and mask[0, 1].max() == 0
+
+
+def test_a_threshold_that_no_cell_reaches_is_said() -> None:
+    ramp = [torch.arange(1.0, 17.0).view(1, 1, 4, 4)]
+    settings = MaskSettings(select=MaskSelect.THRESHOLD, eps=0.5)
+    with pytest.warns(UserWarning, match="no cell reaches the threshold"):
+        assert (influence_mask(ramp, 0.01, settings) == 0).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -151,8 +165,8 @@ def test_a_constant_map_by_norm() -> None:
     assert (kept[:4] == 1).all() and (kept[4:] == 0).all()
     for norm in (MaskNorm.MINMAX, MaskNorm.MINMAX_PER_LAYER):
         for binary in (False, True):
-            assert (influence_mask(flat, 0.25, MaskSettings(norm=norm, binary=binary)) == 0).all()
-    assert (influence_mask([torch.zeros(1, 1, 4, 4)], 0.25, MaskSettings(binary=True)) == 0).all()
+            with pytest.warns(UserWarning, match="the same everywhere"):
+                assert (influence_mask(flat, 0.25, MaskSettings(norm=norm, binary=binary)) == 0).all()
 
 
 def test_threshold_instead_of_the_largest() -> None:
