@@ -116,7 +116,7 @@ class Size:
 
 SMALL = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256, "attention_head_dim": 8}
 SETTING_S = Size(name="sampler", unet=SMALL, latent=32)
-WIDE = Size(name="sampler_64_batch4", unet=SMALL, latent=64, batch=4, pairs=3)
+WIDE = Size(name="sampler_64_batch4", unet=SMALL, latent=64, batch=4, steps=6, pairs=2)
 TINY = Size(
     name="sampler_quick",
     unet={"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 32, "attention_head_dim": 4}

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from realcustom import attention
 from realcustom.attention import Conditioning, DecoupledAttentionProcessor, MapRecorder, SubjectTokens
+from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
-from realcustom.settings import KVInit, MaskLayers, MaskResize, MethodSettings
+from realcustom.settings import KVInit, MaskLayers, MaskNorm, MaskResize, MaskSettings, MethodSettings
 from tests import tiny
 
 
@@ -88,23 +89,37 @@ def test_zero_values_are_the_base_model(stock: UNet2DConditionModel) -> None:
     assert torch.equal(run(model, latents, timesteps, text, [SubjectTokens(embeds=image)]), expected)
 
 
-def test_mask_one_without_scoring_is_ip_adapter(model: RealCustomModel) -> None:
-    """inv. 4: every cross-attention equals diffusers' IPAdapterAttnProcessor2_0 with the same weights."""
-    ours, theirs = DecoupledAttentionProcessor(), {}
-    generator = torch.Generator().manual_seed(3)
-    image = torch.randn(2, tiny.IMAGE_TOKENS, tiny.IMAGE_WIDTH, generator=generator)
-    text = torch.randn(2, 77, tiny.TEXT_WIDTH, generator=generator)
-    for name, attn in attention.text_cross_attentions(model.unet).items():
+class PassImages(torch.nn.Module):
+    """Stands where diffusers projects image embeddings: ours are tokens already."""
+
+    def forward(self, image_embeds: list[Tensor]) -> list[Tensor]:
+        return image_embeds
+
+
+def test_a_mask_of_ones_is_diffusers_ip_adapter(model: RealCustomModel) -> None:
+    """inv. 4: the whole UNet, maps being recorded, equals one with IPAdapterAttnProcessor2_0 and the same weights."""
+    theirs = tiny.tiny_unet()
+    processors = {}
+    for name in theirs.attn_processors:
+        path = name.removesuffix(".processor")
+        attn = model.unet.get_submodule(path)
+        if not path.endswith("attn2"):
+            processors[name] = AttnProcessor2_0()
+            continue
         width = attn.to_q.in_features
         processor = IPAdapterAttnProcessor2_0(width, tiny.TEXT_WIDTH, num_tokens=(tiny.IMAGE_TOKENS,), scale=1.0)
         processor.to_k_ip[0], processor.to_v_ip[0] = _widened(attn.to_k_vision), _widened(attn.to_v_vision)
-        theirs[name] = processor
-        hidden = torch.randn(2, 64, width, generator=generator)
-        for mask in (None, torch.ones(2, 1, 8, 8)):
-            conditioning = Conditioning(grids={64: (8, 8)}, subjects=[SubjectTokens(embeds=image, mask=mask)])
-            with torch.no_grad():
-                expected = processor(attn, hidden, (text, [image]))
-                assert (ours(attn, hidden, text, conditioning=conditioning) - expected).abs().max() <= 1e-6
+        processors[name] = processor
+    theirs.set_attn_processor(processors)
+    theirs.encoder_hid_proj = PassImages()
+    theirs.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    latents, timesteps, text, image = inputs(2)
+    with torch.no_grad():
+        expected = theirs(latents, timesteps, text, added_cond_kwargs={"image_embeds": [image]}).sample
+    plain = run(model, latents, timesteps, text, [])
+    for mask in (None, torch.ones(2, 1, 16, 16)):
+        got = run(model, latents, timesteps, text, [SubjectTokens(embeds=image, mask=mask)])
+        assert (got - expected).abs().max() <= 1e-6 and (got - plain).abs().max() > 1e-2
 
 
 def _widened(layer: torch.nn.Linear) -> torch.nn.Linear:
@@ -186,6 +201,8 @@ def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
     assert {tuple(layer.shape[-2:]) for layer in recorder.maps} == {(16, 20), (8, 10)}
     for layer in recorder.maps:
         assert (layer - 1).abs().max() <= 1e-6
+    raw = influence_mask(recorder.maps, 1.0, MaskSettings(norm=MaskNorm.NONE))
+    assert (raw - 1).abs().max() <= 1e-6  # M = 1 before the selection
 
 
 def test_projections_initialise_as_the_settings_say() -> None:

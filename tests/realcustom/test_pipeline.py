@@ -162,14 +162,18 @@ def test_a_batch_is_its_rows(pipeline: RealCustomPipeline, picture: Picture) -> 
         [Subject(image=picture(1), word="cat"), Subject(image=picture(2), word="snow")],
         [],
     ]
-    together = call(pipeline, subjects, prompts, guidance_scale=2.0, subject_guidance_scale=2.0)
+    # two steps: a row's last bits depend on the batch's kernels, and each step multiplies them by the weights
+    arguments = {"guidance_scale": 2.0, "subject_guidance_scale": 3.0, "num_inference_steps": 2}
+    together = call(pipeline, subjects, prompts, **arguments)
     for row, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
-        alone = call(pipeline, own, prompt, seed=3 + row, guidance_scale=2.0, subject_guidance_scale=2.0)
-        assert (together.images[row] - alone.images[0]).abs().max() <= 1e-4, prompt
-        for mine, theirs in zip(together.masks, alone.masks, strict=False):
-            for of_subject, expected in zip(mine, theirs, strict=False):
-                assert torch.allclose(of_subject[row], expected[0], atol=1e-5)
-            assert all((absent[row] == 0).all() for absent in mine[len(own) :])
+        alone = call(pipeline, own, prompt, seed=3 + row, **arguments)
+        assert (together.images[row] - alone.images[0]).abs().max() <= 1e-5, prompt
+        for step, mine in enumerate(together.masks):
+            for number, of_subject in enumerate(mine):
+                if number < len(own):
+                    assert torch.allclose(of_subject[row], alone.masks[step][number][0], atol=1e-5)
+                else:
+                    assert (of_subject[row] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +187,11 @@ def test_a_batch_is_its_rows(pipeline: RealCustomPipeline, picture: Picture) -> 
         (GuidanceMode.CASCADE, (5.0, 5.0), 1, 3 + 2 * (STEPS - 1), 1),
         (GuidanceMode.CASCADE, (1.0, 5.0), None, 2 * STEPS, STEPS),
         (GuidanceMode.CASCADE, (7.5, 0.0), None, 2 * STEPS, 0),
+        (GuidanceMode.CASCADE, (1.0, 1.0), 1, 1 + STEPS, 1),  # the subject's branch alone, and its maps
+        (GuidanceMode.CASCADE, (1.0, 0.0), None, STEPS, 0),
+        (GuidanceMode.CASCADE, (0.0, 0.0), None, STEPS, 0),
+        (GuidanceMode.DIRECT, (7.5, 1.0), 1, 1 + STEPS, 1),
+        (GuidanceMode.DIRECT, (7.5, 0.0), None, STEPS, 0),
     ],
 )
 def test_forwards_are_counted(

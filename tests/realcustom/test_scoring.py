@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from realcustom.attention import SubjectTokens, text_cross_attentions
+from realcustom.attention import Conditioning, SubjectTokens, text_cross_attentions
 from realcustom.model import RealCustomModel
 from realcustom.scoring import AdaptiveScoring, select_tokens
 from realcustom.settings import Fusion, TextMask, TokenSettings
@@ -76,6 +76,10 @@ def test_fusions(data: tuple[Tensor, Tensor, Tensor]) -> None:
         parts[fusion] = scoring(fusion)(text, latents, image, alphas).log()
     expected = torch.softmax(0.3 * parts[Fusion.TEXT] + 0.7 * parts[Fusion.VISUAL], -1)
     assert torch.allclose(module(text, latents, image, alphas), expected, atol=1e-6)
+    for scorer in (module.text_scorer, module.latent_scorer):  # inv. 20: a constant beside every score changes nothing
+        last, before = scorer[2], module(text, latents, image, alphas)
+        last.register_forward_hook(lambda layer, given, output: output + 3.7)
+        assert (module(text, latents, image, alphas) - before).abs().max() <= 1e-6
     mean = torch.softmax((parts[Fusion.TEXT] + parts[Fusion.VISUAL]) / 2, -1)
     assert torch.allclose(scoring(Fusion.MEAN)(text, latents, image, alphas), mean, atol=1e-6)
 
@@ -108,8 +112,26 @@ def test_gathering_after_projection_equals_gating_before(data: tuple[Tensor, Ten
 
 
 def test_scoring_off_is_all_tokens_ungated() -> None:
-    """inv. 21."""
+    """inv. 21: keys and values are those of the features themselves, to the bit; so is the output."""
     settings = dataclasses.replace(tiny.tiny_settings(), tokens=TokenSettings(scoring=False))
-    model = RealCustomModel(tiny.tiny_unet(), settings, 32)
+    model = RealCustomModel(tiny.tiny_unet(), settings, 32, generator=torch.Generator().manual_seed(0))
     assert model.adaptive_scoring is None
-    assert model.score(*(torch.zeros(1),) * 4, 0.5) == (None, None)
+    index, gate = model.score(*(torch.zeros(1),) * 4, 0.5)
+    assert index is None and gate is None
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 16, 32, generator=generator)
+    for attn in text_cross_attentions(model.unet).values():
+        key, value = SubjectTokens(embeds=image, index=index, gate=gate).keys_values(attn)
+        for found, layer in ((key, attn.to_k_vision), (value, attn.to_v_vision)):
+            assert torch.equal(found.transpose(1, 2).flatten(2), layer(image))
+    every = torch.arange(16).expand(2, -1)
+    latents, text = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 24, generator=generator)
+    outputs = []
+    for subject in (
+        SubjectTokens(embeds=image, index=index, gate=gate),
+        SubjectTokens(embeds=image, index=every, gate=torch.ones(2, 16)),  # S = 0, gamma = 1
+    ):
+        conditioning = Conditioning(grids={256: (16, 16), 64: (8, 8)}, subjects=[subject])
+        with torch.no_grad():
+            outputs.append(model.unet(latents, 500, text, cross_attention_kwargs={"conditioning": conditioning}).sample)
+    assert torch.equal(*outputs)
