@@ -38,8 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base.mkdir()
     (base / "model_index.json").write_text("{}")
     looks_right = folder / "base"
-    (looks_right / "unet").mkdir(parents=True)
-    (looks_right / "unet" / "config.json").write_text("{}")
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (looks_right / part).mkdir(parents=True)
+        (looks_right / part / "config.json").write_text("{}")
     (looks_right / "model_index.json").write_text("{}")
     occupied = folder / "occupied"
     occupied.mkdir()
@@ -73,7 +74,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
             "--adapter: no adapter checkpoint at",
         ),
         "no adapter for a base": ([*good, "--base", str(folder / "base")], "--adapter: none given"),
-        "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "unet/config.json missing"),
+        "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "it has no unet, vae"),
         "no base": ([*good, "--base", str(folder / "nothing")], "no base model at"),
         "foreign files in output": ([*good, "--output", str(folder / "occupied")], "holds other files (thesis.txt"),
         "serve: no adapter": (
