@@ -37,6 +37,7 @@ class UnitKind(enum.Enum):
     TAR = "tar"
     TABLE = "table"  # a Parquet table of a source
     PICTURES = "pictures"
+    URLS = "urls"  # rows of a table of URLs
     PART = "part"  # a table that a stage wrote, or a user's own in that schema
 
 
@@ -47,6 +48,8 @@ class InputFile:
     name: str  # source-relative
     uri: str
     size: int  # bytes; 0 for a part, which is known by its hash
+    caption: str | None = None  # of a picture that a table or a template describes
+    unlisted: str = ""  # why a picture does not belong to the corpus; empty: it does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Unit:
     identity: str  # of its input; another one: to be done again
     kind: UnitKind
     files: tuple[InputFile, ...]
+    first: int = 0  # row of the table that the unit begins with
+    count: int | None = None  # rows of the table that belong to the unit; null: all
 
     def to_json(self) -> str:
         """As text, to travel through Ray."""
@@ -67,7 +72,7 @@ class Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
         files = tuple(InputFile(**file) for file in data["files"])
-        return cls(name=data["name"], identity=data["identity"], kind=UnitKind(data["kind"]), files=files)
+        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files})
 
 
 @dataclass(kw_only=True)
