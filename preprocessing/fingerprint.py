@@ -22,6 +22,7 @@ VERSIONS = {
     Stage.CAPTION: 1,
     Stage.SUBJECTS: 1,
     Stage.ENCODE: 1,
+    Stage.EXPORT: 1,
 }
 
 _MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
@@ -31,6 +32,7 @@ _MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
     Stage.CAPTION: ("model",),
     Stage.SUBJECTS: ("detector", "segmenter"),
     Stage.ENCODE: ("base", "image_encoder"),
+    Stage.EXPORT: (),
 }
 
 

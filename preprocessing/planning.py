@@ -24,6 +24,7 @@ _READS = {
     Stage.CAPTION: (Stage.SELECT, Stage.SCORE, Stage.INGEST),
     Stage.SUBJECTS: (Stage.CAPTION,),
     Stage.ENCODE: (Stage.SUBJECTS,),
+    Stage.EXPORT: (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION),
 }
 # The columns that a stage needs of a user's own table.
 _NEEDS = {
@@ -32,6 +33,7 @@ _NEEDS = {
     Stage.CAPTION: tuple(rows.INGESTED),
     Stage.SUBJECTS: (*rows.INGESTED, *rows.CAPTION_FIELDS),
     Stage.ENCODE: tuple(record.SCHEMA),
+    Stage.EXPORT: tuple(rows.INGESTED),
 }
 
 

@@ -67,7 +67,7 @@ def run_stage(
     settings = _resolve_models(name, settings)
     source = open_input(name, input, settings)
     job, description = _prepare(name, source, output, settings, method)
-    directory = StageDirectory(job.directory, settings.execution)
+    directory = job.stage_directory()
     units = source.units
     if name is Stage.SELECT:
         select.check_scores(settings.select, source.description)

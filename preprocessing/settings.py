@@ -1,6 +1,6 @@
-"""Settings of the six preprocessing stages. Imports neither torch nor ray: a typo is found before anything starts.
+"""Settings of the preprocessing stages. Imports neither torch nor ray: a typo is found before anything starts.
 
-The sections `ingest` to `encode` and `compute` decide what the output is and so belong to a stage's fingerprint;
+The sections `ingest` to `export` and `compute` decide what the output is and so belong to a stage's fingerprint;
 `execution` decides only how the work runs and does not.
 """
 
@@ -13,7 +13,7 @@ from preprocessing.captions import parse_join, template_fields
 
 
 class Stage(enum.Enum):
-    """The stages, in the order in which a corpus passes through them."""
+    """What is done to a corpus: the six of `CHAIN`, and `export`, which turns what one of them wrote into shards."""
 
     INGEST = "ingest"
     SCORE = "score"
@@ -21,6 +21,11 @@ class Stage(enum.Enum):
     CAPTION = "caption"
     SUBJECTS = "subjects"
     ENCODE = "encode"
+    EXPORT = "export"
+
+
+# The stages in the order in which a corpus passes through them.
+CHAIN = (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
 
 
 class SourceKind(enum.Enum):
@@ -202,6 +207,15 @@ class EncodeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """webdataset shards of a stage's rows."""
+
+    annotations: bool = (
+        True  # a member .realcustom.json beside each sample: uid, captions, scores; false: originals only
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeSettings:
     """What a model runs on. Part of the fingerprint of stages that run one: other values, other last bits."""
 
@@ -238,6 +252,7 @@ class PreprocessSettings:
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     subjects: SubjectsSettings = field(default_factory=SubjectsSettings)
     encode: EncodeSettings = field(default_factory=EncodeSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
 

@@ -3,7 +3,7 @@
 A stage's directory:
 
     stage.json                              what the stage is: its parameters, models, upstream; hashed to its name
-    UNIT.parquet                            rows that were kept, or made
+    UNIT.parquet                            rows that were kept, or made (export: UNIT.tar)
     aside/UNIT.jsonl                        rows that were not, one line each with the reason
     manifests/UNIT.INPUT.OUTPUT.json        counts and hashes; written last, and a unit is done when it is there
     report.json, report.html                over all units
@@ -119,7 +119,7 @@ class Counts:
 class SealedUnit:
     """A unit's outputs as the bytes that are to be written."""
 
-    rows: bytes  # Parquet
+    rows: bytes  # Parquet; a tar from `export`
     aside: bytes  # JSON lines
     counts: Counts
 
@@ -137,13 +137,14 @@ class ManifestName:
 class StageDirectory:
     """`<root>/<stage>@<fingerprint>/`. Everything that is written there is written here."""
 
-    def __init__(self, uri: str, execution: ExecutionSettings):
+    def __init__(self, uri: str, execution: ExecutionSettings, suffix: str = ".parquet"):
         self.uri = uri
+        self.suffix = suffix  # of the files of rows
         self._execution = execution
 
     def rows_uri(self, unit: str) -> str:
         """Where a unit's rows are."""
-        return storage.join(self.uri, f"{unit}.parquet")
+        return storage.join(self.uri, f"{unit}{self.suffix}")
 
     def aside_uri(self, unit: str) -> str:
         """Where the rows are that a unit did not keep."""
@@ -163,7 +164,7 @@ class StageDirectory:
             entries = retry(lambda: storage.list_files(self.uri, recursive=False), *self._r)
         except FileNotFoundError:
             return set()
-        return {entry.name.removesuffix(".parquet") for entry in entries if entry.name.endswith(".parquet")}
+        return {entry.name.removesuffix(self.suffix) for entry in entries if entry.name.endswith(self.suffix)}
 
     def commit(self, unit: Unit, sealed: SealedUnit) -> None:
         """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""

@@ -29,6 +29,11 @@ class Job:
     models: dict[str, str]  # setting -> identity
     directory: str  # of the stage
 
+    def stage_directory(self) -> StageDirectory:
+        """Where the outputs go."""
+        suffix = ".tar" if self.stage is Stage.EXPORT else ".parquet"
+        return StageDirectory(self.directory, self.settings.execution, suffix)
+
 
 def read_unit(job: Job, unit: Unit) -> bytes:
     """The Parquet bytes of a unit's table. Empty for `ingest`, which reads its source entry by entry itself."""
@@ -54,7 +59,7 @@ class Processor:
 
 def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
     """Write a unit's outputs, its manifest last."""
-    StageDirectory(job.directory, job.settings.execution).commit(unit, sealed)
+    job.stage_directory().commit(unit, sealed)
 
 
 def _load(job: Job) -> Callable[[Unit, bytes], Outcome]:
@@ -87,6 +92,10 @@ def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
         from preprocessing.subjects import Subjects
 
         return Subjects(settings.subjects, settings.compute, job.models)
+    if job.stage is Stage.EXPORT:
+        from preprocessing.export import Export
+
+        return Export(settings.export)
     from preprocessing.encode import Encode
 
     assert job.method is not None, "checked when the stage is prepared"
