@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class StageResult:
     units_run: int  # by this run; the others were done before
     units_left: int  # not done, because of `limit`
     seconds: float
+    unit_seconds: tuple[float, ...] = ()  # from one unit's end to the next one's, of this run; the first loads models
 
 
 def run_stage(
@@ -87,7 +89,9 @@ def run_stage(
     for counts in directory.counts(plan.done):
         total.add(counts)
     _check_errors(total, settings.execution, directory)
+    ends = [time.monotonic()]
     for counts in _run(job, todo, local):
+        ends.append(time.monotonic())
         total.add(counts)
         progress.unit_done(counts)
         _check_errors(total, settings.execution, directory)
@@ -99,7 +103,14 @@ def run_stage(
     if left:
         per_unit = seconds / max(1, len(todo))
         progress.say(f"{left} units left; at {per_unit:.1f} s a unit they take about {left * per_unit:.0f} s")
-    return StageResult(directory=job.directory, report=report, units_run=len(todo), units_left=left, seconds=seconds)
+    return StageResult(
+        directory=job.directory,
+        report=report,
+        units_run=len(todo),
+        units_left=left,
+        seconds=seconds,
+        unit_seconds=tuple(after - before for before, after in itertools.pairwise(ends)),
+    )
 
 
 def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> None:
