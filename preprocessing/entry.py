@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from preprocessing.access import access
 from preprocessing.errors import DataError, DataFault, retry
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from realcustom import storage
@@ -91,4 +92,5 @@ def _json(data: bytes) -> dict[str, Any]:
 
 def read(uri: str, execution: ExecutionSettings) -> bytes:
     """A file's bytes, with retries."""
-    return retry(lambda: storage.read_bytes(uri), execution.attempts, execution.backoff)
+    with access("read", uri):
+        return retry(lambda: storage.read_bytes(uri), execution.attempts, execution.backoff)

@@ -72,11 +72,21 @@ def naming(row: str) -> Iterator[None]:
 # An OSError of these kinds is a fact about the file or our rights, not a passing state of the network or the disk.
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG})
+# How pyarrow words an object store's refusals, which carry no errno.
+_PERMANENT_CODES = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "EXPIRED_TOKEN",
+)
 
 
 def is_transient(error: Exception) -> bool:
     """Whether trying again can help: an I/O error that is not about a missing file, rights or a full disk."""
-    return isinstance(error, OSError) and not isinstance(error, _PERMANENT) and error.errno not in _PERMANENT_ERRNO
+    if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
+        return False
+    return not any(f"AWS Error {code}" in str(error) for code in _PERMANENT_CODES)
 
 
 def retry(action: Callable[[], T], attempts: int, backoff: float) -> T:

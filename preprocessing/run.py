@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing import select
+from preprocessing.access import access, check_input, check_output
 from preprocessing.errors import TooManyErrors
 from preprocessing.fingerprint import describe, fingerprint, models_of
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
@@ -67,7 +68,10 @@ def run_stage(
     input, output = _absolute(input), _absolute(output)
     check_settings(name, settings, method)
     settings = _resolve_models(name, settings)
-    source = open_input(name, input, settings)
+    check_input(input)
+    check_output(output)
+    with access("read", input):
+        source = open_input(name, input, settings)
     job, description = _prepare(name, source, output, settings, method)
     directory = job.stage_directory()
     units = source.units
@@ -173,9 +177,25 @@ def _clear(directory: StageDirectory, plan: Plan, todo: Sequence[Unit], progress
 
 
 def _write_description(directory: StageDirectory, description: dict[str, Any]) -> None:
+    """Say what the directory is before anything else lies there. Raises ValueError if it is something else's."""
     uri = storage.join(directory.uri, "stage.json")
-    if not storage.exists(uri):
-        directory.write(uri, to_json_bytes(description))
+    data = to_json_bytes(description)
+    if storage.exists(uri):
+        if directory.read(uri) != data:
+            raise ValueError(
+                f"{directory.uri} holds the files of another fingerprint: its stage.json is not this run's. Move it "
+                f"away or give another --output"
+            )
+        return
+    try:
+        foreign = storage.list_files(directory.uri)
+    except FileNotFoundError:
+        foreign = []
+    if foreign:
+        raise ValueError(
+            f"{directory.uri} holds files of no stage ({foreign[0].name}): move them away or give another --output"
+        )
+    directory.write(uri, data)
 
 
 def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageDirectory) -> None:

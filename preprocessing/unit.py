@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from preprocessing.access import access
 from preprocessing.errors import retry
 from preprocessing.settings import ExecutionSettings
 from realcustom import storage
@@ -196,11 +197,13 @@ class StageDirectory:
 
     def read(self, uri: str) -> bytes:
         """A file's bytes, with retries."""
-        return retry(lambda: storage.read_bytes(uri), *self._r)
+        with access("read", uri):
+            return retry(lambda: storage.read_bytes(uri), *self._r)
 
     def write(self, uri: str, data: bytes) -> None:
         """Write a file atomically, with retries."""
-        retry(lambda: storage.write_bytes(uri, data), *self._r)
+        with access("write", uri):
+            retry(lambda: storage.write_bytes(uri, data), *self._r)
 
     @property
     def _r(self) -> tuple[int, float]:

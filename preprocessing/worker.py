@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocessing import rows
+from preprocessing.access import access
 from preprocessing.errors import StageBug, retry
 from preprocessing.outcome import Outcome
 from preprocessing.settings import PreprocessSettings, Stage
@@ -40,7 +42,8 @@ def read_unit(job: Job, unit: Unit) -> bytes:
     if job.stage is Stage.INGEST:
         return b""
     execution = job.settings.execution
-    return retry(lambda: storage.read_bytes(unit.files[0].uri), execution.attempts, execution.backoff)
+    with access("read", unit.files[0].uri):
+        return retry(lambda: storage.read_bytes(unit.files[0].uri), execution.attempts, execution.backoff)
 
 
 class Processor:
@@ -104,6 +107,11 @@ def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
 
 def _table(unit: Unit, data: bytes) -> pa.Table:
     try:
-        return rows.from_parquet(data)
+        table = rows.from_parquet(data)
     except pa.ArrowInvalid as error:
         raise StageBug(f"unit {unit.name}: {unit.files[0].uri} is not a readable table: {error}") from error
+    counts = pc.value_counts(table["uid"]) if "uid" in table.schema.names else []
+    twice = next((str(count["values"]) for count in counts if count["counts"].as_py() > 1), None)
+    if twice is not None:  # in a table that somebody put together of two sources
+        raise ValueError(f"{unit.files[0].uri}: two rows have the uid {twice}; every picture needs its own")
+    return table
