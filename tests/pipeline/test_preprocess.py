@@ -146,6 +146,8 @@ def test_a_selection_as_shards(pictures: Path, tmp_path: Path, capsys: pytest.Ca
     ingested = stage(capsys, "ingest", "--input", str(pictures), *root)
     exported = stage(capsys, "export", "--input", str(ingested), *root)
     assert counts(exported) == (4, 4, 0, 0) and (exported / "pictures-00000.tar").is_file()
+    assert run(["inspect", str(exported)]) == 0
+    assert capsys.readouterr().out.endswith("4 rows written\n1 webdataset shards\n")
     again = stage(capsys, "ingest", "--input", str(exported), *root)
     assert counts(again) == (4, 4, 0, 0)
 
