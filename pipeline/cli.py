@@ -235,6 +235,8 @@ def inspect(
     rows: Annotated[int, typer.Option(min=1, max=500, help="With --html: rows to show, spread over all.")] = 48,
 ) -> None:
     """Say what an adapter, a stage's output or a table of records is; `zoo` measures the shipped models live."""
+    if sheet is not None and (target == "zoo" or target.endswith(".safetensors")):
+        raise ValueError(f"--html shows the rows of a stage's output or of records as pictures, and {target} has none")
     from pipeline.inspection import describe
 
     for line in describe(target, images, seed):

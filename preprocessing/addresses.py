@@ -31,15 +31,16 @@ class Target:
         """Raises DataError for what is no URL, RowDropped for another scheme than http and https."""
         try:
             parsed = httpx.URL(url)
+            host = parsed.host  # decodes an international name, and may find it to be none
         except (httpx.InvalidURL, ValueError) as error:
             raise DataError(DataFault.INVALID_URL, f"{error}: {url[:200]!r}") from error
         if parsed.scheme not in ("http", "https"):
             if not parsed.scheme:
                 raise DataError(DataFault.INVALID_URL, f"no http:// or https:// before {url[:200]!r}")
             raise RowDropped("forbidden_scheme", f"{parsed.scheme}: is neither http nor https: {url[:200]!r}")
-        if not parsed.host:
+        if not host:
             raise DataError(DataFault.INVALID_URL, f"no host in {url[:200]!r}")
-        return cls(url=parsed, host=parsed.host)
+        return cls(url=parsed, host=host)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from preprocessing.addresses import Target, resolve
-from preprocessing.errors import DataError, DataFault, RowDropped
+from preprocessing.errors import DataError, DataFault, RowDropped, naming
 from preprocessing.settings import ExecutionSettings, IngestSettings
 
 MAX_REDIRECTS = 5
@@ -65,7 +65,8 @@ class _Downloader:
 
     async def _one(self, client: httpx.AsyncClient, url: bytes | None) -> Result:
         try:
-            return await self._with_retries(client, _text(url))
+            with naming(f"URL {url!r}"):
+                return await self._with_retries(client, _text(url))
         except (DataError, RowDropped) as why:
             return why
 
@@ -110,15 +111,15 @@ class _Downloader:
         async with client.stream(
             "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
         ) as response:
-            if opted_out(response.headers.get_list("x-robots-tag"), self._settings.download.user_agent):
-                raise RowDropped("robots_opt_out", f"X-Robots-Tag: {response.headers['x-robots-tag']} at {url}")
-            if response.status_code in _REDIRECTS and "location" in response.headers:
-                return _join(url, response.headers["location"])
-            if response.status_code in _PASSING:
-                raise _TryAgain(f"HTTP {response.status_code}", _retry_after(response.headers.get("retry-after")))
-            if response.status_code != httpx.codes.OK:
-                raise RowDropped(f"http_{response.status_code}", url)
-            return await self._body(response)
+            status, headers = response.status_code, response.headers
+            if status in _PASSING:
+                raise _TryAgain(f"HTTP {status}", _retry_after(headers.get("retry-after")))
+            moved = status in _REDIRECTS and "location" in headers
+            if status != httpx.codes.OK and not moved:
+                raise RowDropped(f"http_{status}", url)
+            if opted_out(headers.get_list("x-robots-tag"), self._settings.download.user_agent):
+                raise RowDropped("robots_opt_out", f"X-Robots-Tag: {headers['x-robots-tag']} at {url}")
+            return _join(url, headers["location"]) if moved else await self._body(response)
 
     async def _body(self, response: httpx.Response) -> bytes:
         limit = self._settings.max_bytes
@@ -163,8 +164,8 @@ def _text(url: bytes | None) -> str:
 def _join(url: str, location: str) -> str:
     try:
         return str(httpx.URL(url).join(location))
-    except httpx.InvalidURL as error:
-        raise RowDropped("forbidden_address", f"{url} redirects to {location!r}: {error}") from error
+    except (httpx.InvalidURL, ValueError) as error:
+        raise DataError(DataFault.INVALID_URL, f"{url} redirects to {location!r}: {error}") from error
 
 
 def _retry_after(value: str | None) -> float:

@@ -109,4 +109,6 @@ def test_what_has_no_pictures_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     pq.write_table(pa.table({"x": [1]}), tmp_path / "t.parquet")
     assert run(["inspect", str(tmp_path / "t.parquet"), "--html", str(tmp_path / "sheet.html")]) == 2
     assert "has no column 'image' but x" in capsys.readouterr().err
+    assert run(["inspect", "zoo", "--html", str(tmp_path / "sheet.html")]) == 2
+    assert "--html shows the rows of a stage's output or of records" in capsys.readouterr().err
     assert not (tmp_path / "sheet.html").exists()

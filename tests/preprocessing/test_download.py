@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.addresses import Target, is_public, resolve
+from preprocessing.corpus import open_corpus
 from preprocessing.download import opted_out
 from preprocessing.errors import DataError, RowDropped, TooManyErrors
 from preprocessing.run import StageResult, run_stage
@@ -24,7 +25,8 @@ from preprocessing.settings import (
     SourceKind,
     Stage,
 )
-from tests.preprocessing.corpora import jpeg, picture
+from preprocessing.unit import Unit
+from tests.preprocessing.corpora import jpeg, picture, snapshot
 from tests.preprocessing.picture_server import PictureServer, served
 from tests.preprocessing.test_ingest import aside_of, table_of
 
@@ -120,6 +122,12 @@ def test_a_redirect_is_judged_as_the_first_url_was() -> None:
     assert str(request.url) == "https://1.1.1.1:8443/a?b=c" and request.host_header == "1.1.1.1:8443"
 
 
+@pytest.mark.parametrize("url", ["http://xn--a/", "http://xn--/", ":http://x]/", "http://\0/", "http:///x", ""])
+def test_what_is_no_url_is_a_fault_of_its_row(url: str) -> None:
+    with pytest.raises((DataError, RowDropped)):
+        Target.parse(url)
+
+
 def test_public_addresses() -> None:
     public = ("1.1.1.1", "2606:4700::1111")
     inner = ("127.0.0.1", "192.168.1.1", "100.64.0.1", "224.0.0.1", "0.0.0.0", "::1", "fc00::1", "ff02::1")
@@ -168,11 +176,29 @@ def test_tables_are_cut_into_units_of_rows(server: PictureServer, tmp_path: Path
         result = fetch(source, tmp_path / f"out-{source.suffix}", unit_size=3)
         rows = table_of(result).to_pylist()
         assert result.units_run == 3
+        units = open_corpus(str(source), IngestSettings(unit_size=3), PATIENT)
+        assert [Unit.from_json(unit.to_json()) for unit in units] == units
         assert [row["key"] for row in rows] == [f"{source.name}#{index}" for index in range(7)]
         assert [row["image"] for row in rows] == [jpeg(picture(seed)) for seed in range(7)]
     assert rows[4]["alt_text"] == 'a "4",\nb'
     again = fetch(csv, tmp_path / "out-.csv", unit_size=3, download=DownloadSettings(per_host=1))
     assert again.units_run == 0  # how it is fetched changes nothing
+
+
+def test_workers_fetch_and_export_what_one_process_does(
+    ray_cluster: str, server: PictureServer, tmp_path: Path
+) -> None:
+    urls = [f"{server.url}/{'picture' if index % 3 else 'robots/noai'}/{index}" for index in range(8)]
+    table = write_table(tmp_path / "t.parquet", urls)
+    ingest = IngestSettings(private_addresses=True, unit_size=3)
+    settings = PreprocessSettings(ingest=ingest, execution=ExecutionSettings(workers=2))
+    snapshots = []
+    for place, local in (("one", True), ("two", False)):
+        source = str(table)
+        for stage in (Stage.INGEST, Stage.EXPORT):
+            source = run_stage(stage, source, str(tmp_path / place), settings, local=local).directory
+        snapshots.append(snapshot(tmp_path / place))
+    assert snapshots[0] == snapshots[1] and len(snapshots[0]) > 20
 
 
 def test_tables_that_cannot_be_read_are_said_plainly(tmp_path: Path) -> None:
