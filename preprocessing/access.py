@@ -27,6 +27,7 @@ _REASONS = {
     "expiredtoken": "the credentials have expired; renew them",
     "nocredentials": f"no credentials; {_CREDENTIALS}",
     "endpointconnection": "nothing answers at the store's address; is AWS_ENDPOINT_URL right?",
+    "connecttimeout": "nothing answers at the store's address; is AWS_ENDPOINT_URL right?",
     "networkconnection": "nothing answers at the store's address; is AWS_ENDPOINT_URL right?",
     "invalidbucketname": "this cannot be a bucket's name",
 }
@@ -70,10 +71,9 @@ def check_input(uri: str) -> None:
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     with access("read", uri):
+        patience = {"connect_timeout": PATIENCE, "read_timeout": 2 * PATIENCE, "retries": {"total_max_attempts": 3}}
         # a session of its own: the shared one remembers the credentials that it saw first
-        client = boto3.session.Session().client(
-            "s3", config=Config(connect_timeout=PATIENCE, read_timeout=2 * PATIENCE)
-        )
+        client = boto3.session.Session().client("s3", config=Config(**patience))
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
 
