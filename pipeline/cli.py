@@ -220,7 +220,7 @@ def convert(
 @app.command(
     epilog=example(
         "realcustom inspect adapter.safetensors",
-        "realcustom inspect outputs/records/select@0123456789abcdef",
+        "realcustom inspect outputs/records/select@0123456789abcdef --html outputs/select.html",
         "realcustom inspect zoo",
     )
 )
@@ -228,12 +228,23 @@ def inspect(
     target: Annotated[str, typer.Argument(metavar="ADAPTER|STAGE_DIR|RECORDS|zoo", help="What to look into.")],
     images: Annotated[int, typer.Option(min=1, help="For zoo: drawings to measure on.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="For zoo: other seeds, other drawings.")] = 0,
+    sheet: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Of a stage or records: write rows as pictures; path or URI."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=500, help="With --html: rows to show, spread over all.")] = 48,
 ) -> None:
     """Say what an adapter, a stage's output or a table of records is; `zoo` measures the shipped models live."""
+    if sheet is not None and (target == "zoo" or target.endswith(".safetensors")):
+        raise ValueError(f"--html shows the rows of a stage's output or of records as pictures, and {target} has none")
     from pipeline.inspection import describe
 
     for line in describe(target, images, seed):
         print(line, flush=True)
+    if sheet is not None:
+        from pipeline.sheet import write_sheet
+
+        print(write_sheet(target, sheet, rows))
 
 
 app.add_typer(preprocess, name="preprocess")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,19 @@ from pipeline.recipes import RECIPES, RunSettings
 from realcustom import config
 
 
-def resolve(recipe: str, files: Sequence[str | Path] = (), sets: Sequence[str] = ()) -> RunSettings:
+def resolve(
+    recipe: str,
+    files: Sequence[str | Path] = (),
+    sets: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> RunSettings:
     """The recipe with settings files laid over it, then single assignments; a later one wins over an earlier one.
 
     Args:
         recipe: a name of `pipeline.recipes`.
         files: YAML files of (partial, nested) settings.
         sets: `NAME=VALUE` with a dotted name.
+        options: nested settings that a verb has options of its own for; they win over all.
     Raises:
         config.SettingError: an unknown recipe, name or value; the message names the nearest valid one.
     """
@@ -32,6 +38,7 @@ def resolve(recipe: str, files: Sequence[str | Path] = (), sets: Sequence[str] =
         data = config.merge(data, config.load_file(file))
     for text in sets:
         data = config.merge(data, config.parse_assignment(text))
+    data = config.merge(data, options or {})
     return config.override(RECIPES[recipe](), data)
 
 

@@ -49,6 +49,9 @@ def _folder(folder: str) -> Iterator[str]:
             yield account(str(stage["stage"]), json.loads(storage.read_bytes(names["report.json"])))
         else:
             yield "unfinished: run the same command again to go on"
+        if not tables:
+            yield f"{sum(name.endswith('.tar') for name in names)} webdataset shards"
+            return
     elif "adapter.safetensors" in names:
         yield from _adapter(names["adapter.safetensors"])
         return

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,13 +58,15 @@ def settings_of(
     print_config: bool,
     verb: str,
     used: Sequence[str],
+    over: Mapping[str, Any] | None = None,
 ) -> RunSettings:
     """The run's settings; with `print_config` they are printed and the command ends.
 
     Args:
         used: the sections that `verb` reads; an assignment to another one warns that it has no effect.
+        over: nested settings that options of `verb` stand for.
     """
-    settings = resolve(recipe, files or (), sets or ())
+    settings = resolve(recipe, files or (), sets or (), over)
     if print_config:
         sys.stdout.write(to_yaml(settings))
         raise typer.Exit

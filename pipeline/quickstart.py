@@ -97,12 +97,12 @@ def _preprocess(
     output: Path, corpus: str, settings: RunSettings, clock: Clock
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     from preprocessing.run import run_stage
-    from preprocessing.settings import Stage
+    from preprocessing.settings import CHAIN
 
     source, root = storage.join(corpus, "shards"), str(output / "stages")
     directories, reports = {}, {}
     with clock.heading("Ray Data: six stages from pictures to training records"):
-        for stage in Stage:
+        for stage in CHAIN:
             with clock.timed(stage.value):
                 result = run_stage(stage, source, root, settings.preprocess, method=settings.method)
             source = directories[stage.value] = result.directory

@@ -40,7 +40,7 @@ def settings_of(steps: int | None = None) -> RunSettings:
 def train_zoo_adapter(output: Path, work: Path, pictures: int, steps: int | None) -> None:
     """Draw, preprocess, train, and copy the adapter to `output`. Intermediate results lie below `work`."""
     from pipeline.stages import run_stages
-    from preprocessing.settings import Stage
+    from preprocessing.settings import CHAIN
     from sprites.corpus import CorpusSettings, write_corpus
     from training.run import train
 
@@ -49,7 +49,7 @@ def train_zoo_adapter(output: Path, work: Path, pictures: int, steps: int | None
     if not (corpus / "truth.parquet").exists():
         write_corpus(corpus, CorpusSettings(pictures=pictures, per_shard=240, views=VIEWS, first=FIRST_SCENE, spoil=0))
     records = str(corpus / "shards")
-    for line in run_stages(list(Stage), records, str(work / "stages"), settings, local=True):
+    for line in run_stages(CHAIN, records, str(work / "stages"), settings, local=True):
         print(line, file=sys.stderr, flush=True)
         records = line  # the last one is the directory of the last stage
     result = train(

@@ -19,6 +19,7 @@ class DataFault(enum.Enum):
     UNREADABLE_IMAGE = "unreadable_image"
     DECOMPRESSION_BOMB = "decompression_bomb"
     TOO_MANY_BYTES = "too_many_bytes"
+    UNSUPPORTED_FORMAT = "unsupported_format"
     MISSING_IMAGE = "missing_image"
     MISSING_MASK = "missing_mask"
     DUPLICATE_KEY = "duplicate_key"
@@ -26,6 +27,8 @@ class DataFault(enum.Enum):
     UNREADABLE_JSON = "unreadable_json"
     TORN_TAR = "torn_tar"
     TORN_TABLE = "torn_table"
+    INVALID_URL = "invalid_url"
+    UNREACHABLE = "unreachable"
     NON_FINITE = "non_finite"
 
 
@@ -35,6 +38,15 @@ class DataError(Exception):
     def __init__(self, fault: DataFault, message: str):
         super().__init__(fault, message)  # both, so that it survives pickling
         self.fault = fault
+        self.message = message
+
+
+class RowDropped(Exception):
+    """A rule leaves a row out, though nothing is wrong with its data."""
+
+    def __init__(self, reason: str, message: str = ""):
+        super().__init__(reason, message)
+        self.reason = reason
         self.message = message
 
 
@@ -51,7 +63,7 @@ def naming(row: str) -> Iterator[None]:
     """Let an unforeseen exception within say which row it happened at."""
     try:
         yield
-    except (DataError, StageBug):
+    except (DataError, RowDropped, StageBug):
         raise
     except Exception as error:
         raise StageBug(f"{row}: {type(error).__name__}: {error}") from error
@@ -60,11 +72,21 @@ def naming(row: str) -> Iterator[None]:
 # An OSError of these kinds is a fact about the file or our rights, not a passing state of the network or the disk.
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG})
+# How pyarrow words an object store's refusals, which carry no errno.
+_PERMANENT_CODES = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "EXPIRED_TOKEN",
+)
 
 
 def is_transient(error: Exception) -> bool:
     """Whether trying again can help: an I/O error that is not about a missing file, rights or a full disk."""
-    return isinstance(error, OSError) and not isinstance(error, _PERMANENT) and error.errno not in _PERMANENT_ERRNO
+    if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
+        return False
+    return not any(f"AWS Error {code}" in str(error) for code in _PERMANENT_CODES)
 
 
 def retry(action: Callable[[], T], attempts: int, backoff: float) -> T:

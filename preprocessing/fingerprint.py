@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 # Raised when a stage's code is changed so that its output changes.
 VERSIONS = {
-    Stage.INGEST: 1,
+    Stage.INGEST: 2,
     Stage.SCORE: 1,
     Stage.SELECT: 1,
     Stage.CAPTION: 1,
     Stage.SUBJECTS: 1,
     Stage.ENCODE: 1,
+    Stage.EXPORT: 1,
 }
 
 _MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
@@ -31,6 +32,7 @@ _MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
     Stage.CAPTION: ("model",),
     Stage.SUBJECTS: ("detector", "segmenter"),
     Stage.ENCODE: ("base", "image_encoder"),
+    Stage.EXPORT: (),
 }
 
 
@@ -62,6 +64,8 @@ def describe(
         parameters.pop(name)  # the identity in `models` says it; a folder may move
     if stage is Stage.INGEST:
         parameters.pop("corpus")  # is in `upstream`
+        parameters.pop("metadata")  # what it says of a unit's pictures is in the unit's identity
+        parameters.pop("download")  # how, not what
     if stage is Stage.SELECT and settings.select.evaluation_folder is not None:
         folder = settings.select.evaluation_folder
         if not storage.is_dir(folder):

@@ -7,17 +7,20 @@ import hashlib
 import pyarrow as pa
 
 from preprocessing import rows
-from preprocessing.errors import DataError, DataFault, naming
+from preprocessing.entry import Entry, Fault, Sample, Unwanted
+from preprocessing.errors import DataError, DataFault, RowDropped, naming
 from preprocessing.outcome import Aside, Outcome
 from preprocessing.pictures import decode
 from preprocessing.settings import ExecutionSettings, IngestSettings
-from preprocessing.sources import Fault, Sample, read_source
+from preprocessing.sources import read_source
 from preprocessing.unit import Unit
 from realcustom.record import picture_uid
 
+SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS])
+
 
 class Ingest:
-    """Source unit -> table of `rows.INGESTED`. A picture that does not decode to its last byte is quarantined."""
+    """Source unit -> table of `SCHEMA`. A picture that does not decode to its last byte is quarantined."""
 
     def __init__(self, settings: IngestSettings, execution: ExecutionSettings):
         self._settings = settings
@@ -31,20 +34,23 @@ class Ingest:
             rows_in += 1
             uid = picture_uid(entry.key)
             try:
-                if isinstance(entry, Fault):
-                    raise DataError(entry.fault, entry.message)
+                sample = _wanted(entry)
                 if uid in seen:
                     raise DataError(DataFault.DUPLICATE_KEY, "an earlier sample of the shard has this key")
                 seen.add(uid)
                 with naming(f"unit {unit.name}, row {uid} ({entry.key})"):
-                    good.append(self._row(uid, entry))
+                    good.append(self._row(uid, sample))
             except DataError as error:
                 reason, message = error.fault.value, error.message
                 aside.append(Aside(uid=uid, key=entry.key, quarantined=True, reason=reason, message=message))
-        return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=rows.INGESTED), aside=aside)
+            except RowDropped as rule:
+                reason, message = rule.reason, rule.message
+                aside.append(Aside(uid=uid, key=entry.key, quarantined=False, reason=reason, message=message))
+        return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), aside=aside)
 
     def _row(self, uid: str, sample: Sample) -> dict:
         picture = decode(sample.data, max_pixels=self._settings.max_pixels)
+        members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None
         return {
             "uid": uid,
             "key": sample.key,
@@ -54,4 +60,13 @@ class Ingest:
             "height": picture.height,
             "alt_text": sample.alt_text,
             "view_group": sample.view_group,
+            "members": members,
         }
+
+
+def _wanted(entry: Entry) -> Sample:
+    if isinstance(entry, Fault):
+        raise DataError(entry.fault, entry.message)
+    if isinstance(entry, Unwanted):
+        raise RowDropped(entry.reason, entry.message)
+    return entry

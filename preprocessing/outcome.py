@@ -36,6 +36,7 @@ class Outcome:
     aside: list[Aside] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)  # candidates, by reason
     parent: str = "uid"  # column of `table` that names the input row
+    file: bytes | None = None  # what is written in the place of `table`, where it is no table
 
     def seal(self, unit: Unit) -> SealedUnit:
         """The outputs as bytes. Raises StageBug if the account does not close."""
@@ -55,7 +56,8 @@ class Outcome:
             )
         lines = [json.dumps(_line(entry), ensure_ascii=False) for entry in self.aside]
         aside = "".join(line + "\n" for line in lines).encode("utf-8", "replace")
-        return SealedUnit(rows=rows.to_parquet(self.table), aside=aside, counts=counts)
+        data = self.file if self.file is not None else rows.to_parquet(self.table)
+        return SealedUnit(rows=data, aside=aside, counts=counts)
 
 
 def _line(entry: Aside) -> dict[str, str]:

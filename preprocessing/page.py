@@ -56,7 +56,8 @@ def _account(report: dict[str, Any]) -> str:
 def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[str]:
     samples: list[str] = []
     for unit in units:
-        uri = directory.rows_uri(unit.name)
+        tables = directory.suffix == ".parquet"  # else what was read is shown for what was written
+        uri = directory.rows_uri(unit.name) if tables else unit.files[0].uri
         names = rows.read_schema(uri).names
         picture = "subject_image" if "subject_image" in names else "image"
         words = [name for name in ("target_word", "caption", "alt_text", "key", "uid") if name in names]

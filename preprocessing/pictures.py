@@ -15,7 +15,12 @@ from preprocessing.errors import DataError, DataFault
 from realcustom.reference import on_white
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the decoders that untrusted bytes may reach
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp")
+# Names of pictures that none of these decoders reads: counted where they are found, and quarantined.
+UNDECODED_EXTENSIONS = (
+    *("avif", "heic", "heif", "hif", "ico", "j2k", "jp2", "jxl", "pcx", "ppm", "psd", "svg", "tga", "tif", "tiff"),
+    *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"),  # cameras' raw formats
+)
 HASH_SIDE = 8  # the perceptual hash has HASH_SIDE^2 bits
 
 # What Pillow's decoders raise on broken bytes.

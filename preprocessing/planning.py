@@ -6,19 +6,16 @@ From listings only: nothing of a picture, a table or a manifest is opened here (
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocessing import rows
-from preprocessing.pictures import EXTENSIONS
-from preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind, Stage
-from preprocessing.sources import check_source_table
-from preprocessing.unit import InputFile, ManifestName, StageDirectory, Unit, UnitKind, identity_of, unit_name
+from preprocessing.corpus import file_unit, files_of, first_schema, open_corpus
+from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.unit import InputFile, ManifestName, StageDirectory, Unit, UnitKind
 from realcustom import record, storage
-from realcustom.storage import FileEntry
 
 # Whose output a stage can read.
 _READS = {
@@ -27,6 +24,7 @@ _READS = {
     Stage.CAPTION: (Stage.SELECT, Stage.SCORE, Stage.INGEST),
     Stage.SUBJECTS: (Stage.CAPTION,),
     Stage.ENCODE: (Stage.SUBJECTS,),
+    Stage.EXPORT: (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION),
 }
 # The columns that a stage needs of a user's own table.
 _NEEDS = {
@@ -35,6 +33,7 @@ _NEEDS = {
     Stage.CAPTION: tuple(rows.INGESTED),
     Stage.SUBJECTS: (*rows.INGESTED, *rows.CAPTION_FIELDS),
     Stage.ENCODE: tuple(record.SCHEMA),
+    Stage.EXPORT: tuple(rows.INGESTED),
 }
 
 
@@ -67,7 +66,9 @@ def open_input(stage: Stage, uri: str, settings: PreprocessSettings) -> StageInp
     if not storage.exists(uri):
         raise ValueError(f"no input at {uri}: there is no such file or folder")
     if stage is Stage.INGEST:
-        return _open_source(uri, settings.ingest)
+        units = open_corpus(uri, settings.ingest, settings.execution)
+        name = settings.ingest.corpus if settings.ingest.corpus is not None else _address(uri)
+        return StageInput(units=_sorted(units), upstream=f"corpus {name}", description=None, finished=True)
     if storage.is_dir(uri) and storage.exists(storage.join(uri, "stage.json")):
         return _open_stage(stage, uri, StageDirectory(uri, settings.execution))
     return _open_table(stage, uri)
@@ -94,57 +95,6 @@ def make_plan(units: Sequence[Unit], manifests: Sequence[ManifestName], present:
     return Plan(todo=tuple(todo), done=tuple(done), stale=tuple(stale), gone=tuple(gone))
 
 
-def _open_source(uri: str, settings: IngestSettings) -> StageInput:
-    entries = [entry for entry in _entries(uri) if not posixpath.basename(entry.name).startswith(".")]
-    by_kind = {
-        SourceKind.WEBDATASET: [entry for entry in entries if entry.name.endswith(".tar")],
-        SourceKind.PARQUET: [entry for entry in entries if entry.name.endswith(".parquet")],
-        SourceKind.PICTURES: [entry for entry in entries if _extension(entry.name) in EXTENSIONS],
-    }
-    kind = settings.source
-    if kind is SourceKind.AUTO:
-        found = [kind for kind, files in by_kind.items() if files]
-        if len(found) > 1:
-            counts = ", ".join(f"{len(by_kind[kind])} of {kind.value}" for kind in found)
-            raise ValueError(f"{uri} holds {counts}: say which is meant with ingest.source={found[0].value}")
-        kind = found[0] if found else SourceKind.PICTURES
-    files = by_kind[kind]
-    if not files:
-        known = f".tar shards, .parquet tables or pictures (.{', .'.join(EXTENSIONS)})"
-        wanted = known if settings.source is SourceKind.AUTO else f"{kind.value} files"
-        raise ValueError(f"{uri} is an empty corpus: no {wanted} among its {len(entries)} files")
-    if kind is SourceKind.PICTURES:
-        captions = {posixpath.splitext(entry.name)[0]: entry for entry in entries if entry.name.endswith(".txt")}
-        units = _picture_units(files, captions, settings.unit_size)
-    else:
-        if kind is SourceKind.PARQUET:
-            check_source_table(rows.read_schema(files[0].uri), settings, files[0].name)
-        unit_kind = UnitKind.TAR if kind is SourceKind.WEBDATASET else UnitKind.TABLE
-        units = [_file_unit(entry, unit_kind) for entry in files]
-    name = settings.corpus if settings.corpus is not None else _address(uri)
-    return StageInput(units=_sorted(units), upstream=f"corpus {name}", description=None, finished=True)
-
-
-def _picture_units(files: Sequence[FileEntry], captions: dict[str, FileEntry], unit_size: int) -> list[Unit]:
-    units = []
-    for number, first in enumerate(range(0, len(files), unit_size)):
-        members: list[FileEntry] = []
-        for entry in files[first : first + unit_size]:
-            members.append(entry)
-            caption = captions.get(posixpath.splitext(entry.name)[0])
-            members += [caption] if caption is not None else []
-        identity = identity_of([[entry.name, entry.size, entry.version] for entry in members])
-        inputs = tuple(InputFile(name=entry.name, uri=entry.uri, size=entry.size) for entry in members)
-        units.append(Unit(name=f"pictures-{number:05d}", identity=identity, kind=UnitKind.PICTURES, files=inputs))
-    return units
-
-
-def _file_unit(entry: FileEntry, kind: UnitKind) -> Unit:
-    file = InputFile(name=entry.name, uri=entry.uri, size=entry.size)
-    identity = identity_of(entry.size, entry.version)
-    return Unit(name=unit_name(entry.name), identity=identity, kind=kind, files=(file,))
-
-
 def _open_stage(stage: Stage, uri: str, directory: StageDirectory) -> StageInput:
     description = json.loads(directory.read(storage.join(uri, "stage.json")))
     wrote = Stage(description["stage"])
@@ -164,22 +114,16 @@ def _open_stage(stage: Stage, uri: str, directory: StageDirectory) -> StageInput
 
 
 def _open_table(stage: Stage, uri: str) -> StageInput:
-    entries = [entry for entry in _entries(uri) if entry.name.endswith(".parquet")]
+    entries = [entry for entry in files_of(uri) if entry.name.endswith(".parquet")]
     nested = sorted({entry.name.split("/")[0] for entry in entries if "@" in entry.name.split("/")[0]})
     if nested:
         raise ValueError(f"{uri} is not a stage's directory but holds some: give one of {', '.join(nested)}")
     if not entries:
         raise ValueError(f"{uri} is neither a stage's directory (no stage.json) nor a folder of .parquet tables")
-    rows.require_columns(rows.read_schema(entries[0].uri), _NEEDS[stage], f"{stage.value} cannot read {entries[0].uri}")
-    units = [_file_unit(entry, UnitKind.PART) for entry in entries]
+    first, schema = first_schema(entries)
+    rows.require_columns(schema, _NEEDS[stage], f"{stage.value} cannot read {first.uri}")
+    units = [file_unit(entry, UnitKind.PART) for entry in entries]
     return StageInput(units=_sorted(units), upstream=f"table {_address(uri)}", description=None, finished=True)
-
-
-def _entries(uri: str) -> list[FileEntry]:
-    if storage.is_dir(uri):
-        return storage.list_files(uri)
-    folder, name = posixpath.split(uri.rstrip("/"))
-    return [entry for entry in storage.list_files(folder or ".", recursive=False) if entry.name == name]
 
 
 def _sorted(units: Sequence[Unit]) -> tuple[Unit, ...]:
@@ -192,7 +136,3 @@ def _sorted(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 def _address(uri: str) -> str:
     return uri if storage.is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
-
-
-def _extension(name: str) -> str:
-    return posixpath.splitext(name)[1].removeprefix(".").lower()

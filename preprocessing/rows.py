@@ -28,6 +28,9 @@ INGESTED = pa.schema(
         pa.field("view_group", pa.string()),  # pictures of one group show the same subject; null: not known
     ]
 )
+# All that a webdataset sample consists of, in the archive's order and under its names there, to be written back byte for
+# byte. `data` is null for the member that is the row's `image`; the column is null for a picture of another source.
+MEMBERS = pa.field("members", pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())])))
 SCORE_FIELDS = (
     pa.field("scores", record.SCORES),
     pa.field("phash", pa.uint64(), nullable=False),  # 64-bit perceptual hash

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessing import select
+from preprocessing.access import access, check_input, check_output
 from preprocessing.errors import TooManyErrors
 from preprocessing.fingerprint import describe, fingerprint, models_of
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
@@ -34,6 +36,7 @@ class StageResult:
     units_run: int  # by this run; the others were done before
     units_left: int  # not done, because of `limit`
     seconds: float
+    unit_seconds: tuple[float, ...] = ()  # from one unit's end to the next one's, of this run; the first loads models
 
 
 def run_stage(
@@ -65,9 +68,12 @@ def run_stage(
     input, output = _absolute(input), _absolute(output)
     check_settings(name, settings, method)
     settings = _resolve_models(name, settings)
-    source = open_input(name, input, settings)
+    check_input(input)
+    check_output(output)
+    with access("read", input):
+        source = open_input(name, input, settings)
     job, description = _prepare(name, source, output, settings, method)
-    directory = StageDirectory(job.directory, settings.execution)
+    directory = job.stage_directory()
     units = source.units
     if name is Stage.SELECT:
         select.check_scores(settings.select, source.description)
@@ -87,7 +93,9 @@ def run_stage(
     for counts in directory.counts(plan.done):
         total.add(counts)
     _check_errors(total, settings.execution, directory)
+    ends = [time.monotonic()]
     for counts in _run(job, todo, local):
+        ends.append(time.monotonic())
         total.add(counts)
         progress.unit_done(counts)
         _check_errors(total, settings.execution, directory)
@@ -99,7 +107,14 @@ def run_stage(
     if left:
         per_unit = seconds / max(1, len(todo))
         progress.say(f"{left} units left; at {per_unit:.1f} s a unit they take about {left * per_unit:.0f} s")
-    return StageResult(directory=job.directory, report=report, units_run=len(todo), units_left=left, seconds=seconds)
+    return StageResult(
+        directory=job.directory,
+        report=report,
+        units_run=len(todo),
+        units_left=left,
+        seconds=seconds,
+        unit_seconds=tuple(after - before for before, after in itertools.pairwise(ends)),
+    )
 
 
 def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> None:
@@ -162,9 +177,25 @@ def _clear(directory: StageDirectory, plan: Plan, todo: Sequence[Unit], progress
 
 
 def _write_description(directory: StageDirectory, description: dict[str, Any]) -> None:
+    """Say what the directory is before anything else lies there. Raises ValueError if it is something else's."""
     uri = storage.join(directory.uri, "stage.json")
-    if not storage.exists(uri):
-        directory.write(uri, to_json_bytes(description))
+    data = to_json_bytes(description)
+    if storage.exists(uri):
+        if directory.read(uri) != data:
+            raise ValueError(
+                f"{directory.uri} holds the files of another fingerprint: its stage.json is not this run's. Move it "
+                f"away or give another --output"
+            )
+        return
+    try:
+        foreign = storage.list_files(directory.uri)
+    except FileNotFoundError:
+        foreign = []
+    if foreign:
+        raise ValueError(
+            f"{directory.uri} holds files of no stage ({foreign[0].name}): move them away or give another --output"
+        )
+    directory.write(uri, data)
 
 
 def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageDirectory) -> None:

@@ -1,6 +1,6 @@
-"""Settings of the six preprocessing stages. Imports neither torch nor ray: a typo is found before anything starts.
+"""Settings of the preprocessing stages. Imports neither torch nor ray: a typo is found before anything starts.
 
-The sections `ingest` to `encode` and `compute` decide what the output is and so belong to a stage's fingerprint;
+The sections `ingest` to `export` and `compute` decide what the output is and so belong to a stage's fingerprint;
 `execution` decides only how the work runs and does not.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from preprocessing.captions import parse_join, template_fields
+
 
 class Stage(enum.Enum):
-    """The stages, in the order in which a corpus passes through them."""
+    """What is done to a corpus: the six of `CHAIN`, and `export`, which turns what one of them wrote into shards."""
 
     INGEST = "ingest"
     SCORE = "score"
@@ -19,15 +21,21 @@ class Stage(enum.Enum):
     CAPTION = "caption"
     SUBJECTS = "subjects"
     ENCODE = "encode"
+    EXPORT = "export"
+
+
+# The stages in the order in which a corpus passes through them.
+CHAIN = (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
 
 
 class SourceKind(enum.Enum):
-    """What the input of `ingest` is; `auto` looks at the file names and refuses a mixture."""
+    """What the input of `ingest` is; `auto` looks at the files and refuses a mixture."""
 
     AUTO = "auto"
-    WEBDATASET = "webdataset"
-    PARQUET = "parquet"
-    PICTURES = "pictures"
+    WEBDATASET = "webdataset"  # .tar shards
+    PARQUET = "parquet"  # tables that hold the pictures
+    PICTURES = "pictures"  # a folder of them
+    URLS = "urls"  # Parquet or CSV tables of addresses, which are downloaded
 
 
 class CaptionPolicy(enum.Enum):
@@ -53,19 +61,53 @@ class Device(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DownloadSettings:
+    """How pictures are fetched by URL (tries and waits are those of `execution`). Not part of the fingerprint."""
+
+    connections: int = 32  # at once, of one worker
+    per_host: int = 4  # at once to one host, of one worker
+    timeout: float = 30.0  # seconds for one try, from the first byte sent to the last received
+    user_agent: str = "realcustom"  # sent along, and the name by which a robots opt-out can mean us
+
+    def __post_init__(self) -> None:
+        _at_least(1, connections=self.connections, per_host=self.per_host)
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+        if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent.strip():
+            raise ValueError(f"user_agent must be printable ASCII, got {self.user_agent!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class IngestSettings:
-    """Reading a source. One shard or table is one unit; loose pictures are cut into units by name."""
+    """Reading a source. One shard or table is one unit; loose pictures and rows of URLs are cut into units in order."""
 
     source: SourceKind = SourceKind.AUTO
     corpus: str | None = None  # name that identifies the corpus when its storage moves; null: the input's address does
-    unit_size: int = 256  # pictures per unit, for a folder of pictures
+    unit_size: int = 256  # pictures per unit, for a folder of pictures and for tables of URLs
     image_column: str = "image"  # Parquet source: encoded bytes, or a struct with a `bytes` field
-    caption_column: str | None = "caption"  # Parquet source; null: there are no captions
+    url_column: str = "url"  # table of URLs
+    caption_column: str | None = "caption"  # of a table, and of a .json beside a picture; null: no captions there
+    metadata: str | None = None  # CSV that describes a folder's pictures: path or URI
+    join: str | None = None  # which row is which picture's: PART=COLUMN, PART one of folder, stem, file, path
+    caption_template: str | None = (
+        None  # "a photo of a {class}": columns of `metadata`, or a PART; null: caption_column
+    )
     max_pixels: int = 64_000_000  # width x height above this is a decompression bomb
     max_bytes: int = 64 * 2**20  # of one encoded picture
+    private_addresses: bool = False  # whether a URL may lead into this machine or its network
+    download: DownloadSettings = field(default_factory=DownloadSettings)
 
     def __post_init__(self) -> None:
         _at_least(1, unit_size=self.unit_size, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+        if (self.metadata is None) != (self.join is None):
+            given, lacking = ("join", "metadata") if self.metadata is None else ("metadata", "join")
+            raise ValueError(
+                f"ingest.{given} needs ingest.{lacking}: the CSV, and PART=COLUMN that says whose row is whose"
+            )
+        if self.join is not None:
+            parse_join(self.join)
+        if self.caption_template is not None:
+            template_fields(self.caption_template)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +207,15 @@ class EncodeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """webdataset shards of a stage's rows."""
+
+    annotations: bool = (
+        True  # a member .realcustom.json beside each sample: uid, captions, scores; false: originals only
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeSettings:
     """What a model runs on. Part of the fingerprint of stages that run one: other values, other last bits."""
 
@@ -201,6 +252,7 @@ class PreprocessSettings:
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     subjects: SubjectsSettings = field(default_factory=SubjectsSettings)
     encode: EncodeSettings = field(default_factory=EncodeSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
 

@@ -6,8 +6,9 @@ zeros) and nothing else. Archives written one after the other into one file are 
 
 from __future__ import annotations
 
+import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from preprocessing.errors import retry
@@ -101,6 +102,17 @@ def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
                 yield Member(name=name, offset=offset, size=header.size, data=data)
             next_name = None
         offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+
+
+def write_archive(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of `members` in their order: equal members give equal bytes, whoever writes them and when."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)  # no owner, mode 0644, time 0
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def _payload(file: ChunkedFile, offset: int, size: int, limit: int, extended: bool) -> bytes | None:

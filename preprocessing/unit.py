@@ -3,7 +3,7 @@
 A stage's directory:
 
     stage.json                              what the stage is: its parameters, models, upstream; hashed to its name
-    UNIT.parquet                            rows that were kept, or made
+    UNIT.parquet                            rows that were kept, or made (export: UNIT.tar)
     aside/UNIT.jsonl                        rows that were not, one line each with the reason
     manifests/UNIT.INPUT.OUTPUT.json        counts and hashes; written last, and a unit is done when it is there
     report.json, report.html                over all units
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from preprocessing.access import access
 from preprocessing.errors import retry
 from preprocessing.settings import ExecutionSettings
 from realcustom import storage
@@ -37,6 +38,7 @@ class UnitKind(enum.Enum):
     TAR = "tar"
     TABLE = "table"  # a Parquet table of a source
     PICTURES = "pictures"
+    URLS = "urls"  # rows of a table of URLs
     PART = "part"  # a table that a stage wrote, or a user's own in that schema
 
 
@@ -47,6 +49,8 @@ class InputFile:
     name: str  # source-relative
     uri: str
     size: int  # bytes; 0 for a part, which is known by its hash
+    caption: str | None = None  # of a picture that a table or a template describes
+    unlisted: str = ""  # why a picture does not belong to the corpus; empty: it does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ class Unit:
     identity: str  # of its input; another one: to be done again
     kind: UnitKind
     files: tuple[InputFile, ...]
+    first: int = 0  # row of the table that the unit begins with
+    count: int | None = None  # rows of the table that belong to the unit; null: all
 
     def to_json(self) -> str:
         """As text, to travel through Ray."""
@@ -67,7 +73,7 @@ class Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
         files = tuple(InputFile(**file) for file in data["files"])
-        return cls(name=data["name"], identity=data["identity"], kind=UnitKind(data["kind"]), files=files)
+        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files})
 
 
 @dataclass(kw_only=True)
@@ -114,7 +120,7 @@ class Counts:
 class SealedUnit:
     """A unit's outputs as the bytes that are to be written."""
 
-    rows: bytes  # Parquet
+    rows: bytes  # Parquet; a tar from `export`
     aside: bytes  # JSON lines
     counts: Counts
 
@@ -132,13 +138,14 @@ class ManifestName:
 class StageDirectory:
     """`<root>/<stage>@<fingerprint>/`. Everything that is written there is written here."""
 
-    def __init__(self, uri: str, execution: ExecutionSettings):
+    def __init__(self, uri: str, execution: ExecutionSettings, suffix: str = ".parquet"):
         self.uri = uri
+        self.suffix = suffix  # of the files of rows
         self._execution = execution
 
     def rows_uri(self, unit: str) -> str:
         """Where a unit's rows are."""
-        return storage.join(self.uri, f"{unit}.parquet")
+        return storage.join(self.uri, f"{unit}{self.suffix}")
 
     def aside_uri(self, unit: str) -> str:
         """Where the rows are that a unit did not keep."""
@@ -158,7 +165,7 @@ class StageDirectory:
             entries = retry(lambda: storage.list_files(self.uri, recursive=False), *self._r)
         except FileNotFoundError:
             return set()
-        return {entry.name.removesuffix(".parquet") for entry in entries if entry.name.endswith(".parquet")}
+        return {entry.name.removesuffix(self.suffix) for entry in entries if entry.name.endswith(self.suffix)}
 
     def commit(self, unit: Unit, sealed: SealedUnit) -> None:
         """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
@@ -190,11 +197,13 @@ class StageDirectory:
 
     def read(self, uri: str) -> bytes:
         """A file's bytes, with retries."""
-        return retry(lambda: storage.read_bytes(uri), *self._r)
+        with access("read", uri):
+            return retry(lambda: storage.read_bytes(uri), *self._r)
 
     def write(self, uri: str, data: bytes) -> None:
         """Write a file atomically, with retries."""
-        retry(lambda: storage.write_bytes(uri, data), *self._r)
+        with access("write", uri):
+            retry(lambda: storage.write_bytes(uri, data), *self._r)
 
     @property
     def _r(self) -> tuple[int, float]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocessing import rows
+from preprocessing.access import access
 from preprocessing.errors import StageBug, retry
 from preprocessing.outcome import Outcome
 from preprocessing.settings import PreprocessSettings, Stage
@@ -29,13 +31,19 @@ class Job:
     models: dict[str, str]  # setting -> identity
     directory: str  # of the stage
 
+    def stage_directory(self) -> StageDirectory:
+        """Where the outputs go."""
+        suffix = ".tar" if self.stage is Stage.EXPORT else ".parquet"
+        return StageDirectory(self.directory, self.settings.execution, suffix)
+
 
 def read_unit(job: Job, unit: Unit) -> bytes:
     """The Parquet bytes of a unit's table. Empty for `ingest`, which reads its source entry by entry itself."""
     if job.stage is Stage.INGEST:
         return b""
     execution = job.settings.execution
-    return retry(lambda: storage.read_bytes(unit.files[0].uri), execution.attempts, execution.backoff)
+    with access("read", unit.files[0].uri):
+        return retry(lambda: storage.read_bytes(unit.files[0].uri), execution.attempts, execution.backoff)
 
 
 class Processor:
@@ -54,7 +62,7 @@ class Processor:
 
 def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
     """Write a unit's outputs, its manifest last."""
-    StageDirectory(job.directory, job.settings.execution).commit(unit, sealed)
+    job.stage_directory().commit(unit, sealed)
 
 
 def _load(job: Job) -> Callable[[Unit, bytes], Outcome]:
@@ -87,6 +95,10 @@ def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
         from preprocessing.subjects import Subjects
 
         return Subjects(settings.subjects, settings.compute, job.models)
+    if job.stage is Stage.EXPORT:
+        from preprocessing.export import Export
+
+        return Export(settings.export)
     from preprocessing.encode import Encode
 
     assert job.method is not None, "checked when the stage is prepared"
@@ -95,6 +107,11 @@ def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
 
 def _table(unit: Unit, data: bytes) -> pa.Table:
     try:
-        return rows.from_parquet(data)
+        table = rows.from_parquet(data)
     except pa.ArrowInvalid as error:
         raise StageBug(f"unit {unit.name}: {unit.files[0].uri} is not a readable table: {error}") from error
+    counts = pc.value_counts(table["uid"]) if "uid" in table.schema.names else []
+    twice = next((str(count["values"]) for count in counts if count["counts"].as_py() > 1), None)
+    if twice is not None:  # in a table that somebody put together of two sources
+        raise ValueError(f"{unit.files[0].uri}: two rows have the uid {twice}; every picture needs its own")
+    return table

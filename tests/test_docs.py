@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ from pipeline.cli import run
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.record import check_schema
 from sprites.corpus import CorpusSettings, write_corpus
+from tests.preprocessing.picture_server import served
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,13 +39,15 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository to a command, with the corpus of a quickstart."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that looks like the repository to a command, with the corpus of a quickstart and a table of URLs."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("sprites", "tests"):
         (folder / name).symlink_to(ROOT / name)
     write_corpus(folder / "outputs" / "quickstart" / "corpus", CorpusSettings(pictures=48, per_shard=24))
-    return folder
+    with served() as server:  # in the place of the page's own, whose port may be taken
+        (folder / "outputs" / "urls.csv").write_text(f"url,caption\n{server.url}/picture/1,a yellow duck\n")
+        yield folder
 
 
 def arguments_of(command: str) -> tuple[list[str], str | None]:

@@ -146,7 +146,10 @@ def test_settings_are_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "verb",
     [["quickstart"], ["train"], ["generate"], ["serve"], ["inspect"]]
-    + [["preprocess", stage] for stage in ("ingest", "score", "select", "caption", "subjects", "encode", "filter")],
+    + [
+        ["preprocess", stage]
+        for stage in ("ingest", "score", "select", "caption", "subjects", "encode", "export", "filter", "all")
+    ],
     ids=" ".join,
 )
 def test_every_verb_has_help_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import run
+from preprocessing.settings import CHAIN
+from realcustom.record import check_schema
+from sprites.corpus import CorpusSettings, write_corpus
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
 NO_MODELS = ["--set", "preprocess.score.clip=null", "--set", "preprocess.score.heads=null"]
@@ -89,3 +94,80 @@ def test_a_limited_run_is_finished_by_the_next(
     assert "2 units left" in err
     assert not (Path(out.splitlines()[-1]) / "report.json").exists()
     assert counts(stage(capsys, *arguments)) == (5, 4, 0, 1)
+
+
+def test_captions_of_a_table_are_options(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.csv").write_text("name,what\nduck_toy,yellow duck\nrobot_toy,robot\n")
+    arguments = ["ingest", "--input", str(pictures), "--output", str(tmp_path / "records"), "--local"]
+    given = [
+        "--metadata",
+        str(tmp_path / "list.csv"),
+        "--join",
+        "stem=name",
+        "--caption-template",
+        "a photo of a {what}",
+    ]
+    ingested = stage(capsys, *arguments, *given)
+    assert counts(ingested) == (5, 2, 3, 0)
+    table = pq.read_table(ingested / "pictures-00000.parquet", columns=["key", "alt_text"])
+    assert table["alt_text"].to_pylist() == ["a photo of a yellow duck", "a photo of a robot"]
+    assert run(["preprocess", *arguments, *given[:-1], "a {that}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ingest.caption_template: no column 'that'; list.csv has the columns name, what")
+    assert run(["preprocess", *arguments, *given, "--print-config"]) == 0
+    assert "caption_template: a photo of a {what}" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_all_would_take_and_leaves_nothing(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "records"
+    small = ["--set", "preprocess.ingest.unit_size=2", "--local"]
+    arguments = ["ingest", "--input", str(pictures), "--output", str(root), *small]
+    assert run(["preprocess", *arguments, "--dry-run", "2", "--hourly-price", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert re.match(r"ingest: 2 of 3 units tried, 4 rows in .* worker hours = .* at 0.5 an hour, about .* written", out)
+    assert not root.exists()
+    ingested = stage(capsys, *arguments)
+    before = contents(root)
+    assert (
+        run(["preprocess", "filter", "--input", str(ingested), "--output", str(root), *NO_MODELS, "--dry-run", "1"])
+        == 0
+    )
+    score, select, together = capsys.readouterr().out.splitlines()
+    assert score.startswith("score: 1 of 3 units tried") and select.startswith("select: 1 of 3 units tried")
+    assert together.startswith("together: ") and contents(root) == before
+    assert run(["preprocess", *arguments, "--dry-run", "1", "--limit", "1"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+
+
+def test_a_selection_as_shards(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ["--output", str(tmp_path / "records"), "--local"]
+    ingested = stage(capsys, "ingest", "--input", str(pictures), *root)
+    exported = stage(capsys, "export", "--input", str(ingested), *root)
+    assert counts(exported) == (4, 4, 0, 0) and (exported / "pictures-00000.tar").is_file()
+    assert run(["inspect", str(exported)]) == 0
+    assert capsys.readouterr().out.endswith("4 rows written\n1 webdataset shards\n")
+    again = stage(capsys, "ingest", "--input", str(exported), *root)
+    assert counts(again) == (4, 4, 0, 0)
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(
+    bucket: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, output in ((f"{bucket}s/raw", str(tmp_path / "records")), (str(pictures), f"{bucket}s/records")):
+        assert run(["preprocess", "ingest", "--input", source, "--output", output, "--local"]) == 2
+        place = next(place for place in (source, output) if place.startswith("s3://"))
+        said = f"error: cannot read {place}: the bucket does not exist; create it or correct its name\n"
+        assert capsys.readouterr() == ("", said)
+    assert not (tmp_path / "records").exists()
+
+
+def test_all_stages_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "corpus", CorpusSettings(pictures=10, per_shard=5))
+    root = tmp_path / "records"
+    encoded = stage(capsys, "all", "--input", str(tmp_path / "corpus/shards"), "--output", str(root), "--local")
+    assert sorted(path.name.partition("@")[0] for path in root.iterdir()) == sorted(stage.value for stage in CHAIN)
+    _, kept, _, _ = counts(encoded)
+    assert kept > 0
+    check_schema(pq.read_schema(next(encoded.glob("*.parquet"))))

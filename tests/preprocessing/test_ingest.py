@@ -82,6 +82,38 @@ def test_each_spoiled_sample_is_under_its_reason(tmp_path: Path) -> None:
     assert result.report["in"] == 10 and result.report["kept"] == 2
 
 
+def test_every_member_of_a_sample_is_kept(tmp_path: Path) -> None:
+    data = jpeg(picture(0))
+    members = [("x/a.cls", b"7"), ("x/a.JPG", data), ("x/a.seg.png", b"\0\xff"), ("x/a.txt", b" a toy\r\n")]
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
+    (row,) = table_of(ingest(tmp_path / "src", tmp_path / "out")).to_pylist()
+    assert (row["key"], row["alt_text"], row["image"]) == ("s.tar/x/a.jpg", "a toy", data)
+    found = [(member["name"], member["data"]) for member in row["members"]]
+    assert found == [(name, None if name == "x/a.JPG" else content) for name, content in members]
+
+
+def test_a_sample_that_could_not_be_written_back_is_not_kept_in_part(tmp_path: Path) -> None:
+    good = jpeg(picture(0))
+    members = [
+        *[("twice.jpg", good), ("twice.txt", b"one"), ("twice.txt", b"two")],
+        *[("large.jpg", good), ("large.mp4", b"\0" * 70_000)],
+        *[("scan.tiff", encoded(picture(1), "TIFF")), ("scan.txt", b"a scan")],
+        *[("both.tiff", encoded(picture(1), "TIFF")), ("both.jpg", good)],
+    ]
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
+    result = ingest(tmp_path / "src", tmp_path / "out", max_bytes=60_000)
+    aside = aside_of(result)
+    assert {key: entry["reason"] for key, entry in aside.items()} == {
+        "s.tar/twice.jpg": "duplicate_key",
+        "s.tar/large.jpg": "too_many_bytes",
+        "s.tar/scan.tiff": "unsupported_format",
+    }
+    assert aside["s.tar/large.jpg"]["message"] == ".mp4 has 70000 bytes, more than ingest.max_bytes=60000"
+    assert table_of(result)["key"].to_pylist() == ["s.tar/both.jpg"]
+
+
 def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
     members = sample("a", jpeg(picture(0))) | sample("b", jpeg(picture(1))) | sample("c", jpeg(picture(2)))
     whole = tar_bytes(members)
@@ -170,6 +202,42 @@ def test_a_broken_row_group_is_quarantined_row_by_row(tmp_path: Path) -> None:
     report = ingest(tmp_path, tmp_path / "out").report
     assert report["in"] == 6 and report["kept"] == 2
     assert report["quarantined"] == {"torn_table": 2, "unreadable_image": 2}
+
+
+def test_a_torn_table_is_quarantined_wherever_it_stands(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(picture(0))], "caption": ["a"]}), tmp_path / "b.parquet")
+    whole = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.parquet").write_bytes(b"")
+    report = ingest(tmp_path, tmp_path / "out").report
+    assert (report["in"], report["kept"], report["quarantined"]) == (3, 1, {"torn_table": 2})
+    (tmp_path / "b.parquet").unlink()
+    with pytest.raises(ValueError, match=r"none of 2 \.parquet files can be read as such; a\.parquet: "):
+        ingest(tmp_path, tmp_path / "out")
+
+
+def test_captions_of_a_table_that_are_not_utf_8_are_quarantined(tmp_path: Path) -> None:
+    texts = pa.array([b"a caf\xc3\xa9", b"caf\xe9", None], pa.binary())
+    texts = pa.StringArray.from_buffers(len(texts), *texts.buffers()[1:], texts.buffers()[0])
+    table = pa.table({"image": [png(picture(seed)) for seed in range(3)], "caption": texts})
+    pq.write_table(table, tmp_path / "t.parquet")
+    result = ingest(tmp_path, tmp_path / "out")
+    assert table_of(result)["alt_text"].to_pylist() == ["a café", None]
+    assert result.report["quarantined"] == {"unreadable_caption": 1}
+    pq.write_table(table.set_column(1, "caption", pa.array([["x"]] * 3)), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet: the column 'caption' holds list<.*>, expected text"):
+        ingest(tmp_path, tmp_path / "out")
+
+
+def test_pictures_that_are_not_decoded_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "b.tif").write_bytes(encoded(picture(0), "TIFF"))
+    (tmp_path / "c.jpg").write_bytes(jpeg(picture(0)))
+    (tmp_path / "d.jfif").write_bytes(jpeg(picture(1)))
+    result = ingest(tmp_path, tmp_path / "out")
+    assert (result.report["in"], result.report["kept"]) == (4, 2)
+    assert result.report["quarantined"] == {"unsupported_format": 2}
+    assert aside_of(result)["a.HEIC"]["message"] == "pictures in .heic are not decoded; convert them before"
 
 
 def test_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:

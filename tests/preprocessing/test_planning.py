@@ -174,7 +174,7 @@ def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
     ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out").directory
     cases = [
         (Stage.INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
-        (Stage.INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet tables or pictures"),
+        (Stage.INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet or .csv tables, or pictures"),
         (Stage.SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
         (Stage.SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
         (Stage.SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),

@@ -1,0 +1,77 @@
+"""`export`: a stage's rows as webdataset shards, one per unit.
+
+What came from a webdataset goes back under its names and byte for byte; a picture of another source becomes a sample of
+its own. Samples are sorted by key and their members by name, and headers hold no time and no owner.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+
+from preprocessing import rows
+from preprocessing.errors import DataError, DataFault
+from preprocessing.outcome import Outcome, RowAccount
+from preprocessing.settings import ExportSettings
+from preprocessing.tar import write_archive
+from preprocessing.webdataset import split_key
+
+ANNOTATIONS = "realcustom.json"  # extension of the member that says what the stages found out
+
+_SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
+_Members = dict[str, bytes]  # by name in the archive
+
+
+class Export:
+    """Table of pictures -> a tar. A row is quarantined if the unit has another one for the same sample."""
+
+    def __init__(self, settings: ExportSettings):
+        self._settings = settings
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """Write every row as a sample."""
+        rows.require_columns(table.schema, rows.INGESTED, f"export, unit {unit}")
+        account = RowAccount(table, unit)
+        samples: dict[str, _Members] = {}
+
+        def add(index: int) -> None:
+            row = table.slice(index, 1).to_pylist()[0]
+            key, members = self._sample(row)
+            if key in samples:  # of another shard, in a table that somebody put together
+                raise DataError(DataFault.DUPLICATE_KEY, f"an earlier row of the table is the sample '{key}'")
+            samples[key] = members
+
+        account.each(add)
+        data = write_archive(member for key in sorted(samples) for member in sorted(samples[key].items()))
+        return Outcome(rows_in=table.num_rows, table=account.rows(), aside=account.aside, file=data)
+
+    def _sample(self, row: dict) -> tuple[str, _Members]:
+        if row["image"] is None:
+            raise DataError(DataFault.MISSING_IMAGE, "the row holds no picture")
+        if row.get("members"):
+            found = {member["name"]: member["data"] for member in row["members"]}
+            members = {name: row["image"] if data is None else data for name, data in found.items()}
+            key = split_key(next(iter(members)))[0]
+            if self._settings.annotations:
+                members[f"{key}.{ANNOTATIONS}"] = facts_of(row)
+            return key, members
+        key = row["uid"]
+        members = {f"{key}.{_extension(row['image'])}": row["image"]}
+        if row["alt_text"] is not None:
+            members[f"{key}.txt"] = row["alt_text"].encode()
+        if self._settings.annotations:
+            members[f"{key}.json"] = facts_of(row)
+        return key, members
+
+
+def facts_of(row: dict) -> bytes:
+    """What is known of a picture besides its bytes, as JSON: every column but those of bytes; sha256 in hex."""
+    known = {name: value for name, value in row.items() if name != "members" and not isinstance(value, bytes)}
+    known["sha256"] = row["sha256"].hex()
+    return json.dumps(known, ensure_ascii=False, sort_keys=True, default=str).encode("utf-8", "replace") + b"\n"
+
+
+def _extension(data: bytes) -> str:
+    """By the picture's first bytes: its name in the source may have said something else."""
+    return next((extension for start, extension in _SIGNATURES if data.startswith(start)), "webp")

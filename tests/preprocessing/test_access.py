@@ -1,0 +1,169 @@
+"""What a storage refuses, and folders that hold something else: said at once, in words, with nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from preprocessing.errors import is_transient
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from realcustom import storage
+from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+
+READ_ONLY = {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"], "Resource": "*"}
+
+
+def run(source: str | Path, output: str | Path, stage: Stage = Stage.INGEST) -> StageResult:
+    return run_stage(
+        stage, str(source), str(output), PreprocessSettings(select=SelectSettings(min_side=16)), local=True
+    )
+
+
+@pytest.fixture
+def guarded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The bucket with a corpus, its server asking for credentials from here on; the keys of one who may only read."""
+    storage.write_bytes(f"{bucket}/raw/s.tar", tar_bytes(sample("a", jpeg(picture(0)))))
+    iam = boto3.client("iam")
+    iam.create_user(UserName="reader")
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [READ_ONLY]})
+    iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=policy)
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    _moto("reset-auth", "0")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials that it saw
+    yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    _moto("reset-auth", "inf")
+    _moto("reset", "")  # users outlive a server otherwise
+
+
+def _moto(what: str, data: str) -> None:
+    url = os.environ["AWS_ENDPOINT_URL"] + f"/moto-api/{what}"
+    request = urllib.request.Request(url, data=data.encode(), headers={"Content-Type": "text/plain"})
+    urllib.request.urlopen(request).close()
+
+
+def test_wrong_credentials(guarded: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"cannot read s3://corpus/raw: wrong credentials, the key .* AWS_ACCESS_KEY_ID"
+    ):
+        run("s3://corpus/raw", tmp_path / "out")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", guarded["AWS_ACCESS_KEY_ID"])
+    with pytest.raises(ValueError, match="wrong credentials, the secret does not fit the key"):
+        run("s3://corpus/raw", tmp_path / "out")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="cannot read s3://corpus/raw: no credentials; set AWS_ACCESS_KEY_ID"):
+        run("s3://corpus/raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_permission_to_write(guarded: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in guarded.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"cannot write s3://corpus/forbidden/ingest@.*/stage\.json: access denied"):
+        run("s3://corpus/raw", "s3://corpus/forbidden")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    assert not [entry for entry in storage.list_files("s3://corpus") if entry.name.startswith("forbidden")]
+
+
+def test_a_bucket_or_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 1)
+    for source, output in ((f"{bucket}s/raw", tmp_path / "out"), (tmp_path / "src", f"{bucket}s/out")):
+        with pytest.raises(ValueError, match=r"cannot read s3://corpuss/.*: the bucket does not exist"):
+            run(source, output)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"nothing answers at the store's address; is AWS_ENDPOINT_URL right\?"):
+        run(f"{bucket}/raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_is_not_tried_again() -> None:
+    for code in ("ACCESS_DENIED", "NO_SUCH_BUCKET", "SIGNATURE_DOES_NOT_MATCH"):
+        assert not is_transient(
+            OSError(f"When reading: AWS Error {code} during HeadObject operation: No response body.")
+        )
+    assert is_transient(OSError("When reading: AWS Error SLOW_DOWN during GetObject operation: ..."))
+
+
+def test_a_local_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path / "src", 1, 1)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"cannot write below .*/file/out: .*/file is a file, not a folder"):
+        run(tmp_path / "src", tmp_path / "file/out")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)  # tests may run as one who may write anywhere
+        with pytest.raises(ValueError, match=r"cannot write below .*/out: no permission in"):
+            run(tmp_path / "src", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "src"]
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "no permission")])
+def test_a_disk_that_fills_up_stops_the_job_and_a_rerun_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    write_shards(tmp_path / "src", 2, 1)
+    whole = run(tmp_path / "src", tmp_path / "whole")
+    write = storage.write_bytes
+
+    def full(uri: str | Path, data: bytes) -> None:
+        if str(uri).endswith("shard-00001.parquet"):
+            raise OSError(number, os.strerror(number))
+        write(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", full)
+        with pytest.raises(ValueError, match=rf"cannot write .*/shard-00001\.parquet: {words}"):
+            run(tmp_path / "src", tmp_path / "out")
+    again = run(tmp_path / "src", tmp_path / "out")
+    assert again.units_run == 1 and snapshot(again.directory) == snapshot(whole.directory)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 1)
+    write_shards(tmp_path / "other", 1, 1, seed=5)
+    first = Path(run(tmp_path / "src", tmp_path / "out").directory)
+    second = Path(run(tmp_path / "other", tmp_path / "there").directory)
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    before = snapshot(first)
+    with pytest.raises(ValueError, match="holds the files of another fingerprint"):
+        run(tmp_path / "src", tmp_path / "out")
+    (first / "report.json").unlink()
+    with pytest.raises(ValueError, match="holds the files of another fingerprint"):
+        run(tmp_path / "src", tmp_path / "out")
+    assert snapshot(first) == {name: data for name, data in before.items() if name != "report.json"}
+    shutil.rmtree(first)
+    first.mkdir()
+    (first / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(ValueError, match=r"holds files of no stage \(thesis\.txt\)"):
+        run(tmp_path / "src", tmp_path / "out")
+    with pytest.raises(
+        ValueError, match=r"is a stage's own directory, and the root of all stages is wanted: give .*/there"
+    ):
+        run(second, second, Stage.SCORE)
+
+
+def test_equal_keys_of_two_sources(tmp_path: Path) -> None:
+    data = jpeg(picture(0))
+    for folder in ("a", "b"):
+        (tmp_path / "src" / folder).mkdir(parents=True)
+        (tmp_path / "src" / folder / "s.tar").write_bytes(tar_bytes(sample("same", data)))
+    ingested = run(tmp_path / "src", tmp_path / "out")
+    tables = [pq.read_table(path) for path in sorted(Path(ingested.directory).glob("*.parquet"))]
+    assert ingested.report["kept"] == len({table["uid"][0].as_py() for table in tables}) == 2
+    # a table that somebody put together of one picture twice
+    (tmp_path / "own").mkdir()
+    pq.write_table(pa.concat_tables([tables[0], tables[0]]), tmp_path / "own/t.parquet")
+    with pytest.raises(ValueError, match=rf"t\.parquet: two rows have the uid {tables[0]['uid'][0]}"):
+        run(tmp_path / "own", tmp_path / "out", Stage.SCORE)

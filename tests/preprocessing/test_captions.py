@@ -1,0 +1,150 @@
+"""Captions of a folder's pictures: beside them, from a CSV, from a template; and what is refused before work starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preprocessing.captions import fill, parse_join, template_fields
+from preprocessing.run import StageResult
+from tests.preprocessing.corpora import jpeg, picture
+from tests.preprocessing.test_ingest import aside_of, ingest, table_of
+
+# beside the repository, where there is one
+DREAMBENCH = Path(__file__).parents[3] / "shared" / "data" / "dreambench"
+
+
+@pytest.fixture
+def toys(tmp_path: Path) -> Path:
+    """Two folders of pictures that the table knows, one that it does not."""
+    source = tmp_path / "toys"
+    for number, name in enumerate(["dog2/a.jpg", "dog2/b.jpg", "vase/a.jpg", "lamp/a.jpg"]):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(jpeg(picture(number)))
+    (source / "subjects.csv").write_text('subject,class,credit\ndog2,dog,x\nvase,"vase, ""blue""",\nbook,book,y\n')
+    return source
+
+
+def described(toys: Path, output: Path, **settings: object) -> StageResult:
+    given = {"metadata": str(toys / "subjects.csv"), "join": "folder=subject", **settings}
+    return ingest(toys, output, **given)
+
+
+def captions(result: StageResult) -> dict[str, str | None]:
+    table = table_of(result)
+    return dict(zip(table["key"].to_pylist(), table["alt_text"].to_pylist(), strict=True))
+
+
+def test_a_template_over_a_table(toys: Path, tmp_path: Path) -> None:
+    result = described(toys, tmp_path / "out", caption_template="a photo of a {class}")
+    assert captions(result) == {
+        "dog2/a.jpg": "a photo of a dog",
+        "dog2/b.jpg": "a photo of a dog",
+        "vase/a.jpg": 'a photo of a vase, "blue"',
+    }
+    # a table says what the corpus is: what it does not list is left out, with that reason
+    assert result.report["in"] == 4 and result.report["dropped"] == {"not_in_metadata": 1}
+    assert aside_of(result)["lamp/a.jpg"]["message"] == "subjects.csv has no row with subject='lamp'"
+
+
+def test_a_column_is_the_caption_and_an_empty_value_is_none(toys: Path, tmp_path: Path) -> None:
+    result = described(toys, tmp_path / "out", caption_column="credit")
+    assert captions(result) == {"dog2/a.jpg": "x", "dog2/b.jpg": "x", "vase/a.jpg": None}
+    templated = described(toys, tmp_path / "out", caption_template="{class} by {credit}")
+    assert captions(templated) == {"dog2/a.jpg": "dog by x", "dog2/b.jpg": "dog by x", "vase/a.jpg": None}
+
+
+def test_a_template_over_names_alone(toys: Path, tmp_path: Path) -> None:
+    result = ingest(toys, tmp_path / "out", caption_template="{stem} of a {folder}")
+    assert captions(result)["dog2/b.jpg"] == "b of a dog2" and result.report["kept"] == 4
+
+
+def test_only_units_whose_captions_change_are_done_again(toys: Path, tmp_path: Path) -> None:
+    settings = {"caption_template": "a {class}", "unit_size": 1}
+    first = described(toys, tmp_path / "out", **settings)
+    assert first.units_run == 4
+    (toys / "subjects.csv").write_text("subject,class,credit\ndog2,dog,other\nvase,pot,\n")
+    again = described(toys, tmp_path / "out", **settings)
+    assert again.directory == first.directory and again.units_run == 1
+    assert captions(again)["vase/a.jpg"] == "a pot"
+
+
+def test_captions_and_groups_beside_the_pictures(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for number, name in enumerate("abcde"):
+        (source / f"{name}.jpg").write_bytes(jpeg(picture(number)))
+    (source / "a.txt").write_text("from the text")
+    (source / "a.json").write_text(json.dumps({"caption": "from the json", "view_group": "g"}))
+    (source / "b.json").write_text(json.dumps({"caption": " from the json ", "title": "t"}))
+    (source / "c.json").write_text(json.dumps({"caption": 3}))
+    (source / "d.txt").write_bytes(b"caf\xe9")
+    result = ingest(source, tmp_path / "out")
+    rows = {row["key"]: (row["alt_text"], row["view_group"]) for row in table_of(result).to_pylist()}
+    assert rows == {"a.jpg": ("from the text", "g"), "b.jpg": ("from the json", None), "e.jpg": (None, None)}
+    assert result.report["quarantined"] == {"unreadable_caption": 2}
+    titled = ingest(source, tmp_path / "out", caption_column="title")
+    assert captions(titled)["b.jpg"] == "t"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"join": "folder=subjct"}, "no column 'subjct'; subjects.csv has the columns subject, class, credit"),
+        ({"caption_template": "a {klass}"}, "no column 'klass'; subjects.csv has the columns subject, class, credit"),
+        ({}, "no column 'caption'; subjects.csv has the columns subject, class, credit"),
+        ({"join": "dir=subject"}, "PART one of folder, stem, file, path"),
+        ({"join": None}, r"ingest\.metadata needs ingest\.join"),
+        ({"metadata": None}, r"ingest\.join needs ingest\.metadata"),
+        ({"metadata": None, "join": None, "caption_template": "a {class}"}, "there is no ingest.metadata"),
+        ({"caption_template": "a {class.__doc__}"}, "only plain column names"),
+        ({"caption_template": "a {class"}, "expected '}'"),
+        ({"metadata": "gone.csv"}, r"ingest\.metadata: no file at gone\.csv"),
+    ],
+)
+def test_what_the_table_lacks_is_said_before_anything_is_written(
+    toys: Path, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        described(toys, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"subject,class\ndog2,dog\ndog2,cat\n", "two rows have subject='dog2'"),
+        (b"subject,class,class\n", "two columns are named 'class'"),
+        (b"", "not a CSV with a header line"),
+        (b"subject,class\ndog2,caf\xe9\n", "row 1 .* is not UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_joined_is_refused(toys: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    (toys / "subjects.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        described(toys, tmp_path / "out", caption_template="a {class}")
+
+
+def test_a_table_of_captions_is_for_folders_only(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://x,y\n")
+    with pytest.raises(ValueError, match=r"ingest\.caption_template describes the pictures of a folder, and .* urls"):
+        ingest(tmp_path / "list.csv", tmp_path / "out", caption_template="x")
+
+
+def test_templates_take_any_name_and_no_code() -> None:
+    assert template_fields("{a b} {{x}} {0}") == ("a b", "0")
+    assert fill("{a b} {{x}} {0}", {"a b": "1 ", "0": "{2}"}) == "1 {x} {2}"
+    for wrong in ("{}", "{a!r}", "{a:>9}", "{a[0]}", "}"):
+        with pytest.raises(ValueError, match="caption_template"):
+            template_fields(wrong)
+    assert parse_join("stem=file name").column == "file name"
+
+
+@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="the photographs of shared/data are not here")
+def test_the_photographs_of_dreambench(tmp_path: Path) -> None:
+    given = {"metadata": str(DREAMBENCH / "subjects.csv"), "join": "folder=subject"}
+    result = ingest(DREAMBENCH, tmp_path / "out", **given, caption_template="a photo of a {class}")
+    assert result.report["in"] == result.report["kept"] > 100
+    assert captions(result)["duck_toy/00.jpg"] == "a photo of a toy"
