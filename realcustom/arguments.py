@@ -33,7 +33,7 @@ class Subject:
             raise ValueError(f"a subject's scope is a ratio from 0 to 1, got {self.scope}")
         if isinstance(self.word, list):
             object.__setattr__(self, "word", tuple(self.word))
-        if not self.words or not all(isinstance(word, str) and word.strip() for word in self.words):
+        if not self.words or not all(isinstance(word, str) for word in self.words):
             raise ValueError(f"a subject's word is one word of the prompt or several, got {self.word!r}")
 
     @property

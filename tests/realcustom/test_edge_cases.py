@@ -289,7 +289,7 @@ def test_plain_text_to_image_leaves_the_unet_as_it_is(folders: dict[str, str]) -
         ({"image": "dog.png"}, "image is a PIL image, got a str"),
         ({"image": np.zeros((8, 8, 3), np.uint8)}, "got a ndarray"),
         ({"word": 3}, "got 3"),
-        ({"word": ("dog", " ")}, "one word of the prompt or several"),
+        ({"word": ()}, "one word of the prompt or several"),
         ({"scope": 2.0}, "ratio from 0 to 1, got 2.0"),
     ],
 )
