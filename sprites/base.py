@@ -36,6 +36,8 @@ class BaseSettings:
     lr: float = 1.5e-3
     ema: float = 0.999
     drop_caption: float = 0.1  # probability, for classifier-free guidance
+    describe: float = 0.6  # probability that a caption tells the attributes, see `captions_of`
+    timestep_shift: float = 2.0  # t = s u / (1 + (s - 1) u): more = noisier, where colours and shapes are decided
     inside_weight: float = 3.0  # of the loss inside the object
     localisation: float = 0.05  # weight of the attention term
     seed: int = 0
@@ -69,12 +71,12 @@ def make_vae() -> AutoencoderTiny:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """A UNet of SD 1.x's shape with about a million parameters: cross-attention at 8 x 8 and, going up, 16 x 16."""
+    """A UNet of SD 1.x's shape with 1.3 million parameters: cross-attention at 8 x 8 and, going up, 16 x 16."""
     return UNet2DConditionModel(
         sample_size=GRID,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(32, 64),
+        block_out_channels=(48, 64),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -174,17 +176,30 @@ class Objective(nn.Module):
         return total
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=65536)
 def _tokens(tokenizer: CLIPTokenizer, caption: str) -> torch.Tensor:
     return text.tokenize(tokenizer, [caption])[0]
 
 
+def captions_of(scenes: list[Scene], settings: BaseSettings, generator: torch.Generator) -> list[str]:
+    """A caption for each scene: dropped, with the subject's attributes told, or without.
+
+    A base model that has never read a colour has no way from its cross-attentions to a subject's colours, so an
+    adapter, which acts through just these, could not steer them either.
+    """
+    dropped = torch.rand(len(scenes), generator=generator) < settings.drop_caption
+    described = torch.rand(len(scenes), generator=generator) < settings.describe
+    return [
+        "" if drop else item.attribute_caption() if describe else item.caption
+        for item, drop, describe in zip(scenes, dropped.tolist(), described.tolist(), strict=True)
+    ]
+
+
 def batch_of(
-    scenes: list[Scene], tokenizer: CLIPTokenizer, encoder: CLIPTextModel, drop: torch.Tensor
+    scenes: list[Scene], captions: list[str], tokenizer: CLIPTokenizer, encoder: CLIPTextModel
 ) -> tuple[torch.Tensor, ...]:
-    """Latents, text features, object share per cell and the noun's token of scenes; captions dropped where `drop`."""
+    """Latents, text features, object share per cell and the noun's token of scenes; no noun in an empty caption."""
     drawings = [draw(item) for item in scenes]
-    captions = ["" if dropped else item.caption for item, dropped in zip(scenes, drop.tolist(), strict=True)]
     ids = torch.stack([_tokens(tokenizer, caption) for caption in captions])
     with torch.no_grad():
         features = encoder(ids).last_hidden_state
@@ -210,9 +225,10 @@ def train_unet(
         generator = torch.Generator().manual_seed(settings.seed * 2**32 + step)
         first = step * settings.batch_size
         scenes = [scene(Split.ZOO, first + i) for i in range(settings.batch_size)]
-        drop = torch.rand(settings.batch_size, generator=generator) < settings.drop_caption
-        latents, features, inside, noun_token = batch_of(scenes, tokenizer, encoder, drop)
-        timesteps = torch.randint(0, 1000, (settings.batch_size,), generator=generator)
+        captions = captions_of(scenes, settings, generator)
+        latents, features, inside, noun_token = batch_of(scenes, captions, tokenizer, encoder)
+        time, shift = torch.rand(settings.batch_size, generator=generator), settings.timestep_shift
+        timesteps = (1000 * shift * time / (1 + (shift - 1) * time)).long()
         noise = torch.randn(latents.shape, generator=generator)
         loss, localisation = step_of(latents, noise, timesteps, features, inside, noun_token)
         optimizer.zero_grad()

@@ -12,11 +12,14 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sprites.world import BACKGROUNDS, NOUNS, PLACES, Scene, Split, scene
+from sprites.world import BACKGROUNDS, BODY_COLOURS, NOUNS, PATTERNS, PLACES, SECOND_COLOURS, Scene, Split, scene
 
 MAX_LENGTH = 24  # tokens of a prompt, BOS and EOS included
 WIDTH = 64  # of the text features
 WORDS = (*NOUNS, *BACKGROUNDS, *PLACES, "a", "an", "the", "at", "on", "in", "of", "with", "and", "picture", "photo")
+ATTRIBUTES = (*BODY_COLOURS, *SECOND_COLOURS, *PATTERNS)  # words of the diffusion model's own captions alone
+BOUND = {"noun": NOUNS, "body": tuple(BODY_COLOURS), "second": tuple(SECOND_COLOURS)}
+NAMES = (*NOUNS, *BACKGROUNDS, *PLACES, *ATTRIBUTES)  # what the text encoder is taught to tell apart
 
 
 def make_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = MAX_LENGTH) -> CLIPTokenizer:
@@ -61,38 +64,58 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, **kinds).input_ids
 
 
-def caption_targets(tokenizer: CLIPTokenizer, scenes: list[Scene], ids: torch.Tensor) -> torch.Tensor:
-    """Class of each token (B, 24): the noun's, background's or place's number, -100 elsewhere."""
-    names = (*NOUNS, *BACKGROUNDS, *PLACES)
-    classes = {tokenizer.convert_tokens_to_ids(name + "</w>"): i for i, name in enumerate(names)}
+def caption_targets(tokenizer: CLIPTokenizer, ids: torch.Tensor) -> torch.Tensor:
+    """Class of each token (B, 24): the number in `NAMES` of the word that it is, -100 elsewhere."""
     targets = torch.full_like(ids, -100)
-    for token, index in classes.items():
-        targets[ids == token] = index
+    for index, name in enumerate(NAMES):
+        targets[ids == tokenizer.convert_tokens_to_ids(name + "</w>")] = index
     return targets
 
 
-def pretrain_text_encoder(steps: int = 600, batch_size: int = 64, seed: int = 0) -> tuple[CLIPTokenizer, CLIPTextModel]:
+def bound_targets(scenes: list[Scene], described: Sequence[int | None]) -> torch.Tensor:
+    """Noun, body and second colour (D, 3) of the subjects that captions describe, as numbers in `BOUND`'s lists."""
+    identities = [item.subjects[who].identity for item, who in zip(scenes, described, strict=True) if who is not None]
+    rows = [[kinds.index(getattr(identity, name)) for name, kinds in BOUND.items()] for identity in identities]
+    return torch.tensor(rows).reshape(-1, len(BOUND))
+
+
+def pretrain_text_encoder(
+    steps: int = 1000, batch_size: int = 64, seed: int = 0
+) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Train the text encoder on caption classification: each named thing at its token, all of them at the last.
+
+    Half of the captions tell the attributes of a subject; these are asked for at the pattern's token, so that they are
+    bound to the right one of two subjects.
 
     Returns:
         The tokenizer and the encoder, frozen and in evaluation mode.
     """
     torch.manual_seed(seed)
-    tokenizer = make_clip_tokenizer()
+    tokenizer = make_clip_tokenizer((*WORDS, *ATTRIBUTES))
     encoder = make_text_encoder(tokenizer).train()
-    names = len(NOUNS) + len(BACKGROUNDS) + len(PLACES)
-    at_token, at_end = nn.Linear(WIDTH, names), nn.Linear(WIDTH, names)
-    parameters = [*encoder.parameters(), *at_token.parameters(), *at_end.parameters()]
+    at_token, at_end = nn.Linear(WIDTH, len(NAMES)), nn.Linear(WIDTH, len(NAMES))
+    at_pattern = nn.ModuleList(nn.Linear(WIDTH, len(kinds)) for kinds in BOUND.values())
+    heads = (at_token, at_end, at_pattern)
+    parameters = [*encoder.parameters(), *(parameter for head in heads for parameter in head.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    patterns = torch.tensor([NAMES.index(name) for name in PATTERNS])
     for _, scenes in zip(range(steps), _batches(batch_size), strict=False):
-        ids = tokenize(tokenizer, [item.caption for item in scenes])
+        described = [i % len(item.subjects) if i % 4 < 2 else None for i, item in enumerate(scenes)]
+        captions = [
+            item.caption if who is None else item.attribute_caption(who)
+            for item, who in zip(scenes, described, strict=True)
+        ]
+        ids = tokenize(tokenizer, captions)
         output = encoder(ids)
-        targets = caption_targets(tokenizer, scenes, ids)
+        targets = caption_targets(tokenizer, ids)
         loss = nn.functional.cross_entropy(at_token(output.last_hidden_state).flatten(0, 1), targets.flatten())
-        present = torch.zeros(len(scenes), names)
+        present = torch.zeros(len(scenes), len(NAMES))
         rows, columns = torch.nonzero(targets >= 0, as_tuple=True)
         present[rows, targets[rows, columns]] = 1.0
         loss = loss + nn.functional.binary_cross_entropy_with_logits(at_end(output.pooler_output), present)
+        told = output.last_hidden_state[torch.isin(targets, patterns)]  # (D, 64), one for each description
+        for head, wanted in zip(at_pattern, bound_targets(scenes, described).T, strict=True):
+            loss = loss + nn.functional.cross_entropy(head(told), wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -59,6 +59,11 @@ class Identity:
     pattern: str  # one of PATTERNS
     proportion: float  # width over height, 0.8 to 1
 
+    @property
+    def description(self) -> str:
+        """The noun with the identity's colours and pattern: "red star with gold stripes"."""
+        return f"{self.body} {self.noun} with {self.second} {self.pattern}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
@@ -81,7 +86,21 @@ class Scene:
     @property
     def caption(self) -> str:
         """The text that explains the picture, identity apart."""
-        subject = " and a ".join(f"{placed.identity.noun} at the {placed.place}" for placed in self.subjects)
+        return self._caption(tuple(placed.identity.noun for placed in self.subjects))
+
+    def attribute_caption(self, described: int = 0) -> str:
+        """A caption that tells colours and pattern of the subject with this number: what base models are trained on.
+
+        No corpus has it and no evaluation asks it. It gives the text encoder and the UNet words for what an adapter is
+        to say with a picture.
+        """
+        names = [placed.identity.noun for placed in self.subjects]
+        names[described] = self.subjects[described].identity.description
+        return self._caption(tuple(names))
+
+    def _caption(self, names: tuple[str, ...]) -> str:
+        pairs = zip(names, self.subjects, strict=True)
+        subject = " and a ".join(f"{name} at the {placed.place}" for name, placed in pairs)
         return self.template.format(subject=subject, background=self.background)
 
 

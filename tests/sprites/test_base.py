@@ -51,10 +51,37 @@ def test_a_resumed_training_ends_at_the_same_weights(
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
+def test_captions_are_dropped_or_tell_attributes_as_often_as_the_settings_say() -> None:
+    scenes = [scene(Split.ZOO, number) for number in range(2000)]
+    settings = base.BaseSettings(drop_caption=0.2, describe=0.5)
+    captions = base.captions_of(scenes, settings, torch.Generator().manual_seed(0))
+    said = list(zip(captions, scenes, strict=True))
+    assert sum(caption == "" for caption in captions) / len(said) == pytest.approx(0.2, abs=0.03)
+    assert sum(caption == item.caption for caption, item in said) / len(said) == pytest.approx(0.4, abs=0.03)
+    assert {caption for caption, item in said if caption not in ("", item.caption)} <= {
+        item.attribute_caption() for item in scenes
+    }
+
+
+def test_the_text_encoder_reads_attributes_of_the_right_subject() -> None:
+    scenes = [next(item for number in range(99) if len((item := scene(Split.ZOO, number, second=1.0)).subjects) == 2)]
+    tokenizer = text.make_clip_tokenizer((*text.WORDS, *text.ATTRIBUTES))
+    for described in (0, 1):
+        identity = scenes[0].subjects[described].identity
+        ids = text.tokenize(tokenizer, [scenes[0].attribute_caption(described)])
+        assert ids[0, -1] == tokenizer.eos_token_id  # nothing was cut off
+        told = [text.NAMES[index] for index in text.caption_targets(tokenizer, ids)[0].tolist() if index >= 0]
+        start = told.index(identity.body)
+        assert told[start : start + 4] == [identity.body, identity.noun, identity.second, identity.pattern]
+        wanted = [[kinds.index(getattr(identity, name)) for name, kinds in text.BOUND.items()]]
+        assert text.bound_targets(scenes, [described]).tolist() == wanted
+    assert text.bound_targets(scenes, [None]).shape == (0, 3)
+
+
 def test_localisation_rewards_attention_inside(text_model: tuple[CLIPTokenizer, CLIPTextModel]) -> None:
     objective = base.Objective(base.make_unet(), SHORT)
     scenes = [scene(Split.EVALUATION, number) for number in range(2)]
-    _, _, inside, noun = base.batch_of(scenes, *text_model, torch.tensor([False, True]))
+    _, _, inside, noun = base.batch_of(scenes, [scenes[0].caption, ""], *text_model)
     assert noun.sum(1).tolist() == [1, 0]  # a dropped caption has no noun
     recorder = next(iter(objective.recorders.values()))
     crisp = (inside > 0.5).float()

@@ -54,6 +54,13 @@ def test_captions_never_tell_the_identity() -> None:
         assert secrets.isdisjoint(world.scene(Split.CORPUS, index, second=0.5).caption.split())
 
 
+def test_an_attribute_caption_tells_the_identity_of_one_subject() -> None:
+    item = world.scene(Split.ZOO, 0, second=1.0)
+    who = item.subjects[1].identity
+    assert f"a {who.body} {who.noun} with {who.second} {who.pattern} at the" in item.attribute_caption(1)
+    assert item.attribute_caption(1).replace(who.description, who.noun) == item.caption
+
+
 def test_two_subjects_are_of_two_nouns_and_their_masks_do_not_overlap() -> None:
     scenes = [world.scene(Split.CORPUS, index, second=1.0) for index in range(30)]
     for scene in scenes:
