@@ -229,14 +229,13 @@ class Sides:
         stock.save_pretrained(folder / "base")
         image_encoder(size, folder / "encoder")
         model = RealCustomModel(stock.unet, settings, size.image_width, torch.Generator().manual_seed(1))
-        identities = {
-            "base": model_identity(str(folder / "base")),
-            "image_encoder": model_identity(str(folder / "encoder")),
-        }
-        save_adapter(
-            folder / "adapter.safetensors",
-            Adapter(tensors=model.adapter_state_dict(), settings=settings, **identities),
+        adapter = Adapter(
+            tensors=model.adapter_state_dict(),
+            settings=settings,
+            base=model_identity(str(folder / "base")),
+            image_encoder=model_identity(str(folder / "encoder")),
         )
+        save_adapter(folder / "adapter.safetensors", adapter)
         del stock, model
         ours = RealCustomPipeline.from_pretrained(
             str(folder / "base"), folder / "adapter.safetensors", str(folder / "encoder"), device, dtype
