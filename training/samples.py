@@ -13,7 +13,7 @@ from realcustom import storage
 from realcustom.base import Base
 from realcustom.model import RealCustomModel
 from realcustom.pipeline import RealCustomPipeline, Subject
-from realcustom.settings import MethodSettings
+from realcustom.settings import MethodSettings, Reference
 from realcustom.words import TargetWordNotFound, TargetWordTruncated
 from training.encoders import FrozenEncoders, decode_mask, decode_picture
 from training.features import Picture
@@ -51,7 +51,9 @@ def write_sample_sheet(
 
 
 def _row(pipeline: RealCustomPipeline, encoders: FrozenEncoders, picture: Picture) -> list[Image.Image]:
-    mask = None if picture.subject_mask is None else Image.fromarray(decode_mask(picture.subject_mask))
+    mask = None
+    if picture.subject_mask is not None and encoders.settings.reference is Reference.CROP:
+        mask = Image.fromarray(decode_mask(picture.subject_mask))
     subject = Subject(image=decode_picture(picture.image), word=picture.target_word, mask=mask)
     cells = [encoders.reference(picture)]
     for subjects in ([], [subject]):
