@@ -147,9 +147,12 @@ def share_of_the_way(plain: np.ndarray, masked: np.ndarray, oracle: np.ndarray) 
 
 
 def models(images: int) -> Iterator[Measure]:
-    """The data pipeline's models and the base model's attention on held-out drawings, 95 % intervals of shares by Wilson."""
+    """The data pipeline's models and the base model's attention on held-out drawings.
+
+    Intervals are those of shares (Wilson 1927), 95 %; for a mean IoU, which varies less than a share, they are wide.
+    """
     for name, value in inspect_zoo(images).items():
-        half = 1.96 / images * np.sqrt(value * (1 - value) * images + 0.9604)  # Wilson 1927, for a share
+        half = 1.96 / images * np.sqrt(value * (1 - value) * images + 0.9604)
         middle, scale = value + 1.9208 / images, 1 + 3.8416 / images
         low, high = (float(end) for end in ((middle - half) / scale, (middle + half) / scale))
         metric = f"sprites_{name}" if name in MODELS else f"sprites_zoo_{name}"

@@ -23,9 +23,8 @@ from transformers import (
 
 from sprites.bert import BOS, FIXED, make_bert_tokenizer
 from sprites.bert import SIZE as VOCABULARY
-from sprites.defects import recolour
 from sprites.resume import Checkpoint, report_progress
-from sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, random_for, scene
+from sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, scene
 
 FIRST_SCENE = 5 * 10**8  # apart from the scenes of other models
 LENGTH = 24  # tokens of a caption in training, padding included
@@ -40,7 +39,6 @@ class CaptionerSettings:
     batch_size: int = 32
     lr: float = 1.5e-3
     second: float = 0.15  # probability of a second subject
-    recolour: float = 0.6  # probability of subjects in colours of no palette, see `_picture`
     seed: int = 0
 
 
@@ -93,24 +91,12 @@ def batches(
     for step in range(first_step, settings.steps):
         first = FIRST_SCENE + step * settings.batch_size
         scenes = [scene(Split.ZOO, first + i, second=settings.second) for i in range(settings.batch_size)]
-        images = np.stack([_picture(first + i, item, settings) for i, item in enumerate(scenes)]).astype(np.float32)
+        images = np.stack([draw(item).image for item in scenes]).astype(np.float32)
         captions = [canonical_caption(item) for item in scenes]
         encoded = tokenizer(captions, padding="max_length", max_length=LENGTH, return_tensors="pt")
         ids = encoded.input_ids
         ids[:, 0] = FIXED[BOS]
         yield torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, ids, encoded.attention_mask
-
-
-def _picture(index: int, item: Scene, settings: CaptionerSettings) -> np.ndarray:
-    """The scene's picture, uint8 (32, 32, 3), or its subjects recoloured.
-
-    A split has so few identities that colours give away the noun: a model that learns them by heart reads colours
-    instead of shapes, and fails on identities that it has not met.
-    """
-    drawing, rng = draw(item), random_for(Split.ZOO, index, 5)
-    if rng.random() >= settings.recolour:
-        return drawing.image
-    return recolour(drawing.image, np.logical_or.reduce(drawing.masks), rng)
 
 
 def train(output: Path, work: Path, steps: int | None = None) -> None:
