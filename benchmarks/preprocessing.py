@@ -43,6 +43,7 @@ from PIL import Image, ImageEnhance, ImageFilter  # noqa: E402
 
 from benchmarks.main import tree_pss  # noqa: E402
 from preprocessing.hashes import signature  # noqa: E402
+from preprocessing.partitions import bit_tables  # noqa: E402
 from preprocessing.pictures import check, decode  # noqa: E402
 from preprocessing.run import StageResult, run_stage  # noqa: E402
 from preprocessing.settings import PreprocessSettings, ScoreSettings, SelectSettings, Stage  # noqa: E402
@@ -153,6 +154,21 @@ def recalls(photos: list[bytes], temporary: Path, **select: Any) -> tuple[dict[s
     return found, wrong
 
 
+def met_in_tables(pairs: int = 20_000) -> dict[str, dict[str, float]]:
+    """Beyond the exact search: the share of pairs so many bits apart that meet in a table, by rows of the corpus."""
+    rng = np.random.default_rng(0)
+    shares: dict[str, dict[str, float]] = {}
+    for rows in (5_000_000, 100_000_000, 1_000_000_000):
+        tables = bit_tables(rows, SelectSettings())
+        for distance in (2, 4, 6, 8):
+            values = rng.integers(0, 2**64, pairs, dtype=np.uint64)
+            bits = np.argsort(rng.random((pairs, 64)), axis=1)[:, :distance].astype(np.uint64)
+            copies = values ^ np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
+            met = np.any([table.keys(values) == table.keys(copies) for table in tables], axis=0)
+            shares.setdefault(f"{rows} rows", {})[f"{distance} bits"] = round(float(met.mean()), 3)
+    return shares
+
+
 def merged_photographs(photos: list[bytes], temporary: Path) -> int:
     folder = temporary / "distinct"
     folder.mkdir()
@@ -254,7 +270,8 @@ def main() -> None:
                 if metric in wanted:
                     worst = min(found[name] for name in COUNTED)
                     interval = wilson(worst, len(photos))
-                    records.append(record(metric, worst, "recall", len(photos), interval, detail=found))
+                    detail: dict[str, Any] = {**found, **(met_in_tables() if metric == BEYOND else {})}
+                    records.append(record(metric, worst, "recall", len(photos), interval, detail=detail))
         if FALSE in wanted:
             alone = merged_photographs(photos, temporary)
             drawn, kept, planted = merged_drawings(temporary)
