@@ -23,6 +23,7 @@ _BUDGET = 1 << 21  # candidates compared together, at most (or the n of one quer
 _PIECE = 1 << 11  # pairs whose colours are compared together
 _MAX_WIDTH = 22  # bits of a band: its table has 2^width entries
 _BRIGHTER = 1.5  # a copy may be this much brighter or darker
+_ZERO = 1e-9  # in place of a limit of zero, which only zero is within
 _NEARLY_BLACK = 40  # of 255: where compression leaves little of a colour
 # Rough costs of looking up one key, and of comparing one candidate found there; only their ratio matters.
 _LOOK_UP, _COMPARE = 1.0, 1.5
@@ -33,8 +34,9 @@ class Limits:
     """How far a near duplicate may be from its original."""
 
     radius: int  # bits of 64
-    long_radius: int  # bits of 256 that are set in either
+    long_radius: int  # bits of 256 that are set
     color: float  # difference in tint over brightness
+    # The two as shares of their limits, squared, may sum to 1: a pair at the limit of both is none.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +74,23 @@ def _one_way(left: Signatures, right: Signatures, limits: Limits, views: range, 
             keep = queries != matches if same else np.ones(len(queries), bool)
             if same and view == 0:
                 keep = queries < matches
-            keep &= hashes_alike(left.long[queries, view], right.long[matches, 0], limits.long_radius)
-            queries, matches = queries[keep], matches[keep]
+            keep = np.flatnonzero(keep)
+            bits = hash_distances(left.long[queries[keep], view], right.long[matches[keep], 0])
+            near = bits <= limits.long_radius
+            queries, matches, bits = queries[keep][near], matches[keep][near], bits[near]
             for start in range(0, len(queries), _PIECE):
-                i, j = queries[start : start + _PIECE], matches[start : start + _PIECE]
-                like = _pairs_alike(left.color, i, view, right.color, j, limits.color)
+                piece = slice(start, start + _PIECE)
+                i, j = queries[piece], matches[piece]
+                tints = _tints(left.color, i, view, right.color, j)
+                like = (bits[piece] / max(limits.long_radius, _ZERO)) ** 2 + (
+                    tints / max(limits.color, _ZERO)
+                ) ** 2 <= 1
                 found.append(np.stack([i[like], j[like]], axis=1))
     return np.concatenate(found)
 
 
-def hashes_alike(left: np.ndarray, right: np.ndarray, radius: int) -> np.ndarray:
-    """Whether k pairs of long hashes, uint64 (k, 4), differ in at most `radius` of 256 set bits: bool (k,).
+def hash_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """In how many of 256 set bits k pairs of long hashes, uint64 (k, 4), differ: float64 (k,).
 
     A textured picture sets half of its 256 bits, a smooth one few, and the two together count as 256 however many they
     set: so that little detail is not likeness.
@@ -90,23 +98,21 @@ def hashes_alike(left: np.ndarray, right: np.ndarray, radius: int) -> np.ndarray
     differ, ours, theirs = (
         np.bitwise_count(words).sum(axis=1, dtype=np.int64) for words in (left ^ right, left, right)
     )
-    return differ * 256 <= radius * (ours + theirs)
+    return differ * 256 / np.maximum(1, ours + theirs)
 
 
-def _pairs_alike(
-    left: np.ndarray, i: np.ndarray, view: int, right: np.ndarray, j: np.ndarray, limit: float
-) -> np.ndarray:
-    """`colors_alike` for the pairs (i, j); in a dense cluster a row is in many of them."""
+def _tints(left: np.ndarray, i: np.ndarray, view: int, right: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """`tint_distances` for the pairs (i, j); in a dense cluster a row is in many of them."""
     (ours, i), (theirs, j) = (np.unique(index, return_inverse=True) for index in (i, j))
-    return colors_alike(color_thumbnails(left[ours], view)[i], color_thumbnails(right[theirs], 0)[j], limit)
+    return tint_distances(color_thumbnails(left[ours], view)[i], color_thumbnails(right[theirs], 0)[j])
 
 
-def colors_alike(ours: np.ndarray, theirs: np.ndarray, limit: float) -> np.ndarray:
-    """Whether k pairs of thumbnails, int64 (k, 64, 3), agree in colour, brightness aside: bool (k,).
+def tint_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """How far k pairs of thumbnails, int64 (k, 64, 3), are apart in tint: float64 (k,), inf where brightness forbids.
 
-    Both thumbnails are brought to the same energy; then the difference in no cell may be another for one channel than
-    for the next by more than `limit` of the cell's brightness (+ 40, where black is nearly reached). What is brighter
-    in all channels alike is the hashes' business, and clips in a copy that was made brighter.
+    Both are brought to the same energy. Then, of the worst cell: by how much the difference is another for one channel
+    than for the next, over the cell's brightness (+ 40, where black is nearly reached). What is brighter in all
+    channels alike is the hashes' business, and clips in a copy that was made brighter.
 
     A pair's answer depends neither on its place in a batch nor on which side is which.
     """
@@ -116,7 +122,8 @@ def colors_alike(ours: np.ndarray, theirs: np.ndarray, limit: float) -> np.ndarr
     difference = ours - theirs
     tint = difference.max(axis=2) - difference.min(axis=2)  # (k, 64)
     brightness = np.minimum(ours.max(axis=2), theirs.max(axis=2)) + _NEARLY_BLACK * COLOR_UNIT
-    return (tint <= limit * brightness).all(axis=1) & (np.maximum(a, b) <= _BRIGHTER * np.minimum(a, b))
+    same_light = np.maximum(a, b) <= _BRIGHTER * np.minimum(a, b)
+    return np.where(same_light, (tint / brightness).max(axis=1), np.inf)
 
 
 class BandIndex:

@@ -99,7 +99,7 @@ class SelectSettings:
         8  # bits of 64 that may differ for a pair to be looked at, 0..16; null: keep all
     )
     near_duplicate_bits: int = 40  # and of 256 set bits of the long hashes, for it to be a near duplicate, 0..128
-    near_duplicate_color: float = 0.15  # and the largest difference in tint of an 8 x 8 thumbnail, over its brightness
+    near_duplicate_color: float = 0.15  # and the largest difference in tint over brightness in an 8 x 8 thumbnail
     exact_search_rows: int = 4_000_000  # in a larger corpus the search is locality-sensitive: it may miss a few
     partition_rows: int = 200_000  # rows of a partition of the search; a worker holds two, some 0.7 kB a row
     evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped

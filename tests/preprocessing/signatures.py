@@ -45,11 +45,11 @@ def originals(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def copies(
-    of: dict[str, np.ndarray], rng: np.random.Generator, short: int = 8, long: int = 34
+    of: dict[str, np.ndarray], rng: np.random.Generator, short: int = 8, long: int = 30
 ) -> dict[str, np.ndarray]:
     """One copy of each picture: within `short` and `long` bits of its whole or, a third of them, of its first inset.
 
-    34 bits are within the default limit of 40 in 256 set bits, whichever of them are inverted.
+    30 bits are within the default limit of 40 in 256 set bits, whichever of them are inverted.
     An inset has other colours than the whole; here a crop's are those that `select` reads off the original.
     """
     count = len(of["short"])

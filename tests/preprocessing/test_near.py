@@ -73,7 +73,7 @@ def test_pairs_are_those_of_a_full_comparison(pieces: tuple[int, int, int] | Non
     if pieces:
         for name, value in zip(("_CHUNK", "_BUDGET", "_PIECE"), pieces, strict=True):
             monkeypatch.setattr(near, name, value)
-    limits = Limits(radius=8, long_radius=128, color=0.15)
+    limits = Limits(radius=8, long_radius=127, color=0.15)
     rows = signatures(90, 1)
     expected = compare_all(rows, rows, limits)
     assert 20 < len(expected) < 4000
@@ -110,3 +110,18 @@ def test_tables_of_bits_find_what_they_promise() -> None:
         met = np.any([table.keys(values) == table.keys(copies) for table in tables], axis=0)
         assert met.mean() >= least
     assert [table.width for table in bit_tables(10**9, SelectSettings())] == [15] * 4
+
+
+def test_a_pair_at_the_limit_of_both_is_none() -> None:
+    limits = Limits(radius=0, long_radius=64, color=0.2)
+    one = signatures(1, 0)
+    one.long[:] = np.uint64(0xFFFFFFFF)  # 128 of 256 bits
+    one.color[:] = 100
+
+    def near_copy(bits: int, red: int) -> bool:
+        other = Signatures(short=one.short, long=one.long ^ np.uint64((1 << bits) - 1), color=one.color.copy())
+        other.color[:, ::3] += np.uint8(red)
+        return len(near_pairs(one, other, limits)) == 1
+
+    assert near_copy(0, 0) and near_copy(12, 0) and near_copy(0, 25)  # 48 of 64 bits, 0.17 of 0.2
+    assert not near_copy(12, 25) and not near_copy(17, 0) and not near_copy(0, 45)
