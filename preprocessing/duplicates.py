@@ -1,28 +1,55 @@
-"""Which pictures of a corpus are copies of others: a global phase over small columns.
+"""Which pictures of a corpus are copies of others, and which of a set of copies stays.
 
-The survivor of a set of copies is the best of them, whatever order they are read in: one with a caption before one
-without, then the larger in pixels, then in bytes, then the first by its key in the source. Rows that fail a threshold
-take no part: they are dropped anyway and must not take a good copy with them.
+The survivor is the best, whatever order pictures are read in: one with a caption before one without, then the larger
+in pixels, then in bytes, then the first by its key in the source. Every picture that is dropped is a copy of the one
+that survives instead of it, not of a copy's copy: chains do not grow.
+
+Three tables: signatures (what is compared), edges (a pair of copies, the worse first), duplicates (who is dropped).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from preprocessing import rows
+from preprocessing.hashes import long_hashes, short_hashes
+from preprocessing.near import Limits, Signatures, near_pairs
 from preprocessing.settings import SelectSettings
-
-# The small columns that the global phase and the thresholds read.
-COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "scores", "phash", "color", "image_bytes"]
+from preprocessing.thresholds import integers
 
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
 EVALUATION = "in_evaluation_folder"
 
-# What the global phase writes: the rows that are to be dropped, and the one that each is a copy of.
+# Better copies that are remembered of one picture in one partition: keeps a dense cluster's edges linear in its size.
+_REMEMBERED = 64
+
+SIGNATURES = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("rank", pa.binary(), nullable=False),  # sorts pictures, the best first; no two are equal
+        pa.field("block", pa.string(), nullable=False),  # the part of the corpus that it is in
+        pa.field("sha256", pa.binary(32), nullable=False),
+        *rows.SIGNATURE_FIELDS,
+    ]
+)
+EDGES = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("rank", pa.binary(), nullable=False),
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("better", pa.string(), nullable=False),  # uid of the one that ranks before it
+        pa.field("better_rank", pa.binary(), nullable=False),
+        pa.field("equal", pa.bool_(), nullable=False),  # in every byte
+    ]
+)
 DUPLICATES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -30,122 +57,175 @@ DUPLICATES = pa.schema(
         pa.field("survivor", pa.string(), nullable=False),  # uid, or the file in the evaluation folder
     ]
 )
+# What `signatures_of` reads.
+COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "image_bytes", "phashes", "long_hashes", "color"]
 
 
-def failed_threshold(table: pa.Table, settings: SelectSettings) -> list[str | None]:
-    """For each row the name of the first threshold that it fails, or None. A null score passes."""
-    width, height = _numbers(table["width"]), _numbers(table["height"])
-    short, long = np.minimum(width, height), np.maximum(width, height)
-    scores = table["scores"].combine_chunks()
-    checks: list[tuple[str, np.ndarray]] = [
-        ("too_small", short < settings.min_side),
-        ("aspect_ratio", long > settings.max_aspect * short),
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A picture that no search can tell from a better one: it shares that one's fate."""
+
+    uid: str
+    block: str
+    of: str  # uid
+    equal: bool  # in every byte
+
+
+def signatures_of(table: pa.Table, block: str) -> pa.Table:
+    """The columns `COLUMNS` -> `SIGNATURES`."""
+    areas = (integers(table["width"]) * integers(table["height"])).tolist()
+    columns = (table[name].to_pylist() for name in ("alt_text", "image_bytes", "key", "uid"))
+    ranks = [
+        struct.pack(">?QQ", not text, 2**63 - area, 2**63 - size) + f"{key}\n{uid}".encode()
+        for area, text, size, key, uid in zip(areas, *columns, strict=True)
     ]
-    for name, lowest in (
-        ("sharpness", settings.min_sharpness),
-        ("aesthetic", settings.min_aesthetic),
-        ("image_text", settings.min_image_text),
-    ):
-        if lowest is not None:
-            checks.append((f"low_{name}", _score(scores, name) < lowest))
-    for name, highest in (("nsfw", settings.max_nsfw), ("watermark", settings.max_watermark)):
-        if highest is not None:
-            checks.append((f"high_{name}", _score(scores, name) > highest))
-    reasons: list[str | None] = [None] * table.num_rows
-    for reason, failed in reversed(checks):  # the first check wins
-        for index in np.flatnonzero(failed):
-            reasons[index] = reason
-    return reasons
+    table = table.append_column("rank", pa.array(ranks, pa.binary()))
+    table = table.append_column("block", pa.array([block] * len(ranks), pa.string()))
+    return table.select(SIGNATURES.names).cast(SIGNATURES)
 
 
-def find_duplicates(
-    table: pa.Table, settings: SelectSettings, evaluation: Sequence[tuple[str, int, bytes]] = ()
-) -> pa.Table:
-    """Over the whole corpus' small columns (`COLUMNS`): the rows to drop, in the schema `DUPLICATES`, sorted by uid.
+def limits_of(settings: SelectSettings) -> Limits:
+    """How far a near duplicate may be; with near duplicates kept, those of the evaluation folder have equal hashes."""
+    return Limits(
+        radius=settings.near_duplicate_radius or 0,
+        long_radius=settings.near_duplicate_bits,
+        color=settings.near_duplicate_color,
+    )
 
-    Args:
-        evaluation: name, perceptual hash and colour signature of pictures that must not be trained on.
+
+def arrays_of(table: pa.Table) -> Signatures:
+    """The signature columns as arrays."""
+    short, long, color = (_bytes(table[field.name], field.type.byte_width) for field in rows.SIGNATURE_FIELDS)
+    return Signatures(short=short_hashes(short), long=long_hashes(long), color=color)
+
+
+def collapse(table: pa.Table, settings: SelectSettings) -> tuple[pa.Table, list[Twin]]:
+    """Of rows with equal signatures (or, where only exact duplicates count, equal bytes) the best, and the others.
+
+    A thousand copies of one white picture would be half a million pairs to compare.
     """
-    passed = np.array([reason is None for reason in failed_threshold(table, settings)], dtype=bool)
-    table = table.filter(pa.array(passed))
-    uids: list[str] = table["uid"].to_pylist()
-    captioned = [bool(text) for text in table["alt_text"].to_pylist()]
-    pixels = (_numbers(table["width"]) * _numbers(table["height"])).tolist()
-    size: list[int] = table["image_bytes"].to_pylist()
-    keys: list[str] = table["key"].to_pylist()
-    order = sorted(range(len(uids)), key=lambda i: (not captioned[i], -pixels[i], -size[i], keys[i]))  # best first
-    hashes: list[int] = table["phash"].to_pylist()
-    colors: list[bytes] = table["color"].to_pylist()
-    found: dict[str, tuple[str, str]] = {}  # uid -> reason, survivor
+    names = ["sha256"] if settings.near_duplicate_radius is None else [field.name for field in rows.SIGNATURE_FIELDS]
+    keys = zip(*(table[name].to_pylist() for name in names), strict=True)
+    marks = [hashlib.blake2b(b"".join(key), digest_size=16).digest() for key in keys]
+    uids, ranks, contents = (table[name].to_pylist() for name in ("uid", "rank", "sha256"))
+    blocks = table["block"].to_pylist()
+    best: dict[bytes, int] = {}
+    for index, mark in enumerate(marks):
+        other = best.setdefault(mark, index)
+        if ranks[index] < ranks[other]:
+            best[mark] = index
+    twins = [
+        Twin(
+            uid=uids[index],
+            block=blocks[index],
+            of=uids[best[mark]],
+            equal=contents[index] == contents[best[mark]],
+        )
+        for index, mark in enumerate(marks)
+        if best[mark] != index
+    ]
+    return table.take(pa.array(sorted(best.values()), pa.int64())), twins
 
+
+def find_edges(left: pa.Table, right: pa.Table | None, settings: SelectSettings) -> pa.Table:
+    """All pairs of copies between two tables of `SIGNATURES` (or within one), as `EDGES`.
+
+    Of a picture with more than 64 better copies here, the best 64 are remembered.
+    """
+    pairs = [np.empty((0, 2), np.int64)]
+    if settings.near_duplicate_radius is not None:
+        other = None if right is None else arrays_of(right)
+        pairs.append(near_pairs(arrays_of(left), other, limits_of(settings)))
     if settings.exact_duplicates:
-        first: dict[bytes, str] = {}
-        sha256 = table["sha256"].to_pylist()
-        for index in order:
-            survivor = first.setdefault(sha256[index], uids[index])
-            if survivor != uids[index]:
-                found[uids[index]] = (EXACT, survivor)
-    radius = settings.near_duplicate_radius
-    if evaluation:
-        seen = NearIndex(radius or 0, settings.near_duplicate_color)
-        for name, value, color in evaluation:
-            seen.add(name, value, color)
-        for index in order:
-            match = seen.find(hashes[index], colors[index])
-            if match is not None and uids[index] not in found:
-                found[uids[index]] = (EVALUATION, match)
-    if radius is not None:
-        survivors = NearIndex(radius, settings.near_duplicate_color)
-        for index in order:
-            if uids[index] in found:
-                continue
-            match = survivors.find(hashes[index], colors[index])
-            if match is None:
-                survivors.add(uids[index], hashes[index], colors[index])
-            else:
-                found[uids[index]] = (NEAR, match)
-    lines = [{"uid": uid, "reason": found[uid][0], "survivor": found[uid][1]} for uid in sorted(found)]
-    return pa.Table.from_pylist(lines, schema=DUPLICATES)
+        pairs.append(_equal_pairs(left, right))
+    found = np.unique(np.concatenate(pairs), axis=0)
+    names = ["rank", "uid", "block", "sha256"]
+    tables = (left, left if right is None else right)
+    sides = [table.select(names).take(pa.array(found[:, side])).to_pydict() for side, table in enumerate(tables)]
+    nodes = (zip(*(side[name] for name in names), strict=True) for side in sides)
+    copies: dict[tuple[bytes, str, str], set[tuple[bytes, str, bool]]] = {}
+    for pair in zip(*nodes, strict=True):
+        (better_rank, better, _, content), (rank, uid, block, own_content) = sorted(pair)
+        if uid != better:  # a picture may be in both tables
+            copies.setdefault((rank, uid, block), set()).add((better_rank, better, content == own_content))
+    lines = [
+        {"uid": uid, "rank": rank, "block": block, "better": better, "better_rank": better_rank, "equal": equal}
+        for (rank, uid, block), known in sorted(copies.items())
+        for better_rank, better, equal in sorted(known)[:_REMEMBERED]
+    ]
+    return pa.Table.from_pylist(lines, schema=EDGES)
 
 
-class NearIndex:
-    """Finds an earlier picture within a Hamming radius and a colour difference, without comparing with all of them.
+def find_in_evaluation(table: pa.Table, evaluation: pa.Table, settings: SelectSettings) -> dict[int, str]:
+    """Rows of `SIGNATURES` that are near duplicates of pictures (`name` and signature): index -> the first name."""
+    pairs = near_pairs(arrays_of(table), arrays_of(evaluation), limits_of(settings))
+    names = evaluation["name"].to_pylist()
+    found: dict[int, str] = {}
+    for index, match in pairs.tolist():
+        found[index] = min(found.get(index, names[match]), names[match])
+    return found
 
-    Two 64-bit hashes that differ in at most r bits agree entirely in at least one of r + 1 bands (pigeonhole), so only
-    pictures that share a band are compared: exact, and fast for the small radii that mean "the same picture".
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """A picture that is dropped."""
+
+    uid: str
+    block: str
+    reason: str
+    survivor: str  # uid, or the file in the evaluation folder
+
+
+def resolve(edges: Iterable[pa.Table], twins: Iterable[Twin], exact: bool) -> list[Duplicate]:
+    """Who is dropped, from all edges of the corpus. Memory grows with the number of copies, not with the corpus.
+
+    In order of rank, a picture is dropped if a better copy of it stays; so it does not matter how edges were found.
     """
-
-    def __init__(self, radius: int, color: float):
-        self._radius = radius
-        self._color = color
-        edges = [64 * band // (radius + 1) for band in range(radius + 2)]
-        self._bands = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
-        self._tables: list[dict[int, list[int]]] = [{} for _ in self._bands]
-        self._items: list[tuple[str, int, np.ndarray]] = []
-
-    def add(self, name: str, value: int, color: bytes) -> None:
-        """Make a picture findable."""
-        for table, (shift, mask) in zip(self._tables, self._bands, strict=True):
-            table.setdefault((value >> shift) & mask, []).append(len(self._items))
-        self._items.append((name, value, np.frombuffer(color, dtype=np.uint8).astype(np.int16)))
-
-    def find(self, value: int, color: bytes) -> str | None:
-        """The name of the first added picture that is a near duplicate, or None."""
-        candidates: set[int] = set()
-        for table, (shift, mask) in zip(self._tables, self._bands, strict=True):
-            candidates.update(table.get((value >> shift) & mask, ()))
-        own = np.frombuffer(color, dtype=np.uint8).astype(np.int16)
-        for index in sorted(candidates):
-            name, other, other_color = self._items[index]
-            near = (value ^ other).bit_count() <= self._radius
-            if near and float(np.abs(own - other_color).mean()) <= 255 * self._color:
-                return name
-        return None
+    copies: dict[tuple[bytes, str, str], set[tuple[bytes, str, bool]]] = {}
+    for table in edges:
+        for line in table.to_pylist():
+            node = (line["rank"], line["uid"], line["block"])
+            copies.setdefault(node, set()).add((line["better_rank"], line["better"], line["equal"]))
+    dropped: dict[str, tuple[str, str, bool]] = {}  # uid -> block, survivor, whether they are equal in every byte
+    for (_, uid, block), better in sorted(copies.items()):
+        stays = next(((other, equal) for _, other, equal in sorted(better) if other not in dropped), None)
+        if stays is not None:
+            dropped[uid] = (block, *stays)
+    for twin in twins:
+        _, survivor, equal = dropped.get(twin.of, ("", twin.of, True))
+        dropped[twin.uid] = (twin.block, survivor, equal and twin.equal)
+    return [
+        Duplicate(uid=uid, block=block, reason=EXACT if exact and equal else NEAR, survivor=survivor)
+        for uid, (block, survivor, equal) in sorted(dropped.items())
+    ]
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy().astype(np.int64)
+def cluster_sizes(duplicates: Iterable[pa.Table]) -> dict[str, int]:
+    """How many sets of copies of each size (survivor included) there are: size -> number, as in report.json."""
+    copies = Counter(
+        line["survivor"] for table in duplicates for line in table.to_pylist() if line["reason"] != EVALUATION
+    )
+    sizes = Counter(number + 1 for number in copies.values())
+    return {str(size): sizes[size] for size in sorted(sizes)}
 
 
-def _score(scores: pa.StructArray, name: str) -> np.ndarray:
-    return scores.field(name).to_numpy(zero_copy_only=False).astype(np.float64)  # null -> nan, which fails no check
+def _equal_pairs(left: pa.Table, right: pa.Table | None) -> np.ndarray:
+    """Pairs of rows with equal bytes, int64 (k, 2)."""
+    places: dict[bytes, list[int]] = {}
+    for index, content in enumerate(left["sha256"].to_pylist()):
+        places.setdefault(content, []).append(index)
+    if right is None:
+        pairs = [(a, b) for group in places.values() for b in group for a in group if a < b]
+    else:
+        contents = enumerate(right["sha256"].to_pylist())
+        pairs = [(a, b) for b, content in contents for a in places.get(content, ())]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of fixed-size bytes as uint8 (n, width)."""
+    array = column.combine_chunks()
+    if not len(array):
+        return np.empty((0, width), np.uint8)
+    data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)

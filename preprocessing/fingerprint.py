@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Raised when a stage's code is changed so that its output changes.
 VERSIONS = {
     Stage.INGEST: 2,
-    Stage.SCORE: 1,
-    Stage.SELECT: 1,
+    Stage.SCORE: 2,
+    Stage.SELECT: 2,
     Stage.CAPTION: 1,
     Stage.SUBJECTS: 1,
     Stage.ENCODE: 1,

@@ -10,7 +10,7 @@ from preprocessing import rows
 from preprocessing.entry import Entry, Fault, Sample, Unwanted
 from preprocessing.errors import DataError, DataFault, RowDropped, naming
 from preprocessing.outcome import Aside, Outcome
-from preprocessing.pictures import decode
+from preprocessing.pictures import check
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.sources import read_source
 from preprocessing.unit import Unit
@@ -49,15 +49,15 @@ class Ingest:
         return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), aside=aside)
 
     def _row(self, uid: str, sample: Sample) -> dict:
-        picture = decode(sample.data, max_pixels=self._settings.max_pixels)
+        width, height = check(sample.data, max_pixels=self._settings.max_pixels)
         members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None
         return {
             "uid": uid,
             "key": sample.key,
             "sha256": hashlib.sha256(sample.data).digest(),
             "image": sample.data,
-            "width": picture.width,
-            "height": picture.height,
+            "width": width,
+            "height": height,
             "alt_text": sample.alt_text,
             "view_group": sample.view_group,
             "members": members,

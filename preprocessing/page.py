@@ -49,6 +49,7 @@ def _account(report: dict[str, Any]) -> str:
         lines += [(f"{outcome}: {reason}", number) for reason, number in report[outcome].items()]
     lines.append(("rows written", report["rows_out"]))
     lines += [(f"candidates rejected: {reason}", number) for reason, number in report["rejected"].items()]
+    lines += [(f"sets of {size} copies", number) for size, number in report.get("clusters", {}).items()]
     cells = "".join(f"<tr><td>{_text(name)}<td class=n>{number:,}" for name, number in lines)
     return f"<table>{cells}</table>"
 

@@ -11,15 +11,19 @@ from preprocessing.unit import Counts, StageDirectory, Unit, to_json_bytes
 from realcustom import storage
 
 
-def make_report(description: dict[str, Any], counts: Counts, units: int) -> dict[str, Any]:
+def make_report(
+    description: dict[str, Any], counts: Counts, units: int, clusters: dict[str, int] | None = None
+) -> dict[str, Any]:
     """The report as plain data: `in` = `kept` + all of `dropped` + all of `quarantined`.
 
     `rows_out` and `rejected` (candidates, not rows) say what a 1-to-N stage made of the rows it kept.
+    `clusters`, of `select`: how many sets of copies of each size there are, the survivor included.
     """
     if counts.rows_in != counts.kept + sum(counts.dropped.values()) + counts.errors:
         raise StageBug(f"the account of {description['stage']} does not close: {counts.to_dict()}")
     head = {name: description[name] for name in ("stage", "fingerprint", "upstream")}
-    return {**head, "units": units, **counts.to_dict()}
+    found = {} if clusters is None else {"clusters": clusters}
+    return {**head, "units": units, **counts.to_dict(), **found}
 
 
 def write_report(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit]) -> None:

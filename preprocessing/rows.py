@@ -6,14 +6,15 @@ Columns that a later stage does not know are carried on unchanged, each with its
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.hashes import COLOR_SIDE, LONG_BYTES, SHORT_BYTES, VIEWS
 from realcustom import record, storage
-
-COLOR_SIDE = 4  # the colour signature is a COLOR_SIDE x COLOR_SIDE RGB thumbnail
 
 # What ingest writes: one row per picture. Names shared with the training record mean the same there.
 INGESTED = pa.schema(
@@ -31,12 +32,16 @@ INGESTED = pa.schema(
 # All that a webdataset sample consists of, in the archive's order and under its names there, to be written back byte for
 # byte. `data` is null for the member that is the row's `image`; the column is null for a picture of another source.
 MEMBERS = pa.field("members", pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())])))
-SCORE_FIELDS = (
-    pa.field("scores", record.SCORES),
-    pa.field("phash", pa.uint64(), nullable=False),  # 64-bit perceptual hash
+SCORES = pa.field("scores", record.SCORES)
+SIGNATURE_FIELDS = (  # named as in hashes.Signature
+    pa.field("phashes", pa.binary(VIEWS * SHORT_BYTES), nullable=False),  # of the whole and of its insets
+    pa.field("long_hashes", pa.binary(VIEWS * LONG_BYTES), nullable=False),  # the same, 256 bits each
     pa.field("color", pa.binary(3 * COLOR_SIDE**2), nullable=False),  # RGB thumbnail, row-major
-    pa.field("image_bytes", pa.int64(), nullable=False),  # length of `image`: of two copies the longer lost less
 )
+IMAGE_BYTES = pa.field(
+    "image_bytes", pa.int64(), nullable=False
+)  # length of `image`: of two copies the longer lost less
+SCORE_FIELDS = (SCORES, *SIGNATURE_FIELDS, IMAGE_BYTES)
 TARGET = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 CAPTION_FIELDS = (
     pa.field("synthetic_caption", pa.string()),  # null: not computed
@@ -44,6 +49,17 @@ CAPTION_FIELDS = (
     pa.field("caption_source", record.SCHEMA.field("caption_source").type, nullable=False),
     pa.field("targets", pa.list_(TARGET), nullable=False),  # words of `caption` that can name a subject, with span
 )
+
+# Every option of the Parquet writer is fixed, so that equal rows give equal files.
+_WRITER: dict[str, Any] = {
+    "version": "2.6",
+    "data_page_version": "1.0",
+    "compression": "zstd",
+    "compression_level": 1,  # pictures are compressed already
+    "use_dictionary": False,
+    "write_statistics": False,
+    "store_schema": True,
+}
 
 
 def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -> None:
@@ -72,19 +88,36 @@ def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet bytes with every writer option fixed, so that equal rows give equal files."""
     sink = io.BytesIO()
-    pq.write_table(
-        table.combine_chunks().replace_schema_metadata(None),
-        sink,
-        row_group_size=256,
-        version="2.6",
-        data_page_version="1.0",
-        compression="zstd",
-        compression_level=1,  # pictures are compressed already
-        use_dictionary=False,
-        write_statistics=False,
-        store_schema=True,
-    )
+    pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=256, **_WRITER)
     return sink.getvalue()
+
+
+def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: list[int] | None = None) -> bytes:
+    """Parquet bytes with one row group per table; `labels`, if given, say in the footer what each group is."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema, **_WRITER) as writer:
+        for group in groups:
+            writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
+        if labels is not None:
+            writer.add_key_value_metadata({"groups": json.dumps(labels)})
+    return sink.getvalue()
+
+
+def read_groups(uri: str) -> list[tuple[int, int]]:
+    """Label (its number, if there are none) and length of each row group of a Parquet file, from its footer."""
+    filesystem, path = storage.open_filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        footer = pq.read_metadata(file)
+    lengths = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    labels = (footer.metadata or {}).get(b"groups")
+    return list(zip(json.loads(labels) if labels else range(len(lengths)), lengths, strict=True))
+
+
+def read_some_groups(uri: str, groups: list[int]) -> pa.Table:
+    """Some row groups of a Parquet file, fetching only their bytes."""
+    filesystem, path = storage.open_filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        return pq.ParquetFile(file).read_row_groups(groups, use_threads=False)
 
 
 def from_parquet(data: bytes) -> pa.Table:

@@ -14,11 +14,12 @@ from preprocessing import select
 from preprocessing.access import access, check_input, check_output
 from preprocessing.errors import TooManyErrors
 from preprocessing.fingerprint import describe, fingerprint, models_of
+from preprocessing.global_phase import count_clusters, run_global_phase
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
 from preprocessing.progress import Progress
 from preprocessing.report import make_report, write_report
 from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
-from preprocessing.unit import Counts, StageDirectory, Unit, to_json_bytes
+from preprocessing.unit import Counts, StageDirectory, Step, Unit, to_json_bytes
 from preprocessing.worker import Job, Processor, commit_unit, read_unit
 from realcustom import storage
 from realcustom.identity import model_identity, resolve_model
@@ -74,11 +75,14 @@ def run_stage(
         source = open_input(name, input, settings)
     job, description = _prepare(name, source, output, settings, method)
     directory = job.stage_directory()
+    workers = _Workers(local, start_ray)
     units = source.units
+    clusters = None
     if name is Stage.SELECT:
         select.check_scores(settings.select, source.description)
         _write_description(directory, description)
-        units = select.run_global_phase(units, job.directory, settings.select, settings.execution)
+        units = run_global_phase(units, job, workers.run)
+        clusters = count_clusters(job)
     plan = make_plan(units, directory.manifests(), directory.rows_present())
     todo = plan.todo[:limit] if limit is not None else plan.todo
     progress = Progress(name.value, len(plan.done) + len(todo), len(plan.done))
@@ -87,20 +91,18 @@ def run_stage(
     if todo or plan.gone:
         _write_description(directory, description)
         _clear(directory, plan, todo, progress)
-    if todo and not local:
-        _require_ray(start_ray)
     total = Counts()
     for counts in directory.counts(plan.done):
         total.add(counts)
     _check_errors(total, settings.execution, directory)
     ends = [time.monotonic()]
-    for counts in _run(job, todo, local):
+    for counts in workers.run(job, todo):
         ends.append(time.monotonic())
         total.add(counts)
         progress.unit_done(counts)
         _check_errors(total, settings.execution, directory)
     left = len(plan.todo) - len(todo)
-    report = make_report(description, total, units=len(plan.done) + len(todo))
+    report = make_report(description, total, units=len(plan.done) + len(todo), clusters=clusters)
     if left == 0:
         write_report(directory, report, units)
     seconds = time.monotonic() - began
@@ -148,19 +150,30 @@ def _prepare(
     return job, {**description, "fingerprint": mark}
 
 
-def _run(job: Job, units: Sequence[Unit], local: bool) -> Iterator[Counts]:
-    if not units:
-        return
-    if not local:
-        from preprocessing.distributed import run_units  # Ray only where work is distributed
+class _Workers:
+    """Runs units where they are to run. Ray is started, or asked for, when the first one is distributed."""
 
-        yield from run_units(job, tuple(units))
-        return
-    processor = Processor(job)
-    for unit in units:
-        sealed = processor(unit, read_unit(job, unit))
-        commit_unit(job, unit, sealed)
-        yield sealed.counts
+    def __init__(self, local: bool, start_ray: Callable[[], object] | None):
+        self._local = local
+        self._start_ray = start_ray
+        self._ready = False
+
+    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+        """Process and commit units; the counts of each as it is done."""
+        # the only unit of a global step is not worth the seconds that Ray needs
+        if self._local or (job.step is not Step.STAGE and len(units) == 1):
+            processor = Processor(job)
+            for unit in units:
+                sealed = processor(unit, read_unit(job, unit))
+                commit_unit(job, unit, sealed)
+                yield sealed.counts
+        elif units:
+            if not self._ready:
+                _require_ray(self._start_ray)
+                self._ready = True
+            from preprocessing.distributed import run_units  # Ray only where work is distributed
+
+            yield from run_units(job, tuple(units))
 
 
 def _clear(directory: StageDirectory, plan: Plan, todo: Sequence[Unit], progress: Progress) -> None:

@@ -1,6 +1,6 @@
 """Stage `score`: what a picture is worth, computed once. No row is dropped here; thresholds are `select`'s.
 
-Without `score.clip` only sharpness, perceptual hash and colour signature are computed, and no model is loaded.
+Without `score.clip` only sharpness and the signature (perceptual hashes, colours) are computed, and no model is loaded.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, naming
+from preprocessing.hashes import Signature, signature
 from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.pictures import color_signature, decode, perceptual_hash, sharpness
+from preprocessing.pictures import decode, sharpness
 from preprocessing.settings import ComputeSettings, ScoreSettings
 
 
 class Score:
-    """Table of pictures -> the same with `scores`, `phash`, `color` and `image_bytes`."""
+    """Table of pictures -> the same with `rows.SCORE_FIELDS`."""
 
     def __init__(self, settings: ScoreSettings, compute: ComputeSettings, models: dict[str, str]):
         self._settings = settings
@@ -34,12 +35,12 @@ class Score:
         rows.require_columns(table.schema, rows.INGESTED, f"score, unit {unit}")
         account = RowAccount(table, unit)
         scores: dict[int, dict[str, float]] = {}
-        hashes: dict[int, tuple[int, bytes]] = {}
+        signatures: dict[int, Signature] = {}
 
         def measure(index: int) -> None:
             picture = decode(table["image"][index].as_py(), draft_side=self._settings.sharpness_side)
             scores[index] = {"sharpness": sharpness(picture, self._settings.sharpness_side)}
-            hashes[index] = (perceptual_hash(picture), color_signature(picture, rows.COLOR_SIDE))
+            signatures[index] = signature(picture)
 
         account.each(measure)
         if self._clip is not None:
@@ -57,12 +58,11 @@ class Score:
         account.each(check)
         remaining = account.remaining()
         result = rows.with_column(account.rows(), self._scores_field(), [scores[index] for index in remaining])
-        phash, color, image_bytes = rows.SCORE_FIELDS[1:]
-        result = rows.with_column(result, phash, [hashes[index][0] for index in remaining])
-        result = rows.with_column(result, color, [hashes[index][1] for index in remaining])
-        result = rows.with_column(result, image_bytes, pc.binary_length(result["image"]))
+        for field in rows.SIGNATURE_FIELDS:
+            result = rows.with_column(result, field, [getattr(signatures[index], field.name) for index in remaining])
+        result = rows.with_column(result, rows.IMAGE_BYTES, pc.binary_length(result["image"]))
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 
     def _scores_field(self) -> pa.Field:
-        field = rows.SCORE_FIELDS[0]
+        field = rows.SCORES
         return field.with_metadata(self._models) if self._models else field

@@ -137,14 +137,25 @@ class SelectSettings:
     max_nsfw: float | None = None  # 0..1
     max_watermark: float | None = None  # 0..1
     exact_duplicates: bool = True  # drop pictures of equal bytes but one
-    near_duplicate_radius: int | None = 4  # Hamming distance of 64-bit perceptual hashes, 0..16; null: keep all
-    near_duplicate_color: float = 0.06  # and the mean colour difference of 4 x 4 thumbnails is at most this, 0..1
+    near_duplicate_radius: int | None = (
+        8  # bits of 64 that may differ for a pair to be looked at, 0..16; null: keep all
+    )
+    near_duplicate_bits: int = 40  # and of 256 set bits of the long hashes, for it to be a near duplicate, 0..128
+    near_duplicate_color: float = 0.15  # and the largest difference in tint over brightness in an 8 x 8 thumbnail
+    exact_search_rows: int = 4_000_000  # in a larger corpus the search is locality-sensitive: it may miss a few
+    partition_rows: int = 200_000  # rows of a partition of the search; a worker holds two, some 0.7 kB a row
     evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped
 
     def __post_init__(self) -> None:
+        _at_least(1, partition_rows=self.partition_rows)
+        _at_least(0, exact_search_rows=self.exact_search_rows)
         radius = self.near_duplicate_radius
         if radius is not None and not 0 <= radius <= 16:
             raise ValueError(f"select.near_duplicate_radius must be within 0..16 (or null), got {radius}")
+        if not 0 <= self.near_duplicate_bits <= 128:
+            raise ValueError(f"select.near_duplicate_bits must be within 0..128, got {self.near_duplicate_bits}")
+        if self.near_duplicate_color < 0:
+            raise ValueError(f"select.near_duplicate_color must be at least 0, got {self.near_duplicate_color}")
         if self.max_aspect < 1:
             raise ValueError(f"select.max_aspect is longer/shorter side and at least 1, got {self.max_aspect}")
 

@@ -42,6 +42,15 @@ class UnitKind(enum.Enum):
     PART = "part"  # a table that a stage wrote, or a user's own in that schema
 
 
+class Step(enum.Enum):
+    """What is done with a unit: the stage itself, or a step of the global phase before it (partitions.py)."""
+
+    STAGE = "stage"
+    SIGNATURES = "signatures"
+    SHUFFLE = "shuffle"
+    PAIRS = "pairs"
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
     """A file that a unit reads."""

@@ -14,10 +14,11 @@ from preprocessing.access import access
 from preprocessing.errors import StageBug, retry
 from preprocessing.outcome import Outcome
 from preprocessing.settings import PreprocessSettings, Stage
-from preprocessing.unit import SealedUnit, StageDirectory, Unit
+from preprocessing.unit import SealedUnit, StageDirectory, Step, Unit
 from realcustom import storage
 
 if TYPE_CHECKING:
+    from preprocessing.steps import Sealed
     from realcustom.settings import MethodSettings
 
 
@@ -30,16 +31,22 @@ class Job:
     method: MethodSettings | None  # `encode` only: how references are prepared
     models: dict[str, str]  # setting -> identity
     directory: str  # of the stage
+    step: Step = Step.STAGE
+
+    @property
+    def place(self) -> str:
+        """The directory that units are committed to."""
+        return self.directory if self.step is Step.STAGE else storage.join(self.directory, "global", self.step.value)
 
     def stage_directory(self) -> StageDirectory:
-        """Where the outputs go."""
+        """Where the outputs of this step go."""
         suffix = ".tar" if self.stage is Stage.EXPORT else ".parquet"
-        return StageDirectory(self.directory, self.settings.execution, suffix)
+        return StageDirectory(self.place, self.settings.execution, suffix)
 
 
 def read_unit(job: Job, unit: Unit) -> bytes:
-    """The Parquet bytes of a unit's table. Empty for `ingest`, which reads its source entry by entry itself."""
-    if job.stage is Stage.INGEST:
+    """The Parquet bytes of a unit's table. Empty where work reads piece by piece itself: ingest, the global phase."""
+    if job.stage is Stage.INGEST or job.step is not Step.STAGE:
         return b""
     execution = job.settings.execution
     with access("read", unit.files[0].uri):
@@ -51,7 +58,7 @@ class Processor:
 
     def __init__(self, job: Job):
         self._job = job
-        self._stage: Callable[[Unit, bytes], Outcome] | None = None
+        self._stage: Callable[[Unit, bytes], Outcome | Sealed] | None = None
 
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
         """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
@@ -65,13 +72,23 @@ def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
     job.stage_directory().commit(unit, sealed)
 
 
-def _load(job: Job) -> Callable[[Unit, bytes], Outcome]:
+def _load(job: Job) -> Callable[[Unit, bytes], Outcome | Sealed]:
     settings = job.settings
+    if job.step is not Step.STAGE:
+        from preprocessing.steps import load_step
+
+        step = load_step(job.step, settings.select, job.directory)
+        return lambda unit, data: step(unit)
     if job.stage is Stage.INGEST:
         from preprocessing.ingest import Ingest
 
         ingest = Ingest(settings.ingest, settings.execution)
         return lambda unit, data: ingest(unit)
+    if job.stage is Stage.SELECT:
+        from preprocessing.select import Select
+
+        select = Select(settings.select)
+        return lambda unit, data: select(unit, _table(unit, data))
     stage = _load_table_stage(job)
     return lambda unit, data: stage(unit.name, _table(unit, data))
 
@@ -83,10 +100,6 @@ def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
         from preprocessing.score import Score
 
         return Score(settings.score, settings.compute, job.models)
-    if job.stage is Stage.SELECT:
-        from preprocessing.select import Select, duplicates_uri
-
-        return Select(settings.select, rows.from_parquet(storage.read_bytes(duplicates_uri(job.directory))))
     if job.stage is Stage.CAPTION:
         from preprocessing.caption import Caption
 

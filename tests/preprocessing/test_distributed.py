@@ -13,15 +13,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from preprocessing import global_phase, partitions
 from preprocessing.distributed import _committing, _whole
 from preprocessing.errors import StageBug
 from preprocessing.rows import to_parquet
 from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, Stage
+from preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
 from preprocessing.unit import InputFile, Unit, UnitKind
 from preprocessing.worker import Job
 from tests.preprocessing import tiny_models
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+from tests.preprocessing.signatures import planted, write_scored
 
 DRIVER = """
 import sys, ray
@@ -88,6 +90,21 @@ def test_bytes_do_not_depend_on_workers(ray_cluster: str, tmp_path: Path) -> Non
     many = run(Stage.SCORE, ingested.directory, tmp_path / "many", pooled, local=False)
     assert (alone.units_run, many.units_run) == (4, 4)
     assert snapshot(alone.directory) == snapshot(many.directory)
+
+
+def test_a_distributed_search_for_copies_gives_the_same_bytes(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
+    monkeypatch.setattr(global_phase, "UNITS_PER_BLOCK", 2)
+    source = write_scored(tmp_path / "scored", planted(300, 60)[0], 60)
+    base = PreprocessSettings(execution=ExecutionSettings(workers=2))
+    for name, cut in (("exact", {"partition_rows": 130}), ("tables", {"partition_rows": 400, "exact_search_rows": 0})):
+        settings = replace(base, select=SelectSettings(**cut))
+        alone = run(Stage.SELECT, source, tmp_path / name / "alone", settings, local=True)
+        many = run(Stage.SELECT, source, tmp_path / name / "many", settings, local=False)
+        assert snapshot(alone.directory) == snapshot(many.directory)
+        assert alone.report["dropped"] == {"near_duplicate": 60}
 
 
 def test_an_error_on_a_worker_is_said_plainly(ray_cluster: str, tmp_path: Path) -> None:

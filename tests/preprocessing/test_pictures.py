@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from preprocessing.errors import DataError, DataFault
-from preprocessing.pictures import color_signature, decode, perceptual_hash, sharpness, to_png
+from preprocessing.pictures import check, decode, sharpness, to_png
 from tests.preprocessing.corpora import encoded, jpeg, picture, png
 
 PHOTOS = Path(__file__).parents[1] / "data/photos"
@@ -38,8 +38,8 @@ def test_exif_orientation_is_applied() -> None:
     image = picture(2, (40, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    turned = decode(encoded(image, "JPEG", exif=exif))
-    assert turned.size == (20, 40)
+    data = encoded(image, "JPEG", exif=exif)
+    assert decode(data).size == check(data) == (20, 40)
 
 
 def test_a_truncated_jpeg_never_passes() -> None:
@@ -51,6 +51,25 @@ def test_a_truncated_jpeg_never_passes() -> None:
     with pytest.raises(DataError) as caught:
         decode(data[: len(data) - 60])
     assert caught.value.fault is DataFault.TRUNCATED_IMAGE
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_check_refuses_what_a_full_decode_refuses(progressive: bool) -> None:
+    photo = next(iter(sorted(PHOTOS.glob("*.jpg"))))
+    for data in (encoded(decode(photo.read_bytes()), "JPEG", progressive=progressive), png(picture(3, (64, 64)))):
+        assert check(data) == decode(data).size
+        for length in (*range(1, len(data) - 2, len(data) // 60), len(data) - 60, len(data) - 10):
+            faults = []
+            for examine in (decode, check):
+                try:
+                    examine(data[:length])
+                    faults.append(None)
+                except DataError as error:
+                    faults.append(error.fault)
+            assert faults[0] == faults[1], length
+            assert faults[0] is not None or length > len(data) - 60
+    with pytest.raises(DataError, match=r"more than ingest\.max_pixels=100"):
+        check(data, max_pixels=100)
 
 
 def test_messages_are_the_same_in_two_runs() -> None:
@@ -71,37 +90,6 @@ def test_a_format_outside_the_list_is_not_decoded() -> None:
     picture(4).save(buffer, "TIFF")
     with pytest.raises(DataError):
         decode(buffer.getvalue())
-
-
-def test_perceptual_hash_tells_pictures_apart_and_copies_not() -> None:
-    hashes = [perceptual_hash(picture(seed)) for seed in range(40)]
-    between = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
-    assert min(between) > 8
-    for path in PHOTOS.glob("*.jpg"):
-        photo = decode(path.read_bytes())
-        smaller = photo.resize((photo.width // 3, photo.height // 3), Image.Resampling.BICUBIC)
-        for copy in (decode(jpeg(smaller, quality=50)), photo.point(lambda value: value * 0.9 + 10)):
-            assert (perceptual_hash(copy) ^ perceptual_hash(photo)).bit_count() <= 4
-
-
-def test_perceptual_hash_agrees_with_a_plain_dct() -> None:
-    def dct(values: np.ndarray) -> np.ndarray:  # DCT-II of the last axis through the FFT of the mirrored signal
-        n = values.shape[-1]
-        spectrum = np.fft.fft(np.concatenate([values, values[..., ::-1]], axis=-1))[..., :n]
-        transformed = (spectrum * np.exp(-1j * np.pi * np.arange(n) / (2 * n))).real / 2
-        return transformed * np.sqrt(np.where(np.arange(n) == 0, 1 / n, 2 / n))
-
-    grey = np.asarray(picture(5).convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
-    low = dct(dct(grey).T).T[:8, :8].ravel()
-    bits = low > np.median(low[1:])
-    assert perceptual_hash(picture(5)) == int("".join(str(int(bit)) for bit in bits), 2)
-
-
-def test_flat_pictures_share_a_hash_and_are_not_sharp() -> None:
-    flat = [Image.new("RGB", (size, size), color) for size, color in ((9, (1, 2, 3)), (50, (200, 10, 77)))]
-    assert len({perceptual_hash(image) for image in flat}) == 1
-    assert [sharpness(image, 512) for image in flat] == [0.0, 0.0]
-    assert len({color_signature(image, 4) for image in flat}) == 2
 
 
 def test_sharpness_falls_with_blur_and_takes_any_size() -> None:

@@ -232,7 +232,7 @@ def test_an_unforeseen_error_names_the_row(tmp_path: Path, monkeypatch: pytest.M
         raise RuntimeError("out of luck")
 
     write_shards(tmp_path / "src", 1, 2)
-    monkeypatch.setattr(preprocessing.ingest, "decode", explode)
+    monkeypatch.setattr(preprocessing.ingest, "check", explode)
     with pytest.raises(
         StageBug, match=r"unit shard-00000, row [0-9a-f]{32} \(shard-00000.tar/000000.jpg\): RuntimeErr"
     ):

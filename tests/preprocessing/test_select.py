@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
-from preprocessing.duplicates import NearIndex, find_duplicates
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
 from tests.preprocessing.corpora import jpeg, picture, png, sample, tar_bytes
@@ -68,8 +65,8 @@ def test_duplicates_can_be_kept(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_colour_tells_pictures_apart_that_grey_does_not(corpus: Path, tmp_path: Path) -> None:
-    blind = run(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_color=1.0)
-    seeing = run(corpus, tmp_path / "out", near_duplicate_radius=16)
+    blind = run(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_bits=128, near_duplicate_color=10.0)
+    seeing = run(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_bits=128)
     assert blind.report["kept"] < seeing.report["kept"]
 
 
@@ -94,53 +91,3 @@ def test_a_new_copy_in_another_shard_reaches_units_that_were_done(corpus: Path, 
     assert after.directory == before.directory and after.units_run == 3
     assert reasons(after)["0.tar/other.jpg"] == "near_duplicate"
     assert "2.tar/better.jpg" in table_of(after)["key"].to_pylist()
-
-
-def columns(count: int, seed: int) -> pa.Table:
-    """Small columns with clusters of near copies, chains among them."""
-    rng = random.Random(seed)
-    hashes = [rng.getrandbits(64)]
-    while len(hashes) < count:
-        value = rng.choice(hashes) if rng.random() < 0.6 else rng.getrandbits(64)
-        for _ in range(rng.randint(0, 5)):
-            value ^= 1 << rng.randrange(64)
-        hashes.append(value)
-    rows = [
-        {
-            "uid": f"{rng.getrandbits(64):016x}",
-            "sha256": rng.choice([b"a", b"b", bytes([i % 256])]) * 32,
-            "width": rng.randint(300, 310),
-            "height": 300,
-            "alt_text": rng.choice([None, "", "x"]),
-            "scores": {"sharpness": 1.0},
-            "phash": hashes[i],
-            "color": bytes(48),
-            "image_bytes": rng.randint(1, 3),
-            "key": f"{i:06d}",
-        }
-        for i in range(count)
-    ]
-    scores = pa.array([row.pop("scores") for row in rows])
-    hashes_column = pa.array([row.pop("phash") for row in rows], pa.uint64())
-    return pa.Table.from_pylist(rows).append_column("scores", scores).append_column("phash", hashes_column)
-
-
-def test_survivors_do_not_depend_on_order() -> None:
-    for seed in range(5):
-        table = columns(150, seed)
-        expected = find_duplicates(table, SelectSettings())
-        order = list(range(150))
-        random.Random(seed).shuffle(order)
-        assert find_duplicates(table.take(order), SelectSettings()).equals(expected)
-        dropped, survivors = set(expected["uid"].to_pylist()), set(expected["survivor"].to_pylist())
-        assert dropped and not dropped & survivors  # a survivor survives
-
-
-@pytest.mark.parametrize("radius", [0, 1, 4, 9, 16])
-def test_bands_find_what_a_full_comparison_finds(radius: int) -> None:
-    hashes = columns(200, radius)["phash"].to_pylist()
-    index = NearIndex(radius, 1.0)
-    for number, value in enumerate(hashes):
-        near = [other for other in range(number) if (hashes[other] ^ value).bit_count() <= radius]
-        assert index.find(value, bytes(48)) == (str(near[0]) if near else None)
-        index.add(str(number), value, bytes(48))

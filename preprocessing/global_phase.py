@@ -1,0 +1,167 @@
+"""The global phase of `select`: over the small columns of the whole corpus, who is a copy of whom.
+
+    global/signatures, shuffle, pairs       steps of the search (partitions.py), each a directory of units
+    global/duplicates                       for each block its pictures that are dropped, and which ones stay instead
+
+Every step's units are planned against what is there, as a stage's are: a kill loses the units in flight, and what did
+not change is not done again. The last step runs where the driver is; its memory grows with the number of copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from preprocessing import rows
+from preprocessing.duplicates import DUPLICATES, Duplicate, Twin, cluster_sizes, resolve
+from preprocessing.errors import naming
+from preprocessing.hashes import signature
+from preprocessing.partitions import (
+    UNITS_PER_BLOCK,
+    BitTable,
+    Part,
+    bit_tables,
+    block_units,
+    bucket_units,
+    pair_units,
+    shuffle_units,
+)
+from preprocessing.pictures import EXTENSIONS, decode
+from preprocessing.planning import make_plan
+from preprocessing.progress import Progress
+from preprocessing.settings import SelectSettings
+from preprocessing.steps import evaluation_uri, read_aside
+from preprocessing.unit import Counts, InputFile, SealedUnit, StageDirectory, Step, Unit, UnitKind, identity_of
+from preprocessing.worker import Job
+from realcustom import storage
+
+RunUnits = Callable[[Job, Sequence[Unit]], Iterable[Counts]]
+
+
+def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits) -> tuple[Unit, ...]:
+    """Find the copies among all units' rows (or see that it is done) and give the units what `select` needs of it.
+
+    Returns:
+        The units with one more file, the duplicates of their block, whose hash is part of their identity.
+    """
+    blocks = block_units(units)
+    corpus = identity_of([[unit.name, unit.identity] for unit in units])
+    place = _duplicates(job)
+    wanted = [Unit(name=block.name, identity=corpus, kind=UnitKind.PART, files=()) for block in blocks]
+    plan = make_plan(wanted, place.manifests(), place.rows_present())
+    if plan.todo or plan.gone:
+        found = _search(blocks, job, run)
+        place.remove(plan.stale)
+        place.remove(plan.gone, with_outputs=True)
+        by_block: dict[str, list[Duplicate]] = {block.name: [] for block in blocks}
+        for entry in found:
+            by_block[entry.block].append(entry)
+        for unit in plan.todo:
+            place.commit(unit, _seal(by_block[unit.name]))
+    outputs = {manifest.unit: manifest.output for manifest in place.manifests()}
+    selected = []
+    for number, unit in enumerate(units):
+        block = blocks[number // UNITS_PER_BLOCK].name
+        file = InputFile(name=f"{block}.parquet", uri=place.rows_uri(block), size=0)
+        identity = identity_of(unit.identity, outputs[block])
+        selected.append(replace(unit, identity=identity, files=(*unit.files, file)))
+    return tuple(selected)
+
+
+def count_clusters(job: Job) -> dict[str, int]:
+    """Size of a set of copies (survivor included) -> how many there are."""
+    place = _duplicates(job)
+    return cluster_sizes(rows.from_parquet(place.read(place.rows_uri(item.unit))) for item in place.manifests())
+
+
+def _duplicates(job: Job) -> StageDirectory:
+    return StageDirectory(storage.join(job.directory, "global", "duplicates"), job.settings.execution)
+
+
+def _search(blocks: Sequence[Unit], job: Job, run: RunUnits) -> list[Duplicate]:
+    """All duplicates of the corpus, by uid."""
+    settings = job.settings.select
+    if settings.evaluation_folder is not None:
+        _write_evaluation(settings, job.directory)
+    signatures = _run_step(Step.SIGNATURES, blocks, job, run)
+    directory = StageDirectory(replace(job, step=Step.SIGNATURES).place, job.settings.execution)
+    found: list[Duplicate] = []
+    twins: list[Twin] = []
+    for block in signatures:
+        out_of, alike = read_aside(directory.read(directory.aside_uri(block.name)))
+        found += out_of
+        twins += alike
+    edges: list[Unit] = []
+    if settings.exact_duplicates or settings.near_duplicate_radius is not None:
+        edges = _run_step(Step.PAIRS, _pair_units(signatures, job, run), job, run)
+    tables = (rows.from_parquet(directory.read(unit.files[0].uri)) for unit in edges)
+    return [*found, *resolve(tables, twins, settings.exact_duplicates)]
+
+
+def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+    settings = job.settings.select
+    parts = [
+        Part(uri=block.files[0].uri, content=block.identity, group=group, rows=length)
+        for block in signatures
+        for group, (_, length) in enumerate(rows.read_groups(block.files[0].uri))
+    ]
+    number = sum(part.rows for part in parts)
+    if number <= settings.exact_search_rows:
+        return pair_units(parts, settings)
+    shuffled = _run_step(Step.SHUFFLE, shuffle_units(signatures, bit_tables(number, settings)), job, run)
+    buckets: dict[tuple[int, int], list[Part]] = {}
+    for unit in shuffled:
+        for group, (bits, length) in enumerate(rows.read_groups(unit.files[0].uri)):
+            part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
+            buckets.setdefault((BitTable.of_unit(unit.name).number, bits), []).append(part)
+    return bucket_units(buckets, settings.partition_rows)
+
+
+def _run_step(step: Step, units: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+    """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
+    job = replace(job, step=step)
+    directory = StageDirectory(job.place, job.settings.execution)
+    plan = make_plan(units, directory.manifests(), directory.rows_present())
+    directory.remove(plan.stale)
+    directory.remove(plan.gone, with_outputs=True)
+    progress = Progress(f"{job.stage.value}, {step.value}", len(units), len(plan.done))
+    for counts in run(job, plan.todo):
+        progress.unit_done(counts)
+    outputs = {manifest.unit: manifest.output for manifest in directory.manifests()}
+    return [_output(unit.name, outputs[unit.name], directory) for unit in units]
+
+
+def _output(name: str, output: str, directory: StageDirectory) -> Unit:
+    file = InputFile(name=f"{name}.parquet", uri=directory.rows_uri(name), size=0)
+    return Unit(name=name, identity=output, kind=UnitKind.PART, files=(file,))
+
+
+def _seal(duplicates: Sequence[Duplicate]) -> SealedUnit:
+    names = DUPLICATES.names
+    lines = [{name: getattr(entry, name) for name in names} for entry in sorted(duplicates, key=lambda e: e.uid)]
+    reasons = [entry.reason for entry in duplicates]
+    dropped = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    counts = Counts(rows_in=len(lines), dropped=dropped, rows_out=len(lines))
+    return SealedUnit(rows=rows.to_parquet(pa.Table.from_pylist(lines, schema=DUPLICATES)), aside=b"", counts=counts)
+
+
+def _write_evaluation(settings: SelectSettings, directory: str) -> None:
+    """The signatures of the evaluation folder's pictures, once; the stage's fingerprint holds the folder's content."""
+    uri = evaluation_uri(directory)
+    assert settings.evaluation_folder is not None
+    if storage.exists(uri):
+        return
+    found = []
+    for entry in storage.list_files(settings.evaluation_folder):
+        if posixpath.splitext(entry.name)[1].removeprefix(".").lower() in EXTENSIONS:
+            with naming(f"select.evaluation_folder: {entry.name}"):
+                picture = signature(decode(storage.read_bytes(entry.uri)))
+            found.append({"name": entry.name, **dataclasses.asdict(picture)})
+    if not found:
+        raise ValueError(f"select.evaluation_folder: no picture in {settings.evaluation_folder}")
+    schema = pa.schema([pa.field("name", pa.string(), nullable=False), *rows.SIGNATURE_FIELDS])
+    storage.write_bytes(uri, rows.to_parquet(pa.Table.from_pylist(found, schema=schema)))

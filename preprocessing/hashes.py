@@ -1,0 +1,111 @@
+"""A picture's signature: perceptual hashes of the whole and of a few insets, and a colour thumbnail.
+
+A copy that was cropped looks like an inset of its original, so comparing one picture's insets with the other's whole
+finds crops that two hashes of the wholes miss. The 64-bit hashes are for searching, the 256-bit ones and the colours
+for verifying what the search finds.
+
+Legend: V views (the whole first, then the insets), n rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+INSETS = (0.025, 0.05, 0.075, 0.1)  # fraction of the side that is cut away on each of the four sides
+VIEWS = 1 + len(INSETS)
+SHORT_BYTES = 8  # of a view's hash for searching: 64 bits
+LONG_BYTES = 32  # of a view's hash for verifying: 256 bits
+COLOR_SIDE = 12  # of the colour thumbnail; fine enough to read those of the insets off it
+COMPARED_SIDE = 8  # of the thumbnails that are compared
+COLOR_UNIT = 256**2  # one step of 8 bits in them
+
+_BASE_SIDE = 256  # pixels: views are cut from the picture reduced by a whole factor to at least this
+# A coefficient counts as above the median if it is so by this much. Among the 64 lowest ones only rounding matters; of
+# the 256, those of a smooth picture are noise, which 6 (a wave of 0.2 grey values) leaves out.
+_SHORT_MARGIN, _LONG_MARGIN = 1e-6, 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """One picture's hashes as bytes; bits in row-major order of the coefficients, the first the highest of its byte."""
+
+    phashes: bytes  # V x 8
+    long_hashes: bytes  # V x 32
+    color: bytes  # COLOR_SIDE x COLOR_SIDE RGB values, row-major
+
+
+def signature(image: Image.Image) -> Signature:
+    """The signature of an RGB picture.
+
+    A hash holds the signs, about their median, of the lowest DCT coefficients (pHash, Zauner 2010): 8 x 8 of a 32 x 32
+    grey thumbnail for searching, 16 x 16 of a 64 x 64 one for verifying, where a bit is set only for a coefficient that
+    is well above the median. Flat pictures give one hash, whatever their colour and the rounding.
+    """
+    base = image.reduce(max(1, min(image.size) // _BASE_SIDE))
+    grey = base.convert("L")
+    fine = np.stack([_thumbnail(grey, inset) for inset in (0.0, *INSETS)])  # (V, 64, 64)
+    coarse = fine.reshape(VIEWS, 32, 2, 32, 2).mean(axis=(2, 4))
+    color = base.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX)
+    return Signature(
+        phashes=_signs(coarse, _DCT_8, _SHORT_MARGIN),
+        long_hashes=_signs(fine, _DCT_16, _LONG_MARGIN),
+        color=color.tobytes(),
+    )
+
+
+def short_hashes(phashes: np.ndarray) -> np.ndarray:
+    """The column `phashes`, uint8 (n, V * 8), as uint64 (n, V)."""
+    return phashes.view(np.uint64)
+
+
+def long_hashes(column: np.ndarray) -> np.ndarray:
+    """The column `long_hashes`, uint8 (n, V * 32), as uint64 (n, V, 4)."""
+    return column.view(np.uint64).reshape(len(column), VIEWS, LONG_BYTES // 8)
+
+
+def color_thumbnails(color: np.ndarray, view: int) -> np.ndarray:
+    """The column `color`, uint8 (n, 432), as the thumbnails of one view: int64 (n, 64, 3), `COLOR_UNIT` for each 1/255.
+
+    Whole numbers below 2^53 on the way, hence exact: the same on every machine and at every batch size.
+    """
+    pixels = color.reshape(len(color), COLOR_SIDE**2, 3).astype(np.float64)
+    return (_COLOR_VIEWS[view] @ pixels).astype(np.int64)
+
+
+def _thumbnail(grey: Image.Image, inset: float) -> np.ndarray:
+    width, height = grey.size
+    box = (width * inset, height * inset, width * (1 - inset), height * (1 - inset))
+    return np.asarray(grey.resize((64, 64), Image.Resampling.BOX, box=box), dtype=np.float64)
+
+
+def _signs(thumbnails: np.ndarray, dct: np.ndarray, margin: float) -> bytes:
+    """Thumbnails (V, s, s), rows of the DCT matrix (k, s) -> V x k^2 bits."""
+    low = (dct @ thumbnails @ dct.T).reshape(len(thumbnails), -1)  # (V, k * k)
+    # the first one is the mean brightness and would shift the median
+    bits = low > np.median(low[:, 1:], axis=1, keepdims=True) + margin
+    return np.packbits(bits).tobytes()
+
+
+def _dct_rows(size: int, rows: int) -> np.ndarray:
+    """The first `rows` rows of the orthonormal DCT-II matrix, (rows, size)."""
+    k, n = np.arange(rows)[:, None], np.arange(size)[None, :]
+    matrix = np.cos(math.pi * k * (2 * n + 1) / (2 * size)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def _color_view(inset: float) -> np.ndarray:
+    """How an inset's thumbnail is read off the whole's: triangle-filtered weights in 1/COLOR_UNIT, (64, 144)."""
+    box = (COLOR_SIDE * inset, 0, COLOR_SIDE * (1 - inset), COLOR_SIDE)
+    unit = Image.fromarray(np.eye(COLOR_SIDE, dtype=np.float32))
+    along = np.asarray(unit.resize((COMPARED_SIDE, COLOR_SIDE), Image.Resampling.BILINEAR, box=box)).T  # (8, 12)
+    along = np.round(along * math.sqrt(COLOR_UNIT))
+    return np.kron(along, along).astype(np.float64)
+
+
+_DCT_8, _DCT_16 = _dct_rows(32, 8), _dct_rows(64, 16)
+_COLOR_VIEWS = tuple(_color_view(inset) for inset in (0.0, *INSETS))

@@ -1,0 +1,161 @@
+"""The steps of the search for copies, each on one unit: what runs in a worker. partitions.py says how they are cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from preprocessing import rows
+from preprocessing.duplicates import (
+    COLUMNS,
+    EDGES,
+    EVALUATION,
+    SIGNATURES,
+    Duplicate,
+    Twin,
+    arrays_of,
+    collapse,
+    find_edges,
+    find_in_evaluation,
+    signatures_of,
+)
+from preprocessing.partitions import BitTable, Part, pack, read_parts
+from preprocessing.settings import SelectSettings
+from preprocessing.thresholds import COLUMNS as THRESHOLD_COLUMNS
+from preprocessing.thresholds import failed_threshold
+from preprocessing.unit import Counts, SealedUnit, Step, Unit
+from realcustom import storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """A step's result, sealed already."""
+
+    unit: SealedUnit
+
+    def seal(self, unit: Unit) -> SealedUnit:
+        """The outputs as bytes."""
+        return self.unit
+
+
+def load_step(step: Step, settings: SelectSettings, directory: str) -> Callable[[Unit], Sealed]:
+    """The step, ready for units. `directory` is the stage's."""
+    if step is Step.SIGNATURES:
+        evaluation = None
+        if settings.evaluation_folder is not None:
+            evaluation = rows.from_parquet(storage.read_bytes(evaluation_uri(directory)))
+        return lambda unit: Sealed(unit=_signatures(unit, settings, evaluation))
+    if step is Step.SHUFFLE:
+        return lambda unit: Sealed(unit=_shuffle(unit))
+    assert step is Step.PAIRS, step
+    return lambda unit: Sealed(unit=_pairs(unit, settings))
+
+
+def evaluation_uri(directory: str) -> str:
+    """Where the signatures of the evaluation folder's pictures are."""
+    return storage.join(directory, "global", "evaluation.parquet")
+
+
+def read_aside(data: bytes) -> tuple[list[Duplicate], list[Twin]]:
+    """What step `signatures` put aside: pictures of the evaluation folder, and twins."""
+    duplicates, twins = [], []
+    for line in data.decode().splitlines():
+        entry = json.loads(line)
+        if "of" in entry:
+            twins.append(Twin(**entry))
+        else:
+            duplicates.append(Duplicate(**entry))
+    return duplicates, twins
+
+
+def _signatures(unit: Unit, settings: SelectSettings, evaluation: pa.Table | None) -> SealedUnit:
+    """A block's files -> row groups of `SIGNATURES`, at most a partition each."""
+    counts, aside, groups = Counts(), list[Duplicate | Twin](), list[pa.Table]()
+    for table in _batches(unit, settings, counts):
+        if evaluation is not None:
+            found = find_in_evaluation(table, evaluation, settings)
+            uids = table["uid"].to_pylist()
+            aside += [
+                Duplicate(uid=uids[index], block=unit.name, reason=EVALUATION, survivor=name)
+                for index, name in sorted(found.items())
+            ]
+            table = table.filter(pa.array([index not in found for index in range(table.num_rows)], pa.bool_()))
+        if settings.exact_duplicates or settings.near_duplicate_radius is not None:
+            table, twins = collapse(table, settings)
+            aside += twins
+        groups.append(table)
+    counts.rows_out = sum(group.num_rows for group in groups)
+    counts.kept = counts.rows_in - sum(counts.dropped.values())
+    lines = "".join(json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n" for entry in aside)
+    return SealedUnit(rows=rows.to_parquet_groups(groups, SIGNATURES), aside=lines.encode(), counts=counts)
+
+
+def _batches(unit: Unit, settings: SelectSettings, counts: Counts) -> Iterator[pa.Table]:
+    """The signatures of a block's rows that pass the thresholds, a partition at a time; the others are counted."""
+    waiting: list[pa.Table] = []
+    for file in unit.files:
+        table = rows.read_columns(file.uri, sorted({*COLUMNS, *THRESHOLD_COLUMNS}))
+        reasons = failed_threshold(table, settings)
+        counts.rows_in += table.num_rows
+        for reason in reasons:
+            if reason is not None:
+                counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
+        table = table.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
+        waiting.append(signatures_of(table, unit.name))
+        while sum(other.num_rows for other in waiting) >= settings.partition_rows:
+            whole = pa.concat_tables(waiting)
+            yield whole.slice(0, settings.partition_rows)
+            waiting = [whole.slice(settings.partition_rows)]
+    yield pa.concat_tables(waiting)
+
+
+def _shuffle(unit: Unit) -> SealedUnit:
+    """A block's signatures -> row groups by the bits of one table, labelled with them.
+
+    A picture is in the group of each of its views, so that one whose inset is another's whole meets it.
+    """
+    (file,) = unit.files
+    whole = rows.from_parquet(storage.read_bytes(file.uri))
+    keys = BitTable.of_unit(unit.name).keys(arrays_of(whole).short)  # (n, V)
+    index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
+    pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted
+    labels, starts = np.unique(pairs[:, 0], return_index=True)
+    bounds = itertools.pairwise([*starts.tolist(), len(pairs)])
+    groups = (whole.take(pa.array(pairs[low:high, 1])) for low, high in bounds)
+    data = rows.to_parquet_groups(groups, SIGNATURES, labels=labels.tolist())
+    return SealedUnit(rows=data, aside=b"", counts=Counts(rows_in=len(keys), kept=len(keys), rows_out=len(pairs)))
+
+
+def _pairs(unit: Unit, settings: SelectSettings) -> SealedUnit:
+    """The copies among a unit's parts, two partitions in memory at a time."""
+    left = list(pack(read_parts(unit, "left"), settings.partition_rows))
+    right = list(pack(read_parts(unit, "right"), settings.partition_rows))
+    found = [EDGES.empty_table()]
+    for number, ours in enumerate(left):
+        table = _read(ours)
+        if not right:
+            found.append(find_edges(table, None, settings))
+        for theirs in right or left[number + 1 :]:
+            found.append(find_edges(table, _read(theirs), settings))
+    edges = pa.concat_tables(found)
+    read = sum(file.size for file in unit.files)
+    return SealedUnit(
+        rows=rows.to_parquet(edges), aside=b"", counts=Counts(rows_in=read, kept=read, rows_out=edges.num_rows)
+    )
+
+
+def _read(parts: list[Part]) -> pa.Table:
+    """The rows of some parts, each picture once: it may lie under several bit patterns."""
+    groups: dict[str, list[int]] = {}
+    for part in parts:
+        groups.setdefault(part.uri, []).append(part.group)
+    table = pa.concat_tables([rows.read_some_groups(uri, some) for uri, some in groups.items()])
+    uids = table["uid"].to_numpy()
+    _, first = np.unique(uids, return_index=True)
+    return table if len(first) == len(uids) else table.take(pa.array(np.sort(first)))

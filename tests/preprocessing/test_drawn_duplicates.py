@@ -1,0 +1,30 @@
+"""The drawn world holds the search for copies to its ground truth: flat drawings look more alike than photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from sprites.corpus import CorpusSettings, Spoilt, write_corpus
+from tests.preprocessing.test_ingest import aside_of, table_of
+from tests.preprocessing.test_select import run
+
+SHOWN = ("noun", "body", "second", "pattern", "place", "background")
+
+
+def test_planted_copies_are_found_and_no_distinct_drawings_merged(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "drawn", CorpusSettings(pictures=400, per_shard=100, spoil=10))
+    truth = {row["key"]: row for row in pq.read_table(tmp_path / "drawn/truth.parquet").to_pylist()}
+    result = run(tmp_path / "drawn/shards", tmp_path / "out")
+    by_uid = {row["uid"]: key for key, row in truth.items()}
+    merged = {
+        key: by_uid[entry["message"].removeprefix("of ")]
+        for key, entry in aside_of(result).items()
+        if "duplicate" in entry["reason"]
+    }
+    assert [(a, b) for a, b in merged.items() if any(truth[a][name] != truth[b][name] for name in SHOWN)] == []
+    kinds = (Spoilt.EXACT_DUPLICATE.value, Spoilt.NEAR_DUPLICATE.value)
+    planted = {key for key, row in truth.items() if row["spoilt"] in kinds}
+    assert len(planted) == 20 and planted <= {*merged, *merged.values()}
+    assert not set(merged) & set(table_of(result)["key"].to_pylist())

@@ -1,0 +1,185 @@
+"""Copies over a corpus: what is planted is found and nothing else, however the corpus is cut, listed or searched."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from preprocessing import partitions, rows
+from preprocessing.duplicates import EXACT, NEAR, Twin, cluster_sizes, collapse, find_edges, resolve, signatures_of
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from tests.preprocessing.corpora import snapshot
+from tests.preprocessing.signatures import flipped, originals, planted, scored, write_scored
+from tests.preprocessing.test_ingest import aside_of
+
+
+def select(source: Path, output: Path, **settings: object) -> StageResult:
+    made = PreprocessSettings(select=SelectSettings(**settings))  # type: ignore[arg-type]
+    return run_stage(Stage.SELECT, str(source), str(output), made, local=True)
+
+
+def found(result: StageResult, table: pa.Table) -> dict[str, str]:
+    """Copy's key -> survivor's key."""
+    keys = dict(zip(table["uid"].to_pylist(), table["key"].to_pylist(), strict=True))
+    return {key: keys[entry["message"].removeprefix("of ")] for key, entry in aside_of(result).items()}
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {},
+        {"partition_rows": 170},
+        {"exact_search_rows": 100, "partition_rows": 250},  # beyond the exact search
+    ],
+)
+def test_planted_copies_are_found_and_nothing_else(tmp_path: Path, cut: dict[str, int], monkeypatch) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 3)
+    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 3)
+    table, pairs = planted(800, 200)
+    source = write_scored(tmp_path / "scored", table, 100)
+    result = select(source, tmp_path / "out", **cut)
+    assert found(result, table) == pairs
+    assert result.report["dropped"] == {"near_duplicate": 200} and result.report["clusters"] == {"2": 200}
+    assert "sets of 2 copies" in (Path(result.directory) / "report.html").read_text()
+    again = snapshot(result.directory)
+    assert select(source, tmp_path / "out", **cut).units_run == 0 and snapshot(result.directory) == again
+
+
+def test_a_corpus_in_another_order_gives_the_same_survivors(tmp_path: Path) -> None:
+    table, pairs = planted(300, 100, seed=3)
+    order = np.random.default_rng(1).permutation(300)
+    shuffled = select(write_scored(tmp_path / "scored", table.take(order), 77), tmp_path / "out", partition_rows=60)
+    assert found(shuffled, table) == pairs
+
+
+def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
+    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 1)
+    table, _ = planted(300, 60, seed=4)
+    source = write_scored(tmp_path / "scored", table.slice(0, 200), 100)
+    first = select(source, tmp_path / "out", partition_rows=100)
+    steps = Path(first.directory) / "global"
+    kept = {
+        path: path.stat().st_mtime_ns for path in steps.rglob("*/manifests/*.json") if "duplicates" not in str(path)
+    }
+    assert len(kept) == 2 + 3
+    (source / "part-00002.parquet").write_bytes(rows.to_parquet(table.slice(200, 100)))
+    (steps / "pairs/pair-00000-00001.parquet").unlink()  # somebody removed it
+    second = select(source, tmp_path / "out", partition_rows=100)
+    untouched = {path for path, time in kept.items() if path.stat().st_mtime_ns == time} if kept else set()
+    assert {path.name.split(".")[0] for path in kept} - {path.name.split(".")[0] for path in untouched} == {
+        "pair-00000-00001"
+    }
+    whole = write_scored(tmp_path / "whole", table, 100)
+    fresh = select(whole, tmp_path / "fresh", partition_rows=100)
+    assert {name: data for name, data in snapshot(second.directory).items() if name.startswith("aside/")} == {
+        name: data for name, data in snapshot(fresh.directory).items() if name.startswith("aside/")
+    }
+
+
+def chains(count: int, seed: int) -> pa.Table:
+    """Pictures among which copies of copies are not all copies of each other; some are equal in every byte."""
+    rng = np.random.default_rng(seed)
+    pictures = originals(count, rng)
+    for index in range(max(1, count // 4), count):
+        other = rng.integers(0, index)
+        changed = rng.random() < 0.7
+        for name, most in (("short", 5), ("long", 30)):
+            value = pictures[name][other : other + 1].reshape(1, -1)
+            if changed:
+                value = flipped(value, rng.integers(0, most + 1, 1), rng)
+            pictures[name][index] = value.reshape(pictures[name][index].shape)
+        pictures["color"][index] = pictures["color"][other]
+    table = scored(pictures, better=rng.random(count) < 0.5)
+    contents = [f"{phash!r}"[:32].ljust(32).encode() for phash in table["phashes"].to_pylist()]
+    return table.set_column(2, table.schema.field("sha256"), pa.array(contents, pa.binary(32)))
+
+
+def reference(table: pa.Table, settings: SelectSettings) -> dict[str, str]:
+    """The plain rule: best first, a picture is dropped if it is a copy of one that was kept."""
+    marked = signatures_of(table, "b")
+    order = sorted(range(table.num_rows), key=marked["rank"].to_pylist().__getitem__)
+    edges = find_edges(marked, None, settings).to_pylist()
+    pairs = {(edge["uid"], edge["better"]) for edge in edges}
+    uids, kept, dropped = table["uid"].to_pylist(), list[str](), dict[str, str]()
+    for index in order:
+        survivor = next((other for other in kept if (uids[index], other) in pairs), None)
+        if survivor is None:
+            kept.append(uids[index])
+        else:
+            dropped[uids[index]] = survivor
+    return dropped
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("exact", [True, False])
+def test_survivors_are_those_of_the_plain_rule(seed: int, exact: bool) -> None:
+    settings = SelectSettings(exact_duplicates=exact)
+    table = chains(160, seed)
+    expected = reference(table, settings)
+    assert 40 < len(expected) < 159 and not set(expected) & set(expected.values())
+    order = list(range(160))
+    random.Random(seed).shuffle(order)
+    whole = signatures_of(table.take(order), "b")
+    parts, twins = zip(*(collapse(whole.slice(start, 50), settings) for start in range(0, 160, 50)), strict=True)
+    edges = [find_edges(a, None if a is b else b, settings) for i, a in enumerate(parts) for b in parts[i:]]
+    random.Random(seed).shuffle(edges)
+    duplicates = resolve(edges, [twin for some in twins for twin in some], exact)
+    assert {entry.uid: entry.survivor for entry in duplicates} == expected
+    content = dict(zip(table["uid"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    reasons = {
+        entry.uid: EXACT if exact and content[entry.uid] == content[entry.survivor] else NEAR for entry in duplicates
+    }
+    assert {entry.uid: entry.reason for entry in duplicates} == reasons and sum(map(len, twins)) > 0
+
+
+def test_only_exact_duplicates(tmp_path: Path) -> None:
+    table = chains(80, 5)
+    result = select(
+        write_scored(tmp_path / "scored", table, 30), tmp_path / "out", near_duplicate_radius=None, partition_rows=30
+    )
+    contents = table["sha256"].to_pylist()
+    assert result.report["dropped"] == {"exact_duplicate": 80 - len(set(contents))}
+    kept = select(tmp_path / "scored", tmp_path / "out", near_duplicate_radius=None, exact_duplicates=False)
+    assert kept.report["kept"] == 80 and kept.report["clusters"] == {}
+
+
+def test_many_equal_pictures_are_not_compared_with_each_other() -> None:
+    rng = np.random.default_rng(0)
+    one = originals(1, rng)
+    table = scored({name: np.repeat(values, 5000, axis=0) for name, values in one.items()})
+    best, twins = collapse(signatures_of(table, "b"), SelectSettings())
+    assert best["uid"].to_pylist() == table["uid"].to_pylist()[:1] and len(twins) == 4999
+    assert {twin.of for twin in twins} == {table["uid"][0].as_py()}
+
+
+def test_a_dense_cluster_leaves_few_edges() -> None:
+    rng = np.random.default_rng(0)
+    one = originals(1, rng)
+    cluster = {name: np.repeat(values, 300, axis=0) for name, values in one.items()}
+    cluster["long"][:, 0] = flipped(cluster["long"][:, 0], rng.integers(0, 15, 300), rng)
+    table = signatures_of(scored(cluster), "b")
+    edges = find_edges(table, None, SelectSettings())
+    assert edges.num_rows == sum(min(64, number) for number in range(300))
+    assert {entry.survivor for entry in resolve([edges], [], True)} == {table["uid"][0].as_py()}
+
+
+def test_a_twin_shares_the_fate_of_its_better() -> None:
+    table = signatures_of(chains(2, 0), "b")
+    edge = find_edges(table, None, SelectSettings(near_duplicate_bits=128, near_duplicate_radius=16))
+    worse, better = edge["uid"][0].as_py(), edge["better"][0].as_py()
+    duplicates = resolve([edge], [Twin(uid="t", block="b", of=worse, equal=True)], True)
+    assert [entry.survivor for entry in duplicates] == [better, better]
+    assert cluster_sizes([pa.Table.from_pylist([{"survivor": better, "reason": NEAR}] * 2)]) == {"3": 1}
+
+
+@pytest.mark.slow
+def test_among_100_000_rows_every_planted_copy_is_found_and_nothing_else(tmp_path: Path) -> None:
+    table, pairs = planted(100_000, 5_000, seed=9)
+    result = select(write_scored(tmp_path / "scored", table, 1000), tmp_path / "out", partition_rows=50_000)
+    assert found(result, table) == pairs
