@@ -1,0 +1,344 @@
+"""The sides that `benchmarks/sampler.py` compares, on one set of random weights: ours, diffusers' two and the release order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
+from PIL import Image
+from release_order import ReleaseOrder
+from release_order import install as install_release_order
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
+
+from realcustom import RealCustomPipeline, Subject
+from realcustom.attention import text_cross_attentions
+from realcustom.checkpoint import Adapter, save_adapter
+from realcustom.identity import model_identity
+from realcustom.model import RealCustomModel
+from realcustom.settings import (
+    AttentionSettings,
+    GuidanceMode,
+    GuidanceSettings,
+    KVInit,
+    MaskSettings,
+    MethodSettings,
+    TokenSettings,
+)
+from sprites.text import make_clip_tokenizer
+
+PROMPT, WORD = "a toy on the grass", "toy"
+TEXT_TOKENS = 77
+GUIDANCE_SCALE, SCOPE = 3.5, 0.25
+SD1 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
+SDXL = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What is drawn, and by how large a model."""
+
+    name: str  # what its metrics begin with
+    unet: dict[str, Any]
+    latent: int  # cells a side
+    batch: int = 1
+    image_tokens: int = 16  # a square number
+    image_width: int = 256
+    steps: int = 20
+    pairs: int = 15
+
+    @property
+    def is_xl(self) -> bool:
+        return self.unet.get("addition_embed_type") == "text_time"
+
+
+SMALL = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256, "attention_head_dim": 8}
+
+
+def stock_pipeline(size: Size) -> DiffusionPipeline:
+    """A whole diffusers pipeline with random weights; only its UNet is of the size in question."""
+    torch.manual_seed(0)
+    tokenizer = make_clip_tokenizer(tuple(PROMPT.split()), TEXT_TOKENS)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(0,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    unet = UNet2DConditionModel(sample_size=size.latent, **size.unet)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    parts: dict[str, Any] = {"vae": vae, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
+    if size.is_xl:
+        parts["tokenizer_2"] = tokenizer
+        parts["text_encoder"] = CLIPTextModel(text_config(len(tokenizer), 768))
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(text_config(len(tokenizer), 1280))
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    parts["text_encoder"] = CLIPTextModel(text_config(len(tokenizer), size.unet["cross_attention_dim"]))
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def text_config(vocabulary: int, width: int) -> CLIPTextConfig:
+    ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 32,
+        max_position_embeddings=TEXT_TOKENS,
+        **ends,
+    )
+
+
+def image_encoder(size: Size, folder: Path) -> None:
+    """A CLIP vision model with as many patches as there are to be image tokens."""
+    side = 8 * round(size.image_tokens**0.5)
+    config = CLIPVisionConfig(
+        hidden_size=size.image_width,
+        projection_dim=size.image_width,
+        intermediate_size=size.image_width,
+        num_hidden_layers=2,
+        num_attention_heads=size.image_width // 32,
+        image_size=side,
+        patch_size=8,
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        folder
+    )
+
+
+def method(mask_reuse_after: int) -> MethodSettings:
+    """Setting S's: guidance `direct`, scoring off, so that all sides attend to the same tokens."""
+    return MethodSettings(
+        tokens=TokenSettings(scoring=False),
+        attn=AttentionSettings(kv_init=KVInit.KAIMING),
+        mask=MaskSettings(influence_scope=SCOPE, mask_reuse_after=mask_reuse_after),
+        guidance=GuidanceSettings(mode=GuidanceMode.DIRECT, subject_guidance_scale=GUIDANCE_SCALE),
+    )
+
+
+@dataclass(kw_only=True)
+class Sides:
+    """All that take part, on one set of weights; each method is one call from noise to latents."""
+
+    size: Size
+    ours: RealCustomPipeline
+    plain: DiffusionPipeline
+    ip_adapter: DiffusionPipeline
+    release: ReleaseOrder
+    latents: Tensor  # (B, c, h, w), the noise that all begin with
+    embeds: dict[str, Tensor]  # the text as diffusers takes it, one row
+    tokens: Tensor  # (1, S, Di)
+    subject: Subject
+    given_mask: Tensor = field(default_factory=lambda: torch.zeros(0))  # (1, 1, H*, W*), for the IP-Adapter
+
+    @classmethod
+    def make(cls, size: Size, folder: Path, device: str, dtype: torch.dtype) -> Sides:
+        """Write the folders that a user would have, and load every side from them."""
+        stock, settings = stock_pipeline(size).to(dtype=dtype), method(size.steps)
+        stock.save_pretrained(folder / "base")
+        image_encoder(size, folder / "encoder")
+        model = RealCustomModel(stock.unet, settings, size.image_width, torch.Generator().manual_seed(1))
+        adapter = Adapter(
+            tensors=model.adapter_state_dict(),
+            settings=settings,
+            base=model_identity(str(folder / "base")),
+            image_encoder=model_identity(str(folder / "encoder")),
+        )
+        save_adapter(folder / "adapter.safetensors", adapter)
+        del stock, model
+        ours = RealCustomPipeline.from_pretrained(
+            str(folder / "base"), folder / "adapter.safetensors", str(folder / "encoder"), device, dtype
+        )
+        plain, ip_adapter, third = (loaded(size, folder / "base", device, dtype) for _ in range(3))
+        subject = Subject(
+            image=Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), word=WORD
+        )
+        assert ours.image_encoder is not None
+        tokens = ours.image_encoder.encode(ours.image_encoder.prepare(subject.image)[None]).to(device, dtype)
+        vision = {
+            path: (attn.to_k_vision.weight, attn.to_v_vision.weight)
+            for path, attn in text_cross_attentions(ours.base.unet).items()
+        }
+        install_ip_adapter(ip_adapter.unet, vision, size.image_tokens)
+        install_release_order(third.unet, vision)
+        embeds = text_embeds(plain, size, device)
+        noise = torch.Generator().manual_seed(2)
+        shape = (size.batch, 4, size.latent, size.latent)
+        position = 1 + PROMPT.split().index(WORD)
+        return cls(
+            size=size,
+            ours=ours,
+            plain=plain,
+            ip_adapter=ip_adapter,
+            release=ReleaseOrder(
+                unet=third.unet,
+                scheduler=third.scheduler,
+                text=with_conditions(embeds, "", size),
+                negative=with_conditions(embeds, "negative_", size),
+                word=(torch.arange(TEXT_TOKENS, device=device) == position).float(),
+                tokens=tokens.expand(size.batch, -1, -1),
+                scope=SCOPE,
+                guidance_scale=GUIDANCE_SCALE,
+            ),
+            latents=torch.randn(shape, generator=noise).to(device, dtype),
+            embeds=embeds,
+            tokens=tokens,
+            subject=subject,
+        )
+
+    @property
+    def unets(self) -> dict[str, UNet2DConditionModel]:
+        return {
+            "ours": self.ours.base.unet,
+            "plain": self.plain.unet,
+            "ip_adapter": self.ip_adapter.unet,
+            "release": self.release.unet,
+        }
+
+    def run_ours(self, reuse_after: int, use_mask: bool = True, return_masks: bool = False) -> Any:
+        """`RealCustomPipeline`, with fresh masks in so many steps; its output."""
+        return self.ours(
+            PROMPT,
+            [self.subject],
+            latents=self.latents,
+            height=self.size.latent * self.ours.base.vae_scale_factor,
+            width=self.size.latent * self.ours.base.vae_scale_factor,
+            num_inference_steps=self.size.steps,
+            num_images_per_prompt=self.size.batch,
+            mask_reuse_after=reuse_after,
+            use_mask=use_mask,
+            output_type="latent",
+            return_masks=return_masks,
+        )
+
+    def run_plain(self) -> Tensor:
+        """Stock Stable Diffusion with classifier-free guidance."""
+        return self._diffusers(self.plain)
+
+    def run_ip_adapter(self, mask: Tensor | None = None) -> Tensor:
+        """diffusers' IP-Adapter: two rows a step in one batch, the mask resized in every layer."""
+        return self._diffusers(
+            self.ip_adapter,
+            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(self.tokens), self.tokens])[:, None]],
+            cross_attention_kwargs={"ip_adapter_masks": [self.given_mask if mask is None else mask]},
+        )
+
+    def run_release(self, reused_step: int, replay: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The release order, with fresh masks in so many steps."""
+        return self.release(self.latents, self.size.steps, reused_step, replay)
+
+    @torch.no_grad()
+    def run_three_forwards(self) -> Tensor:
+        """Three forwards of the stock UNet a step, one after another, and nothing else but the scheduler."""
+        scheduler, latents = self.plain.scheduler, self.latents
+        scheduler.set_timesteps(self.size.steps, device=latents.device)
+        for timestep in scheduler.timesteps:
+            for text, conditions in (self.release.text, self.release.text, self.release.negative):
+                out = self.plain.unet(latents, timestep, text, added_cond_kwargs=conditions, return_dict=False)[0]
+            latents = scheduler.step(out, timestep, latents, return_dict=False)[0]
+        return latents
+
+    def _diffusers(self, pipeline: DiffusionPipeline, **arguments: Any) -> Tensor:
+        return pipeline(
+            **self.embeds,
+            latents=self.latents,
+            num_inference_steps=self.size.steps,
+            num_images_per_prompt=self.size.batch,
+            guidance_scale=GUIDANCE_SCALE,
+            output_type="latent",
+            **arguments,
+        ).images
+
+
+def loaded(size: Size, folder: Path, device: str, dtype: torch.dtype) -> DiffusionPipeline:
+    kind = StableDiffusionXLPipeline if size.is_xl else StableDiffusionPipeline
+    off = {} if size.is_xl else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = kind.from_pretrained(folder, dtype=dtype, **off).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.requires_grad_(False).eval()
+    return pipeline
+
+
+def install_ip_adapter(unet: UNet2DConditionModel, vision: dict[str, tuple[Tensor, Tensor]], tokens: int) -> None:
+    """What `load_ip_adapter` does, with our weights; the tokens arrive projected, which costs diffusers nothing."""
+    layers, processors = text_cross_attentions(unet), {}
+    for name in unet.attn_processors:
+        path = name.removesuffix(".processor")
+        if path not in layers:
+            processors[name] = AttnProcessor2_0()
+            continue
+        key, value = vision[path]
+        processor = IPAdapterAttnProcessor2_0(key.shape[0], key.shape[1], num_tokens=(tokens,)).to(
+            key.device, key.dtype
+        )
+        with torch.no_grad():
+            processor.to_k_ip[0].weight.copy_(key)
+            processor.to_v_ip[0].weight.copy_(value)
+        processors[name] = processor.requires_grad_(False)
+    unet.set_attn_processor(processors)
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([torch.nn.Identity()])
+    unet.config.encoder_hid_dim_type = "ip_image_proj"
+
+
+@torch.no_grad()
+def text_embeds(pipeline: DiffusionPipeline, size: Size, device: str) -> dict[str, Tensor]:
+    """The prompt and the empty text, encoded as diffusers does; by the names of its arguments."""
+    asked = {"prompt": PROMPT, "device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    names = ["prompt_embeds", "negative_prompt_embeds"]
+    if size.is_xl:
+        names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+        asked["negative_prompt"] = ""  # SDXL's pipeline would take zeros for none
+    return dict(zip(names, pipeline.encode_prompt(**({"negative_prompt": ""} | asked)), strict=True))
+
+
+def with_conditions(embeds: dict[str, Tensor], kind: str, size: Size) -> tuple[Tensor, dict[str, Tensor] | None]:
+    """The text at the batch's size as a UNet takes it."""
+    text = embeds[f"{kind}prompt_embeds"].expand(size.batch, -1, -1)
+    if not size.is_xl:
+        return text, None
+    side = size.latent * 8
+    ids = torch.tensor([[side, side, 0, 0, side, side]], device=text.device, dtype=text.dtype)
+    pooled = embeds[f"{kind}pooled_prompt_embeds"].expand(size.batch, -1)
+    return text, {"text_embeds": pooled, "time_ids": ids.expand(size.batch, -1)}
