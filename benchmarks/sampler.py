@@ -50,7 +50,7 @@ TINY = Size(
     | {"layers_per_block": 1, "norm_num_groups": 8},
     latent=16,
     image_width=32,
-    steps=4,
+    steps=2,
     pairs=1,
 )
 GPU_SIZES = (

@@ -170,8 +170,14 @@ def test_how_masks_are_resized_and_weighed_in_layers(
     assert (nothing - plain).abs().max() <= 1e-4 and not torch.allclose(before, plain, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["cascade", "direct", "direct_rescale", "cascade_rescale", "cascade_rescale_masked"])
-@pytest.mark.parametrize(("text", "subject"), [(5.0, 3.0), (5.0, 1.0), (1.0, 3.0), (5.0, 0.0), (0.0, 2.0)])
+@pytest.mark.parametrize(
+    ("mode", "text", "subject"),
+    [
+        *((mode, 5.0, 3.0) for mode in ("cascade", "direct_rescale", "cascade_rescale", "cascade_rescale_masked")),
+        *(("direct", *weights) for weights in ((5.0, 3.0), (5.0, 1.0), (1.0, 3.0), (5.0, 0.0), (0.0, 2.0))),
+        *(("cascade", *weights) for weights in ((5.0, 5.0), (0.0, 2.0))),
+    ],
+)
 def test_rows_without_a_subject_are_plain_guidance_in_every_mode(
     pipeline: RealCustomPipeline, picture: Picture, mode: str, text: float, subject: float
 ) -> None:
