@@ -124,6 +124,8 @@ def _training(trained: Any, settings: RunSettings, from_scratch: bool) -> dict[s
         "from_scratch": from_scratch,
         "steps": settings.train.steps,
         "workers": settings.train.num_workers,
+        "fewest_tokens": settings.method.tokens.gamma_num_train[0],
+        "other_views": settings.train.p_multiview,
         "curve": page.curve_svg(losses, validation),
     }
 

@@ -23,8 +23,9 @@ from transformers import (
 
 from sprites.bert import BOS, FIXED, make_bert_tokenizer
 from sprites.bert import SIZE as VOCABULARY
+from sprites.defects import recolour
 from sprites.resume import Checkpoint, report_progress
-from sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, scene
+from sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, random_for, scene
 
 FIRST_SCENE = 5 * 10**8  # apart from the scenes of other models
 LENGTH = 24  # tokens of a caption in training, padding included
@@ -35,10 +36,11 @@ WIDTH = 64
 class CaptionerSettings:
     """How the captioner is trained."""
 
-    steps: int = 4000
+    steps: int = 10_000
     batch_size: int = 32
     lr: float = 1.5e-3
     second: float = 0.15  # probability of a second subject
+    recolour: float = 0.6  # probability of subjects in colours of no palette, see `batches`
     seed: int = 0
 
 
@@ -87,16 +89,25 @@ def canonical_caption(item: Scene) -> str:
 def batches(
     tokenizer: BertTokenizer, settings: CaptionerSettings, first_step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Pixel values (B, 3, 32, 32), token ids (B, L) from [DEC] to [SEP], attention mask, from step `first_step` on."""
+    """Pixel values (B, 3, 32, 32), token ids (B, L) from [DEC] to [SEP], attention mask, from step `first_step` on.
+
+    A split has so few identities that their colours give away the noun; recoloured subjects must be told by their shape.
+    """
     for step in range(first_step, settings.steps):
         first = FIRST_SCENE + step * settings.batch_size
         scenes = [scene(Split.ZOO, first + i, second=settings.second) for i in range(settings.batch_size)]
-        images = np.stack([draw(item).image for item in scenes]).astype(np.float32)
+        drawings = [draw(item) for item in scenes]
+        images = [drawing.image for drawing in drawings]
+        for i, drawing in enumerate(drawings):
+            rng = random_for(Split.ZOO, first + i, 5)
+            if rng.random() < settings.recolour:
+                images[i] = recolour(drawing.image, np.logical_or.reduce(drawing.masks), rng)
+        pixel_values = torch.from_numpy(np.stack(images).astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
         captions = [canonical_caption(item) for item in scenes]
         encoded = tokenizer(captions, padding="max_length", max_length=LENGTH, return_tensors="pt")
         ids = encoded.input_ids
         ids[:, 0] = FIXED[BOS]
-        yield torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, ids, encoded.attention_mask
+        yield pixel_values, ids, encoded.attention_mask
 
 
 def train(output: Path, work: Path, steps: int | None = None) -> None:

@@ -40,10 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     for name in RECIPES if options.name == "all" else (options.name,):
-        start = time.monotonic()
+        start, cpu = time.monotonic(), time.process_time()
         RECIPES[name](options.output / name, options.work / name, options.steps)
         print(
-            f"{name}: done in {(time.monotonic() - start) / 60:.1f} min, saved in {options.output / name}",
+            f"{name}: done in {(time.monotonic() - start) / 60:.1f} min ({(time.process_time() - cpu) / 60:.1f} of CPU), "
+            f"saved in {options.output / name}",
             file=sys.stderr,
         )
 
