@@ -37,6 +37,9 @@ _LOCAL = {
     errno.EROFS: "the file system is read-only",
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file is larger than the file system or a limit (ulimit -f) allows",
+    errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the file system takes no name as long as that",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
 }
 
@@ -95,7 +98,7 @@ def check_output(uri: str) -> None:
 
 
 def _reason(error: Exception) -> str | None:
-    """Why, in our words; None for what is not the storage's, or may pass."""
+    """Why, in our words; None for what is not the storage's."""
     if isinstance(error, OSError) and error.errno is not None:
         return _LOCAL.get(error.errno)
     if type(error).__module__.startswith("botocore"):
@@ -103,4 +106,6 @@ def _reason(error: Exception) -> str | None:
         code = response["Error"]["Code"] if response is not None else type(error).__name__.removesuffix("Error")
         return _REASONS.get(code.lower(), str(error))
     found = re.search(r"AWS Error ([A-Z_]+)", str(error)) if isinstance(error, OSError) else None
-    return _REASONS.get(found[1].replace("_", "").lower()) if found is not None else None
+    if found is None:
+        return None
+    return _REASONS.get(found[1].replace("_", "").lower(), f"the store keeps failing, run it again later: {error}")

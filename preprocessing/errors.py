@@ -71,7 +71,7 @@ def naming(row: str) -> Iterator[None]:
 
 # An OSError of these kinds is a fact about the file or our rights, not a passing state of the network or the disk.
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG})
+_PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG})
 # How pyarrow words an object store's refusals, which carry no errno.
 _PERMANENT_CODES = (
     "ACCESS_DENIED",

@@ -64,7 +64,8 @@ class Processor:
         """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
         if self._stage is None:
             self._stage = _load(self._job)
-        return self._stage(unit, data).seal(unit)
+        with access("read", unit.files[0].uri):  # a source, and the global phase's tables, are read piece by piece
+            return self._stage(unit, data).seal(unit)
 
 
 def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
