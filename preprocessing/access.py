@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from preprocessing.errors import retry
 from realcustom import storage
 
 PATIENCE = 5.0  # seconds for an object store to take a connection
@@ -77,7 +78,8 @@ def check_input(uri: str) -> None:
         patience = {"connect_timeout": PATIENCE, "read_timeout": 2 * PATIENCE, "retries": {"total_max_attempts": 3}}
         # a session of its own: the shared one remembers the credentials that it saw first
         client = boto3.session.Session().client("s3", config=Config(**patience))
-        client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        # a store that answers is given more time than one that does not
+        retry(lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1), attempts=4, backoff=0.5)
 
 
 def check_output(uri: str) -> None:
