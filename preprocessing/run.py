@@ -70,9 +70,7 @@ def run_stage(
     """
     began = time.monotonic()
     input, output = _absolute(input), _absolute(output)
-    check_settings(name, settings, method)
-    settings = _resolve_models(name, settings)
-    check_models(name, settings)
+    settings = check_stage(name, settings, method)
     check_input(input)
     check_output(output)
     with access("read", input):
@@ -126,6 +124,14 @@ def run_stage(
         seconds=seconds,
         unit_seconds=tuple(after - before for before, after in itertools.pairwise(ends)),
     )
+
+
+def check_stage(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> PreprocessSettings:
+    """The settings with models by absolute path or revision. Raises ValueError for what is not set, or is no model."""
+    check_settings(stage, settings, method)
+    settings = _resolve_models(stage, settings)
+    check_models(stage, settings)
+    return settings
 
 
 def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> None:

@@ -133,8 +133,8 @@ def _table(unit: Unit, data: bytes) -> pa.Table:
         table = rows.from_parquet(data)
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f"unit {unit.name}: {unit.files[0].uri} is not a readable table ({error}); remove it: the stage that wrote "
-            f"it makes it again"
+            f"unit {unit.name}: {unit.files[0].uri} is not a readable table ({error}); if a stage wrote it, remove it "
+            f"and run that stage again"
         ) from error
     counts = pc.value_counts(table["uid"]) if "uid" in table.schema.names else []
     twice = next((str(count["values"]) for count in counts if count["counts"].as_py() > 1), None)

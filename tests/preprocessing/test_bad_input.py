@@ -93,6 +93,12 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         ("caption.model={blip}",),
         "caption.model={blip} cannot be loaded: SafetensorError",
     ),
+    "a later stage's model": (
+        "all",
+        "shards",
+        ("subjects.segmenter={clip}",),
+        "subjects.segmenter: {clip} is a model of type 'clip', and 'sam' is what runs there",
+    ),
     "heads that are not there": (
         "score",
         "ingested",
