@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import boto3  # type: ignore[import-untyped]
+import numpy as np
 import pytest
+from PIL import Image
 
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
-from tests.preprocessing.corpora import jpeg, picture, sample, tar_bytes, write_shards
+from tests.preprocessing.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
 from tests.preprocessing.faulty_proxy import Trouble, disturbed
 
 SETTINGS = PreprocessSettings(
@@ -88,6 +90,24 @@ def check_storm(
 def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     met = check_storm(bucket, tmp_path, monkeypatch, (Stage.INGEST,), seed=0, probability=0.2, shards=2)
     assert len(met) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_objects_that_are_written_in_parts_come_out_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    noise = [Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), dtype=np.uint8)) for _ in range(3)]  # 9 MB each
+    data = tar_bytes({f"{number}.png": encoded(image, "PNG", compress_level=0) for number, image in enumerate(noise)})
+    storage.write_bytes(f"{bucket}/large/s.tar", data)
+    calm = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/calm")[0]
+    with disturbed(upstream(), seed, 0.3) as proxy, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        stormy = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
+    assert stormy.report == calm.report and calm.report["kept"] == 3
+    assert objects(f"{bucket}/storm") == objects(f"{bucket}/calm")
+    assert {method for method, _ in proxy.met} >= {"PUT", "GET"}
 
 
 @pytest.mark.slow  # the SDK's own patience
