@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,15 +40,6 @@ def test_wrong_credentials(guarded: dict[str, str], monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "out").exists()
 
 
-def test_no_permission_to_write(guarded: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in guarded.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"cannot write s3://corpus/forbidden/ingest@.*/stage\.json: access denied"):
-        run("s3://corpus/raw", "s3://corpus/forbidden")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    assert not [entry for entry in storage.list_files("s3://corpus") if entry.name.startswith("forbidden")]
-
-
 def test_a_bucket_or_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 1, 1)
     for source, output in ((f"{bucket}s/raw", tmp_path / "out"), (tmp_path / "src", f"{bucket}s/out")):
@@ -81,9 +71,8 @@ def test_a_local_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "src"]
 
 
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "no permission")])
-def test_a_disk_that_fills_up_stops_the_job_and_a_rerun_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+def test_a_file_that_may_not_be_written_stops_the_job_and_a_rerun_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path / "src", 2, 1)
     whole = run(tmp_path / "src", tmp_path / "whole")
@@ -91,12 +80,12 @@ def test_a_disk_that_fills_up_stops_the_job_and_a_rerun_goes_on(
 
     def full(uri: str | Path, data: bytes) -> None:
         if str(uri).endswith("shard-00001.parquet"):
-            raise OSError(number, os.strerror(number))
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # tests may run as one who may write anywhere
         write(uri, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_bytes", full)
-        with pytest.raises(ValueError, match=rf"cannot write .*/shard-00001\.parquet: {words}"):
+        with pytest.raises(ValueError, match=r"cannot write .*/shard-00001\.parquet: no permission"):
             run(tmp_path / "src", tmp_path / "out")
     again = run(tmp_path / "src", tmp_path / "out")
     assert again.units_run == 1 and snapshot(again.directory) == snapshot(whole.directory)

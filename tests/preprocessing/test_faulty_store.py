@@ -88,12 +88,12 @@ def check_storm(
 
 
 def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    met = check_storm(bucket, tmp_path, monkeypatch, (Stage.INGEST,), seed=0, probability=0.2, shards=2)
+    met = check_storm(bucket, tmp_path, monkeypatch, (Stage.INGEST,), seed=0, probability=0.15, shards=2)
     assert len(met) >= 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [3, 4])
 def test_objects_that_are_written_in_parts_come_out_whole(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -107,7 +107,7 @@ def test_objects_that_are_written_in_parts_come_out_whole(
         stormy = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
     assert stormy.report == calm.report and calm.report["kept"] == 3
     assert objects(f"{bucket}/storm") == objects(f"{bucket}/calm")
-    assert {method for method, _ in proxy.met} >= {"PUT", "GET"}
+    assert {method for method, _ in proxy.met} >= {"PUT", "POST", "GET"}
 
 
 @pytest.mark.slow  # the SDK's own patience
