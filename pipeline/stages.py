@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cluster import check_address, connected
 from pipeline.recipes import RunSettings
-from preprocessing.run import run_stage
+from preprocessing.run import check_stage, run_stage
 from preprocessing.settings import Stage
 
 
@@ -33,6 +33,8 @@ def run_stages(
     """
     if not local:
         check_address(address)
+    for stage in stages:  # a model of the last stage that is not there is not to be found out after days
+        check_stage(stage, settings.preprocess, settings.method)
     with contextlib.ExitStack() as stack:
         for stage in stages:
             result = run_stage(

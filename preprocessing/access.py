@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from preprocessing.errors import retry
 from realcustom import storage
 
 PATIENCE = 5.0  # seconds for an object store to take a connection
@@ -37,6 +38,9 @@ _LOCAL = {
     errno.EROFS: "the file system is read-only",
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file is larger than the file system or a limit (ulimit -f) allows",
+    errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the file system takes no name as long as that",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
 }
 
@@ -74,7 +78,8 @@ def check_input(uri: str) -> None:
         patience = {"connect_timeout": PATIENCE, "read_timeout": 2 * PATIENCE, "retries": {"total_max_attempts": 3}}
         # a session of its own: the shared one remembers the credentials that it saw first
         client = boto3.session.Session().client("s3", config=Config(**patience))
-        client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        # a store that answers is given more time than one that does not
+        retry(lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1), attempts=4, backoff=0.5)
 
 
 def check_output(uri: str) -> None:
@@ -95,7 +100,7 @@ def check_output(uri: str) -> None:
 
 
 def _reason(error: Exception) -> str | None:
-    """Why, in our words; None for what is not the storage's, or may pass."""
+    """Why, in our words; None for what is not the storage's."""
     if isinstance(error, OSError) and error.errno is not None:
         return _LOCAL.get(error.errno)
     if type(error).__module__.startswith("botocore"):
@@ -103,4 +108,6 @@ def _reason(error: Exception) -> str | None:
         code = response["Error"]["Code"] if response is not None else type(error).__name__.removesuffix("Error")
         return _REASONS.get(code.lower(), str(error))
     found = re.search(r"AWS Error ([A-Z_]+)", str(error)) if isinstance(error, OSError) else None
-    return _REASONS.get(found[1].replace("_", "").lower()) if found is not None else None
+    if found is None:
+        return None
+    return _REASONS.get(found[1].replace("_", "").lower(), f"the store keeps failing, run it again later: {error}")

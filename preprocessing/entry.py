@@ -21,6 +21,7 @@ class Sample:
     alt_text: str | None  # null: none was given
     view_group: str | None = None
     members: tuple[tuple[str, bytes | None], ...] | None = None  # as the column `members` holds them
+    columns: str | None = None  # as the column of that name holds them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,9 @@ def text_of(data: bytes) -> str:
         raise DataError(DataFault.UNREADABLE_CAPTION, f"the text is not UTF-8: {error}") from error
 
 
-def optional_text(data: bytes | None) -> str | None:
-    """`text_of`, of a value that may be missing."""
-    return text_of(data) if data is not None else None
+def optional_text(value: str | None) -> str | None:
+    """`text_of`, of a value that may be missing, bytes that are not UTF-8 being surrogates in it."""
+    return text_of(value.encode("utf-8", "surrogateescape")) if value is not None else None
 
 
 def beside(txt: bytes | None, json_: bytes | None, settings: IngestSettings) -> tuple[str | None, str | None]:

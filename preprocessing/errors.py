@@ -24,6 +24,7 @@ class DataFault(enum.Enum):
     MISSING_MASK = "missing_mask"
     DUPLICATE_KEY = "duplicate_key"
     UNREADABLE_CAPTION = "unreadable_caption"
+    UNREADABLE_TEXT = "unreadable_text"
     UNREADABLE_JSON = "unreadable_json"
     TORN_TAR = "torn_tar"
     TORN_TABLE = "torn_table"
@@ -71,7 +72,7 @@ def naming(row: str) -> Iterator[None]:
 
 # An OSError of these kinds is a fact about the file or our rights, not a passing state of the network or the disk.
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG})
+_PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG})
 # How pyarrow words an object store's refusals, which carry no errno.
 _PERMANENT_CODES = (
     "ACCESS_DENIED",
@@ -80,10 +81,17 @@ _PERMANENT_CODES = (
     "SIGNATURE_DOES_NOT_MATCH",
     "EXPIRED_TOKEN",
 )
+# boto3's errors of a store that is there but did not answer to the end; one that takes no connection is another thing.
+_BROKEN_OFF = ("ConnectionClosedError", "ReadTimeoutError", "ResponseStreamingError", "IncompleteReadError")
 
 
 def is_transient(error: Exception) -> bool:
     """Whether trying again can help: an I/O error that is not about a missing file, rights or a full disk."""
+    if type(error).__module__.startswith("botocore"):
+        response = getattr(error, "response", None)  # of a ClientError
+        if response is None:
+            return type(error).__name__ in _BROKEN_OFF
+        return response["ResponseMetadata"]["HTTPStatusCode"] >= 500
     if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
         return False
     return not any(f"AWS Error {code}" in str(error) for code in _PERMANENT_CODES)
@@ -94,7 +102,7 @@ def retry(action: Callable[[], T], attempts: int, backoff: float) -> T:
     for attempt in range(1, attempts + 1):
         try:
             return action()
-        except OSError as error:
+        except Exception as error:
             if attempt == attempts or not is_transient(error):
                 raise
             time.sleep(backoff * 2 ** (attempt - 1))

@@ -69,6 +69,8 @@ def facts_of(row: dict) -> bytes:
     """What is known of a picture besides its bytes, as JSON: every column but those of bytes; sha256 in hex."""
     known = {name: value for name, value in row.items() if name != "members" and not isinstance(value, bytes)}
     known["sha256"] = row["sha256"].hex()
+    if row.get("columns") is not None:
+        known["columns"] = json.loads(row["columns"])
     return json.dumps(known, ensure_ascii=False, sort_keys=True, default=str).encode("utf-8", "replace") + b"\n"
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from preprocessing.access import access
 from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.unit import identity_of
 from realcustom import storage
 from realcustom.config import to_dict
 from realcustom.identity import model_identity
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 # Raised when a stage's code is changed so that its output changes.
 VERSIONS = {
-    Stage.INGEST: 2,
+    Stage.INGEST: 3,
     Stage.SCORE: 2,
     Stage.SELECT: 2,
     Stage.CAPTION: 1,
@@ -68,9 +70,10 @@ def describe(
         parameters.pop("download")  # how, not what
     if stage is Stage.SELECT and settings.select.evaluation_folder is not None:
         folder = settings.select.evaluation_folder
-        if not storage.is_dir(folder):
-            raise ValueError(f"select.evaluation_folder: no folder at {folder}")
-        parameters["evaluation_folder"] = model_identity(folder).rpartition("@")[2]  # content, not place
+        with access("read", folder):
+            if not storage.is_dir(folder):
+                raise ValueError(f"select.evaluation_folder: no folder at {folder}")
+            parameters["evaluation_folder"] = _content(folder)
     description: dict[str, Any] = {
         "stage": stage.value,
         "version": VERSIONS[stage],
@@ -85,6 +88,13 @@ def describe(
         reference.pop("model", None)  # encode.image_encoder is the one that runs, and is in `models`
         description["reference"] = reference
     return description
+
+
+def _content(folder: str) -> str:
+    """What is in a folder of pictures, wherever it lies; of an object store's by its ETags."""
+    if not storage.is_remote(folder):
+        return model_identity(folder).rpartition("@")[2]
+    return identity_of([[entry.name, entry.size, entry.version] for entry in storage.list_files(folder)])
 
 
 def fingerprint(description: dict[str, Any]) -> str:

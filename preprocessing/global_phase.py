@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from preprocessing import rows
 from preprocessing.duplicates import DUPLICATES, Duplicate, Twin, cluster_sizes, resolve
-from preprocessing.errors import naming
+from preprocessing.entry import read, unsupported
+from preprocessing.errors import DataError
 from preprocessing.hashes import signature
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
@@ -30,11 +31,11 @@ from preprocessing.partitions import (
     pair_units,
     shuffle_units,
 )
-from preprocessing.pictures import EXTENSIONS, decode
+from preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS, decode
 from preprocessing.planning import make_plan
 from preprocessing.progress import Progress
-from preprocessing.settings import SelectSettings
 from preprocessing.steps import evaluation_uri, read_aside
+from preprocessing.uids import check_uids
 from preprocessing.unit import Counts, InputFile, SealedUnit, StageDirectory, Step, Unit, UnitKind, identity_of
 from preprocessing.worker import Job
 from realcustom import storage
@@ -42,11 +43,15 @@ from realcustom import storage
 RunUnits = Callable[[Job, Sequence[Unit]], Iterable[Counts]]
 
 
-def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits) -> tuple[Unit, ...]:
+def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: bool) -> tuple[Unit, ...]:
     """Find the copies among all units' rows (or see that it is done) and give the units what `select` needs of it.
 
+    Args:
+        own_uids: the rows' identities are a user's, not those that `ingest` gave.
     Returns:
         The units with one more file, the duplicates of their block, whose hash is part of their identity.
+    Raises:
+        ValueError: two rows have one uid.
     """
     blocks = block_units(units)
     corpus = identity_of([[unit.name, unit.identity] for unit in units])
@@ -54,6 +59,8 @@ def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits) -> tuple[Un
     wanted = [Unit(name=block.name, identity=corpus, kind=UnitKind.PART, files=()) for block in blocks]
     plan = make_plan(wanted, place.manifests(), place.rows_present())
     if plan.todo or plan.gone:
+        if own_uids:
+            check_uids(units)
         found = _search(blocks, job, run)
         place.remove(plan.stale)
         place.remove(plan.gone, with_outputs=True)
@@ -85,8 +92,6 @@ def _duplicates(job: Job) -> StageDirectory:
 def _search(blocks: Sequence[Unit], job: Job, run: RunUnits) -> list[Duplicate]:
     """All duplicates of the corpus, by uid."""
     settings = job.settings.select
-    if settings.evaluation_folder is not None:
-        _write_evaluation(settings, job.directory)
     signatures = _run_step(Step.SIGNATURES, blocks, job, run)
     directory = StageDirectory(replace(job, step=Step.SIGNATURES).place, job.settings.execution)
     found: list[Duplicate] = []
@@ -149,19 +154,30 @@ def _seal(duplicates: Sequence[Duplicate]) -> SealedUnit:
     return SealedUnit(rows=rows.to_parquet(pa.Table.from_pylist(lines, schema=DUPLICATES)), aside=b"", counts=counts)
 
 
-def _write_evaluation(settings: SelectSettings, directory: str) -> None:
-    """The signatures of the evaluation folder's pictures, once; the stage's fingerprint holds the folder's content."""
-    uri = evaluation_uri(directory)
-    assert settings.evaluation_folder is not None
-    if storage.exists(uri):
-        return
+def prepare_evaluation(job: Job) -> bytes | None:
+    """The signatures of the evaluation folder's pictures as a table's bytes; None if there is no folder, or they are there.
+
+    Raises ValueError for a picture that cannot be read: it could not be kept out of the corpus.
+    """
+    folder = job.settings.select.evaluation_folder
+    if folder is None or storage.exists(evaluation_uri(job.directory)):
+        return None
     found = []
-    for entry in storage.list_files(settings.evaluation_folder):
-        if posixpath.splitext(entry.name)[1].removeprefix(".").lower() in EXTENSIONS:
-            with naming(f"select.evaluation_folder: {entry.name}"):
-                picture = signature(decode(storage.read_bytes(entry.uri)))
-            found.append({"name": entry.name, **dataclasses.asdict(picture)})
+    for entry in storage.list_files(folder):
+        extension = posixpath.splitext(entry.name)[1].removeprefix(".").lower()
+        if extension not in (*EXTENSIONS, *UNDECODED_EXTENSIONS):
+            continue
+        try:
+            if extension in UNDECODED_EXTENSIONS:
+                raise unsupported(extension)
+            picture = signature(decode(read(entry.uri, job.settings.execution)))
+        except DataError as error:
+            raise ValueError(
+                f"select.evaluation_folder: {entry.uri} cannot be read ({error.fault.value}: {error.message}), and so "
+                f"its copies could not be found; repair it or take it away"
+            ) from error
+        found.append({"name": entry.name, **dataclasses.asdict(picture)})
     if not found:
-        raise ValueError(f"select.evaluation_folder: no picture in {settings.evaluation_folder}")
+        raise ValueError(f"select.evaluation_folder: no picture in {folder}")
     schema = pa.schema([pa.field("name", pa.string(), nullable=False), *rows.SIGNATURE_FIELDS])
-    storage.write_bytes(uri, rows.to_parquet(pa.Table.from_pylist(found, schema=schema)))
+    return rows.to_parquet(pa.Table.from_pylist(found, schema=schema))

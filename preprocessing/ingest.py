@@ -16,7 +16,7 @@ from preprocessing.sources import read_source
 from preprocessing.unit import Unit
 from realcustom.record import picture_uid
 
-SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS])
+SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS, rows.COLUMNS])
 
 
 class Ingest:
@@ -61,6 +61,7 @@ class Ingest:
             "alt_text": sample.alt_text,
             "view_group": sample.view_group,
             "members": members,
+            "columns": sample.columns,
         }
 
 

@@ -32,6 +32,8 @@ INGESTED = pa.schema(
 # All that a webdataset sample consists of, in the archive's order and under its names there, to be written back byte for
 # byte. `data` is null for the member that is the row's `image`; the column is null for a picture of another source.
 MEMBERS = pa.field("members", pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())])))
+# What a row of a source's table held besides what has a column of its own here, as JSON; null: nothing, or no table.
+COLUMNS = pa.field("columns", pa.string())
 SCORES = pa.field("scores", record.SCORES)
 SIGNATURE_FIELDS = (  # named as in hashes.Signature
     pa.field("phashes", pa.binary(VIEWS * SHORT_BYTES), nullable=False),  # of the whole and of its insets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from preprocessing import select
 from preprocessing.access import access, check_input, check_output
 from preprocessing.errors import TooManyErrors
 from preprocessing.fingerprint import describe, fingerprint, models_of
-from preprocessing.global_phase import count_clusters, run_global_phase
+from preprocessing.global_phase import count_clusters, prepare_evaluation, run_global_phase
+from preprocessing.model_folders import check_models
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
 from preprocessing.progress import Progress
 from preprocessing.report import make_report, write_report
 from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
+from preprocessing.steps import evaluation_uri
 from preprocessing.unit import Counts, StageDirectory, Step, Unit, to_json_bytes
 from preprocessing.worker import Job, Processor, commit_unit, read_unit
 from realcustom import storage
@@ -67,8 +70,7 @@ def run_stage(
     """
     began = time.monotonic()
     input, output = _absolute(input), _absolute(output)
-    check_settings(name, settings, method)
-    settings = _resolve_models(name, settings)
+    settings = check_stage(name, settings, method)
     check_input(input)
     check_output(output)
     with access("read", input):
@@ -77,11 +79,17 @@ def run_stage(
     directory = job.stage_directory()
     workers = _Workers(local, start_ray)
     units = source.units
-    clusters = None
+    clusters = evaluation = None
     if name is Stage.SELECT:
         select.check_scores(settings.select, source.description)
-        _write_description(directory, description)
-        units = run_global_phase(units, job, workers.run)
+        evaluation = prepare_evaluation(job)
+    _write_description(directory, description)  # also where all is done: by whom, no manifest says
+    if evaluation is not None:
+        directory.write(evaluation_uri(job.directory), evaluation)
+    if name is Stage.SELECT:
+        upstream = source.description["upstream"] if source.description is not None else source.upstream
+        own_uids = not upstream.startswith(f"{Stage.INGEST.value}@")
+        units = run_global_phase(units, job, workers.run, own_uids)
         clusters = count_clusters(job)
     plan = make_plan(units, directory.manifests(), directory.rows_present())
     todo = plan.todo[:limit] if limit is not None else plan.todo
@@ -89,7 +97,6 @@ def run_stage(
     if not source.finished:
         progress.say(f"the stage before has not finished {input}: only the units that are there are read")
     if todo or plan.gone:
-        _write_description(directory, description)
         _clear(directory, plan, todo, progress)
     total = Counts()
     for counts in directory.counts(plan.done):
@@ -117,6 +124,14 @@ def run_stage(
         seconds=seconds,
         unit_seconds=tuple(after - before for before, after in itertools.pairwise(ends)),
     )
+
+
+def check_stage(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> PreprocessSettings:
+    """The settings with models by absolute path or revision. Raises ValueError for what is not set, or is no model."""
+    check_settings(stage, settings, method)
+    settings = _resolve_models(stage, settings)
+    check_models(stage, settings)
+    return settings
 
 
 def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> None:
@@ -171,8 +186,12 @@ class _Workers:
             if not self._ready:
                 _require_ray(self._start_ray)
                 self._ready = True
-            from preprocessing.distributed import run_units  # Ray only where work is distributed
+            from preprocessing.capacity import fit_to_cluster  # Ray only where work is distributed
+            from preprocessing.distributed import run_units
 
+            job, notes = fit_to_cluster(job, units)
+            for note in notes:
+                print(f"{job.stage.value}: {note}", file=sys.stderr, flush=True)
             yield from run_units(job, tuple(units))
 
 

@@ -65,7 +65,7 @@ class DownloadSettings:
     """How pictures are fetched by URL (tries and waits are those of `execution`). Not part of the fingerprint."""
 
     connections: int = 32  # at once, of one worker
-    per_host: int = 4  # at once to one host, of one worker
+    per_host: int = 4  # at once to one host, of all workers together (each has a share, at least one)
     timeout: float = 30.0  # seconds for one try, from the first byte sent to the last received
     user_agent: str = "realcustom"  # sent along, and the name by which a robots opt-out can mean us
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.columns import to_json
 from preprocessing.entry import Entry, Fault, Sample, optional_text, read, too_large
 from preprocessing.errors import DataError, DataFault
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.unit import Unit
+
+VIEW_GROUP = "view_group"  # of any table: pictures of one group show the same subject
 
 
 def read_table(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
@@ -23,41 +27,54 @@ def read_table(unit: Unit, settings: IngestSettings, execution: ExecutionSetting
         yield Fault(key=file.name, fault=DataFault.TORN_TABLE, message=f"not a readable Parquet file: {error}")
         return
     check_source_table(table.schema_arrow, settings, file.name)
-    columns = [settings.image_column]
-    columns += [settings.caption_column] if settings.caption_column is not None else []
-    columns += ["view_group"] if "view_group" in table.schema_arrow.names else []
     first = 0
     for group in range(table.num_row_groups):
         count = table.metadata.row_group(group).num_rows
         keys = [f"{file.name}#{first + index}" for index in range(count)]
         first += count
         try:
-            rows = table.read_row_group(group, columns=columns, use_threads=False)
+            rows = table.read_row_group(group, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             for key in keys:
                 yield Fault(key=key, fault=DataFault.TORN_TABLE, message=f"row group {group} is broken: {error}")
             continue
-        for key, row in zip(keys, _iterate(texts_as_bytes(rows)), strict=True):
+        for key, row in zip(keys, plain_rows(rows), strict=True):
             try:
+                if isinstance(row, DataError):
+                    raise row
                 yield _sample(key, row, settings)
             except DataError as error:
                 yield Fault(key=key, fault=error.fault, message=error.message)
 
 
-def texts_as_bytes(rows: pa.Table) -> pa.Table:
-    """The table with its columns of text as bytes: Arrow has not checked that they are UTF-8, we do row by row."""
-    for index, field in enumerate(rows.schema):
-        kind, column = field.type, rows.column(index)
-        if pa.types.is_dictionary(kind):
-            kind, column = kind.value_type, column.cast(kind.value_type, safe=False)
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            rows = rows.set_column(index, field.name, column.cast(pa.large_binary()))
-    return rows
+def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
+    """The rows as Python objects. Arrow has not checked that texts are UTF-8: bytes that are not come as surrogates."""
+    names = table.schema.names
+    texts = [name for name, field in zip(names, table.schema, strict=True) if _is_text(field.type)]
+    for name in texts:
+        column = table[name]
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        column = column.cast(kind, safe=False).cast(pa.large_binary())
+        table = table.set_column(names.index(name), name, column)
+    for batch in table.to_batches(max_chunksize=64):  # so few rows at a time become Python objects
+        for row in _to_pylist(batch):
+            if isinstance(row, dict):
+                row |= {name: row[name].decode("utf-8", "surrogateescape") for name in texts if row[name] is not None}
+            yield row
 
 
-def _iterate(rows: pa.Table) -> Iterator[dict]:
-    for batch in rows.to_batches(max_chunksize=64):  # so few rows at a time become Python objects
-        yield from batch.to_pylist()
+def _to_pylist(batch: pa.RecordBatch) -> list[dict[str, Any] | DataError]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:  # of a text inside a list or struct
+        if len(batch) == 1:
+            return [DataError(DataFault.UNREADABLE_TEXT, f"a text in a list or struct is not UTF-8: {error}")]
+        return [row for index in range(len(batch)) for row in _to_pylist(batch.slice(index, 1))]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
@@ -75,12 +92,11 @@ def require_texts(schema: pa.Schema, settings: IngestSettings, where: str) -> No
     """Raise ValueError if captions or view groups, where there are to be some, are not columns of text."""
     if settings.caption_column is not None:
         require_column(schema.names, settings.caption_column, "caption_column", where)
-    for name in (settings.caption_column, "view_group"):
+    for name in (settings.caption_column, VIEW_GROUP):
         if name not in schema.names:
             continue
         kind = schema.field(name).type
-        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_null(plain)):
+        if not (_is_text(kind) or pa.types.is_null(kind)):
             raise ValueError(f"{where}: the column '{name}' holds {kind}, expected text")
 
 
@@ -91,13 +107,25 @@ def require_column(columns: list[str], name: str, setting: str, where: str) -> N
         raise ValueError(f"{where} has no column '{name}' but {', '.join(columns)}; set ingest.{setting}{hint}")
 
 
-def _sample(key: str, row: dict, settings: IngestSettings) -> Sample:
+def _sample(key: str, row: dict[str, Any], settings: IngestSettings) -> Sample:
     image = row[settings.image_column]
     data = image["bytes"] if isinstance(image, dict) else image
     if data is None:
         raise DataError(DataFault.MISSING_IMAGE, f"'{settings.image_column}' is null")
     if len(data) > settings.max_bytes:
         raise too_large(len(data), settings)
-    column = settings.caption_column
-    caption = optional_text(row[column]) if column is not None else None
-    return Sample(key=key, data=data, alt_text=caption, view_group=optional_text(row.get("view_group")))
+    return sample_of(key, data, row, settings)
+
+
+def sample_of(key: str, data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sample:
+    """The picture `data` with what its row says of it. Raises DataError if the caption is not UTF-8."""
+    known = (settings.image_column, settings.caption_column, VIEW_GROUP)
+    caption = row.get(settings.caption_column) if settings.caption_column is not None else None
+    others = {name: value for name, value in row.items() if name not in known}
+    return Sample(
+        key=key,
+        data=data,
+        alt_text=optional_text(caption),
+        view_group=optional_text(row.get(VIEW_GROUP)),
+        columns=to_json(others),
+    )

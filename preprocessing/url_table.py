@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.csv_table import read_rows
 from preprocessing.download import download
-from preprocessing.entry import Entry, Fault, Sample, Unwanted, optional_text, read
+from preprocessing.entry import Entry, Fault, Unwanted, read
 from preprocessing.errors import DataError, DataFault, RowDropped
 from preprocessing.settings import ExecutionSettings, IngestSettings
-from preprocessing.source_table import texts_as_bytes
+from preprocessing.source_table import plain_rows, sample_of
 from preprocessing.unit import Unit
 from realcustom import storage
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A row as the table holds it."""
-
-    url: bytes | None
-    caption: bytes | None
-    view_group: bytes | None
+_Row = dict[str, Any]  # by column
 
 
 def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
@@ -36,32 +29,33 @@ def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
         return
     keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
     try:
-        rows = _table_rows(unit, settings, execution)
+        rows = _table_rows(unit, execution)
     except (pa.ArrowInvalid, OSError) as error:
         for key in keys:
             yield Fault(key=key, fault=DataFault.TORN_TABLE, message=f"the rows cannot be read: {error}")
         return
-    results = download([row.url for row in rows], settings, execution)
+    results = download([_url(row, settings) for row in rows], settings, execution)
     for key, row, result in zip(keys, rows, results, strict=True):
         try:
+            if isinstance(row, DataError):
+                raise row
             if not isinstance(result, bytes):
                 raise result
-            caption, group = optional_text(row.caption), optional_text(row.view_group)
-            yield Sample(key=key, data=result, alt_text=caption, view_group=group)
+            yield sample_of(key, result, row, settings)
         except DataError as error:
             yield Fault(key=key, fault=error.fault, message=error.message)
         except RowDropped as rule:
             yield Unwanted(key=key, reason=rule.reason, message=rule.message)
 
 
-def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> list[_Row]:
+def _table_rows(unit: Unit, execution: ExecutionSettings) -> list[_Row | DataError]:
     file = unit.files[0]
     try:
         with _open(file.uri) as source:
-            return list(_rows(unit, source, settings, execution))
+            return list(_rows(unit, source, execution))
     except OSError:  # the storage's fault, or broken data: from memory it can only be the latter
         data = read(file.uri, execution)
-        return list(_rows(unit, pa.BufferReader(data), settings, execution))
+        return list(_rows(unit, pa.BufferReader(data), execution))
 
 
 def _open(uri: str) -> pa.NativeFile:
@@ -70,37 +64,31 @@ def _open(uri: str) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
-def _rows(unit: Unit, source: pa.NativeFile, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[_Row]:
+def _rows(unit: Unit, source: pa.NativeFile, execution: ExecutionSettings) -> Iterator[_Row | DataError]:
     assert unit.count is not None, "a torn table has no rows"
-    columns = (settings.url_column, settings.caption_column, "view_group")
     end = unit.first + unit.count
     if unit.files[0].name.endswith(".csv"):
         for number, row in enumerate(read_rows(unit.files[0].uri, execution)):
             if number >= end:
                 return
             if number >= unit.first:
-                yield _row([row.get(name) if name is not None else None for name in columns])
+                yield row
         return
-    for data in _read_parquet(unit, source, [name for name in columns if name is not None]):
-        yield _row([data.get(name) if name is not None else None for name in columns])
+    yield from _read_parquet(unit, source)
 
 
-def _row(values: list[str | bytes | None]) -> _Row:
-    url, caption, group = (
-        value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value for value in values
-    )
-    return _Row(url=url, caption=caption, view_group=group)
+def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:
+    value = None if isinstance(row, DataError) else row[settings.url_column]
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
-def _read_parquet(unit: Unit, source: pa.NativeFile, columns: list[str]) -> Iterator[dict[str, bytes | None]]:
+def _read_parquet(unit: Unit, source: pa.NativeFile) -> Iterator[_Row | DataError]:
     """The unit's rows, from the row groups that hold them."""
     table = pq.ParquetFile(source)
-    columns = [name for name in columns if name in table.schema_arrow.names]
     start, end = 0, unit.first + (unit.count or 0)
     for group in range(table.num_row_groups):
         count = table.metadata.row_group(group).num_rows
         low, high = max(unit.first, start), min(end, start + count)
         if low < high:
-            rows = table.read_row_group(group, columns=columns, use_threads=False).slice(low - start, high - low)
-            yield from texts_as_bytes(rows).to_pylist()
+            yield from plain_rows(table.read_row_group(group, use_threads=False).slice(low - start, high - low))
         start += count

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.access import access
-from preprocessing.errors import StageBug, retry
+from preprocessing.errors import retry
+from preprocessing.fingerprint import models_of
 from preprocessing.outcome import Outcome
 from preprocessing.settings import PreprocessSettings, Stage
 from preprocessing.unit import SealedUnit, StageDirectory, Step, Unit
@@ -64,7 +65,8 @@ class Processor:
         """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
         if self._stage is None:
             self._stage = _load(self._job)
-        return self._stage(unit, data).seal(unit)
+        with access("read", unit.files[0].uri):  # a source, and the global phase's tables, are read piece by piece
+            return self._stage(unit, data).seal(unit)
 
 
 def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
@@ -89,7 +91,15 @@ def _load(job: Job) -> Callable[[Unit, bytes], Outcome | Sealed]:
 
         select = Select(settings.select)
         return lambda unit, data: select(unit, _table(unit, data))
-    stage = _load_table_stage(job)
+    try:
+        stage = _load_table_stage(job)
+    except Exception as error:
+        if not job.models:
+            raise
+        given = models_of(job.stage, settings).items()
+        names = " and ".join(f"{job.stage.value}.{name}={model}" for name, model in given)
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{names} cannot be loaded: {kind}{error}") from error
     return lambda unit, data: stage(unit.name, _table(unit, data))
 
 
@@ -122,7 +132,10 @@ def _table(unit: Unit, data: bytes) -> pa.Table:
     try:
         table = rows.from_parquet(data)
     except pa.ArrowInvalid as error:
-        raise StageBug(f"unit {unit.name}: {unit.files[0].uri} is not a readable table: {error}") from error
+        raise ValueError(
+            f"unit {unit.name}: {unit.files[0].uri} is not a readable table ({error}); if a stage wrote it, remove it "
+            f"and run that stage again"
+        ) from error
     counts = pc.value_counts(table["uid"]) if "uid" in table.schema.names else []
     twice = next((str(count["values"]) for count in counts if count["counts"].as_py() > 1), None)
     if twice is not None:  # in a table that somebody put together of two sources

@@ -116,6 +116,9 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _nearest(key: str, names: Mapping[str, Any], where: str) -> str:
     prefix = f"{where}." if where else ""
+    inner = next((name for name, hint in names.items() if dataclasses.is_dataclass(hint) and key in _hints(hint)), None)
+    if inner is not None:  # a name without the section that it is in
+        return f"; did you mean '{prefix}{inner}.{key}'?"
     close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.4)
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
+LISTING_ATTEMPTS = 8  # of a page, with a growing wait between: about a minute of a store that is overloaded
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
@@ -33,7 +35,9 @@ def is_remote(uri: str | Path) -> bool:
 def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem of `uri` and the path within it."""
     if is_remote(uri):
-        return fs.FileSystem.from_uri(str(uri))
+        # a small object is then written by one PUT; else by an upload in parts, which a kill leaves behind in the store
+        delayed = "?allow_delayed_open=true" if str(uri).startswith("s3://") and "?" not in str(uri) else ""
+        return fs.FileSystem.from_uri(f"{uri}{delayed}")
     return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).absolute())
 
 
@@ -116,10 +120,12 @@ def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
 
 def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
     import boto3  # type: ignore[import-untyped]  # pyarrow's listing has no ETag
+    from botocore.config import Config  # type: ignore[import-untyped]
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    client = boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}))
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     entries = []
     for page in pages:
         for item in page.get("Contents", []):

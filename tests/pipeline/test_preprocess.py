@@ -152,17 +152,6 @@ def test_a_selection_as_shards(pictures: Path, tmp_path: Path, capsys: pytest.Ca
     assert counts(again) == (4, 4, 0, 0)
 
 
-def test_a_bucket_that_does_not_exist_is_one_line(
-    bucket: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for source, output in ((f"{bucket}s/raw", str(tmp_path / "records")), (str(pictures), f"{bucket}s/records")):
-        assert run(["preprocess", "ingest", "--input", source, "--output", output, "--local"]) == 2
-        place = next(place for place in (source, output) if place.startswith("s3://"))
-        said = f"error: cannot read {place}: the bucket does not exist; create it or correct its name\n"
-        assert capsys.readouterr() == ("", said)
-    assert not (tmp_path / "records").exists()
-
-
 def test_all_stages_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus", CorpusSettings(pictures=10, per_shard=5))
     root = tmp_path / "records"

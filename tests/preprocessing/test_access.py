@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,35 +17,11 @@ from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
-READ_ONLY = {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"], "Resource": "*"}
-
 
 def run(source: str | Path, output: str | Path, stage: Stage = Stage.INGEST) -> StageResult:
     return run_stage(
         stage, str(source), str(output), PreprocessSettings(select=SelectSettings(min_side=16)), local=True
     )
-
-
-@pytest.fixture
-def guarded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """The bucket with a corpus, its server asking for credentials from here on; the keys of one who may only read."""
-    storage.write_bytes(f"{bucket}/raw/s.tar", tar_bytes(sample("a", jpeg(picture(0)))))
-    iam = boto3.client("iam")
-    iam.create_user(UserName="reader")
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [READ_ONLY]})
-    iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=policy)
-    key = iam.create_access_key(UserName="reader")["AccessKey"]
-    _moto("reset-auth", "0")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials that it saw
-    yield {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-    _moto("reset-auth", "inf")
-    _moto("reset", "")  # users outlive a server otherwise
-
-
-def _moto(what: str, data: str) -> None:
-    url = os.environ["AWS_ENDPOINT_URL"] + f"/moto-api/{what}"
-    request = urllib.request.Request(url, data=data.encode(), headers={"Content-Type": "text/plain"})
-    urllib.request.urlopen(request).close()
 
 
 def test_wrong_credentials(guarded: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -66,15 +38,6 @@ def test_wrong_credentials(guarded: dict[str, str], monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="cannot read s3://corpus/raw: no credentials; set AWS_ACCESS_KEY_ID"):
         run("s3://corpus/raw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_no_permission_to_write(guarded: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in guarded.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"cannot write s3://corpus/forbidden/ingest@.*/stage\.json: access denied"):
-        run("s3://corpus/raw", "s3://corpus/forbidden")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    assert not [entry for entry in storage.list_files("s3://corpus") if entry.name.startswith("forbidden")]
 
 
 def test_a_bucket_or_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,9 +71,8 @@ def test_a_local_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "src"]
 
 
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "no permission")])
-def test_a_disk_that_fills_up_stops_the_job_and_a_rerun_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+def test_a_file_that_may_not_be_written_stops_the_job_and_a_rerun_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path / "src", 2, 1)
     whole = run(tmp_path / "src", tmp_path / "whole")
@@ -118,12 +80,12 @@ def test_a_disk_that_fills_up_stops_the_job_and_a_rerun_goes_on(
 
     def full(uri: str | Path, data: bytes) -> None:
         if str(uri).endswith("shard-00001.parquet"):
-            raise OSError(number, os.strerror(number))
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # tests may run as one who may write anywhere
         write(uri, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_bytes", full)
-        with pytest.raises(ValueError, match=rf"cannot write .*/shard-00001\.parquet: {words}"):
+        with pytest.raises(ValueError, match=r"cannot write .*/shard-00001\.parquet: no permission"):
             run(tmp_path / "src", tmp_path / "out")
     again = run(tmp_path / "src", tmp_path / "out")
     assert again.units_run == 1 and snapshot(again.directory) == snapshot(whole.directory)

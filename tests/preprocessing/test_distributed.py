@@ -15,7 +15,6 @@ import pytest
 
 from preprocessing import global_phase, partitions
 from preprocessing.distributed import _committing, _whole
-from preprocessing.errors import StageBug
 from preprocessing.rows import to_parquet
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
@@ -111,7 +110,7 @@ def test_an_error_on_a_worker_is_said_plainly(ray_cluster: str, tmp_path: Path) 
     write_shards(tmp_path / "src", 1, 1)
     ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=True)
     (Path(ingested.directory) / "shard-00000.parquet").write_bytes(b"garbage")
-    with pytest.raises(StageBug, match=r"unit shard-00000: .* is not a readable table"):
+    with pytest.raises(ValueError, match=r"unit shard-00000: .* is not a readable table"):
         run(Stage.SCORE, ingested.directory, tmp_path / "out", PreprocessSettings(), local=False)
 
 

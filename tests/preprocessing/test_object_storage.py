@@ -7,6 +7,7 @@ from pathlib import Path
 import boto3  # type: ignore[import-untyped]
 import pytest
 
+from preprocessing.fingerprint import describe, fingerprint
 from preprocessing.run import run_stage
 from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
@@ -43,3 +44,15 @@ def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> No
 def test_a_missing_prefix_is_said_plainly(bucket: str) -> None:
     with pytest.raises(ValueError, match="no input at s3://corpus/nothing"):
         run_stage(Stage.INGEST, f"{bucket}/nothing", f"{bucket}/out", PreprocessSettings(), local=True)
+
+
+def test_an_evaluation_folder_in_the_store_is_known_by_its_content(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/evaluation/a.jpg", jpeg(picture(0)))
+    settings = PreprocessSettings(select=SelectSettings(evaluation_folder=f"{bucket}/evaluation"))
+    descriptions = [describe(Stage.SELECT, settings, "score@0", {}, None)]
+    storage.write_bytes(f"{bucket}/evaluation/a.jpg", jpeg(picture(1)))
+    descriptions.append(describe(Stage.SELECT, settings, "score@0", {}, None))
+    assert fingerprint(descriptions[0]) != fingerprint(descriptions[1])
+    with pytest.raises(ValueError, match=r"no folder at s3://corpus/nothing"):
+        elsewhere = PreprocessSettings(select=SelectSettings(evaluation_folder=f"{bucket}/nothing"))
+        describe(Stage.SELECT, elsewhere, "score@0", {}, None)

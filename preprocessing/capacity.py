@@ -1,0 +1,49 @@
+"""What a cluster means for a job: how many workers share its limits, and whether any node can hold one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import ray
+
+from preprocessing.settings import Device
+from preprocessing.unit import Unit, UnitKind
+from preprocessing.worker import Job
+
+
+def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
+    """The job with `per_host` of its downloads divided among its workers; and what the user should know.
+
+    Workers are `execution.workers`, else the CPUs that the cluster has now: a stage without models is a task per CPU.
+    """
+    notes = [lack] if (lack := _lacking(job)) is not None else []
+    if not any(unit.kind is UnitKind.URLS for unit in units):
+        return job, notes
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    workers = min(job.settings.execution.workers or cpus, cpus, len(units))
+    ingest = job.settings.ingest
+    per_host = ingest.download.per_host
+    if per_host < workers:
+        notes.append(
+            f"{workers} workers fetch, and each may ask a host: {workers} at once instead of "
+            f"ingest.download.per_host={per_host}; execution.workers={per_host} keeps to it"
+        )
+    download = replace(ingest.download, per_host=max(1, per_host // workers))
+    return replace(job, settings=replace(job.settings, ingest=replace(ingest, download=download))), notes
+
+
+def _lacking(job: Job) -> str | None:
+    """That no node has what a worker with models needs; Ray waits for one without a word, as an autoscaler may add it."""
+    if not job.models:
+        return None
+    compute = job.settings.compute
+    needed = {"CPU": compute.threads, "GPU": 1 if compute.device is Device.CUDA else 0}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= number for name, number in needed.items()) for node in nodes):
+        return None
+    words = " and ".join(f"{number} {name}" for name, number in needed.items() if number)
+    return (
+        f"no node of the cluster has {words}, as compute.device={compute.device.value} and "
+        f"compute.threads={compute.threads} ask for; waiting for one"
+    )

@@ -1,0 +1,46 @@
+"""That no two rows of a table which somebody put together have one uid: `select` is where a corpus is seen as a whole.
+
+What `ingest` wrote need not be looked at: a uid is the hash of a key, and keys begin with the file's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from preprocessing import rows
+from preprocessing.unit import Unit
+
+
+def check_uids(units: Sequence[Unit]) -> None:
+    """Raise ValueError, naming the two files, if a uid is there twice. Reads one column; holds 8 bytes a row."""
+    uris = [unit.files[0].uri for unit in units]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        marks = np.concatenate(list(pool.map(lambda uri: _marks(_uids(uri)), uris)))
+    marks.sort()
+    twice = marks[1:][marks[1:] == marks[:-1]]
+    if not len(twice):
+        return
+    seen: dict[str, str] = {}
+    for uri in uris:
+        uids = _uids(uri)
+        for index in np.flatnonzero(np.isin(_marks(uids), twice)).tolist():
+            uid = uids[index]
+            if uid in seen:  # else two uids of one mark
+                raise ValueError(
+                    f"two rows have the uid {uid}, one in {seen[uid]} and one in {uri}; every picture needs its own"
+                )
+            seen[uid] = uri
+
+
+def _uids(uri: str) -> list[str]:
+    return rows.read_columns(uri, ["uid"])["uid"].to_pylist()
+
+
+def _marks(uids: Sequence[str]) -> np.ndarray:
+    """uint64 (n,): 64 bits that stand for each uid."""
+    digests = (hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
+    return np.frombuffer(b"".join(digests), np.uint64)

@@ -1,0 +1,54 @@
+"""What the size of the cluster means for a job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from preprocessing.capacity import fit_to_cluster
+from preprocessing.settings import (
+    ComputeSettings,
+    Device,
+    DownloadSettings,
+    ExecutionSettings,
+    IngestSettings,
+    PreprocessSettings,
+    Stage,
+)
+from preprocessing.unit import InputFile, Unit, UnitKind
+from preprocessing.worker import Job
+
+TABLE = InputFile(name="t.csv", uri="/t.csv", size=1)
+UNITS = [Unit(name=str(n), identity="", kind=UnitKind.URLS, files=(TABLE,), first=n, count=1) for n in range(20)]
+
+
+def job(per_host: int, workers: int | None) -> Job:
+    ingest = IngestSettings(download=DownloadSettings(per_host=per_host))
+    settings = PreprocessSettings(ingest=ingest, execution=ExecutionSettings(workers=workers))
+    return Job(stage=Stage.INGEST, settings=settings, method=None, models={}, directory="/out")
+
+
+@pytest.mark.parametrize(
+    ("per_host", "workers", "units", "share"),
+    [(16, None, 20, 2), (16, 4, 20, 4), (16, 100, 20, 2), (16, None, 3, 5), (4, None, 20, 1), (4, 4, 20, 1)],
+)
+def test_workers_share_what_a_host_is_asked(
+    ray_cluster: str, per_host: int, workers: int | None, units: int, share: int
+) -> None:
+    whole = job(per_host, workers)  # on 8 CPUs
+    fitted, notes = fit_to_cluster(whole, UNITS[:units])
+    assert fitted.settings.ingest.download.per_host == share
+    assert bool(notes) is (per_host == 4 and workers is None)
+    assert not notes or "8 at once instead of ingest.download.per_host=4; execution.workers=4 keeps to it" in notes[0]
+    assert replace(fitted, settings=whole.settings) == whole
+    pictures = [replace(unit, kind=UnitKind.PICTURES) for unit in UNITS]
+    assert fit_to_cluster(whole, pictures) == (whole, [])
+
+
+def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:
+    models = Job(stage=Stage.SCORE, settings=PreprocessSettings(), method=None, models={"clip": "x"}, directory="/out")
+    assert fit_to_cluster(models, UNITS[:0]) == (models, [])
+    for compute in (ComputeSettings(device=Device.CUDA), ComputeSettings(threads=64)):
+        _, notes = fit_to_cluster(replace(models, settings=PreprocessSettings(compute=compute)), [])
+        assert len(notes) == 1 and "no node of the cluster has" in notes[0] and "waiting for one" in notes[0]

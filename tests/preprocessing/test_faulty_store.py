@@ -1,0 +1,166 @@
+"""Stages on an object store that is overloaded, slow, and cuts connections: the bytes of an undisturbed run.
+
+The fast tests ask moto, the slow one OpenStack Swift with its S3 API where SWIFT_URL names one that runs, both through
+a proxy that breaks requests (faulty_proxy.py).
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import boto3  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom import storage
+from tests.preprocessing.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
+from tests.preprocessing.faulty_proxy import Trouble, disturbed
+
+SETTINGS = PreprocessSettings(
+    ingest=IngestSettings(corpus="toys"),
+    select=SelectSettings(min_side=16),
+    execution=ExecutionSettings(attempts=6, backoff=0.05),
+)
+WHOLE = (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.EXPORT)
+
+
+def run(stages: tuple[Stage, ...], source: str, output: str) -> list[StageResult]:
+    results: list[StageResult] = []
+    for stage in stages:
+        results.append(run_stage(stage, source, output, SETTINGS, local=True))
+        source = results[-1].directory
+    return results
+
+
+def upstream() -> tuple[str, int]:
+    url = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    assert url.hostname is not None and url.port is not None
+    return url.hostname, url.port
+
+
+def objects(uri: str) -> dict[str, bytes]:
+    return {entry.name: storage.read_bytes(entry.uri) for entry in storage.list_files(uri)}
+
+
+def corpus(bucket: str, folder: Path, shards: int, spoiled: bool = True) -> str:
+    """Shards in the store and, the same, in `folder`; the last one cut."""
+    write_shards(folder, shards, 3)
+    if spoiled:
+        last = folder / f"shard-{shards - 1:05d}.tar"
+        last.write_bytes(last.read_bytes()[:5000])
+    for path in folder.iterdir():
+        storage.write_bytes(f"{bucket}/raw/{path.name}", path.read_bytes())
+    return f"{bucket}/raw"
+
+
+def check_storm(
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stages: tuple[Stage, ...],
+    *,
+    seed: int,
+    probability: float,
+    shards: int,
+) -> set[Trouble]:
+    """Run the stages in a storm and without; their output must be equal. Returns what was met."""
+    source = corpus(bucket, tmp_path / "src", shards)
+    calm = run(stages, source, f"{bucket}/calm-{seed}")
+    with disturbed(upstream(), seed, probability) as proxy, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        stormy = run(stages, source, f"{bucket}/storm-{seed}")
+        assert run(stages, source, f"{bucket}/storm-{seed}")[-1].units_run == 0
+    assert [result.report for result in stormy] == [result.report for result in calm]
+    assert objects(f"{bucket}/storm-{seed}") == objects(f"{bucket}/calm-{seed}")
+    client = boto3.client("s3")
+    assert not client.list_multipart_uploads(Bucket=bucket.removeprefix("s3://")).get("Uploads")
+    report = calm[0].report
+    assert report["in"] == report["kept"] + sum(report["dropped"].values()) + sum(report["quarantined"].values())
+    assert report["quarantined"] == {"torn_tar": 1}
+    return {trouble for _, trouble in proxy.met}
+
+
+def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met = check_storm(bucket, tmp_path, monkeypatch, (Stage.INGEST,), seed=0, probability=0.15, shards=2)
+    assert len(met) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [3, 4])
+def test_objects_that_are_written_in_parts_come_out_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    noise = [Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), dtype=np.uint8)) for _ in range(3)]  # 9 MB each
+    data = tar_bytes({f"{number}.png": encoded(image, "PNG", compress_level=0) for number, image in enumerate(noise)})
+    storage.write_bytes(f"{bucket}/large/s.tar", data)
+    calm = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/calm")[0]
+    with disturbed(upstream(), seed, 0.3) as proxy, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        stormy = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
+    assert stormy.report == calm.report and calm.report["kept"] == 3
+    assert objects(f"{bucket}/storm") == objects(f"{bucket}/calm")
+    assert {method for method, _ in proxy.met} >= {"PUT", "POST", "GET"}
+
+
+@pytest.mark.slow  # the SDK's own patience
+def test_a_store_that_stays_down_stops_the_job_in_words(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = corpus(bucket, tmp_path / "src", 2, spoiled=False)
+    first = run((Stage.INGEST,), source, f"{bucket}/out")[0]
+    before = objects(f"{bucket}/out")
+    storage.write_bytes(f"{bucket}/raw/shard-00002.tar", tar_bytes(sample("new", jpeg(picture(9)))))
+    down = "GET /corpus/raw/shard-00002.tar"
+    once = replace(SETTINGS, execution=ExecutionSettings(attempts=1))
+    with disturbed(upstream(), 0, 0.0, down=down) as proxy, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with pytest.raises(ValueError, match=r"cannot read s3://corpus/raw/shard-00002\.tar: the store keeps failing"):
+            run_stage(Stage.INGEST, source, f"{bucket}/out", once, local=True)
+    after = objects(f"{bucket}/out")
+    assert after.items() <= before.items() and set(before) - set(after) == {f"{Path(first.directory).name}/report.json"}
+    assert run((Stage.INGEST,), source, f"{bucket}/out")[0].units_run == 1
+
+
+@pytest.fixture
+def swift(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of a Swift that runs."""
+    if "SWIFT_URL" not in os.environ:
+        pytest.skip("SWIFT_URL names no OpenStack Swift with its S3 API (key test:tester, secret testing)")
+    variables = {"AWS_ENDPOINT_URL": os.environ["SWIFT_URL"], "AWS_ACCESS_KEY_ID": "test:tester"}
+    variables |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials that it saw
+    client = boto3.client("s3")
+    name = f"storm-{os.getpid()}"
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    while found := client.list_objects_v2(Bucket=name).get("Contents"):
+        client.delete_objects(Bucket=name, Delete={"Objects": [{"Key": item["Key"]} for item in found]})
+    client.delete_bucket(Bucket=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_all_stages_in_a_storm_before_moto(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    met = check_storm(bucket, tmp_path, monkeypatch, WHOLE, seed=seed, probability=0.3, shards=4)
+    assert met == set(Trouble)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_all_stages_in_a_storm_before_swift(
+    swift: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    met = check_storm(swift, tmp_path, monkeypatch, WHOLE, seed=seed, probability=0.3, shards=4)
+    assert met == set(Trouble)

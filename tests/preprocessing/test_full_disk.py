@@ -1,0 +1,107 @@
+"""A disk without room, a real one: the job stops in words, nothing is half-written, a rerun with room completes it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preprocessing.run import run_stage
+from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from tests.preprocessing.corpora import snapshot, write_shards
+
+SETTINGS = PreprocessSettings(select=SelectSettings(min_side=16))
+PAGE = 4096  # bytes: what a tmpfs grows by
+
+
+class SmallDisk:
+    """A tmpfs of a few pages at `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.mkdir()
+        self._mount("size=1m")
+
+    def resize(self, pages: int) -> None:
+        self._mount(f"remount,size={pages * PAGE}")
+
+    def _mount(self, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    try:
+        small = SmallDisk(tmp_path / "disk")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to mount a tmpfs: {getattr(error, 'stderr', '') or error}")
+    yield small
+    subprocess.run(["umount", str(small.path)], check=True)
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow above `size` bytes inside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def run(stages: tuple[Stage, ...], source: Path, output: Path) -> Path:
+    directory = str(source)
+    for stage in stages:
+        directory = run_stage(stage, directory, str(output), SETTINGS, local=True).directory
+    return Path(directory)
+
+
+def check_whole_units(root: Path) -> int:
+    """Every manifest's outputs are there and what it says; no other file is a part of one. Returns how many there are."""
+    assert not list(root.rglob(".tmp-*"))
+    manifests = sorted(root.rglob("manifests/*.json"))
+    for path in manifests:
+        for name, output in json.loads(path.read_text())["outputs"].items():
+            assert hashlib.sha256((path.parents[1] / name).read_bytes()).hexdigest() == output["sha256"], path
+    return len(manifests)
+
+
+def test_wherever_a_disk_fills_up_a_rerun_with_room_completes_the_work(disk: SmallDisk, tmp_path: Path) -> None:
+    stages = (Stage.INGEST, Stage.SCORE, Stage.SELECT)
+    write_shards(tmp_path / "src", 3, 2)
+    run(stages, tmp_path / "src", tmp_path / "whole")
+    whole = snapshot(tmp_path / "whole")
+    pages = sum(-(-len(data) // PAGE) for data in whole.values())
+    begun = set()
+    for size in range(2, pages, 12):
+        output = disk.path / "out"
+        disk.resize(size)
+        with pytest.raises(ValueError, match=r"cannot write \S+: the disk is full"):
+            run(stages, tmp_path / "src", output)
+        begun.add(check_whole_units(output))
+        disk.resize(4 * pages)
+        run(stages, tmp_path / "src", output)
+        assert snapshot(output) == whole, f"{size} pages"
+        shutil.rmtree(output)
+    assert len(begun) > 3  # it stopped at many places
+
+
+def test_a_file_that_may_not_grow_as_large_is_said_so(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 6, size=(200, 160))
+    whole = run((Stage.INGEST,), tmp_path / "src", tmp_path / "whole")
+    with (
+        largest_file(8000),
+        pytest.raises(ValueError, match=r"cannot write \S+/shard-00000\.parquet: the file is larg"),
+    ):
+        run((Stage.INGEST,), tmp_path / "src", tmp_path / "out")
+    assert check_whole_units(tmp_path / "out") == 0
+    assert snapshot(run((Stage.INGEST,), tmp_path / "src", tmp_path / "out")) == snapshot(whole)
