@@ -232,6 +232,9 @@ class SubjectsSettings:
     max_box_overlap: float = 0.5  # IoU with a better candidate above which one is rejected
     max_per_word: int = 1  # subjects of one word in one picture
     min_box_side: int = 48  # shorter side of the box, pixels
+    max_border_contact: float = (
+        1.0  # share of the outline of the mask's box that is mask on the picture's border; 1: not checked
+    )
     min_segmentation_score: float = 0.7  # SAM's predicted IoU, 0..1
     min_area: float = 0.02  # mask area / picture area
     max_area: float = 0.9
