@@ -1,16 +1,13 @@
-"""Stage `caption`: a synthetic caption beside the alt text, and the word of one of them that is to name the subject.
-
-(Large captioners behind an HTTP endpoint are not called yet.)
-"""
+"""Stage `caption`: a synthetic caption beside the alt text, and the word of one of them that is to name the subject."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 from preprocessing import rows
-from preprocessing.errors import naming
+from preprocessing.errors import DataError, RowDropped, naming
 from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.settings import CaptionPolicy, CaptionSettings, ComputeSettings
+from preprocessing.settings import CaptionPolicy, CaptionSettings, ComputeSettings, ExecutionSettings
 from preprocessing.targets import Target, find_targets
 
 NO_TARGET_WORD = "no_target_word"
@@ -22,10 +19,21 @@ class Caption:
     A picture of whose captions none holds a target word is dropped.
     """
 
-    def __init__(self, settings: CaptionSettings, compute: ComputeSettings, models: dict[str, str]):
+    def __init__(
+        self,
+        settings: CaptionSettings,
+        compute: ComputeSettings,
+        execution: ExecutionSettings,
+        models: dict[str, str],
+    ):
         self._settings = settings
-        self._models = models
+        self._maker = models.get("model") or settings.endpoint.model
         self._captioner = None
+        self._endpoint = None
+        if settings.endpoint.url is not None:
+            from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
+
+            self._endpoint = EndpointCaptioner(settings, execution)
         if settings.model is not None:
             from preprocessing.blip import BlipCaptioner  # torch and transformers only where a model runs
 
@@ -35,7 +43,7 @@ class Caption:
         """Caption every row; one whose picture does not decode is quarantined."""
         rows.require_columns(table.schema, rows.INGESTED, f"caption, unit {unit}")
         account = RowAccount(table, unit)
-        synthetic = self._synthetic(account)
+        synthetic = self._synthetic(account) if self._endpoint is None else self._asked_for(account)
         alt_texts: list[str | None] = table["alt_text"].to_pylist()
         chosen: dict[int, tuple[str, str, list[Target]]] = {}
 
@@ -49,7 +57,7 @@ class Caption:
         account.each(choose)
         kept = account.remaining()
         field = rows.CAPTION_FIELDS[0]
-        field = rows.made_by(field, self._models["model"]) if self._captioner is not None else field
+        field = rows.made_by(field, self._maker) if self._maker is not None else field
         result = rows.with_column(account.rows(), field, [synthetic.get(index) for index in kept])
         result = rows.with_column(result, rows.CAPTION_FIELDS[1], [chosen[index][0] for index in kept])
         result = rows.with_column(result, rows.CAPTION_FIELDS[2], [chosen[index][1] for index in kept])
@@ -75,4 +83,18 @@ class Caption:
         for batch, pictures in account.picture_batches(self._settings.batch_size):
             with naming(account.batch_name(batch)):
                 captions.update(zip(batch, self._captioner(pictures), strict=True))
+        return captions
+
+    def _asked_for(self, account: RowAccount) -> dict[int, str]:
+        assert self._endpoint is not None
+        captions: dict[int, str] = {}
+        # several rounds of requests at a time: few wait for the slowest
+        for batch, pictures in account.picture_batches(4 * self._settings.endpoint.concurrency):
+            for index, answer in zip(batch, self._endpoint(pictures), strict=True):
+                if isinstance(answer, DataError):
+                    account.quarantine(index, answer)
+                elif isinstance(answer, RowDropped):
+                    account.drop(index, answer.reason, answer.message)
+                else:
+                    captions[index] = answer
         return captions

@@ -15,14 +15,13 @@ import httpx
 
 from preprocessing.addresses import Target, resolve
 from preprocessing.errors import DataError, DataFault, RowDropped, naming
+from preprocessing.http_answers import PASSING, retry_after
 from preprocessing.settings import ExecutionSettings, IngestSettings
 
 MAX_REDIRECTS = 5
 OPT_OUT = frozenset({"noai", "noimageai"})  # directives of X-Robots-Tag against use in the training of models
 _ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/bmp, */*;q=0.1"  # what is decoded here
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that say: try again
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_LONGEST_WAIT = 60.0  # seconds that a Retry-After is obeyed for
 
 Result = bytes | DataError | RowDropped
 
@@ -80,7 +79,7 @@ class _Downloader:
                     message = f"{error.what}, tried {attempts} times: {url}"
                     raise DataError(DataFault.UNREACHABLE, message) from error
                 backoff = self._execution.backoff * 2 ** (attempt - 1)
-                await asyncio.sleep(max(backoff, min(error.after, _LONGEST_WAIT)))
+                await asyncio.sleep(max(backoff, error.after))
         raise AssertionError("attempts is at least 1")
 
     async def _follow(self, client: httpx.AsyncClient, url: str) -> bytes:
@@ -112,8 +111,8 @@ class _Downloader:
             "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
         ) as response:
             status, headers = response.status_code, response.headers
-            if status in _PASSING:
-                raise _TryAgain(f"HTTP {status}", _retry_after(headers.get("retry-after")))
+            if status in PASSING:
+                raise _TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))
             moved = status in _REDIRECTS and "location" in headers
             if status != httpx.codes.OK and not moved:
                 raise RowDropped(f"http_{status}", url)
@@ -166,7 +165,3 @@ def _join(url: str, location: str) -> str:
         return str(httpx.URL(url).join(location))
     except (httpx.InvalidURL, ValueError) as error:
         raise DataError(DataFault.INVALID_URL, f"{url} redirects to {location!r}: {error}") from error
-
-
-def _retry_after(value: str | None) -> float:
-    return float(value) if value is not None and value.isdigit() else 0.0

@@ -30,6 +30,8 @@ class DataFault(enum.Enum):
     TORN_TABLE = "torn_table"
     INVALID_URL = "invalid_url"
     UNREACHABLE = "unreachable"
+    ENDPOINT_REJECTED = "endpoint_rejected"
+    UNREADABLE_ANSWER = "unreadable_answer"
     NON_FINITE = "non_finite"
 
 

@@ -68,6 +68,11 @@ def describe(
         parameters.pop("corpus")  # is in `upstream`
         parameters.pop("metadata")  # what it says of a unit's pictures is in the unit's identity
         parameters.pop("download")  # how, not what
+    if stage is Stage.CAPTION:
+        endpoint = parameters.pop("endpoint")
+        if settings.caption.endpoint.model is not None:  # its place, and how it is asked, decide no word
+            parameters["endpoint"] = {name: endpoint[name] for name in ("model", "prompt", "seed", "longest_side")}
+            parameters.pop("batch_size")
     if stage is Stage.SELECT and settings.select.evaluation_folder is not None:
         folder = settings.select.evaluation_folder
         with access("read", folder):

@@ -96,6 +96,10 @@ def run_stage(
     progress = Progress(name.value, len(plan.done) + len(todo), len(plan.done))
     if not source.finished:
         progress.say(f"the stage before has not finished {input}: only the units that are there are read")
+    if todo and name is Stage.CAPTION and settings.caption.endpoint.url is not None:
+        from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
+
+        EndpointCaptioner(settings.caption, settings.execution).check()
     if todo or plan.gone:
         _clear(directory, plan, todo, progress)
     total = Counts()

@@ -63,3 +63,10 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """x0 y0 x1 y1 in pixels, the end excluded, of a mask (H, W) that is not empty."""
     columns, lines = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(lines[0]), int(columns[-1]) + 1, int(lines[-1]) + 1
+
+
+def border_contact(mask: np.ndarray) -> float:
+    """How much of a subject the picture's border cuts: mask pixels on it over the outline of the mask's box, 0..1."""
+    x0, y0, x1, y1 = mask_box(mask)
+    touching = int(mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum())
+    return touching / (2 * (x1 - x0 + y1 - y0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from preprocessing.captions import parse_join, template_fields
 
@@ -161,10 +162,47 @@ class SelectSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """A large captioner behind an OpenAI-compatible endpoint (tries and waits are those of `execution`).
+
+    `model`, `prompt`, `seed` and `longest_side` are part of the fingerprint; where and how it is asked is not.
+    """
+
+    url: str | None = None  # as http://127.0.0.1:8000/v1; null: no endpoint
+    model: str | None = None  # the name that the endpoint knows it by
+    prompt: str = "Describe this picture in one short sentence. Name its main objects. Answer with the sentence alone."
+    seed: int = 0  # sent along, beside temperature 0
+    longest_side: int = 1024  # pixels: larger pictures are sent scaled down
+    concurrency: int = 16  # requests at once, of one worker
+    timeout: float = 120.0  # seconds for one try
+    key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key
+
+    def __post_init__(self) -> None:
+        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency)
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+        if (self.url is None) != (self.model is None):
+            given, lacking = ("model", "url") if self.url is None else ("url", "model")
+            raise ValueError(f"caption.endpoint.{given} needs caption.endpoint.{lacking}")
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            if parts.username is not None or parts.query:  # before the URL is said in any message
+                raise ValueError(
+                    f"caption.endpoint.url holds a name, a key or a query, and would be seen: put the key into the "
+                    f"environment variable {self.key_variable}"
+                )
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"caption.endpoint.url must be as http://host:8000/v1, got {self.url!r}")
+        if not self.prompt.strip():
+            raise ValueError("caption.endpoint.prompt is empty")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionSettings:
     """Synthetic captions and the words in a caption that can name a subject."""
 
     model: str | None = None  # BlipForConditionalGeneration, hub id or folder; null: alt texts only
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
     batch_size: int = 16  # pictures per generation
     max_new_tokens: int = 30
     nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of caption.py
@@ -173,6 +211,10 @@ class CaptionSettings:
 
     def __post_init__(self) -> None:
         _at_least(1, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, max_words=self.max_words)
+        if self.model is not None and self.endpoint.url is not None:
+            raise ValueError(
+                "caption.model and caption.endpoint.url are both set: set caption.model=null, or no endpoint"
+            )
         for noun in self.nouns:
             if not noun.strip():
                 raise ValueError("caption.nouns holds an empty word")
@@ -190,6 +232,9 @@ class SubjectsSettings:
     max_box_overlap: float = 0.5  # IoU with a better candidate above which one is rejected
     max_per_word: int = 1  # subjects of one word in one picture
     min_box_side: int = 48  # shorter side of the box, pixels
+    max_border_contact: float = (
+        1.0  # share of the outline of the mask's box that is mask on the picture's border; 1: not checked
+    )
     min_segmentation_score: float = 0.7  # SAM's predicted IoU, 0..1
     min_area: float = 0.02  # mask area / picture area
     max_area: float = 0.9

@@ -19,7 +19,7 @@ from preprocessing.detect import Detection, Detector, box_iou
 from preprocessing.errors import DataError, DataFault, naming
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.pictures import to_png
-from preprocessing.segment import Segment, Segmenter, mask_box
+from preprocessing.segment import Segment, Segmenter, border_contact, mask_box
 from preprocessing.settings import ComputeSettings, SubjectsSettings
 from realcustom import record
 from realcustom.reference import cut_out
@@ -148,6 +148,8 @@ class Subjects:
             return "small_mask"
         if area > self._settings.max_area:
             return "large_mask"
+        if border_contact(segment.mask) > self._settings.max_border_contact:
+            return "border_contact"
         if box_iou(detection.box, mask_box(segment.mask)) < self._settings.min_box_mask_iou:
             return "box_and_mask_disagree"
         return None

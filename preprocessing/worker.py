@@ -113,7 +113,7 @@ def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
     if job.stage is Stage.CAPTION:
         from preprocessing.caption import Caption
 
-        return Caption(settings.caption, settings.compute, job.models)
+        return Caption(settings.caption, settings.compute, settings.execution, job.models)
     if job.stage is Stage.SUBJECTS:
         from preprocessing.subjects import Subjects
 

@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 from preprocessing.clip import load_heads
 from preprocessing.detect import box_iou
 from preprocessing.run import StageResult, run_stage
+from preprocessing.segment import border_contact
 from preprocessing.settings import (
     CHAIN,
     CacheDtype,
@@ -301,3 +302,25 @@ def test_heads_that_do_not_fit_are_refused(models: PreprocessSettings, tmp_path:
 def test_box_iou() -> None:
     assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
     assert box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0 == box_iou((0, 0, 0, 0), (0, 0, 0, 0))
+
+
+def test_border_contact() -> None:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[5:10, 5:15] = True
+    assert border_contact(mask) == 0
+    assert border_contact(np.roll(mask, -5, axis=0)) == pytest.approx(10 / 30)  # its upper side is cut
+    assert border_contact(np.ones((4, 6), dtype=bool)) == 1
+
+
+def test_subjects_that_the_border_cuts_are_rejected_by_name(
+    stages: SimpleNamespace, models: PreprocessSettings, tmp_path: Path
+) -> None:
+    limited = replace(models, subjects=replace(models.subjects, max_border_contact=0.0))
+    result = run_stage(Stage.SUBJECTS, stages.caption.directory, str(tmp_path), limited, local=True)
+    before, after = stages.subjects.report, result.report
+    lost = after["rejected"].get("border_contact", 0)
+    assert lost > 0 and after["rows_out"] == before["rows_out"] - lost
+    assert after["in"] == after["kept"] + sum(after["dropped"].values())
+    for path in Path(result.directory).glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            assert border_contact(coco.decode(row["subject_mask"]).astype(bool)) == 0

@@ -1,0 +1,194 @@
+"""Captions from a large model behind an OpenAI-compatible endpoint (vLLM, SGLang ...), one request for each picture.
+
+The answers are data: an empty or refused caption leaves its row out, under that name. What may pass is tried again;
+what lasts (no answer after all tries, a wrong key, an unknown model) stops the job, as it is nothing of the row's.
+
+A client inside the stage, and not an operator of Ray Data's: the same code runs in this process and in a worker, and a
+unit stays the one thing that is done or not done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import httpx
+from PIL import Image
+
+from preprocessing.errors import DataError, DataFault, RowDropped
+from preprocessing.http_answers import PASSING, retry_after
+from preprocessing.settings import CaptionSettings, ExecutionSettings
+
+EMPTY = "empty_caption"
+REFUSED = "refused_caption"
+_NOT_THIS_PICTURE = frozenset({400, 413, 415, 422})  # statuses that speak of what one request holds
+_APOLOGY = re.compile(
+    r"(?:i[’']m sorry|i am sorry|sorry,|i can[’']?t|i cannot|i[’']m unable|i am unable)\b", re.IGNORECASE
+)
+
+Result = str | DataError | RowDropped
+T = TypeVar("T")
+
+
+class EndpointRefused(ValueError):
+    """The endpoint does not caption, and going on would not help."""
+
+
+class _TryAgain(Exception):
+    """An answer that may be another one later. `fault`: what it is of the row's if it lasts; None: the endpoint's."""
+
+    def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
+        super().__init__(what)
+        self.what, self.after, self.fault = what, after, fault
+
+
+class EndpointCaptioner:
+    """Pictures -> captions, at most `endpoint.concurrency` requests at once."""
+
+    def __init__(self, settings: CaptionSettings, execution: ExecutionSettings):
+        self._settings, self._endpoint, self._execution = settings, settings.endpoint, execution
+        self._key = os.environ.get(self._endpoint.key_variable, "").strip()
+        if not self._key.isascii() or not self._key.isprintable():
+            raise EndpointRefused(f"{self._endpoint.key_variable} holds characters that no HTTP header can carry")
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Result]:
+        """The caption of each RGB picture, or why it has none. Raises EndpointRefused."""
+        return _in_thread(self._all(pictures))
+
+    def check(self) -> None:
+        """Ask for the list of models. Raises EndpointRefused if nothing answers, the key is wrong or ours is not there.
+
+        A server that has no such list is taken at its word when it captions.
+        """
+        names = _in_thread(self._models())
+        if names is not None and self._endpoint.model not in names:
+            raise EndpointRefused(self._unknown_model(f"it has {', '.join(names) or 'none'}"))
+
+    async def _models(self) -> list[str] | None:
+        async with self._client() as client:
+            response = await self._with_retries(lambda: self._send(client, "GET", "models"))
+        try:
+            return [str(entry["id"]) for entry in response.json()["data"]]
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    async def _all(self, pictures: Sequence[Image.Image]) -> list[Result]:
+        slots = asyncio.Semaphore(self._endpoint.concurrency)
+        async with self._client() as client:
+            return await asyncio.gather(*(self._one(client, slots, picture) for picture in pictures))
+
+    def _client(self) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # without trust_env: a .netrc must not put another key in the place of ours
+        return httpx.AsyncClient(headers=headers, timeout=self._endpoint.timeout, trust_env=False)
+
+    async def _one(self, client: httpx.AsyncClient, slots: asyncio.Semaphore, picture: Image.Image) -> Result:
+        async with slots:  # kept while waiting for another try: a busy server is not to be asked more
+            body = self._request(picture)
+            try:
+                return await self._with_retries(lambda: self._ask(client, body))
+            except (DataError, RowDropped) as why:
+                return why
+
+    def _request(self, picture: Image.Image) -> dict[str, Any]:
+        small = picture.copy()
+        small.thumbnail((self._endpoint.longest_side, self._endpoint.longest_side), Image.Resampling.BICUBIC)
+        data = io.BytesIO()
+        small.save(data, format="JPEG", quality=95)
+        url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": self._endpoint.prompt},
+        ]
+        return {
+            "model": self._endpoint.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._settings.max_new_tokens,
+            "temperature": 0,
+            "seed": self._endpoint.seed,
+        }
+
+    async def _with_retries(self, action: Callable[[], Awaitable[T]]) -> T:
+        attempts = self._execution.attempts
+        for attempt in range(1, attempts + 1):
+            try:
+                return await action()
+            except _TryAgain as error:
+                if attempt == attempts:
+                    message = f"{error.what}, tried {attempts} times"
+                    if error.fault is not None:
+                        raise DataError(error.fault, message) from error
+                    raise EndpointRefused(
+                        f"{self._name}: {message}. Is the server up, and caption.endpoint.timeout="
+                        f"{self._endpoint.timeout} s enough?"
+                    ) from error
+                await asyncio.sleep(max(self._execution.backoff * 2 ** (attempt - 1), error.after))
+        raise AssertionError("attempts is at least 1")
+
+    async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:
+        """One try. The answer, unless it says to try again or that nothing will help."""
+        address = f"{str(self._endpoint.url).rstrip('/')}/{path}"
+        try:
+            async with asyncio.timeout(self._endpoint.timeout):
+                response = await client.request(method, address, json=body)
+        except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
+            name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
+            raise _TryAgain(f"no answer ({name})") from error
+        status = response.status_code
+        if status in PASSING:
+            raise _TryAgain(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
+        if status in (401, 403):
+            state = "the key in it is refused" if self._key else "it is not set"
+            variable = self._endpoint.key_variable
+            raise EndpointRefused(f"{self._name}: HTTP {status}; the key is read from {variable}: {state}")
+        return response
+
+    async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
+        response = await self._send(client, "POST", "chat/completions", body)
+        status = response.status_code
+        if status in _NOT_THIS_PICTURE:
+            raise DataError(DataFault.ENDPOINT_REJECTED, f"HTTP {status}: {self._said(response)}")
+        if status == 404:
+            raise EndpointRefused(self._unknown_model(f"HTTP 404: {self._said(response)}"))
+        if status != 200:
+            raise EndpointRefused(f"{self._name}: HTTP {status}: {self._said(response)}")
+        try:
+            choice = response.json()["choices"][0]
+            message = choice["message"]
+            text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+            caption = " ".join((text or "").split())
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            what = f"the answer is no chat completion: {self._said(response)}"
+            raise _TryAgain(what, fault=DataFault.UNREADABLE_ANSWER) from error
+        if refusal or reason == "content_filter" or _APOLOGY.match(caption):
+            raise RowDropped(REFUSED, self._plain(str(refusal or caption or reason)))
+        if not caption:
+            raise RowDropped(EMPTY)
+        return caption
+
+    @property
+    def _name(self) -> str:
+        return f"caption.endpoint.url={self._endpoint.url}"
+
+    def _unknown_model(self, why: str) -> str:
+        return f"{self._name} has no model caption.endpoint.model={self._endpoint.model!r}: {why}"
+
+    def _said(self, response: httpx.Response) -> str:
+        return self._plain(response.text)
+
+    def _plain(self, text: str) -> str:
+        """The beginning of what a server said, without our key: it goes into reports."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return repr(text[:200])
+
+
+def _in_thread(work: Coroutine[Any, Any, T]) -> T:
+    # a thread of its own: the caller may be inside an event loop (a notebook)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, work).result()

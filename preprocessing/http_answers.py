@@ -1,0 +1,22 @@
+"""What an HTTP answer says about trying again."""
+
+from __future__ import annotations
+
+import time
+from email.utils import parsedate_to_datetime
+
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that say: try again
+LONGEST_WAIT = 60.0  # seconds that a Retry-After is obeyed for
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header (a number of seconds, or a date) asks for, 0 .. `LONGEST_WAIT`."""
+    if value is None:
+        return 0.0
+    if value.strip().isdigit():
+        return min(float(value), LONGEST_WAIT)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except ValueError:
+        return 0.0
+    return max(0.0, min(seconds, LONGEST_WAIT))

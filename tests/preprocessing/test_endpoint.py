@@ -1,0 +1,202 @@
+"""Captions from an OpenAI-compatible endpoint, a real one on loopback, and every trouble that it can bring."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from preprocessing.endpoint import EndpointRefused
+from preprocessing.http_answers import LONGEST_WAIT, retry_after
+from preprocessing.run import StageResult, run_stage
+from preprocessing.settings import (
+    CaptionSettings,
+    EndpointSettings,
+    ExecutionSettings,
+    PreprocessSettings,
+    Stage,
+)
+from tests.preprocessing.caption_server import KEY, MODEL, CaptionServer, caption_of, captioning
+from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes
+
+WIDTHS = (40, 41, 42, 43, 44, 45)
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("endpoint")
+    for unit, widths in {"a": WIDTHS[:4], "b": WIDTHS[4:]}.items():
+        members: dict[str, bytes] = {}
+        for width in widths:
+            members |= sample(f"{width}", jpeg(picture(width, (width, 40))), "no noun")
+        (root / f"{unit}.tar").write_bytes(tar_bytes(members))
+    return run_stage(Stage.INGEST, str(root), str(root / "out"), PreprocessSettings(), local=True).directory
+
+
+def caption(ingested: str, output: Path, server: CaptionServer | str, **endpoint: Any) -> StageResult:
+    url = server if isinstance(server, str) else server.url
+    asked = EndpointSettings(url=url, **{"model": MODEL, "timeout": 10.0, **endpoint})
+    settings = PreprocessSettings(
+        caption=CaptionSettings(endpoint=asked, nouns=("toy",), max_new_tokens=20),
+        execution=ExecutionSettings(backoff=0.01),
+    )
+    return run_stage(Stage.CAPTION, ingested, str(output), settings, local=True)
+
+
+def captions(result: StageResult) -> dict[int, str]:
+    tables = [pq.read_table(path) for path in sorted(Path(result.directory).glob("*.parquet"))]
+    return {row["width"]: row["synthetic_caption"] for table in tables for row in table.to_pylist()}
+
+
+def aside(result: StageResult) -> dict[str, dict[str, str]]:
+    lines = [line for path in Path(result.directory, "aside").iterdir() for line in path.read_text().splitlines()]
+    return {Path(row["key"]).stem: row for row in map(json.loads, lines)}
+
+
+def test_captions_and_what_is_asked(ingested: str, tmp_path: Path) -> None:
+    with captioning({None: ["slow 0.05"]}) as server:
+        result = caption(ingested, tmp_path, server, concurrency=2, seed=7, prompt="What is it?")
+        assert server.most == 2
+        again = caption(ingested, tmp_path, server, concurrency=5, seed=7, prompt="What is it?")
+        assert again.units_run == 0 and len(server.bodies) == len(WIDTHS)
+    found = captions(result)
+    for row in pq.read_table(Path(ingested) / "a.parquet").to_pylist():
+        assert found[row["width"]] == caption_of(Image.open(io.BytesIO(row["image"])))
+    body = server.bodies[0]
+    assert (body["temperature"], body["seed"], body["max_tokens"]) == (0, 7, 20)
+    assert body["messages"][0]["content"][1]["text"] == "What is it?"
+    field = pq.read_schema(Path(result.directory) / "a.parquet").field("synthetic_caption")
+    assert field.metadata[b"model"].decode() == MODEL
+
+
+def test_the_place_is_no_part_of_the_fingerprint_and_the_words_are(ingested: str, tmp_path: Path) -> None:
+    with captioning() as first, captioning() as second:
+        one = caption(ingested, tmp_path / "one", first)
+        two = caption(ingested, tmp_path / "two", second, concurrency=1, timeout=9.0)
+        other = caption(ingested, tmp_path / "two", second, prompt="Else?")
+        seeded = caption(ingested, tmp_path / "two", second, seed=1)
+    assert snapshot(one.directory) == snapshot(two.directory)
+    assert len({Path(result.directory).name for result in (one, two, other, seeded)}) == 3
+    assert first.url not in Path(one.directory, "stage.json").read_text()
+
+
+def test_what_passes_is_tried_again(ingested: str, tmp_path: Path) -> None:
+    troubles: dict[int | None, list[str]] = {
+        40: ["status 503", "status 500", "status 502"],
+        41: ["reset"],
+        42: ["malformed", "other"],
+        43: ["slow 1.5"],
+        44: ["wait 1"],
+    }
+    with captioning(troubles) as server:
+        result = caption(ingested, tmp_path / "out", server, timeout=0.5)
+    with captioning() as sound:
+        undisturbed = caption(ingested, tmp_path / "sound", sound)
+    assert snapshot(result.directory) == snapshot(undisturbed.directory)
+    assert server.tries == {40: 4, 41: 2, 42: 3, 43: 2, 44: 2, 45: 1}
+    first, second = server.times[44]
+    assert second - first >= 1.0  # Retry-After, and not the backoff of 0.01 s
+
+
+def test_answers_are_data(ingested: str, tmp_path: Path) -> None:
+    troubles: dict[int | None, list[str]] = {
+        40: ["say  \n "],
+        41: ["refusal"],
+        42: ["filter"],
+        43: ["say I'm sorry, but I can't describe this toy."],
+        44: ["malformed"] * 4,
+        45: ["status 400"],
+    }
+    with captioning(troubles) as server:
+        result = caption(ingested, tmp_path, server)
+    assert result.report["dropped"] == {"empty_caption": 1, "refused_caption": 3}
+    assert result.report["quarantined"] == {"unreadable_answer": 1, "endpoint_rejected": 1}
+    assert result.report["in"] == len(WIDTHS) and result.report["kept"] == 0
+    rows = aside(result)
+    assert "not this one" in rows["41"]["message"] and "HTTP 400" in rows["45"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("status 503", "HTTP 503, tried 4 times"),
+        ("status 429", "HTTP 429, tried 4 times"),
+        ("reset", "no answer .*, tried 4 times"),
+        ("slow 0.6", r"no answer \(TimeoutError\), tried 4 times"),
+        ("status 404", "has no model"),
+        ("status 301", "HTTP 301"),
+    ],
+)
+def test_what_lasts_stops_the_job_in_words(ingested: str, tmp_path: Path, trouble: str, message: str) -> None:
+    with captioning({None: [trouble] * 99}) as server, pytest.raises(EndpointRefused, match=message) as error:
+        caption(ingested, tmp_path, server, timeout=0.2)
+    assert "caption.endpoint" in str(error.value)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_wrong_key_and_an_unknown_model_are_said_before_anything_is_written(
+    ingested: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    monkeypatch.delenv("CAPTION_API_KEY", raising=False)
+    with captioning(key=KEY) as server:
+        with pytest.raises(EndpointRefused, match="HTTP 401; the key is read from CAPTION_API_KEY: it is not set"):
+            caption(ingested, output, server)
+        monkeypatch.setenv("CAPTION_API_KEY", "sk-wrong")
+        with pytest.raises(EndpointRefused, match="the key in it is refused") as error:
+            caption(ingested, output, server)
+        assert "sk-wrong" not in str(error.value)
+        monkeypatch.setenv("CAPTION_API_KEY", KEY)
+        with pytest.raises(EndpointRefused, match=f"no model .*'gone': it has {MODEL}"):
+            caption(ingested, output, server, model="gone")
+        assert not output.exists()
+        assert caption(ingested, output, server).report["kept"] == len(WIDTHS)
+    with pytest.raises(EndpointRefused, match=r"no answer \(ConnectError\), tried 4 times. Is the server up"):
+        caption(ingested, tmp_path / "closed", server.url)  # it has gone
+    assert not (tmp_path / "closed").exists()
+
+
+def test_the_key_is_in_no_file_even_if_the_server_repeats_it(
+    ingested: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    with captioning({41: ["status 422"]}, key=KEY) as server:
+        result = caption(ingested, tmp_path, server, key_variable="OTHER_KEY")
+    assert "[key]" in aside(result)["41"]["message"]
+    assert not any(KEY.encode() in data for data in snapshot(result.directory).values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"url": "http://h/v1"}, r"caption\.endpoint\.url needs caption\.endpoint\.model"),
+        ({"url": "h:8000/v1", "model": "m"}, "must be as http://host:8000/v1"),
+        ({"url": "http://me:secret@h/v1", "model": "m"}, "environment variable CAPTION_API_KEY"),
+        ({"url": "http://h/v1?key=secret", "model": "m"}, "environment variable CAPTION_API_KEY"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"concurrency": 0}, "concurrency must be at least 1"),
+        ({"timeout": 0.0}, "timeout must be above 0"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        EndpointSettings(**settings)
+    assert "secret" not in str(error.value)
+
+
+def test_one_captioner_at_a_time() -> None:
+    with pytest.raises(ValueError, match=r"caption\.model=null"):
+        CaptionSettings(model="blip", endpoint=EndpointSettings(url="http://h/v1", model="m"))
+
+
+def test_retry_after() -> None:
+    assert [retry_after(value) for value in (None, "3", " 0 ", "999", "soon")] == [0, 3, 0, LONGEST_WAIT, 0]
+    assert 20 < retry_after(formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert retry_after(formatdate(0, usegmt=True)) == 0
