@@ -289,11 +289,13 @@ class ExecutionSettings:
     workers: int | None = None  # workers of a stage; null: one for a stage with models, else what the cluster allows
     max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
     max_error_floor: int = 10  # so many quarantined rows never stop a job
+    max_worker_deaths: int = 10  # one after the other at the same unit; more stop the job, any number elsewhere do not
     attempts: int = 4  # tries of a read or write that fails for a passing reason
     backoff: float = 0.5  # seconds before the second try, doubled for each one after it
 
     def __post_init__(self) -> None:
         _at_least(1, attempts=self.attempts)
+        _at_least(0, max_worker_deaths=self.max_worker_deaths)
         if self.workers is not None:
             _at_least(1, workers=self.workers)
 

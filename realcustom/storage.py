@@ -91,6 +91,13 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         raise
 
 
+def remove_partial_files(uri: str | Path) -> None:
+    """Remove what writers that were killed left below a folder. Nobody may be writing there. A store keeps no such."""
+    if not is_remote(uri):
+        for path in Path(open_filesystem(uri)[1]).rglob(".tmp-*"):
+            path.unlink(missing_ok=True)
+
+
 def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
     """All files below `uri`, sorted by name; files being written (`.tmp-*`) are left out.
 
