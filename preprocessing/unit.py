@@ -178,14 +178,16 @@ class StageDirectory:
 
     def commit(self, unit: Unit, sealed: SealedUnit) -> None:
         """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
-        outputs = {}
-        for uri, data in ((self.rows_uri(unit.name), sealed.rows), (self.aside_uri(unit.name), sealed.aside)):
+        outputs, content = {}, hashlib.sha256(sealed.rows).hexdigest()
+        for uri, data, sha256 in (
+            (self.rows_uri(unit.name), sealed.rows, content),
+            (self.aside_uri(unit.name), sealed.aside, hashlib.sha256(sealed.aside).hexdigest()),
+        ):
             self.write(uri, data)
             name = uri[len(self.uri) :].strip("/")
-            outputs[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            outputs[name] = {"sha256": sha256, "bytes": len(data)}
         manifest = {"unit": unit.name, "input": unit.identity, "outputs": outputs, "counts": sealed.counts.to_dict()}
-        output = hashlib.sha256(sealed.rows).hexdigest()[:_ID]
-        name = f"{unit.name}.{unit.identity}.{output}.json"
+        name = f"{unit.name}.{unit.identity}.{content[:_ID]}.json"
         self.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
 
     def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
