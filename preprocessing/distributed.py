@@ -7,6 +7,8 @@ hold the models -> writing, so that storage and models work at the same time and
 from __future__ import annotations
 
 import json
+import os
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -57,7 +59,7 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
             _counted("whole", _whole(job), attempts, limit),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=workers),
+            compute=ray.data.TaskPoolStrategy(size=workers or _cores()),
             num_cpus=1,
         )
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
@@ -67,6 +69,17 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
         if bug:
             raise StageBug(bug)
         yield Counts.from_dict(json.loads(batch["counts"][0].as_py()))
+
+
+def _cores() -> int | None:
+    """Tasks at a time where Ray is this machine alone; null: what the cluster's CPUs allow.
+
+    An embedded Ray declares more CPUs than there are cores, for pools that wait for each other. Tasks beyond the cores
+    would only start more workers, each a second or two of CPU, and crowd the caches.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    alone = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+    return len(os.sched_getaffinity(0)) if alone else None
 
 
 class _ModelWorker:
