@@ -205,7 +205,7 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
     batch_size: int = 16  # pictures per generation
     max_new_tokens: int = 30
-    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of caption.py
+    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of targets.py
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
 
