@@ -59,12 +59,11 @@ def find_targets(caption: str, nouns: Sequence[str], limit: int) -> list[Target]
             the last word of each English noun phrase that names something visible (`_from_phrases`).
     """
     found = _from_vocabulary(caption, nouns) if nouns else _from_phrases(caption)
-    targets: list[Target] = []
+    targets: dict[str, Target] = {}
     for start, end in found:
         word = caption[start:end]
-        if word.lower() not in [target.word.lower() for target in targets]:
-            targets.append(Target(word=word, start=start, end=end))
-    return targets[:limit]
+        targets.setdefault(word.lower(), Target(word=word, start=start, end=end))
+    return list(targets.values())[:limit]
 
 
 def _from_vocabulary(caption: str, nouns: Sequence[str]) -> list[tuple[int, int]]:
