@@ -205,7 +205,7 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
     batch_size: int = 16  # pictures per generation
     max_new_tokens: int = 30
-    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of caption.py
+    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of targets.py
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
 
@@ -228,8 +228,9 @@ class SubjectsSettings:
     segmenter: str | None = None  # SamModel, hub id or folder
     batch_size: int = 8  # pictures, and boxes, per forward
     max_text_tokens: int = 16  # padded length of the detector's text
-    min_detection_score: float = 0.35  # 0..1; a query above it is a candidate
-    max_box_overlap: float = 0.5  # IoU with a better candidate above which one is rejected
+    min_detection_score: float = 0.35  # 0..1; the detector's queries below it are rejected
+    max_box_overlap: float = 0.5  # IoU with a better candidate's box for the same word above which one is rejected
+    max_mask_overlap: float = 0.5  # IoU with a better candidate's mask, for any word, above which one is rejected
     max_per_word: int = 1  # subjects of one word in one picture
     min_box_side: int = 48  # shorter side of the box, pixels
     max_border_contact: float = (
