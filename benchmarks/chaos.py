@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import shutil
 import sys
 import tempfile
@@ -65,7 +66,10 @@ def main() -> None:
 
 def disturb_stages(root: Path, wanted: list[str], seed: int) -> None:
     """Run the chain up to the last stage that is wanted, and write a record of each of these."""
-    settings = chaos_settings(root / "models")
+    kept = root / "settings.pickle"
+    if not kept.exists():
+        kept.write_bytes(pickle.dumps(chaos_settings(root / "models")))
+    settings = pickle.loads(kept.read_bytes())
     corpus, part = root / "corpus", root / "corpus.part"
     if not corpus.exists():
         shutil.rmtree(part, ignore_errors=True)

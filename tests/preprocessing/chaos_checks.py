@@ -18,10 +18,8 @@ from preprocessing.settings import (
     Stage,
     SubjectsSettings,
 )
-from tests.preprocessing import tiny_models
 from tests.preprocessing.chaos import METHOD, Outcome, Task, manifests
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes
-from tests.tiny import tiny_base, tiny_image_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,9 @@ class Undisturbed:
 
 def chaos_settings(models: Path) -> PreprocessSettings:
     """Two workers, real model classes at tiny size, and everything that the random detectors find is let through."""
+    from tests.preprocessing import tiny_models  # here: `ingest` and `select` are disturbed without transformers
+    from tests.tiny import tiny_base, tiny_image_encoder
+
     return PreprocessSettings(
         score=ScoreSettings(clip=tiny_models.clip(models / "clip"), heads=tiny_models.heads(models / "heads")),
         select=SelectSettings(min_side=16, partition_rows=100, exact_search_rows=0),
