@@ -5,10 +5,10 @@
     python benchmarks/chaos.py --folder DIR       # keeps what is written, so that a run that was interrupted goes on
 
 Each stage runs once undisturbed in this process, and once on an embedded Ray of two workers while kills strike the
-processes that execute units (45) and the driver (5), at random times, uniform over the processing, from a seed; see
-tests/preprocessing/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and no unit
-that was done when a driver was killed may have been written again. `select` searches by bit tables in blocks of two
-units and partitions of 100 rows, so that each of its steps has many units. Models are tiny ones with random weights.
+processes that execute units (45) and the driver (5, one in ten), at random times, uniform over the processing, from a
+seed; see tests/preprocessing/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and
+no unit that was done when a driver was killed may have been written again. `select` searches by bit tables in blocks of
+two units and partitions of 100 rows, so that each of its steps has many units. Models are tiny, with random weights.
 
     preprocess_chaos_kills_STAGE    kills that a stage survived; `detail` has whom they struck, how many of them a unit
                                     in flight, the seed
@@ -37,7 +37,7 @@ from tests.preprocessing.chaos_checks import chaos_settings, check_survived, und
 
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"
-WORKERS, DRIVERS = 45, 5
+KILLS = 50  # of which one in ten strikes the driver
 SHARDS, SAMPLES, SIDES = 80, 4, (1200, 900)
 CODE = ("preprocessing", "realcustom")  # what a record is about
 HARNESS = ("tests/preprocessing", "benchmarks/*.py")
@@ -49,22 +49,25 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=[stage.value for stage in CHAIN], help="just this one")
     parser.add_argument("--seed", type=int, default=0, help="of the first stage; the next ones' follow it")
     parser.add_argument("--folder", type=Path, help="where corpus and outputs are kept (default: removed at the end)")
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, help=f"of a stage; a record of fewer than {KILLS} does not count"
+    )
     arguments = parser.parse_args()
     if not record.is_clean((*CODE, *HARNESS)):
         parser.error("there are changes without a commit, and a record names one; commit them")
     wanted = arguments.stage or [stage.value for stage in CHAIN if stage.value not in recorded()]
     if arguments.folder is not None:
-        disturb_stages(arguments.folder, wanted, arguments.seed)
+        disturb_stages(arguments.folder, wanted, arguments.seed, arguments.kills)
     else:
         with tempfile.TemporaryDirectory(prefix="realcustom-chaos-") as place:
-            disturb_stages(Path(place), wanted, arguments.seed)
+            disturb_stages(Path(place), wanted, arguments.seed, arguments.kills)
     found = recorded()
     if len(found) == len(CHAIN):
         details = {name: item["detail"] for name, item in found.items()}
         write(METRIC, [item["value"] for item in found.values()], details, record.head())
 
 
-def disturb_stages(root: Path, wanted: list[str], seed: int) -> None:
+def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None:
     """Run the chain up to the last stage that is wanted, and write a record of each of these."""
     kept = root / "settings.pickle"
     if not kept.exists():
@@ -84,12 +87,13 @@ def disturb_stages(root: Path, wanted: list[str], seed: int) -> None:
             output = root / "disturbed" / stage.value
             shutil.rmtree(output, ignore_errors=True)
             task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
-            outcome = disturb(task, address, workers=WORKERS, drivers=DRIVERS, seed=seed + number)
+            outcome = disturb(task, address, workers=kills - kills // 10, drivers=kills // 10, seed=seed + number)
             check_survived(task, outcome, whole)
             detail = {"kills": outcome.kills, "of workers": outcome.workers, "of the driver": outcome.drivers}
             detail |= {"in flight": outcome.in_flight, "seed": outcome.seed, "units": whole.units}
             detail |= {"seconds": round(outcome.seconds)}
-            write(f"{METRIC}_{stage.value}", [outcome.kills], detail, commit, f" --stage {stage.value} --seed {seed}")
+            options = f" --stage {stage.value} --seed {seed}" + (f" --kills {kills}" if kills != KILLS else "")
+            write(f"{METRIC}_{stage.value}", [outcome.kills], detail, commit, options)
             print(f"{stage.value}: {json.dumps(detail)}", file=sys.stderr, flush=True)
         source = whole.directory
 
@@ -101,7 +105,7 @@ def recorded() -> dict[str, record.Record]:
     return {
         name: item
         for name, item in found.items()
-        if item is not None and item["value"] >= WORKERS + DRIVERS and record.is_same(item["commit"], CODE)
+        if item is not None and item["value"] >= KILLS and record.is_same(item["commit"], CODE)
     }
 
 
