@@ -1,22 +1,26 @@
 """Random kill -9 of every stage of preprocessing on Ray, over a spoiled corpus.
 
-    python benchmarks/chaos.py                    # every stage
-    python benchmarks/chaos.py --stage ingest     # these only (repeatable)
+    python benchmarks/chaos.py                    # every stage that has no record of this code yet
+    python benchmarks/chaos.py --stage ingest     # these only (repeatable), recorded or not
+    python benchmarks/chaos.py --folder DIR       # keeps what is written, so that a run that was interrupted goes on
 
 Each stage runs once undisturbed in this process, and once on an embedded Ray of two workers while kills strike the
-processes that execute units (45) and the driver (5), at random times, uniform over the processing, from a seed; see
-tests/preprocessing/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and no unit
-that was done when a driver was killed may have been written again. `select` searches by bit tables in blocks of two
-units and partitions of 100 rows, so that each of its steps has many units. Models are tiny ones with random weights.
+processes that execute units (45) and the driver (5, one in ten), at random times, uniform over the processing, from a
+seed; see tests/preprocessing/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and
+no unit that was done when a driver was killed may have been written again. `select` searches by bit tables in blocks of
+two units and partitions of 100 rows, so that each of its steps has many units. Models are tiny, with random weights.
 
-    preprocess_chaos_kills          kills survived by the stage with the fewest; of a run over every stage
-    preprocess_chaos_kills_STAGE    by one; `detail` has whom they struck, how many of them a unit in flight, the seed
+    preprocess_chaos_kills_STAGE    kills that a stage survived; `detail` has whom they struck, how many of them a unit
+                                    in flight, the seed
+    preprocess_chaos_kills          of the stage with the fewest, once every stage has a record of one and the same code
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -33,8 +37,10 @@ from tests.preprocessing.chaos_checks import chaos_settings, check_survived, und
 
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"
-WORKERS, DRIVERS = 45, 5
-SHARDS = 80  # of 6 pictures
+KILLS = 50  # of which one in ten strikes the driver
+SHARDS, SAMPLES, SIDES = 80, 4, (1200, 900)
+CODE = ("preprocessing", "realcustom")  # what a record is about
+HARNESS = ("tests/preprocessing", "benchmarks/*.py")
 
 
 def main() -> None:
@@ -42,39 +48,72 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", action="append", choices=[stage.value for stage in CHAIN], help="just this one")
     parser.add_argument("--seed", type=int, default=0, help="of the first stage; the next ones' follow it")
+    parser.add_argument("--folder", type=Path, help="where corpus and outputs are kept (default: removed at the end)")
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, help=f"of a stage; a record of fewer than {KILLS} does not count"
+    )
     arguments = parser.parse_args()
-    wanted = arguments.stage or [stage.value for stage in CHAIN]
-    last = max(number for number, stage in enumerate(CHAIN) if stage.value in wanted)
-    detail: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="realcustom-chaos-") as place:
-        root = Path(place)
-        settings = chaos_settings(root / "models")
-        address = start_local(num_cpus=4)
-        source = write_spoiled(root / "corpus", SHARDS)
-        for number, stage in enumerate(CHAIN[: last + 1]):
-            whole = undisturbed(stage, source, root / "whole" / stage.value, settings)
-            if stage.value in wanted:
-                output = root / "disturbed" / stage.value
-                task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
-                outcome = disturb(task, address, workers=WORKERS, drivers=DRIVERS, seed=arguments.seed + number)
-                check_survived(task, outcome, whole)
-                found = {"kills": outcome.kills, "of workers": outcome.workers, "of the driver": outcome.drivers}
-                found |= {"in flight": outcome.in_flight, "seed": outcome.seed, "units": whole.units}
-                detail[stage.value] = {**found, "seconds": round(outcome.seconds)}
-                write(f"{METRIC}_{stage.value}", [outcome.kills], detail[stage.value], f" --stage {stage.value}")
-                print(f"{stage.value}: {json.dumps(detail[stage.value])}", file=sys.stderr, flush=True)
-            source = whole.directory
-    if len(detail) == len(CHAIN):
-        write(METRIC, [found["kills"] for found in detail.values()], detail, "")
+    if not record.is_clean((*CODE, *HARNESS)):
+        parser.error("there are changes without a commit, and a record names one; commit them")
+    wanted = arguments.stage or [stage.value for stage in CHAIN if stage.value not in recorded()]
+    if arguments.folder is not None:
+        disturb_stages(arguments.folder, wanted, arguments.seed, arguments.kills)
+    else:
+        with tempfile.TemporaryDirectory(prefix="realcustom-chaos-") as place:
+            disturb_stages(Path(place), wanted, arguments.seed, arguments.kills)
+    found = recorded()
+    if len(found) == len(CHAIN):
+        details = {name: item["detail"] for name, item in found.items()}
+        write(METRIC, [item["value"] for item in found.values()], details, record.head())
 
 
-def write(metric: str, kills: list[int], detail: dict[str, Any], options: str) -> None:
+def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None:
+    """Run the chain up to the last stage that is wanted, and write a record of each of these."""
+    kept = root / "settings.pickle"
+    if not kept.exists():
+        kept.write_bytes(pickle.dumps(chaos_settings(root / "models")))
+    settings = pickle.loads(kept.read_bytes())
+    corpus, part = root / "corpus", root / "corpus.part"
+    if not corpus.exists():
+        shutil.rmtree(part, ignore_errors=True)
+        write_spoiled(part, SHARDS, SAMPLES, SIDES)
+        part.rename(corpus)
+    source = str(corpus)
+    address, commit = start_local(num_cpus=4), record.head()
+    last = max((number for number, stage in enumerate(CHAIN) if stage.value in wanted), default=-1)
+    for number, stage in enumerate(CHAIN[: last + 1]):
+        whole = undisturbed(stage, source, root / "whole" / stage.value, settings)
+        if stage.value in wanted:
+            output = root / "disturbed" / stage.value
+            shutil.rmtree(output, ignore_errors=True)
+            task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
+            outcome = disturb(task, address, workers=kills - kills // 10, drivers=kills // 10, seed=seed + number)
+            check_survived(task, outcome, whole)
+            detail = {"kills": outcome.kills, "of workers": outcome.workers, "of the driver": outcome.drivers}
+            detail |= {"in flight": outcome.in_flight, "seed": outcome.seed, "units": whole.units}
+            detail |= {"seconds": round(outcome.seconds)}
+            options = f" --stage {stage.value} --seed {seed}" + (f" --kills {kills}" if kills != KILLS else "")
+            write(f"{METRIC}_{stage.value}", [outcome.kills], detail, commit, options)
+            print(f"{stage.value}: {json.dumps(detail)}", file=sys.stderr, flush=True)
+        source = whole.directory
+
+
+def recorded() -> dict[str, record.Record]:
+    """By stage, the records of enough kills of the code that is here."""
+    items = {item["metric"]: item for item in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    found = {stage.value: items.get(f"{METRIC}_{stage.value}") for stage in CHAIN}
+    return {
+        name: item
+        for name, item in found.items()
+        if item is not None and item["value"] >= KILLS and record.is_same(item["commit"], CODE)
+    }
+
+
+def write(metric: str, kills: list[int], detail: dict[str, Any], commit: str, options: str = "") -> None:
     """A record of the fewest kills that a stage survived."""
     command = f"python benchmarks/chaos.py{options}"
     spread = (min(kills), max(kills))
-    item = record.record(
-        metric, min(kills), "count", n=sum(kills), spread=spread, command=command, commit=record.head()
-    )
+    item = record.record(metric, min(kills), "count", n=sum(kills), spread=spread, command=command, commit=commit)
     record.write(RESULTS, [{**item, "detail": detail}])
 
 

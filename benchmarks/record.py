@@ -29,6 +29,12 @@ def is_clean(folders: Sequence[str]) -> bool:
     return not subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def is_same(commit: str, folders: Sequence[str]) -> bool:
+    """Whether these folders hold what they held in a commit."""
+    command = ["git", "diff", "--quiet", commit, "--", *folders]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0  # an unknown commit: 128
+
+
 def record(
     metric: str,
     value: float,

@@ -153,7 +153,7 @@ class _Run:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             self._check(deadline)
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def wait_for_units(self) -> tuple[ActorHandle, list[Execution]]:
         """The account of the step that runs, and what is being executed."""
@@ -168,7 +168,7 @@ class _Run:
                     if _ask(found, "running"):
                         self._account = found
             self._check(deadline)
-            time.sleep(0.002)
+            time.sleep(0.02)
 
     def wait(self) -> None:
         """Until the driver ends."""

@@ -18,10 +18,8 @@ from preprocessing.settings import (
     Stage,
     SubjectsSettings,
 )
-from tests.preprocessing import tiny_models
 from tests.preprocessing.chaos import METHOD, Outcome, Task, manifests
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes
-from tests.tiny import tiny_base, tiny_image_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,9 @@ class Undisturbed:
 
 def chaos_settings(models: Path) -> PreprocessSettings:
     """Two workers, real model classes at tiny size, and everything that the random detectors find is let through."""
+    from tests.preprocessing import tiny_models  # here: `ingest` and `select` are disturbed without transformers
+    from tests.tiny import tiny_base, tiny_image_encoder
+
     return PreprocessSettings(
         score=ScoreSettings(clip=tiny_models.clip(models / "clip"), heads=tiny_models.heads(models / "heads")),
         select=SelectSettings(min_side=16, partition_rows=100, exact_search_rows=0),
@@ -56,7 +57,7 @@ def chaos_settings(models: Path) -> PreprocessSettings:
     )
 
 
-def write_spoiled(folder: Path, shards: int, samples: int = 6, size: tuple[int, int] = (1600, 1200)) -> str:
+def write_spoiled(folder: Path, shards: int, samples: int = 6, size: tuple[int, int] = (1200, 900)) -> str:
     """Shards of pictures large enough that a unit takes a while; in every third one a sample is spoilt, each in turn.
 
     A truncated picture, an empty one, a copy, a compressed copy, a tiny one, an empty caption; the last tar is torn.
@@ -92,10 +93,13 @@ def undisturbed(stage: Stage, source: str, output: Path, settings: PreprocessSet
     return Undisturbed(directory=result.directory, units=len(manifests(output)), account=account)
 
 
-def check_survived(task: Task, outcome: Outcome, whole: Undisturbed) -> None:
-    """The same bytes as undisturbed, nothing done twice, nothing left to do, and most kills struck a unit.
+def check_survived(task: Task, outcome: Outcome, whole: Undisturbed, least: float = 0.8) -> None:
+    """The same bytes as undisturbed, nothing done twice, nothing left to do.
 
-    Raises AssertionError otherwise.
+    Args:
+        least: the share of kills that struck a unit in flight, at least.
+    Raises:
+        AssertionError: otherwise.
     """
     name = task.stage.value
     directory = task.output / Path(whole.directory).name
@@ -104,7 +108,7 @@ def check_survived(task: Task, outcome: Outcome, whole: Undisturbed) -> None:
     differing = [file for file in wanted if got[file] != wanted[file]]
     assert not differing, f"{name}: bytes differ: {differing[:10]}"
     assert not outcome.redone, f"{name}: done again though they were done: {outcome.redone[:10]}"
-    assert outcome.in_flight >= 0.8 * outcome.kills, f"{name}: {outcome.in_flight} of {outcome.kills} kills in flight"
+    assert outcome.in_flight >= least * outcome.kills, f"{name}: {outcome.in_flight} of {outcome.kills} kills in flight"
     again = undisturbed_rerun(task)
     assert again == 0, f"{name}: a rerun executed {again} units"
     assert snapshot(directory) == wanted
