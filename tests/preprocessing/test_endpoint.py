@@ -123,6 +123,22 @@ def test_answers_are_data(ingested: str, tmp_path: Path) -> None:
     assert "not this one" in rows["41"]["message"] and "HTTP 400" in rows["45"]["message"]
 
 
+def test_a_short_apology_and_a_cut_caption_are_left_out_and_half_a_surrogate_is_replaced(
+    ingested: str, tmp_path: Path
+) -> None:
+    troubles: dict[int | None, list[str]] = {
+        40: ["say Sorry, but I can't help with that."],
+        41: ["cut a toy on a"],
+        42: ["say a toy \ud83d"],
+        43: ["say a sorry toy"],
+    }
+    with captioning(troubles) as server:
+        result = caption(ingested, tmp_path, server)
+    assert result.report["dropped"] == {"cut_caption": 1, "refused_caption": 1}
+    assert "caption.max_new_tokens=20: 'a toy on a'" in aside(result)["41"]["message"]
+    assert {captions(result)[width] for width in (42, 43)} == {"a toy ?", "a sorry toy"}
+
+
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
@@ -198,5 +214,6 @@ def test_one_captioner_at_a_time() -> None:
 
 def test_retry_after() -> None:
     assert [retry_after(value) for value in (None, "3", " 0 ", "999", "soon")] == [0, 3, 0, LONGEST_WAIT, 0]
+    assert [retry_after(value) for value in ("\xb2", "Mon, 05 Jan 2026 10:00:00 +99999999999999999999")] == [0, 0]
     assert 20 < retry_after(formatdate(time.time() + 30, usegmt=True)) <= 30
     assert retry_after(formatdate(0, usegmt=True)) == 0
