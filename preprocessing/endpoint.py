@@ -59,7 +59,7 @@ class EndpointCaptioner:
             raise EndpointRefused(f"{self._endpoint.key_variable} holds characters that no HTTP header can carry")
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Result]:
-        """The caption of each RGB picture, or why it has none. Raises EndpointRefused."""
+        """The caption of each RGB picture, sent as large as it is, or why it has none. Raises EndpointRefused."""
         return _in_thread(self._all(pictures))
 
     def check(self) -> None:
@@ -101,10 +101,8 @@ class EndpointCaptioner:
                 return why
 
     def _request(self, picture: Image.Image) -> dict[str, Any]:
-        small = picture.copy()
-        small.thumbnail((self._endpoint.longest_side, self._endpoint.longest_side), Image.Resampling.BICUBIC)
         data = io.BytesIO()
-        small.save(data, format="JPEG", quality=95)
+        picture.save(data, format="JPEG", quality=95)
         url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
         content = [
             {"type": "image_url", "image_url": {"url": url}},
