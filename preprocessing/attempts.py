@@ -23,6 +23,7 @@ class Execution:
     operator: str
     unit: str
     pid: int
+    token: str  # of this execution alone: Ray may say a beginning twice
 
 
 class Attempts:
@@ -36,7 +37,7 @@ class Attempts:
     def begin(self, execution: Execution) -> int:
         """Note a beginning. Returns how many workers have died of this unit in this operator, one after the other."""
         key = (execution.operator, execution.unit)
-        if key in self._running:
+        if self._running.get(key, execution) != execution:
             self._lost.append(self._running[key])
             self._deaths[key] = self._deaths.get(key, 0) + 1
         self._running[key] = execution
@@ -65,4 +66,4 @@ def start_attempts(stage: str) -> ActorHandle:
 
 def this_execution(operator: str, unit: str) -> Execution:
     """The execution that begins in this process."""
-    return Execution(operator=operator, unit=unit, pid=os.getpid())
+    return Execution(operator=operator, unit=unit, pid=os.getpid(), token=secrets.token_hex(8))

@@ -1,7 +1,10 @@
-"""What a cluster means for a job: how many workers share its limits, and whether any node can hold one."""
+"""What a cluster means for a job: how many workers run, and share its limits, and whether any node can hold one."""
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,15 +16,11 @@ from preprocessing.worker import Job
 
 
 def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
-    """The job with `per_host` of its downloads divided among its workers; and what the user should know.
-
-    Workers are `execution.workers`, else the CPUs that the cluster has now: a stage without models is a task per CPU.
-    """
+    """The job with `per_host` of its downloads divided among its workers; and what the user should know."""
     notes = [lack] if (lack := _lacking(job)) is not None else []
     if not any(unit.kind is UnitKind.URLS for unit in units):
         return job, notes
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    workers = min(job.settings.execution.workers or cpus, cpus, len(units))
+    workers = task_workers(job, units)
     ingest = job.settings.ingest
     per_host = ingest.download.per_host
     if per_host < workers:
@@ -31,6 +30,31 @@ def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
         )
     download = replace(ingest.download, per_host=max(1, per_host // workers))
     return replace(job, settings=replace(job.settings, ingest=replace(ingest, download=download))), notes
+
+
+def task_limit(job: Job) -> int | None:
+    """Tasks at a time of a stage without models, each of one CPU; None: as many as the cluster's CPUs allow.
+
+    `execution.workers`; else, where Ray is this machine alone, its cores. An embedded Ray declares more CPUs than there
+    are cores, for pools that wait for each other. Tasks beyond the cores would only start more workers, each a second
+    or two of CPU, and crowd the caches.
+    """
+    if job.settings.execution.workers is not None:
+        return job.settings.execution.workers
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    alone = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+    return cores() if alone else None
+
+
+def task_workers(job: Job, units: Sequence[Unit]) -> int:
+    """How many workers the tasks of a stage without models have, by what the cluster is now."""
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return min(task_limit(job) or cpus, cpus, len(units))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _lacking(job: Job) -> str | None:

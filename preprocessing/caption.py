@@ -88,8 +88,9 @@ class Caption:
     def _asked_for(self, account: RowAccount) -> dict[int, str]:
         assert self._endpoint is not None
         captions: dict[int, str] = {}
+        endpoint = self._settings.endpoint
         # several rounds of requests at a time: few wait for the slowest
-        for batch, pictures in account.picture_batches(4 * self._settings.endpoint.concurrency):
+        for batch, pictures in account.picture_batches(4 * endpoint.concurrency, endpoint.longest_side):
             for index, answer in zip(batch, self._endpoint(pictures), strict=True):
                 if isinstance(answer, DataError):
                     account.quarantine(index, answer)

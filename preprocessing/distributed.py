@@ -7,8 +7,6 @@ hold the models -> writing, so that storage and models work at the same time and
 from __future__ import annotations
 
 import json
-import os
-import socket
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -18,6 +16,7 @@ import ray.data
 from ray.actor import ActorHandle
 
 from preprocessing.attempts import start_attempts, this_execution
+from preprocessing.capacity import task_limit
 from preprocessing.errors import StageBug
 from preprocessing.settings import Device
 from preprocessing.unit import Counts, SealedUnit, Unit
@@ -33,7 +32,6 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
     """
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
-    workers = job.settings.execution.workers
     attempts = start_attempts(job.stage.value)
     limit = job.settings.execution.max_worker_deaths
     if job.models:
@@ -49,7 +47,7 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
             fn_constructor_args=(job, attempts, limit),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers or 1),
+            compute=ray.data.ActorPoolStrategy(size=job.settings.execution.workers or 1),
             num_cpus=job.settings.compute.threads,
             num_gpus=1 if on_gpu else 0,
         )
@@ -59,7 +57,7 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
             _counted("whole", _whole(job), attempts, limit),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=workers or _cores()),
+            compute=ray.data.TaskPoolStrategy(size=task_limit(job)),
             num_cpus=1,
         )
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
@@ -69,17 +67,6 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
         if bug:
             raise StageBug(bug)
         yield Counts.from_dict(json.loads(batch["counts"][0].as_py()))
-
-
-def _cores() -> int | None:
-    """Tasks at a time where Ray is this machine alone; null: what the cluster's CPUs allow.
-
-    An embedded Ray declares more CPUs than there are cores, for pools that wait for each other. Tasks beyond the cores
-    would only start more workers, each a second or two of CPU, and crowd the caches.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    alone = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
-    return len(os.sched_getaffinity(0)) if alone else None
 
 
 class _ModelWorker:

@@ -27,9 +27,10 @@ from preprocessing.settings import CaptionSettings, ExecutionSettings
 
 EMPTY = "empty_caption"
 REFUSED = "refused_caption"
+CUT = "cut_caption"
 _NOT_THIS_PICTURE = frozenset({400, 413, 415, 422})  # statuses that speak of what one request holds
 _APOLOGY = re.compile(
-    r"(?:i[’']m sorry|i am sorry|sorry,|i can[’']?t|i cannot|i[’']m unable|i am unable)\b", re.IGNORECASE
+    r"sorry,|(?:i[’']m sorry|i am sorry|i can[’']?t|i cannot|i[’']m unable|i am unable)\b", re.IGNORECASE
 )
 
 Result = str | DataError | RowDropped
@@ -58,7 +59,7 @@ class EndpointCaptioner:
             raise EndpointRefused(f"{self._endpoint.key_variable} holds characters that no HTTP header can carry")
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Result]:
-        """The caption of each RGB picture, or why it has none. Raises EndpointRefused."""
+        """The caption of each RGB picture, sent as large as it is, or why it has none. Raises EndpointRefused."""
         return _in_thread(self._all(pictures))
 
     def check(self) -> None:
@@ -85,8 +86,11 @@ class EndpointCaptioner:
 
     def _client(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # httpx's own limits are 100 connections, of which 20 are kept
+        most = self._endpoint.concurrency
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
         # without trust_env: a .netrc must not put another key in the place of ours
-        return httpx.AsyncClient(headers=headers, timeout=self._endpoint.timeout, trust_env=False)
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=self._endpoint.timeout, trust_env=False)
 
     async def _one(self, client: httpx.AsyncClient, slots: asyncio.Semaphore, picture: Image.Image) -> Result:
         async with slots:  # kept while waiting for another try: a busy server is not to be asked more
@@ -97,10 +101,8 @@ class EndpointCaptioner:
                 return why
 
     def _request(self, picture: Image.Image) -> dict[str, Any]:
-        small = picture.copy()
-        small.thumbnail((self._endpoint.longest_side, self._endpoint.longest_side), Image.Resampling.BICUBIC)
         data = io.BytesIO()
-        small.save(data, format="JPEG", quality=95)
+        picture.save(data, format="JPEG", quality=95)
         url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
         content = [
             {"type": "image_url", "image_url": {"url": url}},
@@ -162,12 +164,16 @@ class EndpointCaptioner:
             choice = response.json()["choices"][0]
             message = choice["message"]
             text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
-            caption = " ".join((text or "").split())
+            # JSON can hold half of a surrogate pair, which no table can
+            caption = " ".join((text or "").encode("utf-8", "replace").decode().split())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             what = f"the answer is no chat completion: {self._said(response)}"
             raise _TryAgain(what, fault=DataFault.UNREADABLE_ANSWER) from error
         if refusal or reason == "content_filter" or _APOLOGY.match(caption):
             raise RowDropped(REFUSED, self._plain(str(refusal or caption or reason)))
+        if reason == "length":
+            limit = f"not finished within caption.max_new_tokens={self._settings.max_new_tokens}"
+            raise RowDropped(CUT, f"{limit}: {self._plain(caption)}")
         if not caption:
             raise RowDropped(EMPTY)
         return caption

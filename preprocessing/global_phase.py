@@ -17,9 +17,10 @@ from dataclasses import replace
 import pyarrow as pa
 
 from preprocessing import rows
+from preprocessing.access import access
 from preprocessing.duplicates import DUPLICATES, Duplicate, Twin, cluster_sizes, resolve
 from preprocessing.entry import read, unsupported
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, retry
 from preprocessing.hashes import signature
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
@@ -60,7 +61,7 @@ def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: b
     plan = make_plan(wanted, place.manifests(), place.rows_present())
     if plan.todo or plan.gone:
         if own_uids:
-            check_uids(units)
+            check_uids(units, job.settings.execution)
         found = _search(blocks, job, run)
         place.remove(plan.stale)
         place.remove(plan.gone, with_outputs=True)
@@ -112,7 +113,7 @@ def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Uni
     parts = [
         Part(uri=block.files[0].uri, content=block.identity, group=group, rows=length)
         for block in signatures
-        for group, (_, length) in enumerate(rows.read_groups(block.files[0].uri))
+        for group, (_, length) in enumerate(_groups(block, job))
     ]
     number = sum(part.rows for part in parts)
     if number <= settings.exact_search_rows:
@@ -120,10 +121,17 @@ def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Uni
     shuffled = _run_step(Step.SHUFFLE, shuffle_units(signatures, bit_tables(number, settings)), job, run)
     buckets: dict[tuple[int, int], list[Part]] = {}
     for unit in shuffled:
-        for group, (bits, length) in enumerate(rows.read_groups(unit.files[0].uri)):
+        for group, (bits, length) in enumerate(_groups(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
             buckets.setdefault((BitTable.of_unit(unit.name).number, bits), []).append(part)
     return bucket_units(buckets, settings.partition_rows)
+
+
+def _groups(unit: Unit, job: Job) -> list[tuple[int, int]]:
+    """Label and length of each row group of a step's output."""
+    uri, execution = unit.files[0].uri, job.settings.execution
+    with access("read", uri):
+        return retry(lambda: rows.read_groups(uri), execution.attempts, execution.backoff)
 
 
 def _run_step(step: Step, units: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:

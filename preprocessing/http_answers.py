@@ -13,10 +13,10 @@ def retry_after(value: str | None) -> float:
     """Seconds that a Retry-After header (a number of seconds, or a date) asks for, 0 .. `LONGEST_WAIT`."""
     if value is None:
         return 0.0
-    if value.strip().isdigit():
+    if value.strip().isdigit() and value.isascii():  # not a superscript 2, a digit that is no number
         return min(float(value), LONGEST_WAIT)
     try:
         seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):  # no date; one beyond the calendar's end
         return 0.0
     return max(0.0, min(seconds, LONGEST_WAIT))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, StageBug, naming
-from preprocessing.pictures import decode
+from preprocessing.pictures import decode, decode_small
 from preprocessing.unit import Counts, SealedUnit, Unit
 
 
@@ -69,13 +69,17 @@ def _line(entry: Aside) -> dict[str, str]:
 class RowAccount:
     """Goes over a unit's table row by row and keeps the account of those that do not go on."""
 
-    def __init__(self, table: pa.Table, unit: str, aside: list[Aside] | None = None):
+    def __init__(self, table: pa.Table, unit: str):
         self.table = table
-        self.aside: list[Aside] = aside if aside is not None else []
         self._unit = unit
         self._uids: list[str] = table["uid"].to_pylist()
         self._keys: list[str] = table["key"].to_pylist() if "key" in table.schema.names else self._uids
-        self._out: set[int] = set()
+        self._aside: dict[int, Aside] = {}  # by index
+
+    @property
+    def aside(self) -> list[Aside]:
+        """The rows that do not go on, in the table's order: when each was found out depends on batches."""
+        return [self._aside[index] for index in sorted(self._aside)]
 
     def name(self, index: int) -> str:
         """How messages call a row."""
@@ -100,10 +104,12 @@ class RowAccount:
 
     def remaining(self) -> list[int]:
         """Indices of the rows that are not aside, ascending."""
-        return [index for index in range(self.table.num_rows) if index not in self._out]
+        return [index for index in range(self.table.num_rows) if index not in self._aside]
 
-    def picture_batches(self, size: int) -> Iterator[tuple[list[int], list[Image.Image]]]:
-        """The remaining rows' indices and decoded pictures, at most `size` at a time.
+    def picture_batches(
+        self, size: int, longest_side: int | None = None
+    ) -> Iterator[tuple[list[int], list[Image.Image]]]:
+        """The remaining rows' indices and decoded pictures, at most `size` at a time, scaled down to `longest_side`.
 
         A picture that does not decode puts its row aside.
         """
@@ -116,7 +122,7 @@ class RowAccount:
                         data = self.table["image"][index].as_py()
                         if data is None:
                             raise DataError(DataFault.MISSING_IMAGE, "the row holds no picture")
-                        pictures.append(decode(data))
+                        pictures.append(decode(data) if longest_side is None else decode_small(data, longest_side))
                         indices.append(index)
                 except DataError as error:
                     self.quarantine(index, error)
@@ -132,7 +138,6 @@ class RowAccount:
         return self.table.take(pa.array(self.remaining(), type=pa.int64()))
 
     def _put(self, index: int, *, quarantined: bool, reason: str, message: str) -> None:
-        assert index not in self._out, self.name(index)
-        self._out.add(index)
+        assert index not in self._aside, self.name(index)
         uid, key = self._uids[index], self._keys[index]
-        self.aside.append(Aside(uid=uid, key=key, quarantined=quarantined, reason=reason, message=message))
+        self._aside[index] = Aside(uid=uid, key=key, quarantined=quarantined, reason=reason, message=message)

@@ -44,6 +44,13 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
         return _upright_rgb(image)
 
 
+def decode_small(data: bytes, longest_side: int) -> Image.Image:
+    """`decode`, and scaled down to at most `longest_side` pixels: of many pictures only one is held at its full size."""
+    image = decode(data, draft_side=longest_side)
+    image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
+    return image
+
+
 def check(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
     """Width and height, upright, of a picture that decodes to its last byte. Raises DataError as `decode` does.
 

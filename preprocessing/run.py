@@ -83,6 +83,12 @@ def run_stage(
     if name is Stage.SELECT:
         select.check_scores(settings.select, source.description)
         evaluation = prepare_evaluation(job)
+    else:
+        plan = make_plan(units, directory.manifests(), directory.rows_present())
+        if plan.todo and name is Stage.CAPTION and settings.caption.endpoint.url is not None:
+            from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
+
+            EndpointCaptioner(settings.caption, settings.execution).check()
     _write_description(directory, description)  # also where all is done: by whom, no manifest says
     if evaluation is not None:
         directory.write(evaluation_uri(job.directory), evaluation)
@@ -91,15 +97,11 @@ def run_stage(
         own_uids = not upstream.startswith(f"{Stage.INGEST.value}@")
         units = run_global_phase(units, job, workers.run, own_uids)
         clusters = count_clusters(job)
-    plan = make_plan(units, directory.manifests(), directory.rows_present())
-    todo = plan.todo[:limit] if limit is not None else plan.todo
+        plan = make_plan(units, directory.manifests(), directory.rows_present())
+    todo = plan.todo[:limit]
     progress = Progress(name.value, len(plan.done) + len(todo), len(plan.done))
     if not source.finished:
         progress.say(f"the stage before has not finished {input}: only the units that are there are read")
-    if todo and name is Stage.CAPTION and settings.caption.endpoint.url is not None:
-        from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
-
-        EndpointCaptioner(settings.caption, settings.execution).check()
     if todo or plan.gone:
         _clear(directory, plan, todo, progress)
     total = Counts()

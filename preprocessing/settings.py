@@ -287,7 +287,8 @@ class ComputeSettings:
 class ExecutionSettings:
     """How the work runs. Changes no byte of the output and so no fingerprint."""
 
-    workers: int | None = None  # workers of a stage; null: one for a stage with models, else what the cluster allows
+    # workers of a stage; null: one for a stage with models, else one per core of this machine, or per CPU of a cluster
+    workers: int | None = None
     max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
     max_error_floor: int = 10  # so many quarantined rows never stop a job
     max_worker_deaths: int = 10  # one after the other at the same unit; more stop the job, any number elsewhere do not

@@ -66,10 +66,31 @@ def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
 def _to_pylist(batch: pa.RecordBatch) -> list[dict[str, Any] | DataError]:
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError as error:  # of a text inside a list or struct
-        if len(batch) == 1:
-            return [DataError(DataFault.UNREADABLE_TEXT, f"a text in a list or struct is not UTF-8: {error}")]
-        return [row for index in range(len(batch)) for row in _to_pylist(batch.slice(index, 1))]
+    except (ValueError, OverflowError):  # of one value somewhere
+        return [_row(batch.slice(index, 1)) for index in range(len(batch))]
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
+    """The row of a batch of one, each value that Python has no type for as Arrow's text of it."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except UnicodeDecodeError as error:  # of a text inside a list or struct
+            return DataError(DataFault.UNREADABLE_TEXT, f"a text in a list or struct is not UTF-8: {error}")
+        except (ValueError, OverflowError):  # a time beyond the year 9999, or of a zone that nobody knows
+            row[name] = _as_text(column)
+    return row
+
+
+def _as_text(column: pa.Array) -> str:
+    """The only value of a column as text."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp(column.type.unit))  # in UTC: the zone may be what is wrong
+    try:
+        return column.cast(pa.string())[0].as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return " ".join(column.to_string().split())
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -12,21 +12,27 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from preprocessing import rows
+from preprocessing.access import access
+from preprocessing.errors import retry
+from preprocessing.settings import ExecutionSettings
 from preprocessing.unit import Unit
 
 
-def check_uids(units: Sequence[Unit]) -> None:
-    """Raise ValueError, naming the two files, if a uid is there twice. Reads one column; holds 8 bytes a row."""
+def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
+    """Raise ValueError, naming the two files, if a uid is there twice.
+
+    Reads one column; holds 16 bytes a row, and the uids of the files that are being read.
+    """
     uris = [unit.files[0].uri for unit in units]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        marks = np.concatenate(list(pool.map(lambda uri: _marks(_uids(uri)), uris)))
+        marks = np.concatenate(list(pool.map(lambda uri: _marks(_uids(uri, execution)), uris)))
     marks.sort()
     twice = marks[1:][marks[1:] == marks[:-1]]
     if not len(twice):
         return
     seen: dict[str, str] = {}
     for uri in uris:
-        uids = _uids(uri)
+        uids = _uids(uri, execution)
         for index in np.flatnonzero(np.isin(_marks(uids), twice)).tolist():
             uid = uids[index]
             if uid in seen:  # else two uids of one mark
@@ -36,8 +42,10 @@ def check_uids(units: Sequence[Unit]) -> None:
             seen[uid] = uri
 
 
-def _uids(uri: str) -> list[str]:
-    return rows.read_columns(uri, ["uid"])["uid"].to_pylist()
+def _uids(uri: str, execution: ExecutionSettings) -> list[str]:
+    with access("read", uri):
+        table = retry(lambda: rows.read_columns(uri, ["uid"]), execution.attempts, execution.backoff)
+    return table["uid"].to_pylist()
 
 
 def _marks(uids: Sequence[str]) -> np.ndarray:

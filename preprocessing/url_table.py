@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.access import access
 from preprocessing.csv_table import read_rows
 from preprocessing.download import download
 from preprocessing.entry import Entry, Fault, Unwanted, read
@@ -30,9 +32,9 @@ def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
     keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
     try:
         rows = _table_rows(unit, execution)
-    except (pa.ArrowInvalid, OSError) as error:
+    except DataError as error:
         for key in keys:
-            yield Fault(key=key, fault=DataFault.TORN_TABLE, message=f"the rows cannot be read: {error}")
+            yield Fault(key=key, fault=error.fault, message=error.message)
         return
     results = download([_url(row, settings) for row in rows], settings, execution)
     for key, row, result in zip(keys, rows, results, strict=True):
@@ -49,32 +51,27 @@ def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
 
 
 def _table_rows(unit: Unit, execution: ExecutionSettings) -> list[_Row | DataError]:
-    file = unit.files[0]
+    """The unit's rows. Raises DataError if the table is torn there; what the storage raises is no fault of the table's."""
+    assert unit.count is not None, "a torn table has no rows"
+    uri = unit.files[0].uri
+    if unit.files[0].name.endswith(".csv"):
+        with access("read", uri):
+            return list(itertools.islice(read_rows(uri, execution), unit.first, unit.first + unit.count))
     try:
-        with _open(file.uri) as source:
-            return list(_rows(unit, source, execution))
-    except OSError:  # the storage's fault, or broken data: from memory it can only be the latter
-        data = read(file.uri, execution)
-        return list(_rows(unit, pa.BufferReader(data), execution))
+        with _open(uri) as source:
+            return list(_read_parquet(unit, source))
+    except (pa.ArrowInvalid, OSError):  # the storage's fault, or broken data: from memory it can only be the latter
+        data = read(uri, execution)
+    try:
+        return list(_read_parquet(unit, pa.BufferReader(data)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(DataFault.TORN_TABLE, f"the rows cannot be read: {error}") from error
 
 
 def _open(uri: str) -> pa.NativeFile:
     """A file opened for reading at any place."""
     filesystem, path = storage.open_filesystem(uri)
     return filesystem.open_input_file(path)
-
-
-def _rows(unit: Unit, source: pa.NativeFile, execution: ExecutionSettings) -> Iterator[_Row | DataError]:
-    assert unit.count is not None, "a torn table has no rows"
-    end = unit.first + unit.count
-    if unit.files[0].name.endswith(".csv"):
-        for number, row in enumerate(read_rows(unit.files[0].uri, execution)):
-            if number >= end:
-                return
-            if number >= unit.first:
-                yield row
-        return
-    yield from _read_parquet(unit, source)
 
 
 def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:

@@ -7,6 +7,7 @@ sees the old file, the new one, or none, never a part.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 LISTING_ATTEMPTS = 8  # of a page, with a growing wait between: about a minute of a store that is overloaded
 
 
@@ -34,11 +36,18 @@ def is_remote(uri: str | Path) -> bool:
 
 
 def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem of `uri` and the path within it."""
+    """The pyarrow filesystem of `uri` and the path within it. Raises ValueError for what cannot be a bucket's name."""
+    if str(uri).startswith("s3://"):
+        bucket, _, key = str(uri).removeprefix("s3://").partition("/")
+        if not _BUCKET.fullmatch(bucket):
+            raise ValueError(f"{uri}: {bucket!r} cannot be a bucket's name")
+        # Only the bucket goes through a URI: a key is data, whose ?, # and % must not be read as a URI's, and lead to
+        # another object or to another host. With a delayed open a small object is written by one PUT, a larger one in
+        # parts still, which a kill leaves behind in the store (docs/preprocessing.md says how to be rid of them).
+        filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")
+        return filesystem, f"{bucket}/{key}".rstrip("/")
     if is_remote(uri):
-        # a small object is then written by one PUT; else by an upload in parts, which a kill leaves behind in the store
-        delayed = "?allow_delayed_open=true" if str(uri).startswith("s3://") and "?" not in str(uri) else ""
-        return fs.FileSystem.from_uri(f"{uri}{delayed}")
+        return fs.FileSystem.from_uri(str(uri))
     return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).absolute())
 
 
@@ -70,7 +79,7 @@ def read_bytes(uri: str | Path) -> bytes:
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Write atomically, folders made as needed: a temporary file renamed into place, or one object PUT."""
+    """Write atomically, folders made as needed: a temporary file renamed into place, or one object."""
     filesystem, path = open_filesystem(uri)
     if is_remote(uri):
         with filesystem.open_output_stream(path, compression=None) as stream:
@@ -93,7 +102,10 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 
 def remove_partial_files(uri: str | Path) -> None:
-    """Remove what writers that were killed left below a folder. Nobody may be writing there. A store keeps no such."""
+    """Remove what writers that were killed left below a local folder. Nobody may be writing there.
+
+    What a store keeps of an upload in parts no listing shows: it is the store's to remove.
+    """
     if not is_remote(uri):
         for path in Path(open_filesystem(uri)[1]).rglob(".tmp-*"):
             path.unlink(missing_ok=True)

@@ -112,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, completion(None, refusal="not this one"))
         elif kind == "filter":
             self._send(200, completion("", finish_reason="content_filter"))
+        elif kind == "cut":
+            self._send(200, completion(value, finish_reason="length"))
         elif kind == "say":
             self._send(200, completion(value))
         else:

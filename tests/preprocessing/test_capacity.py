@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from preprocessing.capacity import fit_to_cluster
+from preprocessing import capacity
+from preprocessing.capacity import cores, fit_to_cluster, task_limit, task_workers
 from preprocessing.settings import (
     ComputeSettings,
     Device,
@@ -31,19 +32,34 @@ def job(per_host: int, workers: int | None) -> Job:
 
 @pytest.mark.parametrize(
     ("per_host", "workers", "units", "share"),
-    [(16, None, 20, 2), (16, 4, 20, 4), (16, 100, 20, 2), (16, None, 3, 5), (4, None, 20, 1), (4, 4, 20, 1)],
+    [(16, None, 20, 3), (16, 4, 20, 4), (16, 100, 20, 2), (16, None, 3, 5), (4, None, 20, 1), (4, 4, 20, 1)],
 )
 def test_workers_share_what_a_host_is_asked(
-    ray_cluster: str, per_host: int, workers: int | None, units: int, share: int
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch, per_host: int, workers: int | None, units: int, share: int
 ) -> None:
+    monkeypatch.setattr(capacity, "cores", lambda: 5)
     whole = job(per_host, workers)  # on 8 CPUs
     fitted, notes = fit_to_cluster(whole, UNITS[:units])
     assert fitted.settings.ingest.download.per_host == share
     assert bool(notes) is (per_host == 4 and workers is None)
-    assert not notes or "8 at once instead of ingest.download.per_host=4; execution.workers=4 keeps to it" in notes[0]
+    assert not notes or "5 at once instead of ingest.download.per_host=4; execution.workers=4 keeps to it" in notes[0]
     assert replace(fitted, settings=whole.settings) == whole
     pictures = [replace(unit, kind=UnitKind.PICTURES) for unit in UNITS]
     assert fit_to_cluster(whole, pictures) == (whole, [])
+
+
+def test_tasks_on_this_machine_alone_are_as_many_as_its_cores(ray_cluster: str) -> None:
+    free, bound = job(4, None), job(4, 3)
+    assert task_limit(free) == cores() and task_limit(bound) == 3
+    assert task_workers(free, UNITS) == min(cores(), 8) and task_workers(bound, UNITS[:2]) == 2
+
+
+def test_a_cluster_of_several_machines_bounds_its_tasks_itself(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity.socket, "gethostname", lambda: "another")
+    assert task_limit(job(4, None)) is None
+    assert task_workers(job(4, None), UNITS) == 8  # the CPUs that it has now
 
 
 def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:

@@ -85,6 +85,23 @@ def test_a_broken_text_inside_a_list_is_a_fault_of_its_row(tmp_path: Path) -> No
     assert aside_of(result)["t.parquet#1"]["reason"] == "unreadable_text"
 
 
+def test_a_value_that_python_has_no_type_for_stops_nobody(tmp_path: Path) -> None:
+    odd = {
+        "far": pa.array([0, 2**62], pa.timestamp("us")),
+        "zone": pa.array([0, 1], pa.timestamp("ms", "Nowhere/Land")),
+        "day": pa.array([0, 2**30], pa.int32()).view(pa.date32()),
+    }
+    with served() as server:
+        url = f"{server.url}/picture/1"
+        sources = {"image": [png(picture(seed)) for seed in range(2)], "url": [url, url]}
+        for name, values in sources.items():
+            pq.write_table(pa.table({name: values, "caption": ["a"] * 2, **odd}), tmp_path / f"{name}.parquet")
+            found = ingest(tmp_path / f"{name}.parquet", tmp_path / "out", private_addresses=True)
+            first, second = map(json.loads, table_of(found)["columns"].to_pylist())
+            assert (first["far"], first["zone"]) == ("1970-01-01T00:00:00", "1970-01-01 00:00:00.000")
+            assert str(2**62) in second["far"] and second["zone"] == "1970-01-01 00:00:00.001" and second["day"]
+
+
 @pytest.mark.parametrize(
     ("value", "written"),
     [

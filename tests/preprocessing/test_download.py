@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from preprocessing import url_table
 from preprocessing.addresses import Target, is_public, resolve
 from preprocessing.corpus import open_corpus
 from preprocessing.download import opted_out
@@ -26,6 +27,7 @@ from preprocessing.settings import (
     Stage,
 )
 from preprocessing.unit import Unit
+from realcustom import storage
 from tests.preprocessing.corpora import jpeg, picture, snapshot
 from tests.preprocessing.picture_server import PictureServer, served
 from tests.preprocessing.test_ingest import aside_of, table_of
@@ -218,6 +220,25 @@ def test_tables_that_cannot_be_read_are_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no column 'text' but link, caption; set ingest\.caption_column \(null"):
         fetch(tmp_path / "list.csv", tmp_path / "out", url_column="link", caption_column="text")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_that_the_storage_does_not_give_stops_the_job(
+    server: PictureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path / "t.parquet", [f"{server.url}/picture/1"])
+
+    def failing(uri: str) -> bytes:
+        raise OSError("AWS Error INTERNAL_FAILURE during GetObject")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(url_table, "_open", failing)
+        patch.setattr(storage, "read_bytes", failing)
+        with pytest.raises(ValueError, match=r"cannot read .*t\.parquet: the store keeps failing"):
+            fetch(table, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+    with monkeypatch.context() as patch:  # a passing trouble while it is opened
+        patch.setattr(url_table, "_open", failing)
+        assert fetch(table, tmp_path / "out").report["kept"] == 1
 
 
 def test_a_torn_table_of_urls_is_one_entry_and_a_bad_row_group_its_rows(server: PictureServer, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from preprocessing import rows
 from preprocessing.endpoint import EndpointRefused
 from preprocessing.http_answers import LONGEST_WAIT, retry_after
 from preprocessing.run import StageResult, run_stage
@@ -76,6 +78,29 @@ def test_captions_and_what_is_asked(ingested: str, tmp_path: Path) -> None:
     assert field.metadata[b"model"].decode() == MODEL
 
 
+def test_large_pictures_are_sent_small_and_what_is_put_aside_does_not_depend_on_concurrency(tmp_path: Path) -> None:
+    images = [jpeg(picture(0, (300, 40))), b"no picture", jpeg(picture(1, (30, 200))), None, jpeg(picture(2, (20, 20)))]
+    names = [str(index) for index in range(5)]
+    columns = {"uid": names, "key": names, "alt_text": names, "view_group": names, "image": images}
+    columns |= {"width": [1] * 5, "height": [1] * 5, "sha256": [bytes(32)] * 5}
+    schema = pa.schema([field.with_nullable(True) for field in rows.INGESTED])
+    pq.write_table(pa.table(columns, schema), tmp_path / "t.parquet")
+    found = []
+    for concurrency in (1, 8):
+        with captioning({20: ["refusal"]}) as server:
+            result = caption(
+                str(tmp_path / "t.parquet"),
+                tmp_path / str(concurrency),
+                server,
+                concurrency=concurrency,
+                longest_side=50,
+            )
+        found.append(snapshot(result.directory))
+        assert set(server.tries) == {50, 7, 20}  # widths
+    assert found[0] == found[1]
+    assert list(aside(result)) == ["1", "3", "4"]
+
+
 def test_the_place_is_no_part_of_the_fingerprint_and_the_words_are(ingested: str, tmp_path: Path) -> None:
     with captioning() as first, captioning() as second:
         one = caption(ingested, tmp_path / "one", first)
@@ -119,8 +144,24 @@ def test_answers_are_data(ingested: str, tmp_path: Path) -> None:
     assert result.report["dropped"] == {"empty_caption": 1, "refused_caption": 3}
     assert result.report["quarantined"] == {"unreadable_answer": 1, "endpoint_rejected": 1}
     assert result.report["in"] == len(WIDTHS) and result.report["kept"] == 0
-    rows = aside(result)
-    assert "not this one" in rows["41"]["message"] and "HTTP 400" in rows["45"]["message"]
+    left = aside(result)
+    assert "not this one" in left["41"]["message"] and "HTTP 400" in left["45"]["message"]
+
+
+def test_a_short_apology_and_a_cut_caption_are_left_out_and_half_a_surrogate_is_replaced(
+    ingested: str, tmp_path: Path
+) -> None:
+    troubles: dict[int | None, list[str]] = {
+        40: ["say Sorry, but I can't help with that."],
+        41: ["cut a toy on a"],
+        42: ["say a toy \ud83d"],
+        43: ["say a sorry toy"],
+    }
+    with captioning(troubles) as server:
+        result = caption(ingested, tmp_path, server)
+    assert result.report["dropped"] == {"cut_caption": 1, "refused_caption": 1}
+    assert "caption.max_new_tokens=20: 'a toy on a'" in aside(result)["41"]["message"]
+    assert {captions(result)[width] for width in (42, 43)} == {"a toy ?", "a sorry toy"}
 
 
 @pytest.mark.parametrize(
@@ -198,5 +239,6 @@ def test_one_captioner_at_a_time() -> None:
 
 def test_retry_after() -> None:
     assert [retry_after(value) for value in (None, "3", " 0 ", "999", "soon")] == [0, 3, 0, LONGEST_WAIT, 0]
+    assert [retry_after(value) for value in ("\xb2", "Mon, 05 Jan 2026 10:00:00 +99999999999999999999")] == [0, 0]
     assert 20 < retry_after(formatdate(time.time() + 30, usegmt=True)) <= 30
     assert retry_after(formatdate(0, usegmt=True)) == 0

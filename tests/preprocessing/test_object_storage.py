@@ -41,6 +41,25 @@ def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> No
     assert sorted(names) == ["report.html", "report.json", "shard-00000.parquet", "stage.json"]
 
 
+@pytest.mark.parametrize(
+    "name", ["a#b", "a b", "a%20b", "a+b", "a?endpoint_override=127.0.0.1:9&scheme=http&region=x", "ä"]
+)
+def test_any_key_is_taken_as_it_is(bucket: str, name: str) -> None:
+    storage.write_bytes(f"{bucket}/odd/a", b"another")
+    storage.write_bytes(f"{bucket}/odd/{name}.tar", name.encode())
+    keys = {item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket="corpus", Prefix="odd/")["Contents"]}
+    assert f"odd/{name}.tar" in keys
+    entry = next(entry for entry in storage.list_files(f"{bucket}/odd") if entry.name == f"{name}.tar")
+    assert storage.read_bytes(entry.uri) == name.encode()
+    assert storage.exists(entry.uri) and not storage.is_dir(entry.uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://corpus?endpoint_override=127.0.0.1:9/a", "s3://key:secret@corpus/a", "s3:///a"])
+def test_a_bucket_is_a_name_and_nothing_else(uri: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a bucket's name"):
+        storage.read_bytes(uri)
+
+
 def test_a_missing_prefix_is_said_plainly(bucket: str) -> None:
     with pytest.raises(ValueError, match="no input at s3://corpus/nothing"):
         run_stage(Stage.INGEST, f"{bucket}/nothing", f"{bucket}/out", PreprocessSettings(), local=True)
