@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -144,7 +145,7 @@ def limited_probe(job: Job) -> int:
 
 
 class Watched(distributed._ModelWorker):
-    """Writes down which batch sizes its models are given, one file a worker."""
+    """Writes down which batch sizes its models are given, one file a worker; works once there are two such."""
 
     def __init__(self, job: Job):
         super().__init__(job)
@@ -152,6 +153,10 @@ class Watched(distributed._ModelWorker):
         self._seen.parent.mkdir(exist_ok=True)
 
     def __call__(self, batch):  # type: ignore[no-untyped-def]
+        self._seen.touch()
+        until = time.monotonic() + 300
+        while len(list(self._seen.parent.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
         with memory_for(4) as sizes:
             result = super().__call__(batch)
         with self._seen.open("a") as file:
