@@ -7,7 +7,7 @@ import pyarrow as pa
 from preprocessing import rows
 from preprocessing.errors import DataError, RowDropped, naming
 from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.settings import CaptionPolicy, CaptionSettings, ComputeSettings, ExecutionSettings
+from preprocessing.settings import CaptionPolicy, CaptionSettings, ComputeSettings, ExecutionSettings, fixed_batch
 from preprocessing.targets import Target, find_targets
 
 NO_TARGET_WORD = "no_target_word"
@@ -65,6 +65,13 @@ class Caption:
         result = rows.with_column(result, rows.CAPTION_FIELDS[3], targets)
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 
+    def try_batch(self, size: int) -> None:
+        """Run the model on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
+        from preprocessing.models import blank_pictures
+
+        if self._captioner is not None:
+            self._captioner.try_batch(blank_pictures(size))
+
     def _choose(self, alt_text: str | None, synthetic: str | None) -> tuple[str, str, list[Target]] | None:
         """Caption, its source and its targets: by policy where both hold a target word, else the one that does."""
         sources = [("alt_text", alt_text), ("synthetic", synthetic)]
@@ -80,9 +87,10 @@ class Caption:
         if self._captioner is None:
             return {}
         captions: dict[int, str] = {}
-        for batch, pictures in account.picture_batches(self._settings.batch_size):
+        size = fixed_batch(self._settings.batch_size)
+        for batch, pictures in account.picture_batches(size):
             with naming(account.batch_name(batch)):
-                captions.update(zip(batch, self._captioner(pictures), strict=True))
+                captions.update(zip(batch, self._captioner(pictures, size), strict=True))
         return captions
 
     def _asked_for(self, account: RowAccount) -> dict[int, str]:

@@ -6,12 +6,11 @@ import posixpath
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from preprocessing.models import frozen, pad_batch, prepare_torch
+from preprocessing.models import inference, load_model, pad_batch, prepare_torch
 from preprocessing.settings import ComputeSettings, ScoreSettings
 from realcustom.identity import split_revision
 
@@ -26,26 +25,29 @@ class ClipScorer:
         assert settings.clip is not None
         model, revision = split_revision(settings.clip)
         self._device = prepare_torch(compute)
-        self._batch_size = settings.batch_size
-        self._model = frozen(CLIPModel.from_pretrained(model, revision=revision), self._device)
+        self._compute = compute
+        self._model = load_model(CLIPModel, settings.clip, self._device)
         self._processor = CLIPImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         self._length = self._model.config.text_config.max_position_embeddings
         self._heads = load_heads(settings.heads, self._model.config.projection_dim) if settings.heads else {}
 
-    @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image], texts: Sequence[str | None]) -> list[dict[str, float]]:
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+    ) -> list[dict[str, float]]:
         """Scores of at most `batch_size` pictures. `image_text` (cosine, -1..1) only where there is a text."""
-        padded = pad_batch(list(pictures), self._batch_size)
-        words = pad_batch([text or "" for text in texts], self._batch_size)
+        padded = pad_batch(list(pictures), batch_size)
+        words = pad_batch([text or "" for text in texts], batch_size)
         tokens = self._tokenizer(
             words, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
         )
-        output = self._model(
-            input_ids=tokens.input_ids.to(self._device),
-            attention_mask=tokens.attention_mask.to(self._device),
-            pixel_values=self._processor(padded, return_tensors="pt").pixel_values.to(self._device),
-        )
+        pixel_values = self._processor(padded, return_tensors="pt").pixel_values
+        with inference(self._compute):
+            output = self._model(
+                input_ids=tokens.input_ids.to(self._device),
+                attention_mask=tokens.attention_mask.to(self._device),
+                pixel_values=pixel_values.to(self._device),
+            )
         image_embeds = output.image_embeds.float().cpu().numpy()  # (B, D), L2-normalised
         text_embeds = output.text_embeds.float().cpu().numpy()  # (B, D), L2-normalised
         return [self._scores(image_embeds[i], text_embeds[i] if texts[i] else None) for i in range(len(pictures))]

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
-from preprocessing.models import frozen, pad_batch, prepare_torch
+from preprocessing.models import inference, load_model, pad_batch, prepare_torch
 from preprocessing.settings import ComputeSettings, SubjectsSettings
 from realcustom.identity import split_revision
 
@@ -43,19 +42,19 @@ class Detector:
         assert settings.detector is not None
         model, revision = split_revision(settings.detector)
         self._device = prepare_torch(compute)
+        self._compute = compute
         self._settings = settings
-        self._model = frozen(GroundingDinoForObjectDetection.from_pretrained(model, revision=revision), self._device)
+        self._model = load_model(GroundingDinoForObjectDetection, settings.detector, self._device)
         self._processor = GroundingDinoImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         size = self._processor.size
         side = size.longest_edge  # where it is set pictures keep their aspect and are padded to one square shape
         self._pad_size = {"height": side or size.height, "width": side or size.width}
 
-    @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str]) -> list[Detections]:
+    def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int) -> list[Detections]:
         """What is found of each one's phrase in at most `batch_size` RGB pictures."""
-        padded = pad_batch(list(pictures), self._settings.batch_size)
-        texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), self._settings.batch_size)]
+        padded = pad_batch(list(pictures), batch_size)
+        texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), batch_size)]
         tokens = self._tokenizer(
             texts,
             padding="max_length",
@@ -65,13 +64,14 @@ class Detector:
             return_tensors="pt",
         )
         images = self._processor(padded, pad_size=self._pad_size, return_tensors="pt")
-        output = self._model(
-            pixel_values=images.pixel_values.to(self._device),
-            pixel_mask=images.pixel_mask.to(self._device),
-            input_ids=tokens.input_ids.to(self._device),
-            attention_mask=tokens.attention_mask.to(self._device),
-            token_type_ids=tokens.token_type_ids.to(self._device),
-        )
+        with inference(self._compute):
+            output = self._model(
+                pixel_values=images.pixel_values.to(self._device),
+                pixel_mask=images.pixel_mask.to(self._device),
+                input_ids=tokens.input_ids.to(self._device),
+                attention_mask=tokens.attention_mask.to(self._device),
+                token_type_ids=tokens.token_type_ids.to(self._device),
+            )
         scores = output.logits.float().sigmoid().amax(dim=-1).cpu().numpy()  # (B, queries): best token of the phrase
         boxes = output.pred_boxes.float().cpu().numpy()  # (B, queries, 4): centre x, y, width, height in 0..1
         return [self._detections(scores[i], boxes[i], picture.size) for i, picture in enumerate(pictures)]

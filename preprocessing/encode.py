@@ -16,9 +16,9 @@ from pycocotools import mask as coco
 
 from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, naming
-from preprocessing.models import pad_batch, prepare_torch
+from preprocessing.models import blank_pictures, inference, pad_batch, prepare_torch
 from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings
+from preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings, fixed_batch
 from realcustom import record
 from realcustom.base import encode_pixels, encode_prompts, load_base
 from realcustom.image_encoder import load_image_encoder
@@ -43,6 +43,7 @@ class Encode:
         self._settings = settings
         self._models = models
         self._method = method
+        self._compute = compute
         device = prepare_torch(compute)
         self._base = load_base(settings.base, device, torch.float32) if settings.base and "base" in models else None
         self._image_encoder = None
@@ -59,9 +60,14 @@ class Encode:
         features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}}
         if self._image_encoder is not None and self._method.image_encoder.reference is Reference.CROP:
             account.each(lambda row: _require_mask(table["subject_mask"][row].as_py()))
-        for batch, pictures in account.picture_batches(self._settings.batch_size):
+        size = fixed_batch(self._settings.batch_size)
+        for batch, pictures in account.picture_batches(size):
             with naming(account.batch_name(batch)):
-                for name, tensors in self._encode(batch, pictures, table).items():
+                captions, masks = ([table[name][row].as_py() for row in batch] for name in ("caption", "subject_mask"))
+                references = pictures  # nothing reads them
+                if self._image_encoder is not None:
+                    references = [self._reference(*pair) for pair in zip(pictures, masks, strict=True)]
+                for name, tensors in self._encode(pictures, captions, references, size).items():
                     features[name].update(zip(batch, tensors, strict=True))
 
         def check(row: int) -> None:
@@ -81,27 +87,31 @@ class Encode:
             result = rows.with_column(result, field, pa.nulls(result.num_rows, field.type))
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 
+    def try_batch(self, size: int) -> None:
+        """Run all models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
+        pictures = blank_pictures(size)
+        self._encode(pictures, ["a picture"] * size, pictures, size)
+
     def _makes(self, name: str) -> bool:
         return bool(getattr(self._settings, name))
 
-    def _encode(self, batch: list[int], pictures: list[Image.Image], table: pa.Table) -> dict[str, torch.Tensor]:
-        """Features of a batch, on the CPU: name -> (rows of the batch, ...)."""
+    def _encode(
+        self, pictures: list[Image.Image], captions: list[str], references: list[Image.Image], size: int
+    ) -> dict[str, torch.Tensor]:
+        """Features of a batch of at most `size` records, on the CPU: name -> (records, ...)."""
         found: dict[str, torch.Tensor] = {}
-        size = self._settings.batch_size
-        with torch.inference_mode():
+        with inference(self._compute):
             if self._base is not None and self._settings.latents:
                 pixel_values = torch.stack([centre_square(picture, self._settings.resolution) for picture in pictures])
                 pixel_values = _pad_rows(pixel_values, size).to(self._device)  # (B, 3, R, R)
                 found[LATENTS] = encode_pixels(self._base, pixel_values)  # (B, C, h, w)
             if self._base is not None and self._settings.text_features:
-                captions = [table["caption"][row].as_py() for row in batch]
                 found[TEXT] = encode_prompts(self._base, pad_batch(captions, size)).hidden  # (B, T, D)
             if self._image_encoder is not None and self._settings.image_features:
-                encoder, masks = self._image_encoder, [table["subject_mask"][row].as_py() for row in batch]
-                references = [self._reference(*pair) for pair in zip(pictures, masks, strict=True)]
+                encoder = self._image_encoder
                 pixel_values = _pad_rows(torch.stack([encoder.prepare(image) for image in references]), size)
                 found[IMAGE] = encoder.encode(pixel_values.to(self._device))  # (B, S, Di)
-        return {name: tensor[: len(batch)].float().cpu() for name, tensor in found.items()}
+        return {name: tensor[: len(pictures)].float().cpu() for name, tensor in found.items()}
 
     def _reference(self, picture: Image.Image, cell: dict | None) -> Image.Image:
         mask = coco.decode({"size": cell["size"], "counts": cell["counts"]}).astype(bool) if cell is not None else None

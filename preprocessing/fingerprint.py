@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.access import access
-from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.settings import BatchSize, PreprocessSettings, Stage
 from preprocessing.unit import identity_of
 from realcustom import storage
 from realcustom.config import to_dict
@@ -87,7 +87,10 @@ def describe(
         "models": models,
     }
     if models:
-        description["compute"] = to_dict(settings.compute)
+        compute = {**to_dict(settings.compute), "dtype": settings.compute.number_format.value}
+        if parameters.get("batch_size") != BatchSize.AUTO.value:
+            compute.pop("largest_batch")  # decides what the number becomes, and nothing once it is known
+        description["compute"] = compute
     if stage is Stage.ENCODE and method is not None:
         reference = to_dict(method.image_encoder)
         reference.pop("model", None)  # encode.image_encoder is the one that runs, and is in `models`

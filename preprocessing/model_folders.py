@@ -1,13 +1,18 @@
-"""Model folders looked at before anything starts: a wrong one is said at once, not by the worker that loads it."""
+"""Models looked at before anything starts: a wrong one is said at once, not by the worker that loads it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocessing.fingerprint import models_of
 from preprocessing.settings import PreprocessSettings, Stage
-from realcustom.identity import check_base, split_models
+from realcustom.identity import check_base, split_models, split_revision
+
+if TYPE_CHECKING:
+    from preprocessing.worker import Job
 
 # What config.json says of the models that a stage runs.
 _TYPES = {
@@ -20,32 +25,86 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_models(stage: Stage, settings: PreprocessSettings) -> None:
-    """Raise ValueError for a local folder that cannot be the model that a setting wants. A hub's models load later."""
+    """Raise ValueError for what cannot be the model that a setting wants: by its files, of a hub's its config.json."""
     for name, models in models_of(stage, settings).items():
         setting = f"{stage.value}.{name}"
         for model in split_models(models):
             folder = Path(model)
-            if not folder.is_dir():
-                continue
             if setting == "encode.base":
-                check_base(model)
+                if folder.is_dir():
+                    check_base(model)
+                    _check_weights(folder, setting)
             elif setting == "score.heads":
                 if not (folder / "heads.safetensors").is_file():
                     raise ValueError(f"score.heads: no file at {folder / 'heads.safetensors'}")
+            elif folder.is_dir():
+                _check_config(model, folder / "config.json", setting)
+                _check_weights(folder, setting)
             else:
-                _check_folder(folder, setting)
+                _check_config(model, _hub_config(model, setting), setting)
 
 
-def _check_folder(folder: Path, setting: str) -> None:
+def check_loading(job: Job) -> None:
+    """Raise ValueError, naming them, if the job's models cannot be loaded; their weights are not read, so in seconds.
+
+    Models of the hub whose weights are not on this machine are left to the worker that loads them, and so is what
+    `encode` runs.
+    """
+    from preprocessing.models import WithoutWeights  # torch and transformers only for models that are to run
+    from preprocessing.worker import load_table_stage
+
+    models = [model for models in models_of(job.stage, job.settings).values() for model in split_models(models)]
+    if job.stage is not Stage.ENCODE and all(_is_here(model) for model in models):
+        load_table_stage(dataclasses.replace(job, settings=dataclasses.replace(job.settings, compute=WithoutWeights())))
+
+
+def _check_config(model: str, config: Path, setting: str) -> None:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        found = json.loads(config.read_text()).get("model_type")
     except FileNotFoundError as error:
-        raise ValueError(f"{setting}: {folder} is no model: it has no config.json") from error
+        raise ValueError(f"{setting}: {model} is no model: it has no config.json") from error
     except ValueError as error:
-        raise ValueError(f"{setting}: {folder}/config.json is not JSON: {error}") from error
+        raise ValueError(f"{setting}: config.json of {model} is not JSON: {error}") from error
     wanted = _TYPES.get(setting)
-    found = config.get("model_type")
     if wanted is not None and found != wanted:
-        raise ValueError(f"{setting}: {folder} is a model of type '{found}', and '{wanted}' is what runs there")
-    if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        raise ValueError(f"{setting}: {model} is a model of type '{found}', and '{wanted}' is what runs there")
+
+
+def _check_weights(folder: Path, setting: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
+    if not files:
         raise ValueError(f"{setting}: {folder} has no weights ({' or '.join(_WEIGHTS)})")
+    for path in files:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="numpy"):  # its header says how long it has to be
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{setting}: {path} cannot be loaded: {error}") from error
+
+
+def _hub_config(model: str, setting: str) -> Path:
+    """config.json of a hub's model, fetched if it is not here yet."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    name, revision = split_revision(model)
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision))
+    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise ValueError(f"{setting}: {model} is no model: it has no config.json") from error
+        raise ValueError(f"{setting}: config.json of {model} cannot be fetched: {error}") from error
+
+
+def _is_here(model: str) -> bool:
+    """Whether a model's weights are on this machine: a folder's, or a hub's in the cache."""
+    if Path(model).is_dir():
+        return True
+    name, revision = split_revision(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return isinstance(config, str) and any(any(Path(config).parent.glob(pattern)) for pattern in _WEIGHTS)

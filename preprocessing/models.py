@@ -1,17 +1,27 @@
-"""Running models so that equal inputs give equal bytes: fixed threads, fp32, one batch shape, no randomness."""
+"""Running models so that equal inputs give equal bytes: fixed threads and dtype, one batch shape, no randomness."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
+from PIL import Image
+from transformers import PreTrainedModel
 
-from preprocessing.settings import ComputeSettings
+from preprocessing.settings import ComputeSettings, ModelDtype
+from realcustom.identity import split_revision
 
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutWeights(ComputeSettings):
+    """Models are loaded as their files say, but no weight is read: in seconds, to see whether a worker could."""
 
 
 def prepare_torch(compute: ComputeSettings) -> torch.device:
@@ -19,6 +29,8 @@ def prepare_torch(compute: ComputeSettings) -> torch.device:
 
     Raises ValueError where the device is not there.
     """
+    if isinstance(compute, WithoutWeights):
+        return torch.device("meta")
     torch.set_num_threads(compute.threads)
     device = torch.device(compute.device.value)
     if device.type == "cuda":
@@ -31,11 +43,47 @@ def prepare_torch(compute: ComputeSettings) -> torch.device:
     return device
 
 
-def frozen(model: M, device: torch.device) -> M:
-    """The model in fp32 on `device`, for inference only."""
-    return model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+def load_model(kind: type[M], model: str, device: torch.device) -> M:
+    """A model of a folder or hub id (`id@revision`) in fp32, for inference only.
+
+    Raises ValueError where weights are missing: transformers would leave them at random.
+    """
+    name, revision = split_revision(model)
+    loaded, report = kind.from_pretrained(
+        name,
+        revision=revision,
+        dtype=torch.float32,
+        device_map="meta" if device.type == "meta" else None,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"{model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
+    return loaded.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def inference(compute: ComputeSettings) -> Iterator[None]:
+    """Inside: forwards in the dtype of the settings, without gradients.
+
+    Autocast and not models in bf16, since norms and softmax are to stay in fp32, and Grounding DINO and SAM mix in tensors
+    that they make in fp32 themselves.
+    """
+    lower = compute.number_format is ModelDtype.BFLOAT16
+    with torch.inference_mode(), torch.autocast(compute.device.value, torch.bfloat16, enabled=lower):
+        yield
 
 
 def pad_batch(items: Sequence[T], size: int) -> list[T]:
     """`items` filled up to `size` with copies of the first, so that a model only ever sees one batch shape."""
     return [*items, *[items[0]] * (size - len(items))]
+
+
+def blank_pictures(number: int) -> list[Image.Image]:
+    """What a batch size is tried with: processors bring pictures of any size to their model's one shape."""
+    return [Image.new("RGB", (64, 64))] * number
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that a device's memory did not suffice."""
+    known = isinstance(error, Exception) and should_reduce_batch_size(error)
+    return known or isinstance(error, torch.OutOfMemoryError)

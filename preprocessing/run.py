@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from preprocessing import select
 from preprocessing.access import access, check_input, check_output
+from preprocessing.batch_size import fix_batch_size, is_auto, probe, probe_on_worker
 from preprocessing.errors import TooManyErrors
 from preprocessing.fingerprint import describe, fingerprint, models_of
 from preprocessing.global_phase import count_clusters, prepare_evaluation, run_global_phase
-from preprocessing.model_folders import check_models
+from preprocessing.model_folders import check_loading, check_models
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
 from preprocessing.progress import Progress
 from preprocessing.report import make_report, write_report
@@ -76,8 +77,15 @@ def run_stage(
     with access("read", input):
         source = open_input(name, input, settings)
     job, description = _prepare(name, source, output, settings, method)
-    directory = job.stage_directory()
     workers = _Workers(local, start_ray)
+    if is_auto(job):
+        settings = fix_batch_size(job, output, workers.probe)
+        job, description = _prepare(name, source, output, settings, method)
+    directory = job.stage_directory()
+    fresh = not storage.exists(storage.join(directory.uri, "stage.json"))
+    if fresh:  # before anything is written
+        workers.check(job)
+        _ask_endpoint(job)
     units = source.units
     clusters = evaluation = None
     if name is Stage.SELECT:
@@ -85,10 +93,8 @@ def run_stage(
         evaluation = prepare_evaluation(job)
     else:
         plan = make_plan(units, directory.manifests(), directory.rows_present())
-        if plan.todo and name is Stage.CAPTION and settings.caption.endpoint.url is not None:
-            from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
-
-            EndpointCaptioner(settings.caption, settings.execution).check()
+        if plan.todo and not fresh:
+            _ask_endpoint(job)
     _write_description(directory, description)  # also where all is done: by whom, no manifest says
     if evaluation is not None:
         directory.write(evaluation_uri(job.directory), evaluation)
@@ -180,27 +186,62 @@ class _Workers:
         self._local = local
         self._start_ray = start_ray
         self._ready = False
+        self._processor: Processor | None = None  # `local`: of a stage with models
+
+    def check(self, job: Job) -> None:
+        """Raise ValueError, naming them, if the stage's models cannot be loaded."""
+        if job.models and self._local:
+            self._processor = Processor(job)
+            self._processor.load()
+        elif job.models:
+            check_loading(job)
+
+    def probe(self, job: Job) -> int:
+        """The largest batch that fits where units are to run."""
+        if self._local:
+            return probe(job)
+        check_loading(job)
+        self._connect()
+        from preprocessing.capacity import fit_to_cluster  # Ray only where work is distributed
+
+        self._say(job, fit_to_cluster(job, ())[1])
+        return probe_on_worker(job)
 
     def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
         """Process and commit units; the counts of each as it is done."""
         # the only unit of a global step is not worth the seconds that Ray needs
         if self._local or (job.step is not Step.STAGE and len(units) == 1):
-            processor = Processor(job)
+            processor = self._processor or Processor(job)
             for unit in units:
                 sealed = processor(unit, read_unit(job, unit))
                 commit_unit(job, unit, sealed)
                 yield sealed.counts
         elif units:
-            if not self._ready:
-                _require_ray(self._start_ray)
-                self._ready = True
+            self._connect()
             from preprocessing.capacity import fit_to_cluster  # Ray only where work is distributed
             from preprocessing.distributed import run_units
 
             job, notes = fit_to_cluster(job, units)
-            for note in notes:
-                print(f"{job.stage.value}: {note}", file=sys.stderr, flush=True)
+            self._say(job, notes)
             yield from run_units(job, tuple(units))
+
+    def _connect(self) -> None:
+        if not self._ready:
+            _require_ray(self._start_ray)
+            self._ready = True
+
+    @staticmethod
+    def _say(job: Job, notes: Sequence[str]) -> None:
+        for note in notes:
+            print(f"{job.stage.value}: {note}", file=sys.stderr, flush=True)
+
+
+def _ask_endpoint(job: Job) -> None:
+    """Raise ValueError if the endpoint that captions come from refuses or does not answer."""
+    if job.stage is Stage.CAPTION and job.settings.caption.endpoint.url is not None:
+        from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
+
+        EndpointCaptioner(job.settings.caption, job.settings.execution).check()
 
 
 def _clear(directory: StageDirectory, plan: Plan, todo: Sequence[Unit], progress: Progress) -> None:

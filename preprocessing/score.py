@@ -15,7 +15,7 @@ from preprocessing.errors import DataError, DataFault, naming
 from preprocessing.hashes import Signature, signature
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.pictures import decode, sharpness
-from preprocessing.settings import ComputeSettings, ScoreSettings
+from preprocessing.settings import ComputeSettings, ScoreSettings, fixed_batch
 
 
 class Score:
@@ -44,10 +44,11 @@ class Score:
 
         account.each(measure)
         if self._clip is not None:
-            for batch, pictures in account.picture_batches(self._settings.batch_size):
+            size = fixed_batch(self._settings.batch_size)
+            for batch, pictures in account.picture_batches(size):
                 with naming(account.batch_name(batch)):
                     texts = [table["alt_text"][index].as_py() for index in batch]
-                    for index, values in zip(batch, self._clip(pictures, texts), strict=True):
+                    for index, values in zip(batch, self._clip(pictures, texts, size), strict=True):
                         scores[index].update(values)
 
         def check(index: int) -> None:
@@ -62,6 +63,13 @@ class Score:
             result = rows.with_column(result, field, [getattr(signatures[index], field.name) for index in remaining])
         result = rows.with_column(result, rows.IMAGE_BYTES, pc.binary_length(result["image"]))
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+
+    def try_batch(self, size: int) -> None:
+        """Run the model on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
+        from preprocessing.models import blank_pictures
+
+        if self._clip is not None:
+            self._clip(blank_pictures(size), ["a picture"] * size, size)
 
     def _scores_field(self) -> pa.Field:
         field = rows.SCORES

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import SamImageProcessorPil, SamModel, SamProcessor
 
-from preprocessing.models import frozen, pad_batch, prepare_torch
+from preprocessing.models import inference, load_model, pad_batch, prepare_torch
 from preprocessing.settings import ComputeSettings, SubjectsSettings
 from realcustom.identity import split_revision
 
@@ -30,23 +30,23 @@ class Segmenter:
         assert settings.segmenter is not None
         model, revision = split_revision(settings.segmenter)
         self._device = prepare_torch(compute)
-        self._batch_size = settings.batch_size
-        self._model = frozen(SamModel.from_pretrained(model, revision=revision), self._device)
+        self._compute = compute
+        self._model = load_model(SamModel, settings.segmenter, self._device)
         self._processor = SamProcessor(SamImageProcessorPil.from_pretrained(model, revision=revision))
 
-    @torch.inference_mode()
     def __call__(
-        self, pictures: Sequence[Image.Image], boxes: Sequence[tuple[float, float, float, float]]
+        self, pictures: Sequence[Image.Image], boxes: Sequence[tuple[float, float, float, float]], batch_size: int
     ) -> list[Segment]:
         """Masks of at most `batch_size` RGB pictures, each for its box (x0 y0 x1 y1, pixels)."""
-        padded = pad_batch(list(pictures), self._batch_size)
-        prompts = [[list(box)] for box in pad_batch(list(boxes), self._batch_size)]
+        padded = pad_batch(list(pictures), batch_size)
+        prompts = [[list(box)] for box in pad_batch(list(boxes), batch_size)]
         inputs = self._processor(padded, input_boxes=prompts, return_tensors="pt")
-        output = self._model(
-            pixel_values=inputs.pixel_values.to(self._device),
-            input_boxes=inputs.input_boxes.to(self._device, torch.float32),
-            multimask_output=False,  # a box is not ambiguous as a point is
-        )
+        with inference(self._compute):
+            output = self._model(
+                pixel_values=inputs.pixel_values.to(self._device),
+                input_boxes=inputs.input_boxes.to(self._device, torch.float32),
+                multimask_output=False,  # a box is not ambiguous as a point is
+            )
         masks = self._processor.post_process_masks(
             output.pred_masks[: len(pictures)].float().cpu(),
             inputs.original_sizes[: len(pictures)],

@@ -61,6 +61,20 @@ class Device(enum.Enum):
     CUDA = "cuda"
 
 
+class ModelDtype(enum.Enum):
+    """Number format that models compute in. Weights, and what loses by it (norms, softmax), stay in float32."""
+
+    AUTO = "auto"  # bfloat16 on cuda, float32 on cpu
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class BatchSize(enum.Enum):
+    """A batch size that is found out before the first unit."""
+
+    AUTO = "auto"  # the largest that fits, from compute.largest_batch down by halves
+
+
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings:
     """How pictures are fetched by URL (tries and waits are those of `execution`). Not part of the fingerprint."""
@@ -118,7 +132,7 @@ class ScoreSettings:
     sharpness_side: int = 512  # longest side, pixels, at which sharpness is measured (larger pictures are scaled down)
     clip: str | None = None  # CLIPModel, hub id or folder; null: no neural score
     heads: str | None = None  # folder with heads.safetensors on CLIP's image embedding; null: image-text score only
-    batch_size: int = 32  # pictures per forward
+    batch_size: int | BatchSize = 32  # pictures per forward
 
     def __post_init__(self) -> None:
         _at_least(1, sharpness_side=self.sharpness_side, batch_size=self.batch_size)
@@ -203,7 +217,7 @@ class CaptionSettings:
 
     model: str | None = None  # BlipForConditionalGeneration, hub id or folder; null: alt texts only
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
-    batch_size: int = 16  # pictures per generation
+    batch_size: int | BatchSize = 16  # pictures per generation
     max_new_tokens: int = 30
     nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of targets.py
     max_words: int = 1  # target words taken from one caption
@@ -226,7 +240,7 @@ class SubjectsSettings:
 
     detector: str | None = None  # GroundingDinoForObjectDetection, hub id or folder
     segmenter: str | None = None  # SamModel, hub id or folder
-    batch_size: int = 8  # pictures, and boxes, per forward
+    batch_size: int | BatchSize = 8  # pictures, and boxes, per forward
     max_text_tokens: int = 16  # padded length of the detector's text
     min_detection_score: float = 0.35  # 0..1; the detector's queries below it are rejected
     max_box_overlap: float = 0.5  # IoU with a better candidate's box for the same word above which one is rejected
@@ -256,7 +270,7 @@ class EncodeSettings:
     image_features: bool = True
     resolution: int = 512  # pixels: shorter side scaled to it, centre square encoded
     dtype: CacheDtype = CacheDtype.FLOAT16
-    batch_size: int = 8
+    batch_size: int | BatchSize = 8  # records per forward
     keep_image: bool = True  # false: records hold no picture, only the caches
 
     def __post_init__(self) -> None:
@@ -277,10 +291,19 @@ class ComputeSettings:
     """What a model runs on. Part of the fingerprint of stages that run one: other values, other last bits."""
 
     device: Device = Device.CPU
+    dtype: ModelDtype = ModelDtype.AUTO
     threads: int = 1  # torch threads of one worker
+    largest_batch: int = 64  # where `batch_size: auto` begins; in no fingerprint, the number that it finds is
 
     def __post_init__(self) -> None:
-        _at_least(1, threads=self.threads)
+        _at_least(1, threads=self.threads, largest_batch=self.largest_batch)
+
+    @property
+    def number_format(self) -> ModelDtype:
+        """`dtype`, `auto` resolved."""
+        if self.dtype is not ModelDtype.AUTO:
+            return self.dtype
+        return ModelDtype.BFLOAT16 if self.device is Device.CUDA else ModelDtype.FLOAT32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +340,14 @@ class PreprocessSettings:
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
 
 
-def _at_least(lowest: int, **values: int) -> None:
+def fixed_batch(batch_size: int | BatchSize) -> int:
+    """The number. Raises ValueError where it has yet to be found (`run_stage` does that before the first unit)."""
+    if isinstance(batch_size, BatchSize):
+        raise ValueError("batch_size=auto has not been probed yet; give a number")
+    return batch_size
+
+
+def _at_least(lowest: int, **values: int | BatchSize) -> None:
     for name, value in values.items():
-        if value < lowest:
+        if not isinstance(value, BatchSize) and value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")

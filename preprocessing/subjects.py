@@ -17,10 +17,11 @@ from pycocotools import mask as coco
 from preprocessing import rows
 from preprocessing.detect import Detection, Detector, box_iou
 from preprocessing.errors import DataError, DataFault, naming
+from preprocessing.models import blank_pictures
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.pictures import to_png
 from preprocessing.segment import Segment, Segmenter, border_contact, mask_box
-from preprocessing.settings import ComputeSettings, SubjectsSettings
+from preprocessing.settings import ComputeSettings, SubjectsSettings, fixed_batch
 from realcustom import record
 from realcustom.reference import cut_out
 
@@ -59,7 +60,7 @@ class Subjects:
         rejected: dict[int, Counter[str]] = defaultdict(Counter)
         records: dict[int, list[dict]] = defaultdict(list)
         targets = table["targets"].to_pylist()
-        size = self._settings.batch_size
+        size = fixed_batch(self._settings.batch_size)
         for batch, pictures in account.picture_batches(size):
             with naming(account.batch_name(batch)):
                 queries = [
@@ -94,9 +95,17 @@ class Subjects:
             parent="parent_uid",
         )
 
+    def try_batch(self, size: int) -> None:
+        """Run both models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
+        pictures = blank_pictures(size)
+        self._detector(pictures, ["a subject"] * size, size)
+        self._segmenter(pictures, [(0.0, 0.0, 32.0, 32.0)] * size, size)
+
     def _detect(self, queries: list[_Query], rejected: dict[int, Counter[str]]) -> list[tuple[_Query, Detection]]:
         """Candidates that pass the checks on boxes."""
-        found = self._detector([query.picture for query in queries], [query.target["word"] for query in queries])
+        size = fixed_batch(self._settings.batch_size)
+        words = [query.target["word"] for query in queries]
+        found = self._detector([query.picture for query in queries], words, size)
         accepted: list[tuple[_Query, Detection]] = []
         for query, detections in zip(queries, found, strict=True):
             if detections.below:
@@ -122,9 +131,9 @@ class Subjects:
         self, candidates: list[tuple[_Query, Detection]], rejected: dict[int, Counter[str]]
     ) -> list[tuple[_Query, dict]]:
         """The subjects of candidates whose masks pass the checks."""
-        segments = self._segmenter(
-            [query.picture for query, _ in candidates], [detection.box for _, detection in candidates]
-        )
+        size = fixed_batch(self._settings.batch_size)
+        boxes = [detection.box for _, detection in candidates]
+        segments = self._segmenter([query.picture for query, _ in candidates], boxes, size)
         found = []
         for (query, detection), segment in zip(candidates, segments, strict=True):
             reason = self._reject_mask(detection, segment)

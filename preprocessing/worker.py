@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.access import access
-from preprocessing.errors import retry
+from preprocessing.errors import StageBug, retry
 from preprocessing.fingerprint import models_of
 from preprocessing.outcome import Outcome
 from preprocessing.settings import PreprocessSettings, Stage
@@ -45,6 +45,23 @@ class Job:
         return StageDirectory(self.place, self.settings.execution, suffix)
 
 
+class TableStage(Protocol):
+    """A stage that reads a table."""
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """The outcome of a unit's rows."""
+        ...
+
+
+@runtime_checkable
+class ModelStage(TableStage, Protocol):
+    """One that runs models on batches."""
+
+    def try_batch(self, size: int) -> None:
+        """Run the models on a batch of that size; torch.OutOfMemoryError where it does not fit."""
+        ...
+
+
 def read_unit(job: Job, unit: Unit) -> bytes:
     """The Parquet bytes of a unit's table. Empty where work reads piece by piece itself: ingest, the global phase."""
     if job.stage is Stage.INGEST or job.step is not Step.STAGE:
@@ -63,10 +80,19 @@ class Processor:
 
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
         """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
-        if self._stage is None:
-            self._stage = _load(self._job)
+        stage = self._stage or self.load()
         with access("read", unit.files[0].uri):  # a source, and the global phase's tables, are read piece by piece
-            return self._stage(unit, data).seal(unit)
+            try:
+                return stage(unit, data).seal(unit)
+            except StageBug as error:
+                if self._job.models:
+                    _refuse_batch(self._job, error)
+                raise
+
+    def load(self) -> Callable[[Unit, bytes], Outcome | Sealed]:
+        """Load the models now. Raises ValueError, naming them, where they cannot be."""
+        self._stage = _load(self._job)
+        return self._stage
 
 
 def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
@@ -91,19 +117,35 @@ def _load(job: Job) -> Callable[[Unit, bytes], Outcome | Sealed]:
 
         select = Select(settings.select)
         return lambda unit, data: select(unit, _table(unit, data))
-    try:
-        stage = _load_table_stage(job)
-    except Exception as error:
-        if not job.models:
-            raise
-        given = models_of(job.stage, settings).items()
-        names = " and ".join(f"{job.stage.value}.{name}={model}" for name, model in given)
-        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ValueError(f"{names} cannot be loaded: {kind}{error}") from error
+    stage = load_table_stage(job)
     return lambda unit, data: stage(unit.name, _table(unit, data))
 
 
-def _load_table_stage(job: Job) -> Callable[[str, pa.Table], Outcome]:
+def load_table_stage(job: Job) -> TableStage:
+    """The stage with its models. Raises ValueError, naming them, where they cannot be loaded."""
+    try:
+        return _load_table_stage(job)
+    except Exception as error:
+        if not job.models:
+            raise
+        given = models_of(job.stage, job.settings).items()
+        names = " and ".join(f"{job.stage.value}.{name}={model}" for name, model in given)
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{names} cannot be loaded: {kind}{error}") from error
+
+
+def _refuse_batch(job: Job, error: StageBug) -> None:
+    """Raise ValueError if a batch did not fit into memory: no bug, but a setting's fault."""
+    from preprocessing.models import is_out_of_memory
+
+    if is_out_of_memory(error.__cause__):
+        size = getattr(job.settings, job.stage.value).batch_size
+        raise ValueError(
+            f"{error}; {job.stage.value}.batch_size={size} does not fit: give a smaller one, or `auto` to have it found"
+        ) from error
+
+
+def _load_table_stage(job: Job) -> TableStage:
     # each stage is imported where it runs: a worker of a cheap one loads neither torch nor transformers
     settings = job.settings
     if job.stage is Stage.SCORE:

@@ -91,7 +91,7 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "caption",
         "ingested",
         ("caption.model={blip}",),
-        "caption.model={blip} cannot be loaded: SafetensorError",
+        "caption.model: {blip}/model.safetensors cannot be loaded: ",
     ),
     "a later stage's model": (
         "all",

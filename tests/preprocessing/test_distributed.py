@@ -1,4 +1,4 @@
-"""Stages on Ray Data: the same bytes with any number of workers, after a kill, and plain words for errors."""
+"""Stages on Ray Data: the same bytes after a kill, and plain words for errors. With models: test_batch_size.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
 from preprocessing.unit import InputFile, Unit, UnitKind
 from preprocessing.worker import Job
-from tests.preprocessing import tiny_models
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 from tests.preprocessing.signatures import planted, write_scored
 
@@ -77,18 +76,6 @@ def test_a_killed_driver_loses_at_most_the_units_in_flight(ray_cluster: str, tmp
     undisturbed = run(Stage.INGEST, tmp_path / "src", tmp_path / "whole", PreprocessSettings(), local=True)
     left = {name: data for name, data in snapshot(directory).items() if ".tmp-" not in name}
     assert left == snapshot(undisturbed.directory)
-
-
-def test_bytes_do_not_depend_on_workers(ray_cluster: str, tmp_path: Path) -> None:
-    write_shards(tmp_path / "src", 4, 3)
-    clip, heads = tiny_models.clip(tmp_path / "clip"), tiny_models.heads(tmp_path / "heads")
-    settings = PreprocessSettings(score=ScoreSettings(clip=clip, heads=heads, batch_size=2))
-    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", settings, local=True)
-    alone = run(Stage.SCORE, ingested.directory, tmp_path / "out", settings, local=True)
-    pooled = replace(settings, execution=ExecutionSettings(workers=2))
-    many = run(Stage.SCORE, ingested.directory, tmp_path / "many", pooled, local=False)
-    assert (alone.units_run, many.units_run) == (4, 4)
-    assert snapshot(alone.directory) == snapshot(many.directory)
 
 
 def test_a_distributed_search_for_copies_gives_the_same_bytes(
