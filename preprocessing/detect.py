@@ -27,6 +27,14 @@ class Detection:
         return self.box[2] - self.box[0], self.box[3] - self.box[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What the model says of one phrase in one picture: each of its queries is a candidate or counted."""
+
+    candidates: list[Detection]  # of at least `min_detection_score`, best first
+    below: int  # queries with less
+
+
 class Detector:
     """Pictures and one phrase for each -> candidates."""
 
@@ -43,10 +51,8 @@ class Detector:
         side = size.longest_edge  # where it is set pictures keep their aspect and are padded to one square shape
         self._pad_size = {"height": side or size.height, "width": side or size.width}
 
-    def __call__(
-        self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int
-    ) -> list[list[Detection]]:
-        """Candidates of at least `min_detection_score`, best first, for at most `batch_size` RGB pictures."""
+    def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int) -> list[Detections]:
+        """What is found of each one's phrase in at most `batch_size` RGB pictures."""
         padded = pad_batch(list(pictures), batch_size)
         texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), batch_size)]
         tokens = self._tokenizer(
@@ -70,7 +76,7 @@ class Detector:
         boxes = output.pred_boxes.float().cpu().numpy()  # (B, queries, 4): centre x, y, width, height in 0..1
         return [self._detections(scores[i], boxes[i], picture.size) for i, picture in enumerate(pictures)]
 
-    def _detections(self, scores: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[Detection]:
+    def _detections(self, scores: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> Detections:
         half = boxes[:, 2:] / 2
         corners = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1).clip(0, 1)
         corners *= np.array([*size, *size], dtype=corners.dtype)
@@ -80,7 +86,7 @@ class Detector:
                 break
             x0, y0, x1, y1 = (float(value) for value in corners[index])
             found.append(Detection(box=(x0, y0, x1, y1), score=float(scores[index])))
-        return found
+        return Detections(candidates=found, below=len(scores) - len(found))
 
 
 def box_iou(first: Sequence[float], second: Sequence[float]) -> float:

@@ -7,13 +7,17 @@ hold the models -> writing, so that storage and models work at the same time and
 from __future__ import annotations
 
 import json
+import os
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.actor import ActorHandle
 
+from preprocessing.attempts import start_attempts, this_execution
 from preprocessing.errors import StageBug
 from preprocessing.settings import Device
 from preprocessing.unit import Counts, SealedUnit, Unit
@@ -24,32 +28,38 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
     """Process and commit all units on the Ray that is connected; the counts of each as it is done.
 
     Raises:
-        StageBug: at the first unforeseen error, naming the row.
+        StageBug: at the first unforeseen error, naming the row; or naming the unit that its workers keep dying of.
         ValueError: for settings that only a worker could judge.
     """
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
     workers = job.settings.execution.workers
+    attempts = start_attempts(job.stage.value)
+    limit = job.settings.execution.max_worker_deaths
     if job.models:
         on_gpu = job.settings.compute.device is Device.CUDA
         # other num_cpus than the actors': equal ones would be fused, and reading would wait for the model
-        dataset = dataset.map_batches(_reading(job), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        reading, committing = (
+            _counted("read", _reading(job), attempts, limit),
+            _counted("commit", _committing(job), attempts, limit),
+        )
+        dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
         dataset = dataset.map_batches(
             _ModelWorker,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, attempts, limit),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers or 1),
             num_cpus=job.settings.compute.threads,
             num_gpus=1 if on_gpu else 0,
         )
-        dataset = dataset.map_batches(_committing(job), batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+        dataset = dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
     else:
         dataset = dataset.map_batches(
-            _whole(job),
+            _counted("whole", _whole(job), attempts, limit),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=workers),
+            compute=ray.data.TaskPoolStrategy(size=workers or _cores()),
             num_cpus=1,
         )
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
@@ -61,15 +71,53 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
         yield Counts.from_dict(json.loads(batch["counts"][0].as_py()))
 
 
+def _cores() -> int | None:
+    """Tasks at a time where Ray is this machine alone; null: what the cluster's CPUs allow.
+
+    An embedded Ray declares more CPUs than there are cores, for pools that wait for each other. Tasks beyond the cores
+    would only start more workers, each a second or two of CPU, and crowd the caches.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    alone = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+    return len(os.sched_getaffinity(0)) if alone else None
+
+
 class _ModelWorker:
     """An actor that holds a stage's models."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, attempts: ActorHandle, limit: int):
         self._processor = Processor(job)
+        self._work = _counted("model", self._process, attempts, limit)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._work(batch)
+
+    def _process(self, batch: pa.Table) -> pa.Table:
         unit, data = _unit(batch), batch["rows"][0].as_py()
         return _guarded(batch, lambda: _sealed_row(unit, self._processor(unit, data)))
+
+
+def _counted(
+    operator: str, work: Callable[[pa.Table], pa.Table], attempts: ActorHandle, limit: int
+) -> Callable[[pa.Table], pa.Table]:
+    """`work`, unless more than `limit` workers have died of the unit: then an error that names it."""
+
+    def run(batch: pa.Table) -> pa.Table:
+        unit = _unit(batch)
+        execution = this_execution(operator, unit.name)
+        deaths = ray.get(attempts.begin.remote(execution))
+        if deaths > limit:
+            message = (
+                f"unit {unit.name} ({unit.files[0].uri}): {deaths} workers died of it, one after the other, more than "
+                f"execution.max_worker_deaths={limit} allows: out of memory, or a crash in a library's native code"
+            )
+            result = _row(unit.to_json(), bug=message)
+        else:
+            result = work(batch)
+        ray.get(attempts.end.remote(execution))
+        return result
+
+    return run
 
 
 def _reading(job: Job) -> Callable[[pa.Table], pa.Table]:

@@ -21,8 +21,8 @@ VERSIONS = {
     Stage.INGEST: 3,
     Stage.SCORE: 2,
     Stage.SELECT: 2,
-    Stage.CAPTION: 1,
-    Stage.SUBJECTS: 1,
+    Stage.CAPTION: 2,
+    Stage.SUBJECTS: 2,
     Stage.ENCODE: 1,
     Stage.EXPORT: 1,
 }

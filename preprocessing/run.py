@@ -121,6 +121,8 @@ def run_stage(
     left = len(plan.todo) - len(todo)
     report = make_report(description, total, units=len(plan.done) + len(todo), clusters=clusters)
     if left == 0:
+        if not storage.exists(storage.join(directory.uri, "report.json")):
+            storage.remove_partial_files(directory.uri)  # of runs that were killed
         write_report(directory, report, units)
     seconds = time.monotonic() - began
     if left:

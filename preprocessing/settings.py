@@ -219,7 +219,7 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
     batch_size: int | BatchSize = 16  # pictures per generation
     max_new_tokens: int = 30
-    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of caption.py
+    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of targets.py
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
 
@@ -242,8 +242,9 @@ class SubjectsSettings:
     segmenter: str | None = None  # SamModel, hub id or folder
     batch_size: int | BatchSize = 8  # pictures, and boxes, per forward
     max_text_tokens: int = 16  # padded length of the detector's text
-    min_detection_score: float = 0.35  # 0..1; a query above it is a candidate
-    max_box_overlap: float = 0.5  # IoU with a better candidate above which one is rejected
+    min_detection_score: float = 0.35  # 0..1; the detector's queries below it are rejected
+    max_box_overlap: float = 0.5  # IoU with a better candidate's box for the same word above which one is rejected
+    max_mask_overlap: float = 0.5  # IoU with a better candidate's mask, for any word, above which one is rejected
     max_per_word: int = 1  # subjects of one word in one picture
     min_box_side: int = 48  # shorter side of the box, pixels
     max_border_contact: float = (
@@ -312,11 +313,13 @@ class ExecutionSettings:
     workers: int | None = None  # workers of a stage; null: one for a stage with models, else what the cluster allows
     max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
     max_error_floor: int = 10  # so many quarantined rows never stop a job
+    max_worker_deaths: int = 10  # one after the other at the same unit; more stop the job, any number elsewhere do not
     attempts: int = 4  # tries of a read or write that fails for a passing reason
     backoff: float = 0.5  # seconds before the second try, doubled for each one after it
 
     def __post_init__(self) -> None:
         _at_least(1, attempts=self.attempts)
+        _at_least(0, max_worker_deaths=self.max_worker_deaths)
         if self.workers is not None:
             _at_least(1, workers=self.workers)
 

@@ -27,6 +27,7 @@ from realcustom.reference import cut_out
 
 NO_DETECTION = "no_detection"
 ALL_REJECTED = "all_candidates_rejected"
+LOW_SCORE = "low_detection_score"
 _COPIED = ("sha256", "image", "width", "height", "alt_text", "synthetic_caption", "caption", "caption_source")
 
 
@@ -73,13 +74,15 @@ class Subjects:
                 for start in range(0, len(accepted), size):
                     for query, values in self._segment(accepted[start : start + size], rejected):
                         records[query.row].append(values)
+                for row in batch:
+                    records[row] = self._distinct(records[row], rejected[row])
 
         def close(row: int) -> None:
             if any(not np.isfinite([values["detection"], values["segmentation"]]).all() for values in records[row]):
                 raise DataError(DataFault.NON_FINITE, "a detection or segmentation score is not finite")
             if not records[row]:
                 reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(rejected[row].items()))
-                account.drop(row, ALL_REJECTED if reasons else NO_DETECTION, reasons)
+                account.drop(row, NO_DETECTION if rejected[row].keys() <= {LOW_SCORE} else ALL_REJECTED, reasons)
 
         account.each(close)
         kept = [(row, values) for row in account.remaining() for values in records[row]]
@@ -105,8 +108,10 @@ class Subjects:
         found = self._detector([query.picture for query in queries], words, size)
         accepted: list[tuple[_Query, Detection]] = []
         for query, detections in zip(queries, found, strict=True):
+            if detections.below:
+                rejected[query.row][LOW_SCORE] += detections.below
             taken: list[Detection] = []
-            for detection in detections:
+            for detection in detections.candidates:
                 reason = self._reject_box(detection, taken)
                 if reason is None:
                     taken.append(detection)
@@ -162,6 +167,18 @@ class Subjects:
         if box_iou(detection.box, mask_box(segment.mask)) < self._settings.min_box_mask_iou:
             return "box_and_mask_disagree"
         return None
+
+    def _distinct(self, found: list[dict], rejected: Counter[str]) -> list[dict]:
+        """A picture's subjects without those that show what a better one shows, whichever words found the two."""
+        taken: list[int] = []
+        for index in sorted(range(len(found)), key=lambda index: -found[index]["detection"]):
+            masks = [found[other]["subject_mask"] for other in taken]
+            overlaps = coco.iou([found[index]["subject_mask"]], masks, [0] * len(masks)) if masks else np.zeros(1)
+            if overlaps.max() > self._settings.max_mask_overlap:
+                rejected["overlapping_mask"] += 1
+            else:
+                taken.append(index)
+        return [found[index] for index in sorted(taken)]
 
     def _records(self, table: pa.Table, kept: list[tuple[int, dict]]) -> pa.Table:
         """The records in the order of their pictures, each with the uids of its other views in the unit."""

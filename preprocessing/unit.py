@@ -162,30 +162,33 @@ class StageDirectory:
 
     def manifests(self) -> list[ManifestName]:
         """All manifests, from a listing. Empty where the directory does not exist."""
+        folder = storage.join(self.uri, "manifests")
         try:
-            entries = retry(lambda: storage.list_files(storage.join(self.uri, "manifests"), recursive=False), *self._r)
+            names = retry(lambda: storage.list_names(folder), *self._r)
         except FileNotFoundError:
             return []
-        return [_parse_manifest(entry.name, entry.uri) for entry in entries if entry.name.endswith(".json")]
+        return [_parse_manifest(name, f"{folder}/{name}") for name in names if name.endswith(".json")]
 
     def rows_present(self) -> set[str]:
         """Names of the units whose rows are there, from a listing."""
         try:
-            entries = retry(lambda: storage.list_files(self.uri, recursive=False), *self._r)
+            names = retry(lambda: storage.list_names(self.uri), *self._r)
         except FileNotFoundError:
             return set()
-        return {entry.name.removesuffix(self.suffix) for entry in entries if entry.name.endswith(self.suffix)}
+        return {name.removesuffix(self.suffix) for name in names if name.endswith(self.suffix)}
 
     def commit(self, unit: Unit, sealed: SealedUnit) -> None:
         """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
-        outputs = {}
-        for uri, data in ((self.rows_uri(unit.name), sealed.rows), (self.aside_uri(unit.name), sealed.aside)):
+        outputs, content = {}, hashlib.sha256(sealed.rows).hexdigest()
+        for uri, data, sha256 in (
+            (self.rows_uri(unit.name), sealed.rows, content),
+            (self.aside_uri(unit.name), sealed.aside, hashlib.sha256(sealed.aside).hexdigest()),
+        ):
             self.write(uri, data)
             name = uri[len(self.uri) :].strip("/")
-            outputs[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            outputs[name] = {"sha256": sha256, "bytes": len(data)}
         manifest = {"unit": unit.name, "input": unit.identity, "outputs": outputs, "counts": sealed.counts.to_dict()}
-        output = hashlib.sha256(sealed.rows).hexdigest()[:_ID]
-        name = f"{unit.name}.{unit.identity}.{output}.json"
+        name = f"{unit.name}.{unit.identity}.{content[:_ID]}.json"
         self.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
 
     def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,13 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         raise
 
 
+def remove_partial_files(uri: str | Path) -> None:
+    """Remove what writers that were killed left below a folder. Nobody may be writing there. A store keeps no such."""
+    if not is_remote(uri):
+        for path in Path(open_filesystem(uri)[1]).rglob(".tmp-*"):
+            path.unlink(missing_ok=True)
+
+
 def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
     """All files below `uri`, sorted by name; files being written (`.tmp-*`) are left out.
 
@@ -101,21 +109,39 @@ def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
     _, root = open_filesystem(uri)
     if not os.path.isdir(root):
         raise FileNotFoundError(f"no folder at {uri}")
-    entries = []
-    for folder, subfolders, names in os.walk(root):
-        if not recursive:
-            subfolders.clear()
-        for name in names:
-            if name.startswith(".tmp-"):
-                continue
-            path = os.path.join(folder, name)
+    return sorted(_walk(root, "", recursive), key=lambda entry: entry.name)
+
+
+def list_names(uri: str | Path) -> list[str]:
+    """Names of the files directly in a folder, sorted, as `list_files` has them; nothing of a file is looked at.
+
+    Raises FileNotFoundError if the folder does not exist.
+    """
+    if is_remote(uri):
+        return [entry.name for entry in _list_objects(str(uri), recursive=False)]
+    _, root = open_filesystem(uri)
+    try:
+        with os.scandir(root) as found:
+            return sorted(item.name for item in found if not item.name.startswith(".tmp-") and not item.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no folder at {uri}") from None
+
+
+def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
+    """The files of a local folder; `prefix` is its name relative to the listed one. Links to folders are left out."""
+    with os.scandir(folder) as found:
+        items = list(found)
+    for item in items:
+        name = prefix + item.name
+        if item.is_dir():
+            if recursive and not item.is_symlink():
+                yield from _walk(item.path, name + "/", recursive)
+        elif not item.name.startswith(".tmp-"):
             try:
-                stat = os.stat(path)
+                stat = item.stat()
             except FileNotFoundError:  # removed while we looked
                 continue
-            relative = os.path.relpath(path, root).replace(os.sep, "/")
-            entries.append(FileEntry(name=relative, uri=path, size=stat.st_size, version=str(stat.st_mtime_ns)))
-    return sorted(entries, key=lambda entry: entry.name)
+            yield FileEntry(name=name, uri=item.path, size=stat.st_size, version=str(stat.st_mtime_ns))
 
 
 def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
@@ -125,15 +151,18 @@ def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     client = boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}))
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    entries = []
+    # with a delimiter the store leaves out what lies in folders below: a page brings 1000 keys, wanted or not
+    options = {} if recursive else {"Delimiter": "/"}
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+    entries, exists = [], False
     for page in pages:
+        exists = exists or bool(page.get("Contents") or page.get("CommonPrefixes"))
         for item in page.get("Contents", []):
             name = item["Key"][len(prefix) :]
-            if not name or name.endswith("/") or (not recursive and "/" in name):
+            if not name or name.endswith("/"):
                 continue
             entry_uri = f"s3://{bucket}/{item['Key']}"
             entries.append(FileEntry(name=name, uri=entry_uri, size=item["Size"], version=item["ETag"].strip('"')))
-    if not entries:
+    if not exists:
         raise FileNotFoundError(f"no folder at {uri}")
     return sorted(entries, key=lambda entry: entry.name)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,8 +148,8 @@ def limited_probe(job: Job) -> int:
 class Watched(distributed._ModelWorker):
     """Writes down which batch sizes its models are given, one file a worker; works once there are two such."""
 
-    def __init__(self, job: Job):
-        super().__init__(job)
+    def __init__(self, job: Job, *others: Any):
+        super().__init__(job, *others)
         self._seen = Path(job.directory).parents[1] / "seen" / str(os.getpid())
         self._seen.parent.mkdir(exist_ok=True)
 

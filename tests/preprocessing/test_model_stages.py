@@ -42,7 +42,7 @@ from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_byt
 from tests.tiny import tiny_base, tiny_image_encoder, tiny_pp_settings, tiny_siglip_dino
 
 ANY = {"min_detection_score": 0.0, "min_segmentation_score": -1e9, "min_area": 0.0, "max_area": 1.0}
-ANY |= {"min_box_mask_iou": 0.0, "min_box_side": 1, "max_box_overlap": 1.0}
+ANY |= {"min_box_mask_iou": 0.0, "min_box_side": 1, "max_box_overlap": 1.0, "max_mask_overlap": 1.0}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,92 @@
+"""Validate + size + perceptual hash: this project against Daft and data-juicer, CPU seconds over the process tree.
+
+    python benchmarks/preprocess_peers.py            # minutes, and at first those of the peers' installation
+
+Needs the real photographs of ../shared/data/dreambench (--photos FOLDER for another place). Each peer gets a virtual
+environment of its own, made from peers/NAME.txt in --cache FOLDER where it is not there yet (torch's CPU build will do:
+PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is peers/run_NAME.py, each in one process with its
+own operators. All sides take the same files, in turn, in an order that turns around each round; a side's start-up,
+half of the files, is subtracted from all of them: what counts is the second half. Writes
+benchmarks/results/preprocessing.json.
+
+    preprocess_kernel_vs_peer    ours over the better peer of the round; five hashes of 64 + 256 bits against its one of 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import process_tree
+import record
+
+RESULTS = record.RESULTS / "preprocessing.json"
+METRIC = "preprocess_kernel_vs_peer"
+HERE = Path(__file__).parent / "peers"
+PEERS = ("daft", "data_juicer")
+OURS = "ours"
+
+
+def environment(name: str, cache: Path) -> str:
+    """The Python of a peer's environment, which is made if what is there rests on other requirements."""
+    folder, requirements = cache / name, HERE / f"{name}.txt"
+    stamp, python = folder / "installed.txt", folder / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
+        venv.create(folder, with_pip=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True)
+        stamp.write_text(requirements.read_text())
+    return str(python)
+
+
+def seconds(python: str, name: str, files: list[str]) -> float:
+    """CPU seconds of one side over some files, its process's start included."""
+    variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    variables |= {"PYTHONPATH": str(record.ROOT) if name == OURS else ""}
+    command = [python, str(HERE / f"run_{name}.py"), *files]
+    usage = process_tree.run(command, record.ROOT, {**os.environ, **variables})
+    if usage.out.split()[-1] != str(len(files)):
+        raise RuntimeError(f"{name} has made {usage.out!r} of {len(files)} files")
+    return usage.cpu
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = record.ROOT.parent / "shared" / "data" / "dreambench"
+    parser.add_argument("--photos", type=Path, default=default, help="folder of folders of photographs")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "realcustom-peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    photos = [str(path.absolute()) for path in sorted(arguments.photos.glob("*/*.jpg"))]
+    if not photos:
+        parser.error(f"no photographs (*/*.jpg) in {arguments.photos}; name their folder with --photos")
+    pythons = {OURS: sys.executable, **{name: environment(name, arguments.cache) for name in PEERS}}
+    few, many = photos * 2, photos * 4
+    ratios, table = [], []
+    for number in range(arguments.rounds):
+        cost: dict[str, float] = {}
+        for name in list(pythons)[:: 1 if number % 2 == 0 else -1]:
+            cost[name] = seconds(pythons[name], name, many) - seconds(pythons[name], name, few)
+        ratios.append(cost[OURS] / min(cost[name] for name in PEERS))
+        table.append({name: round(value / (len(many) - len(few)) * 1000, 3) for name, value in cost.items()})
+        print(table[-1], f"{ratios[-1]:.3f}", file=sys.stderr)
+    low, high = (float(np.percentile(ratios, share)) for share in (5, 95))
+    item = record.record(
+        METRIC,
+        float(np.median(ratios)),
+        "ratio",
+        n=arguments.rounds,
+        spread=(low, high),
+        command="python benchmarks/preprocess_peers.py",
+        commit=record.head(),
+    )
+    record.write(RESULTS, [{**item, "detail": {"photographs": len(photos), "ms CPU a picture, by round": table}}])
+
+
+if __name__ == "__main__":
+    main()

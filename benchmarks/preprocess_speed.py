@@ -1,0 +1,200 @@
+"""Speed and memory of preprocessing: Ray against a plain loop, memory against rows, planning, ten pictures.
+
+    python benchmarks/preprocess_speed.py            # an hour or two on two cores
+    python benchmarks/preprocess_speed.py --only preprocess_ray_vs_loop
+
+Needs the real photographs of ../shared/data/dreambench (--photos FOLDER for another place), of which it makes corpora
+of 384 x 320 JPEGs (made_photos.py). --work FOLDER keeps them for the next time. CPU seconds and PSS are those of the
+whole process tree (process_tree.py), which other work on the machine disturbs less than a wall clock. Every process
+has one BLAS thread. Writes benchmarks/results/preprocessing.json.
+
+    preprocess_ray_vs_loop      ingest + score (no models) + select of 20,000 pictures: CPU on an embedded Ray at the
+                                defaults (stages_on_ray.py) over that of one plain process (plain_loop.py) which keeps
+                                the same rows. Start-up, a run over 8 shards of one picture, is subtracted on each side
+    preprocess_pss_growth_10x   the same on Ray: peak PSS at 20,000 pictures over that at 2000
+    preprocess_plan_100k_seconds   planning 100,000 finished units of `score`, CPU: three listings, local. On S3 they are
+                                300 requests for 1000 keys each; not measured
+    preprocess_local_seconds_STAGE   wall seconds of ten pictures with --local, imports left out
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import made_photos
+import numpy as np
+import process_tree
+import pyarrow.parquet as pq
+import record
+
+from preprocessing.planning import make_plan, open_input
+from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.unit import StageDirectory, identity_of
+
+RESULTS = record.RESULTS / "preprocessing.json"
+RAY, MEMORY, PLAN, LOCAL = (
+    "preprocess_ray_vs_loop",
+    "preprocess_pss_growth_10x",
+    "preprocess_plan_100k_seconds",
+    "preprocess_local_seconds",
+)
+METRICS = (RAY, MEMORY, PLAN, LOCAL)
+PICTURES = 20_000
+LOOP, STAGES = "plain_loop.py", "stages_on_ray.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(record.ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def corpus(work: Path, photos: list[Path], count: int, per_shard: int = 500) -> Path:
+    """A made corpus, made once."""
+    folder = work / f"pictures-{count}-{per_shard}"
+    if not (folder / "done").exists():
+        made_photos.write_shards(folder, photos, count, per_shard)
+        (folder / "done").touch()
+    return folder
+
+
+def run(program: str, shards: Path, output: Path, memory: bool = False) -> process_tree.Usage:
+    """One side over a corpus, to an output that is not there yet."""
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, str(Path(__file__).parent / program), str(shards), str(output)]
+    usage = process_tree.run(command, record.ROOT, ENVIRONMENT, memory)
+    print(f"{program} over {shards.name}: {usage.cpu:.1f} s CPU, {usage.peak_pss / 1e9:.2f} GB", file=sys.stderr)
+    return usage
+
+
+def kept(folder: Path) -> list[str]:
+    """The uids of a folder of tables, sorted."""
+    return sorted(uid for path in folder.glob("*.parquet") for uid in pq.read_table(path)["uid"].to_pylist())
+
+
+def ray_vs_loop(work: Path, photos: list[Path], pairs: int) -> record.Record:
+    """Both sides in turn, each first every other time."""
+    shards, empty = corpus(work, photos, PICTURES), corpus(work, photos, 8, 1)
+    output, programs = work / "output", [LOOP, STAGES]
+    start = {program: run(program, empty, output).cpu for program in programs}
+    ratios, seconds = [], []
+    for number in range(pairs):
+        cpu, rows = {}, {}
+        for program in programs if number % 2 == 0 else reversed(programs):
+            usage = run(program, shards, output)
+            cpu[program] = usage.cpu - start[program]
+            rows[program] = kept(output / "kept" if program == LOOP else Path(usage.out.strip()))
+        if rows[LOOP] != rows[STAGES]:
+            raise RuntimeError(f"the loop keeps {len(rows[LOOP])} rows, the stages {len(rows[STAGES])}, or others")
+        ratios.append(cpu[STAGES] / cpu[LOOP])
+        seconds.append({"loop": round(cpu[LOOP], 2), "Ray": round(cpu[STAGES], 2)})
+        print(f"{RAY}: {ratios[-1]:.3f}", file=sys.stderr)
+    detail = {"pictures": PICTURES, "CPU seconds": seconds, "start-up": start, "rows kept": len(rows[LOOP])}
+    return made(RAY, float(np.median(ratios)), "ratio", pairs, ratios, detail)
+
+
+def memory_growth(work: Path, photos: list[Path]) -> record.Record:
+    """Peak PSS of the stages on Ray at ten times the rows."""
+    peaks = {}
+    for count in (PICTURES // 10, PICTURES):
+        peaks[count] = run(STAGES, corpus(work, photos, count), work / "output", memory=True).peak_pss
+    detail = {f"{count} pictures, GB": round(peak / 1e9, 3) for count, peak in peaks.items()}
+    ratio = peaks[PICTURES] / peaks[PICTURES // 10]
+    return made(MEMORY, ratio, "ratio", 1, [ratio], detail)
+
+
+def planning(work: Path, count: int = 100_000) -> record.Record:
+    """Names as `ingest` and `score` leave them, empty files: planning reads listings only."""
+    root = Path(tempfile.mkdtemp(dir=work))
+    upstream, directory = root / "ingest@0", root / "score@0"
+    identity, settings = identity_of("a unit"), PreprocessSettings()
+    for folder in (upstream, directory):
+        (folder / "manifests").mkdir(parents=True)
+        for number in range(count):
+            (folder / f"shard-{number:06d}.parquet").touch()
+            (folder / "manifests" / f"shard-{number:06d}.{identity}.{identity}.json").touch()
+    (upstream / "stage.json").write_text('{"stage": "ingest", "fingerprint": "0"}')
+    (upstream / "report.json").touch()
+    rounds, wall = [], []
+    for _ in range(5):
+        began, clock = time.process_time(), time.perf_counter()
+        source = open_input(Stage.SCORE, str(upstream), settings)
+        place = StageDirectory(str(directory), settings.execution)
+        plan = make_plan(source.units, place.manifests(), place.rows_present())
+        rounds.append(time.process_time() - began)
+        wall.append(round(time.perf_counter() - clock, 3))
+        if len(plan.done) != count or plan.todo:
+            raise RuntimeError(f"{len(plan.done)} units are done, expected {count}")
+    shutil.rmtree(root)
+    # manifests of the stage before; manifests and rows of this one
+    detail = {"seconds are of": "CPU", "wall": wall, "load average": os.getloadavg()[0], "S3 pages": 3 * count // 1000}
+    return made(PLAN, float(np.median(rounds)), "s", 1, rounds, detail)
+
+
+def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
+    """Each stage without models in a process of its own that has imported what it needs."""
+    shards = corpus(work, photos, 10, 10)
+    program = (
+        "import sys, time; from preprocessing.run import run_stage; from preprocessing.settings import *\n"
+        "import preprocessing.ingest, preprocessing.score, preprocessing.select, preprocessing.global_phase\n"
+        "start = time.monotonic()\n"
+        "stage = Stage(sys.argv[1])\n"
+        "result = run_stage(stage, sys.argv[2], sys.argv[3], PreprocessSettings(), local=True)\n"
+        "print(time.monotonic() - start, result.directory)"
+    )
+    rounds: dict[str, list[float]] = {}
+    for _ in range(3):
+        place, output = str(shards), work / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+            command = [sys.executable, "-c", program, stage.value, place, str(output)]
+            result = subprocess.run(
+                command, cwd=record.ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
+            )
+            seconds, place = result.stdout.split()
+            rounds.setdefault(stage.value, []).append(float(seconds))
+    for name, values in rounds.items():
+        yield made(f"{LOCAL}_{name}", float(np.median(values)), "s", 3, values, {"pictures": 10}, only=LOCAL)
+
+
+def made(
+    metric: str, value: float, unit: str, n: int, values: list[float], detail: dict, only: str = ""
+) -> record.Record:
+    """A record of this file, with what its value is made of."""
+    command = f"python benchmarks/preprocess_speed.py --only {only or metric}"
+    low, high = float(np.percentile(values, 5)), float(np.percentile(values, 95))
+    item = record.record(metric, value, unit, n=n, spread=(low, high), command=command, commit=record.head())
+    return {**item, "detail": detail}
+
+
+def main() -> None:
+    """Measure and write the result file, each measure as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side of a ratio")
+    default = record.ROOT.parent / "shared" / "data" / "dreambench"
+    parser.add_argument("--photos", type=Path, default=default, help="folder of folders of photographs")
+    parser.add_argument("--work", type=Path, help="folder for corpora and outputs, kept; else a temporary one")
+    arguments = parser.parse_args()
+    wanted = set(arguments.only or METRICS)
+    photos = sorted(arguments.photos.glob("*/*.jpg"))
+    if not photos and wanted - {PLAN}:
+        parser.error(f"no photographs (*/*.jpg) in {arguments.photos}; name their folder with --photos")
+    with tempfile.TemporaryDirectory(prefix="realcustom-preprocessing-") as temporary:
+        work = arguments.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        if RAY in wanted:
+            record.write(RESULTS, [ray_vs_loop(work, photos, arguments.pairs)])
+        if MEMORY in wanted:
+            record.write(RESULTS, [memory_growth(work, photos)])
+        if PLAN in wanted:
+            record.write(RESULTS, [planning(work)])
+        if LOCAL in wanted:
+            record.write(RESULTS, list(ten_pictures(work, photos)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Ingest, score and select without neural scores at their defaults, on the embedded Ray of the command line.
+
+python benchmarks/stages_on_ray.py SHARDS OUTPUT [--local]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from pipeline.cluster import connected
+from preprocessing.run import run_stage
+from preprocessing.settings import PreprocessSettings, Stage
+
+
+def main(place: str, output: str, local: bool) -> None:
+    """Prints the last stage's directory."""
+    with contextlib.ExitStack() as stack:
+        for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+            place = run_stage(
+                stage,
+                place,
+                output,
+                PreprocessSettings(),
+                local=local,
+                start_ray=lambda: stack.enter_context(connected("local")),
+            ).directory
+    print(place)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:] == ["--local"])
