@@ -163,7 +163,7 @@ class SelectSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """A large captioner behind an OpenAI-compatible endpoint (tries and waits are those of `execution`).
+    """A large captioner behind an OpenAI-compatible endpoint.
 
     `model`, `prompt`, `seed` and `longest_side` are part of the fingerprint; where and how it is asked is not.
     """
@@ -175,10 +175,14 @@ class EndpointSettings:
     longest_side: int = 1024  # pixels: larger pictures are sent scaled down
     concurrency: int = 16  # requests at once, of one worker
     timeout: float = 120.0  # seconds for one try
+    attempts: int = (
+        10  # tries of a picture; with the waits between them four minutes, in which a server can start again
+    )
+    backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 60
     key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key
 
     def __post_init__(self) -> None:
-        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency)
+        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency, attempts=self.attempts)
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
         if (self.url is None) != (self.model is None):
