@@ -88,6 +88,7 @@ class IngestSettings:
     image_column: str = "image"  # Parquet source: encoded bytes, or a struct with a `bytes` field
     url_column: str = "url"  # table of URLs
     caption_column: str | None = "caption"  # of a table, and of a .json beside a picture; null: no captions there
+    keep_columns: tuple[str, ...] | None = None  # of a table's other columns, those to carry along; null: all
     metadata: str | None = None  # CSV that describes a folder's pictures: path or URI
     join: str | None = None  # which row is which picture's: PART=COLUMN, PART one of folder, stem, file, path
     caption_template: str | None = (
