@@ -23,12 +23,12 @@ from preprocessing.duplicates import collapse, find_edges, resolve, signatures_o
 from preprocessing.errors import DataError
 from preprocessing.hashes import signature
 from preprocessing.pictures import check, decode, sharpness
-from preprocessing.settings import ScoreSettings, SelectSettings
+from preprocessing.settings import IngestSettings, ScoreSettings, SelectSettings
 from preprocessing.thresholds import failed_threshold
 from realcustom.record import picture_uid
 
-SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS, *rows.SCORE_FIELDS])
-SIDE = ScoreSettings().sharpness_side
+SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS, rows.COLUMNS, *rows.SCORE_FIELDS])
+SIDE, MAX_PIXELS = ScoreSettings().sharpness_side, IngestSettings().max_pixels
 
 
 def main(shards: Path, output: Path) -> None:
@@ -57,7 +57,7 @@ def scored(shard: Path) -> Iterator[dict[str, Any]]:
     for name, data, text in samples(shard):
         key = f"{shard.name}/{name}"
         try:
-            width, height = check(data, max_pixels=64_000_000)
+            width, height = check(data, MAX_PIXELS)
             picture = decode(data, draft_side=SIDE)
         except DataError:
             continue

@@ -1,9 +1,9 @@
 """Near duplicates of preprocessing: the kernel's cost, what is found and what is merged wrongly, and the search's cost.
 
-    python benchmarks/preprocess.py            # about 20 minutes of one core
-    python benchmarks/preprocess.py --only preprocess_near_dup_recall
+    python benchmarks/preprocess.py --photos FOLDER            # about 20 minutes of one core
+    python benchmarks/preprocess.py --photos FOLDER --only preprocess_near_dup_recall
 
-Needs the real photographs of ../shared/data/dreambench (--photos FOLDER for another place): several of each subject.
+Needs real photographs, a folder of each subject with several, as DreamBooth's data set has them.
 Writes benchmarks/results/preprocessing.json. Everything runs through the stages themselves, in one process without
 Ray, at the default settings. CPU seconds are those of the process (start-up and imports left out), memory its PSS,
 sampled once a second.
@@ -250,13 +250,12 @@ def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
-    default = record.ROOT.parent / "shared" / "data" / "dreambench"
-    parser.add_argument("--photos", type=Path, default=default, help="folder of folders of photographs")
+    parser.add_argument("--photos", type=Path, help="folder of folders of photographs")
     arguments = parser.parse_args()
     wanted = set(arguments.only or METRICS)
-    photos = [path.read_bytes() for path in sorted(arguments.photos.glob("*/*.jpg"))]
+    photos = [path.read_bytes() for path in sorted(arguments.photos.glob("*/*.jpg"))] if arguments.photos else []
     if not photos and wanted - {DRAWN, *SCALE}:
-        parser.error(f"no photographs (*/*.jpg) in {arguments.photos}; name their folder with --photos")
+        parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="realcustom-preprocessing-") as place:
         temporary = Path(place)
@@ -292,7 +291,7 @@ def main() -> None:
                 for what, unit in (("seconds", "s CPU"), ("pss_gb", "GB"), ("missed", "count"), ("false", "count")):
                     value = result[what]
                     count = result["planted"] if what == "missed" else size
-                    command = f"python benchmarks/preprocess.py --only {metric}"
+                    command = f"python benchmarks/preprocess.py --photos FOLDER --only {metric}"
                     records.append(made(f"{metric}_{what}", value, unit, int(count), (value, value), command=command))
         record.write(RESULTS, records)
 
@@ -315,7 +314,7 @@ def made(
     command: str | None = None,
 ) -> record.Record:
     """A record of this file, with what its value is made of."""
-    command = command or f"python benchmarks/preprocess.py --only {metric}"
+    command = command or f"python benchmarks/preprocess.py --photos FOLDER --only {metric}"
     item = record.record(metric, value, unit, n=n, spread=spread, command=command, commit=record.head())
     return {**item, **({"detail": detail} if detail else {})}
 

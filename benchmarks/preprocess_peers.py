@@ -1,8 +1,8 @@
 """Validate + size + perceptual hash: this project against Daft and data-juicer, CPU seconds over the process tree.
 
-    python benchmarks/preprocess_peers.py            # minutes, and at first those of the peers' installation
+    python benchmarks/preprocess_peers.py --photos FOLDER            # minutes, and at first those of the peers' installation
 
-Needs the real photographs of ../shared/data/dreambench (--photos FOLDER for another place). Each peer gets a virtual
+Needs real photographs, a folder of each subject, as DreamBooth's data set has them. Each peer gets a virtual
 environment of its own, made from peers/NAME.txt in --cache FOLDER where it is not there yet (torch's CPU build will do:
 PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is peers/run_NAME.py, each in one process with its
 own operators. All sides take the same files, in turn, in an order that turns around each round; a side's start-up,
@@ -57,14 +57,13 @@ def seconds(python: str, name: str, files: list[str]) -> float:
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = record.ROOT.parent / "shared" / "data" / "dreambench"
-    parser.add_argument("--photos", type=Path, default=default, help="folder of folders of photographs")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of folders of photographs")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "realcustom-peers")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     photos = [str(path.absolute()) for path in sorted(arguments.photos.glob("*/*.jpg"))]
     if not photos:
-        parser.error(f"no photographs (*/*.jpg) in {arguments.photos}; name their folder with --photos")
+        parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     pythons = {OURS: sys.executable, **{name: environment(name, arguments.cache) for name in PEERS}}
     few, many = photos * 2, photos * 4
     ratios, table = [], []

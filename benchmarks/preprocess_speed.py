@@ -1,12 +1,12 @@
 """Speed and memory of preprocessing: Ray against a plain loop, memory against rows, planning, ten pictures.
 
-    python benchmarks/preprocess_speed.py            # an hour or two on two cores
-    python benchmarks/preprocess_speed.py --only preprocess_ray_vs_loop
+    python benchmarks/preprocess_speed.py --photos FOLDER            # an hour or two on two cores
+    python benchmarks/preprocess_speed.py --photos FOLDER --only preprocess_ray_vs_loop
 
-Needs the real photographs of ../shared/data/dreambench (--photos FOLDER for another place), of which it makes corpora
-of 384 x 320 JPEGs (made_photos.py). --work FOLDER keeps them for the next time. CPU seconds and PSS are those of the
-whole process tree (process_tree.py), which other work on the machine disturbs less than a wall clock. Every process
-has one BLAS thread. Writes benchmarks/results/preprocessing.json.
+Needs real photographs, a folder of each subject, as DreamBooth's data set has them, of which it makes corpora of 384
+x 320 JPEGs (made_photos.py). --work FOLDER keeps them for the next time. CPU seconds and PSS are those of the whole
+process tree (process_tree.py), which other work on the machine disturbs less than a wall clock. Every process has one
+BLAS thread. Writes benchmarks/results/preprocessing.json.
 
     preprocess_ray_vs_loop      ingest + score (no models) + select of 20,000 pictures: CPU on an embedded Ray at the
                                 defaults (stages_on_ray.py) over that of one plain process (plain_loop.py) which keeps
@@ -164,7 +164,7 @@ def made(
     metric: str, value: float, unit: str, n: int, values: list[float], detail: dict, only: str = ""
 ) -> record.Record:
     """A record of this file, with what its value is made of."""
-    command = f"python benchmarks/preprocess_speed.py --only {only or metric}"
+    command = f"python benchmarks/preprocess_speed.py --photos FOLDER --only {only or metric}"
     low, high = float(np.percentile(values, 5)), float(np.percentile(values, 95))
     item = record.record(metric, value, unit, n=n, spread=(low, high), command=command, commit=record.head())
     return {**item, "detail": detail}
@@ -175,14 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side of a ratio")
-    default = record.ROOT.parent / "shared" / "data" / "dreambench"
-    parser.add_argument("--photos", type=Path, default=default, help="folder of folders of photographs")
+    parser.add_argument("--photos", type=Path, help="folder of folders of photographs")
     parser.add_argument("--work", type=Path, help="folder for corpora and outputs, kept; else a temporary one")
     arguments = parser.parse_args()
     wanted = set(arguments.only or METRICS)
-    photos = sorted(arguments.photos.glob("*/*.jpg"))
+    photos = sorted(arguments.photos.glob("*/*.jpg")) if arguments.photos is not None else []
     if not photos and wanted - {PLAN}:
-        parser.error(f"no photographs (*/*.jpg) in {arguments.photos}; name their folder with --photos")
+        parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     with tempfile.TemporaryDirectory(prefix="realcustom-preprocessing-") as temporary:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

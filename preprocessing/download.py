@@ -15,7 +15,7 @@ import httpx
 
 from preprocessing.addresses import Target, resolve
 from preprocessing.errors import DataError, DataFault, RowDropped, naming
-from preprocessing.http_answers import PASSING, retry_after
+from preprocessing.http_answers import is_passing, retry_after
 from preprocessing.settings import ExecutionSettings, IngestSettings
 
 MAX_REDIRECTS = 5
@@ -111,7 +111,7 @@ class _Downloader:
             "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
         ) as response:
             status, headers = response.status_code, response.headers
-            if status in PASSING:
+            if is_passing(status):
                 raise _TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))
             moved = status in _REDIRECTS and "location" in headers
             if status != httpx.codes.OK and not moved:

@@ -1,7 +1,8 @@
 """Captions from a large model behind an OpenAI-compatible endpoint (vLLM, SGLang ...), one request for each picture.
 
-The answers are data: an empty or refused caption leaves its row out, under that name. What may pass is tried again;
-what lasts (no answer after all tries, a wrong key, an unknown model) stops the job, as it is nothing of the row's.
+The answers are data: an empty or refused caption leaves its row out, under that name. What may pass is tried again. If
+a picture fails to the last try and a plain one is captioned then, its row is put aside; what lasts for every picture, a
+wrong key and an unknown model stop the job, as they are nothing of the row's.
 
 A client inside the stage, and not an operator of Ray Data's: the same code runs in this process and in a worker, and a
 unit stays the one thing that is done or not done.
@@ -22,16 +23,19 @@ import httpx
 from PIL import Image
 
 from preprocessing.errors import DataError, DataFault, RowDropped
-from preprocessing.http_answers import PASSING, retry_after
+from preprocessing.http_answers import LONGEST_WAIT, is_passing, retry_after
 from preprocessing.settings import CaptionSettings, ExecutionSettings
 
 EMPTY = "empty_caption"
 REFUSED = "refused_caption"
 CUT = "cut_caption"
 _NOT_THIS_PICTURE = frozenset({400, 413, 415, 422})  # statuses that speak of what one request holds
+_BUSY = frozenset({425, 429, 503})  # statuses that speak of the server's load, never of a picture
 _APOLOGY = re.compile(
     r"sorry,|(?:i[’']m sorry|i am sorry|i can[’']?t|i cannot|i[’']m unable|i am unable)\b", re.IGNORECASE
 )
+
+_PLAIN = (64, 64)  # pixels, width and height, of the picture that tells a bad picture from a bad endpoint
 
 Result = str | DataError | RowDropped
 T = TypeVar("T")
@@ -42,7 +46,7 @@ class EndpointRefused(ValueError):
 
 
 class _TryAgain(Exception):
-    """An answer that may be another one later. `fault`: what it is of the row's if it lasts; None: the endpoint's."""
+    """An answer that may be another one later. `fault`: what it can be of the row's if it lasts; None: nothing."""
 
     def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
         super().__init__(what)
@@ -73,7 +77,9 @@ class EndpointCaptioner:
 
     async def _models(self) -> list[str] | None:
         async with self._client() as client:
-            response = await self._with_retries(lambda: self._send(client, "GET", "models"))
+            # not patient: a wrong address is to be said soon
+            tries = self._execution.attempts, self._execution.backoff
+            response = await self._with_retries(lambda: self._send(client, "GET", "models"), *tries)
         try:
             return [str(entry["id"]) for entry in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
@@ -82,7 +88,13 @@ class EndpointCaptioner:
     async def _all(self, pictures: Sequence[Image.Image]) -> list[Result]:
         slots = asyncio.Semaphore(self._endpoint.concurrency)
         async with self._client() as client:
-            return await asyncio.gather(*(self._one(client, slots, picture) for picture in pictures))
+            tasks = [asyncio.create_task(self._one(client, slots, picture)) for picture in pictures]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:  # after an error none may be opening a connection when the client closes
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def _client(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -94,11 +106,28 @@ class EndpointCaptioner:
 
     async def _one(self, client: httpx.AsyncClient, slots: asyncio.Semaphore, picture: Image.Image) -> Result:
         async with slots:  # kept while waiting for another try: a busy server is not to be asked more
-            body = self._request(picture)
             try:
-                return await self._with_retries(lambda: self._ask(client, body))
-            except (DataError, RowDropped) as why:
+                return await self._caption(client, picture)
+            except DataError as why:
+                if why.fault is DataFault.ENDPOINT_FAILED:
+                    await self._check_plain(client)
                 return why
+            except RowDropped as why:
+                return why
+
+    async def _caption(self, client: httpx.AsyncClient, picture: Image.Image) -> str:
+        body, tries = self._request(picture), (self._endpoint.attempts, self._endpoint.backoff)
+        return await self._with_retries(lambda: self._ask(client, body), *tries)
+
+    async def _check_plain(self, client: httpx.AsyncClient) -> None:
+        """Raise EndpointRefused if a plain picture fails as well: then the endpoint is down, whatever still answers there."""
+        try:
+            await self._caption(client, Image.new("RGB", _PLAIN, "grey"))
+        except RowDropped:
+            return
+        except DataError as error:
+            if error.fault is DataFault.ENDPOINT_FAILED:
+                raise self._down(error.message) from error
 
     def _request(self, picture: Image.Image) -> dict[str, Any]:
         data = io.BytesIO()
@@ -116,8 +145,7 @@ class EndpointCaptioner:
             "seed": self._endpoint.seed,
         }
 
-    async def _with_retries(self, action: Callable[[], Awaitable[T]]) -> T:
-        attempts = self._execution.attempts
+    async def _with_retries(self, action: Callable[[], Awaitable[T]], attempts: int, backoff: float) -> T:
         for attempt in range(1, attempts + 1):
             try:
                 return await action()
@@ -126,25 +154,24 @@ class EndpointCaptioner:
                     message = f"{error.what}, tried {attempts} times"
                     if error.fault is not None:
                         raise DataError(error.fault, message) from error
-                    raise EndpointRefused(
-                        f"{self._name}: {message}. Is the server up, and caption.endpoint.timeout="
-                        f"{self._endpoint.timeout} s enough?"
-                    ) from error
-                await asyncio.sleep(max(self._execution.backoff * 2 ** (attempt - 1), error.after))
+                    raise self._down(message) from error
+                await asyncio.sleep(max(min(backoff * 2 ** (attempt - 1), LONGEST_WAIT), error.after))
         raise AssertionError("attempts is at least 1")
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:
         """One try. The answer, unless it says to try again or that nothing will help."""
         address = f"{str(self._endpoint.url).rstrip('/')}/{path}"
+        fault = DataFault.ENDPOINT_FAILED if body is not None else None  # a picture can be what a server fails at
         try:
             async with asyncio.timeout(self._endpoint.timeout):
                 response = await client.request(method, address, json=body)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
             name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
-            raise _TryAgain(f"no answer ({name})") from error
+            raise _TryAgain(f"no answer ({name})", fault=fault) from error
         status = response.status_code
-        if status in PASSING:
-            raise _TryAgain(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
+        if is_passing(status):
+            after = retry_after(response.headers.get("retry-after"))
+            raise _TryAgain(f"HTTP {status}", after, None if status in _BUSY else fault)
         if status in (401, 403):
             state = "the key in it is refused" if self._key else "it is not set"
             variable = self._endpoint.key_variable
@@ -181,6 +208,12 @@ class EndpointCaptioner:
     @property
     def _name(self) -> str:
         return f"caption.endpoint.url={self._endpoint.url}"
+
+    def _down(self, message: str) -> EndpointRefused:
+        timeout = self._endpoint.timeout
+        return EndpointRefused(
+            f"{self._name}: {message}. Is the server up, and caption.endpoint.timeout={timeout} s enough?"
+        )
 
     def _unknown_model(self, why: str) -> str:
         return f"{self._name} has no model caption.endpoint.model={self._endpoint.model!r}: {why}"

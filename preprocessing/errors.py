@@ -31,6 +31,7 @@ class DataFault(enum.Enum):
     INVALID_URL = "invalid_url"
     UNREACHABLE = "unreachable"
     ENDPOINT_REJECTED = "endpoint_rejected"
+    ENDPOINT_FAILED = "endpoint_failed"
     UNREADABLE_ANSWER = "unreadable_answer"
     NON_FINITE = "non_finite"
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from email.utils import parsedate_to_datetime
 
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that say: try again
 LONGEST_WAIT = 60.0  # seconds that a Retry-After is obeyed for
+
+
+def is_passing(status: int) -> bool:
+    """Whether an HTTP status says to try again: a server's own troubles, those of proxies before it, too many requests."""
+    return status in (408, 425, 429) or status >= 500
 
 
 def retry_after(value: str | None) -> float:

@@ -102,6 +102,7 @@ class IngestSettings:
     image_column: str = "image"  # Parquet source: encoded bytes, or a struct with a `bytes` field
     url_column: str = "url"  # table of URLs
     caption_column: str | None = "caption"  # of a table, and of a .json beside a picture; null: no captions there
+    keep_columns: tuple[str, ...] | None = None  # of a table's other columns, those to carry along; null: all
     metadata: str | None = None  # CSV that describes a folder's pictures: path or URI
     join: str | None = None  # which row is which picture's: PART=COLUMN, PART one of folder, stem, file, path
     caption_template: str | None = (
@@ -177,7 +178,7 @@ class SelectSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """A large captioner behind an OpenAI-compatible endpoint (tries and waits are those of `execution`).
+    """A large captioner behind an OpenAI-compatible endpoint.
 
     `model`, `prompt`, `seed` and `longest_side` are part of the fingerprint; where and how it is asked is not.
     """
@@ -189,10 +190,14 @@ class EndpointSettings:
     longest_side: int = 1024  # pixels: larger pictures are sent scaled down
     concurrency: int = 16  # requests at once, of one worker
     timeout: float = 120.0  # seconds for one try
+    attempts: int = (
+        10  # tries of a picture; with the waits between them four minutes, in which a server can start again
+    )
+    backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 60
     key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key
 
     def __post_init__(self) -> None:
-        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency)
+        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency, attempts=self.attempts)
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
         if (self.url is None) != (self.model is None):

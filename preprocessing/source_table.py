@@ -27,13 +27,14 @@ def read_table(unit: Unit, settings: IngestSettings, execution: ExecutionSetting
         yield Fault(key=file.name, fault=DataFault.TORN_TABLE, message=f"not a readable Parquet file: {error}")
         return
     check_source_table(table.schema_arrow, settings, file.name)
+    columns = columns_read(table.schema_arrow.names, settings)
     first = 0
     for group in range(table.num_row_groups):
         count = table.metadata.row_group(group).num_rows
         keys = [f"{file.name}#{first + index}" for index in range(count)]
         first += count
         try:
-            rows = table.read_row_group(group, use_threads=False)
+            rows = table.read_row_group(group, columns=columns, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             for key in keys:
                 yield Fault(key=key, fault=DataFault.TORN_TABLE, message=f"row group {group} is broken: {error}")
@@ -110,7 +111,9 @@ def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) 
 
 
 def require_texts(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
-    """Raise ValueError if captions or view groups, where there are to be some, are not columns of text."""
+    """Raise ValueError if captions or view groups, where there are to be some, are not text; or a kept column lacks."""
+    for kept in settings.keep_columns or ():
+        require_column(schema.names, kept, "keep_columns", where)
     if settings.caption_column is not None:
         require_column(schema.names, settings.caption_column, "caption_column", where)
     for name in (settings.caption_column, VIEW_GROUP):
@@ -119,6 +122,14 @@ def require_texts(schema: pa.Schema, settings: IngestSettings, where: str) -> No
         kind = schema.field(name).type
         if not (_is_text(kind) or pa.types.is_null(kind)):
             raise ValueError(f"{where}: the column '{name}' holds {kind}, expected text")
+
+
+def columns_read(columns: list[str], settings: IngestSettings) -> list[str] | None:
+    """Those of a table's columns that are read; None: all."""
+    if settings.keep_columns is None:
+        return None
+    own = (settings.image_column, settings.url_column, settings.caption_column, VIEW_GROUP, *settings.keep_columns)
+    return [name for name in columns if name in own]
 
 
 def require_column(columns: list[str], name: str, setting: str, where: str) -> None:
@@ -142,7 +153,8 @@ def sample_of(key: str, data: bytes, row: dict[str, Any], settings: IngestSettin
     """The picture `data` with what its row says of it. Raises DataError if the caption is not UTF-8."""
     known = (settings.image_column, settings.caption_column, VIEW_GROUP)
     caption = row.get(settings.caption_column) if settings.caption_column is not None else None
-    others = {name: value for name, value in row.items() if name not in known}
+    keep = settings.keep_columns
+    others = {name: value for name, value in row.items() if name not in known and (keep is None or name in keep)}
     return Sample(
         key=key,
         data=data,

@@ -50,6 +50,8 @@ def _count_rows(entry: FileEntry, settings: IngestSettings, execution: Execution
         require_column(columns, settings.url_column, "url_column", entry.name)
         if settings.caption_column is not None:
             require_column(columns, settings.caption_column, "caption_column", entry.name)
+        for name in settings.keep_columns or ():
+            require_column(columns, name, "keep_columns", entry.name)
         return sum(1 for _ in read_rows(entry.uri, execution))
     filesystem, path = storage.open_filesystem(entry.uri)
     try:

@@ -15,11 +15,12 @@ from preprocessing.download import download
 from preprocessing.entry import Entry, Fault, Unwanted, read
 from preprocessing.errors import DataError, DataFault, RowDropped
 from preprocessing.settings import ExecutionSettings, IngestSettings
-from preprocessing.source_table import plain_rows, sample_of
+from preprocessing.source_table import columns_read, plain_rows, sample_of
 from preprocessing.unit import Unit
 from realcustom import storage
 
 _Row = dict[str, Any]  # by column
+_BUFFER = 2**23  # bytes of a column that are fetched at a time
 
 
 def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
@@ -31,7 +32,7 @@ def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
         return
     keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
     try:
-        rows = _table_rows(unit, execution)
+        rows = _table_rows(unit, settings, execution)
     except DataError as error:
         for key in keys:
             yield Fault(key=key, fault=error.fault, message=error.message)
@@ -50,7 +51,7 @@ def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings
             yield Unwanted(key=key, reason=rule.reason, message=rule.message)
 
 
-def _table_rows(unit: Unit, execution: ExecutionSettings) -> list[_Row | DataError]:
+def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> list[_Row | DataError]:
     """The unit's rows. Raises DataError if the table is torn there; what the storage raises is no fault of the table's."""
     assert unit.count is not None, "a torn table has no rows"
     uri = unit.files[0].uri
@@ -59,11 +60,11 @@ def _table_rows(unit: Unit, execution: ExecutionSettings) -> list[_Row | DataErr
             return list(itertools.islice(read_rows(uri, execution), unit.first, unit.first + unit.count))
     try:
         with _open(uri) as source:
-            return list(_read_parquet(unit, source))
+            return list(_read_parquet(unit, source, settings))
     except (pa.ArrowInvalid, OSError):  # the storage's fault, or broken data: from memory it can only be the latter
         data = read(uri, execution)
     try:
-        return list(_read_parquet(unit, pa.BufferReader(data)))
+        return list(_read_parquet(unit, pa.BufferReader(data), settings))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(DataFault.TORN_TABLE, f"the rows cannot be read: {error}") from error
 
@@ -79,13 +80,20 @@ def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
-def _read_parquet(unit: Unit, source: pa.NativeFile) -> Iterator[_Row | DataError]:
-    """The unit's rows, from the row groups that hold them."""
-    table = pq.ParquetFile(source)
+def _read_parquet(unit: Unit, source: pa.NativeFile, settings: IngestSettings) -> Iterator[_Row | DataError]:
+    """The unit's rows, from the row groups that hold them, each read from its start to the unit's last row."""
+    table = pq.ParquetFile(source, buffer_size=_BUFFER)
+    columns = columns_read(table.schema_arrow.names, settings)
     start, end = 0, unit.first + (unit.count or 0)
     for group in range(table.num_row_groups):
         count = table.metadata.row_group(group).num_rows
-        low, high = max(unit.first, start), min(end, start + count)
-        if low < high:
-            yield from plain_rows(table.read_row_group(group, use_threads=False).slice(low - start, high - low))
+        if max(unit.first, start) < min(end, start + count):
+            first = start
+            for batch in table.iter_batches(64, row_groups=[group], columns=columns, use_threads=False):
+                low, high = max(unit.first, first), min(end, first + len(batch))
+                if low < high:
+                    yield from plain_rows(pa.Table.from_batches([batch.slice(low - first, high - low)]))
+                first += len(batch)
+                if first >= end:
+                    break
         start += count

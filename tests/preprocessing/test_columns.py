@@ -69,6 +69,23 @@ def test_a_url_and_what_stands_beside_it_are_kept(tmp_path: Path) -> None:
     assert rows == {"csv": {"url": url, "note": "caf\ufffd"}, "parquet": {"url": url, "n": 1.5}}
 
 
+def test_only_the_columns_to_keep_are_read(tmp_path: Path) -> None:
+    with served() as server:
+        url = [f"{server.url}/picture/{index}" for index in range(5)]
+        sources = {"image": [png(picture(seed)) for seed in range(5)], "url": url}
+        for name, values in sources.items():
+            columns = {name: values, "caption": ["a"] * 5, "n": list(range(5)), "embedding": [[0.5] * 8] * 5}
+            table = tmp_path / f"{name}.parquet"
+            pq.write_table(pa.table(columns), table, row_group_size=3)
+            given = {"private_addresses": True, "unit_size": 2}
+            for keep, found in ((("n",), [{"n": n} for n in range(5)]), ((), [None] * 5)):
+                result = ingest(table, tmp_path / "out", keep_columns=keep, **given)
+                texts = table_of(result)["columns"].to_pylist()
+                assert [text and json.loads(text) for text in texts] == found
+            with pytest.raises(ValueError, match=rf"no column 'm' but {name}, caption.*set ingest\.keep_columns"):
+                ingest(table, tmp_path / "out", keep_columns=("m",), **given)
+
+
 def test_without_other_columns_there_is_nothing(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [png(picture(0))], "caption": ["a"]}), tmp_path / "t.parquet")
     assert table_of(ingest(tmp_path, tmp_path / "out"))["columns"].to_pylist() == [None]

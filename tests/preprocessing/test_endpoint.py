@@ -44,7 +44,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def caption(ingested: str, output: Path, server: CaptionServer | str, **endpoint: Any) -> StageResult:
     url = server if isinstance(server, str) else server.url
-    asked = EndpointSettings(url=url, **{"model": MODEL, "timeout": 10.0, **endpoint})
+    asked = EndpointSettings(url=url, **{"model": MODEL, "timeout": 10.0, "attempts": 4, "backoff": 0.01, **endpoint})
     settings = PreprocessSettings(
         caption=CaptionSettings(endpoint=asked, nouns=("toy",), max_new_tokens=20),
         execution=ExecutionSettings(backoff=0.01),
@@ -114,7 +114,7 @@ def test_the_place_is_no_part_of_the_fingerprint_and_the_words_are(ingested: str
 
 def test_what_passes_is_tried_again(ingested: str, tmp_path: Path) -> None:
     troubles: dict[int | None, list[str]] = {
-        40: ["status 503", "status 500", "status 502"],
+        40: ["status 503", "status 500", "status 529"],
         41: ["reset"],
         42: ["malformed", "other"],
         43: ["slow 1.5"],
@@ -164,6 +164,16 @@ def test_a_short_apology_and_a_cut_caption_are_left_out_and_half_a_surrogate_is_
     assert {captions(result)[width] for width in (42, 43)} == {"a toy ?", "a sorry toy"}
 
 
+@pytest.mark.parametrize("trouble", ["status 500", "reset", "slow 3"])
+def test_a_picture_that_an_endpoint_always_fails_at_is_put_aside(ingested: str, tmp_path: Path, trouble: str) -> None:
+    troubles: dict[int | None, list[str]] = {41: [trouble] * 99}
+    with captioning(troubles) as server:
+        result = caption(ingested, tmp_path, server, attempts=2, timeout=2.0)
+    assert result.report["quarantined"] == {"endpoint_failed": 1} and result.report["kept"] == len(WIDTHS) - 1
+    assert "tried 2 times" in aside(result)["41"]["message"]
+    assert server.tries[41] == 2 and server.tries[64] == 1  # a plain picture tells that the endpoint is well
+
+
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
@@ -171,6 +181,7 @@ def test_a_short_apology_and_a_cut_caption_are_left_out_and_half_a_surrogate_is_
         ("status 429", "HTTP 429, tried 4 times"),
         ("reset", "no answer .*, tried 4 times"),
         ("slow 0.6", r"no answer \(TimeoutError\), tried 4 times"),
+        ("status 501", "HTTP 501, tried 4 times"),
         ("status 404", "has no model"),
         ("status 301", "HTTP 301"),
     ],
@@ -223,6 +234,7 @@ def test_the_key_is_in_no_file_even_if_the_server_repeats_it(
         ({"url": "http://h/v1?key=secret", "model": "m"}, "environment variable CAPTION_API_KEY"),
         ({"prompt": " "}, "prompt is empty"),
         ({"concurrency": 0}, "concurrency must be at least 1"),
+        ({"attempts": 0}, "attempts must be at least 1"),
         ({"timeout": 0.0}, "timeout must be above 0"),
     ],
 )
