@@ -53,11 +53,14 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
         )
         dataset = dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
     else:
+        most = task_limit(job)
         dataset = dataset.map_batches(
             _counted("whole", _whole(job), attempts, limit),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=task_limit(job)),
+            compute=ray.data.TaskPoolStrategy(
+                size=None if most is None else min(most, len(units))
+            ),  # Ray warns of more
             num_cpus=1,
         )
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
