@@ -37,7 +37,7 @@ class RunSettings:
 def sprites() -> RunSettings:
     """The drawn world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
     from sprites import ZOO
-    from sprites.world import GUIDANCE_SCALE, NOUNS, NUM_INFERENCE_STEPS, SIZE
+    from sprites.world import NOUNS, NUM_INFERENCE_STEPS, SIZE
 
     image_encoder = str(ZOO / "image_encoder")
     return RunSettings(
@@ -46,8 +46,9 @@ def sprites() -> RunSettings:
         method=MethodSettings(
             image_encoder=ImageEncoderSettings(model=image_encoder),
             tokens=TokenSettings(hidden=128),
-            # far above the text's, as the paper's: here it shows what a subject drags along where no mask holds it
-            guidance=GuidanceSettings(guidance_scale=GUIDANCE_SCALE, subject_guidance_scale=8.0),
+            # the subject's weight well above the text's, as the paper's; both are small, since every guidance
+            # costs some similarity here (sprites/README.md)
+            guidance=GuidanceSettings(guidance_scale=1.0, subject_guidance_scale=3.0),
             sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
         ),
         preprocess=PreprocessSettings(
@@ -65,10 +66,11 @@ def sprites() -> RunSettings:
             steps=200,
             batch_size=16,
             warmup=20,
-            # whose colours a subject has is decided where noise hides them; another view cannot be copied; and without
-            # a caption the picture has to tell all it shows, its background too, as the paper's do without a mask
+            # whose colours a subject has is decided where noise hides them; another view cannot be copied, but mostly the
+            # reference is the picture itself and sometimes nothing else tells what it shows, as in the paper: then a
+            # subject brings its background along, and it is the mask that holds it back
             timestep_shift=6.0,
-            p_multiview=0.4,
+            p_multiview=0.15,
             p_drop_text=0.2,
             val_every=50,
             checkpoint_every=25,

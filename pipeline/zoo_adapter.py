@@ -25,7 +25,7 @@ def settings_of(steps: int | None = None) -> RunSettings:
     train = dataclasses.replace(
         run.train,
         lr=3e-3,
-        steps=steps or 6000,
+        steps=steps or 8000,
         warmup=200,
         ema_decay=0.999,
         val_every=500,

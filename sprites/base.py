@@ -31,7 +31,7 @@ GRID = SIZE // 2
 class BaseSettings:
     """How the diffusion model is trained."""
 
-    steps: int = 8000  # of `batch_size` pictures each
+    steps: int = 20_000  # of `batch_size` pictures each
     batch_size: int = 16  # 16 beats 64 at equal pictures: steps are what counts
     lr: float = 1.5e-3
     ema: float = 0.999
@@ -49,7 +49,7 @@ def make_vae() -> AutoencoderTiny:
         encoder_block_out_channels=(LATENT_CHANNELS, LATENT_CHANNELS),
         decoder_block_out_channels=(48, 48),
         num_encoder_blocks=(0, 0),
-        num_decoder_blocks=(1, 1),
+        num_decoder_blocks=(2, 2),
         latent_channels=LATENT_CHANNELS,
         scaling_factor=SCALING_FACTOR,
     )
@@ -244,7 +244,7 @@ def train_unet(
     return unet.eval()
 
 
-def train_decoder(work: Path, steps: int = 2500, batch_size: int = 16) -> AutoencoderTiny:
+def train_decoder(work: Path, steps: int = 6000, batch_size: int = 16) -> AutoencoderTiny:
     """Train the autoencoder's decoder on slightly noisy latents, resuming from `work`."""
     torch.manual_seed(0)
     vae = make_vae()

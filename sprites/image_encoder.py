@@ -39,7 +39,7 @@ from sprites.world import (
 
 PATCH = 4  # pixels a side
 GRID = SIZE // PATCH
-WIDTH = 64
+WIDTH = 128
 FIRST_SCENE = 7 * 10**8  # apart from the scenes of other models
 ATTRIBUTES = {"noun": NOUNS, "body": tuple(BODY_COLOURS), "second": tuple(SECOND_COLOURS), "pattern": PATTERNS}
 SUBJECT, WHITE = len(BACKGROUNDS), len(BACKGROUNDS) + 1  # kinds of patch after the backgrounds
@@ -72,7 +72,7 @@ class Batch:
 
 
 class Probes(nn.Module):
-    """Linear readings of tokens (..., 64); no part of the saved model."""
+    """Linear readings of tokens (..., WIDTH); no part of the saved model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class Probes(nn.Module):
         self.kind, self.colour = nn.Linear(WIDTH, KINDS), nn.Linear(WIDTH, 3)
 
     def of_attributes(self, tokens: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Cross-entropy by attribute; tokens (N, 64), targets (N,)."""
+        """Cross-entropy by attribute; tokens (N, WIDTH), targets (N,)."""
         return {
             name: nn.functional.cross_entropy(probe(tokens), targets[name]) for name, probe in self.attributes.items()
         }
 
 
 def make_model() -> CLIPVisionModel:
-    """A ViT of 64 patches, 64 wide, four layers."""
+    """A ViT of 64 patches, four layers."""
     config = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=3 * WIDTH,
@@ -141,7 +141,7 @@ def identity_losses(
 ) -> dict[str, torch.Tensor]:
     """What the patch tokens of the last state but one, and the pooled output, do not yet know."""
     output = model(batch.pixel_values, output_hidden_states=True)
-    tokens = output.hidden_states[-2][:, 1:]  # (B, S, 64)
+    tokens = output.hidden_states[-2][:, 1:]  # (B, S, WIDTH)
     flat = {name: target.flatten() for name, target in batch.attributes.items()}
     losses = probes.of_attributes(tokens.flatten(0, 1), flat)
     losses["kind"] = 0.5 * nn.functional.cross_entropy(probes.kind(tokens).flatten(0, 1), batch.kinds.flatten())

@@ -107,7 +107,7 @@ def test_recipes_save_what_loads(tmp_path: Path) -> None:
     hidden = CLIPVisionModel.from_pretrained(tmp_path / "zoo" / "image_encoder")(
         pixel_values, output_hidden_states=True
     ).hidden_states
-    assert [state.shape for state in hidden] == [(1, 65, 64)] * 5
+    assert [state.shape for state in hidden] == [(1, 65, image_encoder.WIDTH)] * 5
     model = CLIPModel.from_pretrained(tmp_path / "zoo" / "clip")
     assert model.config.projection_dim == model.config.text_config.projection_dim == 64
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "zoo" / "clip")
@@ -159,7 +159,7 @@ def test_shipped_image_encoder_carries_the_identity_in_every_patch() -> None:
 
 
 def _tokens_of(split: Split, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """One corner patch's token of each picture (N, 64), and the attributes of its subject."""
+    """One corner patch's token of each picture (N, WIDTH), and the attributes of its subject."""
     scenes = [scene(split, FIRST + i) for i in range(count)]
     batch = image_encoder.make_batch([(draw(item).image, item, np.zeros((SIZE, SIZE), int)) for item in scenes])
     with torch.inference_mode():
