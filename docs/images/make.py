@@ -97,7 +97,7 @@ def mask_or_not(pipeline: RealCustomPipeline, cases: Sequence[Case]) -> None:
         everywhere = asked(pipeline, case, case.prompt, use_mask=False)
         masked = asked(pipeline, case, case.prompt)
         rows.append(Row([case.reference, *text, *everywhere, *masked, case.oracle], f"“{case.prompt}”"))
-    draw_sheet(HERE / "mask.png", ("reference", "text alone", "no mask", "masked", "as drawn by hand"), rows)
+    draw_sheet(HERE / "mask.png", ("reference", "text alone", "no mask", "masked", "as drawn"), rows)
 
 
 def narrowing(pipeline: RealCustomPipeline, cases: Sequence[Case]) -> None:
