@@ -75,9 +75,9 @@ if [[ -n $extra ]]; then package=".[$extra]"; fi
 echo "installing realcustom and what it needs into $venv (minutes the first time)"
 if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; then
     take_pip_settings
-    options=()
+    options=(--compile-bytecode) # as pip does: else every Ray worker of the first run compiles what it imports
     if [[ -n $backend ]]; then options+=("--torch-backend=$backend"); fi
-    "$venv/bin/uv" pip install --python "$venv/bin/python" -c constraints.txt ${options[@]+"${options[@]}"} -e "$package"
+    "$venv/bin/uv" pip install --python "$venv/bin/python" -c constraints.txt "${options[@]}" -e "$package"
 else
     [[ -z $backend ]] || fail "TORCH_BACKEND=$backend needs uv, which could not be installed; leave it unset to install with pip"
     echo "uv could not be installed; going on with pip"

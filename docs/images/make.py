@@ -23,7 +23,6 @@ SIDE, GAP, LINE = 128, 10, 30  # pixels: of a picture, between pictures, of a li
 MASK_STEPS = (0, 4, 9, 19)  # of the 20 masks, those of the README's picture
 NARROWING = (0, 1, 2, 4, 6, 9, 12, 15, 19)  # those of the gallery's
 PROMPTS = ("at the left on grass", "at the top on water", "at the right on lava", "at the bottom on snow")
-COLOURS = 96  # of a PNG's palette
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ def draw_sheet(path: Path, titles: Sequence[str], rows: Sequence[Row]) -> None:
         for column, picture in enumerate(row.pictures):
             sheet.paste(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST), (_left(column), top))
         canvas.text((GAP, top + SIDE + 4), row.text, fill="#1d2129", font_size=16)
-    sheet.quantize(COLOURS).save(path, optimize=True)
+    sheet.save(path, optimize=True)
     print(path.name)
 
 
@@ -121,7 +120,7 @@ def prompts(pipeline: RealCustomPipeline, cases: Sequence[Case]) -> None:
         )
         for case in cases
     ]
-    draw_sheet(HERE / "prompts.png", ("reference", *(f"… {text}" for text in PROMPTS)), rows)
+    draw_sheet(HERE / "prompts.png", ("reference", *(text.replace("at the", "…") for text in PROMPTS)), rows)
 
 
 def main() -> None:
