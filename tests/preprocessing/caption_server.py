@@ -6,52 +6,37 @@ import base64
 import contextlib
 import io
 import json
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from PIL import Image
 
+from tests.preprocessing.loopback import LoopbackServer, running
+
 MODEL, KEY = "tiny/captioner", "sk-right"
 
 
-class CaptionServer(ThreadingHTTPServer):
+class CaptionServer(LoopbackServer):
     """`troubles`: what to do at a picture's first try, second ...; by its width, or by None for every one."""
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self, troubles: dict[int | None, list[str]], key: str | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.troubles, self.key = troubles, key
         self.bodies: list[dict[str, Any]] = []
         self.tries: Counter[int] = Counter()
         self.times: defaultdict[int, list[float]] = defaultdict(list)  # of tries, by width
-        self.now = self.most = 0
-        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the tests."""
+        return f"{super().url}/v1"
 
 
-@contextlib.contextmanager
-def captioning(troubles: dict[int | None, list[str]] | None = None, key: str | None = None) -> Iterator[CaptionServer]:
-    server = CaptionServer(troubles or {}, key)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def captioning(
+    troubles: dict[int | None, list[str]] | None = None, key: str | None = None
+) -> contextlib.AbstractContextManager[CaptionServer]:
+    return running(CaptionServer(troubles or {}, key))
 
 
 def caption_of(picture: Image.Image) -> str:

@@ -13,11 +13,11 @@ import random
 import re
 import socket
 import struct
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.preprocessing.loopback import LoopbackServer, running
 
 LONGEST = 3  # faults of one request in a row
 _PIECES, _PAUSE = 8, 0.01  # a slow answer comes in so many pieces, with so many seconds between
@@ -35,30 +35,22 @@ class Trouble(enum.Enum):
     SLOW = "slow"  # the body in pieces; no fault
 
 
-class FaultyProxy(ThreadingHTTPServer):
+class FaultyProxy(LoopbackServer):
     """Passes requests on to `upstream` (host, port), a share `probability` of them in trouble, `down` always busy."""
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self, upstream: tuple[str, int], seed: int, probability: float, down: str = "") -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.upstream, self.seed, self.probability, self.down = upstream, seed, probability, down
         self.met: Counter[tuple[str, Trouble]] = Counter()  # (method, trouble) -> how often
         self._asked: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def trouble(self, method: str, path: str) -> Trouble | None:
         """What befalls this request."""
         request = f"{method} {re.sub('uploadId=[^&]*', 'uploadId', path)}"  # which the store draws
         if request == self.down:
             return Trouble.BUSY
-        with self._lock:
+        with self.lock:
             self._asked[request] += 1
             rng = random.Random(f"{self.seed} {request} {self._asked[request]}")
             trouble = rng.choice(list(Trouble)) if rng.random() < self.probability else None
@@ -70,22 +62,12 @@ class FaultyProxy(ThreadingHTTPServer):
                 self.met[method, trouble] += 1
         return trouble
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the tests."""
 
-
-@contextlib.contextmanager
-def disturbed(upstream: tuple[str, int], seed: int, probability: float, down: str = "") -> Iterator[FaultyProxy]:
+def disturbed(
+    upstream: tuple[str, int], seed: int, probability: float, down: str = ""
+) -> contextlib.AbstractContextManager[FaultyProxy]:
     """The proxy, listening inside the block."""
-    proxy = FaultyProxy(upstream, seed, probability, down)
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join()
+    return running(FaultyProxy(upstream, seed, probability, down))
 
 
 class _Handler(BaseHTTPRequestHandler):

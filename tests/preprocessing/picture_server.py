@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from tests.preprocessing.corpora import jpeg, picture
+from tests.preprocessing.loopback import LoopbackServer, running
 
 
-class PictureServer(ThreadingHTTPServer):
-    """What was asked for, how often, and how many requests were answered at once."""
-
-    daemon_threads = True
-    request_queue_size = 64
+class PictureServer(LoopbackServer):
+    """What was asked for, how often, and by whom."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.asked: Counter[str] = Counter()
         self.agents: set[str] = set()
-        self.now = self.most = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the tests."""
 
 
-@contextlib.contextmanager
-def served() -> Iterator[PictureServer]:
-    server = PictureServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def served() -> contextlib.AbstractContextManager[PictureServer]:
+    return running(PictureServer())
 
 
 class _Handler(BaseHTTPRequestHandler):
