@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
 from preprocessing.addresses import Target, resolve
 from preprocessing.errors import DataError, DataFault, RowDropped, naming
-from preprocessing.http_answers import is_passing, retry_after
+from preprocessing.http_answers import is_passing, no_answer, retry_after, run_in_thread
 from preprocessing.settings import ExecutionSettings, IngestSettings
 
 MAX_REDIRECTS = 5
@@ -28,10 +27,7 @@ Result = bytes | DataError | RowDropped
 
 def download(urls: Sequence[bytes | None], settings: IngestSettings, execution: ExecutionSettings) -> list[Result]:
     """What each URL gave, in their order: the bytes, or why there are none."""
-    work = _Downloader(settings, execution).all(urls)
-    # a thread of its own: the caller may be inside an event loop (a notebook)
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, work).result()
+    return run_in_thread(_Downloader(settings, execution).all(urls))
 
 
 class _TryAgain(Exception):
@@ -98,8 +94,7 @@ class _Downloader:
             async with asyncio.timeout(self._settings.download.timeout):
                 return await self._get(client, url)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
-            raise _TryAgain(f"no answer ({name})") from error
+            raise _TryAgain(no_answer(error)) from error
         except OSError as error:  # of the look-up of a name
             raise _TryAgain(f"no such host ({type(error).__name__})") from error
 

@@ -15,15 +15,14 @@ import base64
 import io
 import os
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import httpx
 from PIL import Image
 
 from preprocessing.errors import DataError, DataFault, RowDropped
-from preprocessing.http_answers import LONGEST_WAIT, is_passing, retry_after
+from preprocessing.http_answers import LONGEST_WAIT, is_passing, no_answer, retry_after, run_in_thread
 from preprocessing.settings import CaptionSettings, ExecutionSettings
 
 EMPTY = "empty_caption"
@@ -64,14 +63,14 @@ class EndpointCaptioner:
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Result]:
         """The caption of each RGB picture, sent as large as it is, or why it has none. Raises EndpointRefused."""
-        return _in_thread(self._all(pictures))
+        return run_in_thread(self._all(pictures))
 
     def check(self) -> None:
         """Ask for the list of models. Raises EndpointRefused if nothing answers, the key is wrong or ours is not there.
 
         A server that has no such list is taken at its word when it captions.
         """
-        names = _in_thread(self._models())
+        names = run_in_thread(self._models())
         if names is not None and self._endpoint.model not in names:
             raise EndpointRefused(self._unknown_model(f"it has {', '.join(names) or 'none'}"))
 
@@ -166,8 +165,7 @@ class EndpointCaptioner:
             async with asyncio.timeout(self._endpoint.timeout):
                 response = await client.request(method, address, json=body)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
-            raise _TryAgain(f"no answer ({name})", fault=fault) from error
+            raise _TryAgain(no_answer(error), fault=fault) from error
         status = response.status_code
         if is_passing(status):
             after = retry_after(response.headers.get("retry-after"))
@@ -225,9 +223,3 @@ class EndpointCaptioner:
         """The beginning of what a server said, without our key: it goes into reports."""
         text = text.replace(self._key, "[key]") if self._key else text
         return repr(text[:200])
-
-
-def _in_thread(work: Coroutine[Any, Any, T]) -> T:
-    # a thread of its own: the caller may be inside an event loop (a notebook)
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, work).result()

@@ -1,9 +1,17 @@
-"""What an HTTP answer says about trying again."""
+"""What the two clients of HTTP have in common: what an answer says about trying again, and a loop of their own."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
 
 LONGEST_WAIT = 60.0  # seconds that a Retry-After is obeyed for
 
@@ -24,3 +32,15 @@ def retry_after(value: str | None) -> float:
     except (ValueError, OverflowError):  # no date; one beyond the calendar's end
         return 0.0
     return max(0.0, min(seconds, LONGEST_WAIT))
+
+
+def no_answer(error: Exception) -> str:
+    """In words, that a request came to an error of the transport or took too long."""
+    name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
+    return f"no answer ({name})"
+
+
+def run_in_thread(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns, run in an event loop of its own: the caller may be inside one (a notebook)."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, work).result()

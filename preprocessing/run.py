@@ -85,7 +85,6 @@ def run_stage(
     fresh = not storage.exists(storage.join(directory.uri, "stage.json"))
     if fresh:  # before anything is written
         workers.check(job)
-        _ask_endpoint(job)
     units = source.units
     clusters = evaluation = None
     if name is Stage.SELECT:
@@ -93,7 +92,7 @@ def run_stage(
         evaluation = prepare_evaluation(job)
     else:
         plan = make_plan(units, directory.manifests(), directory.rows_present())
-        if plan.todo and not fresh:
+        if fresh or plan.todo:
             _ask_endpoint(job)
     _write_description(directory, description)  # also where all is done: by whom, no manifest says
     if evaluation is not None:
