@@ -20,32 +20,11 @@ import time
 from pathlib import Path
 
 import record
+from process_tree import tree_pss
 from record import ROOT
 
 RESULTS = record.RESULTS / "main.json"
 METRICS = ("quickstart_minutes_fresh", "quickstart_minutes_again", "quickstart_peak_pss_gb", "tests_minutes")
-
-
-def tree_pss(root: int) -> int:
-    """PSS in bytes of a process and its descendants; a process that has ended in between counts as nothing."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    total, open_list = 0, [root]
-    while open_list:
-        process = open_list.pop()
-        open_list += children.get(process, [])
-        try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
 
 
 def measured(command: list[str], folder: Path, log: Path) -> tuple[float, float]:

@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import record
-from main import tree_pss
 from PIL import Image, ImageEnhance, ImageFilter
+from process_tree import tree_pss
 
 from preprocessing.hashes import signature
 from preprocessing.partitions import bit_tables

@@ -49,7 +49,7 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
         nonlocal peak
         last = 0.0
         while not done.wait(0.1):
-            tree = _descendants()
+            tree = _descendants(os.getpid())
             seen.update(tree)
             if memory and time.monotonic() - last >= 1:
                 last = time.monotonic()
@@ -69,7 +69,9 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     if left:
-        raise RuntimeError(f"{' '.join(command)} left processes behind: {sorted(pid for pid, _ in _descendants())}")
+        raise RuntimeError(
+            f"{' '.join(command)} left processes behind: {sorted(pid for pid, _ in _descendants(os.getpid()))}"
+        )
     after = os.times()
     waited = after.children_user + after.children_system - before.children_user - before.children_system
     return Usage(cpu=max(waited, sum(seen.values())), peak_pss=peak, out=out)
@@ -85,8 +87,13 @@ def _reap() -> bool:
     return True
 
 
-def _descendants() -> dict[tuple[int, str], float]:
-    """(process id, when it started) -> CPU seconds of its own, of all processes below this one."""
+def tree_pss(root: int) -> int:
+    """PSS in bytes of a process and its descendants; a process that has ended in between counts as nothing."""
+    return _pss(root) + sum(_pss(process) for process, _ in _descendants(root))
+
+
+def _descendants(root: int) -> dict[tuple[int, str], float]:
+    """(process id, when it started) -> CPU seconds of its own, of all processes below `root`."""
     parents: dict[int, list[tuple[int, str, float]]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -96,7 +103,7 @@ def _descendants() -> dict[tuple[int, str], float]:
                 continue
             cpu = (int(fields[11]) + int(fields[12])) / _TICKS
             parents.setdefault(int(fields[1]), []).append((int(entry.name), fields[19], cpu))
-    found, open_list = {}, [os.getpid()]
+    found, open_list = {}, [root]
     while open_list:
         for process, started, cpu in parents.get(open_list.pop(), []):
             found[process, started] = cpu
