@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 from preprocessing import global_phase, partitions
-from preprocessing.run import run_stage
+from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import (
     CaptionSettings,
     EncodeSettings,
@@ -79,13 +79,20 @@ def write_spoiled(folder: Path, shards: int, samples: int = 6, size: tuple[int, 
     return str(folder)
 
 
-def undisturbed(stage: Stage, source: str, output: Path, settings: PreprocessSettings) -> Undisturbed:
+def run_here(
+    stage: Stage, source: str, output: Path, settings: PreprocessSettings, units_per_block: int
+) -> StageResult:
     """Run the stage in this process, with blocks as a disturbed one's."""
     with (
-        mock.patch.object(partitions, "UNITS_PER_BLOCK", 2),
-        mock.patch.object(global_phase, "UNITS_PER_BLOCK", 2),
+        mock.patch.object(partitions, "UNITS_PER_BLOCK", units_per_block),
+        mock.patch.object(global_phase, "UNITS_PER_BLOCK", units_per_block),
     ):
-        result = run_stage(stage, source, str(output), settings, method=METHOD, local=True)
+        return run_stage(stage, source, str(output), settings, method=METHOD, local=True)
+
+
+def undisturbed(stage: Stage, source: str, output: Path, settings: PreprocessSettings) -> Undisturbed:
+    """What a run in this process, which nothing disturbs, comes to."""
+    result = run_here(stage, source, output, settings, units_per_block=2)
     report = result.report
     account = {name: report[name] for name in ("in", "kept")}
     account |= {name: sum(report[name].values()) for name in ("dropped", "quarantined")}
@@ -109,16 +116,6 @@ def check_survived(task: Task, outcome: Outcome, whole: Undisturbed, least: floa
     assert not differing, f"{name}: bytes differ: {differing[:10]}"
     assert not outcome.redone, f"{name}: done again though they were done: {outcome.redone[:10]}"
     assert outcome.in_flight >= least * outcome.kills, f"{name}: {outcome.in_flight} of {outcome.kills} kills in flight"
-    again = undisturbed_rerun(task)
+    again = run_here(task.stage, task.source, task.output, task.settings, task.units_per_block).units_run
     assert again == 0, f"{name}: a rerun executed {again} units"
     assert snapshot(directory) == wanted
-
-
-def undisturbed_rerun(task: Task) -> int:
-    """Units that a run over the finished output executes."""
-    with (
-        mock.patch.object(partitions, "UNITS_PER_BLOCK", task.units_per_block),
-        mock.patch.object(global_phase, "UNITS_PER_BLOCK", task.units_per_block),
-    ):
-        result = run_stage(task.stage, task.source, str(task.output), task.settings, method=METHOD, local=True)
-    return result.units_run

@@ -149,18 +149,11 @@ def swift(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["bucket", "swift"])  # fixtures: moto's, and one of an OpenStack Swift
 @pytest.mark.parametrize("seed", range(3))
-def test_all_stages_in_a_storm_before_moto(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+def test_all_stages_in_a_storm(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, store: str
 ) -> None:
-    met = check_storm(bucket, tmp_path, monkeypatch, WHOLE, seed=seed, probability=0.3, shards=4)
-    assert met == set(Trouble)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_all_stages_in_a_storm_before_swift(
-    swift: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    met = check_storm(swift, tmp_path, monkeypatch, WHOLE, seed=seed, probability=0.3, shards=4)
+    uri = request.getfixturevalue(store)
+    met = check_storm(uri, tmp_path, monkeypatch, WHOLE, seed=seed, probability=0.3, shards=4)
     assert met == set(Trouble)
