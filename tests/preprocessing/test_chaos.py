@@ -44,7 +44,7 @@ def survive(stage: Stage, source: str, root: Path, settings: PreprocessSettings,
 
 @pytest.mark.slow  # a quick machine may end the stage before the third kill
 def test_three_kills_leave_the_bytes_as_they_are(ray_cluster: str, tmp_path: Path) -> None:
-    source = write_spoiled(tmp_path / "corpus", 40, samples=3)
+    source = write_spoiled(tmp_path / "corpus", 160, samples=4)
     settings = PreprocessSettings(execution=ExecutionSettings(workers=2))
     survive(Stage.INGEST, source, tmp_path, settings, ray_cluster, kills=3)
 
