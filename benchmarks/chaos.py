@@ -38,7 +38,7 @@ from tests.preprocessing.chaos_checks import chaos_settings, check_survived, und
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"
 KILLS = 50  # of which one in ten strikes the driver
-SHARDS, SAMPLES, SIDES = 80, 4, (1200, 900)
+SHARDS, SAMPLES, SIDES = 160, 4, (1200, 900)
 CODE = ("preprocessing", "realcustom")  # what a record is about
 HARNESS = ("tests/preprocessing", "benchmarks/*.py")
 

@@ -3,11 +3,11 @@
     python benchmarks/preprocess_peers.py --photos FOLDER            # minutes, and at first those of the peers' installation
 
 Needs real photographs, a folder of each subject, as DreamBooth's data set has them. Each peer gets a virtual
-environment of its own, made from peers/NAME.txt in --cache FOLDER where it is not there yet (torch's CPU build will do:
-PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is peers/run_NAME.py, each in one process with its
-own operators. All sides take the same files, in turn, in an order that turns around each round; a side's start-up,
-half of the files, is subtracted from all of them: what counts is the second half. Writes
-benchmarks/results/preprocessing.json.
+environment of its own, made from peers/NAME.txt, and peers/NAME.alone.txt without dependencies, in --cache FOLDER where
+it is not there yet (torch's CPU build will do: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is
+peers/run_NAME.py, each in one process with its own operators. All sides take the same files, in turn, in an order that
+turns around each round; a side's start-up, half of the files, is subtracted from all of them: what counts is the second
+half. Writes benchmarks/results/preprocessing.json.
 
     preprocess_kernel_vs_peer    ours over the better peer of the round; five hashes of 64 + 256 bits against its one of 64
 """
@@ -34,12 +34,16 @@ OURS = "ours"
 
 def environment(name: str, cache: Path) -> str:
     """The Python of a peer's environment, which is made if what is there rests on other requirements."""
-    folder, requirements = cache / name, HERE / f"{name}.txt"
+    folder, files = cache / name, {"": HERE / f"{name}.txt", "--no-deps": HERE / f"{name}.alone.txt"}
     stamp, python = folder / "installed.txt", folder / "bin" / "python"
-    if not stamp.exists() or stamp.read_text() != requirements.read_text():
-        venv.create(folder, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True)
-        stamp.write_text(requirements.read_text())
+    wanted = "".join(file.read_text() for file in files.values() if file.exists())
+    if not stamp.exists() or stamp.read_text() != wanted:
+        venv.create(folder, with_pip=True, clear=True)
+        for option, file in files.items():
+            if file.exists():
+                options = [option] if option else []
+                subprocess.run([str(python), "-m", "pip", "install", "--quiet", *options, "-r", str(file)], check=True)
+        stamp.write_text(wanted)
     return str(python)
 
 

@@ -39,7 +39,7 @@ start = lambda: ray.init(address=sys.argv[2], log_to_driver=False, logging_level
 print("units run:", run_stage(stage, source, output, settings, method=MethodSettings(), start_ray=start).units_run)
 """
 METHOD = MethodSettings()
-LAST_UNITS = 6  # none is due when only these are left: the stage might end before it strikes
+LAST_UNITS = 12  # none is due when only these are left: the stage might end before it strikes
 LAG = 0.05  # seconds; about the time of a small unit
 PATIENCE = 300.0  # seconds for a stage that hangs
 

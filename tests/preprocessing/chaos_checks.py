@@ -32,14 +32,17 @@ class Undisturbed:
 
 
 def chaos_settings(models: Path) -> PreprocessSettings:
-    """Two workers, real model classes at tiny size, and everything that the random detectors find is let through."""
+    """Two workers, real model classes at tiny size, and everything that the random detectors find is let through.
+
+    Captions are long: a unit that is done in an instant is not struck.
+    """
     from tests.preprocessing import tiny_models  # here: `ingest` and `select` are disturbed without transformers
     from tests.tiny import tiny_base, tiny_image_encoder
 
     return PreprocessSettings(
         score=ScoreSettings(clip=tiny_models.clip(models / "clip"), heads=tiny_models.heads(models / "heads")),
         select=SelectSettings(min_side=16, partition_rows=100, exact_search_rows=0),
-        caption=CaptionSettings(model=tiny_models.blip(models / "blip"), max_new_tokens=5),
+        caption=CaptionSettings(model=tiny_models.blip(models / "blip"), max_new_tokens=24),
         subjects=SubjectsSettings(
             detector=tiny_models.grounding_dino(models / "dino"),
             segmenter=tiny_models.sam(models / "sam"),
