@@ -4,7 +4,8 @@
     python benchmarks/drawn_world.py --only table models  # some parts
 
 `table`: the same prompts and starting noise as plain text-to-image, with a subject without and with its mask, and with
-another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `scope` and `scoring`:
+another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: an adapter that
+is shown its subject cut out on white. `scope` and `scoring`:
 the paper's tables 2 and 3. The scoring rows change the scoring of one trained adapter when it is used; none is trained
 anew. `seconds`: one customised image of 20 steps on two cores. Writes benchmarks/results/sprites.json (this file is not
 named so: it would hide the package from every script beside it).
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
+from PIL import Image
 
 from evaluation.generators import PipelineGenerator
 from evaluation.settings import EvaluateSettings
@@ -39,6 +41,7 @@ from realcustom.pipeline import RealCustomPipeline, Subject
 from realcustom.settings import Fusion, MethodSettings
 from sprites import zoo_path
 from sprites.inspect_zoo import inspect_zoo
+from sprites.world import draw
 
 RESULTS = record.RESULTS / "sprites.json"
 BATCH = 32  # images of one sampler call
@@ -60,9 +63,11 @@ class Measure:
     high: float
 
 
-def shipped(change: Callable[[MethodSettings], MethodSettings] = lambda settings: settings) -> RealCustomPipeline:
-    """The shipped adapter on the shipped base model, its settings changed."""
-    checkpoint, base = load_adapter(zoo_path("adapter.safetensors")), load_base(zoo_path("pipeline"))
+def shipped(
+    change: Callable[[MethodSettings], MethodSettings] = lambda settings: settings, adapter: str = "adapter"
+) -> RealCustomPipeline:
+    """A shipped adapter on the shipped base model, its settings changed."""
+    checkpoint, base = load_adapter(zoo_path(f"{adapter}.safetensors")), load_base(zoo_path("pipeline"))
     settings = change(checkpoint.settings)
     encoder = load_image_encoder(zoo_path("image_encoder"), settings.image_encoder)
     model = RealCustomModel(base.unet, settings, encoder.embed_dim)
@@ -133,6 +138,21 @@ def table(images: int) -> Iterator[Measure]:
         if metric == "reference_gain_similarity":  # the target is on the interval's lower end
             full = "sprites_wrong_reference_gap"
             yield Measure(metric=full, value=gap.low, unit=unit, n=images, low=gap.low, high=gap.high)
+
+
+def crop(images: int) -> Iterator[Measure]:
+    """The adapter that is shown its subject cut out on white instead of the whole picture."""
+    cases = [dataclasses.replace(case, reference=transparent(case)) for case in drawn_cases(images)]
+    names = {Setting.SUBJECT_WITHOUT_MASK: "crop_no_mask", Setting.SUBJECT_WITH_MASK: "crop_masked"}
+    found = measured(shipped(adapter="adapter_crop"), cases, list(names))
+    for setting, name in names.items():
+        yield from row(name, found[setting])
+
+
+def transparent(case: Case) -> Image.Image:
+    """A case's reference, see-through beside its subject."""
+    drawing = draw(case.truth.reference)
+    return Image.fromarray(np.dstack([drawing.image, drawing.masks[0].astype(np.uint8) * 255]))
 
 
 def share_of_the_way(plain: np.ndarray, masked: np.ndarray, oracle: np.ndarray) -> Measure:
@@ -208,6 +228,7 @@ def seconds(images: int) -> Iterator[Measure]:
 PARTS: dict[str, Callable[[int], Iterable[Measure]]] = {
     "table": table,
     "models": models,
+    "crop": crop,
     "scope": scope,
     "scoring": scoring,
     "seconds": seconds,

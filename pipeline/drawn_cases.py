@@ -19,6 +19,7 @@ class Truth:
 
     identity: world.Identity
     background: str
+    reference: world.Scene  # that the reference is a picture of
 
 
 def drawn_cases(count: int, first: int = 0) -> list[Case]:
@@ -49,7 +50,7 @@ def _case(index: int) -> Case:
         wrong_reference=picture(wrong),
         oracle=picture(target),
         seed=10_000 + index,
-        truth=Truth(identity=identity, background=target.background),
+        truth=Truth(identity=identity, background=target.background, reference=reference),
     )
 
 

@@ -1,5 +1,7 @@
 """Train the adapter that ships with the drawn world: `python -m pipeline.zoo_adapter [--pictures 6000] [--steps N]`.
 
+`--reference crop` trains the one that is shown its subject cut out on white, to compare: `adapter_crop.safetensors`.
+
 A drawn corpus goes through the six stages and `train`, all in this process, exactly as the verbs of the command line run
 them; what comes of it is copied to `sprites/zoo/adapter.safetensors`. Run again, it goes on where it stopped.
 """
@@ -13,15 +15,19 @@ from pathlib import Path
 
 from pipeline.recipes import RunSettings, sprites
 from realcustom import storage
+from realcustom.settings import Reference
 
 FIRST_SCENE = 10**6  # apart from the corpus of the quickstart, which is validated on
 PICTURES = 6000
 VIEWS = 3  # pictures of one subject
+NAMES = {Reference.IMAGE: "adapter", Reference.CROP: "adapter_crop"}
 
 
-def settings_of(steps: int | None = None) -> RunSettings:
+def settings_of(steps: int | None = None, reference: Reference = Reference.IMAGE) -> RunSettings:
     """The sprites recipe with a longer training, from nothing, and the learning rate that goes with it."""
     run = sprites()
+    image_encoder = dataclasses.replace(run.method.image_encoder, reference=reference)
+    method = dataclasses.replace(run.method, image_encoder=image_encoder)
     train = dataclasses.replace(
         run.train,
         lr=3e-3,
@@ -34,17 +40,19 @@ def settings_of(steps: int | None = None) -> RunSettings:
         log_every=50,
         num_workers=1,
     )
-    return dataclasses.replace(run, train=train)
+    return dataclasses.replace(run, train=train, method=method)
 
 
-def train_zoo_adapter(output: Path, work: Path, pictures: int, steps: int | None) -> None:
+def train_zoo_adapter(
+    output: Path, work: Path, pictures: int, steps: int | None, reference: Reference = Reference.IMAGE
+) -> None:
     """Draw, preprocess, train, and copy the adapter to `output`. Intermediate results lie below `work`."""
     from pipeline.stages import run_stages
     from preprocessing.settings import CHAIN
     from sprites.corpus import CorpusSettings, write_corpus
     from training.run import train
 
-    settings = settings_of(steps)
+    settings = settings_of(steps, reference)
     corpus = work / "corpus"
     if not (corpus / "truth.parquet").exists():
         write_corpus(corpus, CorpusSettings(pictures=pictures, per_shard=240, views=VIEWS, first=FIRST_SCENE, spoil=0))
@@ -54,7 +62,7 @@ def train_zoo_adapter(output: Path, work: Path, pictures: int, steps: int | None
         records = line  # the last one is the directory of the last stage
     result = train(
         records=records,
-        output=str(work / "train"),
+        output=str(work / NAMES[reference]),
         base=settings.base,
         image_encoder=None,
         method=settings.method,
@@ -72,10 +80,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.zoo_adapter", description="Train the shipped adapter.")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="of the corpus")
     parser.add_argument("--steps", type=int, help="of training (default: the recipe's own number)")
-    parser.add_argument("--output", type=Path, default=ZOO / "adapter.safetensors", help="where the adapter goes")
+    parser.add_argument(
+        "--reference", choices=[one.value for one in Reference], default="image", help="what it is shown"
+    )
+    parser.add_argument("--output", type=Path, help="where the adapter goes (default: the zoo)")
     parser.add_argument("--work", type=Path, default=Path("outputs/zoo/adapter"), help="corpus, stages, checkpoints")
     options = parser.parse_args()
-    train_zoo_adapter(options.output, options.work, options.pictures, options.steps)
+    reference = Reference(options.reference)
+    output = options.output or ZOO / f"{NAMES[reference]}.safetensors"
+    train_zoo_adapter(output, options.work, options.pictures, options.steps, reference)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """The world as an image-text corpus: webdataset shards of any size, the truth about them beside.
 
 `FOLDER/shards/shard-00000.tar` holds `000000.jpg`, `000000.txt` (the caption) and `000000.json` (which pictures are known
-to show the same subject); `FOLDER/truth.parquet` what nobody but a judge may read.
+to show the same subject); `FOLDER/truth.parquet` what nobody but a judge may read. Also the load for tests of throughput:
+
+    python -m sprites.corpus FOLDER --pictures 1000000 --per-shard 10000    # folder or s3:// URI
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
 import io
+import itertools
 import json
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,19 +71,25 @@ def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]
     Returns:
         How many pictures are spoilt in each way, by name, and `pictures`: the number in all.
     """
-    truth: list[dict[str, object]] = []
-    samples = list(_spoil(list(_samples(settings)), settings)) if settings.spoil else list(_samples(settings))
-    shards = range(0, len(samples), settings.per_shard)
-    for number, start in enumerate(shards):
-        name = f"shard-{number:05d}.tar"
-        chunk = samples[start : start + settings.per_shard]
-        storage.write_bytes(storage.join(folder, "shards", name), _shard(chunk))
-        truth += [_truth(name, f"{i:06d}", sample) for i, sample in enumerate(chunk)]
+    samples, counts = _samples(settings), dict.fromkeys(("pictures", *(kind.value for kind in Spoilt)), 0)
+    if settings.spoil:
+        samples = _spoil(samples, settings)
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(truth, schema=_TRUTH), buffer)
+    with pq.ParquetWriter(buffer, _TRUTH) as truth:
+        for number in itertools.count():
+            chunk = list(itertools.islice(samples, settings.per_shard))  # all that is held at a time
+            if not chunk:
+                break
+            name = f"shard-{number:05d}.tar"
+            storage.write_bytes(storage.join(folder, "shards", name), _shard(chunk))
+            rows = [_truth(name, f"{i:06d}", sample) for i, sample in enumerate(chunk)]
+            truth.write_table(pa.Table.from_pylist(rows, schema=_TRUTH))
+            counts["pictures"] += len(chunk)
+            for sample in chunk:
+                if sample.spoilt is not None:
+                    counts[sample.spoilt.value] += 1
     storage.write_bytes(storage.join(folder, "truth.parquet"), buffer.getvalue())
-    counts = {kind.value: sum(row["spoilt"] == kind.value for row in truth) for kind in Spoilt}
-    return {"pictures": len(truth), **counts}
+    return counts
 
 
 def read_picture(folder: str | Path, key: str) -> bytes:
@@ -111,22 +122,24 @@ def _samples(settings: CorpusSettings) -> Iterator[Sample]:
         )
 
 
-def _spoil(samples: list[Sample], settings: CorpusSettings) -> Iterator[Sample]:
+def _spoil(samples: Iterator[Sample], settings: CorpusSettings) -> Iterator[Sample]:
     """Spoil pictures spread over the corpus; duplicates are added, the rest is changed in place."""
     in_place = (Spoilt.TRUNCATED_JPEG, Spoilt.TINY_IMAGE, Spoilt.EMPTY_CAPTION)
-    spots = np.random.default_rng(settings.first).permutation(len(samples) - 1)[: settings.spoil * 5]
+    last = settings.pictures - 1
+    spots = np.random.default_rng(settings.first).permutation(last)[: settings.spoil * 5]
     kinds = dict(zip(spots.tolist(), [*in_place, Spoilt.EXACT_DUPLICATE, Spoilt.NEAR_DUPLICATE] * 10, strict=False))
-    duplicates = []
-    for index, sample in enumerate(samples[:-1]):
+    duplicates: list[Sample] = []
+    for index, sample in enumerate(samples):
         kind = kinds.get(index)
-        if kind in in_place:
+        if index == last:
+            yield from duplicates
+            yield dataclasses.replace(sample, spoilt=Spoilt.TORN_TAR)
+        elif kind in in_place:
             yield _spoilt(sample, kind)
-            continue
-        yield sample
-        if kind is not None:
-            duplicates.append(_spoilt(sample, kind))
-    yield from duplicates
-    yield dataclasses.replace(samples[-1], spoilt=Spoilt.TORN_TAR)
+        else:
+            yield sample
+            if kind is not None:
+                duplicates.append(_spoilt(sample, kind))
 
 
 def _spoilt(sample: Sample, kind: Spoilt) -> Sample:
@@ -192,3 +205,25 @@ def _truth(shard: str, key: str, sample: Sample) -> dict[str, object]:
         "mask": np.packbits(sample.drawing.masks[0]).tobytes(),
         "spoilt": None if sample.spoilt is None else sample.spoilt.value,
     }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of this file."""
+    plain = CorpusSettings()
+    parser = argparse.ArgumentParser(prog="python -m sprites.corpus", description="Draw an image-text corpus.")
+    parser.add_argument("folder", help="a folder or s3:// URI; gets shards/ and truth.parquet")
+    parser.add_argument("--pictures", type=int, default=plain.pictures)
+    parser.add_argument("--per-shard", type=int, default=plain.per_shard)
+    parser.add_argument("--views", type=int, default=plain.views, help="consecutive pictures of the same subject")
+    parser.add_argument("--second", type=float, default=plain.second, help="probability of a second subject")
+    parser.add_argument(
+        "--first", type=int, default=plain.first, help="index of the first scene: others for other pictures"
+    )
+    parser.add_argument("--spoil", type=int, default=0, help="pictures spoilt in each way")
+    options = vars(parser.parse_args(arguments))
+    counts = write_corpus(options.pop("folder"), CorpusSettings(**options))
+    print(", ".join(f"{name} {number}" for name, number in counts.items() if number), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

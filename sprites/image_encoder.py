@@ -76,14 +76,25 @@ class Probes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attributes = nn.ModuleDict({name: nn.Linear(WIDTH, len(kinds)) for name, kinds in ATTRIBUTES.items()})
+        self.attributes, self.amounts = (
+            nn.ModuleDict({name: nn.Linear(WIDTH, len(kinds)) for name, kinds in ATTRIBUTES.items()}) for _ in range(2)
+        )
         self.kind, self.colour = nn.Linear(WIDTH, KINDS), nn.Linear(WIDTH, 3)
 
     def of_attributes(self, tokens: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Cross-entropy by attribute; tokens (N, WIDTH), targets (N,)."""
-        return {
-            name: nn.functional.cross_entropy(probe(tokens), targets[name]) for name, probe in self.attributes.items()
-        }
+        """By attribute, cross-entropy plus the squared error of reading 1 for its value and 0 for all others.
+
+        An adapter's keys and values read tokens linearly, without the softmax that makes a class of a vague reading: a
+        subject that reads .7 gold and .3 white is drawn so. Tokens (N, WIDTH), targets (N,).
+        """
+        losses = {}
+        for name, probe in self.attributes.items():
+            told = targets[name] >= 0
+            wanted = nn.functional.one_hot(targets[name].clamp(min=0), len(ATTRIBUTES[name]))
+            error = (self.amounts[name](tokens) - wanted).square().sum(-1)
+            vague = (error * told).sum() / told.sum().clamp(min=1)
+            losses[name] = nn.functional.cross_entropy(probe(tokens), targets[name]) + vague
+        return losses
 
 
 def make_model() -> CLIPVisionModel:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from realcustom import storage
-from sprites.corpus import CorpusSettings, Spoilt, read_picture, write_corpus
+from sprites.corpus import CorpusSettings, Spoilt, main, read_picture, write_corpus
 
 SETTINGS = CorpusSettings(pictures=40, per_shard=16, spoil=2)
 
@@ -24,8 +24,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_same_settings_give_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
-    write_corpus(tmp_path, SETTINGS)
+def test_the_same_settings_give_the_same_bytes(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(tmp_path), "--pictures", "40", "--per-shard", "16", "--spoil", "2"])
+    assert capsys.readouterr().err.startswith("pictures 44, truncated_jpeg 2, torn_tar 1")
     for entry in storage.list_files(corpus):
         assert storage.read_bytes(storage.join(tmp_path, entry.name)) == storage.read_bytes(entry.uri), entry.name
 
