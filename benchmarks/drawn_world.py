@@ -1,14 +1,14 @@
 """What the shipped models of the drawn world reach, on identities that no model has met, judged by ground truth.
 
-    python benchmarks/drawn_world.py                      # about 40 minutes on two cores
+    python benchmarks/drawn_world.py                      # about 15 minutes on two idle cores
     python benchmarks/drawn_world.py --only table models  # some parts
 
 `table`: the same prompts and starting noise as plain text-to-image, with a subject without and with its mask, and with
-another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: an adapter that
-is shown its subject cut out on white. `scope` and `scoring`:
-the paper's tables 2 and 3. The scoring rows change the scoring of one trained adapter when it is used; none is trained
-anew. `seconds`: one customised image of 20 steps on two cores. Writes benchmarks/results/sprites.json (this file is not
-named so: it would hide the package from every script beside it).
+another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: the second shipped
+adapter, which is shown its subject cut out on white. `scope` and `scoring`: the paper's tables 2 and 3. The scoring rows
+change the scoring of one trained adapter when it is used; none is trained anew. `seconds`: one customised image of 20 steps
+on two cores. Writes benchmarks/results/sprites.json (this file is not named so: it would hide the package from every
+script beside it).
 """
 
 from __future__ import annotations
@@ -142,14 +142,14 @@ def table(images: int) -> Iterator[Measure]:
 
 def crop(images: int) -> Iterator[Measure]:
     """The adapter that is shown its subject cut out on white instead of the whole picture."""
-    cases = [dataclasses.replace(case, reference=transparent(case)) for case in drawn_cases(images)]
+    cases = [dataclasses.replace(case, reference=see_through_reference(case)) for case in drawn_cases(images)]
     names = {Setting.SUBJECT_WITHOUT_MASK: "crop_no_mask", Setting.SUBJECT_WITH_MASK: "crop_masked"}
     found = measured(shipped(adapter="adapter_crop"), cases, list(names))
     for setting, name in names.items():
         yield from row(name, found[setting])
 
 
-def transparent(case: Case) -> Image.Image:
+def see_through_reference(case: Case) -> Image.Image:
     """A case's reference, see-through beside its subject."""
     drawing = draw(case.truth.reference)
     return Image.fromarray(np.dstack([drawing.image, drawing.masks[0].astype(np.uint8) * 255]))

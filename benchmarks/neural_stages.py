@@ -5,7 +5,7 @@
     python benchmarks/neural_stages.py --only costs     # FLOPs of the paper recipe's models, counted
 
 `batches`: each stage, as a worker runs it, on drawn pictures with the zoo's models on one thread; a unit of the same rows
-comes first, as warm-up. Reading, writing and start-up are not in it. `costs`: the models that the recipe `paper-sd15`
+comes first, as warm-up. Reading, writing and start-up are not in it. `costs`: the models that the recipe `paper_sd15`
 names, in their real sizes with random weights: the FLOPs of matrix products, convolutions and attention of one forward
 are counted, on torch's meta device where nothing is computed (the detector's on the CPU). A GPU is assumed, none is
 measured: see ASSUMED. Writes benchmarks/results/preprocessing.json and prints both tables as Markdown.
@@ -54,14 +54,14 @@ from pipeline.stages import run_stages
 from preprocessing.fingerprint import models_of
 from preprocessing.run import check_stage
 from preprocessing.settings import CHAIN, Stage
-from preprocessing.worker import Job, load_table_stage
+from preprocessing.worker import Job, TableStage, load_table_stage
 from realcustom.identity import model_identity
 from sprites.corpus import CorpusSettings, write_corpus
 
 RESULTS = record.RESULTS / "preprocessing.json"
 NEURAL = (Stage.SCORE, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
 BATCHES = (1, 4, 16, 64)
-PICTURES, ROUNDS = 256, 3
+PICTURES, ROUNDS = 128, 3
 COUNTS = {"10m": 10_000_000, "1b": 1_000_000_000}
 # An H100 SXM does 989 dense bf16 TFLOP/s (NVIDIA's data sheet); 0.3 of it is what inference of such models at moderate
 # batches may reach, a guess to be replaced by a measurement.
@@ -105,7 +105,7 @@ def batches() -> None:
             for size in BATCHES:
                 run = load_table_stage(job_of(stage, size))
                 run("warm-up", table)
-                values = [milliseconds(lambda run=run, table=table: run("timed", table), table) for _ in range(ROUNDS)]  # type: ignore[misc]
+                values = [milliseconds(run, table) for _ in range(ROUNDS)]
                 write(f"preprocess_{stage.value}_ms_batch_{size}", values, "ms CPU")
                 cells.append(statistics.median(values))
             print(f"| {stage.value} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |", flush=True)
@@ -130,10 +130,10 @@ def job_of(stage: Stage, batch_size: int) -> Job:
     return Job(stage=stage, settings=settings, method=run.method, models=models, directory="")
 
 
-def milliseconds(work: Callable[[], object], table: pa.Table) -> float:
+def milliseconds(run: TableStage, table: pa.Table) -> float:
     """CPU time of this process for each row."""
     start = time.process_time()
-    work()
+    run("timed", table)
     return (time.process_time() - start) / table.num_rows * 1000
 
 
@@ -155,12 +155,12 @@ def costs() -> None:
 
 
 def flops() -> dict[Stage, dict[str, float]]:
-    """Of one picture with one subject: stage -> model -> FLOPs."""
+    """Of one picture with one target word and one accepted box: stage -> model -> FLOPs."""
     large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     words = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    eye = {**large, "patch_size": 14, "image_size": 224}
+    vision = {**large, "patch_size": 14, "image_size": 224}
     tokens = torch.zeros(1, 77, dtype=torch.long, device="meta")
-    sam_eye = {
+    sam_vision = {
         "hidden_size": 1280,
         "num_hidden_layers": 32,
         "num_attention_heads": 16,
@@ -170,9 +170,9 @@ def flops() -> dict[Stage, dict[str, float]]:
     swin = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12}
     swin |= {"image_size": 384, "out_indices": [2, 3, 4]}
     with torch.device("meta"):
-        clip = CLIPModel(CLIPConfig(text_config=words, vision_config=eye, projection_dim=768))
+        clip = CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=768))
         blip = BlipForConditionalGeneration(BlipConfig(vision_config={**large, "patch_size": 16, "image_size": 384}))
-        sam = SamModel(SamConfig(vision_config=sam_eye))
+        sam = SamModel(SamConfig(vision_config=sam_vision))
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -181,18 +181,18 @@ def flops() -> dict[Stage, dict[str, float]]:
             latent_channels=4,
         )
         text = CLIPTextModel(CLIPTextConfig(**words))
-        image_encoder = CLIPVisionModel(CLIPVisionConfig(**eye))
+        image_encoder = CLIPVisionModel(CLIPVisionConfig(**vision))
         picture = {side: torch.zeros(1, 3, side, side) for side in (224, 384, SIDE, 1024)}
         seen, box = torch.zeros(1, 577, 1024), torch.zeros(1, 1, 4)
-    eyes = blip.vision_model
+    blip_vision = blip.vision_model
     # makes tensors of its own while it runs, and so cannot run on the meta device
     detector = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=SwinConfig(**swin)))
-    wide, query = torch.zeros(1, 3, 800, 1066), torch.zeros(1, 6, dtype=torch.long)  # a 4 : 3 picture as it takes it
+    wide, query = torch.zeros(1, 3, 1333, 1333), torch.zeros(1, 16, dtype=torch.long)  # as the stage pads them
     return {
         Stage.SCORE: {"CLIP ViT-L/14": counted(clip, lambda: clip(input_ids=tokens, pixel_values=picture[224]))},
         Stage.CAPTION: {
-            "BLIP-large eye": counted(eyes, lambda: eyes(picture[384])),
-            "BLIP-large decoder": counted(
+            "BLIP-large, picture": counted(blip_vision, lambda: blip_vision(picture[384])),
+            f"BLIP-large, {NEW_TOKENS} tokens": counted(
                 blip, lambda: blip.text_decoder(tokens[:, :NEW_TOKENS], encoder_hidden_states=seen)
             ),
         },

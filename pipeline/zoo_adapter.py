@@ -1,9 +1,8 @@
 """Train the adapter that ships with the drawn world: `python -m pipeline.zoo_adapter [--pictures 6000] [--steps N]`.
 
-`--reference crop` trains the one that is shown its subject cut out on white, to compare: `adapter_crop.safetensors`.
-
 A drawn corpus goes through the six stages and `train`, all in this process, exactly as the verbs of the command line run
 them; what comes of it is copied to `sprites/zoo/adapter.safetensors`. Run again, it goes on where it stopped.
+`--reference crop` trains `adapter_crop.safetensors`, which is shown its subject cut out on white, to compare.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
 def _rate(step: int, steps: int, cycle: int) -> float:
     """In each cycle: warm-up over 200 steps, constant, then falling linearly to a tenth over the last third."""
     begun = step - step % cycle
-    length = min(cycle, steps - begun) or cycle
+    length = min(cycle, steps - begun) or cycle  # none is left when the schedule asks once more at the end
     done = step - begun
     return min(1.0, (done + 1) / 200) * min(1.0, 0.1 + 0.9 * (length - done) / (length / 3))
 

@@ -77,7 +77,7 @@ def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, _TRUTH) as truth:
         for number in itertools.count():
-            chunk = list(itertools.islice(samples, settings.per_shard))  # all that is held at a time
+            chunk = list(itertools.islice(samples, settings.per_shard))  # held at a time, beside the truth so far
             if not chunk:
                 break
             name = f"shard-{number:05d}.tar"
@@ -127,7 +127,9 @@ def _spoil(samples: Iterator[Sample], settings: CorpusSettings) -> Iterator[Samp
     in_place = (Spoilt.TRUNCATED_JPEG, Spoilt.TINY_IMAGE, Spoilt.EMPTY_CAPTION)
     last = settings.pictures - 1
     spots = np.random.default_rng(settings.first).permutation(last)[: settings.spoil * 5]
-    kinds = dict(zip(spots.tolist(), [*in_place, Spoilt.EXACT_DUPLICATE, Spoilt.NEAR_DUPLICATE] * 10, strict=False))
+    kinds = dict(
+        zip(spots.tolist(), [*in_place, Spoilt.EXACT_DUPLICATE, Spoilt.NEAR_DUPLICATE] * settings.spoil, strict=False)
+    )
     duplicates: list[Sample] = []
     for index, sample in enumerate(samples):
         kind = kinds.get(index)

@@ -76,9 +76,8 @@ class Probes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attributes, self.amounts = (
-            nn.ModuleDict({name: nn.Linear(WIDTH, len(kinds)) for name, kinds in ATTRIBUTES.items()}) for _ in range(2)
-        )
+        self.attributes = nn.ModuleDict({name: nn.Linear(WIDTH, len(kinds)) for name, kinds in ATTRIBUTES.items()})
+        self.amounts = nn.ModuleDict({name: nn.Linear(WIDTH, len(kinds)) for name, kinds in ATTRIBUTES.items()})
         self.kind, self.colour = nn.Linear(WIDTH, KINDS), nn.Linear(WIDTH, 3)
 
     def of_attributes(self, tokens: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -51,7 +51,7 @@ def test_three_kills_leave_the_bytes_as_they_are(ray_cluster: str, tmp_path: Pat
 
 @pytest.mark.slow
 def test_fifty_kills_of_every_stage(ray_cluster: str, tmp_path: Path) -> None:
-    source = write_spoiled(tmp_path / "corpus", 80, samples=4)
+    source = write_spoiled(tmp_path / "corpus", 160, samples=4)
     settings = chaos_settings(tmp_path / "models")
     for stage in CHAIN:
         source = survive(stage, source, tmp_path, settings, ray_cluster, kills=50)
