@@ -25,12 +25,13 @@ MAX_BYTES = 40e6
 
 def test_the_zoo_is_complete_and_small() -> None:
     names = {"pipeline", "clip", "image_encoder", "blip", "grounding_dino", "sam", "heads", "judge"}
-    assert {path.name for path in ZOO.iterdir()} == {*names, "adapter.safetensors"}
+    assert {path.name for path in ZOO.iterdir()} == {*names, "adapter.safetensors", "adapter_crop.safetensors"}
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < MAX_BYTES
 
 
-def test_the_adapter_belongs_to_the_models_beside_it() -> None:
-    header = read_header(zoo_path("adapter.safetensors"))
+@pytest.mark.parametrize("name", ["adapter.safetensors", "adapter_crop.safetensors"])
+def test_an_adapter_belongs_to_the_models_beside_it(name: str) -> None:
+    header = read_header(zoo_path(name))
     assert header.base == model_identity(zoo_path("pipeline"))
     assert header.image_encoder == model_identity(zoo_path("image_encoder"))
 
