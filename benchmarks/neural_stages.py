@@ -1,6 +1,6 @@
 """Throughput of the stages that run models, by batch size, and what 10 million and a billion pictures would cost.
 
-    python benchmarks/neural_stages.py                  # about ten minutes on a core
+    python benchmarks/neural_stages.py                  # a few minutes on a core
     python benchmarks/neural_stages.py --only batches   # the drawn world's models on this machine
     python benchmarks/neural_stages.py --only costs     # FLOPs of the paper recipe's models, counted
 
@@ -98,7 +98,7 @@ def write(metric: str, values: list[float], unit: str, detail: dict[str, float] 
 
 def batches() -> None:
     """CPU milliseconds a row of each stage at each batch size."""
-    print("| stage | " + " | ".join(f"batch {size}" for size in BATCHES) + " |\n|---" + "|---" * len(BATCHES) + "|")
+    print("| stage | " + " | ".join(f"batch {size}" for size in BATCHES) + " |\n" + "|---" * (len(BATCHES) + 1) + "|")
     with tempfile.TemporaryDirectory(prefix="realcustom-neural-") as folder:
         for stage, table in inputs(Path(folder)):
             cells = []
@@ -143,11 +143,11 @@ def costs() -> None:
     print("| stage | GFLOP a picture | of which |\n|---|---|---|")
     for stage, models in flops().items():
         gflops = {name: value / 1e9 for name, value in models.items()}
-        total += sum(gflops.values())
-        write(f"preprocess_gflops_{stage.value}", [sum(gflops.values())], "GFLOP", gflops)
-        print(
-            f"| {stage.value} | {sum(gflops.values()):,.0f} | {', '.join(f'{k} {v:,.0f}' for k, v in gflops.items())} |"
-        )
+        of_stage = sum(gflops.values())
+        total += of_stage
+        write(f"preprocess_gflops_{stage.value}", [of_stage], "GFLOP", gflops)
+        parts = ", ".join(f"{name} {value:,.0f}" for name, value in gflops.items())
+        print(f"| {stage.value} | {of_stage:,.0f} | {parts} |")
     for name, count in COUNTS.items():
         hours = count * total * 1e9 / (ASSUMED["peak TFLOP/s"] * 1e12 * ASSUMED["utilisation"]) / 3600
         write(f"preprocess_gpu_hours_{name}", [hours], "GPU hours", ASSUMED)

@@ -34,15 +34,15 @@ OURS = "ours"
 
 def environment(name: str, cache: Path) -> str:
     """The Python of a peer's environment, which is made if what is there rests on other requirements."""
-    folder, files = cache / name, {"": HERE / f"{name}.txt", "--no-deps": HERE / f"{name}.alone.txt"}
+    folder, options = cache / name, {HERE / f"{name}.txt": [], HERE / f"{name}.alone.txt": ["--no-deps"]}
+    files = [file for file in options if file.exists()]
     stamp, python = folder / "installed.txt", folder / "bin" / "python"
-    wanted = "".join(file.read_text() for file in files.values() if file.exists())
+    wanted = "".join(file.read_text() for file in files)
     if not stamp.exists() or stamp.read_text() != wanted:
         venv.create(folder, with_pip=True, clear=True)
-        for option, file in files.items():
-            if file.exists():
-                options = [option] if option else []
-                subprocess.run([str(python), "-m", "pip", "install", "--quiet", *options, "-r", str(file)], check=True)
+        for file in files:
+            install = [str(python), "-m", "pip", "install", "--quiet", *options[file], "-r", str(file)]
+            subprocess.run(install, check=True)
         stamp.write_text(wanted)
     return str(python)
 

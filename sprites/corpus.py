@@ -52,6 +52,11 @@ class CorpusSettings:
     spoil: int = 2  # pictures spoilt in each way (one torn shard at most)
     split: Split = Split.CORPUS
 
+    def __post_init__(self) -> None:
+        for name in ("pictures", "per_shard", "views"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -76,10 +81,8 @@ def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]
         samples = _spoil(samples, settings)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, _TRUTH) as truth:
-        for number in itertools.count():
-            chunk = list(itertools.islice(samples, settings.per_shard))  # held at a time, beside the truth so far
-            if not chunk:
-                break
+        # a shard is held at a time, beside the truth so far
+        for number, chunk in enumerate(iter(lambda: list(itertools.islice(samples, settings.per_shard)), [])):
             name = f"shard-{number:05d}.tar"
             storage.write_bytes(storage.join(folder, "shards", name), _shard(chunk))
             rows = [_truth(name, f"{i:06d}", sample) for i, sample in enumerate(chunk)]

@@ -33,6 +33,12 @@ def test_the_same_settings_give_the_same_bytes(
         assert storage.read_bytes(storage.join(tmp_path, entry.name)) == storage.read_bytes(entry.uri), entry.name
 
 
+@pytest.mark.parametrize("name", ["pictures", "per_shard", "views"])
+def test_a_number_that_gives_no_corpus_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+        CorpusSettings(**{name: 0})
+
+
 def test_every_defect_is_there(corpus: Path) -> None:
     truth = pq.read_table(corpus / "truth.parquet").to_pylist()
     by_kind = {kind: [row for row in truth if row["spoilt"] == kind.value] for kind in Spoilt}
