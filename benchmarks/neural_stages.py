@@ -51,11 +51,10 @@ from transformers import (
 
 from pipeline.recipes import sprites
 from pipeline.stages import run_stages
-from preprocessing.fingerprint import models_of
+from preprocessing.fingerprint import identities_of
 from preprocessing.run import check_stage
 from preprocessing.settings import CHAIN, Stage
 from preprocessing.worker import Job, TableStage, load_table_stage
-from realcustom.identity import model_identity
 from sprites.corpus import CorpusSettings, write_corpus
 
 RESULTS = record.RESULTS / "preprocessing.json"
@@ -126,7 +125,7 @@ def job_of(stage: Stage, batch_size: int) -> Job:
     run = sprites()
     section = dataclasses.replace(getattr(run.preprocess, stage.value), batch_size=batch_size)
     settings = check_stage(stage, dataclasses.replace(run.preprocess, **{stage.value: section}), run.method)
-    models = {name: model_identity(model) for name, model in models_of(stage, settings).items()}
+    models = identities_of(stage, settings)
     return Job(stage=stage, settings=settings, method=run.method, models=models, directory="")
 
 

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from preprocessing import rows
 from preprocessing.duplicates import collapse, find_edges, resolve, signatures_of
 from preprocessing.errors import DataError
-from preprocessing.hashes import signature
-from preprocessing.pictures import check, decode, sharpness
+from preprocessing.hashes import BASE_SIDE, signature
+from preprocessing.pictures import decode, decode_with_size, sharpness
 from preprocessing.settings import IngestSettings, ScoreSettings, SelectSettings
 from preprocessing.thresholds import failed_threshold
 from realcustom.record import picture_uid
 
-SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS, rows.COLUMNS, *rows.SCORE_FIELDS])
+SCHEMA = pa.schema([*rows.HASHED, rows.MEMBERS, rows.COLUMNS, *rows.SCORE_FIELDS])
 SIDE, MAX_PIXELS = ScoreSettings().sharpness_side, IngestSettings().max_pixels
 
 
@@ -57,11 +57,11 @@ def scored(shard: Path) -> Iterator[dict[str, Any]]:
     for name, data, text in samples(shard):
         key = f"{shard.name}/{name}"
         try:
-            width, height = check(data, MAX_PIXELS)
+            small, (width, height) = decode_with_size(data, MAX_PIXELS, draft_side=BASE_SIDE)
             picture = decode(data, draft_side=SIDE)
         except DataError:
             continue
-        hashes = signature(picture)
+        hashes = signature(small)
         yield {
             "uid": picture_uid(key),
             "key": key,

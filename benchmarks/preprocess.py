@@ -8,7 +8,7 @@ Writes benchmarks/results/preprocessing.json. Everything runs through the stages
 Ray, at the default settings. CPU seconds are those of the process (start-up and imports left out), memory its PSS,
 sampled once a second.
 
-    preprocess_kernel_ms            CPU per photograph: validate + size (ingest), decode + hashes (score); not sharpness
+    preprocess_kernel_ms            CPU per photograph: validate + size + hashes, as ingest does it
     preprocess_near_dup_recall      copies found, of the augmentation that is found least; `detail` has every one
     preprocess_near_dup_recall_beyond_exact      the same beyond select.exact_search_rows
     preprocess_false_merges         distinct photographs merged, alone and among copies
@@ -40,11 +40,11 @@ import record
 from PIL import Image, ImageEnhance, ImageFilter
 from process_tree import tree_pss
 
-from preprocessing.hashes import signature
+from preprocessing.hashes import BASE_SIDE, signature
 from preprocessing.partitions import bit_tables
-from preprocessing.pictures import check, decode
+from preprocessing.pictures import decode_with_size
 from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import PreprocessSettings, ScoreSettings, SelectSettings, Stage
+from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom.record import picture_uid
 
 RESULTS = record.RESULTS / "preprocessing.json"
@@ -101,13 +101,12 @@ REPORTED: dict[str, Callable[[Image.Image], bytes]] = {
 
 def kernel(photos: list[bytes]) -> tuple[float, list[float]]:
     """Median CPU milliseconds per photograph over rounds through all of them, and all rounds."""
-    side = ScoreSettings().sharpness_side
+    limit = IngestSettings().max_pixels
     rounds = []
     for _ in range(11):
         start = time.process_time()
         for data in photos:
-            check(data, max_pixels=64_000_000)
-            signature(decode(data, draft_side=side))
+            signature(decode_with_size(data, limit, draft_side=BASE_SIDE)[0])
         rounds.append((time.process_time() - start) / len(photos) * 1000)
     return float(np.median(rounds[1:])), rounds[1:]
 

@@ -6,8 +6,8 @@ Needs real photographs, a folder of each subject, as DreamBooth's data set has t
 environment of its own, made from peers/NAME.txt, and peers/NAME.alone.txt without dependencies, in --cache FOLDER where
 it is not there yet (torch's CPU build will do: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is
 peers/run_NAME.py, each in one process with its own operators. All sides take the same files, in turn, in an order that
-turns around each round; a side's start-up, half of the files, is subtracted from all of them: what counts is the second
-half. Writes benchmarks/results/preprocessing.json.
+turns around each round; a side takes them twice and six times, and what counts is the difference, without its start-up.
+Writes benchmarks/results/preprocessing.json.
 
     preprocess_kernel_vs_peer    ours over the better peer of the round; five hashes of 64 + 256 bits against its one of 64
 """
@@ -69,7 +69,7 @@ def main() -> None:
     if not photos:
         parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     pythons = {OURS: sys.executable, **{name: environment(name, arguments.cache) for name in PEERS}}
-    few, many = photos * 2, photos * 4
+    few, many = photos * 2, photos * 6
     ratios, table = [], []
     for number in range(arguments.rounds):
         cost: dict[str, float] = {}

@@ -10,6 +10,8 @@ from evaluation.settings import EvaluateSettings
 from inference.settings import ServeSettings
 from preprocessing.settings import (
     CaptionSettings,
+    ComputeSettings,
+    Device,
     EncodeSettings,
     PreprocessSettings,
     ScoreSettings,
@@ -89,6 +91,7 @@ def paper_sd15() -> RunSettings:
         base=base,
         method=presets.paper_sd15(),
         preprocess=PreprocessSettings(
+            compute=ComputeSettings(device=Device.CUDA),
             score=ScoreSettings(clip=clip),
             caption=CaptionSettings(model="Salesforce/blip-image-captioning-large"),
             subjects=SubjectsSettings(detector="IDEA-Research/grounding-dino-base", segmenter="facebook/sam-vit-huge"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pyarrow as pa
 
 from preprocessing import rows
+from preprocessing.errors import retry
 from preprocessing.folder import SIDECARS
 from preprocessing.metadata import Describe, describer
 from preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
@@ -31,7 +33,7 @@ def open_corpus(uri: str, settings: IngestSettings, execution: ExecutionSettings
     """
     entries = [entry for entry in files_of(uri) if not _STAGE.search(f"/{entry.name}")]
     entries = [entry for entry in entries if not posixpath.basename(entry.name).startswith(".")]
-    kind, files = _source(uri, entries, settings)
+    kind, files = _source(uri, entries, settings, execution)
     if kind is not SourceKind.PICTURES and (settings.metadata or settings.caption_template):
         name = "metadata" if settings.metadata else "caption_template"
         raise ValueError(f"ingest.{name} describes the pictures of a folder, and {uri} is read as {kind.value}")
@@ -41,12 +43,14 @@ def open_corpus(uri: str, settings: IngestSettings, execution: ExecutionSettings
     if kind is SourceKind.URLS:
         return url_units(files, settings, execution)
     if kind is SourceKind.PARQUET:
-        first, schema = first_schema(files)
+        first, schema = first_schema(files, execution)
         check_source_table(schema, settings, first.name)
     return [file_unit(entry, UnitKind.TAR if kind is SourceKind.WEBDATASET else UnitKind.TABLE) for entry in files]
 
 
-def _source(uri: str, entries: Sequence[FileEntry], settings: IngestSettings) -> tuple[SourceKind, list[FileEntry]]:
+def _source(
+    uri: str, entries: Sequence[FileEntry], settings: IngestSettings, execution: ExecutionSettings
+) -> tuple[SourceKind, list[FileEntry]]:
     """What the corpus is, and its files."""
     tables = [entry for entry in entries if entry.name.endswith(".parquet")]
     sheets = [entry for entry in entries if entry.name.endswith(".csv")]
@@ -60,7 +64,7 @@ def _source(uri: str, entries: Sequence[FileEntry], settings: IngestSettings) ->
     }
     kind = settings.source
     if kind is SourceKind.AUTO:
-        kind = _detect(uri, by_kind, settings)
+        kind = _detect(uri, by_kind, settings, execution)
     if not by_kind[kind]:
         known = f".tar shards, .parquet or .csv tables, or pictures (.{', .'.join(EXTENSIONS)})"
         wanted = known if settings.source is SourceKind.AUTO else f"{kind.value} files"
@@ -68,7 +72,9 @@ def _source(uri: str, entries: Sequence[FileEntry], settings: IngestSettings) ->
     return kind, by_kind[kind]
 
 
-def _detect(uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: IngestSettings) -> SourceKind:
+def _detect(
+    uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: IngestSettings, execution: ExecutionSettings
+) -> SourceKind:
     """By the names of the files; a table is one of URLs if it has such a column and none of pictures. A .csv counts only
     where nothing else is: beside pictures it is somebody's list of them."""
     found = [kind for kind, files in by_kind.items() if files and kind is not SourceKind.URLS]
@@ -77,8 +83,9 @@ def _detect(uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: Inge
         raise ValueError(f"{uri} holds {counts}: say which is meant with ingest.source={found[0].value}")
     if not found:
         return SourceKind.URLS if by_kind[SourceKind.URLS] else SourceKind.PICTURES
-    if found == [SourceKind.PARQUET] and is_url_table(first_schema(by_kind[SourceKind.PARQUET])[1], settings):
-        return SourceKind.URLS
+    if found == [SourceKind.PARQUET]:
+        _, schema = first_schema(by_kind[SourceKind.PARQUET], execution)
+        return SourceKind.URLS if is_url_table(schema, settings) else SourceKind.PARQUET
     return found[0]
 
 
@@ -120,7 +127,7 @@ def files_of(uri: str) -> list[FileEntry]:
     return [entry for entry in storage.list_files(folder or ".", recursive=False) if entry.name == name]
 
 
-def first_schema(files: Sequence[FileEntry]) -> tuple[FileEntry, pa.Schema]:
+def first_schema(files: Sequence[FileEntry], execution: ExecutionSettings) -> tuple[FileEntry, pa.Schema]:
     """The first Parquet file whose footer can be read, and its schema. A torn one is judged where it is read.
 
     Raises:
@@ -129,7 +136,7 @@ def first_schema(files: Sequence[FileEntry]) -> tuple[FileEntry, pa.Schema]:
     reason = ""
     for entry in files:
         try:
-            return entry, rows.read_schema(entry.uri)
+            return entry, retry(partial(rows.read_schema, entry.uri), execution.attempts, execution.backoff)
         except pa.ArrowInvalid as error:
             reason = reason or f"{entry.name}: {error}"
     raise ValueError(f"none of {len(files)} .parquet files can be read as such; {reason}")

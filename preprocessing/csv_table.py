@@ -13,11 +13,15 @@ from realcustom import storage
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
 
 
-def read_header(uri: str) -> list[str]:
+def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
     """The columns of a CSV. Raises ValueError if there are none, or two of one name."""
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        start = bytes(stream.read(2**20))
+
+    def read_start() -> bytes:
+        filesystem, path = storage.open_filesystem(uri)
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read(2**20))
+
+    start = retry(read_start, execution.attempts, execution.backoff)
     first = next(_reader(start.decode("utf-8-sig", "replace"), uri), [])
     if not any(name.strip() for name in first):
         raise ValueError(f"{uri} is not a CSV with a header line: its first line names no column")
@@ -33,7 +37,7 @@ def read_rows(uri: str, execution: ExecutionSettings) -> Iterator[dict[str, str 
     Bytes that are not UTF-8 come as surrogates (`errors="surrogateescape"`), for the caller to judge.
     Raises ValueError where the text is no CSV.
     """
-    header = read_header(uri)
+    header = read_header(uri, execution)
     data = retry(lambda: storage.read_bytes(uri), execution.attempts, execution.backoff)
     lines = _reader(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"), uri)
     next(lines)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Raised when a stage's code is changed so that its output changes.
 VERSIONS = {
-    Stage.INGEST: 3,
-    Stage.SCORE: 2,
+    Stage.INGEST: 4,
+    Stage.SCORE: 3,
     Stage.SELECT: 2,
     Stage.CAPTION: 2,
     Stage.SUBJECTS: 2,
@@ -46,6 +46,11 @@ def models_of(stage: Stage, settings: PreprocessSettings) -> dict[str, str]:
         wanted["base"] = section.base if section.latents or section.text_features else None
         wanted["image_encoder"] = section.image_encoder if section.image_features else None
     return {name: model for name, model in wanted.items() if model is not None}
+
+
+def identities_of(stage: Stage, settings: PreprocessSettings) -> dict[str, str]:
+    """Setting -> identity (id and revision, or content) of each of a stage's models."""
+    return {name: model_identity(model) for name, model in models_of(stage, settings).items()}
 
 
 def describe(

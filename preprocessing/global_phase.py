@@ -21,7 +21,7 @@ from preprocessing.access import access
 from preprocessing.duplicates import DUPLICATES, Duplicate, Twin, cluster_sizes, resolve
 from preprocessing.entry import read, unsupported
 from preprocessing.errors import DataError, retry
-from preprocessing.hashes import signature
+from preprocessing.hashes import BASE_SIDE, signature
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
     BitTable,
@@ -178,7 +178,7 @@ def prepare_evaluation(job: Job) -> bytes | None:
         try:
             if extension in UNDECODED_EXTENSIONS:
                 raise unsupported(extension)
-            picture = signature(decode(read(entry.uri, job.settings.execution)))
+            picture = signature(decode(read(entry.uri, job.settings.execution), draft_side=BASE_SIDE))
         except DataError as error:
             raise ValueError(
                 f"select.evaluation_folder: {entry.uri} cannot be read ({error.fault.value}: {error.message}), and so "

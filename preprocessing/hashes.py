@@ -23,7 +23,7 @@ COLOR_SIDE = 12  # of the colour thumbnail; fine enough to read those of the ins
 COMPARED_SIDE = 8  # of the thumbnails that are compared
 COLOR_UNIT = 256**2  # one step of 8 bits in them
 
-_BASE_SIDE = 256  # pixels: views are cut from the picture reduced by a whole factor to at least this
+BASE_SIDE = 96  # pixels: views are cut from the picture scaled to this square; a JPEG need not be decoded larger
 # A coefficient counts as above the median if it is so by this much. Among the 64 lowest ones only rounding matters; of
 # the 256, those of a smooth picture are noise, which 6 (a wave of 0.2 grey values) leaves out.
 _SHORT_MARGIN, _LONG_MARGIN = 1e-6, 6.0
@@ -39,20 +39,19 @@ class Signature:
 
 
 def signature(image: Image.Image) -> Signature:
-    """The signature of an RGB picture.
+    """The signature of an RGB picture of any size.
 
     A hash holds the signs, about their median, of the lowest DCT coefficients (pHash, Zauner 2010): 8 x 8 of a 32 x 32
     grey thumbnail for searching, 16 x 16 of a 64 x 64 one for verifying, where a bit is set only for a coefficient that
-    is well above the median. Flat pictures give one hash, whatever their colour and the rounding.
+    is well above the median. Flat pictures give one hash, whatever their colour and the rounding. Cutting a view out of
+    the base, its thumbnail (means over equal parts) and the DCT are linear: one matrix a view.
     """
-    base = image.reduce(max(1, min(image.size) // _BASE_SIDE))
-    grey = base.convert("L")
-    fine = np.stack([_thumbnail(grey, inset) for inset in (0.0, *INSETS)])  # (V, 64, 64)
-    coarse = fine.reshape(VIEWS, 32, 2, 32, 2).mean(axis=(2, 4))
+    base = image.resize((BASE_SIDE, BASE_SIDE), Image.Resampling.HAMMING, reducing_gap=2.0)
+    grey = np.asarray(base.convert("L"), dtype=np.float64)
     color = base.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX)
     return Signature(
-        phashes=_signs(coarse, _DCT_8, _SHORT_MARGIN),
-        long_hashes=_signs(fine, _DCT_16, _LONG_MARGIN),
+        phashes=_signs(grey, _SHORT_ROWS, _SHORT_MARGIN),
+        long_hashes=_signs(grey, _LONG_ROWS, _LONG_MARGIN),
         color=color.tobytes(),
     )
 
@@ -76,18 +75,26 @@ def color_thumbnails(color: np.ndarray, view: int) -> np.ndarray:
     return (_COLOR_VIEWS[view] @ pixels).astype(np.int64)
 
 
-def _thumbnail(grey: Image.Image, inset: float) -> np.ndarray:
-    width, height = grey.size
-    box = (width * inset, height * inset, width * (1 - inset), height * (1 - inset))
-    return np.asarray(grey.resize((64, 64), Image.Resampling.BOX, box=box), dtype=np.float64)
-
-
-def _signs(thumbnails: np.ndarray, dct: np.ndarray, margin: float) -> bytes:
-    """Thumbnails (V, s, s), rows of the DCT matrix (k, s) -> V x k^2 bits."""
-    low = (dct @ thumbnails @ dct.T).reshape(len(thumbnails), -1)  # (V, k * k)
-    # the first one is the mean brightness and would shift the median
-    bits = low > np.median(low[:, 1:], axis=1, keepdims=True) + margin
+def _signs(grey: np.ndarray, rows: np.ndarray, margin: float) -> bytes:
+    """Grey values (BASE_SIDE, BASE_SIDE), rows (V, k, BASE_SIDE) of each view's DCT -> V x k^2 bits."""
+    along = (rows.reshape(-1, BASE_SIDE) @ grey).reshape(rows.shape)  # one large product: half the time of V small ones
+    low = (along @ rows.transpose(0, 2, 1)).reshape(VIEWS, -1)  # (V, k * k)
+    # the first one is the mean brightness and would shift the median, here of an odd number
+    middle = (low.shape[1] - 2) // 2
+    bits = low > np.partition(low[:, 1:], middle, axis=1)[:, middle : middle + 1] + margin
     return np.packbits(bits).tobytes()
+
+
+def _view_rows(size: int, rows: int) -> np.ndarray:
+    """The first DCT rows of each view's thumbnail of `size` pixels a side, as rows over the base: (V, rows, BASE_SIDE)."""
+    pixels = np.arange(BASE_SIDE)
+    views = []
+    for inset in (0.0, *INSETS):
+        edges = BASE_SIDE * (inset + (1 - 2 * inset) * np.arange(size + 1) / size)
+        covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)  # of pixels, (size, B)
+        box = np.maximum(covered, 0) / (edges[1] - edges[0])
+        views.append(_dct_rows(size, rows) @ box)
+    return np.stack(views)
 
 
 def _dct_rows(size: int, rows: int) -> np.ndarray:
@@ -107,5 +114,5 @@ def _color_view(inset: float) -> np.ndarray:
     return np.kron(along, along).astype(np.float64)
 
 
-_DCT_8, _DCT_16 = _dct_rows(32, 8), _dct_rows(64, 16)
+_SHORT_ROWS, _LONG_ROWS = _view_rows(32, 8), _view_rows(64, 16)
 _COLOR_VIEWS = tuple(_color_view(inset) for inset in (0.0, *INSETS))

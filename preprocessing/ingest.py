@@ -1,7 +1,8 @@
-"""Stage `ingest`: every picture of a source decoded once, hashed, measured, and given an identity."""
+"""Stage `ingest`: every picture of a source decoded once: checked to its last byte, sized, hashed, given an identity."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import pyarrow as pa
@@ -9,14 +10,15 @@ import pyarrow as pa
 from preprocessing import rows
 from preprocessing.entry import Entry, Fault, Sample, Unwanted
 from preprocessing.errors import DataError, DataFault, RowDropped, naming
+from preprocessing.hashes import BASE_SIDE, signature
 from preprocessing.outcome import Aside, Outcome
-from preprocessing.pictures import check
+from preprocessing.pictures import decode_with_size
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.sources import read_source
 from preprocessing.unit import Unit
 from realcustom.record import picture_uid
 
-SCHEMA = pa.schema([*rows.INGESTED, rows.MEMBERS, rows.COLUMNS])
+SCHEMA = pa.schema([*rows.HASHED, rows.MEMBERS, rows.COLUMNS])
 
 
 class Ingest:
@@ -49,7 +51,7 @@ class Ingest:
         return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), aside=aside)
 
     def _row(self, uid: str, sample: Sample) -> dict:
-        width, height = check(sample.data, max_pixels=self._settings.max_pixels)
+        picture, (width, height) = decode_with_size(sample.data, self._settings.max_pixels, draft_side=BASE_SIDE)
         members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None
         return {
             "uid": uid,
@@ -60,6 +62,7 @@ class Ingest:
             "height": height,
             "alt_text": sample.alt_text,
             "view_group": sample.view_group,
+            **dataclasses.asdict(signature(picture)),
             "members": members,
             "columns": sample.columns,
         }

@@ -42,7 +42,7 @@ def describer(settings: IngestSettings, execution: ExecutionSettings) -> Describ
     join = parse_join(settings.join)
     if not storage.exists(settings.metadata):
         raise ValueError(f"ingest.metadata: no file at {settings.metadata}")
-    columns = read_header(settings.metadata)
+    columns = read_header(settings.metadata, execution)
     where = f"{posixpath.basename(settings.metadata)} has the columns {', '.join(columns)}"
     if join.column not in columns:
         raise ValueError(f"ingest.join: no column '{join.column}'; {where}")

@@ -33,15 +33,25 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
     Args:
         data: encoded bytes in one of `FORMATS`; of an animation the first frame is taken.
         max_pixels: width x height above this is refused before any pixel is decoded.
-        draft_side: a JPEG may be decoded at a fraction of its size, both sides at least this many pixels (faster).
+        draft_side: a JPEG may be decoded at a fraction of its size, both sides at least this many pixels (faster:
+            all of its coefficients are read, so that what is truncated is found, but fewer pixels are made of them).
     Raises:
         DataError: the bytes are truncated, broken, of no known format, or a decompression bomb.
     """
+    return decode_with_size(data, max_pixels, draft_side)[0]
+
+
+def decode_with_size(
+    data: bytes, max_pixels: int | None = None, draft_side: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """`decode`, and the full width and height, upright, which a draft no longer tells."""
     with _opened(data, max_pixels) as image:
+        width, height = image.size
         if draft_side is not None:
             image.draft("RGB", (draft_side, draft_side))
         image.load()
-        return _upright_rgb(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return _upright_rgb(image), (height, width) if turned else (width, height)
 
 
 def decode_small(data: bytes, longest_side: int) -> Image.Image:
@@ -49,20 +59,6 @@ def decode_small(data: bytes, longest_side: int) -> Image.Image:
     image = decode(data, draft_side=longest_side)
     image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
     return image
-
-
-def check(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
-    """Width and height, upright, of a picture that decodes to its last byte. Raises DataError as `decode` does.
-
-    All of a JPEG's coefficients are read, but only an eighth of each side is turned into pixels: half the time.
-    """
-    with _opened(data, max_pixels) as image:
-        width, height = image.size
-        image.draft("RGB", (1, 1))
-        image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        _upright_rgb(image)  # what cannot be brought to RGB must not pass either
-        return (height, width) if turned else (width, height)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

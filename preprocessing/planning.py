@@ -13,7 +13,7 @@ from typing import Any
 
 from preprocessing import rows
 from preprocessing.corpus import file_unit, files_of, first_schema, open_corpus
-from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
 from preprocessing.unit import InputFile, ManifestName, StageDirectory, Unit, UnitKind
 from realcustom import record, storage
 
@@ -28,8 +28,8 @@ _READS = {
 }
 # The columns that a stage needs of a user's own table.
 _NEEDS = {
-    Stage.SCORE: tuple(rows.INGESTED),
-    Stage.SELECT: (*rows.INGESTED, *rows.SCORE_FIELDS),
+    Stage.SCORE: rows.HASHED,
+    Stage.SELECT: (*rows.HASHED, *rows.SCORE_FIELDS),
     Stage.CAPTION: tuple(rows.INGESTED),
     Stage.SUBJECTS: (*rows.INGESTED, *rows.CAPTION_FIELDS),
     Stage.ENCODE: tuple(record.SCHEMA),
@@ -71,7 +71,7 @@ def open_input(stage: Stage, uri: str, settings: PreprocessSettings) -> StageInp
         return StageInput(units=_sorted(units), upstream=f"corpus {name}", description=None, finished=True)
     if storage.is_dir(uri) and storage.exists(storage.join(uri, "stage.json")):
         return _open_stage(stage, uri, StageDirectory(uri, settings.execution))
-    return _open_table(stage, uri)
+    return _open_table(stage, uri, settings.execution)
 
 
 def make_plan(units: Sequence[Unit], manifests: Sequence[ManifestName], present: Collection[str]) -> Plan:
@@ -113,14 +113,14 @@ def _open_stage(stage: Stage, uri: str, directory: StageDirectory) -> StageInput
     return StageInput(units=_sorted(units), upstream=upstream, description=description, finished=finished)
 
 
-def _open_table(stage: Stage, uri: str) -> StageInput:
+def _open_table(stage: Stage, uri: str, execution: ExecutionSettings) -> StageInput:
     entries = [entry for entry in files_of(uri) if entry.name.endswith(".parquet")]
     nested = sorted({entry.name.split("/")[0] for entry in entries if "@" in entry.name.split("/")[0]})
     if nested:
         raise ValueError(f"{uri} is not a stage's directory but holds some: give one of {', '.join(nested)}")
     if not entries:
         raise ValueError(f"{uri} is neither a stage's directory (no stage.json) nor a folder of .parquet tables")
-    first, schema = first_schema(entries)
+    first, schema = first_schema(entries, execution)
     rows.require_columns(schema, _NEEDS[stage], f"{stage.value} cannot read {first.uri}")
     units = [file_unit(entry, UnitKind.PART) for entry in entries]
     return StageInput(units=_sorted(units), upstream=f"table {_address(uri)}", description=None, finished=True)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from preprocessing.hashes import COLOR_SIDE, LONG_BYTES, SHORT_BYTES, VIEWS
 from realcustom import record, storage
 
-# What ingest writes: one row per picture. Names shared with the training record mean the same there.
+# A picture and its caption, one row each. Names shared with the training record mean the same there.
 INGESTED = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -29,21 +29,21 @@ INGESTED = pa.schema(
         pa.field("view_group", pa.string()),  # pictures of one group show the same subject; null: not known
     ]
 )
+SIGNATURE_FIELDS = (  # named as in hashes.Signature
+    pa.field("phashes", pa.binary(VIEWS * SHORT_BYTES), nullable=False),  # of the whole and of its insets
+    pa.field("long_hashes", pa.binary(VIEWS * LONG_BYTES), nullable=False),  # the same, 256 bits each
+    pa.field("color", pa.binary(3 * COLOR_SIDE**2), nullable=False),  # RGB thumbnail, row-major
+)
+# What ingest writes: hashed while the picture is decoded there anyway.
+HASHED = (*INGESTED, *SIGNATURE_FIELDS)
 # All that a webdataset sample consists of, in the archive's order and under its names there, to be written back byte for
 # byte. `data` is null for the member that is the row's `image`; the column is null for a picture of another source.
 MEMBERS = pa.field("members", pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())])))
 # What a row of a source's table held besides what has a column of its own here, as JSON; null: nothing, or no table.
 COLUMNS = pa.field("columns", pa.string())
 SCORES = pa.field("scores", record.SCORES)
-SIGNATURE_FIELDS = (  # named as in hashes.Signature
-    pa.field("phashes", pa.binary(VIEWS * SHORT_BYTES), nullable=False),  # of the whole and of its insets
-    pa.field("long_hashes", pa.binary(VIEWS * LONG_BYTES), nullable=False),  # the same, 256 bits each
-    pa.field("color", pa.binary(3 * COLOR_SIDE**2), nullable=False),  # RGB thumbnail, row-major
-)
-IMAGE_BYTES = pa.field(
-    "image_bytes", pa.int64(), nullable=False
-)  # length of `image`: of two copies the longer lost less
-SCORE_FIELDS = (SCORES, *SIGNATURE_FIELDS, IMAGE_BYTES)
+IMAGE_BYTES = pa.field("image_bytes", pa.int64(), nullable=False)  # of `image`: of two copies the longer lost less
+SCORE_FIELDS = (SCORES, IMAGE_BYTES)
 TARGET = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 CAPTION_FIELDS = (
     pa.field("synthetic_caption", pa.string()),  # null: not computed

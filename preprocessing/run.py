@@ -15,7 +15,7 @@ from preprocessing import select
 from preprocessing.access import access, check_input, check_output
 from preprocessing.batch_size import fix_batch_size, is_auto, probe, probe_on_worker
 from preprocessing.errors import TooManyErrors
-from preprocessing.fingerprint import describe, fingerprint, models_of
+from preprocessing.fingerprint import describe, fingerprint, identities_of, models_of
 from preprocessing.global_phase import count_clusters, prepare_evaluation, run_global_phase
 from preprocessing.model_folders import check_loading, check_models
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
@@ -26,7 +26,7 @@ from preprocessing.steps import evaluation_uri
 from preprocessing.unit import Counts, StageDirectory, Step, Unit, to_json_bytes
 from preprocessing.worker import Job, Processor, commit_unit, read_unit
 from realcustom import storage
-from realcustom.identity import model_identity, resolve_model
+from realcustom.identity import resolve_model
 
 if TYPE_CHECKING:
     from realcustom.settings import MethodSettings
@@ -170,7 +170,7 @@ def _prepare(
     stage: Stage, source: StageInput, output: str, settings: PreprocessSettings, method: MethodSettings | None
 ) -> tuple[Job, dict[str, Any]]:
     """The job and the description (stage.json) of its directory."""
-    models = {name: model_identity(model) for name, model in models_of(stage, settings).items()}
+    models = identities_of(stage, settings)
     description = describe(stage, settings, source.upstream, models, method)
     mark = fingerprint(description)
     directory = storage.join(output, f"{stage.value}@{mark}")

@@ -1,6 +1,6 @@
 """Stage `score`: what a picture is worth, computed once. No row is dropped here; thresholds are `select`'s.
 
-Without `score.clip` only sharpness and the signature (perceptual hashes, colours) are computed, and no model is loaded.
+Without `score.clip` only sharpness is computed, and no model is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, naming
-from preprocessing.hashes import Signature, signature
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.pictures import decode, sharpness
 from preprocessing.settings import ComputeSettings, ScoreSettings, fixed_batch
@@ -32,15 +31,13 @@ class Score:
 
     def __call__(self, unit: str, table: pa.Table) -> Outcome:
         """Score every row; one whose picture does not decode is quarantined."""
-        rows.require_columns(table.schema, rows.INGESTED, f"score, unit {unit}")
+        rows.require_columns(table.schema, rows.HASHED, f"score, unit {unit}")
         account = RowAccount(table, unit)
         scores: dict[int, dict[str, float]] = {}
-        signatures: dict[int, Signature] = {}
 
         def measure(index: int) -> None:
             picture = decode(table["image"][index].as_py(), draft_side=self._settings.sharpness_side)
             scores[index] = {"sharpness": sharpness(picture, self._settings.sharpness_side)}
-            signatures[index] = signature(picture)
 
         account.each(measure)
         if self._clip is not None:
@@ -59,8 +56,6 @@ class Score:
         account.each(check)
         remaining = account.remaining()
         result = rows.with_column(account.rows(), self._scores_field(), [scores[index] for index in remaining])
-        for field in rows.SIGNATURE_FIELDS:
-            result = rows.with_column(result, field, [getattr(signatures[index], field.name) for index in remaining])
         result = rows.with_column(result, rows.IMAGE_BYTES, pc.binary_length(result["image"]))
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 

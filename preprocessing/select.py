@@ -24,7 +24,7 @@ class Select:
 
     def __call__(self, unit: Unit, table: pa.Table) -> Outcome:
         """Each row is kept or dropped, because. The unit's second file holds the duplicates of its block."""
-        rows.require_columns(table.schema, (*rows.INGESTED, *rows.SCORE_FIELDS), f"select, unit {unit.name}")
+        rows.require_columns(table.schema, (*rows.HASHED, *rows.SCORE_FIELDS), f"select, unit {unit.name}")
         duplicates = rows.from_parquet(storage.read_bytes(unit.files[1].uri))
         columns = (duplicates[name].to_pylist() for name in ("uid", "reason", "survivor"))
         copies = {uid: (reason, survivor) for uid, reason, survivor in zip(*columns, strict=True)}

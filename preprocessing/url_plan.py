@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.csv_table import read_header, read_rows
+from preprocessing.errors import retry
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.source_table import require_column, require_texts
 from preprocessing.unit import InputFile, Unit, UnitKind, identity_of, unit_name
@@ -46,7 +47,7 @@ def _units(entry: FileEntry, settings: IngestSettings, execution: ExecutionSetti
 
 def _count_rows(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> int | None:
     if entry.name.endswith(".csv"):
-        columns = read_header(entry.uri)
+        columns = read_header(entry.uri, execution)
         require_column(columns, settings.url_column, "url_column", entry.name)
         if settings.caption_column is not None:
             require_column(columns, settings.caption_column, "caption_column", entry.name)
@@ -55,7 +56,7 @@ def _count_rows(entry: FileEntry, settings: IngestSettings, execution: Execution
         return sum(1 for _ in read_rows(entry.uri, execution))
     filesystem, path = storage.open_filesystem(entry.uri)
     try:
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        metadata = retry(lambda: pq.read_metadata(path, filesystem=filesystem), execution.attempts, execution.backoff)
     except pa.ArrowInvalid:
         return None
     schema = metadata.schema.to_arrow_schema()

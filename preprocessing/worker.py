@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -81,7 +82,9 @@ class Processor:
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
         """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
         stage = self._stage or self.load()
-        with access("read", unit.files[0].uri):  # a source, and the global phase's tables, are read piece by piece
+        # elsewhere what is read is in `data`, and a refusal would be another file's, a model's say
+        reads = self._job.stage in (Stage.INGEST, Stage.SELECT) or self._job.step is not Step.STAGE
+        with access("read", unit.files[0].uri) if reads else contextlib.nullcontext():
             try:
                 return stage(unit, data).seal(unit)
             except StageBug as error:

@@ -1,16 +1,15 @@
-"""This project: read, check and size (ingest), decode and hash five views with 64 and 256 bits (score)."""
+"""This project: read, decode to the last byte and size, hash five views with 64 and 256 bits; what `ingest` does."""
 
 import sys
 from pathlib import Path
 
-from preprocessing.hashes import signature
-from preprocessing.pictures import check, decode
-from preprocessing.settings import IngestSettings, ScoreSettings
+from preprocessing.hashes import BASE_SIDE, signature
+from preprocessing.pictures import decode_with_size
+from preprocessing.settings import IngestSettings
 
-limit, side, done = IngestSettings().max_pixels, ScoreSettings().sharpness_side, 0
+limit, done = IngestSettings().max_pixels, 0
 for path in sys.argv[1:]:
-    data = Path(path).read_bytes()
-    check(data, max_pixels=limit)
-    signature(decode(data, draft_side=side))
+    picture, _ = decode_with_size(Path(path).read_bytes(), limit, draft_side=BASE_SIDE)
+    signature(picture)
     done += 1
 print(done)

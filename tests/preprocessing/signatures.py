@@ -86,7 +86,7 @@ def scored(pictures: dict[str, np.ndarray], first: int = 0, better: np.ndarray |
         "color": _fixed(pictures["color"], 3 * COLOR_SIDE**2),
         "image_bytes": pa.array(np.full(count, 1000), pa.int64()),
     }
-    return pa.table(columns, schema=pa.schema([*rows.INGESTED, *rows.SCORE_FIELDS]))
+    return pa.table(columns, schema=pa.schema([*rows.HASHED, *rows.SCORE_FIELDS]))
 
 
 def planted(count: int, doubled: int, seed: int = 0) -> tuple[pa.Table, dict[str, str]]:

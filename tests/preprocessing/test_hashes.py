@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from preprocessing.duplicates import limits_of
-from preprocessing.hashes import COLOR_UNIT, INSETS, VIEWS, color_thumbnails, signature
+from preprocessing.hashes import BASE_SIDE, COLOR_UNIT, INSETS, VIEWS, color_thumbnails, signature
 from preprocessing.near import Limits, Signatures, near_pairs
 from preprocessing.pictures import decode
 from preprocessing.settings import SelectSettings
@@ -47,13 +47,18 @@ def test_hashes_agree_with_a_plain_dct(side: int, kept: int, name: str) -> None:
         transformed = (spectrum * np.exp(-1j * np.pi * np.arange(n) / (2 * n))).real / 2
         return transformed * np.sqrt(np.where(np.arange(n) == 0, 1 / n, 2 / n))
 
-    image = picture(5, (320, 320))
+    def shrunk(values: np.ndarray, inset: float) -> np.ndarray:  # means over equal parts of the first axis
+        total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+        edges = len(values) * np.linspace(inset, 1 - inset, side + 1)
+        at_edges = np.stack([np.interp(edges, np.arange(len(total)), column) for column in total.T], axis=1)
+        return np.diff(at_edges, axis=0) / np.diff(edges)[:, None]
+
+    image = picture(5, (BASE_SIDE, BASE_SIDE))
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
     size = kept * kept // 8
     for view, inset in enumerate((0.0, *INSETS)):
-        box = (320 * inset, 320 * inset, 320 * (1 - inset), 320 * (1 - inset))
-        fine = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX, box=box), dtype=np.float64)
-        grey = fine.reshape(side, 64 // side, side, 64 // side).mean(axis=(1, 3))
-        low = dct(dct(grey).T).T[:kept, :kept].ravel()
+        thumbnail = shrunk(shrunk(grey, inset).T, inset).T
+        low = dct(dct(thumbnail).T).T[:kept, :kept].ravel()
         expected = np.packbits(low > np.median(low[1:]) + (6 if kept == 16 else 1e-6))
         found = np.frombuffer(getattr(signature(image), name), np.uint8)[view * size : (view + 1) * size]
         assert np.array_equal(found, expected), view
@@ -109,6 +114,13 @@ def test_an_insets_colours_are_read_off_the_wholes() -> None:
         whole, cropped = (arrays(image).color for image in (photo, crop(photo, inset)))
         difference = np.abs(color_thumbnails(whole, view) - color_thumbnails(cropped, 0))
         assert difference.max() <= 30 * COLOR_UNIT
+
+
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda path: path.stem)
+def test_a_draft_is_far_nearer_to_the_whole_than_the_limits(path: Path) -> None:
+    whole, draft = arrays(decode(path.read_bytes())), arrays(decode(path.read_bytes(), draft_side=BASE_SIDE))
+    assert np.bitwise_count(whole.short ^ draft.short).max() <= 4
+    assert np.bitwise_count(whole.long ^ draft.long).sum(axis=-1).max() <= 12
 
 
 def test_a_picture_of_one_pixel_has_a_signature() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from preprocessing.errors import DataError, DataFault
-from preprocessing.pictures import check, decode, sharpness, to_png
+from preprocessing.pictures import decode, decode_with_size, sharpness, to_png
 from tests.preprocessing.corpora import encoded, jpeg, picture, png
 
 PHOTOS = Path(__file__).parents[1] / "data/photos"
@@ -39,7 +39,7 @@ def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     data = encoded(image, "JPEG", exif=exif)
-    assert decode(data).size == check(data) == (20, 40)
+    assert decode(data).size == decode_with_size(data, draft_side=1)[1] == (20, 40)
 
 
 def test_a_truncated_jpeg_never_passes() -> None:
@@ -54,22 +54,22 @@ def test_a_truncated_jpeg_never_passes() -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_check_refuses_what_a_full_decode_refuses(progressive: bool) -> None:
+def test_a_draft_refuses_what_a_full_decode_refuses(progressive: bool) -> None:
     photo = next(iter(sorted(PHOTOS.glob("*.jpg"))))
     for data in (encoded(decode(photo.read_bytes()), "JPEG", progressive=progressive), png(picture(3, (64, 64)))):
-        assert check(data) == decode(data).size
+        assert decode_with_size(data, draft_side=1)[1] == decode(data).size
         for length in (*range(1, len(data) - 2, len(data) // 60), len(data) - 60, len(data) - 10):
             faults = []
-            for examine in (decode, check):
+            for side in (None, 1):
                 try:
-                    examine(data[:length])
+                    decode(data[:length], draft_side=side)
                     faults.append(None)
                 except DataError as error:
                     faults.append(error.fault)
             assert faults[0] == faults[1], length
             assert faults[0] is not None or length > len(data) - 60
     with pytest.raises(DataError, match=r"more than ingest\.max_pixels=100"):
-        check(data, max_pixels=100)
+        decode(data, max_pixels=100, draft_side=1)
 
 
 def test_messages_are_the_same_in_two_runs() -> None:

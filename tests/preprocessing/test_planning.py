@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from preprocessing.errors import StageBug, is_transient, retry
 from preprocessing.fingerprint import describe, fingerprint
@@ -228,11 +229,11 @@ def test_passing_errors_are_tried_again_and_others_not() -> None:
 def test_an_unforeseen_error_names_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import preprocessing.ingest
 
-    def explode(data: bytes, max_pixels: int) -> None:
+    def explode(image: Image.Image) -> None:
         raise RuntimeError("out of luck")
 
     write_shards(tmp_path / "src", 1, 2)
-    monkeypatch.setattr(preprocessing.ingest, "check", explode)
+    monkeypatch.setattr(preprocessing.ingest, "signature", explode)
     with pytest.raises(
         StageBug, match=r"unit shard-00000, row [0-9a-f]{32} \(shard-00000.tar/000000.jpg\): RuntimeErr"
     ):
