@@ -9,7 +9,9 @@ peers/run_NAME.py, each in one process with its own operators. All sides take th
 turns around each round; a side takes them twice and six times, and what counts is the difference, without its start-up.
 Writes benchmarks/results/preprocessing.json.
 
-    preprocess_kernel_vs_peer    ours over the better peer of the round; five hashes of 64 + 256 bits against its one of 64
+    preprocess_kernel_vs_peer          ours over the better peer of the round; hashes of five views, 64 + 256 bits each,
+                                       against its one of 64
+    preprocess_kernel_vs_peer_large    the same with each photograph enlarged to twice its sides (JPEG, quality 90)
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
 import numpy as np
 import process_tree
 import record
+from PIL import Image
 
 RESULTS = record.RESULTS / "preprocessing.json"
-METRIC = "preprocess_kernel_vs_peer"
+METRIC, LARGE = "preprocess_kernel_vs_peer", "preprocess_kernel_vs_peer_large"
 HERE = Path(__file__).parent / "peers"
 PEERS = ("daft", "data_juicer")
 OURS = "ours"
@@ -65,13 +69,34 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "realcustom-peers")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    photos = [str(path.absolute()) for path in sorted(arguments.photos.glob("*/*.jpg"))]
+    photos = sorted(arguments.photos.glob("*/*.jpg"))
     if not photos:
         parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     pythons = {OURS: sys.executable, **{name: environment(name, arguments.cache) for name in PEERS}}
-    few, many = photos * 2, photos * 6
+    with tempfile.TemporaryDirectory() as folder:
+        measure(METRIC, photos, pythons, arguments.rounds)
+        measure(
+            LARGE,
+            [enlarged(path, Path(folder) / f"{n}.jpg") for n, path in enumerate(photos)],
+            pythons,
+            arguments.rounds,
+        )
+
+
+def enlarged(path: Path, place: Path) -> Path:
+    """A photograph at twice its sides."""
+    with Image.open(path) as image:
+        larger = image.convert("RGB").resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC)
+    larger.save(place, quality=90)
+    return place
+
+
+def measure(metric: str, photos: list[Path], pythons: dict[str, str], rounds: int) -> None:
+    """Rounds of all sides over some files, and their record."""
+    files = [str(path.absolute()) for path in photos]
+    few, many = files * 2, files * 6
     ratios, table = [], []
-    for number in range(arguments.rounds):
+    for number in range(rounds):
         cost: dict[str, float] = {}
         for name in list(pythons)[:: 1 if number % 2 == 0 else -1]:
             cost[name] = seconds(pythons[name], name, many) - seconds(pythons[name], name, few)
@@ -80,10 +105,10 @@ def main() -> None:
         print(table[-1], f"{ratios[-1]:.3f}", file=sys.stderr)
     low, high = (float(np.percentile(ratios, share)) for share in (5, 95))
     item = record.record(
-        METRIC,
+        metric,
         float(np.median(ratios)),
         "ratio",
-        n=arguments.rounds,
+        n=rounds,
         spread=(low, high),
         command="python benchmarks/preprocess_peers.py",
         commit=record.head(),

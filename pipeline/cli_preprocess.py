@@ -56,8 +56,8 @@ CaptionTemplate = Annotated[
 ]
 
 HELP = {
-    Stage.INGEST: "Read a source: each picture decoded, hashed and named; what is of no use put aside with its reason.",
-    Stage.SCORE: "Score every picture: size, sharpness, hashes, and by the neural models that are set. No row leaves.",
+    Stage.INGEST: "Read a source: each picture decoded, sized, hashed and named; what is of no use put aside with its reason.",
+    Stage.SCORE: "Score every picture: sharpness, and by the neural models that are set. No row leaves.",
     Stage.SELECT: "Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again at will.",
     Stage.CAPTION: "Put a synthetic caption beside the alt text, and find the words that can name a subject.",
     Stage.SUBJECTS: "Find each target word in its picture: box, mask, checks, crop. Writes training records.",

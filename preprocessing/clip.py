@@ -32,6 +32,11 @@ class ClipScorer:
         self._length = self._model.config.text_config.max_position_embeddings
         self._heads = load_heads(settings.heads, self._model.config.projection_dim) if settings.heads else {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores that it gives."""
+        return ("image_text", *self._heads)
+
     def __call__(
         self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
     ) -> list[dict[str, float]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
 
 from preprocessing import rows
+from preprocessing.entry import is_text
 from preprocessing.errors import retry
-from preprocessing.folder import SIDECARS
+from preprocessing.folder import SIDECARS, sidecar_name
 from preprocessing.metadata import Describe, describer
 from preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
 from preprocessing.settings import ExecutionSettings, IngestSettings, SourceKind, Stage
@@ -38,8 +40,11 @@ def open_corpus(uri: str, settings: IngestSettings, execution: ExecutionSettings
         name = "metadata" if settings.metadata else "caption_template"
         raise ValueError(f"ingest.{name} describes the pictures of a folder, and {uri} is read as {kind.value}")
     if kind is SourceKind.PICTURES:
-        sidecars = {entry.name: entry for entry in entries if posixpath.splitext(entry.name)[1] in SIDECARS}
+        sidecars = {sidecar_name(entry.name): entry for entry in entries if sidecar_name(entry.name)}
         return list(_picture_units(files, sidecars, describer(settings, execution), settings.unit_size))
+    unreadable = next((entry.name for entry in files if not is_text(entry.name)), None)
+    if unreadable is not None:
+        raise ValueError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
     if kind is SourceKind.URLS:
         return url_units(files, settings, execution)
     if kind is SourceKind.PARQUET:
@@ -125,6 +130,21 @@ def files_of(uri: str) -> list[FileEntry]:
         return storage.list_files(uri)
     folder, name = posixpath.split(uri.rstrip("/"))
     return [entry for entry in storage.list_files(folder or ".", recursive=False) if entry.name == name]
+
+
+def check_tables(units: Sequence[Unit], settings: IngestSettings, execution: ExecutionSettings) -> None:
+    """Raise ValueError if one of a source's tables lacks a column that the settings name. Reads every footer."""
+
+    def check(unit: Unit) -> None:
+        file = unit.files[0]
+        try:
+            schema = retry(lambda: rows.read_schema(file.uri), execution.attempts, execution.backoff)
+        except pa.ArrowInvalid:  # judged where it is read
+            return
+        check_source_table(schema, settings, file.name)
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        list(pool.map(check, (unit for unit in units if unit.kind is UnitKind.TABLE)))
 
 
 def first_schema(files: Sequence[FileEntry], execution: ExecutionSettings) -> tuple[FileEntry, pa.Schema]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import re
 from collections.abc import Sequence
 
 import httpx
@@ -18,6 +19,8 @@ from preprocessing.http_answers import is_passing, no_answer, retry_after, run_i
 from preprocessing.settings import ExecutionSettings, IngestSettings
 
 MAX_REDIRECTS = 5
+_WITH_VALUE = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})  # no robots
+_ROBOT = re.compile(r"[a-z][^\s:]*")  # a robot's name; the date of `unavailable_after` has a colon too
 OPT_OUT = frozenset({"noai", "noimageai"})  # directives of X-Robots-Tag against use in the training of models
 _ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/bmp, */*;q=0.1"  # what is decoded here
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -132,17 +135,17 @@ class _Downloader:
 def opted_out(values: Sequence[str], user_agent: str) -> bool:
     """Whether X-Robots-Tag headers forbid training on what they come with, for all robots or for `user_agent`.
 
-    Each value is a list of directives, which a robot's name and a colon may precede.
+    Each value is a list of directives; a robot's name and a colon precede those that are for it alone.
     """
+    own = user_agent.partition("/")[0].strip().lower()
     for value in values:
-        robot, colon, rest = value.partition(":")
-        ours = not colon or robot.strip().lower() == user_agent.partition("/")[0].strip().lower()
-        directives = {directive.strip().lower() for directive in (rest if colon else value).split(",")}
-        if ours and directives & OPT_OUT:
-            return True
-        # `unavailable_after: DATE` is a directive with a value, no robot's name; what stands before it is a list
-        if colon and {directive.strip().lower() for directive in robot.split(",")} & OPT_OUT:
-            return True
+        ours = True
+        for directive in value.lower().split(","):
+            name, colon, rest = (part.strip() for part in directive.partition(":"))
+            if colon and name not in _WITH_VALUE and _ROBOT.fullmatch(name):
+                ours, name = name == own, rest
+            if ours and name in OPT_OUT:
+                return True
     return False
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.hashes import long_hashes, short_hashes
-from preprocessing.near import Limits, Signatures, near_pairs
+from preprocessing.near import Limits, Signatures, Wanted, near_pairs
 from preprocessing.settings import SelectSettings
 from preprocessing.thresholds import integers
 
@@ -127,33 +128,66 @@ def collapse(table: pa.Table, settings: SelectSettings) -> tuple[pa.Table, list[
     return table.take(pa.array(sorted(best.values()), pa.int64())), twins
 
 
+class _Best(Wanted):
+    """Of a picture with many better copies the best `_REMEMBERED`, by the places of left and right rows in rank order.
+
+    A picture may be on both sides, and is no copy of itself.
+    """
+
+    def __init__(self, left: np.ndarray, right: np.ndarray):
+        self._left, self._right = left, right
+        self._limits = np.full(int(left.max(initial=-1)) + 1, len(left))  # by place: what a better copy must be before
+
+    def order(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Those with the best first, so that soon the others need not be compared."""
+        return np.argsort(self._sides(left, right)[0], kind="stable")
+
+    def may_matter(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Whether the better one could still be among the best that the worse one has."""
+        better, worse = self._sides(left, right)
+        return better < np.minimum(self._limits[worse], worse)
+
+    def trim(self, pairs: np.ndarray) -> np.ndarray:
+        """Sorted by the worse one's place, then by the better one's."""
+        better, worse = self._sides(pairs[:, 0], pairs[:, 1])
+        order = np.lexsort((better, worse))
+        order = order[better[order] < worse[order]]
+        better, worse = better[order], worse[order]
+        fresh = np.ones(len(order), bool)
+        fresh[1:] = (better[1:] != better[:-1]) | (worse[1:] != worse[:-1])
+        order, better, worse = order[fresh], better[fresh], worse[fresh]
+        starts = np.flatnonzero(np.diff(worse, prepend=-1))
+        number = np.arange(len(worse)) - np.repeat(starts, np.diff(starts, append=len(worse)))
+        last = number == _REMEMBERED - 1
+        self._limits[worse[last]] = better[last]
+        return pairs[order[number < _REMEMBERED]]
+
+    def _sides(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ours, theirs = self._left[left], self._right[right]
+        return np.minimum(ours, theirs), np.maximum(ours, theirs)
+
+
 def find_edges(left: pa.Table, right: pa.Table | None, settings: SelectSettings) -> pa.Table:
-    """All pairs of copies between two tables of `SIGNATURES` (or within one), as `EDGES`.
+    """All pairs of copies between two tables of `SIGNATURES` (or within one), as `EDGES`, sorted by their ranks.
 
     Of a picture with more than 64 better copies here, the best 64 are remembered.
     """
-    pairs = [np.empty((0, 2), np.int64)]
+    names = ["uid", "rank", "block", "sha256"]
+    both = left.select(names) if right is None else pa.concat_tables([left.select(names), right.select(names)])
+    first = 0 if right is None else len(left)  # of the right table's rows in `both`
+    places = pc.rank(both["rank"].combine_chunks(), tiebreaker="dense").to_numpy().astype(np.int64) - 1
+    best = _Best(places, places[first:])
+    pairs = np.empty((0, 2), np.int64)
     if settings.near_duplicate_radius is not None:
         other = None if right is None else arrays_of(right)
-        pairs.append(near_pairs(arrays_of(left), other, limits_of(settings)))
+        pairs = near_pairs(arrays_of(left), other, limits_of(settings), best)
     if settings.exact_duplicates:
-        pairs.append(_equal_pairs(left, right))
-    found = np.unique(np.concatenate(pairs), axis=0)
-    names = ["rank", "uid", "block", "sha256"]
-    tables = (left, left if right is None else right)
-    sides = [table.select(names).take(pa.array(found[:, side])).to_pydict() for side, table in enumerate(tables)]
-    nodes = (zip(*(side[name] for name in names), strict=True) for side in sides)
-    copies: dict[tuple[bytes, str, str], set[tuple[bytes, str, bool]]] = {}
-    for pair in zip(*nodes, strict=True):
-        (better_rank, better, _, content), (rank, uid, block, own_content) = sorted(pair)
-        if uid != better:  # a picture may be in both tables
-            copies.setdefault((rank, uid, block), set()).add((better_rank, better, content == own_content))
-    lines = [
-        {"uid": uid, "rank": rank, "block": block, "better": better, "better_rank": better_rank, "equal": equal}
-        for (rank, uid, block), known in sorted(copies.items())
-        for better_rank, better, equal in sorted(known)[:_REMEMBERED]
-    ]
-    return pa.Table.from_pylist(lines, schema=EDGES)
+        pairs = np.concatenate([pairs, _equal_pairs(left, right)])
+    pairs = best.trim(pairs) + [0, first]
+    swapped = places[pairs[:, 0]] > places[pairs[:, 1]]
+    better, worse = (both.take(pa.array(np.where(mask, pairs[:, 1], pairs[:, 0]))) for mask in (swapped, ~swapped))
+    columns = [worse["uid"], worse["rank"], worse["block"], better["uid"], better["rank"]]
+    return pa.Table.from_arrays([*columns, pc.equal(worse["sha256"], better["sha256"])], schema=EDGES)
 
 
 def find_in_evaluation(table: pa.Table, evaluation: pa.Table, settings: SelectSettings) -> dict[int, str]:

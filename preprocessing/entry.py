@@ -63,6 +63,15 @@ def text_of(data: bytes) -> str:
         raise DataError(DataFault.UNREADABLE_CAPTION, f"the text is not UTF-8: {error}") from error
 
 
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: bytes of a file's name, or half a character of a .json's escapes, cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def optional_text(value: str | None) -> str | None:
     """`text_of`, of a value that may be missing, bytes that are not UTF-8 being surrogates in it."""
     return text_of(value.encode("utf-8", "surrogateescape")) if value is not None else None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     Stage.INGEST: 4,
     Stage.SCORE: 3,
-    Stage.SELECT: 2,
+    Stage.SELECT: 3,
     Stage.CAPTION: 2,
     Stage.SUBJECTS: 2,
     Stage.ENCODE: 1,
@@ -29,7 +29,7 @@ VERSIONS = {
 
 _MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
     Stage.INGEST: (),
-    Stage.SCORE: ("clip", "heads"),
+    Stage.SCORE: ("clip", "heads", "aesthetic", "nsfw", "watermark"),
     Stage.SELECT: (),
     Stage.CAPTION: ("model",),
     Stage.SUBJECTS: ("detector", "segmenter"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from preprocessing.entry import Entry, Fault, Sample, Unwanted, beside, read, too_large, unsupported
-from preprocessing.errors import DataError
+from preprocessing.entry import Entry, Fault, Sample, Unwanted, beside, is_text, read, too_large, unsupported
+from preprocessing.errors import DataError, DataFault
 from preprocessing.pictures import UNDECODED_EXTENSIONS
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.unit import InputFile, Unit
@@ -15,11 +15,17 @@ SIDECARS = (".txt", ".json")
 UNLISTED = "not_in_metadata"
 
 
+def sidecar_name(name: str) -> str:
+    """What a file beside a picture is looked up by, its extension in lower case; empty for other files."""
+    stem, extension = posixpath.splitext(name)
+    return stem + extension.lower() if extension.lower() in SIDECARS else ""
+
+
 def read_pictures(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
     """The unit's pictures, each with what stands beside it. A caption of a table comes before one of a sidecar."""
-    sidecars = {file.name: file for file in unit.files if posixpath.splitext(file.name)[1] in SIDECARS}
+    sidecars = {sidecar_name(file.name): file for file in unit.files if sidecar_name(file.name)}
     for file in unit.files:
-        if file.name in sidecars:
+        if sidecar_name(file.name):
             continue
         if file.unlisted:
             yield Unwanted(key=file.name, reason=UNLISTED, message=file.unlisted)
@@ -33,6 +39,8 @@ def read_pictures(unit: Unit, settings: IngestSettings, execution: ExecutionSett
 def _sample(
     file: InputFile, sidecars: dict[str, InputFile], settings: IngestSettings, execution: ExecutionSettings
 ) -> Sample:
+    if not is_text(file.name):  # Arrow could not open it
+        raise DataError(DataFault.UNREADABLE_TEXT, f"the file's name, {file.name!a}, is not UTF-8; rename it")
     stem, extension = posixpath.splitext(file.name)
     extension = extension.removeprefix(".").lower()
     if extension in UNDECODED_EXTENSIONS:

@@ -21,6 +21,7 @@ from preprocessing.access import access
 from preprocessing.duplicates import DUPLICATES, Duplicate, Twin, cluster_sizes, resolve
 from preprocessing.entry import read, unsupported
 from preprocessing.errors import DataError, retry
+from preprocessing.folder import SIDECARS
 from preprocessing.hashes import BASE_SIDE, signature
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
@@ -110,15 +111,17 @@ def _search(blocks: Sequence[Unit], job: Job, run: RunUnits) -> list[Duplicate]:
 
 def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
     settings = job.settings.select
-    parts = [
-        Part(uri=block.files[0].uri, content=block.identity, group=group, rows=length)
-        for block in signatures
-        for group, (_, length) in enumerate(_groups(block, job))
-    ]
+    parts, blocks = list[Part](), list[Part]()
+    for block in signatures:
+        uri, lengths = block.files[0].uri, [length for _, length in _groups(block, job)]
+        blocks.append(Part(uri=uri, content=block.identity, group=0, rows=sum(lengths)))
+        for group, length in enumerate(lengths):
+            parts.append(Part(uri=uri, content=block.identity, group=group, rows=length))
     number = sum(part.rows for part in parts)
     if number <= settings.exact_search_rows:
         return pair_units(parts, settings)
-    shuffled = _run_step(Step.SHUFFLE, shuffle_units(signatures, bit_tables(number, settings)), job, run)
+    units = shuffle_units(blocks, bit_tables(number, settings), settings.partition_rows)
+    shuffled = _run_step(Step.SHUFFLE, units, job, run)
     buckets: dict[tuple[int, int], list[Part]] = {}
     for unit in shuffled:
         for group, (bits, length) in enumerate(_groups(unit, job)):
@@ -173,8 +176,13 @@ def prepare_evaluation(job: Job) -> bytes | None:
     found = []
     for entry in storage.list_files(folder):
         extension = posixpath.splitext(entry.name)[1].removeprefix(".").lower()
-        if extension not in (*EXTENSIONS, *UNDECODED_EXTENSIONS):
+        if posixpath.basename(entry.name).startswith(".") or f".{extension}" in (*SIDECARS, ".csv"):
             continue
+        if extension not in (*EXTENSIONS, *UNDECODED_EXTENSIONS):
+            raise ValueError(
+                f"select.evaluation_folder: {entry.uri} has no picture's extension, and if it is one its copies could "
+                f"not be found; rename it or take it away"
+            )
         try:
             if extension in UNDECODED_EXTENSIONS:
                 raise unsupported(extension)

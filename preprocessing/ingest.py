@@ -8,7 +8,7 @@ import hashlib
 import pyarrow as pa
 
 from preprocessing import rows
-from preprocessing.entry import Entry, Fault, Sample, Unwanted
+from preprocessing.entry import Entry, Fault, Sample, Unwanted, is_text
 from preprocessing.errors import DataError, DataFault, RowDropped, naming
 from preprocessing.hashes import BASE_SIDE, signature
 from preprocessing.outcome import Aside, Outcome
@@ -34,20 +34,21 @@ class Ingest:
         seen: set[str] = set()
         for entry in read_source(unit, self._settings, self._execution):
             rows_in += 1
-            uid = picture_uid(entry.key)
+            key = entry.key.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
+            uid = picture_uid(key)
             try:
                 sample = _wanted(entry)
                 if uid in seen:
                     raise DataError(DataFault.DUPLICATE_KEY, "an earlier sample of the shard has this key")
                 seen.add(uid)
-                with naming(f"unit {unit.name}, row {uid} ({entry.key})"):
+                with naming(f"unit {unit.name}, row {uid} ({key})"):
                     good.append(self._row(uid, sample))
             except DataError as error:
                 reason, message = error.fault.value, error.message
-                aside.append(Aside(uid=uid, key=entry.key, quarantined=True, reason=reason, message=message))
+                aside.append(Aside(uid=uid, key=key, quarantined=True, reason=reason, message=message))
             except RowDropped as rule:
                 reason, message = rule.reason, rule.message
-                aside.append(Aside(uid=uid, key=entry.key, quarantined=False, reason=reason, message=message))
+                aside.append(Aside(uid=uid, key=key, quarantined=False, reason=reason, message=message))
         return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), aside=aside)
 
     def _row(self, uid: str, sample: Sample) -> dict:
@@ -73,4 +74,7 @@ def _wanted(entry: Entry) -> Sample:
         raise DataError(entry.fault, entry.message)
     if isinstance(entry, Unwanted):
         raise RowDropped(entry.reason, entry.message)
+    for name, fault in (("alt_text", DataFault.UNREADABLE_CAPTION), ("view_group", DataFault.UNREADABLE_TEXT)):
+        if not is_text(getattr(entry, name) or ""):
+            raise DataError(fault, f"{name} is no text: {getattr(entry, name)!a}")
     return entry

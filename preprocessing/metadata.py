@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from preprocessing.access import access
 from preprocessing.captions import PARTS, Join, fill, parse_join, parts_of, template_fields
 from preprocessing.csv_table import read_header, read_rows, readable
 from preprocessing.settings import ExecutionSettings, IngestSettings
@@ -40,20 +41,21 @@ def describer(settings: IngestSettings, execution: ExecutionSettings) -> Describ
         return lambda path: Described(caption=fill(template, parts_of(path)))
     assert settings.join is not None, "settings are checked"
     join = parse_join(settings.join)
-    if not storage.exists(settings.metadata):
-        raise ValueError(f"ingest.metadata: no file at {settings.metadata}")
-    columns = read_header(settings.metadata, execution)
-    where = f"{posixpath.basename(settings.metadata)} has the columns {', '.join(columns)}"
-    if join.column not in columns:
-        raise ValueError(f"ingest.join: no column '{join.column}'; {where}")
-    if template is not None:
-        _require(template_fields(template), columns, where, "caption_template")
-    elif settings.caption_column is not None and settings.caption_column not in columns:
-        raise ValueError(
-            f"ingest.caption_column: no column '{settings.caption_column}'; {where}. Name one, give "
-            f"ingest.caption_template, or set it to null"
-        )
-    return _from_rows(settings, join, _index(settings.metadata, join, execution))
+    with access("read", settings.metadata):
+        if not storage.exists(settings.metadata):
+            raise ValueError(f"ingest.metadata: no file at {settings.metadata}")
+        columns = read_header(settings.metadata, execution)
+        where = f"{posixpath.basename(settings.metadata)} has the columns {', '.join(columns)}"
+        if join.column not in columns:
+            raise ValueError(f"ingest.join: no column '{join.column}'; {where}")
+        if template is not None:
+            _require(template_fields(template), columns, where, "caption_template")
+        elif settings.caption_column is not None and settings.caption_column not in columns:
+            raise ValueError(
+                f"ingest.caption_column: no column '{settings.caption_column}'; {where}. Name one, give "
+                f"ingest.caption_template, or set it to null"
+            )
+        return _from_rows(settings, join, _index(settings.metadata, join, execution))
 
 
 def _require(names: tuple[str, ...], columns: list[str], where: str, setting: str) -> None:

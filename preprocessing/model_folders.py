@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ _TYPES = {
     "subjects.detector": "grounding-dino",
     "subjects.segmenter": "sam",
 }
+_CLASSIFIERS = ("score.aesthetic", "score.nsfw", "score.watermark")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -60,14 +62,24 @@ def check_loading(job: Job) -> None:
 
 def _check_config(model: str, config: Path, setting: str) -> None:
     try:
-        found = json.loads(config.read_text()).get("model_type")
+        values = json.loads(config.read_text())
     except FileNotFoundError as error:
         raise ValueError(f"{setting}: {model} is no model: it has no config.json") from error
     except ValueError as error:
         raise ValueError(f"{setting}: config.json of {model} is not JSON: {error}") from error
-    wanted = _TYPES.get(setting)
+    found, wanted = values.get("model_type"), _TYPES.get(setting)
     if wanted is not None and found != wanted:
         raise ValueError(f"{setting}: {model} is a model of type '{found}', and '{wanted}' is what runs there")
+    if setting in _CLASSIFIERS:
+        find_label(values.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}, setting.partition(".")[2], model)
+
+
+def find_label(labels: Mapping[str | int, str], score: str, model: str) -> int:
+    """The index of the label that the score is named after. Raises ValueError, naming the labels, if there is none."""
+    for index, label in labels.items():
+        if label.lower() == score:
+            return int(index)
+    raise ValueError(f"score.{score}: {model} has no label '{score}', only {', '.join(labels.values())}")
 
 
 def _check_weights(folder: Path, setting: str) -> None:

@@ -1,7 +1,7 @@
 """How the search for copies is cut into units, so that each holds little of the corpus at a time.
 
     signatures   a block of the input's units -> its pictures that pass the thresholds, ranked, twins collapsed
-    shuffle      (large corpora only) a block and a table -> its pictures by the bits that the table looks at
+    shuffle      (large corpora only) some blocks and a table -> its pictures by the bits that the table looks at
     pairs        two partitions, or a table's pictures with the same bits -> the pairs of copies among them
 
 Up to `select.exact_search_rows` every partition is compared with every other. Beyond, pictures meet only if a view of
@@ -95,18 +95,16 @@ def pair_units(parts: Sequence[Part], settings: SelectSettings) -> list[Unit]:
     return units
 
 
-def shuffle_units(blocks: Sequence[Unit], tables: Sequence[BitTable]) -> list[Unit]:
-    """Each block with each table; the file is that of the block's signatures, whose hash is the unit's identity."""
-    return [
-        Unit(
-            name=f"{block.name}-{table.name}",
-            identity=block.identity,
-            kind=UnitKind.PART,
-            files=block.files,
-        )
-        for block in blocks
-        for table in tables
-    ]
+def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int) -> list[Unit]:
+    """About `rows` rows of whole blocks with each table. The fewer units, the fewer parts has the driver to know of."""
+    units = []
+    for number, packed in enumerate(pack(blocks, rows)):
+        files = tuple(part.as_file("blocks") for part in packed)
+        identity = identity_of([part.content for part in packed])
+        for table in tables:
+            name = f"blocks-{number:05d}-{table.name}"
+            units.append(Unit(name=name, identity=identity, kind=UnitKind.PART, files=files))
+    return units
 
 
 def bucket_units(parts: dict[tuple[int, int], list[Part]], rows: int) -> list[Unit]:

@@ -1,6 +1,6 @@
 """What there is to do: the units of an input, those that are done, and the directory that a stage writes to.
 
-From listings only: nothing of a picture, a table or a manifest is opened here (one footer of a user's own table is).
+From listings only: nothing of a picture, a table or a manifest is opened here (the footer of one table is).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from preprocessing import rows
 from preprocessing.corpus import file_unit, files_of, first_schema, open_corpus
+from preprocessing.errors import retry
 from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
 from preprocessing.unit import InputFile, ManifestName, StageDirectory, Unit, UnitKind
 from realcustom import record, storage
@@ -28,7 +29,7 @@ _READS = {
 }
 # The columns that a stage needs of a user's own table.
 _NEEDS = {
-    Stage.SCORE: rows.HASHED,
+    Stage.SCORE: tuple(rows.INGESTED),
     Stage.SELECT: (*rows.HASHED, *rows.SCORE_FIELDS),
     Stage.CAPTION: tuple(rows.INGESTED),
     Stage.SUBJECTS: (*rows.INGESTED, *rows.CAPTION_FIELDS),
@@ -108,6 +109,10 @@ def _open_stage(stage: Stage, uri: str, directory: StageDirectory) -> StageInput
         units.append(Unit(name=manifest.unit, identity=manifest.output, kind=UnitKind.PART, files=(file,)))
     if not units:
         raise ValueError(f"{uri}: {wrote.value} has finished no unit yet; run it first")
+    if stage is Stage.SELECT:  # of a user's own table that was scored, hashes may be missing
+        table_uri = units[0].files[0].uri
+        schema = retry(lambda: rows.read_schema(table_uri), *directory.retries)
+        rows.require_columns(schema, _NEEDS[stage], f"{stage.value} cannot read {table_uri}")
     finished = storage.exists(storage.join(uri, "report.json"))
     upstream = f"{wrote.value}@{description['fingerprint']}"
     return StageInput(units=_sorted(units), upstream=upstream, description=description, finished=finished)

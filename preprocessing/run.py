@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from preprocessing import select
 from preprocessing.access import access, check_input, check_output
 from preprocessing.batch_size import fix_batch_size, is_auto, probe, probe_on_worker
+from preprocessing.corpus import check_tables
 from preprocessing.errors import TooManyErrors
 from preprocessing.fingerprint import describe, fingerprint, identities_of, models_of
 from preprocessing.global_phase import count_clusters, prepare_evaluation, run_global_phase
@@ -73,6 +74,8 @@ def run_stage(
     input, output = _absolute(input), _absolute(output)
     settings = check_stage(name, settings, method)
     check_input(input)
+    if name is Stage.INGEST and settings.ingest.metadata is not None:
+        check_input(settings.ingest.metadata)
     check_output(output)
     with access("read", input):
         source = open_input(name, input, settings)
@@ -85,6 +88,8 @@ def run_stage(
     fresh = not storage.exists(storage.join(directory.uri, "stage.json"))
     if fresh:  # before anything is written
         workers.check(job)
+        if name is Stage.INGEST:
+            check_tables(source.units, settings.ingest, settings.execution)
     units = source.units
     clusters = evaluation = None
     if name is Stage.SELECT:
@@ -124,6 +129,7 @@ def run_stage(
     if left == 0:
         if not storage.exists(storage.join(directory.uri, "report.json")):
             storage.remove_partial_files(directory.uri)  # of runs that were killed
+            directory.remove_strays({unit.name for unit in units})
         write_report(directory, report, units)
     seconds = time.monotonic() - began
     if left:

@@ -1,14 +1,17 @@
 """Stage `score`: what a picture is worth, computed once. No row is dropped here; thresholds are `select`'s.
 
-Without `score.clip` only sharpness is computed, and no model is loaded.
+Without models only sharpness is computed, and torch is not loaded.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, naming
@@ -17,21 +20,47 @@ from preprocessing.pictures import decode, sharpness
 from preprocessing.settings import ComputeSettings, ScoreSettings, fixed_batch
 
 
+class Scorer(Protocol):
+    """A model that gives scores."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores that it gives."""
+        ...
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+    ) -> list[dict[str, float]]:
+        """Scores by name of at most `batch_size` pictures with their alt texts."""
+        ...
+
+
 class Score:
     """Table of pictures -> the same with `rows.SCORE_FIELDS`."""
 
     def __init__(self, settings: ScoreSettings, compute: ComputeSettings, models: dict[str, str]):
         self._settings = settings
         self._models = models
-        self._clip = None
+        self._scorers: list[Scorer] = []
+        # torch and transformers only where a model runs
         if settings.clip is not None:
-            from preprocessing.clip import ClipScorer  # torch and transformers only where a model runs
+            from preprocessing.clip import ClipScorer
 
-            self._clip = ClipScorer(settings, compute)
+            self._scorers.append(ClipScorer(settings, compute))
+        for name in ("aesthetic", "nsfw", "watermark"):
+            model = getattr(settings, name)
+            if model is not None:
+                from preprocessing.classifier import Classifier
+
+                self._scorers.append(Classifier(name, model, compute))
+        names = [name for scorer in self._scorers for name in scorer.names]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"score.{twice} and score.heads both give the score '{twice}': set one of them to null")
 
     def __call__(self, unit: str, table: pa.Table) -> Outcome:
         """Score every row; one whose picture does not decode is quarantined."""
-        rows.require_columns(table.schema, rows.HASHED, f"score, unit {unit}")
+        rows.require_columns(table.schema, rows.INGESTED, f"score, unit {unit}")
         account = RowAccount(table, unit)
         scores: dict[int, dict[str, float]] = {}
 
@@ -40,13 +69,14 @@ class Score:
             scores[index] = {"sharpness": sharpness(picture, self._settings.sharpness_side)}
 
         account.each(measure)
-        if self._clip is not None:
+        if self._scorers:
             size = fixed_batch(self._settings.batch_size)
             for batch, pictures in account.picture_batches(size):
                 with naming(account.batch_name(batch)):
                     texts = [table["alt_text"][index].as_py() for index in batch]
-                    for index, values in zip(batch, self._clip(pictures, texts, size), strict=True):
-                        scores[index].update(values)
+                    for scorer in self._scorers:
+                        for index, values in zip(batch, scorer(pictures, texts, size), strict=True):
+                            scores[index].update(values)
 
         def check(index: int) -> None:
             for name, value in scores[index].items():
@@ -60,11 +90,11 @@ class Score:
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 
     def try_batch(self, size: int) -> None:
-        """Run the model on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
+        """Run the models on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
         from preprocessing.models import blank_pictures
 
-        if self._clip is not None:
-            self._clip(blank_pictures(size), ["a picture"] * size, size)
+        for scorer in self._scorers:
+            scorer(blank_pictures(size), ["a picture"] * size, size)
 
     def _scores_field(self) -> pa.Field:
         field = rows.SCORES

@@ -9,23 +9,23 @@ from __future__ import annotations
 import pyarrow as pa
 
 from preprocessing import rows
+from preprocessing.entry import read
 from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.settings import SelectSettings
+from preprocessing.settings import ExecutionSettings, SelectSettings
 from preprocessing.thresholds import failed_threshold
 from preprocessing.unit import Unit
-from realcustom import storage
 
 
 class Select:
     """Scored table -> its rows that pass every threshold and are no copies."""
 
-    def __init__(self, settings: SelectSettings):
-        self._settings = settings
+    def __init__(self, settings: SelectSettings, execution: ExecutionSettings):
+        self._settings, self._execution = settings, execution
 
     def __call__(self, unit: Unit, table: pa.Table) -> Outcome:
         """Each row is kept or dropped, because. The unit's second file holds the duplicates of its block."""
         rows.require_columns(table.schema, (*rows.HASHED, *rows.SCORE_FIELDS), f"select, unit {unit.name}")
-        duplicates = rows.from_parquet(storage.read_bytes(unit.files[1].uri))
+        duplicates = rows.from_parquet(read(unit.files[1].uri, self._execution))
         columns = (duplicates[name].to_pylist() for name in ("uid", "reason", "survivor"))
         copies = {uid: (reason, survivor) for uid, reason, survivor in zip(*columns, strict=True)}
         account = RowAccount(table, unit.name)
@@ -46,11 +46,12 @@ def check_scores(settings: SelectSettings, description: dict | None) -> None:
         return
     models = description["models"]
     wanted = {
-        "min_aesthetic": (settings.min_aesthetic, "heads"),
-        "max_nsfw": (settings.max_nsfw, "heads"),
-        "max_watermark": (settings.max_watermark, "heads"),
-        "min_image_text": (settings.min_image_text, "clip"),
+        "min_aesthetic": (settings.min_aesthetic, ("heads", "aesthetic")),
+        "max_nsfw": (settings.max_nsfw, ("heads", "nsfw")),
+        "max_watermark": (settings.max_watermark, ("heads", "watermark")),
+        "min_image_text": (settings.min_image_text, ("clip",)),
     }
-    for name, (value, model) in wanted.items():
-        if value is not None and model not in models:
-            raise ValueError(f"select.{name}={value} has nothing to judge: score ran without score.{model}")
+    for name, (value, makers) in wanted.items():
+        if value is not None and not any(maker in models for maker in makers):
+            without = " and ".join(f"score.{maker}" for maker in makers)
+            raise ValueError(f"select.{name}={value} has nothing to judge: score ran without {without}")

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from preprocessing.captions import parse_join, template_fields
 
+_PILLOWS_LIMIT = 178_956_970  # pixels: twice its warning at 1/4 GiB of RGB
+
 
 class Stage(enum.Enum):
     """What is done to a corpus: the six of `CHAIN`, and `export`, which turns what one of them wrote into shards."""
@@ -115,6 +117,8 @@ class IngestSettings:
 
     def __post_init__(self) -> None:
         _at_least(1, unit_size=self.unit_size, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+        if self.max_pixels > _PILLOWS_LIMIT:
+            raise ValueError(f"ingest.max_pixels={self.max_pixels}: Pillow opens no picture above {_PILLOWS_LIMIT}")
         if (self.metadata is None) != (self.join is None):
             given, lacking = ("join", "metadata") if self.metadata is None else ("metadata", "join")
             raise ValueError(
@@ -133,6 +137,10 @@ class ScoreSettings:
     sharpness_side: int = 512  # longest side, pixels, at which sharpness is measured (larger pictures are scaled down)
     clip: str | None = None  # CLIPModel, hub id or folder; null: no neural score
     heads: str | None = None  # folder with heads.safetensors on CLIP's image embedding; null: image-text score only
+    # Image classification models, hub id or folder, each with a label of this name, whose probability is the score.
+    aesthetic: str | None = None
+    nsfw: str | None = None
+    watermark: str | None = None
     batch_size: int | BatchSize = 32  # pictures per forward
 
     def __post_init__(self) -> None:

@@ -7,11 +7,13 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from preprocessing import rows
+from preprocessing.access import access
 from preprocessing.duplicates import (
     COLUMNS,
     EDGES,
@@ -25,8 +27,10 @@ from preprocessing.duplicates import (
     find_in_evaluation,
     signatures_of,
 )
+from preprocessing.entry import read
+from preprocessing.errors import retry
 from preprocessing.partitions import BitTable, Part, pack, read_parts
-from preprocessing.settings import SelectSettings
+from preprocessing.settings import ExecutionSettings, SelectSettings
 from preprocessing.thresholds import COLUMNS as THRESHOLD_COLUMNS
 from preprocessing.thresholds import failed_threshold
 from preprocessing.unit import Counts, SealedUnit, Step, Unit
@@ -44,17 +48,19 @@ class Sealed:
         return self.unit
 
 
-def load_step(step: Step, settings: SelectSettings, directory: str) -> Callable[[Unit], Sealed]:
+def load_step(
+    step: Step, settings: SelectSettings, execution: ExecutionSettings, directory: str
+) -> Callable[[Unit], Sealed]:
     """The step, ready for units. `directory` is the stage's."""
     if step is Step.SIGNATURES:
         evaluation = None
         if settings.evaluation_folder is not None:
-            evaluation = rows.from_parquet(storage.read_bytes(evaluation_uri(directory)))
-        return lambda unit: Sealed(unit=_signatures(unit, settings, evaluation))
+            evaluation = rows.from_parquet(read(evaluation_uri(directory), execution))
+        return lambda unit: Sealed(unit=_signatures(unit, settings, execution, evaluation))
     if step is Step.SHUFFLE:
-        return lambda unit: Sealed(unit=_shuffle(unit))
+        return lambda unit: Sealed(unit=_shuffle(unit, execution))
     assert step is Step.PAIRS, step
-    return lambda unit: Sealed(unit=_pairs(unit, settings))
+    return lambda unit: Sealed(unit=_pairs(unit, settings, execution))
 
 
 def evaluation_uri(directory: str) -> str:
@@ -74,10 +80,12 @@ def read_aside(data: bytes) -> tuple[list[Duplicate], list[Twin]]:
     return duplicates, twins
 
 
-def _signatures(unit: Unit, settings: SelectSettings, evaluation: pa.Table | None) -> SealedUnit:
+def _signatures(
+    unit: Unit, settings: SelectSettings, execution: ExecutionSettings, evaluation: pa.Table | None
+) -> SealedUnit:
     """A block's files -> row groups of `SIGNATURES`, at most a partition each."""
     counts, aside, groups = Counts(), list[Duplicate | Twin](), list[pa.Table]()
-    for table in _batches(unit, settings, counts):
+    for table in _batches(unit, settings, execution, counts):
         if evaluation is not None:
             found = find_in_evaluation(table, evaluation, settings)
             uids = table["uid"].to_pylist()
@@ -96,11 +104,13 @@ def _signatures(unit: Unit, settings: SelectSettings, evaluation: pa.Table | Non
     return SealedUnit(rows=rows.to_parquet_groups(groups, SIGNATURES), aside=lines.encode(), counts=counts)
 
 
-def _batches(unit: Unit, settings: SelectSettings, counts: Counts) -> Iterator[pa.Table]:
+def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings, counts: Counts) -> Iterator[pa.Table]:
     """The signatures of a block's rows that pass the thresholds, a partition at a time; the others are counted."""
     waiting: list[pa.Table] = []
     for file in unit.files:
-        table = rows.read_columns(file.uri, sorted({*COLUMNS, *THRESHOLD_COLUMNS}))
+        columns = sorted({*COLUMNS, *THRESHOLD_COLUMNS})
+        with access("read", file.uri):
+            table = retry(partial(rows.read_columns, file.uri, columns), execution.attempts, execution.backoff)
         reasons = failed_threshold(table, settings)
         counts.rows_in += table.num_rows
         for reason in reasons:
@@ -115,13 +125,12 @@ def _batches(unit: Unit, settings: SelectSettings, counts: Counts) -> Iterator[p
     yield pa.concat_tables(waiting)
 
 
-def _shuffle(unit: Unit) -> SealedUnit:
-    """A block's signatures -> row groups by the bits of one table, labelled with them.
+def _shuffle(unit: Unit, execution: ExecutionSettings) -> SealedUnit:
+    """Some blocks' signatures -> row groups by the bits of one table, labelled with them.
 
     A picture is in the group of each of its views, so that one whose inset is another's whole meets it.
     """
-    (file,) = unit.files
-    whole = rows.from_parquet(storage.read_bytes(file.uri))
+    whole = pa.concat_tables([rows.from_parquet(read(file.uri, execution)) for file in unit.files])
     keys = BitTable.of_unit(unit.name).keys(arrays_of(whole).short)  # (n, V)
     index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
     pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted
@@ -132,30 +141,34 @@ def _shuffle(unit: Unit) -> SealedUnit:
     return SealedUnit(rows=data, aside=b"", counts=Counts(rows_in=len(keys), kept=len(keys), rows_out=len(pairs)))
 
 
-def _pairs(unit: Unit, settings: SelectSettings) -> SealedUnit:
+def _pairs(unit: Unit, settings: SelectSettings, execution: ExecutionSettings) -> SealedUnit:
     """The copies among a unit's parts, two partitions in memory at a time."""
     left = list(pack(read_parts(unit, "left"), settings.partition_rows))
     right = list(pack(read_parts(unit, "right"), settings.partition_rows))
     found = [EDGES.empty_table()]
     for number, ours in enumerate(left):
-        table = _read(ours)
+        table = _read(ours, execution)
         if not right:
             found.append(find_edges(table, None, settings))
         for theirs in right or left[number + 1 :]:
-            found.append(find_edges(table, _read(theirs), settings))
+            found.append(find_edges(table, _read(theirs, execution), settings))
     edges = pa.concat_tables(found)
-    read = sum(file.size for file in unit.files)
+    size = sum(file.size for file in unit.files)
     return SealedUnit(
-        rows=rows.to_parquet(edges), aside=b"", counts=Counts(rows_in=read, kept=read, rows_out=edges.num_rows)
+        rows=rows.to_parquet(edges), aside=b"", counts=Counts(rows_in=size, kept=size, rows_out=edges.num_rows)
     )
 
 
-def _read(parts: list[Part]) -> pa.Table:
+def _read(parts: list[Part], execution: ExecutionSettings) -> pa.Table:
     """The rows of some parts, each picture once: it may lie under several bit patterns."""
     groups: dict[str, list[int]] = {}
     for part in parts:
         groups.setdefault(part.uri, []).append(part.group)
-    table = pa.concat_tables([rows.read_some_groups(uri, some) for uri, some in groups.items()])
+    tables = []
+    for uri, some in groups.items():
+        with access("read", uri):
+            tables.append(retry(partial(rows.read_some_groups, uri, some), execution.attempts, execution.backoff))
+    table = pa.concat_tables(tables)
     uids = table["uid"].to_numpy()
     _, first = np.unique(uids, return_index=True)
     return table if len(first) == len(uids) else table.take(pa.array(np.sort(first)))

@@ -31,12 +31,13 @@ class TornTar(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A regular file in an archive."""
+    """A file in an archive, or a link."""
 
     name: str
     offset: int  # of its header, bytes
     size: int  # bytes
-    data: bytes | None  # null: larger than the limit, not read
+    data: bytes | None  # null: larger than the limit, not read; or a link
+    link: str | None = None  # what it points to
 
 
 class ChunkedFile:
@@ -60,7 +61,7 @@ class ChunkedFile:
 
 
 def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
-    """The regular files of an archive in order; the data of one above `max_bytes` are left out.
+    """The files and links of an archive in order; the data of one above `max_bytes` are left out.
 
     Raises:
         TornTar: at a cut or broken header, at data that end early, or where the end marker is missing.
@@ -100,6 +101,8 @@ def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
         elif name is not None:
             if header.isreg():
                 yield Member(name=name, offset=offset, size=header.size, data=data)
+            elif header.issym() or header.islnk():
+                yield Member(name=name, offset=offset, size=0, data=None, link=_readable(header.linkname))
             next_name = None
         offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -163,19 +163,11 @@ class StageDirectory:
     def manifests(self) -> list[ManifestName]:
         """All manifests, from a listing. Empty where the directory does not exist."""
         folder = storage.join(self.uri, "manifests")
-        try:
-            names = retry(lambda: storage.list_names(folder), *self._r)
-        except FileNotFoundError:
-            return []
-        return [_parse_manifest(name, f"{folder}/{name}") for name in names if name.endswith(".json")]
+        return [_parse_manifest(name, f"{folder}/{name}") for name in self._names(folder) if name.endswith(".json")]
 
     def rows_present(self) -> set[str]:
         """Names of the units whose rows are there, from a listing."""
-        try:
-            names = retry(lambda: storage.list_names(self.uri), *self._r)
-        except FileNotFoundError:
-            return set()
-        return {name.removesuffix(self.suffix) for name in names if name.endswith(self.suffix)}
+        return {name.removesuffix(self.suffix) for name in self._names(self.uri) if name.endswith(self.suffix)}
 
     def commit(self, unit: Unit, sealed: SealedUnit) -> None:
         """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
@@ -207,18 +199,35 @@ class StageDirectory:
                 if storage.exists(uri):
                     filesystem.delete_file(path)
 
+    def remove_strays(self, units: Collection[str]) -> None:
+        """Delete outputs of others than `units`: of those that `remove` was at when it was killed."""
+        folders = ((self.uri, self.suffix), (storage.join(self.uri, "aside"), ".jsonl"))
+        for folder, suffix in folders:
+            for name in self._names(folder):
+                if name.endswith(suffix) and name.removesuffix(suffix) not in units:
+                    filesystem, path = storage.open_filesystem(storage.join(folder, name))
+                    filesystem.delete_file(path)
+
     def read(self, uri: str) -> bytes:
         """A file's bytes, with retries."""
         with access("read", uri):
-            return retry(lambda: storage.read_bytes(uri), *self._r)
+            return retry(lambda: storage.read_bytes(uri), *self.retries)
 
     def write(self, uri: str, data: bytes) -> None:
         """Write a file atomically, with retries."""
         with access("write", uri):
-            retry(lambda: storage.write_bytes(uri, data), *self._r)
+            retry(lambda: storage.write_bytes(uri, data), *self.retries)
+
+    def _names(self, folder: str) -> list[str]:
+        """The files in a folder, from a listing; none where it does not exist."""
+        try:
+            return retry(lambda: storage.list_names(folder), *self.retries)
+        except FileNotFoundError:
+            return []
 
     @property
-    def _r(self) -> tuple[int, float]:
+    def retries(self) -> tuple[int, float]:
+        """How often, and how soon, a transient error is tried again."""
         return self._execution.attempts, self._execution.backoff
 
 

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from preprocessing.entry import Entry, Fault, Sample, beside, too_large, unsupported
+from preprocessing.entry import Entry, Fault, Sample, Unwanted, beside, too_large, unsupported
 from preprocessing.errors import DataError, DataFault
 from preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
 from preprocessing.settings import ExecutionSettings, IngestSettings
@@ -32,6 +32,8 @@ def read_shard(unit: Unit, settings: IngestSettings, execution: ExecutionSetting
         for member in read_members(source, settings.max_bytes):
             key, extension = split_key(member.name)
             if not extension:
+                message = "a name without an extension, or a hidden file: no member of a sample"
+                yield Unwanted(key=f"{file.name}/{member.name}", reason="no_extension", message=message)
                 continue
             if group is None or group.key != key:
                 if group is not None:
@@ -77,6 +79,8 @@ def _sample(key: str, extension: str | None, group: _Group, settings: IngestSett
     if group.repeated is not None:
         raise DataError(DataFault.DUPLICATE_KEY, f"the sample has two members .{group.repeated}")
     for name, member in group.members.items():
+        if member.link is not None:
+            raise DataError(DataFault.LINK, f".{name} is a link to {member.link}, and only files are read")
         if member.data is None:  # what was not read could not be written back
             raise too_large(member.size, settings, "" if name == extension else f".{name} has ")
     data = {name: member.data for name, member in group.members.items()}

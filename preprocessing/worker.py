@@ -82,9 +82,8 @@ class Processor:
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
         """Process a unit. Raises StageBug, naming the row, for anything unforeseen; ValueError for wrong settings."""
         stage = self._stage or self.load()
-        # elsewhere what is read is in `data`, and a refusal would be another file's, a model's say
-        reads = self._job.stage in (Stage.INGEST, Stage.SELECT) or self._job.step is not Step.STAGE
-        with access("read", unit.files[0].uri) if reads else contextlib.nullcontext():
+        # a source is read piece by piece; elsewhere a refusal would be another file's, a model's say
+        with access("read", unit.files[0].uri) if self._job.stage is Stage.INGEST else contextlib.nullcontext():
             try:
                 return stage(unit, data).seal(unit)
             except StageBug as error:
@@ -108,7 +107,7 @@ def _load(job: Job) -> Callable[[Unit, bytes], Outcome | Sealed]:
     if job.step is not Step.STAGE:
         from preprocessing.steps import load_step
 
-        step = load_step(job.step, settings.select, job.directory)
+        step = load_step(job.step, settings.select, settings.execution, job.directory)
         return lambda unit, data: step(unit)
     if job.stage is Stage.INGEST:
         from preprocessing.ingest import Ingest
@@ -118,7 +117,7 @@ def _load(job: Job) -> Callable[[Unit, bytes], Outcome | Sealed]:
     if job.stage is Stage.SELECT:
         from preprocessing.select import Select
 
-        select = Select(settings.select)
+        select = Select(settings.select, settings.execution)
         return lambda unit, data: select(unit, _table(unit, data))
     stage = load_table_stage(job)
     return lambda unit, data: stage(unit.name, _table(unit, data))

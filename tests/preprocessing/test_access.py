@@ -13,7 +13,7 @@ import pytest
 
 from preprocessing.errors import is_transient
 from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
 from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
@@ -48,6 +48,19 @@ def test_a_bucket_or_a_server_that_is_not_there(bucket: str, monkeypatch: pytest
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"nothing answers at the store's address; is AWS_ENDPOINT_URL right\?"):
         run(f"{bucket}/raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_does_not_give_the_metadata_is_said_of_the_metadata(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a.jpg").write_bytes(jpeg(picture(0)))
+    settings = PreprocessSettings(ingest=IngestSettings(metadata=f"{bucket}s/list.csv", join="stem=name"))
+    for reason in ("the bucket does not exist", "nothing answers at the store's address"):
+        with pytest.raises(ValueError, match=rf"cannot read s3://corpuss/list\.csv: {reason}"):
+            run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), settings, local=True)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert not (tmp_path / "out").exists()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from preprocessing.captions import fill, parse_join, template_fields
 from preprocessing.run import StageResult
+from realcustom import storage
 from tests.preprocessing.corpora import jpeg, picture
 from tests.preprocessing.test_ingest import aside_of, ingest, table_of
 
@@ -89,6 +92,22 @@ def test_captions_and_groups_beside_the_pictures(tmp_path: Path) -> None:
     assert captions(titled)["b.jpg"] == "t"
 
 
+def test_captions_are_found_whatever_the_case_of_the_extensions(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for number, name in enumerate(["A.JPG", "b.jpg", "c.Jpeg"]):
+        (source / name).write_bytes(jpeg(picture(number)))
+    (source / "A.TXT").write_text("a toy")
+    (source / "b.Json").write_text(json.dumps({"caption": "a duck", "view_group": "g"}))
+    (source / "C.TXT").write_text("of another picture")
+    result = ingest(source, tmp_path / "out", unit_size=2)
+    assert captions(result) == {"A.JPG": "a toy", "b.jpg": "a duck", "c.Jpeg": None}
+    assert result.report["in"] == result.report["kept"] == 3
+    (source / "A.TXT").write_text("another toy")
+    again = ingest(source, tmp_path / "out", unit_size=2)
+    assert again.units_run == 1 and captions(again)["A.JPG"] == "another toy"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -125,6 +144,16 @@ def test_a_table_that_cannot_be_joined_is_refused(toys: Path, tmp_path: Path, co
     (toys / "subjects.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         described(toys, tmp_path / "out", caption_template="a {class}")
+
+
+def test_a_table_that_may_not_be_read_is_named(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str | Path) -> bytes:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # tests may run as one who may read anything
+
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+    with pytest.raises(ValueError, match=r"cannot read .*/subjects\.csv: no permission"):
+        described(toys, tmp_path / "out", caption_template="a {class}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_table_of_captions_is_for_folders_only(tmp_path: Path) -> None:

@@ -187,6 +187,14 @@ def test_tables_are_cut_into_units_of_rows(server: PictureServer, tmp_path: Path
     assert again.units_run == 0  # how it is fetched changes nothing
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_without_rows_is_an_empty_account(kind: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", [])
+    (tmp_path / "t.csv").write_text("url,caption\n")
+    result = fetch(tmp_path / f"t.{kind}", tmp_path / "out")
+    assert (result.report["units"], result.report["in"], result.report["kept"]) == (0, 0, 0)
+
+
 def test_workers_fetch_and_export_what_one_process_does(
     ray_cluster: str, server: PictureServer, tmp_path: Path
 ) -> None:
@@ -267,7 +275,17 @@ def test_a_torn_table_of_urls_is_one_entry_and_a_bad_row_group_its_rows(server: 
         (["otherbot: noai"], False),
         (["noai, unavailable_after: 25 Jun 2027 15:00:00 PST"], True),
         (["unavailable_after: 25 Jun 2027 15:00:00 PST"], False),
+        (["unavailable_after: 25 Jun 2027 15:00:00 PST, noai"], True),
+        (["unavailable_after: Friday, 25-Jun-27 15:00:00 UTC, noai"], True),
+        (["max-image-preview:large"], False),
+        (["max-image-preview:large, noai"], True),
+        (["max-snippet:-1, max-image-preview:large, noai, noimageai"], True),
+        (["otherbot: noai, noimageai"], False),
+        (["otherbot: max-snippet:-1, noai"], False),
+        (["otherbot: noai, realcustom: noai"], True),
+        (["otherbot: noai", "noai"], True),
     ],
 )
 def test_robots_opt_out(values: list[str], forbidden: bool) -> None:
-    assert opted_out(values, "realcustom/1.0 (+https://example.org)") is forbidden
+    for user_agent in ("realcustom", "realcustom/1.0 (+https://example.org)"):
+        assert opted_out(values, user_agent) is forbidden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -9,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from preprocessing import partitions, rows
+from preprocessing import near, partitions, rows
 from preprocessing.duplicates import EXACT, NEAR, Twin, cluster_sizes, collapse, find_edges, resolve, signatures_of
 from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings, Stage
 from tests.preprocessing.corpora import snapshot
 from tests.preprocessing.signatures import flipped, originals, planted, scored, write_scored
 from tests.preprocessing.test_ingest import aside_of
@@ -48,6 +50,41 @@ def test_planted_copies_are_found_and_nothing_else(tmp_path: Path, cut: dict[str
     assert "sets of 2 copies" in (Path(result.directory) / "report.html").read_text()
     again = snapshot(result.directory)
     assert select(source, tmp_path / "out", **cut).units_run == 0 and snapshot(result.directory) == again
+
+
+@pytest.mark.parametrize(("rows_together", "shuffles"), [(22, 2), (1000, 1)])
+def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_search(
+    rows_together: int, shuffles: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
+    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 1)
+    table, pairs = planted(30, 10, seed=7)
+    source = write_scored(tmp_path / "scored", table, 5)
+    exact = select(source, tmp_path / "exact")
+    result = select(source, tmp_path / "out", exact_search_rows=1, partition_rows=rows_together)
+    assert len(list(Path(result.directory).glob("global/shuffle/*.parquet"))) == 8 * shuffles  # of 6 blocks
+    assert found(result, table) == found(exact, table) == pairs
+    assert result.report["clusters"] == exact.report["clusters"] == {"2": 10}
+
+
+@pytest.mark.parametrize("name", ["read_columns", "read_some_groups"])
+def test_a_passing_error_of_the_search_is_tried_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failed = getattr(rows, name), list[str]()
+
+    def failing_once(uri: str, wanted: list) -> pa.Table:
+        if wanted != ["uid"] and not failed:  # the uids are looked at before the search
+            failed.append(uri)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(uri, wanted)
+
+    monkeypatch.setattr(rows, name, failing_once)
+    table, pairs = planted(60, 20, seed=6)
+    settings = PreprocessSettings(execution=ExecutionSettings(backoff=0.0))
+    source = write_scored(tmp_path / "scored", table, 30)
+    assert found(run_stage(Stage.SELECT, str(source), str(tmp_path / "out"), settings, local=True), table) == pairs
+    assert failed
 
 
 def test_a_corpus_in_another_order_gives_the_same_survivors(tmp_path: Path) -> None:
@@ -158,7 +195,7 @@ def test_many_equal_pictures_are_not_compared_with_each_other() -> None:
     assert {twin.of for twin in twins} == {table["uid"][0].as_py()}
 
 
-def test_a_dense_cluster_leaves_few_edges() -> None:
+def test_a_dense_cluster_leaves_few_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     one = originals(1, rng)
     cluster = {name: np.repeat(values, 300, axis=0) for name, values in one.items()}
@@ -166,6 +203,18 @@ def test_a_dense_cluster_leaves_few_edges() -> None:
     table = signatures_of(scored(cluster), "b")
     edges = find_edges(table, None, SelectSettings())
     assert edges.num_rows == sum(min(64, number) for number in range(300))
+    uids = table.sort_by("rank")["uid"].to_pylist()
+    best = {uid: uids[:place][:64] for place, uid in enumerate(uids)}
+    assert [edge["better"] for edge in edges.to_pylist()] == [better for uid in uids for better in best[uid]]
+    monkeypatch.setattr(near, "_HELD", 100)  # so that pairs are trimmed again and again
+    assert find_edges(table, None, SelectSettings()).equals(edges)
+    halves = [table.slice(0, 150), table.slice(150)]
+    found = [(edge["uid"], edge["better"]) for edge in find_edges(*halves, SelectSettings()).to_pylist()]
+    ours = set(halves[0]["uid"].to_pylist())
+    apart = {
+        uid: [other for other in uids[:place] if (other in ours) != (uid in ours)] for place, uid in enumerate(uids)
+    }
+    assert found == [(uid, better) for uid in uids for better in apart[uid][:64]]
     assert {entry.survivor for entry in resolve([edges], [], True)} == {table["uid"][0].as_py()}
 
 

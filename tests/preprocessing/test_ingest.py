@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +117,68 @@ def test_a_sample_that_could_not_be_written_back_is_not_kept_in_part(tmp_path: P
     assert table_of(result)["key"].to_pylist() == ["s.tar/both.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [(rb'{"caption": "a duck \ud83d"}', "unreadable_caption"), (rb'{"view_group": "\udc00"}', "unreadable_text")],
+)
+def test_half_a_character_beside_a_picture_is_a_fault_of_its_row(beside: bytes, reason: str, tmp_path: Path) -> None:
+    whole = rb'{"caption": "a duck \ud83e\udd86"}'  # both halves of one
+    members = {"a.jpg": jpeg(picture(0)), "a.json": beside, "b.jpg": jpeg(picture(1)), "b.json": whole}
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
+    result = ingest(tmp_path / "src", tmp_path / "out")
+    assert {key: entry["reason"] for key, entry in aside_of(result).items()} == {"s.tar/a.jpg": reason}
+    assert table_of(result)["alt_text"].to_pylist() == ["a duck \U0001f986"]
+    assert result.report["in"] == 2
+
+
+@pytest.mark.parametrize("template", [None, "a {stem}"])
+def test_a_picture_whose_name_is_no_text_is_quarantined(template: str | None, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for number, name in enumerate([b"a.jpg", b"caf\xe9.jpg", "caf\u00e9.jpg".encode()]):
+        (source / os.fsdecode(name)).write_bytes(jpeg(picture(number)))
+    result = ingest(source, tmp_path / "out", caption_template=template)
+    assert table_of(result)["key"].to_pylist() == ["a.jpg", "caf\u00e9.jpg"]
+    assert {key: entry["reason"] for key, entry in aside_of(result).items()} == {r"caf\udce9.jpg": "unreadable_text"}
+    assert result.report["in"] == 3
+
+
+def test_a_shard_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 1).joinpath(os.fsdecode(b"caf\xe9.tar")).write_bytes(tar_bytes({}))
+    with pytest.raises(ValueError, match=r"the name of 'caf\\udce9\.tar' in .* is not UTF-8: rename it"):
+        ingest(tmp_path / "src", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_and_members_without_an_extension_are_accounted_for(tmp_path: Path) -> None:
+    files = [("good.jpg", jpeg(picture(0))), ("good.txt", b"a toy"), ("README", b"read me"), ("x/.hidden", b"")]
+    files += [("captioned.jpg", jpeg(picture(1)))]
+    links = [("captioned.txt", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE), ("soft.jpg", tarfile.SYMTYPE)]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in [("folder.d", tarfile.DIRTYPE), *((name, tarfile.REGTYPE) for name, _ in files), *links]:
+            info = tarfile.TarInfo(name)
+            data = dict(files).get(name, b"")
+            info.type, info.size, info.linkname = kind, len(data), "good.jpg" if (name, kind) in links else ""
+            archive.addfile(info, io.BytesIO(data))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/s.tar").write_bytes(buffer.getvalue())
+    result = ingest(tmp_path / "src", tmp_path / "out")
+    assert table_of(result)["key"].to_pylist() == ["s.tar/good.jpg"]
+    aside = aside_of(result)
+    assert {key: entry["reason"] for key, entry in aside.items()} == {
+        "s.tar/README": "no_extension",
+        "s.tar/x/.hidden": "no_extension",
+        "s.tar/captioned.jpg": "link",
+        "s.tar/hard.jpg": "link",
+        "s.tar/soft.jpg": "link",
+    }
+    assert aside["s.tar/captioned.jpg"]["message"] == ".txt is a link to good.jpg, and only files are read"
+    report = result.report
+    assert (report["in"], report["dropped"], report["quarantined"]) == (6, {"no_extension": 2}, {"link": 3})
+
+
 def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
     members = sample("a", jpeg(picture(0))) | sample("b", jpeg(picture(1))) | sample("c", jpeg(picture(2)))
     whole = tar_bytes(members)
@@ -182,6 +247,21 @@ def test_parquet_source_without_the_column_says_which_there_are(tmp_path: Path) 
     pq.write_table(pa.table({"jpg": [b""], "text": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"no column 'image' but jpg, text; set ingest\.image_column"):
         ingest(tmp_path, tmp_path / "out")
+
+
+def test_a_later_table_without_the_column_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for name, column in (("a", "caption"), ("b", "text")):
+        pq.write_table(pa.table({"image": [png(picture(0))], column: ["a toy"]}), tmp_path / f"src/{name}.parquet")
+    with pytest.raises(ValueError, match=r"b\.parquet has no column 'caption' but image, text"):
+        ingest(tmp_path / "src", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_pixels_than_pillow_opens_are_refused_at_once() -> None:
+    assert IngestSettings(max_pixels=178_956_970).max_pixels == 178_956_970
+    with pytest.raises(ValueError, match=r"ingest\.max_pixels=178956971: Pillow opens no picture above 178956970"):
+        IngestSettings(max_pixels=178_956_971)
 
 
 def test_a_broken_row_group_is_quarantined_row_by_row(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from preprocessing import rows
 from preprocessing.errors import StageBug, is_transient, retry
 from preprocessing.fingerprint import describe, fingerprint
 from preprocessing.run import StageResult, run_stage
@@ -135,6 +137,35 @@ def test_a_users_own_table_is_as_good_as_a_stage(tmp_path: Path) -> None:
         assert (Path(scored.directory) / "mine.parquet").exists()
     with pytest.raises(ValueError, match=r"select cannot read .*: the column 'scores' is missing"):
         run(Stage.SELECT, tmp_path / "own", tmp_path / "out")
+
+
+def test_a_users_own_table_without_hashes_can_be_scored_and_not_selected(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 2)
+    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    (tmp_path / "own").mkdir()
+    table = pq.read_table(Path(ingested.directory) / "shard-00000.parquet", columns=rows.INGESTED.names)
+    assert table.schema.equals(rows.INGESTED)
+    pq.write_table(table, tmp_path / "own/mine.parquet")
+    scored = run(Stage.SCORE, tmp_path / "own", tmp_path / "out")
+    assert scored.report["in"] == scored.report["kept"] == 2
+    with pytest.raises(ValueError, match=r"select cannot read .*mine\.parquet: the column 'phashes' is missing"):
+        run(Stage.SELECT, scored.directory, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("select@*"))
+
+
+def test_what_a_removal_that_was_killed_left_is_removed(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 2, 2)
+    first = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    directory = Path(first.directory)
+    (tmp_path / "src/shard-00001.tar").unlink()
+    (directory / "report.json").unlink()
+    (manifest,) = directory.glob("manifests/shard-00001.*")
+    manifest.unlink()  # the rest of the unit is still there
+    again = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    assert (again.units_run, again.report["units"], again.report["in"], again.report["kept"]) == (0, 1, 2, 2)
+    assert not list(directory.rglob("shard-00001*"))
+    fresh = run(Stage.INGEST, tmp_path / "src", tmp_path / "fresh")
+    assert snapshot(again.directory) == snapshot(fresh.directory)
 
 
 def test_limit_runs_some_units_and_the_rest_later(tmp_path: Path) -> None:

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from preprocessing import rows
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from preprocessing.unit import InputFile, Unit, UnitKind
+from preprocessing.worker import Job, Processor
 from tests.preprocessing.corpora import jpeg, picture, png, sample, tar_bytes
+from tests.preprocessing.signatures import planted, write_scored
 from tests.preprocessing.test_ingest import aside_of, table_of
 
 
@@ -82,6 +86,30 @@ def test_evaluation_pictures_are_kept_out(corpus: Path, tmp_path: Path) -> None:
     result = run(corpus, tmp_path / "out", evaluation_folder=str(tmp_path / "evaluation"))
     assert reasons(result)["0.tar/other.jpg"] == "in_evaluation_folder"
     assert aside_of(result)["0.tar/other.jpg"]["message"] == "of x.jpg"
+
+
+def test_a_file_of_the_evaluation_folder_that_may_be_a_picture_is_refused(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "x.jpg").write_bytes(jpeg(picture(3, (64, 64)), quality=80))
+    for name in ("x.txt", "x.JSON", "list.csv", ".DS_Store", ".x.jpg"):
+        (folder / name).write_text("not a picture")
+    assert run(corpus, tmp_path / "out", evaluation_folder=str(folder)).report["dropped"]["in_evaluation_folder"] == 1
+    (folder / "duck.jpg_large").write_bytes(jpeg(picture(5)))
+    with pytest.raises(
+        ValueError, match=r"evaluation_folder: .*/duck\.jpg_large has no picture's extension, .* rename"
+    ):
+        run(corpus, tmp_path / "other", evaluation_folder=str(folder))
+
+
+def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> None:
+    table = planted(4, 0)[0]
+    scored = str(tmp_path / "scored/part-00000.parquet")
+    uris = (scored, f"{write_scored(tmp_path / 'scored', table, 4)}/part-00000.parquet/block-00000.parquet")
+    files = tuple(InputFile(name=Path(uri).name, uri=uri, size=0) for uri in uris)
+    job = Job(stage=Stage.SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot read .*/block-00000\.parquet: a part of the path is a file"):
+        Processor(job)(Unit(name="part-00000", identity="", kind=UnitKind.PART, files=files), rows.to_parquet(table))
 
 
 def test_a_new_copy_in_another_shard_reaches_units_that_were_done(corpus: Path, tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ from transformers import (
     SamPromptEncoderConfig,
     SamVisionConfig,
     SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
 )
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 WORDS = ["a", "toy", "car", "on", "grass", "red", "blue", "ball", "the", "left", "right"]
 _LAYERS = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -45,6 +48,15 @@ def clip(folder: Path) -> str:
     tokenizer.save_pretrained(folder)
     size = {"height": 32, "width": 32}
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return str(folder)
+
+
+def classifier(folder: Path, *labels: str) -> str:
+    """An image classification model with these labels."""
+    config = ViTConfig(**_LAYERS, image_size=32, patch_size=16, id2label=dict(enumerate(labels)))
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
 
 

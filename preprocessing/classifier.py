@@ -1,0 +1,43 @@
+"""Scores of image classification models of any architecture: the probability of the label that the score is named after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from preprocessing.model_folders import find_label
+from preprocessing.models import inference, load_model, pad_batch, prepare_torch
+from preprocessing.settings import ComputeSettings
+from realcustom.identity import split_revision
+
+
+class Classifier:
+    """Pictures -> a score by its name, the probability 0..1 of the label of that name, in whatever case it is written."""
+
+    def __init__(self, score: str, model: str, compute: ComputeSettings):
+        name, revision = split_revision(model)
+        self._device = prepare_torch(compute)
+        self._compute = compute
+        self._model = load_model(AutoModelForImageClassification, model, self._device)
+        # of the two that transformers has the one that needs no torchvision, so that scores do not depend on it
+        self._processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
+        self._score, self._label = score, find_label(self._model.config.id2label, score, model)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the score that it gives."""
+        return (self._score,)
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+    ) -> list[dict[str, float]]:
+        """Scores of at most `batch_size` pictures; their texts do not matter."""
+        padded = pad_batch(list(pictures), batch_size)
+        pixel_values = self._processor(padded, return_tensors="pt").pixel_values
+        with inference(self._compute):
+            logits = self._model(pixel_values=pixel_values.to(self._device)).logits  # (B, labels)
+        probabilities = torch.softmax(logits.float(), dim=-1)[: len(pictures), self._label].cpu().tolist()
+        return [{self._score: probability} for probability in probabilities]

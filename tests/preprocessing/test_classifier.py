@@ -1,0 +1,71 @@
+"""Scores by image classification models: the probability of the label that the score is named after."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from preprocessing.run import run_stage
+from preprocessing.settings import PreprocessSettings, ScoreSettings, SelectSettings, Stage
+from tests.preprocessing import tiny_models
+from tests.preprocessing.corpora import write_shards
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("classifier")
+    write_shards(root / "src", 1, 5)
+    tiny_models.classifier(root / "nsfw", "normal", "NSFW")
+    tiny_models.classifier(root / "watermark", "watermark", "clean", "unsure")
+    tiny_models.clip(root / "clip")
+    tiny_models.heads(root / "heads")
+    return root
+
+
+def rows_of(directory: str) -> pa.Table:
+    return pq.read_table(next(Path(directory).glob("*.parquet")))
+
+
+def run(stage: Stage, source: str, root: Path, select: SelectSettings | None = None, **score: str | int | None) -> str:
+    settings = PreprocessSettings(score=ScoreSettings(**score), select=select or SelectSettings())  # type: ignore[arg-type]
+    return run_stage(stage, source, str(root / "out"), settings, local=True).directory
+
+
+def test_scores_are_the_labels_probabilities_at_any_batch_size(root: Path) -> None:
+    from transformers import ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    ingested = run(Stage.INGEST, str(root / "src"), root)
+    models = {"nsfw": str(root / "nsfw"), "watermark": str(root / "watermark")}
+    by_size = [rows_of(run(Stage.SCORE, ingested, root, **models, batch_size=size)).to_pylist() for size in (2, 5)]
+    assert len(by_size[0]) == 5
+    for name, label in (("nsfw", 1), ("watermark", 0)):
+        model = ViTForImageClassification.from_pretrained(root / name).eval()
+        processor = ViTImageProcessorPil.from_pretrained(root / name)
+        for row, other in zip(*by_size, strict=True):
+            picture = Image.open(io.BytesIO(row["image"])).convert("RGB")
+            with torch.no_grad():
+                logits = model(**processor(picture, return_tensors="pt")).logits[0]
+            assert row["scores"][name] == pytest.approx(float(logits.softmax(0)[label]), abs=1e-5)
+            assert row["scores"][name] == pytest.approx(other["scores"][name], abs=1e-5)
+            assert row["scores"]["aesthetic"] is None
+    scored = run(Stage.SCORE, ingested, root, **models)
+    for limit in (0.0, 1.0):
+        kept = rows_of(run(Stage.SELECT, scored, root, SelectSettings(max_nsfw=limit, min_side=1))).num_rows
+        assert kept == (0 if limit == 0 else 5)
+
+
+def test_a_model_without_the_label_is_refused_before_anything_is_written(root: Path) -> None:
+    ingested = run(Stage.INGEST, str(root / "src"), root)
+    before = sorted((root / "out").iterdir())
+    with pytest.raises(ValueError, match=r"score\.aesthetic: .*nsfw has no label 'aesthetic', only normal, NSFW"):
+        run(Stage.SCORE, ingested, root, aesthetic=str(root / "nsfw"))
+    with pytest.raises(ValueError, match=r"score\.nsfw and score\.heads both give the score 'nsfw'"):
+        run(Stage.SCORE, ingested, root, clip=str(root / "clip"), heads=str(root / "heads"), nsfw=str(root / "nsfw"))
+    assert sorted((root / "out").iterdir()) == before
