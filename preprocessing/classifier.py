@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -12,6 +13,8 @@ from preprocessing.model_folders import find_label
 from preprocessing.models import inference, load_model, pad_batch, prepare_torch
 from preprocessing.settings import ComputeSettings
 from realcustom.identity import split_revision
+
+_SIZES = ((64, 64), (96, 64), (64, 96))
 
 
 class Classifier:
@@ -24,6 +27,8 @@ class Classifier:
         self._model = load_model(AutoModelForImageClassification, model, self._device)
         # of the two that transformers has the one that needs no torchvision, so that scores do not depend on it
         self._processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
+        self._is_multi_label = self._model.config.problem_type == "multi_label_classification"
+        self._check_shapes(model)
         self._score, self._label = score, find_label(self._model.config.id2label, score, model)
 
     @property
@@ -39,5 +44,14 @@ class Classifier:
         pixel_values = self._processor(padded, return_tensors="pt").pixel_values
         with inference(self._compute):
             logits = self._model(pixel_values=pixel_values.to(self._device)).logits  # (B, labels)
-        probabilities = torch.softmax(logits.float(), dim=-1)[: len(pictures), self._label].cpu().tolist()
+        normalise = torch.sigmoid if self._is_multi_label else partial(torch.softmax, dim=-1)
+        probabilities = normalise(logits.float())[: len(pictures), self._label].cpu().tolist()
         return [{self._score: probability} for probability in probabilities]
+
+    def _check_shapes(self, model: str) -> None:
+        """Raise ValueError if pictures of several shapes would not make a batch."""
+        shapes = {self._processor(Image.new("RGB", size), return_tensors="pt").pixel_values.shape for size in _SIZES}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{model} brings pictures of different shapes to {' and '.join(map(str, shapes))}: no batch"
+            )

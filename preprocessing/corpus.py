@@ -11,6 +11,7 @@ from functools import partial
 import pyarrow as pa
 
 from preprocessing import rows
+from preprocessing.access import access
 from preprocessing.entry import is_text
 from preprocessing.errors import retry
 from preprocessing.folder import SIDECARS, sidecar_name
@@ -138,7 +139,8 @@ def check_tables(units: Sequence[Unit], settings: IngestSettings, execution: Exe
     def check(unit: Unit) -> None:
         file = unit.files[0]
         try:
-            schema = retry(lambda: rows.read_schema(file.uri), execution.attempts, execution.backoff)
+            with access("read", file.uri):
+                schema = retry(lambda: rows.read_schema(file.uri), execution.attempts, execution.backoff)
         except pa.ArrowInvalid:  # judged where it is read
             return
         check_source_table(schema, settings, file.name)

@@ -75,11 +75,14 @@ def _check_config(model: str, config: Path, setting: str) -> None:
 
 
 def find_label(labels: Mapping[str | int, str], score: str, model: str) -> int:
-    """The index of the label that the score is named after. Raises ValueError, naming the labels, if there is none."""
+    """The index of the label that the score is named after. Raises ValueError, naming the labels, if there is none.
+
+    One label alone is a regression's, and has no probability.
+    """
     for index, label in labels.items():
-        if label.lower() == score:
+        if label.lower() == score and len(labels) > 1:
             return int(index)
-    raise ValueError(f"score.{score}: {model} has no label '{score}', only {', '.join(labels.values())}")
+    raise ValueError(f"score.{score}: {model} has no label '{score}' beside others, only {', '.join(labels.values())}")
 
 
 def _check_weights(folder: Path, setting: str) -> None:

@@ -64,6 +64,9 @@ _WRITER: dict[str, Any] = {
 }
 
 
+_FOOTER = 2**16  # bytes at a file's end that are fetched first: mostly its whole footer
+
+
 def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -> None:
     """Raise ValueError that names the first column of `needed` that `schema` lacks or holds with another type."""
     for field in needed:
@@ -107,9 +110,7 @@ def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: lis
 
 def read_groups(uri: str) -> list[tuple[int, int]]:
     """Label (its number, if there are none) and length of each row group of a Parquet file, from its footer."""
-    filesystem, path = storage.open_filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        footer = pq.read_metadata(file)
+    footer = read_footer(uri)
     lengths = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     labels = (footer.metadata or {}).get(b"groups")
     return list(zip(json.loads(labels) if labels else range(len(lengths)), lengths, strict=True))
@@ -138,10 +139,27 @@ def strings(values: list[str]) -> pa.Array:
     return pa.array(values, pa.string())
 
 
-def read_schema(uri: str) -> pa.Schema:
-    """The schema of a Parquet file, from its footer."""
+def read_footer(uri: str) -> pq.FileMetaData:
+    """A Parquet file's footer. Raises pa.ArrowInvalid if there is none, or a broken one; OSError for the storage's faults.
+
+    Arrow would raise OSError for either.
+    """
     filesystem, path = storage.open_filesystem(uri)
-    return pq.read_schema(path, filesystem=filesystem)
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        end = file.read_at(min(size, _FOOTER), max(0, size - _FOOTER))
+        length = int.from_bytes(end[-8:-4], "little") + 8
+        if len(end) < length <= size:
+            end = file.read_at(length, size - length)
+    try:
+        return pq.read_metadata(pa.BufferReader(end))
+    except OSError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """The schema of a Parquet file, from its footer, as `read_footer`."""
+    return read_footer(uri).schema.to_arrow_schema()
 
 
 def record_table(columns: Mapping[str, pa.Array | list], fields: Mapping[str, pa.Field]) -> pa.Table:

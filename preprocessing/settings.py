@@ -167,7 +167,9 @@ class SelectSettings:
     near_duplicate_bits: int = 40  # and of 256 set bits of the long hashes, for it to be a near duplicate, 0..128
     near_duplicate_color: float = 0.15  # and the largest difference in tint over brightness in an 8 x 8 thumbnail
     exact_search_rows: int = 4_000_000  # in a larger corpus the search is locality-sensitive: it may miss a few
-    partition_rows: int = 200_000  # rows of a partition of the search; a worker holds two, some 0.7 kB a row
+    partition_rows: int = (
+        200_000  # rows of a partition of the search: a worker holds two, some 0.7 kB a row; or one, some 4 kB
+    )
     evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped
 
     def __post_init__(self) -> None:

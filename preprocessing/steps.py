@@ -130,7 +130,8 @@ def _shuffle(unit: Unit, execution: ExecutionSettings) -> SealedUnit:
 
     A picture is in the group of each of its views, so that one whose inset is another's whole meets it.
     """
-    whole = pa.concat_tables([rows.from_parquet(read(file.uri, execution)) for file in unit.files])
+    tables = [rows.from_parquet(read(file.uri, execution)) for file in unit.files]
+    whole = pa.concat_tables(tables).combine_chunks()  # else each `take` below would do it
     keys = BitTable.of_unit(unit.name).keys(arrays_of(whole).short)  # (n, V)
     index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
     pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from preprocessing.csv_table import read_header, read_rows
 from preprocessing.errors import retry
+from preprocessing.rows import read_footer
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.source_table import require_column, require_texts
 from preprocessing.unit import InputFile, Unit, UnitKind, identity_of, unit_name
-from realcustom import storage
 from realcustom.storage import FileEntry
 
 
@@ -54,9 +53,8 @@ def _count_rows(entry: FileEntry, settings: IngestSettings, execution: Execution
         for name in settings.keep_columns or ():
             require_column(columns, name, "keep_columns", entry.name)
         return sum(1 for _ in read_rows(entry.uri, execution))
-    filesystem, path = storage.open_filesystem(entry.uri)
     try:
-        metadata = retry(lambda: pq.read_metadata(path, filesystem=filesystem), execution.attempts, execution.backoff)
+        metadata = retry(lambda: read_footer(entry.uri), execution.attempts, execution.backoff)
     except pa.ArrowInvalid:
         return None
     schema = metadata.schema.to_arrow_schema()

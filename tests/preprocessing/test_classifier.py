@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from preprocessing.classifier import Classifier
 from preprocessing.run import run_stage
-from preprocessing.settings import PreprocessSettings, ScoreSettings, SelectSettings, Stage
+from preprocessing.settings import ComputeSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
 from tests.preprocessing import tiny_models
-from tests.preprocessing.corpora import write_shards
+from tests.preprocessing.corpora import picture, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +63,42 @@ def test_scores_are_the_labels_probabilities_at_any_batch_size(root: Path) -> No
         assert kept == (0 if limit == 0 else 5)
 
 
+def test_multi_label_models_give_each_label_a_probability_of_its_own(root: Path) -> None:
+    model = tiny_models.classifier(root / "many", "nsfw", "blurred")
+    config = json.loads((root / "many/config.json").read_text())
+    (root / "many/config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    pictures = [picture(seed) for seed in range(3)]
+    for name, total in ((model, 2), (str(root / "nsfw"), 1)):
+        plain = Classifier("nsfw", name, ComputeSettings())
+        logits = plain._model(pixel_values=plain._processor(pictures, return_tensors="pt").pixel_values).logits
+        expected = logits.sigmoid() if total == 2 else logits.softmax(-1)
+        found = [scores["nsfw"] for scores in plain(pictures, [None] * 3, 3)]
+        assert found == pytest.approx(expected[:, plain._label].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "message"),
+    [
+        (("nsfw",), {"height": 32, "width": 32}, "no label 'nsfw' beside others, only nsfw"),
+        (("nsfw", "normal"), {"shortest_edge": 32}, "different shapes"),
+    ],
+)
+def test_models_that_give_no_probability_or_no_batch_are_refused(
+    labels: tuple[str, ...], size: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    model = tiny_models.classifier(tmp_path / "model", *labels)
+    config = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "size": size}
+    (tmp_path / "model/preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        Classifier("nsfw", model, ComputeSettings())
+
+
 def test_a_model_without_the_label_is_refused_before_anything_is_written(root: Path) -> None:
     ingested = run(Stage.INGEST, str(root / "src"), root)
     before = sorted((root / "out").iterdir())
-    with pytest.raises(ValueError, match=r"score\.aesthetic: .*nsfw has no label 'aesthetic', only normal, NSFW"):
+    with pytest.raises(
+        ValueError, match=r"score\.aesthetic: .*nsfw has no label 'aesthetic' beside others, only normal, NSFW"
+    ):
         run(Stage.SCORE, ingested, root, aesthetic=str(root / "nsfw"))
     with pytest.raises(ValueError, match=r"score\.nsfw and score\.heads both give the score 'nsfw'"):
         run(Stage.SCORE, ingested, root, clip=str(root / "clip"), heads=str(root / "heads"), nsfw=str(root / "nsfw"))

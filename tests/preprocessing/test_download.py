@@ -255,12 +255,13 @@ def test_a_torn_table_of_urls_is_one_entry_and_a_bad_row_group_its_rows(server: 
     urls = [f"{server.url}/picture/{index}" for index in range(4)]
     whole = write_table(source / "b.parquet", urls, row_group_size=2, use_dictionary=False, compression="zstd")
     (source / "a.parquet").write_bytes(whole.read_bytes()[:-30])
+    (source / "a0.parquet").write_bytes(whole.read_bytes()[:-30] + b"\xff" * 22 + whole.read_bytes()[-8:])
     data = bytearray(whole.read_bytes())
     start = pq.ParquetFile(whole).metadata.row_group(1).column(0).data_page_offset
     data[start : start + 40] = b"\xff" * 40
     whole.write_bytes(bytes(data))
     result = fetch(source, tmp_path / "out", unit_size=2)
-    assert (result.report["in"], result.report["kept"], result.report["quarantined"]) == (5, 2, {"torn_table": 3})
+    assert (result.report["in"], result.report["kept"], result.report["quarantined"]) == (6, 2, {"torn_table": 4})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from preprocessing import rows
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind, Stage
 from realcustom.record import picture_uid
@@ -289,11 +290,21 @@ def test_a_torn_table_is_quarantined_wherever_it_stands(tmp_path: Path) -> None:
     whole = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.parquet").write_bytes(b"")
+    length = int.from_bytes(whole[-8:-4], "little")
+    for name, bad in (("a0", b"\xff" * length), ("d", b"\0" * length)):  # a footer that is there and is none
+        (tmp_path / f"{name}.parquet").write_bytes(whole[: -8 - length] + bad + whole[-8:])
     report = ingest(tmp_path, tmp_path / "out").report
-    assert (report["in"], report["kept"], report["quarantined"]) == (3, 1, {"torn_table": 2})
+    assert (report["in"], report["kept"], report["quarantined"]) == (5, 1, {"torn_table": 4})
     (tmp_path / "b.parquet").unlink()
-    with pytest.raises(ValueError, match=r"none of 2 \.parquet files can be read as such; a\.parquet: "):
+    with pytest.raises(ValueError, match=r"none of 4 \.parquet files can be read as such; a\.parquet: "):
         ingest(tmp_path, tmp_path / "out")
+
+
+def test_a_long_footer_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_FOOTER", 16)
+    schema = pa.schema([pa.field(f"column_{number}", pa.int64()) for number in range(50)])
+    pq.write_table(schema.empty_table(), tmp_path / "t.parquet")
+    assert rows.read_schema(str(tmp_path / "t.parquet")).equals(schema)
 
 
 def test_captions_of_a_table_that_are_not_utf_8_are_quarantined(tmp_path: Path) -> None:
