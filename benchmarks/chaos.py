@@ -32,11 +32,12 @@ sys.path.append(str(record.ROOT))  # the tests are not installed
 
 from pipeline.cluster import start_local
 from preprocessing.settings import CHAIN
-from tests.preprocessing.chaos import Task, disturb
+from tests.preprocessing.chaos import EndedTooSoon, Outcome, Task, disturb
 from tests.preprocessing.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
 
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"
+TRIES = 3  # of a stage, each with a seed of its own
 KILLS = 50  # of which one in ten strikes the driver
 SHARDS, SAMPLES, SIDES = 160, 4, (1200, 900)
 CODE = ("preprocessing", "realcustom")  # what a record is about
@@ -85,9 +86,8 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
         whole = undisturbed(stage, source, root / "whole" / stage.value, settings)
         if stage.value in wanted:
             output = root / "disturbed" / stage.value
-            shutil.rmtree(output, ignore_errors=True)
             task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
-            outcome = disturb(task, address, workers=kills - kills // 10, drivers=kills // 10, seed=seed + number)
+            outcome = struck(task, address, kills, seed + number)
             check_survived(task, outcome, whole)
             detail = {"kills": outcome.kills, "of workers": outcome.workers, "of the driver": outcome.drivers}
             detail |= {"in flight": outcome.in_flight, "seed": outcome.seed, "units": whole.units}
@@ -96,6 +96,17 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
             write(f"{METRIC}_{stage.value}", [outcome.kills], detail, commit, options)
             print(f"{stage.value}: {json.dumps(detail)}", file=sys.stderr, flush=True)
         source = whole.directory
+
+
+def struck(task: Task, address: str, kills: int, seed: int) -> Outcome:
+    """The stage after all kills. With the next seed where its last units went by before the last kills."""
+    for later in range(TRIES):
+        shutil.rmtree(task.output, ignore_errors=True)
+        try:
+            return disturb(task, address, workers=kills - kills // 10, drivers=kills // 10, seed=seed + 10 * later)
+        except EndedTooSoon as error:
+            print(f"{task.stage.value}, seed {seed + 10 * later}: {error}", file=sys.stderr, flush=True)
+    raise RuntimeError(f"{task.stage.value} ended too soon {TRIES} times")
 
 
 def recorded() -> dict[str, record.Record]:

@@ -73,6 +73,10 @@ class Outcome:
         return self.workers + self.drivers
 
 
+class EndedTooSoon(RuntimeError):
+    """The driver ended before all kills were sent: with an error, or because the last units went by too fast."""
+
+
 def disturb(task: Task, address: str, *, workers: int, drivers: int, seed: int) -> Outcome:
     """Run the stage to its end under `workers` + `drivers` kills. This process must be connected to `address`.
 
@@ -182,7 +186,7 @@ class _Run:
 
     def _check(self, deadline: float) -> None:
         if self._process.poll() is not None:
-            raise RuntimeError(f"the driver ended before all kills were sent:\n{self._log.read_text()[-4000:]}")
+            raise EndedTooSoon(f"the driver ended before all kills were sent:\n{self._log.read_text()[-4000:]}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"nothing moved for {PATIENCE:.0f} s:\n{self._log.read_text()[-4000:]}")
 
