@@ -6,7 +6,7 @@ Needs real photographs, a folder of each subject, as DreamBooth's data set has t
 environment of its own, made from peers/NAME.txt, and peers/NAME.alone.txt without dependencies, in --cache FOLDER where
 it is not there yet (torch's CPU build will do: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is
 peers/run_NAME.py, each in one process with its own operators. All sides take the same files, in turn, in an order that
-turns around each round; a side takes them twice and six times, and what counts is the difference, without its start-up.
+turns around each round; a side takes them twice and six times (enlarged: once and twice), and what counts is the difference, without its start-up.
 Writes benchmarks/results/preprocessing.json.
 
     preprocess_kernel_vs_peer          ours over the better peer of the round; hashes of five views, 64 + 256 bits each,
@@ -68,19 +68,19 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of folders of photographs")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "realcustom-peers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=[METRIC, LARGE], help="just this one")
     arguments = parser.parse_args()
     photos = sorted(arguments.photos.glob("*/*.jpg"))
     if not photos:
         parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     pythons = {OURS: sys.executable, **{name: environment(name, arguments.cache) for name in PEERS}}
-    with tempfile.TemporaryDirectory() as folder:
-        measure(METRIC, photos, pythons, arguments.rounds)
-        measure(
-            LARGE,
-            [enlarged(path, Path(folder) / f"{n}.jpg") for n, path in enumerate(photos)],
-            pythons,
-            arguments.rounds,
-        )
+    if arguments.only in (None, METRIC):
+        measure(METRIC, photos, pythons, arguments.rounds, times=(2, 6))
+    if arguments.only in (None, LARGE):
+        with tempfile.TemporaryDirectory() as folder:
+            larger = [enlarged(path, Path(folder) / f"{number}.jpg") for number, path in enumerate(photos)]
+            # a peer holds all of them decoded
+            measure(LARGE, larger, pythons, arguments.rounds, times=(1, 2))
 
 
 def enlarged(path: Path, place: Path) -> Path:
@@ -91,10 +91,10 @@ def enlarged(path: Path, place: Path) -> Path:
     return place
 
 
-def measure(metric: str, photos: list[Path], pythons: dict[str, str], rounds: int) -> None:
-    """Rounds of all sides over some files, and their record."""
+def measure(metric: str, photos: list[Path], pythons: dict[str, str], rounds: int, times: tuple[int, int]) -> None:
+    """Rounds of all sides over some files, so many times as a start-up and in all, and their record."""
     files = [str(path.absolute()) for path in photos]
-    few, many = files * 2, files * 6
+    few, many = (files * number for number in times)
     ratios, table = [], []
     for number in range(rounds):
         cost: dict[str, float] = {}
