@@ -6,7 +6,8 @@ Needs real photographs, a folder of each subject, as DreamBooth's data set has t
 environment of its own, made from peers/NAME.txt, and peers/NAME.alone.txt without dependencies, in --cache FOLDER where
 it is not there yet (torch's CPU build will do: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where). What each side runs is
 peers/run_NAME.py, each in one process with its own operators. All sides take the same files, in turn, in an order that
-turns around each round; a side takes them twice and six times (enlarged: once and twice), and what counts is the difference, without its start-up.
+turns around each round; a side takes them twice and six times (enlarged: once and twice), and what counts is the
+difference, without its start-up.
 Writes benchmarks/results/preprocessing.json.
 
     preprocess_kernel_vs_peer          ours over the better peer of the round; hashes of five views, 64 + 256 bits each,
