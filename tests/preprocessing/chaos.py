@@ -74,13 +74,13 @@ class Outcome:
 
 
 class EndedTooSoon(RuntimeError):
-    """The driver ended before all kills were sent: with an error, or because the last units went by too fast."""
+    """The driver ended well before all kills were sent: the last units went by too fast."""
 
 
 def disturb(task: Task, address: str, *, workers: int, drivers: int, seed: int) -> Outcome:
     """Run the stage to its end under `workers` + `drivers` kills. This process must be connected to `address`.
 
-    Raises RuntimeError where the driver ends with an error of its own, or nothing moves for minutes.
+    Raises RuntimeError where the driver ends with an error of its own, or nothing moves for minutes; EndedTooSoon.
     """
     rng = random.Random(seed)
     due = sorted(rng.uniform(0, task.units - LAST_UNITS) for _ in range(workers + drivers))
@@ -186,6 +186,7 @@ class _Run:
 
     def _check(self, deadline: float) -> None:
         if self._process.poll() is not None:
+            self.wait()  # an error of its own is none of haste
             raise EndedTooSoon(f"the driver ended before all kills were sent:\n{self._log.read_text()[-4000:]}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"nothing moved for {PATIENCE:.0f} s:\n{self._log.read_text()[-4000:]}")
