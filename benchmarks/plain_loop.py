@@ -15,15 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing import rows
-from preprocessing.duplicates import collapse, find_edges, resolve, signatures_of
+from preprocessing.duplicates import collapse, find_edges, numbers_of, signatures_of
 from preprocessing.errors import DataError
 from preprocessing.hashes import BASE_SIDE, signature
 from preprocessing.pictures import decode, decode_with_size, sharpness
 from preprocessing.settings import IngestSettings, ScoreSettings, SelectSettings
+from preprocessing.survivors import resolve
 from preprocessing.thresholds import failed_threshold
 from realcustom.record import picture_uid
 
@@ -36,19 +38,20 @@ def main(shards: Path, output: Path) -> None:
     settings, signatures = SelectSettings(), []
     for folder in (output / "scored", output / "kept"):
         folder.mkdir(parents=True)
-    for shard in sorted(shards.glob("*.tar")):
+    for number, shard in enumerate(sorted(shards.glob("*.tar"))):
         table = pa.Table.from_pylist(list(scored(shard)), schema=SCHEMA)
         write(table, output / "scored" / f"{shard.stem}.parquet")
-        passed = pa.array([reason is None for reason in failed_threshold(table, settings)], pa.bool_())
-        signatures.append(signatures_of(table.filter(passed), "corpus"))
+        passed = np.array([reason is None for reason in failed_threshold(table, settings)], bool)
+        numbers = numbers_of(number, len(passed))[passed]
+        signatures.append(signatures_of(table.filter(pa.array(passed)), numbers))
     distinct, twins = collapse(pa.concat_tables(signatures), settings)
     edges = find_edges(distinct, None, settings)
-    copies = {entry.uid for entry in resolve([edges], twins, settings.exact_duplicates)}
-    for file in sorted((output / "scored").iterdir()):
+    copies = set(resolve([edges], [twins]).numbers.tolist())
+    for number, file in enumerate(sorted((output / "scored").iterdir())):
         table = pq.read_table(file, use_threads=False)
         failed = failed_threshold(table, settings)
-        uids = table["uid"].to_pylist()
-        kept = [reason is None and uid not in copies for reason, uid in zip(failed, uids, strict=True)]
+        numbers = numbers_of(number, len(failed)).tolist()
+        kept = [reason is None and number not in copies for reason, number in zip(failed, numbers, strict=True)]
         write(table.filter(pa.array(kept)), output / "kept" / file.name)
 
 

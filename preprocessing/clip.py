@@ -11,10 +11,9 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from preprocessing.models import inference, load_model, pad_batch, prepare_torch
-from preprocessing.settings import ComputeSettings, ScoreSettings
+from preprocessing.settings import JUDGED, ComputeSettings, ScoreSettings
 from realcustom.identity import split_revision
 
-HEADS = ("aesthetic", "nsfw", "watermark")
 _PROBABILITIES = ("nsfw", "watermark")  # heads that end in a sigmoid; the aesthetic score is the plain value
 
 
@@ -80,8 +79,8 @@ def load_heads(folder: str, embed_dim: int) -> dict[str, tuple[np.ndarray, float
     heads = {}
     for name in sorted({key.split(".")[0] for key in tensors}):
         keys = {f"{name}.weight", f"{name}.bias"}
-        if name not in HEADS or keys != {key for key in tensors if key.split(".")[0] == name}:
-            raise ValueError(f"{path}: expected weight and bias of {', '.join(HEADS)}, found {', '.join(tensors)}")
+        if name not in JUDGED or keys != {key for key in tensors if key.split(".")[0] == name}:
+            raise ValueError(f"{path}: expected weight and bias of {', '.join(JUDGED)}, found {', '.join(tensors)}")
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         if weight.shape != (1, embed_dim):
             raise ValueError(f"{path}: {name}.weight is {weight.shape}, score.clip embeds in {embed_dim} dimensions")

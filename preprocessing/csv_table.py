@@ -1,4 +1,4 @@
-"""CSV files with a header line, read row by row: UTF-8, from a disk or an object store."""
+"""CSV files with a header line, read row by row: UTF-8, from a disk or an object store, some of the file in memory."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import csv
 import io
 from collections.abc import Iterator
 
-from preprocessing.errors import retry
+from preprocessing.chunked_file import ChunkedFile
 from preprocessing.settings import ExecutionSettings
-from realcustom import storage
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
+_HEADER = 2**20  # bytes that are fetched for a header
+_BUFFER = 2**16  # bytes that are decoded at a time
 
 
 def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
     """The columns of a CSV. Raises ValueError if there are none, or two of one name."""
-
-    def read_start() -> bytes:
-        filesystem, path = storage.open_filesystem(uri)
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read(2**20))
-
-    start = retry(read_start, execution.attempts, execution.backoff)
-    first = next(_reader(start.decode("utf-8-sig", "replace"), uri), [])
+    first = next(_records(_Lines(uri, execution, chunk=_HEADER), uri), [])
     if not any(name.strip() for name in first):
         raise ValueError(f"{uri} is not a CSV with a header line: its first line names no column")
     twice = next((name for name in first if first.count(name) > 1), None)
@@ -31,24 +25,84 @@ def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
     return first
 
 
-def read_rows(uri: str, execution: ExecutionSettings) -> Iterator[dict[str, str | None]]:
+def read_rows(
+    uri: str, execution: ExecutionSettings, within: tuple[int, int] | None = None
+) -> Iterator[dict[str, str | None]]:
     """The rows after the header. A value that the row is too short for is None; one beyond the header is left out.
 
     Bytes that are not UTF-8 come as surrogates (`errors="surrogateescape"`), for the caller to judge.
-    Raises ValueError where the text is no CSV.
+
+    Args:
+        within: only those of these bytes of the file (the first one and the one behind the last), as `cut_rows` gives.
+    Raises:
+        ValueError: the text is no CSV.
     """
     header = read_header(uri, execution)
-    data = retry(lambda: storage.read_bytes(uri), execution.attempts, execution.backoff)
-    lines = _reader(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"), uri)
-    next(lines)
-    for line in lines:
-        if line:
-            yield {name: line[index] if index < len(line) else None for index, name in enumerate(header)}
+    records = _records(_Lines(uri, execution, within), uri)
+    if within is None:
+        next(records)
+    for record in records:
+        if record:
+            yield {name: record[index] if index < len(record) else None for index, name in enumerate(header)}
 
 
-def _reader(text: str, uri: str) -> Iterator[list[str]]:
+def cut_rows(uri: str, execution: ExecutionSettings, size: int) -> list[tuple[int, tuple[int, int]]]:
+    """How many rows there are, `size` at a time, and in which bytes of the file. Raises ValueError as `read_rows`."""
+    lines = _Lines(uri, execution)
+    records = _records(lines, uri)
+    next(records, None)
+    pieces: list[tuple[int, tuple[int, int]]] = []
+    start, count = lines.position, 0
+    for record in records:
+        count += bool(record)
+        if count == size:
+            pieces.append((count, (start, lines.position)))
+            start, count = lines.position, 0
+    return [*pieces, (count, (start, lines.position))] if count else pieces
+
+
+class _Lines:
+    """A file's lines with their ends, of all its bytes or of some; a mark of byte order at its start is left out."""
+
+    def __init__(
+        self, uri: str, execution: ExecutionSettings, within: tuple[int, int] | None = None, chunk: int = 8 * 2**20
+    ):
+        raw = _Bytes(ChunkedFile(uri, execution.attempts, execution.backoff, chunk), within)
+        buffered = io.BufferedReader(raw, _BUFFER)
+        self._text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
+        self.position = raw.position  # byte behind the last line that was given
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._text)
+        begins, self.position = self.position == 0, self.position + len(line.encode("utf-8", "surrogateescape"))
+        return line.removeprefix("\ufeff") if begins else line
+
+
+class _Bytes(io.RawIOBase):
+    """Some of a file's bytes as Python's stream of them."""
+
+    def __init__(self, file: ChunkedFile, within: tuple[int, int] | None):
+        self._file = file
+        self.position, self._end = within if within is not None else (0, file.size)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """As io.RawIOBase has it."""
+        data = self._file.read(self.position, min(len(buffer), self._end - self.position))
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def _records(lines: Iterator[str], uri: str) -> Iterator[list[str]]:
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(lines)
     while True:
         try:
             yield next(reader)

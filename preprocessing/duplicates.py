@@ -1,18 +1,14 @@
-"""Which pictures of a corpus are copies of others, and which of a set of copies stays.
+"""Which pictures are copies of others: signatures (what is compared) -> edges (pairs of copies, the worse first).
 
-The survivor is the best, whatever order pictures are read in: one with a caption before one without, then the larger
-in pixels, then in bytes, then the first by its key in the source. Every picture that is dropped is a copy of the one
-that survives instead of it, not of a copy's copy: chains do not grow.
+Of two copies the better one has a caption where the other has none, else is larger in pixels, or then in bytes, or comes
+first in the corpus. A picture's number is its place there: its unit's number and its row in that unit's table.
 
-Three tables: signatures (what is compared), edges (a pair of copies, the worse first), duplicates (who is dropped).
+Legend: n pictures, k pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,64 +21,60 @@ from preprocessing.near import Limits, Signatures, Wanted, near_pairs
 from preprocessing.settings import SelectSettings
 from preprocessing.thresholds import integers
 
-EXACT = "exact_duplicate"
-NEAR = "near_duplicate"
-EVALUATION = "in_evaluation_folder"
-
+ROW_BITS = 32  # of a picture's number: its row; those above are its unit's
+_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # that tell two pictures apart
 # Better copies that are remembered of one picture in one partition: keeps a dense cluster's edges linear in its size.
 _REMEMBERED = 64
 
+# Sorts pictures, the best first; no two are equal: two words of 64 bits, big-endian, the second the picture's number.
+RANK = pa.binary(16)
 SIGNATURES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
-        pa.field("rank", pa.binary(), nullable=False),  # sorts pictures, the best first; no two are equal
-        pa.field("block", pa.string(), nullable=False),  # the part of the corpus that it is in
+        pa.field("rank", RANK, nullable=False),
         pa.field("sha256", pa.binary(32), nullable=False),
         *rows.SIGNATURE_FIELDS,
     ]
 )
 EDGES = pa.schema(
     [
-        pa.field("uid", pa.string(), nullable=False),
-        pa.field("rank", pa.binary(), nullable=False),
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("better", pa.string(), nullable=False),  # uid of the one that ranks before it
-        pa.field("better_rank", pa.binary(), nullable=False),
+        pa.field("rank", RANK, nullable=False),
+        pa.field("better", RANK, nullable=False),  # rank of the better one
         pa.field("equal", pa.bool_(), nullable=False),  # in every byte
     ]
 )
-DUPLICATES = pa.schema(
-    [
-        pa.field("uid", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("survivor", pa.string(), nullable=False),  # uid, or the file in the evaluation folder
-    ]
-)
 # What `signatures_of` reads.
-COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "image_bytes", "phashes", "long_hashes", "color"]
+COLUMNS = ["uid", "sha256", "width", "height", "alt_text", "image_bytes", "phashes", "long_hashes", "color"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twin:
-    """A picture that no search can tell from a better one: it shares that one's fate."""
+class Twins:
+    """Pictures that no search can tell from a better one: they share that one's fate."""
 
-    uid: str
-    block: str
-    of: str  # uid
-    equal: bool  # in every byte
+    numbers: np.ndarray  # int64 (n,)
+    of: np.ndarray  # int64 (n,), the better one's number
+    equal: np.ndarray  # bool (n,), in every byte
 
 
-def signatures_of(table: pa.Table, block: str) -> pa.Table:
-    """The columns `COLUMNS` -> `SIGNATURES`."""
-    areas = (integers(table["width"]) * integers(table["height"])).tolist()
-    columns = (table[name].to_pylist() for name in ("alt_text", "image_bytes", "key", "uid"))
-    ranks = [
-        struct.pack(">?QQ", not text, 2**63 - area, 2**63 - size) + f"{key}\n{uid}".encode()
-        for area, text, size, key, uid in zip(areas, *columns, strict=True)
-    ]
-    table = table.append_column("rank", pa.array(ranks, pa.binary()))
-    table = table.append_column("block", pa.array([block] * len(ranks), pa.string()))
-    return table.select(SIGNATURES.names).cast(SIGNATURES)
+def numbers_of(unit: int, count: int) -> np.ndarray:
+    """The numbers of the pictures in the unit of that number, int64 (count,)."""
+    return (unit << ROW_BITS) + np.arange(count, dtype=np.int64)
+
+
+def signatures_of(table: pa.Table, numbers: np.ndarray) -> pa.Table:
+    """The columns `COLUMNS` of pictures of these numbers, int64 (n,) -> `SIGNATURES`."""
+    captionless = np.array([not text for text in table["alt_text"].to_pylist()], dtype=np.uint64)
+    smaller = _MOST_PIXELS - np.minimum(integers(table["width"]) * integers(table["height"]), _MOST_PIXELS)
+    shorter = _MOST_BYTES - np.minimum(integers(table["image_bytes"]), _MOST_BYTES)
+    ranks = np.empty((table.num_rows, 2), ">u8")
+    ranks[:, 0] = (captionless << 63) | (smaller << 31 | shorter).astype(np.uint64)
+    ranks[:, 1] = numbers
+    return table.append_column("rank", _ranks_column(ranks)).select(SIGNATURES.names).cast(SIGNATURES)
+
+
+def ranks_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of `RANK` as uint64 (n, 2), which sorts by its columns; the second one is the number."""
+    return fixed_bytes(column, RANK.byte_width).view(">u8").astype(np.uint64)
 
 
 def limits_of(settings: SelectSettings) -> Limits:
@@ -96,36 +88,29 @@ def limits_of(settings: SelectSettings) -> Limits:
 
 def arrays_of(table: pa.Table) -> Signatures:
     """The signature columns as arrays."""
-    short, long, color = (_bytes(table[field.name], field.type.byte_width) for field in rows.SIGNATURE_FIELDS)
+    short, long, color = (fixed_bytes(table[field.name], field.type.byte_width) for field in rows.SIGNATURE_FIELDS)
     return Signatures(short=short_hashes(short), long=long_hashes(long), color=color)
 
 
-def collapse(table: pa.Table, settings: SelectSettings) -> tuple[pa.Table, list[Twin]]:
+def collapse(table: pa.Table, settings: SelectSettings) -> tuple[pa.Table, Twins]:
     """Of rows with equal signatures (or, where only exact duplicates count, equal bytes) the best, and the others.
 
     A thousand copies of one white picture would be half a million pairs to compare.
     """
     names = ["sha256"] if settings.near_duplicate_radius is None else [field.name for field in rows.SIGNATURE_FIELDS]
-    keys = zip(*(table[name].to_pylist() for name in names), strict=True)
-    marks = [hashlib.blake2b(b"".join(key), digest_size=16).digest() for key in keys]
-    uids, ranks, contents = (table[name].to_pylist() for name in ("uid", "rank", "sha256"))
-    blocks = table["block"].to_pylist()
+    columns = [fixed_bytes(table[name], table.schema.field(name).type.byte_width) for name in names]
+    marks = [hashlib.blake2b(row, digest_size=16).digest() for row in np.concatenate(columns, axis=1)]
+    ranks = ranks_of(table["rank"])
     best: dict[bytes, int] = {}
-    for index, mark in enumerate(marks):
-        other = best.setdefault(mark, index)
-        if ranks[index] < ranks[other]:
-            best[mark] = index
-    twins = [
-        Twin(
-            uid=uids[index],
-            block=blocks[index],
-            of=uids[best[mark]],
-            equal=contents[index] == contents[best[mark]],
-        )
-        for index, mark in enumerate(marks)
-        if best[mark] != index
-    ]
-    return table.take(pa.array(sorted(best.values()), pa.int64())), twins
+    for index in np.lexsort(ranks.T[::-1]).tolist():
+        best.setdefault(marks[index], index)
+    better = np.array([best[mark] for mark in marks], dtype=np.int64)
+    twins = np.flatnonzero(better != np.arange(len(marks)))
+    contents = fixed_bytes(table["sha256"], 32)
+    equal = (contents[twins] == contents[better[twins]]).all(axis=1)
+    numbers = ranks[:, 1].astype(np.int64)
+    found = Twins(numbers=numbers[twins], of=numbers[better[twins]], equal=equal)
+    return table.take(pa.array(sorted(best.values()), pa.int64())), found
 
 
 class _Best(Wanted):
@@ -172,10 +157,10 @@ def find_edges(left: pa.Table, right: pa.Table | None, settings: SelectSettings)
 
     Of a picture with more than 64 better copies here, the best 64 are remembered.
     """
-    names = ["uid", "rank", "block", "sha256"]
+    names = ["rank", "sha256"]
     both = left.select(names) if right is None else pa.concat_tables([left.select(names), right.select(names)])
     first = 0 if right is None else len(left)  # of the right table's rows in `both`
-    places = pc.rank(both["rank"].combine_chunks(), tiebreaker="dense").to_numpy().astype(np.int64) - 1
+    places = _places(ranks_of(both["rank"]))
     best = _Best(places, places[first:])
     pairs = np.empty((0, 2), np.int64)
     if settings.near_duplicate_radius is not None:
@@ -186,8 +171,8 @@ def find_edges(left: pa.Table, right: pa.Table | None, settings: SelectSettings)
     pairs = best.trim(pairs) + [0, first]
     swapped = places[pairs[:, 0]] > places[pairs[:, 1]]
     better, worse = (both.take(pa.array(np.where(mask, pairs[:, 1], pairs[:, 0]))) for mask in (swapped, ~swapped))
-    columns = [worse["uid"], worse["rank"], worse["block"], better["uid"], better["rank"]]
-    return pa.Table.from_arrays([*columns, pc.equal(worse["sha256"], better["sha256"])], schema=EDGES)
+    equal = pc.equal(worse["sha256"], better["sha256"])
+    return pa.Table.from_arrays([worse["rank"], better["rank"], equal], schema=EDGES)
 
 
 def find_in_evaluation(table: pa.Table, evaluation: pa.Table, settings: SelectSettings) -> dict[int, str]:
@@ -198,49 +183,6 @@ def find_in_evaluation(table: pa.Table, evaluation: pa.Table, settings: SelectSe
     for index, match in pairs.tolist():
         found[index] = min(found.get(index, names[match]), names[match])
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Duplicate:
-    """A picture that is dropped."""
-
-    uid: str
-    block: str
-    reason: str
-    survivor: str  # uid, or the file in the evaluation folder
-
-
-def resolve(edges: Iterable[pa.Table], twins: Iterable[Twin], exact: bool) -> list[Duplicate]:
-    """Who is dropped, from all edges of the corpus. Memory grows with the number of copies, not with the corpus.
-
-    In order of rank, a picture is dropped if a better copy of it stays; so it does not matter how edges were found.
-    """
-    copies: dict[tuple[bytes, str, str], set[tuple[bytes, str, bool]]] = {}
-    for table in edges:
-        for line in table.to_pylist():
-            node = (line["rank"], line["uid"], line["block"])
-            copies.setdefault(node, set()).add((line["better_rank"], line["better"], line["equal"]))
-    dropped: dict[str, tuple[str, str, bool]] = {}  # uid -> block, survivor, whether they are equal in every byte
-    for (_, uid, block), better in sorted(copies.items()):
-        stays = next(((other, equal) for _, other, equal in sorted(better) if other not in dropped), None)
-        if stays is not None:
-            dropped[uid] = (block, *stays)
-    for twin in twins:
-        _, survivor, equal = dropped.get(twin.of, ("", twin.of, True))
-        dropped[twin.uid] = (twin.block, survivor, equal and twin.equal)
-    return [
-        Duplicate(uid=uid, block=block, reason=EXACT if exact and equal else NEAR, survivor=survivor)
-        for uid, (block, survivor, equal) in sorted(dropped.items())
-    ]
-
-
-def cluster_sizes(duplicates: Iterable[pa.Table]) -> dict[str, int]:
-    """How many sets of copies of each size (survivor included) there are: size -> number, as in report.json."""
-    copies = Counter(
-        line["survivor"] for table in duplicates for line in table.to_pylist() if line["reason"] != EVALUATION
-    )
-    sizes = Counter(number + 1 for number in copies.values())
-    return {str(size): sizes[size] for size in sorted(sizes)}
 
 
 def _equal_pairs(left: pa.Table, right: pa.Table | None) -> np.ndarray:
@@ -256,10 +198,24 @@ def _equal_pairs(left: pa.Table, right: pa.Table | None) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
+def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
     """A column of fixed-size bytes as uint8 (n, width)."""
     array = column.combine_chunks()
     if not len(array):
         return np.empty((0, width), np.uint8)
     data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
     return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+
+
+def _ranks_column(ranks: np.ndarray) -> pa.Array:
+    return pa.Array.from_buffers(RANK, len(ranks), [None, pa.py_buffer(ranks.tobytes())])
+
+
+def _places(ranks: np.ndarray) -> np.ndarray:
+    """Place of each rank, uint64 (n, 2), in their order, equal ones (one picture on both sides) on one place: int64 (n,)."""
+    order = np.lexsort(ranks.T[::-1])
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = ranks[order[1:], 1] != ranks[order[:-1], 1]
+    places = np.empty(len(order), np.int64)
+    places[order] = np.cumsum(fresh) - 1
+    return places

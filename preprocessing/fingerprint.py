@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from preprocessing.access import access
-from preprocessing.settings import BatchSize, PreprocessSettings, Stage
+from preprocessing.settings import JUDGED, BatchSize, PreprocessSettings, Stage
 from preprocessing.unit import identity_of
 from realcustom import storage
 from realcustom.config import to_dict
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 VERSIONS = {
     Stage.INGEST: 4,
     Stage.SCORE: 3,
-    Stage.SELECT: 3,
+    Stage.SELECT: 4,
     Stage.CAPTION: 2,
     Stage.SUBJECTS: 2,
     Stage.ENCODE: 1,
@@ -29,7 +29,7 @@ VERSIONS = {
 
 _MODEL_SETTINGS: dict[Stage, tuple[str, ...]] = {
     Stage.INGEST: (),
-    Stage.SCORE: ("clip", "heads", "aesthetic", "nsfw", "watermark"),
+    Stage.SCORE: ("clip", "heads", *JUDGED),
     Stage.SELECT: (),
     Stage.CAPTION: ("model",),
     Stage.SUBJECTS: ("detector", "segmenter"),

@@ -2,27 +2,28 @@
 
     global/signatures, shuffle, pairs       steps of the search (partitions.py), each a directory of units
     global/duplicates                       for each block its pictures that are dropped, and which ones stay instead
+    global/clusters.json                    how many sets of copies of each size there are
 
 Every step's units are planned against what is there, as a stage's are: a kill loses the units in flight, and what did
-not change is not done again. The last step runs where the driver is; its memory grows with the number of copies.
+not change is not done again. Who survives is decided where the driver is; its memory grows with the number of copies.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import posixpath
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.access import access
-from preprocessing.duplicates import DUPLICATES, Duplicate, Twin, cluster_sizes, resolve
-from preprocessing.entry import read, unsupported
-from preprocessing.errors import DataError, retry
-from preprocessing.folder import SIDECARS
-from preprocessing.hashes import BASE_SIDE, signature
+from preprocessing.duplicates import ROW_BITS, Twins, ranks_of
+from preprocessing.errors import retry
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
     BitTable,
@@ -33,16 +34,48 @@ from preprocessing.partitions import (
     pair_units,
     shuffle_units,
 )
-from preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS, decode
 from preprocessing.planning import make_plan
 from preprocessing.progress import Progress
-from preprocessing.steps import evaluation_uri, read_aside
+from preprocessing.steps import read_aside
+from preprocessing.survivors import Copies, resolve
 from preprocessing.uids import check_uids
-from preprocessing.unit import Counts, InputFile, SealedUnit, StageDirectory, Step, Unit, UnitKind, identity_of
+from preprocessing.unit import (
+    Counts,
+    InputFile,
+    SealedUnit,
+    StageDirectory,
+    Step,
+    Unit,
+    UnitKind,
+    identity_of,
+    to_json_bytes,
+)
 from preprocessing.worker import Job
 from realcustom import storage
 
 RunUnits = Callable[[Job, Sequence[Unit]], Iterable[Counts]]
+
+EXACT = "exact_duplicate"
+NEAR = "near_duplicate"
+EVALUATION = "in_evaluation_folder"
+# What `select` needs to know of a block, sorted by number.
+DUPLICATES = pa.schema(
+    [
+        pa.field("number", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("survivor", pa.string(), nullable=False),  # uid, or the file in the evaluation folder
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the search came to. m survivors."""
+
+    copies: Copies
+    survivors: np.ndarray  # int64 (m,), sorted numbers
+    uids: pa.LargeStringArray  # theirs
+    evaluation: dict[str, dict[int, str]]  # block -> number of a copy of an evaluation picture -> that one's name
 
 
 def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: bool) -> tuple[Unit, ...]:
@@ -66,47 +99,76 @@ def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: b
         found = _search(blocks, job, run)
         place.remove(plan.stale)
         place.remove(plan.gone, with_outputs=True)
-        by_block: dict[str, list[Duplicate]] = {block.name: [] for block in blocks}
-        for entry in found:
-            by_block[entry.block].append(entry)
+        place.write(_clusters_uri(job), to_json_bytes(found.copies.cluster_sizes()))
         for unit in plan.todo:
-            place.commit(unit, _seal(by_block[unit.name]))
+            place.commit(unit, _seal(unit.name, found, job.settings.select.exact_duplicates))
     outputs = {manifest.unit: manifest.output for manifest in place.manifests()}
     selected = []
     for number, unit in enumerate(units):
         block = blocks[number // UNITS_PER_BLOCK].name
-        file = InputFile(name=f"{block}.parquet", uri=place.rows_uri(block), size=0)
-        identity = identity_of(unit.identity, outputs[block])
+        file = InputFile(name=str(number), uri=place.rows_uri(block), size=0)  # by the number its rows are known there
+        identity = identity_of(unit.identity, outputs[block], number)
         selected.append(replace(unit, identity=identity, files=(*unit.files, file)))
     return tuple(selected)
 
 
 def count_clusters(job: Job) -> dict[str, int]:
     """Size of a set of copies (survivor included) -> how many there are."""
-    place = _duplicates(job)
-    return cluster_sizes(rows.from_parquet(place.read(place.rows_uri(item.unit))) for item in place.manifests())
+    sizes: dict[str, int] = json.loads(_duplicates(job).read(_clusters_uri(job)))
+    return sizes
 
 
 def _duplicates(job: Job) -> StageDirectory:
     return StageDirectory(storage.join(job.directory, "global", "duplicates"), job.settings.execution)
 
 
-def _search(blocks: Sequence[Unit], job: Job, run: RunUnits) -> list[Duplicate]:
-    """All duplicates of the corpus, by uid."""
+def _clusters_uri(job: Job) -> str:
+    return storage.join(job.directory, "global", "clusters.json")
+
+
+def _search(blocks: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
     settings = job.settings.select
     signatures = _run_step(Step.SIGNATURES, blocks, job, run)
     directory = StageDirectory(replace(job, step=Step.SIGNATURES).place, job.settings.execution)
-    found: list[Duplicate] = []
-    twins: list[Twin] = []
+    evaluation: dict[str, dict[int, str]] = {}
+    twins: list[Twins] = []
     for block in signatures:
-        out_of, alike = read_aside(directory.read(directory.aside_uri(block.name)))
-        found += out_of
-        twins += alike
+        evaluation[block.name], alike = read_aside(directory.read(directory.aside_uri(block.name)))
+        twins.append(alike)
     edges: list[Unit] = []
     if settings.exact_duplicates or settings.near_duplicate_radius is not None:
         edges = _run_step(Step.PAIRS, _pair_units(signatures, job, run), job, run)
     tables = (rows.from_parquet(directory.read(unit.files[0].uri)) for unit in edges)
-    return [*found, *resolve(tables, twins, settings.exact_duplicates)]
+    copies = resolve(tables, twins)
+    survivors = np.unique(copies.survivors)
+    uids = _uids(survivors, signatures, job)
+    return _Found(copies=copies, survivors=survivors, uids=uids, evaluation=evaluation)
+
+
+def _uids(numbers: np.ndarray, signatures: Sequence[Unit], job: Job) -> pa.LargeStringArray:
+    """The uids of pictures, sorted numbers int64 (m,), from their blocks' signatures."""
+    execution = job.settings.execution
+
+    def of_block(block: Unit) -> pa.ChunkedArray:
+        wanted = numbers[_within(block.name, numbers)]
+        if not len(wanted):
+            return pa.chunked_array([], pa.large_string())
+        uri = block.files[0].uri
+        with access("read", uri):
+            table = retry(partial(rows.read_columns, uri, ["uid", "rank"]), execution.attempts, execution.backoff)
+        there = ranks_of(table["rank"])[:, 1].astype(np.int64)  # in the corpus's order, hence sorted
+        return table["uid"].cast(pa.large_string()).take(pa.array(np.searchsorted(there, wanted)))
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        chunks = [chunk for uids in pool.map(of_block, signatures) for chunk in uids.chunks]
+    return pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+
+
+def _within(block: str, numbers: np.ndarray) -> slice:
+    """Where a block's pictures are among sorted numbers."""
+    first = UNITS_PER_BLOCK * int(block.rpartition("-")[2])
+    bounds = np.array([first, first + UNITS_PER_BLOCK], np.int64) << ROW_BITS
+    return slice(*np.searchsorted(numbers, bounds).tolist())
 
 
 def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
@@ -156,44 +218,20 @@ def _output(name: str, output: str, directory: StageDirectory) -> Unit:
     return Unit(name=name, identity=output, kind=UnitKind.PART, files=(file,))
 
 
-def _seal(duplicates: Sequence[Duplicate]) -> SealedUnit:
-    names = DUPLICATES.names
-    lines = [{name: getattr(entry, name) for name in names} for entry in sorted(duplicates, key=lambda e: e.uid)]
-    reasons = [entry.reason for entry in duplicates]
-    dropped = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
-    counts = Counts(rows_in=len(lines), dropped=dropped, rows_out=len(lines))
-    return SealedUnit(rows=rows.to_parquet(pa.Table.from_pylist(lines, schema=DUPLICATES)), aside=b"", counts=counts)
-
-
-def prepare_evaluation(job: Job) -> bytes | None:
-    """The signatures of the evaluation folder's pictures as a table's bytes; None if there is no folder, or they are there.
-
-    Raises ValueError for a picture that cannot be read: it could not be kept out of the corpus.
-    """
-    folder = job.settings.select.evaluation_folder
-    if folder is None or storage.exists(evaluation_uri(job.directory)):
-        return None
-    found = []
-    for entry in storage.list_files(folder):
-        extension = posixpath.splitext(entry.name)[1].removeprefix(".").lower()
-        if posixpath.basename(entry.name).startswith(".") or f".{extension}" in (*SIDECARS, ".csv"):
-            continue
-        if extension not in (*EXTENSIONS, *UNDECODED_EXTENSIONS):
-            raise ValueError(
-                f"select.evaluation_folder: {entry.uri} has no picture's extension, and if it is one its copies could "
-                f"not be found; rename it or take it away"
-            )
-        try:
-            if extension in UNDECODED_EXTENSIONS:
-                raise unsupported(extension)
-            picture = signature(decode(read(entry.uri, job.settings.execution), draft_side=BASE_SIDE))
-        except DataError as error:
-            raise ValueError(
-                f"select.evaluation_folder: {entry.uri} cannot be read ({error.fault.value}: {error.message}), and so "
-                f"its copies could not be found; repair it or take it away"
-            ) from error
-        found.append({"name": entry.name, **dataclasses.asdict(picture)})
-    if not found:
-        raise ValueError(f"select.evaluation_folder: no picture in {folder}")
-    schema = pa.schema([pa.field("name", pa.string(), nullable=False), *rows.SIGNATURE_FIELDS])
-    return rows.to_parquet(pa.Table.from_pylist(found, schema=schema))
+def _seal(block: str, found: _Found, exact: bool) -> SealedUnit:
+    """A block's pictures that are dropped."""
+    here, evaluation = _within(block, found.copies.numbers), found.evaluation[block]
+    survivors = found.uids.take(pa.array(np.searchsorted(found.survivors, found.copies.survivors[here])))
+    table = pa.table(
+        {
+            "number": np.concatenate([found.copies.numbers[here], np.array(list(evaluation), np.int64)]),
+            "reason": [EXACT if exact and equal else NEAR for equal in found.copies.equal[here].tolist()]
+            + [EVALUATION] * len(evaluation),
+            "survivor": survivors.to_pylist() + list(evaluation.values()),
+        },
+        schema=DUPLICATES,
+    ).sort_by("number")
+    reasons = pc.value_counts(table["reason"]).to_pylist()
+    dropped = {count["values"]: count["counts"] for count in reasons}
+    counts = Counts(rows_in=table.num_rows, dropped=dropped, rows_out=table.num_rows)
+    return SealedUnit(rows=rows.to_parquet(table), aside=b"", counts=counts)

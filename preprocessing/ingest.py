@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 
 import pyarrow as pa
@@ -63,7 +62,7 @@ class Ingest:
             "height": height,
             "alt_text": sample.alt_text,
             "view_group": sample.view_group,
-            **dataclasses.asdict(signature(picture)),
+            **vars(signature(picture)),
             "members": members,
             "columns": sample.columns,
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.fingerprint import models_of
-from preprocessing.settings import PreprocessSettings, Stage
+from preprocessing.settings import JUDGED, PreprocessSettings, Stage
 from realcustom.identity import check_base, split_models, split_revision
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _TYPES = {
     "subjects.detector": "grounding-dino",
     "subjects.segmenter": "sam",
 }
-_CLASSIFIERS = ("score.aesthetic", "score.nsfw", "score.watermark")
+_CLASSIFIERS = tuple(f"score.{name}" for name in JUDGED)
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 

@@ -135,6 +135,8 @@ class RowAccount:
 
     def rows(self) -> pa.Table:
         """The rows that are not aside."""
+        if not self._aside:
+            return self.table
         return self.table.take(pa.array(self.remaining(), type=pa.int64()))
 
     def _put(self, index: int, *, quarantined: bool, reason: str, message: str) -> None:

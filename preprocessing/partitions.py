@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from preprocessing.unit import InputFile, Unit, UnitKind, identity_of
 
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
+_MOST_PARTS = 50_000_000  # that the driver is to know of, half a kilobyte each
 _CROWDED = 4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, and some are popular
 
 
@@ -75,12 +76,12 @@ def read_parts(unit: Unit, side: str) -> list[Part]:
 
 
 def block_units(units: Sequence[Unit]) -> list[Unit]:
-    """The input's units, `UNITS_PER_BLOCK` at a time."""
+    """The input's units, `UNITS_PER_BLOCK` at a time; each one's file is named by the unit's number."""
     blocks = []
     for number, start in enumerate(range(0, len(units), UNITS_PER_BLOCK)):
         members = units[start : start + UNITS_PER_BLOCK]
         identity = identity_of([[unit.name, unit.identity] for unit in members])
-        files = tuple(unit.files[0] for unit in members)
+        files = tuple(replace(unit.files[0], name=str(start + index)) for index, unit in enumerate(members))
         blocks.append(Unit(name=f"block-{number:05d}", identity=identity, kind=UnitKind.PART, files=files))
     return blocks
 
@@ -96,9 +97,19 @@ def pair_units(parts: Sequence[Part], settings: SelectSettings) -> list[Unit]:
 
 
 def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int) -> list[Unit]:
-    """About `rows` rows of whole blocks with each table. The fewer units, the fewer parts has the driver to know of."""
+    """About `rows` rows of whole blocks with each table.
+
+    Raises ValueError if they make more parts than the driver can know of: the fewer units, the fewer parts.
+    """
     units = []
-    for number, packed in enumerate(pack(blocks, rows)):
+    together = list(pack(blocks, rows))
+    parts = len(together) * sum(2**table.width for table in tables)
+    if parts > _MOST_PARTS:
+        raise ValueError(
+            f"select.partition_rows={rows} cuts {sum(block.rows for block in blocks):,} rows into {parts:,} parts, "
+            f"which take {parts // 2_000_000} GB where the command runs: raise it, to {4 * rows}, say"
+        )
+    for number, packed in enumerate(together):
         files = tuple(part.as_file("blocks") for part in packed)
         identity = identity_of([part.content for part in packed])
         for table in tables:

@@ -5,7 +5,6 @@ Columns that a later stage does not know are carried on unchanged, each with its
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -92,20 +91,20 @@ def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
 
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet bytes with every writer option fixed, so that equal rows give equal files."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()  # Python's own would be called for every page
     pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=256, **_WRITER)
-    return sink.getvalue()
+    return sink.getvalue().to_pybytes()
 
 
 def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: list[int] | None = None) -> bytes:
     """Parquet bytes with one row group per table; `labels`, if given, say in the footer what each group is."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, **_WRITER) as writer:
         for group in groups:
             writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
         if labels is not None:
             writer.add_key_value_metadata({"groups": json.dumps(labels)})
-    return sink.getvalue()
+    return sink.getvalue().to_pybytes()
 
 
 def read_groups(uri: str) -> list[tuple[int, int]]:

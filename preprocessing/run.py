@@ -16,8 +16,9 @@ from preprocessing.access import access, check_input, check_output
 from preprocessing.batch_size import fix_batch_size, is_auto, probe, probe_on_worker
 from preprocessing.corpus import check_tables
 from preprocessing.errors import TooManyErrors
+from preprocessing.evaluation_pictures import prepare_evaluation
 from preprocessing.fingerprint import describe, fingerprint, identities_of, models_of
-from preprocessing.global_phase import count_clusters, prepare_evaluation, run_global_phase
+from preprocessing.global_phase import count_clusters, run_global_phase
 from preprocessing.model_folders import check_loading, check_models
 from preprocessing.planning import Plan, StageInput, make_plan, open_input
 from preprocessing.progress import Progress

@@ -17,7 +17,7 @@ from preprocessing import rows
 from preprocessing.errors import DataError, DataFault, naming
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.pictures import decode, sharpness
-from preprocessing.settings import ComputeSettings, ScoreSettings, fixed_batch
+from preprocessing.settings import JUDGED, ComputeSettings, ScoreSettings, fixed_batch
 
 
 class Scorer(Protocol):
@@ -47,7 +47,7 @@ class Score:
             from preprocessing.clip import ClipScorer
 
             self._scorers.append(ClipScorer(settings, compute))
-        for name in ("aesthetic", "nsfw", "watermark"):
+        for name in JUDGED:
             model = getattr(settings, name)
             if model is not None:
                 from preprocessing.classifier import Classifier

@@ -30,6 +30,9 @@ class Stage(enum.Enum):
 # The stages in the order in which a corpus passes through them.
 CHAIN = (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
 
+# Scores of a picture that either a head on CLIP's embedding gives, or an image classification model.
+JUDGED = ("aesthetic", "nsfw", "watermark")
+
 
 class SourceKind(enum.Enum):
     """What the input of `ingest` is; `auto` looks at the files and refuses a mixture."""
@@ -137,7 +140,7 @@ class ScoreSettings:
     sharpness_side: int = 512  # longest side, pixels, at which sharpness is measured (larger pictures are scaled down)
     clip: str | None = None  # CLIPModel, hub id or folder; null: no neural score
     heads: str | None = None  # folder with heads.safetensors on CLIP's image embedding; null: image-text score only
-    # Image classification models, hub id or folder, each with a label of this name, whose probability is the score.
+    # JUDGED: image classification models, hub id or folder, each with a label of this name: its probability is the score.
     aesthetic: str | None = None
     nsfw: str | None = None
     watermark: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -17,14 +16,14 @@ from preprocessing.access import access
 from preprocessing.duplicates import (
     COLUMNS,
     EDGES,
-    EVALUATION,
     SIGNATURES,
-    Duplicate,
-    Twin,
+    Twins,
     arrays_of,
     collapse,
     find_edges,
     find_in_evaluation,
+    numbers_of,
+    ranks_of,
     signatures_of,
 )
 from preprocessing.entry import read
@@ -68,39 +67,34 @@ def evaluation_uri(directory: str) -> str:
     return storage.join(directory, "global", "evaluation.parquet")
 
 
-def read_aside(data: bytes) -> tuple[list[Duplicate], list[Twin]]:
-    """What step `signatures` put aside: pictures of the evaluation folder, and twins."""
-    duplicates, twins = [], []
-    for line in data.decode().splitlines():
-        entry = json.loads(line)
-        if "of" in entry:
-            twins.append(Twin(**entry))
-        else:
-            duplicates.append(Duplicate(**entry))
-    return duplicates, twins
+def read_aside(data: bytes) -> tuple[dict[int, str], Twins]:
+    """What step `signatures` put aside: copies of evaluation pictures (number -> that one's name), and twins."""
+    entries = [json.loads(line) for line in data.decode().splitlines()]
+    evaluation = {entry["number"]: entry["evaluation"] for entry in entries if "evaluation" in entry}
+    twins = [entry for entry in entries if "of" in entry]
+    numbers, of = (np.array([entry[name] for entry in twins], np.int64) for name in ("number", "of"))
+    return evaluation, Twins(numbers=numbers, of=of, equal=np.array([entry["equal"] for entry in twins], bool))
 
 
 def _signatures(
     unit: Unit, settings: SelectSettings, execution: ExecutionSettings, evaluation: pa.Table | None
 ) -> SealedUnit:
     """A block's files -> row groups of `SIGNATURES`, at most a partition each."""
-    counts, aside, groups = Counts(), list[Duplicate | Twin](), list[pa.Table]()
+    counts, aside, groups = Counts(), list[dict[str, int | bool | str]](), list[pa.Table]()
     for table in _batches(unit, settings, execution, counts):
         if evaluation is not None:
             found = find_in_evaluation(table, evaluation, settings)
-            uids = table["uid"].to_pylist()
-            aside += [
-                Duplicate(uid=uids[index], block=unit.name, reason=EVALUATION, survivor=name)
-                for index, name in sorted(found.items())
-            ]
+            numbers = ranks_of(table["rank"])[:, 1].tolist()
+            aside += [{"number": numbers[index], "evaluation": name} for index, name in sorted(found.items())]
             table = table.filter(pa.array([index not in found for index in range(table.num_rows)], pa.bool_()))
         if settings.exact_duplicates or settings.near_duplicate_radius is not None:
             table, twins = collapse(table, settings)
-            aside += twins
+            columns = (twins.numbers.tolist(), twins.of.tolist(), twins.equal.tolist())
+            aside += [{"number": number, "of": of, "equal": equal} for number, of, equal in zip(*columns, strict=True)]
         groups.append(table)
     counts.rows_out = sum(group.num_rows for group in groups)
     counts.kept = counts.rows_in - sum(counts.dropped.values())
-    lines = "".join(json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n" for entry in aside)
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in aside)
     return SealedUnit(rows=rows.to_parquet_groups(groups, SIGNATURES), aside=lines.encode(), counts=counts)
 
 
@@ -111,18 +105,26 @@ def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings,
         columns = sorted({*COLUMNS, *THRESHOLD_COLUMNS})
         with access("read", file.uri):
             table = retry(partial(rows.read_columns, file.uri, columns), execution.attempts, execution.backoff)
+        _check_filled(table, file.uri)
         reasons = failed_threshold(table, settings)
         counts.rows_in += table.num_rows
         for reason in reasons:
             if reason is not None:
                 counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
-        table = table.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
-        waiting.append(signatures_of(table, unit.name))
+        passed = np.array([reason is None for reason in reasons], bool)
+        waiting.append(signatures_of(table.filter(pa.array(passed)), numbers_of(int(file.name), len(passed))[passed]))
         while sum(other.num_rows for other in waiting) >= settings.partition_rows:
             whole = pa.concat_tables(waiting)
             yield whole.slice(0, settings.partition_rows)
             waiting = [whole.slice(settings.partition_rows)]
     yield pa.concat_tables(waiting)
+
+
+def _check_filled(table: pa.Table, uri: str) -> None:
+    """Raise ValueError if a value is missing that copies are told by: in a table that `ingest` did not write."""
+    for name in COLUMNS:
+        if name != "alt_text" and table[name].null_count:
+            raise ValueError(f"{uri}: rows without {name}, which every picture needs: {table[name].null_count}")
 
 
 def _shuffle(unit: Unit, execution: ExecutionSettings) -> SealedUnit:
@@ -170,6 +172,5 @@ def _read(parts: list[Part], execution: ExecutionSettings) -> pa.Table:
         with access("read", uri):
             tables.append(retry(partial(rows.read_some_groups, uri, some), execution.attempts, execution.backoff))
     table = pa.concat_tables(tables)
-    uids = table["uid"].to_numpy()
-    _, first = np.unique(uids, return_index=True)
-    return table if len(first) == len(uids) else table.take(pa.array(np.sort(first)))
+    _, first = np.unique(ranks_of(table["rank"])[:, 1], return_index=True)
+    return table if len(first) == len(table) else table.take(pa.array(np.sort(first)))

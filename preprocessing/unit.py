@@ -72,6 +72,7 @@ class Unit:
     files: tuple[InputFile, ...]
     first: int = 0  # row of the table that the unit begins with
     count: int | None = None  # rows of the table that belong to the unit; null: all
+    within: tuple[int, int] | None = None  # of a CSV: the bytes that hold those rows, the first and the one behind them
 
     def to_json(self) -> str:
         """As text, to travel through Ray."""
@@ -82,7 +83,8 @@ class Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
         files = tuple(InputFile(**file) for file in data["files"])
-        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files})
+        within = tuple(data["within"]) if data["within"] is not None else None
+        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files, "within": within})
 
 
 @dataclass(kw_only=True)

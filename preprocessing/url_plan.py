@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from preprocessing.csv_table import read_header, read_rows
+from preprocessing.csv_table import cut_rows, read_header
 from preprocessing.errors import retry
 from preprocessing.rows import read_footer
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.source_table import require_column, require_texts
 from preprocessing.unit import InputFile, Unit, UnitKind, identity_of, unit_name
 from realcustom.storage import FileEntry
+
+_Piece = tuple[int, tuple[int, int] | None]  # number of rows; of a CSV the bytes that hold them
 
 
 def is_url_table(schema: pa.Schema, settings: IngestSettings) -> bool:
@@ -31,28 +33,35 @@ def url_units(files: Sequence[FileEntry], settings: IngestSettings, execution: E
 
 
 def _units(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Unit]:
-    rows = _count_rows(entry, settings, execution)
     file = InputFile(name=entry.name, uri=entry.uri, size=entry.size)
     name = unit_name(entry.name)
     whole = Unit(name=name, identity="", kind=UnitKind.URLS, files=(file,))
-    if rows is None:  # torn: one unit, whose only entry says so
+    pieces: list[_Piece] | None
+    if entry.name.endswith(".csv"):
+        pieces = _csv_pieces(entry, settings, execution)
+    else:
+        pieces = _parquet_pieces(entry, settings, execution)
+    if pieces is None:  # torn: one unit, whose only entry says so
         yield replace(whole, identity=identity_of(entry.size, entry.version))
         return
-    for number, first in enumerate(range(0, rows, settings.unit_size)):
-        count = min(settings.unit_size, rows - first)
+    first = 0
+    for number, (count, within) in enumerate(pieces):
         identity = identity_of(entry.size, entry.version, first, count)
-        yield replace(whole, name=f"{name}-{number:06d}", identity=identity, first=first, count=count)
+        yield replace(whole, name=f"{name}-{number:06d}", identity=identity, first=first, count=count, within=within)
+        first += count
 
 
-def _count_rows(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> int | None:
-    if entry.name.endswith(".csv"):
-        columns = read_header(entry.uri, execution)
-        require_column(columns, settings.url_column, "url_column", entry.name)
-        if settings.caption_column is not None:
-            require_column(columns, settings.caption_column, "caption_column", entry.name)
-        for name in settings.keep_columns or ():
-            require_column(columns, name, "keep_columns", entry.name)
-        return sum(1 for _ in read_rows(entry.uri, execution))
+def _csv_pieces(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> list[_Piece]:
+    columns = read_header(entry.uri, execution)
+    require_column(columns, settings.url_column, "url_column", entry.name)
+    if settings.caption_column is not None:
+        require_column(columns, settings.caption_column, "caption_column", entry.name)
+    for name in settings.keep_columns or ():
+        require_column(columns, name, "keep_columns", entry.name)
+    return list(cut_rows(entry.uri, execution, settings.unit_size))
+
+
+def _parquet_pieces(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> list[_Piece] | None:
     try:
         metadata = retry(lambda: read_footer(entry.uri), execution.attempts, execution.backoff)
     except pa.ArrowInvalid:
@@ -60,4 +69,5 @@ def _count_rows(entry: FileEntry, settings: IngestSettings, execution: Execution
     schema = metadata.schema.to_arrow_schema()
     require_column(schema.names, settings.url_column, "url_column", entry.name)
     require_texts(schema, settings, entry.name)
-    return metadata.num_rows
+    starts = range(0, metadata.num_rows, settings.unit_size)
+    return [(min(settings.unit_size, metadata.num_rows - start), None) for start in starts]

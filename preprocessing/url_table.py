@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,7 +56,7 @@ def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettin
     uri = unit.files[0].uri
     if unit.files[0].name.endswith(".csv"):
         with access("read", uri):
-            return list(itertools.islice(read_rows(uri, execution), unit.first, unit.first + unit.count))
+            return list(read_rows(uri, execution, unit.within))
     try:
         with _open(uri) as source:
             return list(_read_parquet(unit, source, settings))

@@ -6,11 +6,12 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from preprocessing.chunked_file import ChunkedFile
 from preprocessing.entry import Entry, Fault, Sample, Unwanted, beside, too_large, unsupported
 from preprocessing.errors import DataError, DataFault
 from preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
 from preprocessing.settings import ExecutionSettings, IngestSettings
-from preprocessing.tar import ChunkedFile, Member, TornTar, read_members
+from preprocessing.tar import Member, TornTar, read_members
 from preprocessing.unit import Unit
 
 

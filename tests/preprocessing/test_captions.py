@@ -11,7 +11,6 @@ import pytest
 
 from preprocessing.captions import fill, parse_join, template_fields
 from preprocessing.run import StageResult
-from realcustom import storage
 from tests.preprocessing.corpora import jpeg, picture
 from tests.preprocessing.test_ingest import aside_of, ingest, table_of
 
@@ -147,10 +146,10 @@ def test_a_table_that_cannot_be_joined_is_refused(toys: Path, tmp_path: Path, co
 
 
 def test_a_table_that_may_not_be_read_is_named(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(uri: str | Path) -> bytes:
+    def refuse(*arguments: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # tests may run as one who may read anything
 
-    monkeypatch.setattr(storage, "read_bytes", refuse)
+    monkeypatch.setattr("preprocessing.csv_table.ChunkedFile", refuse)
     with pytest.raises(ValueError, match=r"cannot read .*/subjects\.csv: no permission"):
         described(toys, tmp_path / "out", caption_template="a {class}")
     assert not (tmp_path / "out").exists()

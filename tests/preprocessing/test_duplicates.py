@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pytest
 
 from preprocessing import near, partitions, rows
-from preprocessing.duplicates import EXACT, NEAR, Twin, cluster_sizes, collapse, find_edges, resolve, signatures_of
+from preprocessing.duplicates import Twins, collapse, find_edges, ranks_of, signatures_of
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings, Stage
+from preprocessing.survivors import Copies, resolve
 from tests.preprocessing.corpora import snapshot
 from tests.preprocessing.signatures import flipped, originals, planted, scored, write_scored
 from tests.preprocessing.test_ingest import aside_of
@@ -65,6 +67,17 @@ def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_searc
     assert len(list(Path(result.directory).glob("global/shuffle/*.parquet"))) == 8 * shuffles  # of 6 blocks
     assert found(result, table) == found(exact, table) == pairs
     assert result.report["clusters"] == exact.report["clusters"] == {"2": 10}
+
+
+def test_a_corpus_cut_too_finely_is_refused() -> None:
+    blocks = [partitions.Part(uri="", content="", group=0, rows=640_000)] * 1563  # a billion
+    settings = SelectSettings()
+    with pytest.raises(ValueError, match=r"select\.partition_rows=\d+ cuts 1,000,320,000 rows into .* GB .*: raise it"):
+        shuffle = partitions.bit_tables(10**9, settings)
+        partitions.shuffle_units(blocks, shuffle, settings.partition_rows)
+    raised = 2_000_000
+    tables = partitions.bit_tables(10**9, SelectSettings(partition_rows=raised))
+    assert len(partitions.shuffle_units(blocks, tables, raised)) == 521 * len(tables)
 
 
 @pytest.mark.parametrize("name", ["read_columns", "read_some_groups"])
@@ -137,19 +150,36 @@ def chains(count: int, seed: int) -> pa.Table:
     return table.set_column(2, table.schema.field("sha256"), pa.array(contents, pa.binary(32)))
 
 
-def reference(table: pa.Table, settings: SelectSettings) -> dict[str, str]:
+def numbered(table: pa.Table, numbers: Sequence[int] | None = None) -> pa.Table:
+    """Signatures of pictures with these numbers; else those of their rows."""
+    return signatures_of(table, np.arange(table.num_rows) if numbers is None else np.array(numbers))
+
+
+def numbers_in(ranks: pa.ChunkedArray) -> list[int]:
+    return ranks_of(ranks)[:, 1].tolist()
+
+
+def pairs_in(edges: pa.Table) -> list[tuple[int, int]]:
+    """Numbers of the worse and the better ones."""
+    return list(zip(numbers_in(edges["rank"]), numbers_in(edges["better"]), strict=True))
+
+
+def survivors(copies: Copies) -> dict[int, int]:
+    return dict(zip(copies.numbers.tolist(), copies.survivors.tolist(), strict=True))
+
+
+def reference(table: pa.Table, settings: SelectSettings) -> dict[int, int]:
     """The plain rule: best first, a picture is dropped if it is a copy of one that was kept."""
-    marked = signatures_of(table, "b")
+    marked = numbered(table)
     order = sorted(range(table.num_rows), key=marked["rank"].to_pylist().__getitem__)
-    edges = find_edges(marked, None, settings).to_pylist()
-    pairs = {(edge["uid"], edge["better"]) for edge in edges}
-    uids, kept, dropped = table["uid"].to_pylist(), list[str](), dict[str, str]()
+    pairs = set(pairs_in(find_edges(marked, None, settings)))
+    kept, dropped = list[int](), dict[int, int]()
     for index in order:
-        survivor = next((other for other in kept if (uids[index], other) in pairs), None)
+        survivor = next((other for other in kept if (index, other) in pairs), None)
         if survivor is None:
-            kept.append(uids[index])
+            kept.append(index)
         else:
-            dropped[uids[index]] = survivor
+            dropped[index] = survivor
     return dropped
 
 
@@ -162,17 +192,27 @@ def test_survivors_are_those_of_the_plain_rule(seed: int, exact: bool) -> None:
     assert 40 < len(expected) < 159 and not set(expected) & set(expected.values())
     order = list(range(160))
     random.Random(seed).shuffle(order)
-    whole = signatures_of(table.take(order), "b")
+    whole = numbered(table.take(order), order)
     parts, twins = zip(*(collapse(whole.slice(start, 50), settings) for start in range(0, 160, 50)), strict=True)
     edges = [find_edges(a, None if a is b else b, settings) for i, a in enumerate(parts) for b in parts[i:]]
     random.Random(seed).shuffle(edges)
-    duplicates = resolve(edges, [twin for some in twins for twin in some], exact)
-    assert {entry.uid: entry.survivor for entry in duplicates} == expected
-    content = dict(zip(table["uid"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-    reasons = {
-        entry.uid: EXACT if exact and content[entry.uid] == content[entry.survivor] else NEAR for entry in duplicates
-    }
-    assert {entry.uid: entry.reason for entry in duplicates} == reasons and sum(map(len, twins)) > 0
+    copies = resolve(edges, twins)
+    assert survivors(copies) == expected and copies.numbers.tolist() == sorted(expected)
+    content = table["sha256"].to_pylist()
+    equal = [content[number] == content[survivor] for number, survivor in sorted(expected.items())]
+    assert copies.equal.tolist() == equal and any(equal) and sum(len(some.numbers) for some in twins) > 0
+
+
+def test_pairs_found_many_times_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = numbered(chains(160, 1))
+    edges = find_edges(table, None, SelectSettings())
+    once = resolve([edges], [])
+    monkeypatch.setattr("preprocessing.survivors._FEW", 10)  # so that equal rows are looked for again and again
+    monkeypatch.setattr("preprocessing.survivors._CHUNK", 7)
+    pieces = [edges.slice(start, 9) for start in range(0, len(edges), 9)]
+    again = resolve(pieces * 3, [])
+    assert survivors(again) == survivors(once) and again.equal.tolist() == once.equal.tolist()
+    assert resolve([], []).cluster_sizes() == {}
 
 
 def test_only_exact_duplicates(tmp_path: Path) -> None:
@@ -190,9 +230,9 @@ def test_many_equal_pictures_are_not_compared_with_each_other() -> None:
     rng = np.random.default_rng(0)
     one = originals(1, rng)
     table = scored({name: np.repeat(values, 5000, axis=0) for name, values in one.items()})
-    best, twins = collapse(signatures_of(table, "b"), SelectSettings())
-    assert best["uid"].to_pylist() == table["uid"].to_pylist()[:1] and len(twins) == 4999
-    assert {twin.of for twin in twins} == {table["uid"][0].as_py()}
+    best, twins = collapse(numbered(table), SelectSettings())
+    assert best["uid"].to_pylist() == table["uid"].to_pylist()[:1]
+    assert twins.numbers.tolist() == list(range(1, 5000)) and set(twins.of.tolist()) == {0}
 
 
 def test_a_dense_cluster_leaves_few_edges(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,31 +240,37 @@ def test_a_dense_cluster_leaves_few_edges(monkeypatch: pytest.MonkeyPatch) -> No
     one = originals(1, rng)
     cluster = {name: np.repeat(values, 300, axis=0) for name, values in one.items()}
     cluster["long"][:, 0] = flipped(cluster["long"][:, 0], rng.integers(0, 15, 300), rng)
-    table = signatures_of(scored(cluster), "b")
+    table = numbered(scored(cluster))
     edges = find_edges(table, None, SelectSettings())
     assert edges.num_rows == sum(min(64, number) for number in range(300))
-    uids = table.sort_by("rank")["uid"].to_pylist()
-    best = {uid: uids[:place][:64] for place, uid in enumerate(uids)}
-    assert [edge["better"] for edge in edges.to_pylist()] == [better for uid in uids for better in best[uid]]
+    assert pairs_in(edges) == [(place, better) for place in range(300) for better in range(min(64, place))]
     monkeypatch.setattr(near, "_HELD", 100)  # so that pairs are trimmed again and again
     assert find_edges(table, None, SelectSettings()).equals(edges)
     halves = [table.slice(0, 150), table.slice(150)]
-    found = [(edge["uid"], edge["better"]) for edge in find_edges(*halves, SelectSettings()).to_pylist()]
-    ours = set(halves[0]["uid"].to_pylist())
-    apart = {
-        uid: [other for other in uids[:place] if (other in ours) != (uid in ours)] for place, uid in enumerate(uids)
-    }
-    assert found == [(uid, better) for uid in uids for better in apart[uid][:64]]
-    assert {entry.survivor for entry in resolve([edges], [], True)} == {table["uid"][0].as_py()}
+    apart = [(place, better) for place in range(150, 300) for better in range(64)]
+    assert pairs_in(find_edges(*halves, SelectSettings())) == apart
+    assert set(survivors(resolve([edges], [])).values()) == {0}
 
 
 def test_a_twin_shares_the_fate_of_its_better() -> None:
-    table = signatures_of(chains(2, 0), "b")
+    table = numbered(chains(2, 0))
     edge = find_edges(table, None, SelectSettings(near_duplicate_bits=128, near_duplicate_radius=16))
-    worse, better = edge["uid"][0].as_py(), edge["better"][0].as_py()
-    duplicates = resolve([edge], [Twin(uid="t", block="b", of=worse, equal=True)], True)
-    assert [entry.survivor for entry in duplicates] == [better, better]
-    assert cluster_sizes([pa.Table.from_pylist([{"survivor": better, "reason": NEAR}] * 2)]) == {"3": 1}
+    ((worse, better),) = pairs_in(edge)
+    twins = Twins(numbers=np.array([7, 9]), of=np.array([worse, better]), equal=np.array([True, True]))
+    copies = resolve([edge], [twins])
+    assert survivors(copies) == {worse: better, 7: better, 9: better}
+    equal = edge["equal"][0].as_py()
+    assert copies.equal.tolist() == [equal, equal, True] and copies.cluster_sizes() == {"4": 1}
+    assert survivors(resolve([], [twins])) == {7: worse, 9: better}
+
+
+def test_a_row_without_a_hash_is_refused(tmp_path: Path) -> None:
+    table = planted(10, 0)[0]
+    lacking = pa.array([None, *table["phashes"].to_pylist()[1:]], table.schema.field("phashes").type)
+    table = table.set_column(table.schema.get_field_index("phashes"), "phashes", lacking)
+    source = write_scored(tmp_path / "scored", table, 10)
+    with pytest.raises(ValueError, match=r"part-00000\.parquet: rows without phashes, .*: 1"):
+        select(source, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.tar import ChunkedFile, TornTar, read_members
+from preprocessing.chunked_file import ChunkedFile
+from preprocessing.tar import TornTar, read_members
 from tests.preprocessing.corpora import tar_bytes
 
 MEMBERS = [("a.jpg", b"x" * 700), ("a.txt", b"a toy"), ("b.jpg", b"y" * 512), ("b.txt", b"")]

@@ -1,0 +1,62 @@
+"""CSV read in pieces: the pieces' rows are the file's, whatever stands in its values, and no more of it is in memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from pathlib import Path
+
+import pytest
+
+from preprocessing import csv_table
+from preprocessing.csv_table import cut_rows, read_header, read_rows
+from preprocessing.settings import ExecutionSettings
+
+EXECUTION = ExecutionSettings(backoff=0.0)
+WORDS = ["a", "", "caf\u00e9", 'say "hi"', "two\nlines", "a,b", "carriage\r\nreturn", "\U0001f415", " "]
+
+
+def rows_of(data: bytes) -> list[dict[str, str | None]]:
+    """By the csv module, the whole text at once."""
+    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    header, *lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    return [dict(zip(header, [*line, *[None] * len(header)], strict=False)) for line in lines]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_pieces_are_the_whole(end: str, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "_BUFFER", 7)
+    rng = random.Random(0)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL)
+    writer.writerow(["url", "caption"])
+    for _ in range(50):
+        writer.writerow([rng.choice(WORDS) for _ in range(rng.choice([2, 2, 1, 3]))])
+        text.write(rng.choice(["", "", end]))  # a blank line is no row
+    data = (start + text.getvalue()).encode() + b"x,\xff\xfe" + end.encode() + b"the last line does not end,y"
+    path = tmp_path / "list.csv"
+    path.write_bytes(data)
+    whole = list(read_rows(str(path), EXECUTION))
+    assert whole == rows_of(data) and len(whole) == 52 and read_header(str(path), EXECUTION) == ["url", "caption"]
+    for size in (1, 7, 52, 1000):
+        pieces = cut_rows(str(path), EXECUTION, size)
+        assert [count for count, _ in pieces] == [min(size, 52 - first) for first in range(0, 52, size)]
+        assert [row for _, within in pieces for row in read_rows(str(path), EXECUTION, within)] == whole
+        assert pieces[-1][1][1] == len(data)
+
+
+def test_a_table_without_rows_has_no_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\n\n")
+    assert cut_rows(str(tmp_path / "a.csv"), EXECUTION, 10) == []
+    (tmp_path / "b.csv").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"b\.csv is not a CSV with a header line"):
+        read_header(str(tmp_path / "b.csv"), EXECUTION)
+
+
+def test_what_is_no_csv_is_said_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "_FIELD_LIMIT", 100)
+    (tmp_path / "a.csv").write_text("url\nx\n" + "y" * 200 + "\n")
+    with pytest.raises(ValueError, match=r"a\.csv is not a readable CSV: field larger than field limit .* in line 3"):
+        cut_rows(str(tmp_path / "a.csv"), EXECUTION, 10)
