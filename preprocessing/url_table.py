@@ -56,7 +56,10 @@ def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettin
     uri = unit.files[0].uri
     if unit.files[0].name.endswith(".csv"):
         with access("read", uri):
-            return list(read_rows(uri, execution, unit.within))
+            rows: list[_Row | DataError] = list(read_rows(uri, execution, unit.within))
+        if len(rows) != unit.count:
+            raise ValueError(f"{uri} was changed while it was read: {len(rows)} rows where there were {unit.count}")
+        return rows
     try:
         with _open(uri) as source:
             return list(_read_parquet(unit, source, settings))

@@ -290,3 +290,12 @@ def test_a_torn_table_of_urls_is_one_entry_and_a_bad_row_group_its_rows(server: 
 def test_robots_opt_out(values: list[str], forbidden: bool) -> None:
     for user_agent in ("realcustom", "realcustom/1.0 (+https://example.org)"):
         assert opted_out(values, user_agent) is forbidden
+
+
+def test_a_table_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("url,caption\nhttp://127.0.0.1:1/a,a\nhttp://127.0.0.1:1/b,b\n")
+    (unit,) = open_corpus(str(table), IngestSettings(), ExecutionSettings())
+    table.write_text("url,caption\nhttp://127.0.0.1:1/abc,a caption that is longer\n\n\n\n")
+    with pytest.raises(ValueError, match=r"list\.csv was changed while it was read: 1 rows where there were 2"):
+        list(url_table.read_urls(unit, IngestSettings(), ExecutionSettings()))

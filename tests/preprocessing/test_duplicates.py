@@ -132,6 +132,27 @@ def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) 
     }
 
 
+@pytest.mark.parametrize("change", ["part-00000", "part-00002", "a-new-part"])
+def test_units_that_come_or_go_leave_what_a_fresh_run_would(change: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
+    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 2)
+    table, _ = planted(250, 80, seed=8)
+    source = write_scored(tmp_path / "scored", table.slice(0, 200), 40)
+    select(source, tmp_path / "out", partition_rows=60)
+    place = source / f"{change}.parquet"
+    if place.exists():
+        place.unlink()
+    else:
+        place.write_bytes(rows.to_parquet(table.slice(200)))  # it comes first: all others have new numbers
+    again, fresh = (select(source, tmp_path / name, partition_rows=60) for name in ("out", "fresh"))
+    assert again.report == fresh.report and again.report["dropped"]["near_duplicate"] > 20
+    left, right = (snapshot(result.directory) for result in (again, fresh))
+    assert {name: data for name, data in left.items() if not name.startswith("global/")} == {
+        name: data for name, data in right.items() if not name.startswith("global/")
+    }
+    assert select(source, tmp_path / "out", partition_rows=60).units_run == 0
+
+
 def chains(count: int, seed: int) -> pa.Table:
     """Pictures among which copies of copies are not all copies of each other; some are equal in every byte."""
     rng = np.random.default_rng(seed)
