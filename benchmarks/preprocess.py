@@ -41,7 +41,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from process_tree import tree_pss
 
 from preprocessing.hashes import BASE_SIDE, signature
-from preprocessing.partitions import bit_tables
+from preprocessing.partitions import Part, bit_tables, fitted
 from preprocessing.pictures import decode_with_size
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
@@ -152,12 +152,13 @@ def recalls(photos: list[bytes], temporary: Path, **select: Any) -> tuple[dict[s
     return found, wrong
 
 
-def met_in_tables(pairs: int = 20_000) -> dict[str, dict[str, float]]:
+def met_in_tables(pairs: int = 20_000, rows_of_block: int = 640_000) -> dict[str, dict[str, float]]:
     """Beyond the exact search: the share of pairs so many bits apart that meet in a table, by rows of the corpus."""
     rng = np.random.default_rng(0)
     shares: dict[str, dict[str, float]] = {}
     for rows in (5_000_000, 100_000_000, 1_000_000_000):
-        tables = bit_tables(rows, SelectSettings())
+        block = Part(uri="", content="", group=0, rows=rows_of_block)
+        tables = bit_tables(rows, fitted([block] * (rows // rows_of_block), SelectSettings()))
         for distance in (2, 4, 6, 8):
             values = rng.integers(0, 2**64, pairs, dtype=np.uint64)
             bits = np.argsort(rng.random((pairs, 64)), axis=1)[:, :distance].astype(np.uint64)

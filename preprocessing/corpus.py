@@ -1,4 +1,4 @@
-"""The units of a corpus that `ingest` is to read: from listings, the footers of tables of URLs, and a table of captions."""
+"""The units of a corpus that `ingest` is to read: from listings, the tables of URLs, and a table of captions."""
 
 from __future__ import annotations
 

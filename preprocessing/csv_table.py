@@ -1,4 +1,4 @@
-"""CSV files with a header line, read row by row: UTF-8, from a disk or an object store, some of the file in memory."""
+"""CSV files with a header line, read row by row: UTF-8, from a disk or an object store, a line in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from preprocessing.chunked_file import ChunkedFile
 from preprocessing.settings import ExecutionSettings
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
-_HEADER = 2**20  # bytes that are fetched for a header
+_CHUNK = 2**23  # bytes that are fetched at a time
+_HEADER = 2**16  # and for a header
 _BUFFER = 2**16  # bytes that are decoded at a time
 
 
 def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
-    """The columns of a CSV. Raises ValueError if there are none, or two of one name."""
+    """The columns of a CSV. Raises ValueError if there are none, two of one name, or one that is not UTF-8."""
     first = next(_records(_Lines(uri, execution, chunk=_HEADER), uri), [])
     if not any(name.strip() for name in first):
         raise ValueError(f"{uri} is not a CSV with a header line: its first line names no column")
+    odd = next((name for name in first if not readable(name)), None)
+    if odd is not None:
+        raise ValueError(f"{uri}: the name of a column is not UTF-8 ({odd!a}): save the table as UTF-8")
     twice = next((name for name in first if first.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{uri}: two columns are named '{twice}'")
@@ -26,20 +30,20 @@ def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
 
 
 def read_rows(
-    uri: str, execution: ExecutionSettings, within: tuple[int, int] | None = None
+    uri: str, execution: ExecutionSettings, byte_range: tuple[int, int] | None = None
 ) -> Iterator[dict[str, str | None]]:
     """The rows after the header. A value that the row is too short for is None; one beyond the header is left out.
 
     Bytes that are not UTF-8 come as surrogates (`errors="surrogateescape"`), for the caller to judge.
 
     Args:
-        within: only those of these bytes of the file (the first one and the one behind the last), as `cut_rows` gives.
+        byte_range: only those of these bytes of the file (the first and the one behind the last), as `cut_rows` gives.
     Raises:
         ValueError: the text is no CSV.
     """
     header = read_header(uri, execution)
-    records = _records(_Lines(uri, execution, within), uri)
-    if within is None:
+    records = _records(_Lines(uri, execution, byte_range), uri)
+    if byte_range is None:
         next(records)
     for record in records:
         if record:
@@ -65,10 +69,13 @@ class _Lines:
     """A file's lines with their ends, of all its bytes or of some; a mark of byte order at its start is left out."""
 
     def __init__(
-        self, uri: str, execution: ExecutionSettings, within: tuple[int, int] | None = None, chunk: int = 8 * 2**20
+        self, uri: str, execution: ExecutionSettings, byte_range: tuple[int, int] | None = None, chunk: int = _CHUNK
     ):
-        raw = _Bytes(ChunkedFile(uri, execution.attempts, execution.backoff, chunk), within)
+        start, end = byte_range if byte_range is not None else (0, chunk)
+        file = ChunkedFile(uri, execution.attempts, execution.backoff, min(chunk, end - start))
+        raw = _Bytes(file, start, end if byte_range is not None else file.size)
         buffered = io.BufferedReader(raw, _BUFFER)
+        self._uri = uri
         self._text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
         self.position = raw.position  # byte behind the last line that was given
 
@@ -76,7 +83,11 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._text)
+        line = self._text.readline(_FIELD_LIMIT)
+        if not line:
+            raise StopIteration
+        if len(line) == _FIELD_LIMIT:
+            raise ValueError(f"{self._uri} is not a readable CSV: a line of more than {_FIELD_LIMIT} characters")
         begins, self.position = self.position == 0, self.position + len(line.encode("utf-8", "surrogateescape"))
         return line.removeprefix("\ufeff") if begins else line
 
@@ -84,9 +95,9 @@ class _Lines:
 class _Bytes(io.RawIOBase):
     """Some of a file's bytes as Python's stream of them."""
 
-    def __init__(self, file: ChunkedFile, within: tuple[int, int] | None):
+    def __init__(self, file: ChunkedFile, start: int, end: int):
         self._file = file
-        self.position, self._end = within if within is not None else (0, file.size)
+        self.position, self._end = start, end
 
     def readable(self) -> bool:
         """It is."""

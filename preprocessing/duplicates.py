@@ -1,7 +1,8 @@
 """Which pictures are copies of others: signatures (what is compared) -> edges (pairs of copies, the worse first).
 
 Of two copies the better one has a caption where the other has none, else is larger in pixels, or then in bytes, or comes
-first in the corpus. A picture's number is its place there: its unit's number and its row in that unit's table.
+first in the corpus. A picture's number is its place there: its unit's number (they are sorted by name) and its row in that
+unit's table.
 
 Legend: n pictures, k pairs.
 """
@@ -22,7 +23,7 @@ from preprocessing.settings import SelectSettings
 from preprocessing.thresholds import integers
 
 ROW_BITS = 32  # of a picture's number: its row; those above are its unit's
-_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # that tell two pictures apart
+_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # larger ones rank as these do
 # Better copies that are remembered of one picture in one partition: keeps a dense cluster's edges linear in its size.
 _REMEMBERED = 64
 
@@ -64,8 +65,8 @@ def numbers_of(unit: int, count: int) -> np.ndarray:
 def signatures_of(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     """The columns `COLUMNS` of pictures of these numbers, int64 (n,) -> `SIGNATURES`."""
     captionless = np.array([not text for text in table["alt_text"].to_pylist()], dtype=np.uint64)
-    smaller = _MOST_PIXELS - np.minimum(integers(table["width"]) * integers(table["height"]), _MOST_PIXELS)
-    shorter = _MOST_BYTES - np.minimum(integers(table["image_bytes"]), _MOST_BYTES)
+    smaller = _MOST_PIXELS - np.clip(integers(table["width"]) * integers(table["height"]), 0, _MOST_PIXELS)
+    shorter = _MOST_BYTES - np.clip(integers(table["image_bytes"]), 0, _MOST_BYTES)
     ranks = np.empty((table.num_rows, 2), ">u8")
     ranks[:, 0] = (captionless << 63) | (smaller << 31 | shorter).astype(np.uint64)
     ranks[:, 1] = numbers

@@ -11,10 +11,9 @@ not change is not done again. Who survives is decided where the driver is; its m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ import pyarrow.compute as pc
 
 from preprocessing import rows
 from preprocessing.access import access
-from preprocessing.duplicates import ROW_BITS, Twins, ranks_of
+from preprocessing.duplicates import ROW_BITS, ranks_of
 from preprocessing.errors import retry
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
@@ -31,12 +30,13 @@ from preprocessing.partitions import (
     bit_tables,
     block_units,
     bucket_units,
+    fitted,
     pair_units,
     shuffle_units,
 )
-from preprocessing.planning import make_plan
+from preprocessing.planning import Plan, make_plan
 from preprocessing.progress import Progress
-from preprocessing.steps import read_aside
+from preprocessing.steps import SetAside, read_aside
 from preprocessing.survivors import Copies, resolve
 from preprocessing.uids import check_uids
 from preprocessing.unit import (
@@ -58,10 +58,10 @@ RunUnits = Callable[[Job, Sequence[Unit]], Iterable[Counts]]
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
 EVALUATION = "in_evaluation_folder"
-# What `select` needs to know of a block, sorted by number.
+# What `select` needs to know of a block, in the corpus's order; then the copies of evaluation pictures.
 DUPLICATES = pa.schema(
     [
-        pa.field("number", pa.int64(), nullable=False),
+        pa.field("uid", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("survivor", pa.string(), nullable=False),  # uid, or the file in the evaluation folder
     ]
@@ -75,7 +75,6 @@ class _Found:
     copies: Copies
     survivors: np.ndarray  # int64 (m,), sorted numbers
     uids: pa.LargeStringArray  # theirs
-    evaluation: dict[str, dict[int, str]]  # block -> number of a copy of an evaluation picture -> that one's name
 
 
 def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: bool) -> tuple[Unit, ...]:
@@ -92,22 +91,25 @@ def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: b
     corpus = identity_of([[unit.name, unit.identity] for unit in units])
     place = _duplicates(job)
     wanted = [Unit(name=block.name, identity=corpus, kind=UnitKind.PART, files=()) for block in blocks]
-    plan = make_plan(wanted, place.manifests(), place.rows_present())
-    if plan.todo or plan.gone:
+    present = place.rows_present()
+    plan = make_plan(wanted, place.manifests(), present)
+    if plan.todo or plan.gone or not storage.exists(_clusters_uri(job)):
         if own_uids:
             check_uids(units, job.settings.execution)
-        found = _search(blocks, job, run)
-        place.remove(plan.stale)
-        place.remove(plan.gone, with_outputs=True)
+        signatures = _run_step(Step.SIGNATURES, blocks, job, run)
+        found = _search(signatures, job, run)
+        _clear(place, plan, present, wanted)
         place.write(_clusters_uri(job), to_json_bytes(found.copies.cluster_sizes()))
-        for unit in plan.todo:
-            place.commit(unit, _seal(unit.name, found, job.settings.select.exact_duplicates))
+        todo = {unit.name for unit in plan.todo}
+        for unit, block in zip(wanted, signatures, strict=True):
+            if unit.name in todo:
+                place.commit(unit, _seal(block, found, job))
     outputs = {manifest.unit: manifest.output for manifest in place.manifests()}
     selected = []
     for number, unit in enumerate(units):
-        block = blocks[number // UNITS_PER_BLOCK].name
-        file = InputFile(name=str(number), uri=place.rows_uri(block), size=0)  # by the number its rows are known there
-        identity = identity_of(unit.identity, outputs[block], number)
+        block_name = blocks[number // UNITS_PER_BLOCK].name
+        file = InputFile(name=f"{block_name}.parquet", uri=place.rows_uri(block_name), size=0)
+        identity = identity_of(unit.identity, outputs[block_name])
         selected.append(replace(unit, identity=identity, files=(*unit.files, file)))
     return tuple(selected)
 
@@ -126,52 +128,51 @@ def _clusters_uri(job: Job) -> str:
     return storage.join(job.directory, "global", "clusters.json")
 
 
-def _search(blocks: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
+def _search(signatures: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
     settings = job.settings.select
-    signatures = _run_step(Step.SIGNATURES, blocks, job, run)
-    directory = StageDirectory(replace(job, step=Step.SIGNATURES).place, job.settings.execution)
-    evaluation: dict[str, dict[int, str]] = {}
-    twins: list[Twins] = []
-    for block in signatures:
-        evaluation[block.name], alike = read_aside(directory.read(directory.aside_uri(block.name)))
-        twins.append(alike)
     edges: list[Unit] = []
     if settings.exact_duplicates or settings.near_duplicate_radius is not None:
-        edges = _run_step(Step.PAIRS, _pair_units(signatures, job, run), job, run)
+        edges = _pairs(signatures, job, run)
+    directory = StageDirectory(job.place, job.settings.execution)
     tables = (rows.from_parquet(directory.read(unit.files[0].uri)) for unit in edges)
-    copies = resolve(tables, twins)
+    copies = resolve(tables, [_set_aside(block, job).twins for block in signatures])
     survivors = np.unique(copies.survivors)
-    uids = _uids(survivors, signatures, job)
-    return _Found(copies=copies, survivors=survivors, uids=uids, evaluation=evaluation)
 
-
-def _uids(numbers: np.ndarray, signatures: Sequence[Unit], job: Job) -> pa.LargeStringArray:
-    """The uids of pictures, sorted numbers int64 (m,), from their blocks' signatures."""
-    execution = job.settings.execution
-
-    def of_block(block: Unit) -> pa.ChunkedArray:
-        wanted = numbers[_within(block.name, numbers)]
+    def uids_in(block: Unit) -> pa.ChunkedArray:
+        wanted = survivors[_numbers_in(block, survivors)]
         if not len(wanted):
             return pa.chunked_array([], pa.large_string())
-        uri = block.files[0].uri
-        with access("read", uri):
-            table = retry(partial(rows.read_columns, uri, ["uid", "rank"]), execution.attempts, execution.backoff)
-        there = ranks_of(table["rank"])[:, 1].astype(np.int64)  # in the corpus's order, hence sorted
-        return table["uid"].cast(pa.large_string()).take(pa.array(np.searchsorted(there, wanted)))
+        numbers, uids = _uids(block, job)
+        return uids.take(pa.array(np.searchsorted(numbers, wanted)))
 
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        chunks = [chunk for uids in pool.map(of_block, signatures) for chunk in uids.chunks]
-    return pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+    with ThreadPoolExecutor(max_workers=4) as pool:  # each holds a block's uids
+        chunks = [chunk for uids in pool.map(uids_in, signatures) for chunk in uids.chunks]
+    uids = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+    return _Found(copies=copies, survivors=survivors, uids=uids)
 
 
-def _within(block: str, numbers: np.ndarray) -> slice:
+def _set_aside(block: Unit, job: Job) -> SetAside:
+    directory = replace(job, step=Step.SIGNATURES).stage_directory()
+    return read_aside(directory.read(directory.aside_uri(block.name)))
+
+
+def _uids(block: Unit, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Sorted numbers, int64 (n,), and uids of a block's pictures that are no twins, from its signatures."""
+    uri, execution = block.files[0].uri, job.settings.execution
+    with access("read", uri):
+        table = retry(lambda: rows.read_columns(uri, ["uid", "rank"]), execution.attempts, execution.backoff)
+    return ranks_of(table["rank"])[:, 1].astype(np.int64), table["uid"].cast(pa.large_string())
+
+
+def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
     """Where a block's pictures are among sorted numbers."""
-    first = UNITS_PER_BLOCK * int(block.rpartition("-")[2])
+    first = UNITS_PER_BLOCK * int(block.name.rpartition("-")[2])
     bounds = np.array([first, first + UNITS_PER_BLOCK], np.int64) << ROW_BITS
     return slice(*np.searchsorted(numbers, bounds).tolist())
 
 
-def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+def _pairs(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+    """The pairs of copies among all blocks."""
     settings = job.settings.select
     parts, blocks = list[Part](), list[Part]()
     for block in signatures:
@@ -181,7 +182,15 @@ def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Uni
             parts.append(Part(uri=uri, content=block.identity, group=group, rows=length))
     number = sum(part.rows for part in parts)
     if number <= settings.exact_search_rows:
-        return pair_units(parts, settings)
+        return _run_step(Step.PAIRS, pair_units(parts, settings), job, run)
+    larger = fitted(blocks, settings)
+    if larger != settings:
+        notice = (
+            f"partitions of {larger.partition_rows} rows instead of select.partition_rows={settings.partition_rows}"
+        )
+        Progress(job.stage.value, 0, 0).say(f"{notice}, so that {number} rows make few enough parts")
+        settings = larger
+        job = replace(job, settings=replace(job.settings, select=larger))
     units = shuffle_units(blocks, bit_tables(number, settings), settings.partition_rows)
     shuffled = _run_step(Step.SHUFFLE, units, job, run)
     buckets: dict[tuple[int, int], list[Part]] = {}
@@ -189,7 +198,7 @@ def _pair_units(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Uni
         for group, (bits, length) in enumerate(_groups(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
             buckets.setdefault((BitTable.of_unit(unit.name).number, bits), []).append(part)
-    return bucket_units(buckets, settings.partition_rows)
+    return _run_step(Step.PAIRS, bucket_units(buckets, settings.partition_rows), job, run)
 
 
 def _groups(unit: Unit, job: Job) -> list[tuple[int, int]]:
@@ -203,9 +212,9 @@ def _run_step(step: Step, units: Sequence[Unit], job: Job, run: RunUnits) -> lis
     """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
     job = replace(job, step=step)
     directory = StageDirectory(job.place, job.settings.execution)
-    plan = make_plan(units, directory.manifests(), directory.rows_present())
-    directory.remove(plan.stale)
-    directory.remove(plan.gone, with_outputs=True)
+    present = directory.rows_present()
+    plan = make_plan(units, directory.manifests(), present)
+    _clear(directory, plan, present, units)
     progress = Progress(f"{job.stage.value}, {step.value}", len(units), len(plan.done))
     for counts in run(job, plan.todo):
         progress.unit_done(counts)
@@ -218,20 +227,34 @@ def _output(name: str, output: str, directory: StageDirectory) -> Unit:
     return Unit(name=name, identity=output, kind=UnitKind.PART, files=(file,))
 
 
-def _seal(block: str, found: _Found, exact: bool) -> SealedUnit:
+def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], units: Sequence[Unit]) -> None:
+    """Remove what is out of date, and what a kill has left of such a removal."""
+    directory.remove(plan.stale)
+    directory.remove(plan.gone, with_outputs=True)
+    names = {unit.name for unit in units}
+    if not names.issuperset(present):
+        directory.remove_strays(names)
+
+
+def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
     """A block's pictures that are dropped."""
-    here, evaluation = _within(block, found.copies.numbers), found.evaluation[block]
-    survivors = found.uids.take(pa.array(np.searchsorted(found.survivors, found.copies.survivors[here])))
+    here, aside = _numbers_in(block, found.copies.numbers), _set_aside(block, job)
+    numbers, uids = _uids(block, job)
+    numbers = np.concatenate([numbers, aside.twins.numbers])
+    uids = pa.chunked_array([*uids.chunks, pa.array(aside.uids, pa.large_string())])
+    order = np.argsort(numbers)
+    dropped = order[np.searchsorted(numbers[order], found.copies.numbers[here])]
+    survivors = np.searchsorted(found.survivors, found.copies.survivors[here])
+    exact = job.settings.select.exact_duplicates
+    reasons = [EXACT if exact and equal else NEAR for equal in found.copies.equal[here].tolist()]
     table = pa.table(
         {
-            "number": np.concatenate([found.copies.numbers[here], np.array(list(evaluation), np.int64)]),
-            "reason": [EXACT if exact and equal else NEAR for equal in found.copies.equal[here].tolist()]
-            + [EVALUATION] * len(evaluation),
-            "survivor": survivors.to_pylist() + list(evaluation.values()),
+            "uid": [*uids.take(pa.array(dropped)).to_pylist(), *aside.evaluation],
+            "reason": [*reasons, *[EVALUATION] * len(aside.evaluation)],
+            "survivor": [*found.uids.take(pa.array(survivors)).to_pylist(), *aside.evaluation.values()],
         },
         schema=DUPLICATES,
-    ).sort_by("number")
-    reasons = pc.value_counts(table["reason"]).to_pylist()
-    dropped = {count["values"]: count["counts"] for count in reasons}
-    counts = Counts(rows_in=table.num_rows, dropped=dropped, rows_out=table.num_rows)
-    return SealedUnit(rows=rows.to_parquet(table), aside=b"", counts=counts)
+    )
+    counts = {count["values"]: count["counts"] for count in pc.value_counts(table["reason"]).to_pylist()}
+    account = Counts(rows_in=table.num_rows, dropped=counts, rows_out=table.num_rows)
+    return SealedUnit(rows=rows.to_parquet(table), aside=b"", counts=account)

@@ -23,7 +23,7 @@ from preprocessing.unit import InputFile, Unit, UnitKind, identity_of
 
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
-_MOST_PARTS = 50_000_000  # that the driver is to know of, half a kilobyte each
+_MOST_PARTS = 20_000_000  # that the driver is to know of, half a kilobyte each
 _CROWDED = 4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, and some are popular
 
 
@@ -96,20 +96,20 @@ def pair_units(parts: Sequence[Part], settings: SelectSettings) -> list[Unit]:
     return units
 
 
-def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int) -> list[Unit]:
-    """About `rows` rows of whole blocks with each table.
+def fitted(blocks: Sequence[Part], settings: SelectSettings) -> SelectSettings:
+    """The settings with partitions doubled until the driver can know where each pattern's pictures are."""
+    total = sum(block.rows for block in blocks)
+    while True:
+        patterns = sum(2**table.width for table in bit_tables(total, settings))
+        if patterns * sum(1 for _ in pack(blocks, settings.partition_rows)) <= _MOST_PARTS:
+            return settings
+        settings = replace(settings, partition_rows=2 * settings.partition_rows)
 
-    Raises ValueError if they make more parts than the driver can know of: the fewer units, the fewer parts.
-    """
+
+def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int) -> list[Unit]:
+    """About `rows` rows of whole blocks with each table."""
     units = []
-    together = list(pack(blocks, rows))
-    parts = len(together) * sum(2**table.width for table in tables)
-    if parts > _MOST_PARTS:
-        raise ValueError(
-            f"select.partition_rows={rows} cuts {sum(block.rows for block in blocks):,} rows into {parts:,} parts, "
-            f"which take {parts // 2_000_000} GB where the command runs: raise it, to {4 * rows}, say"
-        )
-    for number, packed in enumerate(together):
+    for number, packed in enumerate(pack(blocks, rows)):
         files = tuple(part.as_file("blocks") for part in packed)
         identity = identity_of([part.content for part in packed])
         for table in tables:

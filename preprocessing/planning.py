@@ -1,6 +1,7 @@
 """What there is to do: the units of an input, those that are done, and the directory that a stage writes to.
 
-From listings only: nothing of a picture, a table or a manifest is opened here (the footer of one table is).
+From listings: nothing of a picture or a manifest is opened here. Of tables the footer of one is, or of those of URLs each,
+and a CSV is read whole, for its lines are not counted anywhere.
 """
 
 from __future__ import annotations

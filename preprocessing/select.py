@@ -9,7 +9,6 @@ from __future__ import annotations
 import pyarrow as pa
 
 from preprocessing import rows
-from preprocessing.duplicates import numbers_of
 from preprocessing.entry import read
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.settings import ExecutionSettings, SelectSettings
@@ -27,16 +26,16 @@ class Select:
         """Each row is kept or dropped, because. The unit's second file holds the duplicates of its block."""
         rows.require_columns(table.schema, (*rows.HASHED, *rows.SCORE_FIELDS), f"select, unit {unit.name}")
         duplicates = rows.from_parquet(read(unit.files[1].uri, self._execution))
-        columns = (duplicates[name].to_pylist() for name in ("number", "reason", "survivor"))
-        copies = {number: (reason, survivor) for number, reason, survivor in zip(*columns, strict=True)}
+        columns = (duplicates[name].to_pylist() for name in ("uid", "reason", "survivor"))
+        copies = {uid: (reason, survivor) for uid, reason, survivor in zip(*columns, strict=True)}
         account = RowAccount(table, unit.name)
         failed = failed_threshold(table, self._settings)
-        for index, number in enumerate(numbers_of(int(unit.files[1].name), table.num_rows).tolist()):
+        for index, uid in enumerate(table["uid"].to_pylist()):
             reason = failed[index]
             if reason is not None:
                 account.drop(index, reason)
-            elif number in copies:
-                reason, survivor = copies[number]
+            elif uid in copies:
+                reason, survivor = copies[uid]
                 account.drop(index, reason, f"of {survivor}")
         return Outcome(rows_in=table.num_rows, table=account.rows(), aside=account.aside)
 

@@ -140,7 +140,7 @@ class ScoreSettings:
     sharpness_side: int = 512  # longest side, pixels, at which sharpness is measured (larger pictures are scaled down)
     clip: str | None = None  # CLIPModel, hub id or folder; null: no neural score
     heads: str | None = None  # folder with heads.safetensors on CLIP's image embedding; null: image-text score only
-    # JUDGED: image classification models, hub id or folder, each with a label of this name: its probability is the score.
+    # Image classification models, hub id or folder, each with a label of this name, whose probability is the score.
     aesthetic: str | None = None
     nsfw: str | None = None
     watermark: str | None = None

@@ -67,13 +67,25 @@ def evaluation_uri(directory: str) -> str:
     return storage.join(directory, "global", "evaluation.parquet")
 
 
-def read_aside(data: bytes) -> tuple[dict[int, str], Twins]:
-    """What step `signatures` put aside: copies of evaluation pictures (number -> that one's name), and twins."""
-    entries = [json.loads(line) for line in data.decode().splitlines()]
-    evaluation = {entry["number"]: entry["evaluation"] for entry in entries if "evaluation" in entry}
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """What step `signatures` put aside of a block."""
+
+    twins: Twins
+    uids: list[str]  # of the twins
+    evaluation: dict[str, str]  # uid of a copy of an evaluation picture -> that one's name
+
+
+def read_aside(data: bytes) -> SetAside:
+    """The file that step `signatures` left beside a block's rows."""
+    entries = [json.loads(line) for line in data.splitlines()]  # bytes: in a text other characters end a line as well
     twins = [entry for entry in entries if "of" in entry]
     numbers, of = (np.array([entry[name] for entry in twins], np.int64) for name in ("number", "of"))
-    return evaluation, Twins(numbers=numbers, of=of, equal=np.array([entry["equal"] for entry in twins], bool))
+    return SetAside(
+        twins=Twins(numbers=numbers, of=of, equal=np.array([entry["equal"] for entry in twins], bool)),
+        uids=[entry["uid"] for entry in twins],
+        evaluation={entry["uid"]: entry["evaluation"] for entry in entries if "evaluation" in entry},
+    )
 
 
 def _signatures(
@@ -84,13 +96,14 @@ def _signatures(
     for table in _batches(unit, settings, execution, counts):
         if evaluation is not None:
             found = find_in_evaluation(table, evaluation, settings)
-            numbers = ranks_of(table["rank"])[:, 1].tolist()
-            aside += [{"number": numbers[index], "evaluation": name} for index, name in sorted(found.items())]
+            uids = table["uid"].to_pylist()
+            aside += [{"uid": uids[index], "evaluation": name} for index, name in sorted(found.items())]
             table = table.filter(pa.array([index not in found for index in range(table.num_rows)], pa.bool_()))
         if settings.exact_duplicates or settings.near_duplicate_radius is not None:
+            uids = dict(zip(ranks_of(table["rank"])[:, 1].tolist(), table["uid"].to_pylist(), strict=True))
             table, twins = collapse(table, settings)
-            columns = (twins.numbers.tolist(), twins.of.tolist(), twins.equal.tolist())
-            aside += [{"number": number, "of": of, "equal": equal} for number, of, equal in zip(*columns, strict=True)]
+            for number, of, equal in zip(*(column.tolist() for column in vars(twins).values()), strict=True):
+                aside.append({"uid": uids[number], "number": number, "of": of, "equal": equal})
         groups.append(table)
     counts.rows_out = sum(group.num_rows for group in groups)
     counts.kept = counts.rows_in - sum(counts.dropped.values())
@@ -102,8 +115,10 @@ def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings,
     """The signatures of a block's rows that pass the thresholds, a partition at a time; the others are counted."""
     waiting: list[pa.Table] = []
     for file in unit.files:
-        columns = sorted({*COLUMNS, *THRESHOLD_COLUMNS})
         with access("read", file.uri):
+            schema = retry(partial(rows.read_schema, file.uri), execution.attempts, execution.backoff)
+            rows.require_columns(schema, (*rows.HASHED, *rows.SCORE_FIELDS), file.uri)
+            columns = sorted({*COLUMNS, *THRESHOLD_COLUMNS})
             table = retry(partial(rows.read_columns, file.uri, columns), execution.attempts, execution.backoff)
         _check_filled(table, file.uri)
         reasons = failed_threshold(table, settings)

@@ -1,8 +1,8 @@
 """Which of a set of copies stays: from all pairs of copies in the corpus, who is dropped, and for whom.
 
-In order of rank a picture is dropped if a better copy of it stays. So it does not matter in which order pictures were
-read or pairs found, and every picture that is dropped is a copy of the one that stays instead of it, not of a copy's
-copy: chains do not grow.
+In order of rank a picture is dropped if a better copy of it stays (of those that the search remembers: `find_edges`).
+So it does not matter in which order pictures were read or pairs found, and every picture that is dropped is a copy of
+the one that stays instead of it, not of a copy's copy: chains do not grow.
 
 Legend: n pictures that are in pairs, e pairs, k pictures that are dropped.
 """
@@ -95,7 +95,7 @@ def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, t
 
 
 class _Distinct:
-    """The distinct rows of what is added, uint64 (n, 2), sorted. A quarter more than those is held at most."""
+    """The distinct rows of what is added, uint64 (n, 2), sorted. At most 5/4 n are held, and as many more while sorted."""
 
     def __init__(self) -> None:
         self._held = [np.empty((0, 2), np.uint64)]

@@ -45,6 +45,8 @@ def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
 def _uids(uri: str, execution: ExecutionSettings) -> list[str]:
     with access("read", uri):
         table = retry(lambda: rows.read_columns(uri, ["uid"]), execution.attempts, execution.backoff)
+    if table["uid"].null_count:
+        raise ValueError(f"{uri}: rows without uid, which every picture needs: {table['uid'].null_count}")
     return table["uid"].to_pylist()
 
 

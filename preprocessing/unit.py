@@ -55,7 +55,7 @@ class Step(enum.Enum):
 class InputFile:
     """A file that a unit reads."""
 
-    name: str  # source-relative
+    name: str  # source-relative; in the global phase what its steps know the file by
     uri: str
     size: int  # bytes; 0 for a part, which is known by its hash
     caption: str | None = None  # of a picture that a table or a template describes
@@ -72,7 +72,7 @@ class Unit:
     files: tuple[InputFile, ...]
     first: int = 0  # row of the table that the unit begins with
     count: int | None = None  # rows of the table that belong to the unit; null: all
-    within: tuple[int, int] | None = None  # of a CSV: the bytes that hold those rows, the first and the one behind them
+    byte_range: tuple[int, int] | None = None  # of a CSV: what holds those rows, the first and the one behind the last
 
     def to_json(self) -> str:
         """As text, to travel through Ray."""
@@ -83,8 +83,8 @@ class Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
         files = tuple(InputFile(**file) for file in data["files"])
-        within = tuple(data["within"]) if data["within"] is not None else None
-        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files, "within": within})
+        byte_range = tuple(data["byte_range"]) if data["byte_range"] is not None else None
+        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files, "byte_range": byte_range})
 
 
 @dataclass(kw_only=True)
@@ -192,10 +192,11 @@ class StageDirectory:
             return [Counts.from_dict(json.loads(document)["counts"]) for document in documents]
 
     def remove(self, manifests: Iterable[ManifestName], with_outputs: bool = False) -> None:
-        """Make units not done. The manifest goes first, so that no manifest ever names outputs that are not there."""
+        """Make units not done. The manifest goes first, so that none ever names outputs that are not there, and the
+        rows last, so that a listing of them tells what a kill has left."""
         for manifest in manifests:
             uris = [manifest.uri]
-            uris += [self.rows_uri(manifest.unit), self.aside_uri(manifest.unit)] if with_outputs else []
+            uris += [self.aside_uri(manifest.unit), self.rows_uri(manifest.unit)] if with_outputs else []
             for uri in uris:
                 filesystem, path = storage.open_filesystem(uri)
                 if storage.exists(uri):

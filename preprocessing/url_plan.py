@@ -45,9 +45,11 @@ def _units(entry: FileEntry, settings: IngestSettings, execution: ExecutionSetti
         yield replace(whole, identity=identity_of(entry.size, entry.version))
         return
     first = 0
-    for number, (count, within) in enumerate(pieces):
+    for number, (count, byte_range) in enumerate(pieces):
         identity = identity_of(entry.size, entry.version, first, count)
-        yield replace(whole, name=f"{name}-{number:06d}", identity=identity, first=first, count=count, within=within)
+        yield replace(
+            whole, name=f"{name}-{number:06d}", identity=identity, first=first, count=count, byte_range=byte_range
+        )
         first += count
 
 

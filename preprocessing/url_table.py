@@ -12,7 +12,7 @@ from preprocessing.access import access
 from preprocessing.csv_table import read_rows
 from preprocessing.download import download
 from preprocessing.entry import Entry, Fault, Unwanted, read
-from preprocessing.errors import DataError, DataFault, RowDropped
+from preprocessing.errors import DataError, DataFault, RowDropped, retry
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from preprocessing.source_table import columns_read, plain_rows, sample_of
 from preprocessing.unit import Unit
@@ -56,9 +56,10 @@ def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettin
     uri = unit.files[0].uri
     if unit.files[0].name.endswith(".csv"):
         with access("read", uri):
-            rows: list[_Row | DataError] = list(read_rows(uri, execution, unit.within))
-        if len(rows) != unit.count:
-            raise ValueError(f"{uri} was changed while it was read: {len(rows)} rows where there were {unit.count}")
+            rows: list[_Row | DataError] = list(read_rows(uri, execution, unit.byte_range))
+            size = retry(lambda: storage.size_of(uri), execution.attempts, execution.backoff)
+        if size != unit.files[0].size or len(rows) != unit.count:
+            raise ValueError(f"{uri} was changed while it was read ({unit.files[0].size} bytes, now {size}): run again")
         return rows
     try:
         with _open(uri) as source:

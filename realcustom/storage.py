@@ -68,13 +68,18 @@ def is_dir(uri: str | Path) -> bool:
     return filesystem.get_file_info(path).type == fs.FileType.Directory
 
 
+def size_of(uri: str | Path) -> int:
+    """Bytes of a file that is there."""
+    filesystem, path = open_filesystem(uri)
+    return filesystem.get_file_info(path).size
+
+
 def read_bytes(uri: str | Path) -> bytes:
     """The whole file. Raises FileNotFoundError with the uri."""
     filesystem, path = open_filesystem(uri)
     try:
-        with filesystem.open_input_file(
-            path
-        ) as file:  # knows its size: a stream grows its buffer, at ten times the cost
+        # knows its size: a stream's buffer grows as it is read, at ten times the cost
+        with filesystem.open_input_file(path) as file:
             return file.read()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no file at {uri}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing import csv_table
+from preprocessing.chunked_file import ChunkedFile
 from preprocessing.csv_table import cut_rows, read_header, read_rows
 from preprocessing.settings import ExecutionSettings
 
@@ -57,6 +58,36 @@ def test_a_table_without_rows_has_no_pieces(tmp_path: Path) -> None:
 
 def test_what_is_no_csv_is_said_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_table, "_FIELD_LIMIT", 100)
-    (tmp_path / "a.csv").write_text("url\nx\n" + "y" * 200 + "\n")
-    with pytest.raises(ValueError, match=r"a\.csv is not a readable CSV: field larger than field limit .* in line 3"):
+    (tmp_path / "a.csv").write_text("url\nx\n" + '"' + "y" * 60 + "\n" + "y" * 60 + '"\n')
+    with pytest.raises(ValueError, match=r"a\.csv is not a readable CSV: field larger than field limit .* in line 4"):
         cut_rows(str(tmp_path / "a.csv"), EXECUTION, 10)
+
+
+def test_names_and_lines_that_no_table_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"url,\xe4,\xf6\nx,one,two\n")
+    with pytest.raises(ValueError, match=r"a\.csv: the name of a column is not UTF-8 \('\\udce4'\): save the table as"):
+        read_header(str(path), EXECUTION)
+    monkeypatch.setattr(csv_table, "_FIELD_LIMIT", 1000)
+    path.write_bytes(b"url\n" + b"x" * 5000)  # and no end of the line
+    with pytest.raises(ValueError, match=r"a\.csv is not a readable CSV: a line of more than 1000 characters"):
+        cut_rows(str(path), EXECUTION, 10)
+
+
+def test_a_piece_fetches_its_own_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url\n" + "".join(f"http://x/{number:06}\n" for number in range(20_000)))
+    pieces = cut_rows(str(path), EXECUTION, 100)
+    fetched: list[int] = []
+
+    class Counting(ChunkedFile):
+        def read(self, offset: int, count: int) -> bytes:
+            before = self._data
+            found = super().read(offset, count)
+            if self._data is not before:
+                fetched.append(len(self._data))
+            return found
+
+    monkeypatch.setattr(csv_table, "ChunkedFile", Counting)
+    assert len(list(read_rows(str(path), EXECUTION, pieces[50][1]))) == 100
+    assert fetched == [2**16, 100 * 16]  # the header's, and the rows'

@@ -69,15 +69,15 @@ def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_searc
     assert result.report["clusters"] == exact.report["clusters"] == {"2": 10}
 
 
-def test_a_corpus_cut_too_finely_is_refused() -> None:
-    blocks = [partitions.Part(uri="", content="", group=0, rows=640_000)] * 1563  # a billion
+def test_partitions_grow_with_the_corpus_so_that_the_driver_can_know_of_their_parts() -> None:
     settings = SelectSettings()
-    with pytest.raises(ValueError, match=r"select\.partition_rows=\d+ cuts 1,000,320,000 rows into .* GB .*: raise it"):
-        shuffle = partitions.bit_tables(10**9, settings)
-        partitions.shuffle_units(blocks, shuffle, settings.partition_rows)
-    raised = 2_000_000
-    tables = partitions.bit_tables(10**9, SelectSettings(partition_rows=raised))
-    assert len(partitions.shuffle_units(blocks, tables, raised)) == 521 * len(tables)
+    blocks = [partitions.Part(uri="", content="", group=0, rows=640_000)] * 1563  # a billion
+    fitted = partitions.fitted(blocks, settings)
+    tables = partitions.bit_tables(10**9, fitted)
+    units = partitions.shuffle_units(blocks, tables, fitted.partition_rows)
+    assert fitted.partition_rows == 8 * settings.partition_rows and len(units) == len(tables) * 782
+    assert sum(2**table.width for table in tables) * 782 < 20_000_000
+    assert partitions.fitted(blocks[:10], settings) == settings
 
 
 @pytest.mark.parametrize("name", ["read_columns", "read_some_groups"])
@@ -292,6 +292,32 @@ def test_a_row_without_a_hash_is_refused(tmp_path: Path) -> None:
     source = write_scored(tmp_path / "scored", table, 10)
     with pytest.raises(ValueError, match=r"part-00000\.parquet: rows without phashes, .*: 1"):
         select(source, tmp_path / "out")
+
+
+def test_a_table_that_is_no_scored_one_is_named(tmp_path: Path) -> None:
+    table = planted(20, 0)[0]
+    source = write_scored(tmp_path / "scored", table, 10)
+    (source / "part-00001.parquet").write_bytes(rows.to_parquet(table.slice(10).drop_columns("image_bytes")))
+    with pytest.raises(ValueError, match=r"part-00001\.parquet: the column 'image_bytes' is missing"):
+        select(source, tmp_path / "out")
+    uids = pa.array([None, *table["uid"].to_pylist()[11:]], pa.string())
+    (source / "part-00001.parquet").write_bytes(rows.to_parquet(table.slice(10).set_column(0, "uid", uids)))
+    with pytest.raises(ValueError, match=r"part-00001\.parquet: rows without uid, .*: 1"):
+        select(source, tmp_path / "out")
+
+
+def test_what_a_removal_or_somebody_left_or_took_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
+    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 1)
+    table, pairs = planted(200, 50, seed=5)
+    source = write_scored(tmp_path / "scored", table, 50)
+    first = select(source, tmp_path / "out", partition_rows=60)
+    (Path(first.directory) / "global/clusters.json").unlink()
+    stray = Path(first.directory) / "global/duplicates/block-00009.parquet"
+    stray.write_bytes(b"")
+    again = select(source, tmp_path / "out", partition_rows=60)
+    assert again.units_run == 0 and again.report == first.report and not stray.exists()
+    assert found(again, table) == pairs
 
 
 @pytest.mark.slow

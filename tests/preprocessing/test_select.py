@@ -107,7 +107,8 @@ def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> 
     scored = str(tmp_path / "scored/part-00000.parquet")
     uris = (scored, f"{write_scored(tmp_path / 'scored', table, 4)}/part-00000.parquet/block-00000.parquet")
     files = tuple(
-        InputFile(name=name, uri=uri, size=0) for name, uri in zip(("part-00000.parquet", "0"), uris, strict=True)
+        InputFile(name=name, uri=uri, size=0)
+        for name, uri in zip(("part-00000.parquet", "block-00000.parquet"), uris, strict=True)
     )
     job = Job(stage=Stage.SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot read .*/block-00000\.parquet: a part of the path is a file"):
