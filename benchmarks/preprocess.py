@@ -45,7 +45,6 @@ from preprocessing.partitions import Part, bit_tables, fitted
 from preprocessing.pictures import decode_with_size
 from preprocessing.run import StageResult, run_stage
 from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
-from realcustom.record import picture_uid
 
 RESULTS = record.RESULTS / "preprocessing.json"
 KERNEL, RECALL, BEYOND, FALSE, DRAWN = (
@@ -128,11 +127,7 @@ def merges(result: StageResult) -> list[tuple[str, str]]:
         for path in sorted((Path(result.directory) / "aside").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    ingested = (Path(result.directory).parent).glob("ingest@*/*.parquet")
-    keys = {
-        picture_uid(key): key for path in ingested for key in pq.read_table(path, columns=["key"])["key"].to_pylist()
-    }
-    return [(line["key"], keys[line["message"].removeprefix("of ")]) for line in lines if "duplicate" in line["reason"]]
+    return [(line["key"], line["message"].removeprefix("of ")) for line in lines if "duplicate" in line["reason"]]
 
 
 def recalls(photos: list[bytes], temporary: Path, **select: Any) -> tuple[dict[str, float], int]:
@@ -204,7 +199,6 @@ def scale(size: int, temporary: Path) -> dict[str, float]:
     from tests.preprocessing.signatures import planted, write_scored
 
     table, pairs = planted(size, size // 20, seed=size)
-    keys = dict(zip(table["uid"].to_pylist(), table["key"].to_pylist(), strict=True))
     source = write_scored(temporary / f"rows-{size}", table, 1000)
     del table
     output = temporary / f"selected-{size}"
@@ -235,7 +229,7 @@ def scale(size: int, temporary: Path) -> dict[str, float]:
     found = {}
     for path in (Path(directory) / "aside").glob("*.jsonl"):
         for line in map(json.loads, path.read_text().splitlines()):
-            found[line["key"]] = keys[line["message"].removeprefix("of ")]
+            found[line["key"]] = line["message"].removeprefix("of ")
     missed = sum(found.get(copy) != original for copy, original in pairs.items())
     return {
         "seconds": float(seconds),

@@ -117,8 +117,8 @@ def quickstart(
 
 @app.command(
     epilog=example(
-        "realcustom train --input outputs/records/encode@0123456789abcdef --output outputs/train",
-        "realcustom train --input s3://bucket/encode@0123456789abcdef --output s3://bucket/train --set train.lr=3e-5",
+        "realcustom train --input outputs/records/encode@0123456789ab --output outputs/train",
+        "realcustom train --input s3://bucket/encode@0123456789ab --output s3://bucket/train --set train.lr=3e-5",
     )
 )
 def train(
@@ -220,7 +220,7 @@ def convert(
 @app.command(
     epilog=example(
         "realcustom inspect adapter.safetensors",
-        "realcustom inspect outputs/records/select@0123456789abcdef --html outputs/select.html",
+        "realcustom inspect outputs/records/select@0123456789ab --html outputs/select.html",
         "realcustom inspect zoo",
     )
 )

@@ -193,7 +193,7 @@ for _stage in Stage:
         _examples = [f"{_verb} {arguments}" for arguments in _SOURCES]
         _make = _source_verb
     else:
-        _directory = f"{BEFORE[_stage].value}@0123456789abcdef"
+        _directory = f"{BEFORE[_stage].value}@0123456789ab"
         _examples = [f"{_verb} --input outputs/records/{_directory} --output outputs/records"]
         _make = _stage_verb
     preprocess.command(name=_stage.value, help=HELP[_stage], epilog=options.example(*_examples))(
@@ -203,7 +203,7 @@ preprocess.command(
     name="filter",
     help="score, then select on what it wrote.",
     epilog=options.example(
-        "realcustom preprocess filter --input outputs/records/ingest@0123456789abcdef --output outputs/records"
+        "realcustom preprocess filter --input outputs/records/ingest@0123456789ab --output outputs/records"
     ),
 )(_stage_verb("filter", (Stage.SCORE, Stage.SELECT)))
 preprocess.command(

@@ -59,8 +59,10 @@ def write_sheet(target: str, sheet: str, count: int) -> str:
     )
     data = page.encode("utf-8", "replace")
     storage.write_bytes(sheet, data)
-    shown = f"{len(cards)} rows and {sum(len(samples) for samples in aside.values())} left out"
-    return f"{sheet}: {shown} of {name}, {len(data) / 1e6:.1f} MB"
+    samples = sum(len(entries) for entries in aside.values())
+    total, left_out = (report["rows_out"], report["in"] - report["kept"]) if report else (sum(lengths), samples)
+    shown = f"{len(cards)} of {total} rows, {samples} of {left_out} left out"
+    return f"{sheet}: {name}, {shown}, {len(data) / 1e6:.1f} MB"
 
 
 def _tables(target: str) -> list[str]:

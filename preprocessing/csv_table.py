@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 
 from preprocessing.chunked_file import ChunkedFile
+from preprocessing.errors import DataError, DataFault
 from preprocessing.settings import ExecutionSettings
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
@@ -23,6 +24,9 @@ def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
     odd = next((name for name in first if not readable(name)), None)
     if odd is not None:
         raise ValueError(f"{uri}: the name of a column is not UTF-8 ({odd!a}): save the table as UTF-8")
+    other = next((mark for mark in (";", "\t", "|") if len(first) == 1 and mark in first[0]), None)
+    if other is not None:
+        raise ValueError(f"{uri}: its only column is {first[0]!r}: between values stands a comma, not {other!r}")
     twice = next((name for name in first if first.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{uri}: two columns are named '{twice}'")
@@ -31,8 +35,8 @@ def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
 
 def read_rows(
     uri: str, execution: ExecutionSettings, byte_range: tuple[int, int] | None = None
-) -> Iterator[dict[str, str | None]]:
-    """The rows after the header. A value that the row is too short for is None; one beyond the header is left out.
+) -> Iterator[dict[str, str | None] | DataError]:
+    """The rows after the header. A value that the row is too short for is None; a row that is too long is an error.
 
     Bytes that are not UTF-8 come as surrogates (`errors="surrogateescape"`), for the caller to judge.
 
@@ -46,7 +50,10 @@ def read_rows(
     if byte_range is None:
         next(records)
     for record in records:
-        if record:
+        if len(record) > len(header):
+            message = f"{len(record)} values for {len(header)} columns: one that holds a comma must be in quotes"
+            yield DataError(DataFault.UNREADABLE_ROW, message)
+        elif record:
             yield {name: record[index] if index < len(record) else None for index, name in enumerate(header)}
 
 
@@ -113,14 +120,15 @@ class _Bytes(io.RawIOBase):
 
 def _records(lines: Iterator[str], uri: str) -> Iterator[list[str]]:
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)  # else a quote that is not closed makes one row of many
     while True:
         try:
             yield next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{uri} is not a readable CSV: {error} in line {reader.line_num}") from error
+            hint = "is a quote before it not closed, or one within a value not doubled?"
+            raise ValueError(f"{uri} is not a readable CSV: {error} in line {reader.line_num}; {hint}") from error
 
 
 def readable(text: str | None) -> bool:

@@ -32,6 +32,7 @@ RANK = pa.binary(16)
 SIGNATURES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
         pa.field("rank", RANK, nullable=False),
         pa.field("sha256", pa.binary(32), nullable=False),
         *rows.SIGNATURE_FIELDS,
@@ -45,7 +46,7 @@ EDGES = pa.schema(
     ]
 )
 # What `signatures_of` reads.
-COLUMNS = ["uid", "sha256", "width", "height", "alt_text", "image_bytes", "phashes", "long_hashes", "color"]
+COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "image_bytes", "phashes", "long_hashes", "color"]
 
 
 @dataclass(frozen=True, kw_only=True)

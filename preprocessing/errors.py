@@ -26,6 +26,7 @@ class DataFault(enum.Enum):
     UNREADABLE_CAPTION = "unreadable_caption"
     UNREADABLE_TEXT = "unreadable_text"
     UNREADABLE_JSON = "unreadable_json"
+    UNREADABLE_ROW = "unreadable_row"
     LINK = "link"
     TORN_TAR = "torn_tar"
     TORN_TABLE = "torn_table"

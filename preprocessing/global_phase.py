@@ -63,7 +63,7 @@ DUPLICATES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-        pa.field("survivor", pa.string(), nullable=False),  # uid, or the file in the evaluation folder
+        pa.field("survivor", pa.string(), nullable=False),  # its key, or the file in the evaluation folder
     ]
 )
 
@@ -74,7 +74,7 @@ class _Found:
 
     copies: Copies
     survivors: np.ndarray  # int64 (m,), sorted numbers
-    uids: pa.LargeStringArray  # theirs
+    keys: pa.LargeStringArray  # theirs
 
 
 def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: bool) -> tuple[Unit, ...]:
@@ -138,17 +138,17 @@ def _search(signatures: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
     copies = resolve(tables, [_set_aside(block, job).twins for block in signatures])
     survivors = np.unique(copies.survivors)
 
-    def uids_in(block: Unit) -> pa.ChunkedArray:
+    def keys_in(block: Unit) -> pa.ChunkedArray:
         wanted = survivors[_numbers_in(block, survivors)]
         if not len(wanted):
             return pa.chunked_array([], pa.large_string())
-        numbers, uids = _uids(block, job)
-        return uids.take(pa.array(np.searchsorted(numbers, wanted)))
+        numbers, keys = _named(block, "key", job)
+        return keys.take(pa.array(np.searchsorted(numbers, wanted)))
 
-    with ThreadPoolExecutor(max_workers=4) as pool:  # each holds a block's uids
-        chunks = [chunk for uids in pool.map(uids_in, signatures) for chunk in uids.chunks]
-    uids = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
-    return _Found(copies=copies, survivors=survivors, uids=uids)
+    with ThreadPoolExecutor(max_workers=4) as pool:  # each holds a block's keys
+        chunks = [chunk for keys in pool.map(keys_in, signatures) for chunk in keys.chunks]
+    keys = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+    return _Found(copies=copies, survivors=survivors, keys=keys)
 
 
 def _set_aside(block: Unit, job: Job) -> SetAside:
@@ -156,12 +156,12 @@ def _set_aside(block: Unit, job: Job) -> SetAside:
     return read_aside(directory.read(directory.aside_uri(block.name)))
 
 
-def _uids(block: Unit, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
-    """Sorted numbers, int64 (n,), and uids of a block's pictures that are no twins, from its signatures."""
+def _named(block: Unit, column: str, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are no twins, from its signatures."""
     uri, execution = block.files[0].uri, job.settings.execution
     with access("read", uri):
-        table = retry(lambda: rows.read_columns(uri, ["uid", "rank"]), execution.attempts, execution.backoff)
-    return ranks_of(table["rank"])[:, 1].astype(np.int64), table["uid"].cast(pa.large_string())
+        table = retry(lambda: rows.read_columns(uri, [column, "rank"]), execution.attempts, execution.backoff)
+    return ranks_of(table["rank"])[:, 1].astype(np.int64), table[column].cast(pa.large_string())
 
 
 def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
@@ -239,7 +239,7 @@ def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], unit
 def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
     """A block's pictures that are dropped."""
     here, aside = _numbers_in(block, found.copies.numbers), _set_aside(block, job)
-    numbers, uids = _uids(block, job)
+    numbers, uids = _named(block, "uid", job)
     numbers = np.concatenate([numbers, aside.twins.numbers])
     uids = pa.chunked_array([*uids.chunks, pa.array(aside.uids, pa.large_string())])
     order = np.argsort(numbers)
@@ -251,7 +251,7 @@ def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
         {
             "uid": [*uids.take(pa.array(dropped)).to_pylist(), *aside.evaluation],
             "reason": [*reasons, *[EVALUATION] * len(aside.evaluation)],
-            "survivor": [*found.uids.take(pa.array(survivors)).to_pylist(), *aside.evaluation.values()],
+            "survivor": [*found.keys.take(pa.array(survivors)).to_pylist(), *aside.evaluation.values()],
         },
         schema=DUPLICATES,
     )

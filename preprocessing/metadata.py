@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from preprocessing.access import access
 from preprocessing.captions import PARTS, Join, fill, parse_join, parts_of, template_fields
 from preprocessing.csv_table import read_header, read_rows, readable
+from preprocessing.errors import DataError
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from realcustom import storage
 
@@ -69,6 +70,8 @@ def _require(names: tuple[str, ...], columns: list[str], where: str, setting: st
 def _index(uri: str, join: Join, execution: ExecutionSettings) -> dict[str, dict[str, str | None]]:
     rows: dict[str, dict[str, str | None]] = {}
     for number, row in enumerate(read_rows(uri, execution), start=1):
+        if isinstance(row, DataError):
+            raise ValueError(f"{uri}: row {number} has {row.message}")
         key = row[join.column]
         if not all(map(readable, row.values())):
             raise ValueError(f"{uri}: row {number} ('{ascii(key)[1:-1]}') is not UTF-8; save the table as UTF-8")

@@ -103,12 +103,12 @@ def _check_weights(folder: Path, setting: str) -> None:
 def _hub_config(model: str, setting: str) -> Path:
     """config.json of a hub's model, fetched if it is not here yet."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, revision = split_revision(model)
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the hub's library, of whichever HTTP client it uses, or of the network
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise ValueError(f"{setting}: {model} is no model: it has no config.json") from error
         raise ValueError(f"{setting}: config.json of {model} cannot be fetched: {error}") from error

@@ -106,7 +106,12 @@ def run_stage(
     if name is Stage.SELECT:
         upstream = source.description["upstream"] if source.description is not None else source.upstream
         own_uids = not upstream.startswith(f"{Stage.INGEST.value}@")
-        units = run_global_phase(units, job, workers.run, own_uids)
+        try:
+            units = run_global_phase(units, job, workers.run, own_uids)
+        except ValueError:
+            if fresh:
+                _withdraw(directory)
+            raise
         clusters = count_clusters(job)
         plan = make_plan(units, directory.manifests(), directory.rows_present())
     todo = plan.todo[:limit]
@@ -132,6 +137,8 @@ def run_stage(
             storage.remove_partial_files(directory.uri)  # of runs that were killed
             directory.remove_strays({unit.name for unit in units})
         write_report(directory, report, units)
+    if total.rows_in and not total.kept:
+        progress.say(f"nothing was kept: {storage.join(directory.uri, 'aside')} says why of each row")
     seconds = time.monotonic() - began
     if left:
         per_unit = seconds / max(1, len(todo))
@@ -285,6 +292,13 @@ def _write_description(directory: StageDirectory, description: dict[str, Any]) -
     directory.write(uri, data)
 
 
+def _withdraw(directory: StageDirectory) -> None:
+    """Leave nothing of an input that was refused when it was read, unless some of the work is done."""
+    if not any("/manifests/" in f"/{entry.name}" for entry in storage.list_files(directory.uri)):
+        filesystem, path = storage.open_filesystem(directory.uri)
+        filesystem.delete_dir(path)
+
+
 def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageDirectory) -> None:
     if total.errors > max(execution.max_error_floor, execution.max_error_fraction * total.rows_in):
         faults = ", ".join(f"{fault} {number}" for fault, number in sorted(total.quarantined.items()))
@@ -310,6 +324,11 @@ def _absolute(uri: str) -> str:
 
 def _resolve_models(stage: Stage, settings: PreprocessSettings) -> PreprocessSettings:
     """Models by absolute path or revision: a worker's folder is another one, and a hub model may move on."""
-    models = {name: resolve_model(model) for name, model in models_of(stage, settings).items()}
+    models = {}
+    for name, model in models_of(stage, settings).items():
+        try:
+            models[name] = resolve_model(model)
+        except ValueError as error:
+            raise ValueError(f"{stage.value}.{name}: {error}") from error
     section = dataclasses.replace(getattr(settings, stage.value), **models)
     return dataclasses.replace(settings, **{stage.value: section})

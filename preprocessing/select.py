@@ -12,7 +12,7 @@ from preprocessing import rows
 from preprocessing.entry import read
 from preprocessing.outcome import Outcome, RowAccount
 from preprocessing.settings import ExecutionSettings, SelectSettings
-from preprocessing.thresholds import failed_threshold
+from preprocessing.thresholds import explain, failed_threshold
 from preprocessing.unit import Unit
 
 
@@ -33,7 +33,7 @@ class Select:
         for index, uid in enumerate(table["uid"].to_pylist()):
             reason = failed[index]
             if reason is not None:
-                account.drop(index, reason)
+                account.drop(index, reason, explain(table, index, reason, self._settings))
             elif uid in copies:
                 reason, survivor = copies[uid]
                 account.drop(index, reason, f"of {survivor}")

@@ -176,7 +176,7 @@ class SelectSettings:
     evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped
 
     def __post_init__(self) -> None:
-        _at_least(1, partition_rows=self.partition_rows)
+        _at_least(1, min_side=self.min_side, partition_rows=self.partition_rows)
         _at_least(0, exact_search_rows=self.exact_search_rows)
         radius = self.near_duplicate_radius
         if radius is not None and not 0 <= radius <= 16:

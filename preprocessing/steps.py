@@ -139,7 +139,9 @@ def _check_filled(table: pa.Table, uri: str) -> None:
     """Raise ValueError if a value is missing that copies are told by: in a table that `ingest` did not write."""
     for name in COLUMNS:
         if name != "alt_text" and table[name].null_count:
-            raise ValueError(f"{uri}: rows without {name}, which every picture needs: {table[name].null_count}")
+            raise ValueError(
+                f"{uri}: rows without {name}, which `ingest` and `score` give every picture: {table[name].null_count}"
+            )
 
 
 def _shuffle(unit: Unit, execution: ExecutionSettings) -> SealedUnit:

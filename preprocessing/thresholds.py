@@ -36,6 +36,18 @@ def failed_threshold(table: pa.Table, settings: SelectSettings) -> list[str | No
     return reasons
 
 
+def explain(table: pa.Table, index: int, reason: str, settings: SelectSettings) -> str:
+    """Why a row fails the threshold of that name: its value, and the limit."""
+    width, height = table["width"][index].as_py(), table["height"][index].as_py()
+    if reason == "too_small":
+        return f"{width} x {height} pixels; select.min_side={settings.min_side}"
+    if reason == "aspect_ratio":
+        return f"{width} x {height} pixels; select.max_aspect={settings.max_aspect}"
+    bound, _, name = reason.partition("_")
+    limit = f"{'min' if bound == 'low' else 'max'}_{name}"
+    return f"{table['scores'][index][name].as_py():.4g}; select.{limit}={getattr(settings, limit)}"
+
+
 def integers(column: pa.ChunkedArray) -> np.ndarray:
     """A column of integers as int64."""
     return column.to_numpy().astype(np.int64)

@@ -82,7 +82,6 @@ def resolve_model(model: str) -> str:
 
 def _hub_revision(model: str) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         for name in ("model_index.json", "config.json"):
@@ -90,7 +89,7 @@ def _hub_revision(model: str) -> str:
             if isinstance(cached, str):
                 return cached.replace(os.sep, "/").split("/snapshots/")[1].split("/")[0]
         return str(HfApi().model_info(model, timeout=10).sha)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # of the hub's library, of whichever HTTP client it uses, or of the network
         raise ValueError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
 
 

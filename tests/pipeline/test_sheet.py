@@ -47,7 +47,7 @@ def stages(tmp_path: Path) -> dict[str, str]:
 
 def test_a_stage_as_a_sheet(stages: dict[str, str], tmp_path: Path, command: Callable[..., str]) -> None:
     said = command("inspect", stages["select"], "--html", str(tmp_path / "select.html"))
-    assert "6 rows and 1 left out of select@" in said.splitlines()[-1]
+    assert ", 6 of 6 rows, 1 of 1 left out, " in said.splitlines()[-1]
     page = (tmp_path / "select.html").read_text()
     assert "&lt;b&gt;toy&lt;/b&gt; &amp; number 3" in page and "<b>" not in page  # a corpus writes no HTML here
     assert "dropped: too_small" in page and "a.tar/tiny.jpg" in page and "sharpness" in page
@@ -64,7 +64,7 @@ def test_a_sheet_is_bounded_and_spread_over_the_tables(tmp_path: Path, command: 
     write_shards(tmp_path / "src", 20, 2)
     ingested = run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), PreprocessSettings(), local=True)
     said = command("inspect", ingested.directory, "--html", str(tmp_path / "sheet.html"), "--rows", "12")
-    assert "12 rows and 0 left out" in said
+    assert "12 of 40 rows, 0 of 0 left out" in said
     page = (tmp_path / "sheet.html").read_text()
     assert "12 rows of 24 in 12 of 20 tables" in page
     keys = re.findall(r"shard-(\d+)\.tar/", page)

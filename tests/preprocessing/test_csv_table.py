@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import random
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,17 +14,24 @@ import pytest
 from preprocessing import csv_table
 from preprocessing.chunked_file import ChunkedFile
 from preprocessing.csv_table import cut_rows, read_header, read_rows
+from preprocessing.errors import DataError, DataFault
 from preprocessing.settings import ExecutionSettings
 
 EXECUTION = ExecutionSettings(backoff=0.0)
 WORDS = ["a", "", "caf\u00e9", 'say "hi"', "two\nlines", "a,b", "carriage\r\nreturn", "\U0001f415", " "]
 
 
-def rows_of(data: bytes) -> list[dict[str, str | None]]:
-    """By the csv module, the whole text at once."""
+def rows_of(data: bytes) -> list[dict[str, str | None] | None]:
+    """By the csv module, the whole text at once; None for a row of too many values."""
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     header, *lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
-    return [dict(zip(header, [*line, *[None] * len(header)], strict=False)) for line in lines]
+    return [
+        dict(zip(header, [*line, *[None] * len(header)], strict=False)) if len(line) < 3 else None for line in lines
+    ]
+
+
+def plain(found: Iterable[dict[str, str | None] | DataError]) -> list[dict[str, str | None] | None]:
+    return [row if isinstance(row, dict) else None for row in found]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -39,12 +48,12 @@ def test_pieces_are_the_whole(end: str, start: str, tmp_path: Path, monkeypatch:
     data = (start + text.getvalue()).encode() + b"x,\xff\xfe" + end.encode() + b"the last line does not end,y"
     path = tmp_path / "list.csv"
     path.write_bytes(data)
-    whole = list(read_rows(str(path), EXECUTION))
+    whole = plain(read_rows(str(path), EXECUTION))
     assert whole == rows_of(data) and len(whole) == 52 and read_header(str(path), EXECUTION) == ["url", "caption"]
     for size in (1, 7, 52, 1000):
         pieces = cut_rows(str(path), EXECUTION, size)
         assert [count for count, _ in pieces] == [min(size, 52 - first) for first in range(0, 52, size)]
-        assert [row for _, within in pieces for row in read_rows(str(path), EXECUTION, within)] == whole
+        assert [row for _, part in pieces for row in plain(read_rows(str(path), EXECUTION, part))] == whole
         assert pieces[-1][1][1] == len(data)
 
 
@@ -91,3 +100,29 @@ def test_a_piece_fetches_its_own_bytes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(csv_table, "ChunkedFile", Counting)
     assert len(list(read_rows(str(path), EXECUTION, pieces[50][1]))) == 100
     assert fetched == [2**16, 100 * 16]  # the header's, and the rows'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('url,caption\nx,"a boot\ny,robot\n', "unexpected end of data in line 3; is a quote before it not closed"),
+        ('url,caption\nx,"a boot\ny,"robot"\n', "expected after '\"' in line 3; is a quote before it not closed"),
+        ("url;caption\nx;y\n", "its only column is 'url;caption': between values stands a comma, not ';'"),
+    ],
+)
+def test_what_would_make_one_row_of_many_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_header(str(path), EXECUTION)
+        cut_rows(str(path), EXECUTION, 10)
+
+
+def test_a_row_of_too_many_values_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url,caption\nx,a duck, very yellow\ny,b\n")
+    fault, row = read_rows(str(path), EXECUTION)
+    assert (
+        isinstance(fault, DataError) and fault.fault is DataFault.UNREADABLE_ROW and row == {"url": "y", "caption": "b"}
+    )
+    assert fault.message == "3 values for 2 columns: one that holds a comma must be in quotes"

@@ -56,6 +56,28 @@ def test_each_row_is_dropped_for_its_reason(corpus: Path, tmp_path: Path) -> Non
     assert result.report["in"] == 7 and result.report["kept"] == 3
 
 
+def test_what_is_dropped_is_said_with_its_value_and_the_limit_or_the_survivor(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = {key: entry["message"] for key, entry in aside_of(run(corpus, tmp_path / "out")).items()}
+    assert messages == {
+        "0.tar/tiny.jpg": "8 x 30 pixels; select.min_side=16",
+        "1.tar/wide.jpg": "200 x 20 pixels; select.max_aspect=3.0",
+        "1.tar/exact.jpg": "of 0.tar/original.jpg",
+        "0.tar/near.jpg": "of 0.tar/original.jpg",
+    }
+    blurred = aside_of(run(corpus, tmp_path / "out", min_sharpness=1e9))
+    value, limit = blurred["0.tar/original.jpg"]["message"].split("; ")
+    assert 0 < float(value) < 1e9 and limit == "select.min_sharpness=1000000000.0"
+    assert "select: nothing was kept: " in capsys.readouterr().err
+
+
+def test_ingest_does_not_read_what_a_stage_wrote(corpus: Path, tmp_path: Path) -> None:
+    scored = run_stage(Stage.INGEST, str(corpus), str(tmp_path / "out"), PreprocessSettings(), local=True).directory
+    with pytest.raises(ValueError, match=r"ingest@\w+ is what a stage wrote, and ingest reads a corpus"):
+        run_stage(Stage.INGEST, scored, str(tmp_path / "other"), PreprocessSettings(), local=True)
+
+
 def test_page_shows_what_was_dropped_and_why(corpus: Path, tmp_path: Path) -> None:
     page = (Path(run(corpus, tmp_path / "out").directory) / "report.html").read_text()
     for text in ("dropped: near_duplicate", "dropped: exact_duplicate", "0.tar/tiny.jpg", "<h2>Kept</h2>"):
