@@ -35,7 +35,10 @@ def open_corpus(uri: str, settings: IngestSettings, execution: ExecutionSettings
         ValueError: it holds nothing to read, a mixture, or tables without the columns that the settings name.
     """
     entries = [entry for entry in files_of(uri) if not _STAGE.search(f"/{entry.name}")]
-    if any(entry.name == "stage.json" for entry in entries):
+    names = {entry.name for entry in entries}
+    if "stage.json" in names and not any(
+        name.endswith(".tar") for name in names
+    ):  # the shards of `export` are a corpus
         raise ValueError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
     entries = [entry for entry in entries if not posixpath.basename(entry.name).startswith(".")]
     kind, files = _source(uri, entries, settings, execution)
