@@ -10,7 +10,7 @@ BLAS thread. Writes benchmarks/results/preprocessing.json.
 
     preprocess_ray_vs_loop      ingest + score (no models) + select of 20,000 pictures: CPU on an embedded Ray at the
                                 defaults (stages_on_ray.py) over that of one plain process (plain_loop.py) which keeps
-                                the same rows. Start-up, a run over 8 shards of one picture, is subtracted on each side
+                                the same rows. Start-up, a run over 8 shards of one picture just before, is subtracted on each side
     preprocess_pss_growth_10x   the same on Ray: peak PSS at 20,000 pictures over that at 2000, median of three rounds
     preprocess_plan_100k_seconds   planning 100,000 finished units of `score`, CPU: three listings, local. On S3 they are
                                 300 requests for 1000 keys each; not measured
@@ -79,13 +79,14 @@ def ray_vs_loop(work: Path, photos: list[Path], pairs: int) -> record.Record:
     """Both sides in turn, each first every other time."""
     shards, empty = corpus(work, photos, PICTURES), corpus(work, photos, 8, 1)
     output, programs = work / "output", [LOOP, STAGES]
-    start = {program: run(program, empty, output).cpu for program in programs}
     ratios, seconds = [], []
+    start: dict[str, list[float]] = {program: [] for program in programs}
     for number in range(pairs):
         cpu, rows = {}, {}
         for program in programs if number % 2 == 0 else reversed(programs):
+            start[program].append(round(run(program, empty, output).cpu, 2))
             usage = run(program, shards, output)
-            cpu[program] = usage.cpu - start[program]
+            cpu[program] = usage.cpu - start[program][-1]
             rows[program] = kept(output / "kept" if program == LOOP else Path(usage.out.strip()))
         if rows[LOOP] != rows[STAGES]:
             raise RuntimeError(f"the loop keeps {len(rows[LOOP])} rows, the stages {len(rows[STAGES])}, or others")
