@@ -10,11 +10,15 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from preprocessing.errors import retry
+from preprocessing.settings import ExecutionSettings
 from realcustom import storage
+
+T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds for an object store to take a connection
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for a store that is not Amazon's)"
@@ -64,6 +68,12 @@ def access(doing: str, uri: str) -> Iterator[None]:
         if reason is None:
             raise
         raise StorageRefused(f"cannot {doing} {uri}: {reason}") from error
+
+
+def fetch(read: Callable[[str], T], uri: str, execution: ExecutionSettings) -> T:
+    """`read(uri)`, tried again as the settings say; what the storage refuses is a StorageRefused."""
+    with access("read", uri):
+        return retry(lambda: read(uri), execution.attempts, execution.backoff)
 
 
 def check_input(uri: str) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import pyarrow as pa
 
 from preprocessing import rows
-from preprocessing.access import access
+from preprocessing.access import fetch
 from preprocessing.entry import is_text
 from preprocessing.errors import retry
 from preprocessing.folder import SIDECARS, sidecar_name
@@ -36,9 +36,8 @@ def open_corpus(uri: str, settings: IngestSettings, execution: ExecutionSettings
     """
     entries = [entry for entry in files_of(uri) if not _STAGE.search(f"/{entry.name}")]
     names = {entry.name for entry in entries}
-    if "stage.json" in names and not any(
-        name.endswith(".tar") for name in names
-    ):  # the shards of `export` are a corpus
+    # the shards of `export` are a corpus
+    if "stage.json" in names and not any(name.endswith(".tar") for name in names):
         raise ValueError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
     entries = [entry for entry in entries if not posixpath.basename(entry.name).startswith(".")]
     kind, files = _source(uri, entries, settings, execution)
@@ -144,8 +143,7 @@ def check_tables(units: Sequence[Unit], settings: IngestSettings, execution: Exe
     def check(unit: Unit) -> None:
         file = unit.files[0]
         try:
-            with access("read", file.uri):
-                schema = retry(lambda: rows.read_schema(file.uri), execution.attempts, execution.backoff)
+            schema = fetch(rows.read_schema, file.uri, execution)
         except pa.ArrowInvalid:  # judged where it is read
             return
         check_source_table(schema, settings, file.name)

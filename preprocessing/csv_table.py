@@ -78,9 +78,10 @@ class _Lines:
     def __init__(
         self, uri: str, execution: ExecutionSettings, byte_range: tuple[int, int] | None = None, chunk: int = _CHUNK
     ):
-        start, end = byte_range if byte_range is not None else (0, chunk)
-        file = ChunkedFile(uri, execution.attempts, execution.backoff, min(chunk, end - start))
-        raw = _Bytes(file, start, end if byte_range is not None else file.size)
+        if byte_range is not None:
+            chunk = min(chunk, byte_range[1] - byte_range[0])
+        file = ChunkedFile(uri, execution.attempts, execution.backoff, chunk)
+        raw = _Bytes(file, *(byte_range or (0, file.size)))
         buffered = io.BufferedReader(raw, _BUFFER)
         self._uri = uri
         self._text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")

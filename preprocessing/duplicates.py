@@ -68,10 +68,14 @@ def signatures_of(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     captionless = np.array([not text for text in table["alt_text"].to_pylist()], dtype=np.uint64)
     smaller = _MOST_PIXELS - np.clip(integers(table["width"]) * integers(table["height"]), 0, _MOST_PIXELS)
     shorter = _MOST_BYTES - np.clip(integers(table["image_bytes"]), 0, _MOST_BYTES)
-    ranks = np.empty((table.num_rows, 2), ">u8")
-    ranks[:, 0] = (captionless << 63) | (smaller << 31 | shorter).astype(np.uint64)
-    ranks[:, 1] = numbers
-    return table.append_column("rank", _ranks_column(ranks)).select(SIGNATURES.names).cast(SIGNATURES)
+    words = (captionless << 63) | (smaller << 31 | shorter).astype(np.uint64)
+    ranks = np.stack([words, numbers.astype(np.uint64)], axis=1)
+    return table.append_column("rank", ranks_column(ranks)).select(SIGNATURES.names).cast(SIGNATURES)
+
+
+def ranks_column(ranks: np.ndarray) -> pa.Array:
+    """Ranks, uint64 (n, 2), as a column of `RANK`."""
+    return pa.Array.from_buffers(RANK, len(ranks), [None, pa.py_buffer(ranks.astype(">u8").tobytes())])
 
 
 def ranks_of(column: pa.ChunkedArray) -> np.ndarray:
@@ -207,10 +211,6 @@ def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
         return np.empty((0, width), np.uint8)
     data = np.frombuffer(array.buffers()[1], dtype=np.uint8)
     return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
-
-
-def _ranks_column(ranks: np.ndarray) -> pa.Array:
-    return pa.Array.from_buffers(RANK, len(ranks), [None, pa.py_buffer(ranks.tobytes())])
 
 
 def _places(ranks: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from preprocessing.access import access
-from preprocessing.errors import DataError, DataFault, retry
+from preprocessing.access import fetch
+from preprocessing.errors import DataError, DataFault
 from preprocessing.settings import ExecutionSettings, IngestSettings
 from realcustom import storage
 
@@ -102,5 +102,4 @@ def _json(data: bytes) -> dict[str, Any]:
 
 def read(uri: str, execution: ExecutionSettings) -> bytes:
     """A file's bytes, with retries."""
-    with access("read", uri):
-        return retry(lambda: storage.read_bytes(uri), execution.attempts, execution.backoff)
+    return fetch(storage.read_bytes, uri, execution)

@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocessing import rows
-from preprocessing.access import access
+from preprocessing.access import fetch
 from preprocessing.duplicates import ROW_BITS, ranks_of
-from preprocessing.errors import retry
 from preprocessing.partitions import (
     UNITS_PER_BLOCK,
     BitTable,
@@ -133,9 +132,9 @@ def _search(signatures: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
     edges: list[Unit] = []
     if settings.exact_duplicates or settings.near_duplicate_radius is not None:
         edges = _pairs(signatures, job, run)
-    directory = StageDirectory(job.place, job.settings.execution)
+    directory = job.stage_directory()
     tables = (rows.from_parquet(directory.read(unit.files[0].uri)) for unit in edges)
-    copies = resolve(tables, [_set_aside(block, job).twins for block in signatures])
+    copies = resolve(tables, (_set_aside(block, job).twins for block in signatures))
     survivors = np.unique(copies.survivors)
 
     def keys_in(block: Unit) -> pa.ChunkedArray:
@@ -158,9 +157,8 @@ def _set_aside(block: Unit, job: Job) -> SetAside:
 
 def _named(block: Unit, column: str, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
     """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are no twins, from its signatures."""
-    uri, execution = block.files[0].uri, job.settings.execution
-    with access("read", uri):
-        table = retry(lambda: rows.read_columns(uri, [column, "rank"]), execution.attempts, execution.backoff)
+    columns = [column, "rank"]
+    table = fetch(lambda uri: rows.read_columns(uri, columns), block.files[0].uri, job.settings.execution)
     return ranks_of(table["rank"])[:, 1].astype(np.int64), table[column].cast(pa.large_string())
 
 
@@ -203,15 +201,13 @@ def _pairs(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
 
 def _groups(unit: Unit, job: Job) -> list[tuple[int, int]]:
     """Label and length of each row group of a step's output."""
-    uri, execution = unit.files[0].uri, job.settings.execution
-    with access("read", uri):
-        return retry(lambda: rows.read_groups(uri), execution.attempts, execution.backoff)
+    return fetch(rows.read_groups, unit.files[0].uri, job.settings.execution)
 
 
 def _run_step(step: Step, units: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
     """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
     job = replace(job, step=step)
-    directory = StageDirectory(job.place, job.settings.execution)
+    directory = job.stage_directory()
     present = directory.rows_present()
     plan = make_plan(units, directory.manifests(), present)
     _clear(directory, plan, present, units)

@@ -72,9 +72,7 @@ def _aside(directory: StageDirectory, units: Iterable[Unit]) -> dict[str, list[s
     """Entries by `outcome: reason`; with the picture where the input is a table that holds it."""
     samples: dict[str, list[str]] = {}
     for unit in units:
-        lines = directory.read(
-            directory.aside_uri(unit.name)
-        ).splitlines()  # bytes: in a text other characters end a line as well
+        lines = directory.read(directory.aside_uri(unit.name)).splitlines()  # bytes: text has other ends of lines too
         chosen: list[dict[str, str]] = []
         for entry in map(json.loads, lines):
             of_reason = samples.setdefault(f"{entry['outcome']}: {entry['reason']}", [])

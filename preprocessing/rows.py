@@ -76,6 +76,14 @@ def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -
             raise ValueError(f"{where}: the column '{field.name}' is {found}, expected {field.type}")
 
 
+def require_filled(table: pa.Table, columns: Iterable[str], where: str) -> None:
+    """Raise ValueError that names the first of `columns` in which values are missing."""
+    for name in columns:
+        if table[name].null_count:
+            missing = table[name].null_count
+            raise ValueError(f"{where}: rows without {name}, which `ingest` and `score` give every picture: {missing}")
+
+
 def with_column(table: pa.Table, field: pa.Field, values: pa.Array | list) -> pa.Table:
     """`table` with the column `field` set (replaced where it is already there)."""
     array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, type=field.type)
@@ -127,10 +135,13 @@ def from_parquet(data: bytes) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), use_threads=False)
 
 
-def read_columns(uri: str, columns: list[str]) -> pa.Table:
-    """Some columns of a Parquet file, fetching only their bytes."""
+def read_columns(uri: str, columns: list[str], needed: Iterable[pa.Field] = ()) -> pa.Table:
+    """Some columns of a Parquet file, fetching only their bytes and its footer. Raises ValueError as `require_columns`."""
     filesystem, path = storage.open_filesystem(uri)
-    return pq.read_table(path, filesystem=filesystem, columns=columns, use_threads=False)
+    with filesystem.open_input_file(path) as file:
+        footer = _footer(file)
+        require_columns(footer.schema.to_arrow_schema(), needed, uri)
+        return pq.ParquetFile(file, metadata=footer).read(columns=columns, use_threads=False).select(columns)
 
 
 def strings(values: list[str]) -> pa.Array:
@@ -145,11 +156,15 @@ def read_footer(uri: str) -> pq.FileMetaData:
     """
     filesystem, path = storage.open_filesystem(uri)
     with filesystem.open_input_file(path) as file:
-        size = file.size()
-        end = file.read_at(min(size, _FOOTER), max(0, size - _FOOTER))
-        length = int.from_bytes(end[-8:-4], "little") + 8
-        if len(end) < length <= size:
-            end = file.read_at(length, size - length)
+        return _footer(file)
+
+
+def _footer(file: pa.NativeFile) -> pq.FileMetaData:
+    size = file.size()
+    end = file.read_at(min(size, _FOOTER), max(0, size - _FOOTER))
+    length = int.from_bytes(end[-8:-4], "little") + 8
+    if len(end) < length <= size:
+        end = file.read_at(length, size - length)
     try:
         return pq.read_metadata(pa.BufferReader(end))
     except OSError as error:

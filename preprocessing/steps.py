@@ -6,13 +6,12 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from preprocessing import rows
-from preprocessing.access import access
+from preprocessing.access import fetch
 from preprocessing.duplicates import (
     COLUMNS,
     EDGES,
@@ -27,7 +26,6 @@ from preprocessing.duplicates import (
     signatures_of,
 )
 from preprocessing.entry import read
-from preprocessing.errors import retry
 from preprocessing.partitions import BitTable, Part, pack, read_parts
 from preprocessing.settings import ExecutionSettings, SelectSettings
 from preprocessing.thresholds import COLUMNS as THRESHOLD_COLUMNS
@@ -115,12 +113,8 @@ def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings,
     """The signatures of a block's rows that pass the thresholds, a partition at a time; the others are counted."""
     waiting: list[pa.Table] = []
     for file in unit.files:
-        with access("read", file.uri):
-            schema = retry(partial(rows.read_schema, file.uri), execution.attempts, execution.backoff)
-            rows.require_columns(schema, (*rows.HASHED, *rows.SCORE_FIELDS), file.uri)
-            columns = sorted({*COLUMNS, *THRESHOLD_COLUMNS})
-            table = retry(partial(rows.read_columns, file.uri, columns), execution.attempts, execution.backoff)
-        _check_filled(table, file.uri)
+        table = fetch(_read_scored, file.uri, execution)
+        rows.require_filled(table, (name for name in COLUMNS if name != "alt_text"), file.uri)
         reasons = failed_threshold(table, settings)
         counts.rows_in += table.num_rows
         for reason in reasons:
@@ -135,13 +129,8 @@ def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings,
     yield pa.concat_tables(waiting)
 
 
-def _check_filled(table: pa.Table, uri: str) -> None:
-    """Raise ValueError if a value is missing that copies are told by: in a table that `ingest` did not write."""
-    for name in COLUMNS:
-        if name != "alt_text" and table[name].null_count:
-            raise ValueError(
-                f"{uri}: rows without {name}, which `ingest` and `score` give every picture: {table[name].null_count}"
-            )
+def _read_scored(uri: str) -> pa.Table:
+    return rows.read_columns(uri, sorted({*COLUMNS, *THRESHOLD_COLUMNS}), (*rows.HASHED, *rows.SCORE_FIELDS))
 
 
 def _shuffle(unit: Unit, execution: ExecutionSettings) -> SealedUnit:
@@ -184,10 +173,8 @@ def _read(parts: list[Part], execution: ExecutionSettings) -> pa.Table:
     groups: dict[str, list[int]] = {}
     for part in parts:
         groups.setdefault(part.uri, []).append(part.group)
-    tables = []
-    for uri, some in groups.items():
-        with access("read", uri):
-            tables.append(retry(partial(rows.read_some_groups, uri, some), execution.attempts, execution.backoff))
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(
+        fetch(lambda uri: rows.read_some_groups(uri, groups[uri]), uri, execution) for uri in groups
+    )
     _, first = np.unique(ranks_of(table["rank"])[:, 1], return_index=True)
     return table if len(first) == len(table) else table.take(pa.array(np.sort(first)))

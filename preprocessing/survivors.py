@@ -51,7 +51,7 @@ def resolve(edges: Iterable[pa.Table], twins: Iterable[Twins]) -> Copies:
     del pictures
     chosen = _chosen(ranked, pairs.rows())
     numbers, survivors = (chosen & ~_EQUAL).astype(np.int64).T
-    return _with_twins(numbers, survivors, chosen[:, 1] >= _EQUAL, list(twins))
+    return _with_twins(numbers, survivors, chosen[:, 1] >= _EQUAL, twins)
 
 
 def _chosen(ranked: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def _chosen(ranked: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return pairs[np.frombuffer(chosen, np.int64)]
 
 
-def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, twins: list[Twins]) -> Copies:
+def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, twins: Iterable[Twins]) -> Copies:
     """The dropped ones with those that share their fate, or that of one that stays."""
     order = np.argsort(numbers)
     numbers, survivors, equal = (values[order] for values in (numbers, survivors, equal))

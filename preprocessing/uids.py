@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from preprocessing import rows
-from preprocessing.access import access
-from preprocessing.errors import retry
+from preprocessing.access import fetch
 from preprocessing.settings import ExecutionSettings
 from preprocessing.unit import Unit
+
+_UID = rows.INGESTED.field("uid")
 
 
 def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
@@ -43,10 +44,8 @@ def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
 
 
 def _uids(uri: str, execution: ExecutionSettings) -> list[str]:
-    with access("read", uri):
-        table = retry(lambda: rows.read_columns(uri, ["uid"]), execution.attempts, execution.backoff)
-    if table["uid"].null_count:
-        raise ValueError(f"{uri}: rows without uid, which every picture needs: {table['uid'].null_count}")
+    table = fetch(lambda uri: rows.read_columns(uri, ["uid"], (_UID,)), uri, execution)
+    rows.require_filled(table, ["uid"], uri)
     return table["uid"].to_pylist()
 
 

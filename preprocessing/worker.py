@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocessing import rows
-from preprocessing.access import access
-from preprocessing.errors import StageBug, retry
+from preprocessing.access import access, fetch
+from preprocessing.errors import StageBug
 from preprocessing.fingerprint import models_of
 from preprocessing.outcome import Outcome
 from preprocessing.settings import PreprocessSettings, Stage
@@ -67,9 +67,7 @@ def read_unit(job: Job, unit: Unit) -> bytes:
     """The Parquet bytes of a unit's table. Empty where work reads piece by piece itself: ingest, the global phase."""
     if job.stage is Stage.INGEST or job.step is not Step.STAGE:
         return b""
-    execution = job.settings.execution
-    with access("read", unit.files[0].uri):
-        return retry(lambda: storage.read_bytes(unit.files[0].uri), execution.attempts, execution.backoff)
+    return fetch(storage.read_bytes, unit.files[0].uri, job.settings.execution)
 
 
 class Processor:

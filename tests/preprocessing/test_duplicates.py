@@ -85,11 +85,11 @@ def test_a_passing_error_of_the_search_is_tried_again(
 ) -> None:
     read, failed = getattr(rows, name), list[str]()
 
-    def failing_once(uri: str, wanted: list) -> pa.Table:
+    def failing_once(uri: str, wanted: list, *needed: object) -> pa.Table:
         if wanted != ["uid"] and not failed:  # the uids are looked at before the search
             failed.append(uri)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(uri, wanted)
+        return read(uri, wanted, *needed)
 
     monkeypatch.setattr(rows, name, failing_once)
     table, pairs = planted(60, 20, seed=6)

@@ -128,10 +128,7 @@ def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> 
     table = planted(4, 0)[0]
     scored = str(tmp_path / "scored/part-00000.parquet")
     uris = (scored, f"{write_scored(tmp_path / 'scored', table, 4)}/part-00000.parquet/block-00000.parquet")
-    files = tuple(
-        InputFile(name=name, uri=uri, size=0)
-        for name, uri in zip(("part-00000.parquet", "block-00000.parquet"), uris, strict=True)
-    )
+    files = tuple(InputFile(name=Path(uri).name, uri=uri, size=0) for uri in uris)
     job = Job(stage=Stage.SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot read .*/block-00000\.parquet: a part of the path is a file"):
         Processor(job)(Unit(name="part-00000", identity="", kind=UnitKind.PART, files=files), rows.to_parquet(table))
