@@ -6,7 +6,7 @@
 
 Each stage runs once undisturbed in this process, and once on an embedded Ray of two workers while kills strike the
 processes that execute units (45) and the driver (5, one in ten), at random times, uniform over the processing, from a
-seed; see tests/preprocessing/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and
+seed; see tests/support/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and
 no unit that was done when a driver was killed may have been written again. `select` searches by bit tables in blocks of
 two units and partitions of 100 rows, so that each of its steps has many units. Models are tiny, with random weights.
 
@@ -30,10 +30,10 @@ import record
 
 sys.path.append(str(record.ROOT))  # the tests are not installed
 
-from pipeline.cluster import start_local
-from preprocessing.settings import CHAIN
-from tests.preprocessing.chaos import EndedTooSoon, Outcome, Task, disturb
-from tests.preprocessing.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
+from realcustom.pipeline.cluster import start_local
+from realcustom.preprocessing.settings import CHAIN
+from tests.support.chaos import EndedTooSoon, Outcome, Task, disturb
+from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
 
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"

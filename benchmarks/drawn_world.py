@@ -28,20 +28,20 @@ import record
 import torch
 from PIL import Image
 
-from evaluation.generators import PipelineGenerator
-from evaluation.settings import EvaluateSettings
-from evaluation.statistics import bootstrap_difference, bootstrap_mean
-from evaluation.table import Case, Scores, Setting, evaluate
-from pipeline.drawn_cases import DrawnJudge, drawn_cases
 from realcustom.base import load_base
 from realcustom.checkpoint import load_adapter
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.evaluation.generators import PipelineGenerator
+from realcustom.evaluation.settings import EvaluateSettings
+from realcustom.evaluation.statistics import bootstrap_difference, bootstrap_mean
+from realcustom.evaluation.table import Case, Scores, Setting, evaluate
 from realcustom.image_encoder import load_image_encoder
 from realcustom.model import SCORING, RealCustomModel
-from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
 from realcustom.settings import Fusion, MethodSettings
-from sprites import zoo_path
-from sprites.inspect_zoo import inspect_zoo
-from sprites.world import draw
+from realcustom.sprites import zoo_path
+from realcustom.sprites.inspect_zoo import inspect_zoo
+from realcustom.sprites.world import draw
 
 RESULTS = record.RESULTS / "sprites.json"
 BATCH = 32  # images of one sampler call

@@ -49,13 +49,13 @@ from transformers import (
     SwinConfig,
 )
 
-from pipeline.recipes import sprites
-from pipeline.stages import run_stages
-from preprocessing.fingerprint import identities_of
-from preprocessing.run import check_stage
-from preprocessing.settings import CHAIN, Stage
-from preprocessing.worker import Job, TableStage, load_table_stage
-from sprites.corpus import CorpusSettings, write_corpus
+from realcustom.pipeline.recipes import sprites
+from realcustom.pipeline.stages import run_stages
+from realcustom.preprocessing.engine.fingerprint import identities_of
+from realcustom.preprocessing.engine.worker import Job, TableStage, load_table_stage
+from realcustom.preprocessing.run import check_stage
+from realcustom.preprocessing.settings import CHAIN, Stage
+from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
 RESULTS = record.RESULTS / "preprocessing.json"
 NEURAL = (Stage.SCORE, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)

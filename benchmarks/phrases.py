@@ -15,11 +15,11 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 
-from preprocessing import word_classes
-from preprocessing.targets import find_targets
-from tests.preprocessing.phrases import agreement, held_out, held_out_later
+from realcustom.preprocessing.caption import word_lists
+from realcustom.preprocessing.caption.nouns import find_targets
+from tests.support.phrases import agreement, held_out, held_out_later
 
-NO_SUBJECT = word_classes.NO_SUBJECT | word_classes.COLOURS | word_classes.MATERIALS | word_classes.ADJECTIVES
+NO_SUBJECT = word_lists.NO_SUBJECT | word_lists.COLOURS | word_lists.MATERIALS | word_lists.ADJECTIVES
 
 
 def rule() -> Callable[[str], list[str]]:

@@ -19,17 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing import rows
-from preprocessing.duplicates import collapse, find_edges, numbers_of, signatures_of
-from preprocessing.errors import DataError
-from preprocessing.hashes import BASE_SIDE, signature
-from preprocessing.pictures import decode, decode_with_size, sharpness
-from preprocessing.settings import IngestSettings, ScoreSettings, SelectSettings
-from preprocessing.survivors import resolve
-from preprocessing.thresholds import failed_threshold
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.errors import DataError
+from realcustom.preprocessing.hashes import BASE_SIDE, signature
+from realcustom.preprocessing.pictures import decode, decode_with_size, sharpness
+from realcustom.preprocessing.select.duplicates import collapse, find_edges, numbers_of, signatures_of
+from realcustom.preprocessing.select.survivors import resolve
+from realcustom.preprocessing.select.thresholds import failed_threshold
+from realcustom.preprocessing.settings import IngestSettings, ScoreSettings, SelectSettings
 from realcustom.record import picture_uid
 
-SCHEMA = pa.schema([*rows.HASHED, rows.MEMBERS, rows.COLUMNS, *rows.SCORE_FIELDS])
+SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS, *tables.SCORE_FIELDS])
 SIDE, MAX_PIXELS = ScoreSettings().sharpness_side, IngestSettings().max_pixels
 
 
@@ -100,7 +100,7 @@ def samples(shard: Path) -> Iterator[tuple[str, bytes, bytes]]:
 
 def write(table: pa.Table, path: Path) -> None:
     """As the stages write."""
-    path.write_bytes(rows.to_parquet(table))
+    path.write_bytes(tables.to_parquet(table))
 
 
 if __name__ == "__main__":

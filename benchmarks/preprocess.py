@@ -40,11 +40,11 @@ import record
 from PIL import Image, ImageEnhance, ImageFilter
 from process_tree import tree_pss
 
-from preprocessing.hashes import BASE_SIDE, signature
-from preprocessing.partitions import Part, bit_tables, fitted
-from preprocessing.pictures import decode_with_size
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.hashes import BASE_SIDE, signature
+from realcustom.preprocessing.pictures import decode_with_size
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.select.partitions import Part, bit_tables, fitted
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 
 RESULTS = record.RESULTS / "preprocessing.json"
 KERNEL, RECALL, BEYOND, FALSE, DRAWN = (
@@ -177,7 +177,7 @@ def merged_drawings(first: int, temporary: Path) -> tuple[int, int, int]:
     Two drawings are the same by ground truth if they show the same subject at the same place on the same background:
     then they differ in a pixel's jitter and in the grain of the background.
     """
-    from sprites.corpus import CorpusSettings, Spoilt, write_corpus
+    from realcustom.sprites.corpus import CorpusSettings, Spoilt, write_corpus
 
     folder = temporary / f"drawn-{first}"
     write_corpus(folder, CorpusSettings(pictures=DRAWINGS, first=first, per_shard=500, spoil=10))
@@ -196,14 +196,14 @@ def merged_drawings(first: int, temporary: Path) -> tuple[int, int, int]:
 def scale(size: int, temporary: Path) -> dict[str, float]:
     """`select` over `size` made-up rows: seconds of CPU, peak PSS, copies missed and found wrongly."""
     sys.path.append(str(record.ROOT))  # the tests are not installed
-    from tests.preprocessing.signatures import planted, write_scored
+    from tests.support.signatures import planted, write_scored
 
     table, pairs = planted(size, size // 20, seed=size)
     source = write_scored(temporary / f"rows-{size}", table, 1000)
     del table
     output = temporary / f"selected-{size}"
     program = (
-        "import sys, time; from preprocessing.run import run_stage; from preprocessing.settings import *\n"
+        "import sys, time; from realcustom.preprocessing.run import run_stage; from realcustom.preprocessing.settings import *\n"
         "start = time.process_time()\n"
         "print(run_stage(Stage.SELECT, sys.argv[1], sys.argv[2], PreprocessSettings(), local=True).directory)\n"
         "print(time.process_time() - start)"

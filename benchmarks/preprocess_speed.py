@@ -35,9 +35,9 @@ import process_tree
 import pyarrow.parquet as pq
 import record
 
-from preprocessing.planning import make_plan, open_input
-from preprocessing.settings import PreprocessSettings, Stage
-from preprocessing.unit import StageDirectory, identity_of
+from realcustom.preprocessing.engine.unit import StageDirectory, identity_of
+from realcustom.preprocessing.inputs import make_plan, open_input
+from realcustom.preprocessing.settings import PreprocessSettings, Stage
 
 RESULTS = record.RESULTS / "preprocessing.json"
 RAY, MEMORY, PLAN, LOCAL = (
@@ -142,8 +142,11 @@ def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
     """Each stage without models in a process of its own that has imported what it needs."""
     shards = corpus(work, photos, 10, 10)
     program = (
-        "import sys, time; from preprocessing.run import run_stage; from preprocessing.settings import *\n"
-        "import preprocessing.ingest, preprocessing.score, preprocessing.select, preprocessing.global_phase\n"
+        "import sys, time\n"
+        "from realcustom.preprocessing.run import run_stage\n"
+        "from realcustom.preprocessing.settings import *\n"
+        "import realcustom.preprocessing.ingest.stage, realcustom.preprocessing.score.stage\n"
+        "import realcustom.preprocessing.select.stage, realcustom.preprocessing.select.search\n"
         "start = time.monotonic()\n"
         "stage = Stage(sys.argv[1])\n"
         "result = run_stage(stage, sys.argv[2], sys.argv[3], PreprocessSettings(), local=True)\n"

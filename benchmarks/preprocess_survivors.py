@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import record
 
-from preprocessing.duplicates import EDGES, ranks_column
-from preprocessing.survivors import resolve
+from realcustom.preprocessing.select.duplicates import EDGES, ranks_column
+from realcustom.preprocessing.select.survivors import resolve
 
 RESULTS = record.RESULTS / "preprocessing.json"
 COPIES, PIECE = 5_000_000, 100_000

@@ -46,7 +46,7 @@ from realcustom.settings import (
     MethodSettings,
     TokenSettings,
 )
-from sprites.text import make_clip_tokenizer
+from realcustom.sprites.text import make_clip_tokenizer
 
 PROMPT, WORD = "a toy on the grass", "toy"
 TEXT_TOKENS = 77

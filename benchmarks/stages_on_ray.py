@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from pipeline.cluster import connected
-from preprocessing.run import run_stage
-from preprocessing.settings import PreprocessSettings, Stage
+from realcustom.pipeline.cluster import connected
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, Stage
 
 
 def main(place: str, output: str, local: bool) -> None:

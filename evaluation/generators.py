@@ -15,8 +15,9 @@ import httpx
 import torch
 from PIL import Image
 
-from evaluation.table import Case, Setting
-from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.errors import UsageError
+from realcustom.evaluation.table import Case, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class EndpointGenerator:
 def _reference(setting: Setting, case: Case) -> Image.Image | None:
     """The picture that `setting` gives as the subject."""
     if setting is Setting.ORACLE:
-        raise ValueError("the oracle's images are given, not drawn")
+        raise UsageError("the oracle's images are given, not drawn")
     if setting is Setting.TEXT_TO_IMAGE:
         return None
     return case.wrong_reference if setting is Setting.WRONG_REFERENCE else case.reference

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from realcustom.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
@@ -18,10 +20,10 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         if self.images < 2:
-            raise ValueError(f"images must be 2 or more (an interval needs them), got {self.images}")
+            raise UsageError(f"images must be 2 or more (an interval needs them), got {self.images}")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+            raise UsageError(f"batch_size must be 1 or more, got {self.batch_size}")
         if not 0.0 < self.confidence < 1.0:
-            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
+            raise UsageError(f"confidence must lie between 0 and 1, got {self.confidence}")
         if self.resamples < 100:
-            raise ValueError(f"resamples must be 100 or more, got {self.resamples}")
+            raise UsageError(f"resamples must be 100 or more, got {self.resamples}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from realcustom.errors import UsageError
+
 _CHUNK = 1 << 22  # drawn indices held at once: bounds the memory, not the result's size
 
 
@@ -28,9 +30,9 @@ def bootstrap_mean(
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) < 2:
-        raise ValueError(f"an interval needs a list of at least 2 values, got shape {data.shape}")
+        raise UsageError(f"an interval needs a list of at least 2 values, got shape {data.shape}")
     if not np.isfinite(data).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(data))} of {len(data)} values are not finite")
+        raise UsageError(f"{np.count_nonzero(~np.isfinite(data))} of {len(data)} values are not finite")
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(data))
     means = [
@@ -55,6 +57,6 @@ def bootstrap_difference(
     Pairing removes what the cases have in common (prompt, starting noise) from the interval.
     """
     if len(first) != len(second):
-        raise ValueError(f"pairs need lists of one length, got {len(first)} and {len(second)}")
+        raise UsageError(f"pairs need lists of one length, got {len(first)} and {len(second)}")
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return bootstrap_mean(differences, confidence=confidence, resamples=resamples, seed=seed)

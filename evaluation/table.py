@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from evaluation.settings import EvaluateSettings
-from evaluation.statistics import Interval, bootstrap_difference, bootstrap_mean
+from realcustom.errors import UsageError
+from realcustom.evaluation.settings import EvaluateSettings
+from realcustom.evaluation.statistics import Interval, bootstrap_difference, bootstrap_mean
 
 
 class Setting(enum.Enum):
@@ -120,16 +121,16 @@ def evaluate(
         ValueError: too few cases, a uid twice, or a generator or judge that returns another number than asked for.
     """
     if len(cases) < 2:
-        raise ValueError(f"a table needs at least 2 cases, got {len(cases)}")
+        raise UsageError(f"a table needs at least 2 cases, got {len(cases)}")
     if len({case.uid for case in cases}) < len(cases):
-        raise ValueError("cases must have different uids: a case counted twice narrows the intervals falsely")
+        raise UsageError("cases must have different uids: a case counted twice narrows the intervals falsely")
     images: dict[Setting, list[Image.Image]] = {}
     scores: dict[Setting, list[Scores]] = {}
     for setting in rows:
         images[setting] = _draw(setting, cases, generator, settings.batch_size, progress)
         scores[setting] = list(judge(images[setting], cases))
         if len(scores[setting]) != len(cases):
-            raise ValueError(f"the judge returned {len(scores[setting])} scores for {len(cases)} images")
+            raise UsageError(f"the judge returned {len(scores[setting])} scores for {len(cases)} images")
     return Table(
         rows=[_row(setting, scores[setting], settings) for setting in rows],
         wrong_reference=_wrong_reference(scores, settings),
@@ -152,7 +153,7 @@ def _draw(
         batch = cases[start : start + batch_size]
         drawn = list(generator(setting, batch))
         if len(drawn) != len(batch):
-            raise ValueError(f"the generator returned {len(drawn)} images for {len(batch)} cases ({setting.value})")
+            raise UsageError(f"the generator returned {len(drawn)} images for {len(batch)} cases ({setting.value})")
         images += drawn
         if progress:
             progress(setting, len(images), len(cases))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from realcustom.errors import UsageError
+
 
 def check_port(host: str, port: int) -> None:
     """Raise ValueError if `port` of `host` is taken or the host is none of this machine's."""
@@ -14,4 +16,4 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             message = f"cannot listen on {host} port {port} ({error.strerror}); choose another port: --set serve.port=N"
-            raise ValueError(message) from error
+            raise UsageError(message) from error

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from inference.errors import Cancelled, RequestError, TooLarge, Unauthorized
-from inference.schema import GenerationRequest, GenerationResponse
-from inference.service import Service, State
+from realcustom.inference.errors import Cancelled, RequestError, TooLarge, Unauthorized
+from realcustom.inference.schema import GenerationRequest, GenerationResponse
+from realcustom.inference.service import Service, State
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from inference.address import check_port
-from inference.api import build_api
-from inference.engine import Engine, load_engine
-from inference.service import Service, State
-from inference.settings import ServeSettings
+from realcustom.errors import UsageError
+from realcustom.inference.address import check_port
+from realcustom.inference.api import build_api
+from realcustom.inference.engine import Engine, load_engine
+from realcustom.inference.service import Service, State
+from realcustom.inference.settings import ServeSettings
 
 APP_NAME = "realcustom"
 _SPARE_REQUESTS = 64  # beyond queue and engine: health checks, and those who get their 429 from us
@@ -125,12 +126,12 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
             if answer["status"] == State.READY.value:
                 return
             if answer["status"] == State.FAILED.value:
-                raise ValueError(answer["message"])
+                raise UsageError(answer["message"])
             silent_since = None
         elif application.status == ApplicationStatus.RUNNING:
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > _PATIENCE_SECONDS:
-                raise ValueError(
+                raise UsageError(
                     f"the endpoint runs but does not answer at {url}: Serve was started on this cluster with another "
                     "host or port before; stop it there first, or use that address"
                 )
@@ -148,5 +149,5 @@ def _key_digest(settings: ServeSettings) -> bytes | None:
         return None
     key = os.environ.get(settings.api_key_variable, "").strip()
     if not key:
-        raise ValueError(f"api_key_variable: the environment variable {settings.api_key_variable} is not set")
+        raise UsageError(f"api_key_variable: the environment variable {settings.api_key_variable} is not set")
     return hashlib.sha256(key.encode()).digest()

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
-from inference.settings import ServeSettings
 from realcustom import config
 from realcustom.checkpoint import adapter_sha256, read_header
-from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.inference.settings import ServeSettings
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Engine:
                         find_word(self._tokenizer, job.prompt, word, occurrence, words.plural, words.match)
             except TargetWordNotFound as error:
                 raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
-            except ValueError as error:  # empty, or behind what the text encoder reads
+            except UsageError as error:  # empty, or behind what the text encoder reads
                 raise RequestError(str(error), f"subjects[{i}].word") from error
         factor = self.pipeline.base.vae_scale_factor
         for name, side in (("width", job.width), ("height", job.height)):
@@ -229,7 +229,7 @@ class Engine:
                 use_mask=job.use_mask,
                 callback_on_step_end=after_step,
             )
-        except ValueError as error:  # how the pipeline refuses what `check` does not know of
+        except UsageError as error:  # how the pipeline refuses what `check` does not know of
             raise RequestError(str(error)) from error
         assert isinstance(output.images, list)
         masks = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from inference.errors import NotAnImage, TooLarge
+from realcustom.inference.errors import NotAnImage, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from inference.errors import RequestError
-from inference.settings import ServeSettings
+from realcustom.inference.errors import RequestError
+from realcustom.inference.settings import ServeSettings
 
 MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
 

@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from inference.engine import Engine, Generation, Job
-from inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
-from inference.images import ImageLimits, decode_image, encode_mask, encode_png
-from inference.schema import (
+from realcustom.diffusion_pipeline import Subject
+from realcustom.inference.engine import Engine, Generation, Job
+from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
+from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
+from realcustom.inference.schema import (
     MAX_SEED,
     GenerationRequest,
     GenerationResponse,
@@ -22,8 +23,7 @@ from inference.schema import (
     SubjectRequest,
     parse_request,
 )
-from inference.settings import ServeSettings
-from realcustom.pipeline import Subject
+from realcustom.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, fields
 
+from realcustom.errors import UsageError
+
 
 class Dtype(enum.Enum):
     """Number format of the models' weights."""
@@ -46,10 +48,10 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
-            raise ValueError(f"port must lie in 1..65535, got {self.port}")
+            raise UsageError(f"port must lie in 1..65535, got {self.port}")
         if self.max_queue < 0:
-            raise ValueError(f"max_queue must be 0 or more, got {self.max_queue}")
+            raise UsageError(f"max_queue must be 0 or more, got {self.max_queue}")
         limits = [field.name for field in fields(self) if field.name.startswith("max_") and field.name != "max_queue"]
         for name in ("threads", "load_timeout_seconds", "deadline_seconds", *limits):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -9,6 +9,8 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from realcustom.errors import UsageError
+
 LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
 PATIENCE_SECONDS = 5.0  # for an address to accept a connection
 
@@ -75,7 +77,7 @@ def check_address(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_SECONDS).close()
     except OSError as error:
         message = f"no Ray cluster answers at {address} ({error}); start one or leave --address and RAY_ADDRESS out"
-        raise ValueError(message) from error
+        raise UsageError(message) from error
 
 
 HARMLESS = (  # what Ray's own parts say of no consequence
@@ -111,4 +113,4 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {address}: {error}") from error
+        raise UsageError(f"no Ray cluster at {address}: {error}") from error

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.recipes import RECIPES, RunSettings
 from realcustom import config
+from realcustom.pipeline.recipes import RECIPES, RunSettings
 
 
 def resolve(
@@ -22,7 +22,7 @@ def resolve(
     """The recipe with settings files laid over it, then single assignments; a later one wins over an earlier one.
 
     Args:
-        recipe: a name of `pipeline.recipes`.
+        recipe: a name of `recipes.RECIPES`.
         files: YAML files of (partial, nested) settings.
         sets: `NAME=VALUE` with a dotted name.
         options: nested settings that a verb has options of its own for; they win over all.

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.recipes import RunSettings
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import Stage
 from realcustom import storage
+from realcustom.pipeline.recipes import RunSettings
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.configure import to_yaml
-from pipeline.inputs import image_encoder_for, require_base, require_path
 from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.pipeline.configure import to_yaml
+from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
 
 if TYPE_CHECKING:
     import torch
 
-    from realcustom.pipeline import RealCustomPipeline
+    from realcustom.diffusion_pipeline import RealCustomPipeline
 
 SETTINGS_FILE = "settings.yaml"
 MASK_CELL = 64  # pixels a side of one mask on a strip
@@ -61,7 +62,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
         ValueError: the photo or word of a subject is missing or wrong, no such model, or `output` holds other files.
     """
     if len(request.images) != len(request.words):
-        raise ValueError(
+        raise UsageError(
             f"{len(request.images)} --image and {len(request.words)} --word given; each subject needs both"
         )
     for word in request.words:
@@ -69,24 +70,24 @@ def check(request: Request, output: Path) -> list[Image.Image]:
         letters, text = (" ".join(string.lower().split()) for string in (word, request.prompt))
         if not letters or letters not in text:
             words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt))) or "none"
-            raise ValueError(f"--word: '{word}' is not in the prompt; its words are: {words}")
+            raise UsageError(f"--word: '{word}' is not in the prompt; its words are: {words}")
     photographs = [_open(path) for path in request.images]
     check_output(output)
     require_base(request.base)
     if request.adapter is not None:
         require_path(request.adapter, "--adapter", "adapter checkpoint")
     elif request.images:
-        raise ValueError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
+        raise UsageError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
     return photographs
 
 
 def check_output(output: Path) -> None:
     """Raise ValueError unless `output` is a folder to be, an empty one, or one that holds an earlier result only."""
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output: {output} is a file; name a folder")
+        raise UsageError(f"--output: {output} is a file; name a folder")
     foreign = [path.name for path in output.iterdir() if not _OURS.fullmatch(path.name)] if output.exists() else []
     if foreign:
-        raise ValueError(f"--output: {output} holds other files ({foreign[0]} ...); name a new folder")
+        raise UsageError(f"--output: {output} holds other files ({foreign[0]} ...); name a new folder")
 
 
 def draw(request: Request, photographs: list[Image.Image], output: Path) -> list[Path]:
@@ -99,7 +100,7 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
     """
     import torch
 
-    from realcustom.pipeline import RealCustomPipeline, Subject
+    from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 
     encoder = image_encoder_for(request.adapter, request.image_encoder, request.recipes_image_encoder)
     pipe = RealCustomPipeline.from_pretrained(
@@ -166,7 +167,7 @@ def _open(path: str) -> Image.Image:
         image = Image.open(path)
         image.load()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"--image: {path} cannot be read as a picture ({error})") from error
+        raise UsageError(f"--image: {path} cannot be read as a picture ({error})") from error
     return image
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.recipes import RunSettings
+from realcustom.errors import UsageError
+from realcustom.pipeline.recipes import RunSettings
 
 
 def base_and_adapter(settings: RunSettings, base: str | None, adapter: str | None) -> tuple[str, str | None]:
@@ -33,12 +34,12 @@ def require_path(place: str, option: str, kind: str) -> None:
         return
     if not Path(place).exists():
         _check_zoo(place)
-        raise ValueError(f"{option}: no {kind} at {place}")
+        raise UsageError(f"{option}: no {kind} at {place}")
 
 
 def _check_zoo(place: str) -> None:
     """For a model that ships with the repository: raise the error that says how to make it."""
-    from sprites import ZOO, zoo_path
+    from realcustom.sprites import ZOO, zoo_path
 
     if Path(place).is_relative_to(ZOO):
         zoo_path(Path(place).relative_to(ZOO).as_posix())
@@ -53,7 +54,7 @@ def require_base(base: str) -> None:
     try:
         check_base(base)
     except ValueError as error:
-        raise ValueError(f"--base: {error}") from error
+        raise UsageError(f"--base: {error}") from error
 
 
 def require_records(records: str) -> None:
@@ -67,11 +68,11 @@ def require_records(records: str) -> None:
     files = [entry.uri for entry in storage.list_files(records)] if storage.is_dir(records) else [records]
     tables = [uri for uri in files if uri.endswith(".parquet")]
     if not tables:
-        raise ValueError(
+        raise UsageError(
             f"--input: no Parquet file below {records}; `realcustom preprocess subjects` writes such records"
         )
     filesystem, path = storage.open_filesystem(tables[0])
     try:
         check_schema(pq.read_schema(path, filesystem=filesystem))
     except ValueError as error:  # pyarrow's own errors are ValueErrors too
-        raise ValueError(f"--input: {tables[0]}: {error}") from error
+        raise UsageError(f"--input: {tables[0]}: {error}") from error

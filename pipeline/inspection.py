@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import yaml
 
-from pipeline.configure import to_yaml
-from pipeline.inputs import require_path
-from pipeline.stages import account
 from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.pipeline.configure import to_yaml
+from realcustom.pipeline.inputs import require_path
+from realcustom.pipeline.stages import account
 
 ROWS = 3  # shown of a table
 
@@ -36,7 +37,7 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
     elif target.endswith(".parquet"):
         yield from _table([target])
     else:
-        raise ValueError(f"{target} is neither an adapter (.safetensors), a table (.parquet), a folder, nor 'zoo'")
+        raise UsageError(f"{target} is neither an adapter (.safetensors), a table (.parquet), a folder, nor 'zoo'")
 
 
 def _folder(folder: str) -> Iterator[str]:
@@ -56,7 +57,7 @@ def _folder(folder: str) -> Iterator[str]:
         yield from _adapter(names["adapter.safetensors"])
         return
     if not tables:
-        raise ValueError(f"{folder} holds no stage (stage.json), no table (.parquet) and no adapter")
+        raise UsageError(f"{folder} holds no stage (stage.json), no table (.parquet) and no adapter")
     yield from _table(tables)
 
 
@@ -75,7 +76,7 @@ def _table(files: list[str]) -> Iterator[str]:
     try:
         check_schema(schema)
         kind = "training records"
-    except ValueError:
+    except UsageError:
         kind = "rows"
     yield f"{rows} {kind} in {len(files)} Parquet files"
     for field in schema:
@@ -103,12 +104,12 @@ def _adapter(uri: str) -> Iterator[str]:
 
 
 def _zoo(images: int, seed: int) -> Iterator[str]:
-    from sprites import ZOO
-    from sprites.inspect_zoo import inspect_zoo
+    from realcustom.sprites import ZOO
+    from realcustom.sprites.inspect_zoo import inspect_zoo
 
     shipped = sorted(path.name for path in ZOO.iterdir()) if ZOO.is_dir() else []
     if not shipped:
-        raise ValueError(f"there are no models in {ZOO}; train them with: python -m sprites.train all")
+        raise UsageError(f"there are no models in {ZOO}; train them with: python -m realcustom.sprites.train all")
     yield f"in {ZOO}: {', '.join(shipped)}"
     yield f"measured on {images} drawings that no model has seen (seed {seed}):"
     for name, value in inspect_zoo(images=images, seed=seed).items():

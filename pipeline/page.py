@@ -14,7 +14,7 @@ from PIL import Image
 
 from realcustom import storage
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEMPLATE = Path(__file__).parent / "quickstart" / "page.html.j2"
 SETTING_NAMES = {
     "text_to_image": "text alone",
     "subject_without_mask": "subject, no mask",

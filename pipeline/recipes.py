@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from evaluation.settings import EvaluateSettings
-from inference.settings import ServeSettings
-from preprocessing.settings import (
+from realcustom import presets
+from realcustom.evaluation.settings import EvaluateSettings
+from realcustom.inference.settings import ServeSettings
+from realcustom.preprocessing.settings import (
     CaptionSettings,
     ComputeSettings,
     Device,
@@ -18,9 +19,8 @@ from preprocessing.settings import (
     SelectSettings,
     SubjectsSettings,
 )
-from realcustom import presets
 from realcustom.settings import GuidanceSettings, ImageEncoderSettings, MethodSettings, SamplerSettings, TokenSettings
-from training.settings import Schedule, TrainSettings
+from realcustom.training.settings import Schedule, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class RunSettings:
 
 def sprites() -> RunSettings:
     """The drawn world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
-    from sprites import ZOO
-    from sprites.world import NOUNS, NUM_INFERENCE_STEPS, SIZE
+    from realcustom.sprites import ZOO
+    from realcustom.sprites.world import NOUNS, NUM_INFERENCE_STEPS, SIZE
 
     image_encoder = str(ZOO / "image_encoder")
     return RunSettings(

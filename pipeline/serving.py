@@ -7,9 +7,9 @@ import signal
 import threading
 from types import FrameType
 
-from inference.address import check_port
-from inference.settings import ServeSettings
-from pipeline.cluster import connected
+from realcustom.inference.address import check_port
+from realcustom.inference.settings import ServeSettings
+from realcustom.pipeline.cluster import connected
 
 
 def serve_until_interrupted(
@@ -21,7 +21,7 @@ def serve_until_interrupted(
     signal.signal(signal.SIGTERM, _interrupt)
     print("starting Ray and the models ...", flush=True)
     with connected(address):
-        from inference.app import start, stop
+        from realcustom.inference.app import start, stop
 
         url = start(settings, base, adapter, image_encoder)
         try:

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
-from pipeline.page import around, data_uri
-from pipeline.sheet_aside import aside_samples, spread
-from preprocessing.errors import DataError
-from preprocessing.pictures import decode
 from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.pipeline.page import around, data_uri
+from realcustom.pipeline.sheet_aside import aside_samples, spread
+from realcustom.preprocessing.errors import DataError
+from realcustom.preprocessing.pictures import decode
 
 TEMPLATE = Path(__file__).with_name("sheet.html.j2")
 FILES = 12  # tables that rows are taken from, spread over all
@@ -71,7 +72,7 @@ def _tables(target: str) -> list[str]:
     entries = storage.list_files(target, recursive=False)
     tables = [entry.uri for entry in entries if entry.name.endswith(".parquet")]
     if not tables:
-        raise ValueError(f"--html shows tables of pictures, and {target} holds none (.parquet)")
+        raise UsageError(f"--html shows tables of pictures, and {target} holds none (.parquet)")
     return tables
 
 
@@ -87,7 +88,7 @@ def _rows(uri: str, wanted: list[int]) -> list[dict[str, Any]]:
         table = pq.ParquetFile(source)
         names = table.schema_arrow.names
         if "image" not in names and "subject_image" not in names:
-            raise ValueError(f"--html shows tables of pictures, and {uri} has no column 'image' but {', '.join(names)}")
+            raise UsageError(f"--html shows tables of pictures, and {uri} has no column 'image' but {', '.join(names)}")
         columns = [name for name in _COLUMNS if name in names]
         rows: list[dict[str, Any]] = []
         first = 0

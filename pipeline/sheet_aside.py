@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing import rows
 from realcustom import storage
+from realcustom.preprocessing import tables
 
 PER_REASON = 6
 FILES = 200  # looked into at most, spread over all; fewer where every reason has its samples before
@@ -91,6 +91,6 @@ def _upstream(target: str) -> str | None:
 def _pictures(table: str, uids: list[str]) -> dict[str, bytes]:
     if not storage.exists(table):
         return {}
-    found = rows.read_columns(table, ["uid", "image"])
+    found = tables.read_columns(table, ["uid", "image"])
     found = found.filter(pc.is_in(found["uid"], pa.array(uids, pa.string())))
     return dict(zip(found["uid"].to_pylist(), found["image"].to_pylist(), strict=True))

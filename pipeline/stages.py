@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.cluster import check_address, connected
-from pipeline.recipes import RunSettings
-from preprocessing.run import check_stage, run_stage
-from preprocessing.settings import Stage
+from realcustom.pipeline.cluster import check_address, connected
+from realcustom.pipeline.recipes import RunSettings
+from realcustom.preprocessing.run import check_stage, run_stage
+from realcustom.preprocessing.settings import Stage
 
 
 def run_stages(

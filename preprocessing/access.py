@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from preprocessing.errors import retry
-from preprocessing.settings import ExecutionSettings
 from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.preprocessing.errors import retry
+from realcustom.preprocessing.settings import ExecutionSettings
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ _LOCAL = {
 }
 
 
-class StorageRefused(ValueError):
+class StorageRefused(UsageError):
     """A storage does not let us do what is asked, and trying again would not help."""
 
 
@@ -97,7 +98,7 @@ def check_output(uri: str) -> None:
     check_input(uri)
     if storage.exists(storage.join(uri, "stage.json")):
         parent = uri.rstrip("/").rpartition("/")[0]
-        raise ValueError(f"{uri} is a stage's own directory, and the root of all stages is wanted: give {parent}")
+        raise UsageError(f"{uri} is a stage's own directory, and the root of all stages is wanted: give {parent}")
     if storage.is_remote(uri):
         return
     there = Path(uri)

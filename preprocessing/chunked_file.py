@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from preprocessing.errors import retry
 from realcustom import storage
+from realcustom.preprocessing.errors import retry
 
 
 class ChunkedFile:

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from preprocessing import rows
-from preprocessing.errors import DataError, DataFault, naming
-from preprocessing.models import blank_pictures, inference, pad_batch, prepare_torch
-from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings, fixed_batch
 from realcustom import record
 from realcustom.base import encode_pixels, encode_prompts, load_base
 from realcustom.image_encoder import load_image_encoder
 from realcustom.pixels import centre_square
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.engine.models import blank_pictures, inference, pad_batch, prepare_torch
+from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings, fixed_batch
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
@@ -55,7 +55,7 @@ class Encode:
 
     def __call__(self, unit: str, table: pa.Table) -> Outcome:
         """Encode every record; one whose picture does not decode, or whose features are not finite, is quarantined."""
-        rows.require_columns(table.schema, record.SCHEMA, f"encode, unit {unit}")
+        tables.require_columns(table.schema, record.SCHEMA, f"encode, unit {unit}")
         account = RowAccount(table, unit)
         features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}}
         if self._image_encoder is not None and self._method.image_encoder.reference is Reference.CROP:
@@ -81,10 +81,10 @@ class Encode:
         for name in (LATENTS, TEXT, IMAGE):
             if features[name] or self._makes(name):
                 cells = [pack(features[name][row], self._settings.dtype) for row in kept]
-                result = rows.with_column(result, self._field(name), cells)
+                result = tables.with_column(result, self._field(name), cells)
         if not self._settings.keep_image:
             field = result.schema.field("image")
-            result = rows.with_column(result, field, pa.nulls(result.num_rows, field.type))
+            result = tables.with_column(result, field, pa.nulls(result.num_rows, field.type))
         return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
 
     def try_batch(self, size: int) -> None:
@@ -124,7 +124,7 @@ class Encode:
             details["resolution"] = str(self._settings.resolution)
         if name == IMAGE:
             details |= self._method.image_encoder.of_features()
-        return rows.made_by(record.SCHEMA.field(name), model, **details)
+        return tables.made_by(record.SCHEMA.field(name), model, **details)
 
 
 def pack(tensor: torch.Tensor, dtype: CacheDtype) -> dict:

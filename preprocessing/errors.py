@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from realcustom.errors import UsageError
+
 T = TypeVar("T")
 
 
@@ -60,7 +62,7 @@ class StageBug(RuntimeError):
     """Anything unforeseen. The message names the stage, the unit and the row; the job stops."""
 
 
-class TooManyErrors(ValueError):
+class TooManyErrors(UsageError):
     """More rows were quarantined than `execution.max_error_fraction` allows."""
 
 

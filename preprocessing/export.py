@@ -10,12 +10,12 @@ import json
 
 import pyarrow as pa
 
-from preprocessing import rows
-from preprocessing.errors import DataError, DataFault
-from preprocessing.outcome import Outcome, RowAccount
-from preprocessing.settings import ExportSettings
-from preprocessing.tar import write_archive
-from preprocessing.webdataset import split_key
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.ingest.tar import write_archive
+from realcustom.preprocessing.ingest.webdataset import split_key
+from realcustom.preprocessing.settings import ExportSettings
 
 ANNOTATIONS = "realcustom.json"  # extension of the member that says what the stages found out
 
@@ -31,7 +31,7 @@ class Export:
 
     def __call__(self, unit: str, table: pa.Table) -> Outcome:
         """Write every row as a sample."""
-        rows.require_columns(table.schema, rows.INGESTED, f"export, unit {unit}")
+        tables.require_columns(table.schema, tables.INGESTED, f"export, unit {unit}")
         account = RowAccount(table, unit)
         samples: dict[str, _Members] = {}
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.reference import on_white
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the decoders that untrusted bytes may reach

@@ -11,24 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessing import select
-from preprocessing.access import access, check_input, check_output
-from preprocessing.batch_size import fix_batch_size, is_auto, probe, probe_on_worker
-from preprocessing.corpus import check_tables
-from preprocessing.errors import TooManyErrors
-from preprocessing.evaluation_pictures import prepare_evaluation
-from preprocessing.fingerprint import describe, fingerprint, identities_of, models_of
-from preprocessing.global_phase import count_clusters, run_global_phase
-from preprocessing.model_folders import check_loading, check_models
-from preprocessing.planning import Plan, StageInput, make_plan, open_input
-from preprocessing.progress import Progress
-from preprocessing.report import make_report, write_report
-from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
-from preprocessing.steps import evaluation_uri
-from preprocessing.unit import Counts, StageDirectory, Step, Unit, to_json_bytes
-from preprocessing.worker import Job, Processor, commit_unit, read_unit
 from realcustom import storage
+from realcustom.errors import UsageError
 from realcustom.identity import resolve_model
+from realcustom.preprocessing.access import access, check_input, check_output
+from realcustom.preprocessing.engine.batch_size import fix_batch_size, is_auto, probe, probe_on_worker
+from realcustom.preprocessing.engine.fingerprint import describe, fingerprint, identities_of, models_of
+from realcustom.preprocessing.engine.model_check import check_loading, check_models
+from realcustom.preprocessing.engine.progress import Progress
+from realcustom.preprocessing.engine.unit import Counts, StageDirectory, Step, Unit, to_json_bytes
+from realcustom.preprocessing.engine.worker import Job, Processor, commit_unit, read_unit
+from realcustom.preprocessing.errors import TooManyErrors
+from realcustom.preprocessing.ingest.corpus import check_tables
+from realcustom.preprocessing.inputs import Plan, StageInput, make_plan, open_input
+from realcustom.preprocessing.report.report import make_report, write_report
+from realcustom.preprocessing.select import stage
+from realcustom.preprocessing.select.evaluation import prepare_evaluation
+from realcustom.preprocessing.select.search import count_clusters, run_global_phase
+from realcustom.preprocessing.select.steps import evaluation_uri
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
 
 if TYPE_CHECKING:
     from realcustom.settings import MethodSettings
@@ -94,7 +95,7 @@ def run_stage(
     units = source.units
     clusters = evaluation = None
     if name is Stage.SELECT:
-        select.check_scores(settings.select, source.description)
+        stage.check_scores(settings.select, source.description)
         evaluation = prepare_evaluation(job)
     else:
         plan = make_plan(units, directory.manifests(), directory.rows_present())
@@ -108,7 +109,7 @@ def run_stage(
         own_uids = not upstream.startswith(f"{Stage.INGEST.value}@")
         try:
             units = run_global_phase(units, job, workers.run, own_uids)
-        except ValueError:
+        except UsageError:
             if fresh:
                 _withdraw(directory)
             raise
@@ -173,11 +174,11 @@ def check_settings(stage: Stage, settings: PreprocessSettings, method: MethodSet
         if encode.image_features and encode.image_encoder is None:
             needed.append("image_encoder")
         if not encode.keep_image and not encode.latents:
-            raise ValueError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
+            raise UsageError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
     if needed:
-        raise ValueError(f"{stage.value} needs {' and '.join(f'{stage.value}.{name}' for name in needed)}")
+        raise UsageError(f"{stage.value} needs {' and '.join(f'{stage.value}.{name}' for name in needed)}")
     if stage is Stage.ENCODE and method is None:
-        raise ValueError("encode needs the method's settings: they say how a reference is prepared")
+        raise UsageError("encode needs the method's settings: they say how a reference is prepared")
 
 
 def _prepare(
@@ -215,7 +216,7 @@ class _Workers:
             return probe(job)
         check_loading(job)
         self._connect()
-        from preprocessing.capacity import fit_to_cluster  # Ray only where work is distributed
+        from realcustom.preprocessing.engine.cluster import fit_to_cluster  # Ray only where work is distributed
 
         self._say(job, fit_to_cluster(job, ())[1])
         return probe_on_worker(job)
@@ -231,8 +232,8 @@ class _Workers:
                 yield sealed.counts
         elif units:
             self._connect()
-            from preprocessing.capacity import fit_to_cluster  # Ray only where work is distributed
-            from preprocessing.distributed import run_units
+            from realcustom.preprocessing.engine.cluster import fit_to_cluster  # Ray only where work is distributed
+            from realcustom.preprocessing.engine.ray_data import run_units
 
             job, notes = fit_to_cluster(job, units)
             self._say(job, notes)
@@ -252,7 +253,7 @@ class _Workers:
 def _ask_endpoint(job: Job) -> None:
     """Raise ValueError if the endpoint that captions come from refuses or does not answer."""
     if job.stage is Stage.CAPTION and job.settings.caption.endpoint.url is not None:
-        from preprocessing.endpoint import EndpointCaptioner  # an HTTP client only where one is used
+        from realcustom.preprocessing.caption.endpoint import EndpointCaptioner  # an HTTP client only where one is used
 
         EndpointCaptioner(job.settings.caption, job.settings.execution).check()
 
@@ -276,7 +277,7 @@ def _write_description(directory: StageDirectory, description: dict[str, Any]) -
     data = to_json_bytes(description)
     if storage.exists(uri):
         if directory.read(uri) != data:
-            raise ValueError(
+            raise UsageError(
                 f"{directory.uri} holds the files of another fingerprint: its stage.json is not this run's. Move it "
                 f"away or give another --output"
             )
@@ -286,7 +287,7 @@ def _write_description(directory: StageDirectory, description: dict[str, Any]) -
     except FileNotFoundError:
         foreign = []
     if foreign:
-        raise ValueError(
+        raise UsageError(
             f"{directory.uri} holds files of no stage ({foreign[0].name}): move them away or give another --output"
         )
     directory.write(uri, data)
@@ -315,7 +316,7 @@ def _require_ray(start_ray: Callable[[], object] | None) -> None:
     import ray  # Ray only where work is distributed; after what it reads of the environment has been set
 
     if not ray.is_initialized():
-        raise ValueError("no Ray is initialised: call ray.init() first, or run with local=True (--local)")
+        raise UsageError("no Ray is initialised: call ray.init() first, or run with local=True (--local)")
 
 
 def _absolute(uri: str) -> str:
@@ -328,7 +329,7 @@ def _resolve_models(stage: Stage, settings: PreprocessSettings) -> PreprocessSet
     for name, model in models_of(stage, settings).items():
         try:
             models[name] = resolve_model(model)
-        except ValueError as error:
-            raise ValueError(f"{stage.value}.{name}: {error}") from error
+        except UsageError as error:
+            raise UsageError(f"{stage.value}.{name}: {error}") from error
     section = dataclasses.replace(getattr(settings, stage.value), **models)
     return dataclasses.replace(settings, **{stage.value: section})

@@ -10,7 +10,8 @@ import enum
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from preprocessing.captions import parse_join, template_fields
+from realcustom.errors import UsageError
+from realcustom.preprocessing.ingest.captions import parse_join, template_fields
 
 _PILLOWS_LIMIT = 178_956_970  # pixels: twice its warning at 1/4 GiB of RGB
 
@@ -92,9 +93,9 @@ class DownloadSettings:
     def __post_init__(self) -> None:
         _at_least(1, connections=self.connections, per_host=self.per_host)
         if not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+            raise UsageError(f"timeout must be above 0 seconds, got {self.timeout}")
         if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent.strip():
-            raise ValueError(f"user_agent must be printable ASCII, got {self.user_agent!r}")
+            raise UsageError(f"user_agent must be printable ASCII, got {self.user_agent!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,10 @@ class IngestSettings:
     def __post_init__(self) -> None:
         _at_least(1, unit_size=self.unit_size, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
         if self.max_pixels > _PILLOWS_LIMIT:
-            raise ValueError(f"ingest.max_pixels={self.max_pixels}: Pillow opens no picture above {_PILLOWS_LIMIT}")
+            raise UsageError(f"ingest.max_pixels={self.max_pixels}: Pillow opens no picture above {_PILLOWS_LIMIT}")
         if (self.metadata is None) != (self.join is None):
             given, lacking = ("join", "metadata") if self.metadata is None else ("metadata", "join")
-            raise ValueError(
+            raise UsageError(
                 f"ingest.{given} needs ingest.{lacking}: the CSV, and PART=COLUMN that says whose row is whose"
             )
         if self.join is not None:
@@ -149,7 +150,7 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         _at_least(1, sharpness_side=self.sharpness_side, batch_size=self.batch_size)
         if self.heads is not None and self.clip is None:
-            raise ValueError("score.heads needs score.clip: the heads read CLIP's image embedding")
+            raise UsageError("score.heads needs score.clip: the heads read CLIP's image embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +181,13 @@ class SelectSettings:
         _at_least(0, exact_search_rows=self.exact_search_rows)
         radius = self.near_duplicate_radius
         if radius is not None and not 0 <= radius <= 16:
-            raise ValueError(f"select.near_duplicate_radius must be within 0..16 (or null), got {radius}")
+            raise UsageError(f"select.near_duplicate_radius must be within 0..16 (or null), got {radius}")
         if not 0 <= self.near_duplicate_bits <= 128:
-            raise ValueError(f"select.near_duplicate_bits must be within 0..128, got {self.near_duplicate_bits}")
+            raise UsageError(f"select.near_duplicate_bits must be within 0..128, got {self.near_duplicate_bits}")
         if self.near_duplicate_color < 0:
-            raise ValueError(f"select.near_duplicate_color must be at least 0, got {self.near_duplicate_color}")
+            raise UsageError(f"select.near_duplicate_color must be at least 0, got {self.near_duplicate_color}")
         if self.max_aspect < 1:
-            raise ValueError(f"select.max_aspect is longer/shorter side and at least 1, got {self.max_aspect}")
+            raise UsageError(f"select.max_aspect is longer/shorter side and at least 1, got {self.max_aspect}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,21 +213,21 @@ class EndpointSettings:
     def __post_init__(self) -> None:
         _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency, attempts=self.attempts)
         if not self.timeout > 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+            raise UsageError(f"timeout must be above 0 seconds, got {self.timeout}")
         if (self.url is None) != (self.model is None):
             given, lacking = ("model", "url") if self.url is None else ("url", "model")
-            raise ValueError(f"caption.endpoint.{given} needs caption.endpoint.{lacking}")
+            raise UsageError(f"caption.endpoint.{given} needs caption.endpoint.{lacking}")
         if self.url is not None:
             parts = urlsplit(self.url)
             if parts.username is not None or parts.query:  # before the URL is said in any message
-                raise ValueError(
+                raise UsageError(
                     f"caption.endpoint.url holds a name, a key or a query, and would be seen: put the key into the "
                     f"environment variable {self.key_variable}"
                 )
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"caption.endpoint.url must be as http://host:8000/v1, got {self.url!r}")
+                raise UsageError(f"caption.endpoint.url must be as http://host:8000/v1, got {self.url!r}")
         if not self.prompt.strip():
-            raise ValueError("caption.endpoint.prompt is empty")
+            raise UsageError("caption.endpoint.prompt is empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +245,12 @@ class CaptionSettings:
     def __post_init__(self) -> None:
         _at_least(1, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, max_words=self.max_words)
         if self.model is not None and self.endpoint.url is not None:
-            raise ValueError(
+            raise UsageError(
                 "caption.model and caption.endpoint.url are both set: set caption.model=null, or no endpoint"
             )
         for noun in self.nouns:
             if not noun.strip():
-                raise ValueError("caption.nouns holds an empty word")
+                raise UsageError("caption.nouns holds an empty word")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,11 +362,11 @@ class PreprocessSettings:
 def fixed_batch(batch_size: int | BatchSize) -> int:
     """The number. Raises ValueError where it has yet to be found (`run_stage` does that before the first unit)."""
     if isinstance(batch_size, BatchSize):
-        raise ValueError("batch_size=auto has not been probed yet; give a number")
+        raise UsageError("batch_size=auto has not been probed yet; give a number")
     return batch_size
 
 
 def _at_least(lowest: int, **values: int | BatchSize) -> None:
     for name, value in values.items():
         if not isinstance(value, BatchSize) and value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, got {value}")
+            raise UsageError(f"{name} must be at least {lowest}, got {value}")

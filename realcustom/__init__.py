@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realcustom.pipeline import RealCustomPipeline, Subject
+    from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 
 __all__ = ["RealCustomPipeline", "Subject"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # torch is imported with the pipeline, not with the settings
-        from realcustom import pipeline
+        from realcustom import diffusion_pipeline
 
-        return getattr(pipeline, name)
+        return getattr(diffusion_pipeline, name)
     raise AttributeError(f"module 'realcustom' has no attribute {name!r}")

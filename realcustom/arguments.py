@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from realcustom.errors import UsageError
 from realcustom.settings import MethodSettings, Never, Occurrence, Reference, without_effect
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -28,13 +29,13 @@ class Subject:
     def __post_init__(self) -> None:
         for name, value in (("image", self.image), ("mask", self.mask)):
             if not isinstance(value, Image.Image) and not (name == "mask" and value is None):
-                raise ValueError(f"a subject's {name} is a PIL image, got a {type(value).__name__}; open it first")
+                raise UsageError(f"a subject's {name} is a PIL image, got a {type(value).__name__}; open it first")
         if self.scope is not None and not 0 <= self.scope <= 1:
-            raise ValueError(f"a subject's scope is a ratio from 0 to 1, got {self.scope}")
+            raise UsageError(f"a subject's scope is a ratio from 0 to 1, got {self.scope}")
         if isinstance(self.word, list):
             object.__setattr__(self, "word", tuple(self.word))
         if not self.words or not all(isinstance(word, str) for word in self.words):
-            raise ValueError(f"a subject's word is one word of the prompt or several, got {self.word!r}")
+            raise UsageError(f"a subject's word is one word of the prompt or several, got {self.word!r}")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ class Subject:
         try:
             return Occurrence(self.occurrence)
         except ValueError as error:
-            raise ValueError(
+            raise UsageError(
                 f"occurrence is 'all', 'first', 'last' or a number from 0, got {self.occurrence!r}"
             ) from error
 
@@ -60,20 +61,20 @@ def pair(
 ) -> tuple[list[str], list[list[Subject]]]:
     """Prompts, and a list of subjects for each. Raises ValueError where the numbers do not match."""
     if isinstance(subjects, Subject):
-        raise ValueError("subjects is a list: subjects=[Subject(...)]")
+        raise UsageError("subjects is a list: subjects=[Subject(...)]")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
-        raise ValueError("give at least one prompt")
+        raise UsageError("give at least one prompt")
     nested = [list(row) for row in subjects if not isinstance(row, Subject)]
     flat = [subject for subject in subjects if isinstance(subject, Subject)]
     if flat and nested:
-        raise ValueError("subjects are either a list, or a list of lists, one for each prompt; not both")
+        raise UsageError("subjects are either a list, or a list of lists, one for each prompt; not both")
     if nested:
         if len(nested) != len(prompts):
-            raise ValueError(f"{len(nested)} lists of subjects for {len(prompts)} prompts; give one for each")
+            raise UsageError(f"{len(nested)} lists of subjects for {len(prompts)} prompts; give one for each")
         return prompts, nested
     if flat and len(prompts) > 1:
-        raise ValueError(f"{len(prompts)} prompts need a list of subjects each: subjects=[[...], [...]]")
+        raise UsageError(f"{len(prompts)} prompts need a list of subjects each: subjects=[[...], [...]]")
     return prompts, [flat for _ in prompts]
 
 
@@ -83,7 +84,7 @@ def negative_prompts(negative_prompt: str | Sequence[str] | None, count: int) ->
         return None
     given = [negative_prompt] * count if isinstance(negative_prompt, str) else list(negative_prompt)
     if len(given) != count:
-        raise ValueError(f"{len(given)} negative prompts for {count} prompts; give one, or one for each")
+        raise UsageError(f"{len(given)} negative prompts for {count} prompts; give one, or one for each")
     return given
 
 
@@ -144,7 +145,7 @@ def latent_size(height: int | None, width: int | None, default: int, factor: int
     sides = [default if side is None else side for side in (height, width)]
     for name, side in zip(("height", "width"), sides, strict=True):
         if not isinstance(side, int) or side < factor or side % factor:
-            raise ValueError(f"{name} must be a positive multiple of {factor} pixels, got {side}")
+            raise UsageError(f"{name} must be a positive multiple of {factor} pixels, got {side}")
     return sides[0] // factor, sides[1] // factor
 
 
@@ -156,5 +157,5 @@ def generators_for(
         return None
     given = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
     if len(given) != count:
-        raise ValueError(f"{len(given)} generators for {count} images; give one, or one for each")
+        raise UsageError(f"{len(given)} generators for {count} images; give one, or one for each")
     return given

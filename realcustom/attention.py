@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from realcustom.errors import UsageError
 from realcustom.settings import AttentionSettings, KVInit, MaskLayers, MaskResize
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
@@ -154,7 +155,7 @@ def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
     if how is MaskResize.RELEASE_COMPAT:
         resized = F.interpolate(mask, scale_factor=grid[0] / mask.shape[-2], mode="bilinear", align_corners=False)
         if tuple(resized.shape[-2:]) != tuple(grid):
-            raise ValueError(
+            raise UsageError(
                 f"mask_resize release_compat brings the {mask.shape[-2]} x {mask.shape[-1]} mask to "
                 f"{resized.shape[-2]} x {resized.shape[-1]}, the layer has {grid[0]} x {grid[1]}: take mask_resize bilinear, "
                 "or a height and width that are multiples of 32 pixels"
@@ -256,7 +257,7 @@ def text_cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
         if isinstance(module, Attention) and module.is_cross_attention
     }
     if not layers:
-        raise ValueError("this UNet has no text cross-attention: RealCustom needs one with cross_attention_dim")
+        raise UsageError("this UNet has no text cross-attention: RealCustom needs one with cross_attention_dim")
     return layers
 
 
@@ -293,7 +294,7 @@ def mask_layers(
             else f"; longer sides of the grids there are: {sorted(set(sides.values()))}"
         )
         wanted = which.value if isinstance(which, MaskLayers) else list(which)
-        raise ValueError(
+        raise UsageError(
             f"mask.layers {wanted}: no text cross-attention of this UNet at this size is one of them{there}"
         )
     return chosen
@@ -308,7 +309,7 @@ def check_processors(unet: UNet2DConditionModel) -> None:
     """Raise ValueError if something has replaced the processors: no subject could act then."""
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
     if other:
-        raise ValueError(
+        raise UsageError(
             f"the UNet's attention processors were replaced by {', '.join(sorted(other))}, in which no subject can act: "
             "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline anew"
         )

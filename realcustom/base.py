@@ -16,6 +16,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity, split_revision
 from realcustom.settings import PooledText
 
@@ -132,13 +133,13 @@ def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionX
             continue
         known = encoder.get_input_embeddings().weight.shape[0]
         if not 2 < len(tokenizer) <= known:
-            raise ValueError(
+            raise UsageError(
                 f"{base}: tokenizer{suffix} has {len(tokenizer)} tokens, text_encoder{suffix} knows {known}: they are not "
                 "of one model, or the tokenizer's files are missing"
             )
     unet, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
     if unet.in_channels != latent_channels:
-        raise ValueError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {latent_channels}")
+        raise UsageError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {latent_channels}")
     wanted = "text_time" if isinstance(pipeline, StableDiffusionXLPipeline) else None
     other = {
         name: unet[name]
@@ -153,7 +154,7 @@ def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionX
     }
     if other:
         said = ", ".join(f"{name} {value!r}" for name, value in other.items())
-        raise ValueError(f"{base}: its UNet is conditioned on more than Stable Diffusion 1.x's or SDXL's ({said})")
+        raise UsageError(f"{base}: its UNet is conditioned on more than Stable Diffusion 1.x's or SDXL's ({said})")
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
@@ -191,7 +192,7 @@ def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = Pool
     if pooled is PooledText.UNPROJECTED_COMPAT:
         return TextFeatures(hidden=hidden, pooled=second.pooler_output)
     if getattr(second, "text_embeds", None) is None:
-        raise ValueError(
+        raise UsageError(
             f"{base.identity}: its second text encoder is a {type(pipeline.text_encoder_2).__name__} without projection; "
             "save a CLIPTextModelWithProjection there, or set method.base.sdxl_pooled to unprojected_compat"
         )

@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from realcustom import config, storage
+from realcustom.errors import UsageError
 from realcustom.settings import MethodSettings
 
 FORMAT = "realcustom-adapter-1"
@@ -94,10 +95,10 @@ def _parse_header(data: bytes, uri: str | Path) -> Header:
         header = json.loads(data[8 : 8 + length])
         safetensors.deserialize(data)  # offsets and sizes hold together
     except (ValueError, UnicodeDecodeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{problem}: it is not a complete safetensors file ({error})") from error
+        raise UsageError(f"{problem}: it is not a complete safetensors file ({error})") from error
     metadata = header.pop("__metadata__", {})
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{problem}: its format is {metadata.get('format')!r}, expected '{FORMAT}'")
+        raise UsageError(f"{problem}: its format is {metadata.get('format')!r}, expected '{FORMAT}'")
     return Header(
         settings=config.build(MethodSettings, json.loads(metadata["settings"])),
         base=metadata["base"],

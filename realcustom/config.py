@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from realcustom.errors import UsageError
+
 T = TypeVar("T")
 
 
-class SettingError(ValueError):
+class SettingError(UsageError):
     """A setting's name or value is not one that exists; the message names the setting and what is allowed."""
 
 
@@ -49,7 +51,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         raise SettingError(f"{where or cls.__name__}: {error}") from error
     except SettingError:
         raise
-    except ValueError as error:  # a dataclass's own __post_init__ check
+    except UsageError as error:  # a dataclass's own __post_init__ check
         raise SettingError(f"{where}: {error}" if where else str(error)) from error
 
 

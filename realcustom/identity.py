@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from realcustom import storage
+from realcustom.errors import UsageError
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of every base model
 
@@ -26,12 +27,12 @@ def check_base(base: str) -> None:
         else:
             missing.append("model_index.json")
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"{base} is not a base model: it has no {', '.join(missing)}; a base model is a folder in diffusers' "
                 f"format with {', '.join(PARTS)} (save one with DiffusionPipeline.save_pretrained)"
             )
     elif folder.exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
-        raise ValueError(f"no base model at {base}: give a folder in diffusers' format or a hub id like owner/name")
+        raise UsageError(f"no base model at {base}: give a folder in diffusers' format or a hub id like owner/name")
 
 
 def _listed(folder: Path) -> list[str]:
@@ -39,7 +40,7 @@ def _listed(folder: Path) -> list[str]:
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except ValueError as error:
-        raise ValueError(f"{folder / 'model_index.json'} is not valid JSON: {error}") from error
+        raise UsageError(f"{folder / 'model_index.json'} is not valid JSON: {error}") from error
     unused = ("safety_checker", "feature_extractor", "image_encoder")
     return [
         name
@@ -60,7 +61,7 @@ def split_models(models: str) -> list[str]:
     """`"a,b"` -> ["a", "b"]; a folder whose own name has a comma is one model. Raises ValueError for an empty name."""
     names = [models] if Path(models).exists() else [name.strip() for name in models.split(",")]
     if not all(names):
-        raise ValueError(f"'{models}' leaves a model's name empty: give folders or hub ids with a comma between two")
+        raise UsageError(f"'{models}' leaves a model's name empty: give folders or hub ids with a comma between two")
     return names
 
 
@@ -75,7 +76,7 @@ def resolve_model(model: str) -> str:
     if os.path.isdir(model):
         return os.path.abspath(model)
     if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
-        raise ValueError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
+        raise UsageError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
     name, revision = split_revision(model)
     return f"{name}@{revision or _hub_revision(name)}"
 
@@ -90,7 +91,7 @@ def _hub_revision(model: str) -> str:
                 return cached.replace(os.sep, "/").split("/snapshots/")[1].split("/")[0]
         return str(HfApi().model_info(model, timeout=10).sha)
     except Exception as error:  # of the hub's library, of whichever HTTP client it uses, or of the network
-        raise ValueError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
+        raise UsageError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
 
 
 def model_identity(model: str) -> str:

@@ -26,6 +26,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from realcustom.errors import UsageError
 from realcustom.identity import model_identity, split_models, split_revision
 from realcustom.reference import on_white
 from realcustom.settings import EncoderKind, ImageEncoderSettings
@@ -124,7 +125,7 @@ class SiglipDinoEncoder(ImageEncoder):
         self.local_views = _count_views(self.size, settings)
         counts = [(self.size // int(model.config.patch_size)) ** 2 for model in (siglip, dino)]
         if counts[0] != counts[1]:
-            raise ValueError(
+            raise UsageError(
                 f"at {self.size} px SigLIP has {counts[0]} patch tokens and DINOv2 {counts[1]}: they must be equally many"
             )
         # DINOv2 puts a class token, then its registers, before the patches; SigLIP nothing
@@ -185,7 +186,7 @@ def load_image_encoder(
     names, identity = split_models(model), model_identity(model)
     if settings.kind is EncoderKind.CLIP:
         if len(names) != 1:
-            raise ValueError(f"image_encoder.kind clip takes one model, got {len(names)}: {model}")
+            raise UsageError(f"image_encoder.kind clip takes one model, got {len(names)}: {model}")
         wanted = "image_encoder.kind clip takes CLIP vision models"
         encoder, processor = _load(names[0], _CLIP, CLIPImageProcessorPil, wanted, device, dtype)
         return ClipEncoder(encoder, processor, identity, settings)
@@ -221,24 +222,24 @@ def _load(
     """A model of one of the classes, by its `model_type`, and its image processor."""
     found = _config(model).model_type
     if found not in classes:
-        raise ValueError(f"the image encoder {model} is a '{found}' model; {wanted}")
+        raise UsageError(f"the image encoder {model} is a '{found}' model; {wanted}")
     name, revision = split_revision(model)
     encoder, loading = classes[found].from_pretrained(name, revision=revision, dtype=dtype, output_loading_info=True)
     if loading["missing_keys"]:  # transformers would leave them at random
-        raise ValueError(f"the image encoder {model} lacks weights: {', '.join(sorted(loading['missing_keys'])[:4])}")
+        raise UsageError(f"the image encoder {model} lacks weights: {', '.join(sorted(loading['missing_keys'])[:4])}")
     return encoder.to(device or "cpu"), processor.from_pretrained(name, revision=revision)
 
 
 def _config(model: str) -> Any:
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise ValueError(f"no image encoder at {model}: give a folder or a hub id")
+        raise UsageError(f"no image encoder at {model}: give a folder or a hub id")
     name, revision = split_revision(model)
     return AutoConfig.from_pretrained(name, revision=revision)
 
 
 def _two(names: list[str]) -> tuple[str, str]:
     if len(names) != 2:
-        raise ValueError(
+        raise UsageError(
             f'image_encoder.kind siglip_dino takes two models, "SIGLIP,DINOV2", got {len(names)}: {",".join(names)}'
         )
     return names[0], names[1]
@@ -247,11 +248,11 @@ def _two(names: list[str]) -> tuple[str, str]:
 def _count_views(size: int, settings: ImageEncoderSettings) -> int:
     factor, rest = divmod(settings.high_res, size)
     if rest or not factor:
-        raise ValueError(f"image_encoder.high_res {settings.high_res} is not a multiple of the encoder's {size} px")
+        raise UsageError(f"image_encoder.high_res {settings.high_res} is not a multiple of the encoder's {size} px")
     return factor * factor
 
 
 def _check_layers(name: str, layers: tuple[int, ...], model: PreTrainedModel) -> None:
     count = model.config.num_hidden_layers
     if not all(-count - 1 <= layer <= count for layer in layers):
-        raise ValueError(f"image_encoder.{name} is {list(layers)}, the encoder has {count} layers")
+        raise UsageError(f"image_encoder.{name} is {list(layers)}, the encoder has {count} layers")

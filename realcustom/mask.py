@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from realcustom.errors import UsageError
 from realcustom.settings import MaskNorm, MaskSelect, MaskSettings, Overlap
 
 
@@ -38,16 +39,16 @@ def influence_mask(
     Warns where a mask is zero everywhere although its scope is not.
     """
     if not maps:
-        raise ValueError("no attention maps were recorded, so there is nothing to make a mask of")
+        raise UsageError("no attention maps were recorded, so there is nothing to make a mask of")
     combined = _aggregate(maps, grid or max((_size(layer) for layer in maps), key=lambda s: s[0] * s[1]), settings)
     if settings.self_refine:
         if self_attention is None:
-            raise ValueError(
+            raise UsageError(
                 "mask.self_refine needs self-attention maps on the mask's grid, and this UNet has none there"
             )
         combined = refine(combined, self_attention)
     if not torch.isfinite(combined).all():
-        raise ValueError("an attention map holds a value that is not finite; the model's numerics have broken down")
+        raise UsageError("an attention map holds a value that is not finite; the model's numerics have broken down")
     scope = torch.as_tensor(influence_scope, dtype=torch.float64).expand(combined.shape[:2])
     mask = _select(combined, scope, settings)
     _warn_if_empty(mask, combined, scope, settings)

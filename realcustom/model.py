@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from realcustom import attention
 from realcustom.attention import Conditioning, SubjectTokens
+from realcustom.errors import UsageError
 from realcustom.projector import make_projector
 from realcustom.scoring import AdaptiveScoring, select_tokens
 from realcustom.settings import MaskResize, MethodSettings, VisualContext
@@ -95,7 +96,7 @@ class RealCustomModel(nn.Module):
         own = self.trained_parameters()
         problems = adapter_problems(*({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (own, state)))
         if problems:
-            raise ValueError(f"the adapter does not fit this base model and image encoder: {problems}")
+            raise UsageError(f"the adapter does not fit this base model and image encoder: {problems}")
         for name, value in own.items():
             value.copy_(state[name])
 

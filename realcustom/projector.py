@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from realcustom.errors import UsageError
 from realcustom.settings import Projector
 
 HEAD_WIDTH = 64  # d; features whose width is no multiple of it (tiny models) have one head
@@ -103,7 +104,7 @@ def make_projector(
         return None
     shallow = kind is not Projector.HIGHRES
     if local_views < 1 or shallow != (shallow_layers > 0):
-        raise ValueError(
+        raise UsageError(
             f"projector {kind.value} takes {'one or more shallow layers' if shallow else 'no shallow layer'} and one or "
             f"more local views, the image features have {shallow_layers} and {local_views}"
         )
@@ -120,7 +121,7 @@ def split_features(image_embeds: Tensor, shallow_layers: int, local_views: int) 
     parts = 1 + shallow_layers + local_views
     tokens, rest = divmod(image_embeds.shape[1], parts)
     if rest or tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
-        raise ValueError(
+        raise UsageError(
             f"{image_embeds.shape[1]} image tokens are not a global view, {shallow_layers} shallow layers and "
             f"{local_views} local views of one square grid: they were made by another encoder or another high_res"
         )

@@ -10,6 +10,8 @@ import hashlib
 
 import pyarrow as pa
 
+from realcustom.errors import UsageError
+
 # A cached tensor: raw little-endian values, row-major.
 TENSOR = pa.struct([("data", pa.large_binary()), ("shape", pa.list_(pa.int32())), ("dtype", pa.string())])
 # COCO run-length encoding in picture coordinates: size = (height, width), counts = the compressed string.
@@ -58,7 +60,7 @@ def check_schema(schema: pa.Schema) -> None:
     """Raise ValueError that names the first field by which `schema` is not that of a training record."""
     for field in SCHEMA:
         if field.name not in schema.names:
-            raise ValueError(f"not a table of training records: the column '{field.name}' is missing")
+            raise UsageError(f"not a table of training records: the column '{field.name}' is missing")
         actual = schema.field(field.name).type
         if actual != field.type:
-            raise ValueError(f"not a table of training records: '{field.name}' is {actual}, expected {field.type}")
+            raise UsageError(f"not a table of training records: '{field.name}' is {actual}, expected {field.type}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
+from realcustom.errors import UsageError
 from realcustom.settings import EncoderKind, Fit, ImageEncoderSettings, Reference
 
 WHITE = (255, 255, 255)
@@ -82,12 +83,12 @@ def _subject_mask(
 ) -> np.ndarray:
     chosen = mask if mask is not None else alpha
     if chosen is None or (mask is None and alpha is not None and np.asarray(alpha).min() == 255):
-        raise ValueError(
+        raise UsageError(
             "this adapter takes a subject cut out on white (reference: crop): give a mask or a picture with transparency"
         )
     array = np.asarray(chosen.convert("L") if isinstance(chosen, Image.Image) else chosen) > 0
     if array.shape != (size[1], size[0]):
-        raise ValueError(f"the mask is {array.shape[1]} x {array.shape[0]}, the picture {size[0]} x {size[1]}")
+        raise UsageError(f"the mask is {array.shape[1]} x {array.shape[0]}, the picture {size[0]} x {size[1]}")
     if not array.any():
-        raise ValueError("the mask is empty: it marks no pixel as the subject")
+        raise UsageError("the mask is empty: it marks no pixel as the subject")
     return array

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from realcustom.checkpoint import Adapter
+from realcustom.errors import MissingFile, UsageError
 from realcustom.identity import model_identity, resolve_model, split_revision
 from realcustom.image_encoder import count_local_views, feature_width
 from realcustom.model import RealCustomModel, adapter_problems
@@ -45,7 +46,7 @@ def convert_released(
     expected = _expected_shapes(base, encoder, settings)
     problems = adapter_problems(expected, {name: tuple(value.shape) for name, value in state.items()})
     if problems:
-        raise ValueError(f"{weights} does not fit {base} with {encoder}: {problems}")
+        raise UsageError(f"{weights} does not fit {base} with {encoder}: {problems}")
     base_identity = model_identity(resolve_model(base))
     return Adapter(
         tensors=state,
@@ -58,14 +59,14 @@ def convert_released(
 
 def _load(weights: Path) -> Mapping[str, Tensor]:
     if not weights.is_file():
-        raise FileNotFoundError(f"no file at {weights}")
+        raise MissingFile(f"no file at {weights}")
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{weights} is not a file of plain tensors that torch.save wrote ({reason})") from error
+        raise UsageError(f"{weights} is not a file of plain tensors that torch.save wrote ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{weights} is not a flat mapping of names to tensors")
+        raise UsageError(f"{weights} is not a flat mapping of names to tensors")
     return {str(name): value for name, value in state.items()}
 
 

@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from realcustom.errors import UsageError
 from realcustom.settings import SamplerSettings, TimestepSpacing
 
 OWN = "base"
@@ -27,7 +28,7 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
         name = SHORT_NAMES.get(settings.scheduler, settings.scheduler)
         kind = getattr(diffusers, name, None)
         if kind is None or not name.endswith("Scheduler"):
-            raise ValueError(
+            raise UsageError(
                 f"sampler.scheduler '{settings.scheduler}' is not ddim, dpmpp_single, base or a scheduler of diffusers, "
                 "e.g. EulerDiscreteScheduler"
             )
@@ -44,13 +45,13 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
 def check_scheduler(scheduler: Any) -> None:
     """Raise ValueError for a scheduler that the method is not defined on."""
     if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
+        raise UsageError(
             f"{type(scheduler).__name__} is a flow-matching scheduler or has no alphas_cumprod; RealCustom's scores are "
             "weighted by it: use a diffusion scheduler (DDIM, DPM-Solver++, Euler, ...)"
         )
     config = scheduler.config
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        raise ValueError(
+        raise UsageError(
             f"{type(scheduler).__name__} is set to flow matching (use_flow_sigmas, flow_prediction); RealCustom is defined "
             "on diffusion schedules: build it from the base model's own configuration"
         )

@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from realcustom.errors import UsageError
+
 
 class Variant(enum.Enum):
     """Which method."""
@@ -244,16 +246,16 @@ class ImageEncoderSettings:
 
     def __post_init__(self) -> None:
         if not self.layers or not self.dino_layers:
-            raise ValueError("layers and dino_layers name at least one hidden state each")
+            raise UsageError("layers and dino_layers name at least one hidden state each")
         if self.kind is EncoderKind.CLIP and len(self.layers) > 1:
-            raise ValueError(f"kind clip takes the tokens of one hidden state, layers names {list(self.layers)}")
+            raise UsageError(f"kind clip takes the tokens of one hidden state, layers names {list(self.layers)}")
         if self.kind is EncoderKind.SIGLIP_DINO and len(self.layers) != len(self.dino_layers):
-            raise ValueError(
+            raise UsageError(
                 f"layers {list(self.layers)} and dino_layers {list(self.dino_layers)} must be equally many: their "
                 "features are set side by side"
             )
         if self.kind is EncoderKind.SIGLIP_DINO and not self.drop_prefix:
-            raise ValueError("kind siglip_dino sets patch tokens side by side: drop_prefix must be true")
+            raise UsageError("kind siglip_dino sets patch tokens side by side: drop_prefix must be true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +276,10 @@ class TokenSettings:
     def __post_init__(self) -> None:
         low, high = self.gamma_num_train
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"gamma_num_train must be two ratios low <= high within 0..1, got {self.gamma_num_train}")
+            raise UsageError(f"gamma_num_train must be two ratios low <= high within 0..1, got {self.gamma_num_train}")
         _ratio("influence_quantity", self.influence_quantity)
         if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
+            raise UsageError(f"hidden must be at least 1, got {self.hidden}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,13 +318,13 @@ class MaskSettings:
         _ratio("influence_scope", self.influence_scope)
         steps = self.mask_reuse_after
         if not isinstance(steps, Never) and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
-            raise ValueError(f"mask_reuse_after is 'never' or a number of steps from 0, got {steps!r}")
+            raise UsageError(f"mask_reuse_after is 'never' or a number of steps from 0, got {steps!r}")
         if self.select is MaskSelect.THRESHOLD and self.norm is MaskNorm.NONE:
-            raise ValueError("select threshold compares with 1 - influence_scope and needs a norm, got norm none")
+            raise UsageError("select threshold compares with 1 - influence_scope and needs a norm, got norm none")
         if isinstance(self.layers, tuple) and (not self.layers or min(self.layers) < 1):
-            raise ValueError(f"layers is all, up or a list of grid sides from 1, got {list(self.layers)}")
+            raise UsageError(f"layers is all, up or a list of grid sides from 1, got {list(self.layers)}")
         if not 0 <= self.eps < 1:
-            raise ValueError(f"eps is added to a divisor of at most 1: from 0 to below 1, got {self.eps}")
+            raise UsageError(f"eps is added to a divisor of at most 1: from 0 to below 1, got {self.eps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +353,7 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+            raise UsageError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,18 +373,18 @@ class MethodSettings:
     def __post_init__(self) -> None:
         pp = self.variant is Variant.REALCUSTOM_PP
         if pp != (self.tokens.projector is not Projector.NONE):
-            raise ValueError(
+            raise UsageError(
                 f"variant {self.variant.value} with tokens.projector {self.tokens.projector.value}: realcustom has none, "
                 "realcustom_pp needs one of highres, shallow_fig, shallow_v1_compat"
             )
         if pp != (self.image_encoder.kind is EncoderKind.SIGLIP_DINO):
-            raise ValueError(
+            raise UsageError(
                 f"variant {self.variant.value} with image_encoder.kind {self.image_encoder.kind.value}: realcustom takes "
                 "clip, realcustom_pp siglip_dino"
             )
         deep_only = self.tokens.projector is Projector.HIGHRES
         if pp and deep_only != (len(self.image_encoder.layers) == 1):
-            raise ValueError(
+            raise UsageError(
                 f"tokens.projector {self.tokens.projector.value} with {len(self.image_encoder.layers)} image_encoder.layers: "
                 "highres takes the deepest alone, the shallow ones need others before it"
             )
@@ -426,4 +428,4 @@ def _changed(section: Any, names: tuple[str, ...]) -> list[str]:
 
 def _ratio(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a ratio from 0 to 1, got {value}")
+        raise UsageError(f"{name} is a ratio from 0 to 1, got {value}")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from realcustom.errors import MissingFile, UsageError
+
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 LISTING_ATTEMPTS = 8  # of a page, with a growing wait between: about a minute of a store that is overloaded
 
@@ -40,7 +42,7 @@ def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     if str(uri).startswith("s3://"):
         bucket, _, key = str(uri).removeprefix("s3://").partition("/")
         if not _BUCKET.fullmatch(bucket):
-            raise ValueError(f"{uri}: {bucket!r} cannot be a bucket's name")
+            raise UsageError(f"{uri}: {bucket!r} cannot be a bucket's name")
         # Only the bucket goes through a URI: a key is data, whose ?, # and % must not be read as a URI's, and lead to
         # another object or to another host. With a delayed open a small object is written by one PUT, a larger one in
         # parts still, which a kill leaves behind in the store (docs/preprocessing.md says how to be rid of them).
@@ -82,7 +84,7 @@ def read_bytes(uri: str | Path) -> bytes:
         with filesystem.open_input_file(path) as file:
             return file.read()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no file at {uri}") from error
+        raise MissingFile(f"no file at {uri}") from error
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
@@ -108,6 +110,19 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         raise
 
 
+def delete(uri: str | Path) -> None:
+    """Remove a file; one that is not there is left so."""
+    filesystem, path = open_filesystem(uri)
+    if exists(uri):
+        filesystem.delete_file(path)
+
+
+def delete_folder(uri: str | Path) -> None:
+    """Remove a folder and all that is in it."""
+    filesystem, path = open_filesystem(uri)
+    filesystem.delete_dir(path)
+
+
 def remove_partial_files(uri: str | Path) -> None:
     """Remove what writers that were killed left below a local folder. Nobody may be writing there.
 
@@ -127,7 +142,7 @@ def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
         return _list_objects(str(uri), recursive)
     _, root = open_filesystem(uri)
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"no folder at {uri}")
+        raise MissingFile(f"no folder at {uri}")
     return sorted(_walk(root, "", recursive), key=lambda entry: entry.name)
 
 
@@ -143,7 +158,7 @@ def list_names(uri: str | Path) -> list[str]:
         with os.scandir(root) as found:
             return sorted(item.name for item in found if not item.name.startswith(".tmp-") and not item.is_dir())
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"no folder at {uri}") from None
+        raise MissingFile(f"no folder at {uri}") from None
 
 
 def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
@@ -183,5 +198,5 @@ def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
             entry_uri = f"s3://{bucket}/{item['Key']}"
             entries.append(FileEntry(name=name, uri=entry_uri, size=item["Size"], version=item["ETag"].strip('"')))
     if not exists:
-        raise FileNotFoundError(f"no folder at {uri}")
+        raise MissingFile(f"no folder at {uri}")
     return sorted(entries, key=lambda entry: entry.name)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from realcustom.errors import UsageError
 from realcustom.settings import Occurrence, WordMatching
 
 WORD_END = "</w>"
@@ -24,11 +25,11 @@ BARE: dict[str, bool] = {"add_special_tokens": False, "truncation": False, "verb
 EDGE = r"(?!(?<=[^\W_])[^\W_])"  # a place that is not between two letters or digits
 
 
-class TargetWordNotFound(ValueError):
+class TargetWordNotFound(UsageError):
     """The prompt does not hold the word; the message lists the words that are there."""
 
 
-class TargetWordTruncated(ValueError):
+class TargetWordTruncated(UsageError):
     """The word stands behind the last token that the text encoder reads."""
 
 
@@ -67,7 +68,7 @@ def find_word(
         ValueError: an empty phrase.
     """
     if not phrase.strip():
-        raise ValueError("the target word is empty; name a word of the prompt")
+        raise UsageError("the target word is empty; name a word of the prompt")
     compat = match is WordMatching.RELEASE_COMPAT
     wanted = phrase if compat else " ".join(phrase.split())
     for candidate in (wanted, wanted + "s", wanted + "es") if plural else (wanted,):
@@ -91,7 +92,7 @@ def find_word(
 def union(matches: Sequence[WordMatch]) -> WordMatch:
     """One match of several words, for a subject that acts where any of them does; ValueError where none is given."""
     if not matches:
-        raise ValueError("no word to unite; give at least one")
+        raise UsageError("no word to unite; give at least one")
     return WordMatch(
         phrase=", ".join(dict.fromkeys(match.phrase for match in matches)),
         positions=tuple(sorted({position for match in matches for position in match.positions})),
@@ -125,7 +126,7 @@ def check_tokenizers_agree(tokenizer: Any, tokenizer_2: Any, prompt: str) -> Non
         first = "nothing" if one is None else tokenizer.convert_ids_to_tokens(one)
         second = "nothing" if two is None else tokenizer_2.convert_ids_to_tokens(two)
         if not any({first, second} == {pad, pad + WORD_END} for pad in (tokenizer.pad_token, tokenizer_2.pad_token)):
-            raise ValueError(
+            raise UsageError(
                 f"the two tokenizers read the prompt differently from token {position} on: '{first}' ({one}) and "
                 f"'{second}' ({two}); rephrase it there, or give tokenizers of one vocabulary"
             )

@@ -1,6 +1,10 @@
 """A drawn image-text world with ground truth, its small models and its judge."""
 
+from __future__ import annotations
+
 from pathlib import Path
+
+from realcustom.errors import UsageError
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -16,6 +20,10 @@ def zoo_path(name: str) -> str:
     """
     path = ZOO / name
     if not path.exists():
-        recipe = "pipeline.zoo_adapter" if name == "adapter.safetensors" else f"sprites.train {name}"
-        raise ValueError(f"the zoo has no '{name}' at {path}; train it with: python -m {recipe}")
+        recipe = (
+            "realcustom.pipeline.quickstart.zoo_adapter"
+            if name == "adapter.safetensors"
+            else f"realcustom.sprites.train {name}"
+        )
+        raise UsageError(f"the zoo has no '{name}' at {path}; train it with: python -m {recipe}")
     return str(path)

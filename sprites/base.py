@@ -18,9 +18,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sprites import text
-from sprites.resume import Checkpoint, report_progress
-from sprites.world import SIZE, Drawing, Scene, Split, draw, scene
+from realcustom.sprites import text
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.world import SIZE, Drawing, Scene, Split, draw, scene
 
 LATENT_CHANNELS = 12
 SCALING_FACTOR = 1.8  # one over the standard deviation of pixels in [-1, 1]

@@ -6,7 +6,7 @@ import string
 
 from transformers import BertConfig, BertTokenizer
 
-from sprites.text import WORDS
+from realcustom.sprites.text import WORDS
 
 MAX_LENGTH = 64  # tokens
 BOS, ENC = "[DEC]", "[ENC]"  # BLIP's own: begin a caption, encode a caption

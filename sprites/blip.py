@@ -21,11 +21,11 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from sprites.bert import BOS, FIXED, make_bert_tokenizer
-from sprites.bert import SIZE as VOCABULARY
-from sprites.defects import recolour
-from sprites.resume import Checkpoint, report_progress
-from sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, random_for, scene
+from realcustom.sprites.bert import BOS, FIXED, make_bert_tokenizer
+from realcustom.sprites.bert import SIZE as VOCABULARY
+from realcustom.sprites.defects import recolour
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, random_for, scene
 
 FIRST_SCENE = 5 * 10**8  # apart from the scenes of other models
 LENGTH = 24  # tokens of a caption in training, padding included

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from sprites.defects import add_forbidden_sign, add_watermark, degrade
-from sprites.image_encoder import GRID, make_image_processor
-from sprites.resume import Checkpoint, report_progress
-from sprites.text import make_clip_tokenizer, make_text_encoder, tokenize
-from sprites.world import SIZE, Scene, Split, draw, random_for, scene
+from realcustom.sprites.defects import add_forbidden_sign, add_watermark, degrade
+from realcustom.sprites.image_encoder import GRID, make_image_processor
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.text import make_clip_tokenizer, make_text_encoder, tokenize
+from realcustom.sprites.world import SIZE, Scene, Split, draw, random_for, scene
 
 WIDTH = 64
 PATCH = SIZE // GRID

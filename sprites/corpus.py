@@ -3,7 +3,7 @@
 `FOLDER/shards/shard-00000.tar` holds `000000.jpg`, `000000.txt` (the caption) and `000000.json` (which pictures are known
 to show the same subject); `FOLDER/truth.parquet` what nobody but a judge may read. Also the load for tests of throughput:
 
-    python -m sprites.corpus FOLDER --pictures 1000000 --per-shard 10000    # folder or s3:// URI
+    python -m realcustom.sprites.corpus FOLDER --pictures 1000000 --per-shard 10000    # folder or s3:// URI
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from realcustom import record, storage
-from sprites.world import Drawing, Scene, Split, draw, scene
+from realcustom.errors import UsageError
+from realcustom.sprites.world import Drawing, Scene, Split, draw, scene
 
 
 class Spoilt(enum.Enum):
@@ -55,7 +56,7 @@ class CorpusSettings:
     def __post_init__(self) -> None:
         for name in ("pictures", "per_shard", "views"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def read_picture(folder: str | Path, key: str) -> bytes:
                 file = tar.extractfile(member)
                 assert file is not None, f"{key} is not a file"
                 return file.read()
-    raise ValueError(f"no picture {key} in {folder}")
+    raise UsageError(f"no picture {key} in {folder}")
 
 
 def jpeg_bytes(image: np.ndarray, quality: int = 95) -> bytes:
@@ -215,7 +216,9 @@ def _truth(shard: str, key: str, sample: Sample) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> None:
     """The command line of this file."""
     plain = CorpusSettings()
-    parser = argparse.ArgumentParser(prog="python -m sprites.corpus", description="Draw an image-text corpus.")
+    parser = argparse.ArgumentParser(
+        prog="python -m realcustom.sprites.corpus", description="Draw an image-text corpus."
+    )
     parser.add_argument("folder", help="a folder or s3:// URI; gets shards/ and truth.parquet")
     parser.add_argument("--pictures", type=int, default=plain.pictures)
     parser.add_argument("--per-shard", type=int, default=plain.per_shard)

@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoObjectDetectionOutput
 
-from sprites.bert import bert_config, make_bert_tokenizer
-from sprites.resume import Checkpoint, report_progress
-from sprites.world import NOUNS, SIZE, Drawing, Scene, Split, draw, random_for, scene
+from realcustom.sprites.bert import bert_config, make_bert_tokenizer
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.world import NOUNS, SIZE, Drawing, Scene, Split, draw, random_for, scene
 
 TEXT_LENGTH = 24  # tokens of a prompt in training, padding included; the model takes up to `max_text_len`
 FIRST_SCENE = 3 * 10**8  # apart from the scenes of other models

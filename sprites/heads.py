@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from sprites import clip
-from sprites.world import Split, draw, scene
+from realcustom.errors import UsageError
+from realcustom.sprites import clip
+from realcustom.sprites.world import Split, draw, scene
 
 FIRST_SCENE = 8 * 10**8  # apart from the scenes of other models
 PICTURES = 6000
@@ -37,7 +38,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     """
     folder = output.parent / "clip"
     if not folder.is_dir():
-        raise ValueError(f"the heads read CLIP's embedding, but there is no {folder}: train clip first")
+        raise UsageError(f"the heads read CLIP's embedding, but there is no {folder}: train clip first")
     embeds, wanted = embed_pictures(folder, FIRST_SCENE, PICTURES)
     tensors = {}
     for column, name in enumerate(NAMES):

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from sprites import defects
-from sprites.resume import Checkpoint, report_progress
-from sprites.world import (
+from realcustom.sprites import defects
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.world import (
     BACKGROUNDS,
     BODY_COLOURS,
     NOUNS,

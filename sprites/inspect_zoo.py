@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from realcustom.base import load_base
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.errors import UsageError
 from realcustom.image_encoder import load_image_encoder
 from realcustom.model import RealCustomModel
-from realcustom.pipeline import RealCustomPipeline, Subject
 from realcustom.settings import (
     GuidanceSettings,
     ImageEncoderSettings,
@@ -21,12 +22,12 @@ from realcustom.settings import (
     SamplerSettings,
     TokenSettings,
 )
-from sprites import ZOO, zoo_path
-from sprites.blip import Captioner, canonical_caption
-from sprites.grounding_dino import Detector
-from sprites.judge import Judge
-from sprites.sam import Segmenter
-from sprites.world import (
+from realcustom.sprites import ZOO, zoo_path
+from realcustom.sprites.blip import Captioner, canonical_caption
+from realcustom.sprites.grounding_dino import Detector
+from realcustom.sprites.judge import Judge
+from realcustom.sprites.sam import Segmenter
+from realcustom.sprites.world import (
     BACKGROUNDS,
     GUIDANCE_SCALE,
     NOUNS,
@@ -213,7 +214,7 @@ def inspect_judge(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, flo
 def share(right: list[bool]) -> float:
     """The share that is true; raises ValueError for none at all."""
     if not right:
-        raise ValueError("a share of no pictures: give images=1 or more")
+        raise UsageError("a share of no pictures: give images=1 or more")
     return sum(right) / len(right)
 
 

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sprites import shapes
-from sprites.defects import add_blob, melt, soil
-from sprites.resume import Checkpoint, report_progress
-from sprites.world import BACKGROUNDS, NOUNS, PATTERNS, PLACES, SIZE, Scene, Split, draw, random_for, scene
+from realcustom.errors import UsageError
+from realcustom.sprites import shapes
+from realcustom.sprites.defects import add_blob, melt, soil
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.world import BACKGROUNDS, NOUNS, PATTERNS, PLACES, SIZE, Scene, Split, draw, random_for, scene
 
 HEADS = {"noun": NOUNS, "background": BACKGROUNDS, "place": tuple(PLACES), "pattern": PATTERNS}
 
@@ -98,9 +99,9 @@ class Judge:
         config = json.loads((Path(folder) / "config.json").read_text())
         for name, kinds in HEADS.items():
             if config.get(name) != list(kinds):
-                raise ValueError(
+                raise UsageError(
                     f"the judge in {folder} knows {name}s {config.get(name)}, the world has {list(kinds)}; "
-                    "train it with: python -m sprites.train judge"
+                    "train it with: python -m realcustom.sprites.train judge"
                 )
         net = JudgeNet()
         net.load_state_dict(load_file(Path(folder) / "model.safetensors"))
@@ -110,7 +111,7 @@ class Judge:
     def __call__(self, images: np.ndarray) -> Verdict:
         """Judge pictures (B, 32, 32, 3): uint8, or float in [0, 1]."""
         if images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
-            raise ValueError(f"the judge takes pictures (B, {SIZE}, {SIZE}, 3), not {images.shape}")
+            raise UsageError(f"the judge takes pictures (B, {SIZE}, {SIZE}, 3), not {images.shape}")
         scale = 127.5 if images.dtype == np.uint8 else 0.5
         pixel_values = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / scale - 1
         parts = [self.net(chunk) for chunk in pixel_values.split(256)]

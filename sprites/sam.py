@@ -20,8 +20,8 @@ from transformers import (
     SamVisionConfig,
 )
 
-from sprites.resume import Checkpoint, report_progress
-from sprites.world import SIZE, Split, draw, random_for, scene
+from realcustom.sprites.resume import Checkpoint, report_progress
+from realcustom.sprites.world import SIZE, Split, draw, random_for, scene
 
 FIRST_SCENE = 4 * 10**8  # apart from the scenes of other models
 WIDTH = 96  # of the features of a patch

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sprites.judge import Verdict
-from sprites.world import BACKGROUNDS, PATTERNS, Identity, Placed, Scene, draw
+from realcustom.errors import UsageError
+from realcustom.sprites.judge import Verdict
+from realcustom.sprites.world import BACKGROUNDS, PATTERNS, Identity, Placed, Scene, draw
 
 COLOUR_SHARE = 0.75  # of the similarity; the rest is the pattern's
 SMALLEST_OBJECT = 16  # pixels of mask; fewer are no object
@@ -30,7 +31,7 @@ def similarity(images: np.ndarray, verdict: Verdict, identities: Sequence[Identi
         identities: the subject that each picture should show.
     """
     if len(images) != len(identities):
-        raise ValueError(f"{len(images)} pictures, but {len(identities)} identities")
+        raise UsageError(f"{len(images)} pictures, but {len(identities)} identities")
     scores = np.zeros(len(images))
     for row, identity in enumerate(identities):
         mask = verdict.mask[row] > 0.5

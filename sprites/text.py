@@ -12,7 +12,17 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sprites.world import BACKGROUNDS, BODY_COLOURS, NOUNS, PATTERNS, PLACES, SECOND_COLOURS, Scene, Split, scene
+from realcustom.sprites.world import (
+    BACKGROUNDS,
+    BODY_COLOURS,
+    NOUNS,
+    PATTERNS,
+    PLACES,
+    SECOND_COLOURS,
+    Scene,
+    Split,
+    scene,
+)
 
 MAX_LENGTH = 24  # tokens of a prompt, BOS and EOS included
 WIDTH = 64  # of the text features

@@ -1,4 +1,6 @@
-"""Train the zoo from scratch: `python -m sprites.train NAME|all [--steps N] [--output sprites/zoo] [--work outputs/zoo]`.
+"""Train the zoo from scratch.
+
+    python -m realcustom.sprites.train NAME|all [--steps N] [--output sprites/zoo] [--work outputs/zoo]
 
 Each recipe resumes where it stopped from its checkpoint in the work folder, and needs nothing but a CPU.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from sprites import ZOO, base, blip, clip, grounding_dino, heads, image_encoder, judge, sam
+from realcustom.sprites import ZOO, base, blip, clip, grounding_dino, heads, image_encoder, judge, sam
 
 Recipe = Callable[[Path, Path, int | None], None]  # output folder, work folder, steps (None: the recipe's own)
 
@@ -31,7 +33,9 @@ RECIPES: dict[str, Recipe] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Train one recipe or all of them."""
-    parser = argparse.ArgumentParser(prog="python -m sprites.train", description="Train the zoo's models from scratch.")
+    parser = argparse.ArgumentParser(
+        prog="python -m realcustom.sprites.train", description="Train the zoo's models from scratch."
+    )
     parser.add_argument("name", choices=[*RECIPES, "all"])
     parser.add_argument("--steps", type=int, help="stop after so many steps (default: the recipe's own number)")
     parser.add_argument("--output", type=Path, default=ZOO, help="where the models go, one folder each")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sprites import shapes
+from realcustom.sprites import shapes
 
 SIZE = 32  # pixels a side of a picture
 SUBJECT = 18  # pixels a side of the square that a subject fills

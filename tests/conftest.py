@@ -31,7 +31,7 @@ def ray_cluster() -> Iterator[str]:
     """Address of one local cluster of 8 logical CPUs; this process is connected, commands join by RAY_ADDRESS."""
     import ray
 
-    from pipeline.cluster import start_local
+    from realcustom.pipeline.cluster import start_local
 
     address = start_local(num_cpus=8)
     os.environ["RAY_ADDRESS"] = address

@@ -19,11 +19,11 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run
 from realcustom.checkpoint import adapter_sha256, read_header
+from realcustom.pipeline.cli.main import run
 from realcustom.record import check_schema
-from sprites.corpus import CorpusSettings, write_corpus
-from tests.preprocessing.picture_server import served
+from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.picture_server import served
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,4 +1,4 @@
-"""The arrows between folders: which may import which, where Ray may be imported, and what must import fast."""
+"""One namespace, the arrows between folders, no circles, where Ray may be imported, and what must import fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MIDDLE = {"preprocessing", "training", "inference", "evaluation", "sprites"}
-PACKAGES = {"realcustom", "pipeline"} | MIDDLE
+FOLDERS = {"realcustom", "pipeline"} | MIDDLE
 MAY_IMPORT = {
     "realcustom": set(),
-    **{package: {"realcustom"} for package in MIDDLE},
+    **{folder: {"realcustom"} for folder in MIDDLE},
     "pipeline": {"realcustom"} | MIDDLE,
 }
 WITHOUT_RAY = {"realcustom", "evaluation", "sprites"}
@@ -29,41 +29,68 @@ PURE_FILES = {
 }
 
 
-def imported(source: str, path: str) -> Iterator[tuple[str, int]]:
-    """Top-level names of all that `source` imports, wherever in the file, with the line."""
-    for node in ast.walk(ast.parse(source, path)):
+def source_files() -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The name that a file of ours is imported by."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "realcustom" else ("realcustom", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def folder_of(module: str) -> str:
+    """The folder that an imported module of the namespace lies in."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "realcustom"
+
+
+def imported(source: str, path: str, types: bool = True) -> Iterator[tuple[str, int]]:
+    """Full names of all that `source` imports, wherever in the file, with the line; `from a import b` is `a.b`.
+
+    Args:
+        types: also what is imported for the type checker alone.
+    """
+    tree = ast.parse(source, path)
+    skipped = set[ast.AST]()
+    for node in ast.walk(tree):
+        if not types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped.update(inner for child in node.body for inner in ast.walk(child))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
         if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+            yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 yield f"relative import of {node.module or '.'}", node.lineno
             else:
-                yield (node.module or "").split(".")[0], node.lineno
+                yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
 def wrong_arrows(source: str, path: str) -> list[str]:
     """What is wrong with the imports of the file at `path` (relative to the repository), one line each."""
-    package = path.split("/")[0]
+    folder = path.split("/")[0]
     problems = []
     for name, line in imported(source, path):
+        top = name.split(".")[0]
         if name.startswith("relative import"):
             problems.append(f"{path}:{line}: {name}; write the full name")
-        elif name in PACKAGES and name != package and name not in MAY_IMPORT[package]:
-            problems.append(f"{path}:{line}: {package} must not import {name}")
-        elif name in {"tests", "benchmarks"}:
-            problems.append(f"{path}:{line}: {package} must not import {name}")
-        elif name == "ray" and (package in WITHOUT_RAY or path in PURE_FILES):
-            problems.append(f"{path}:{line}: no Ray in {path if path in PURE_FILES else package}")
+        elif top in FOLDERS - {"realcustom"}:
+            problems.append(f"{path}:{line}: {top} is imported as realcustom.{top}, and never by itself")
+        elif top == "realcustom" and folder_of(name) not in MAY_IMPORT[folder] | {folder}:
+            problems.append(f"{path}:{line}: {folder} must not import {folder_of(name)}")
+        elif top in {"tests", "benchmarks"}:
+            problems.append(f"{path}:{line}: {folder} must not import {top}")
+        elif top == "ray" and (folder in WITHOUT_RAY or path in PURE_FILES):
+            problems.append(f"{path}:{line}: no Ray in {path if path in PURE_FILES else folder}")
     return problems
-
-
-def source_files() -> list[Path]:
-    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def test_every_import_points_the_right_way() -> None:
     files = source_files()
-    assert {path.relative_to(ROOT).parts[0] for path in files} == PACKAGES
+    assert {path.relative_to(ROOT).parts[0] for path in files} == FOLDERS
     problems = [
         problem for path in files for problem in wrong_arrows(path.read_text(), path.relative_to(ROOT).as_posix())
     ]
@@ -73,15 +100,16 @@ def test_every_import_points_the_right_way() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("realcustom/mask.py", "import training.objective"),
+        ("realcustom/mask.py", "import realcustom.training.objective"),
         ("realcustom/mask.py", "def f():\n    import ray"),
-        ("training/loop.py", "from preprocessing import rows"),
+        ("training/loop.py", "from realcustom.preprocessing import tables"),
+        ("training/loop.py", "from training.objective import Objective"),
         ("training/objective.py", "from ray import train"),
-        ("inference/engine.py", "from sprites import zoo_path"),
+        ("inference/engine.py", "from realcustom.sprites import zoo_path"),
         ("evaluation/table.py", "import ray.data as data"),
-        ("sprites/world.py", "from pipeline.recipes import sprites"),
-        ("preprocessing/score.py", "from .rows import INGESTED"),
-        ("pipeline/cli.py", "from tests.tiny import tiny_base"),
+        ("sprites/world.py", "from realcustom.pipeline.recipes import sprites"),
+        ("preprocessing/score/stage.py", "from .tables import INGESTED"),
+        ("pipeline/cli/main.py", "from tests.support.tiny import tiny_base"),
     ],
 )
 def test_a_planted_wrong_import_is_found(path: str, source: str) -> None:
@@ -91,10 +119,10 @@ def test_a_planted_wrong_import_is_found(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("pipeline/cli.py", "import sprites.world, training.run, ray"),
+        ("pipeline/cli/main.py", "import realcustom.sprites.world, realcustom.training.run, ray"),
         (
             "training/distributed.py",
-            "import ray.train\nfrom realcustom import storage\nfrom training.loop import World",
+            "import ray.train\nfrom realcustom import storage\nfrom realcustom.training.loop import World",
         ),
         ("sprites/world.py", "import rayleigh\nfrom realcustom.record import SCHEMA"),
     ],
@@ -107,12 +135,61 @@ def test_all_pure_files_exist() -> None:
     assert [path for path in sorted(PURE_FILES) if not (ROOT / path).is_file()] == []
 
 
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others, a list for each such set (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = lowest[module] = len(index)
+        stack.append(module)
+        for other in sorted(imports[module]):
+            if other not in index:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], index[other])
+        if lowest[module] == index[module]:
+            members = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(members) > 1 or module in imports[module]:
+                found.append(sorted(members))
+
+    for module in sorted(imports):
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports within functions count; those for the type checker alone do not, as nothing runs them."""
+    modules = {module_of(path): path for path in source_files()}
+    imports: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = [name for name, _ in imported(path.read_text(), str(path), types=False)]
+        # `from package import name` is the module of that name, where there is one, else the package itself
+        imports[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
+    assert circles(imports) == []
+
+
+def test_a_planted_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_the_links_in_the_namespace_are_the_folders() -> None:
+    links = {path.name: path.readlink().as_posix() for path in (ROOT / "realcustom").iterdir() if path.is_symlink()}
+    assert links == {folder: f"../{folder}" for folder in FOLDERS - {"realcustom"}}
+
+
 @pytest.mark.parametrize(
     "modules",
     [
-        sorted(PACKAGES),
-        ["realcustom.config", *(f"{path.parent.name}.settings" for path in sorted(ROOT.glob("*/settings.py")))],
-        ["pipeline.cli", "pipeline.configure", "pipeline.recipes", "pipeline.cluster", "pipeline.generate"],
+        ["realcustom", *(f"realcustom.{folder}" for folder in sorted(FOLDERS - {"realcustom"}))],
+        ["realcustom.config", *(module_of(path) for path in sorted(ROOT.glob("*/settings.py")))],
+        [f"realcustom.pipeline.{name}" for name in ("cli.main", "configure", "recipes", "cluster", "generate")],
     ],
     ids=["packages", "settings", "command line"],
 )
@@ -125,7 +202,7 @@ def test_imports_neither_torch_nor_ray(modules: list[str]) -> None:
 
 def test_recipes_import_neither_torch_nor_ray() -> None:
     code = (
-        "import sys\nfrom pipeline.recipes import RECIPES\nfor recipe in RECIPES.values(): recipe()\n"
+        "import sys\nfrom realcustom.pipeline.recipes import RECIPES\nfor recipe in RECIPES.values(): recipe()\n"
         "print([name for name in ('torch', 'ray', 'transformers', 'diffusers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)

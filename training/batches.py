@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from training.data import Share, Views
-from training.draws import Draw, draw_sample
-from training.features import FeatureStore, Kind
-from training.loop import Batch, World
-from training.settings import TrainSettings
+from realcustom.training.data import Share, Views
+from realcustom.training.draws import Draw, draw_sample
+from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.loop import Batch, World
+from realcustom.training.settings import TrainSettings
 
 VALIDATION_SEED = 0  # not a setting: the validation losses of runs with other seeds can be compared
 

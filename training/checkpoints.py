@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from realcustom import storage
+from realcustom.errors import UsageError
 
 PREFIX, SUFFIX = "step-", ".safetensors"
 
@@ -55,5 +56,5 @@ def load_checkpoint(uri: str) -> Checkpoint:
         note = json.loads(header["__metadata__"]["training"])
         tensors = load(data)
     except (KeyError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{uri} is not a training checkpoint") from error
+        raise UsageError(f"{uri} is not a training checkpoint") from error
     return Checkpoint(tensors=tensors, counters=note["counters"], progress=note["progress"], identity=note["identity"])

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from realcustom import storage
+from realcustom.errors import MissingFile, UsageError
 from realcustom.record import check_schema
-from training.draws import uniform
+from realcustom.training.draws import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +59,20 @@ def open_index(records: str) -> RecordIndex:
             check_schema(found)
             columns.append(parquet.read(columns=["uid", "parent_uid", "view_uids"]))
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{uri} is not a readable Parquet file: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{uri}: {error}") from error
+            raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error
+        except UsageError as error:
+            raise UsageError(f"{uri}: {error}") from error
         if schema is None:
             schema = found
         _same_caches(schema, found, uri)
     assert schema is not None  # there is at least one file
     table = pa.concat_tables(columns).select(["uid", "parent_uid", "view_uids"])
     if len(table) == 0:
-        raise ValueError(f"{records} holds no training record: its {len(files)} Parquet file(s) have no rows")
+        raise UsageError(f"{records} holds no training record: its {len(files)} Parquet file(s) have no rows")
     if pc.count_distinct(table["uid"]).as_py() != len(table):
         counts = table.group_by("uid").aggregate([("uid", "count")])
         twice = counts.filter(pc.greater(counts["uid_count"], 1))["uid"][0]
-        raise ValueError(f"{records}: the uid {twice} occurs more than once; is a file there twice?")
+        raise UsageError(f"{records}: the uid {twice} occurs more than once; is a file there twice?")
     lengths = [len(part) for part in columns]
     digest = hashlib.sha256(repr(sizes).encode())
     for chunk in table["uid"].chunks:
@@ -93,10 +94,10 @@ def _parquet_files(records: str) -> tuple[list[str], list[int]]:
         filesystem, path = storage.open_filesystem(records)
         return [records], [int(filesystem.get_file_info(path).size)]
     if not storage.exists(records):
-        raise FileNotFoundError(f"no training records at {records}: no such folder")
+        raise MissingFile(f"no training records at {records}: no such folder")
     entries = [entry for entry in storage.list_files(records) if entry.name.endswith(".parquet")]
     if not entries:
-        raise ValueError(f"{records} holds no .parquet file; give the directory that the last stage printed")
+        raise UsageError(f"{records} holds no .parquet file; give the directory that the last stage printed")
     return [entry.uri for entry in entries], [entry.size for entry in entries]
 
 
@@ -107,7 +108,7 @@ def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:
             for field in (schema.field(name), found.field(name))
         )
         if ours != theirs:
-            raise ValueError(f"{uri}: its cached {name} come from another model than those of the first file")
+            raise UsageError(f"{uri}: its cached {name} come from another model than those of the first file")
 
 
 def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +132,7 @@ def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray
     validation = np.array(sorted(held_out[:at_most]), dtype=np.int64)
     training = np.setdiff1d(np.arange(len(index)), np.array(held_out))
     if len(training) == 0:
-        raise ValueError(
+        raise UsageError(
             f"{len(index)} training record(s) of {len(ranks)} picture(s): too few, one picture is held out"
         )
     return training, validation

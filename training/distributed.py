@@ -1,6 +1,6 @@
 """A training job on a Ray cluster: data-parallel workers of Ray Train, replaced when they are lost.
 
-Checkpoints go through `training.checkpoints`, not through Ray's own upload: the same files resume a run in-process, on
+Checkpoints go through `checkpoints.py`, not through Ray's own upload: the same files resume a run in-process, on
 another number of workers, after the driver's death; and a file is complete once it has its name.
 """
 
@@ -16,10 +16,10 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer, get_device
 
 from realcustom import storage
-from training.job import Job
-from training.loop import TrainingDiverged, World
-from training.metrics import say
-from training.threads import available_cores
+from realcustom.training.job import Job
+from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.metrics import say
+from realcustom.training.threads import available_cores
 
 ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, FileNotFoundError, TrainingDiverged)
@@ -60,7 +60,7 @@ def run_distributed(job: Job) -> None:
 
 def _train_worker(config: dict[str, Any]) -> tuple[str, str] | None:
     """Runs in each worker. Returns the kind and message of an error that all workers meet alike; retries others."""
-    from training.worker import Worker  # here: Ray's controller imports this file, and needs no models
+    from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
 
     context = ray.train.get_context()
     job: Job = config["job"]
@@ -70,7 +70,7 @@ def _train_worker(config: dict[str, Any]) -> tuple[str, str] | None:
     error: Exception | None = None
     try:
         worker = Worker(job, world)
-    except (ValueError, FileNotFoundError) as caught:
+    except UsageError as caught:
         error = caught
     error = _agree(error, world)
     if worker is not None and error is None:

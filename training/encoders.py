@@ -14,12 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as coco
 
 from realcustom.base import Base, encode_pixels, encode_prompts
+from realcustom.errors import UsageError
 from realcustom.identity import model_identity
 from realcustom.image_encoder import ImageEncoder, count_local_views, load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.reference import on_white, prepare_reference
 from realcustom.settings import MethodSettings
-from training.features import Kind, Picture
+from realcustom.training.features import Kind, Picture
 
 
 class FrozenEncoders:
@@ -69,12 +70,12 @@ class FrozenEncoders:
 def decode_picture(data: bytes | None) -> Image.Image:
     """An upright picture of a record's bytes. Raises ValueError where there are none, or broken ones."""
     if data is None:
-        raise ValueError("it has no cached value and no picture to compute one from; run the encode stage over it")
+        raise UsageError("it has no cached value and no picture to compute one from; run the encode stage over it")
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"its picture does not decode: {error}") from error
+        raise UsageError(f"its picture does not decode: {error}") from error
     return ImageOps.exif_transpose(image)
 
 
@@ -99,7 +100,7 @@ def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
         for name, value in wanted.items():
             found = said.get(name.encode(), value.encode()).decode()
             if found != value:
-                raise ValueError(
+                raise UsageError(
                     f"the records' {kind.value} were made with {name} {found}, this run has {value}; use that {name}, "
                     f"or run the encode stage again"
                 )

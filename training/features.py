@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import torch
 
 from realcustom import storage
-from training.data import RecordIndex
+from realcustom.errors import UsageError
+from realcustom.training.data import RecordIndex
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -88,8 +89,8 @@ class FeatureStore:
         cell = self._cell(number, kind.value)
         try:
             tensor = decode_tensor(cell) if cell is not None else self._compute(kind, number)
-        except ValueError as error:
-            raise ValueError(f"record {self.index.uid(number)}, {kind.value}: {error}") from error
+        except UsageError as error:
+            raise UsageError(f"record {self.index.uid(number)}, {kind.value}: {error}") from error
         self._check_shape(kind, number, tensor)
         size = tensor.numel() * tensor.element_size()
         if size <= self._budget:
@@ -118,7 +119,7 @@ class FeatureStore:
     def _check_shape(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
         shape = self._shapes.setdefault(kind, tensor.shape)
         if tensor.shape != shape:
-            raise ValueError(
+            raise UsageError(
                 f"record {self.index.uid(number)}: its {kind.value} have shape {tuple(tensor.shape)}, those of the "
                 f"records before {tuple(shape)}; records of one run have one size"
             )
@@ -139,8 +140,8 @@ def decode_tensor(cell: dict[str, Any]) -> torch.Tensor:
     """A record's cached tensor (`realcustom.record.TENSOR`). Raises ValueError where its parts do not fit."""
     dtype = DTYPES.get(cell["dtype"])
     if dtype is None:
-        raise ValueError(f"dtype {cell['dtype']!r} is none of {', '.join(DTYPES)}")
+        raise UsageError(f"dtype {cell['dtype']!r} is none of {', '.join(DTYPES)}")
     shape, data = tuple(cell["shape"]), cell["data"]
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes do not make a {cell['dtype']} tensor of shape {shape}")
+        raise UsageError(f"{len(data)} bytes do not make a {cell['dtype']} tensor of shape {shape}")
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)

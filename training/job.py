@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from realcustom.settings import MethodSettings
-from training.settings import TrainSettings
+from realcustom.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

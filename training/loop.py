@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.draws import training_influence_quantity
-from training.objective import Objective, squared_error
-from training.settings import Precision, Schedule, TrainSettings
+from realcustom.errors import UsageError
+from realcustom.training.draws import training_influence_quantity
+from realcustom.training.objective import Objective, squared_error
+from realcustom.training.settings import Precision, Schedule, TrainSettings
 
 
 class TrainingDiverged(RuntimeError):
@@ -237,7 +238,7 @@ class Trainer:
         expected = {f"{kind}.{name}" for kind in kinds for name in self.parameters}
         if expected != tensors.keys():
             wrong = sorted(expected ^ tensors.keys())
-            raise ValueError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
+            raise UsageError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
         device = self.world.device
         self._assign({name: tensors[f"weights.{name}"] for name in self.parameters})
         self.ema = {name: tensors[f"ema.{name}"].to(device) for name in self.ema}

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from realcustom import storage
-from training.loop import StepResult
+from realcustom.training.loop import StepResult
 
 WRITE_SECONDS = 5.0  # a store has no appending: the whole file is written, at most this often
 

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from realcustom.errors import UsageError
+
 
 class NoiseSchedule(Protocol):
     """What is used of a diffusers scheduler."""
@@ -35,10 +37,10 @@ class Objective:
             ValueError: a flow-matching scheduler, or a prediction type other than epsilon and v_prediction.
         """
         if not hasattr(scheduler, "alphas_cumprod"):
-            raise ValueError(f"{type(scheduler).__name__} has no alphas_cumprod: only diffusion bases can be trained")
+            raise UsageError(f"{type(scheduler).__name__} has no alphas_cumprod: only diffusion bases can be trained")
         self.prediction_type = str(getattr(scheduler.config, "prediction_type", "epsilon"))
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type {self.prediction_type!r} is neither epsilon nor v_prediction")
+            raise UsageError(f"prediction_type {self.prediction_type!r} is neither epsilon nor v_prediction")
         self.alphas_cumprod = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)  # (T,)
 
     @property

@@ -20,14 +20,15 @@ import yaml
 from realcustom import storage
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.config import to_dict
+from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity, resolve_model
 from realcustom.settings import MethodSettings
-from training.data import open_index, split
-from training.job import Job
-from training.loop import World
-from training.metrics import read_rows, say
-from training.settings import OPERATIONAL, TrainSettings
-from training.threads import available_cores, threads
+from realcustom.training.data import open_index, split
+from realcustom.training.job import Job
+from realcustom.training.loop import World
+from realcustom.training.metrics import read_rows, say
+from realcustom.training.settings import OPERATIONAL, TrainSettings
+from realcustom.training.threads import available_cores, threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def train(
             say(f"num_workers={settings.num_workers} has no effect: in-process training is one worker")
         _run_local(job)
     else:
-        from training.distributed import run_distributed  # the only part that imports ray
+        from realcustom.training.distributed import run_distributed  # the only part that imports ray
 
         run_distributed(job)
     result = _finished(job)
@@ -145,7 +146,7 @@ def _check_same_run(uri: str, resolved: Mapping[str, Any]) -> None:
     before, now = dict(_leaves(yaml.safe_load(storage.read_bytes(uri)))), dict(_leaves(resolved))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            raise ValueError(
+            raise UsageError(
                 f"{os.path.dirname(uri)} belongs to a run of another configuration: {name} was {before.get(name)!r} "
                 f"there and is {now.get(name)!r} now; choose another output folder or remove that one"
             )
@@ -167,7 +168,7 @@ def _finished(job: Job) -> TrainResult | None:
     if result["identity"] != job.identity:
         return None
     if adapter_sha256(adapter_uri) != result["sha256"]:
-        raise ValueError(f"{adapter_uri} was changed after its run had finished; remove {result_uri} to write it again")
+        raise UsageError(f"{adapter_uri} was changed after its run had finished; remove {result_uri} to write it again")
     return TrainResult(
         adapter=adapter_uri,
         sha256=result["sha256"],
@@ -178,7 +179,7 @@ def _finished(job: Job) -> TrainResult | None:
 
 
 def _run_local(job: Job) -> None:
-    from training.worker import Worker
+    from realcustom.training.worker import Worker
 
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")
     with threads(job.settings.threads or available_cores()):

@@ -11,13 +11,13 @@ from PIL import Image
 
 from realcustom import storage
 from realcustom.base import Base
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.model import RealCustomModel
-from realcustom.pipeline import RealCustomPipeline, Subject
 from realcustom.settings import MethodSettings, Reference
+from realcustom.training.encoders import FrozenEncoders, decode_mask, decode_picture
+from realcustom.training.features import Picture
+from realcustom.training.metrics import say
 from realcustom.words import TargetWordNotFound, TargetWordTruncated
-from training.encoders import FrozenEncoders, decode_mask, decode_picture
-from training.features import Picture
-from training.metrics import say
 
 SIDE = 128  # pixels of a cell, at least
 SEED = 0  # not a setting: the sheets of different runs can be compared

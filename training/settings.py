@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from realcustom.errors import UsageError
+
 
 class Precision(enum.Enum):
     """Arithmetic of the forward pass; trained weights and optimizer state are always fp32."""
@@ -69,24 +71,24 @@ class TrainSettings:
         )
         for name in counts:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("weight_decay", "warmup", "grad_clip", "sample_every", "sample_records", "threads", "cache_gib"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+                raise UsageError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("p_drop_text", "p_drop_image", "p_multiview"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
+                raise UsageError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
         for name in ("lr", "timestep_shift"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+                raise UsageError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns it off")
+            raise UsageError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns it off")
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction} must be in (0, 1)")
+            raise UsageError(f"validation_fraction={self.validation_fraction} must be in (0, 1)")
         if self.max_failures < -1:
-            raise ValueError(f"max_failures={self.max_failures} must be -1 (no limit) or more")
+            raise UsageError(f"max_failures={self.max_failures} must be -1 (no limit) or more")
         if self.num_workers > self.batch_size:
-            raise ValueError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
+            raise UsageError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
 
 
 # What may differ when a run is continued: how it is carried out, not what comes out of it.

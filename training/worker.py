@@ -13,18 +13,19 @@ import yaml
 from realcustom import storage
 from realcustom.base import Base, load_base
 from realcustom.checkpoint import Adapter, load_adapter, save_adapter
+from realcustom.errors import UsageError
 from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.settings import Fusion, Projector
-from training.batches import BatchMaker
-from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from training.data import DataOrder, Views, open_index, split
-from training.encoders import FrozenEncoders, check_caches
-from training.features import FeatureStore, Kind
-from training.job import Job
-from training.loop import StepResult, Trainer, World
-from training.metrics import Metrics, say
-from training.objective import Objective
-from training.samples import write_sample_sheet
+from realcustom.training.batches import BatchMaker
+from realcustom.training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from realcustom.training.data import DataOrder, Views, open_index, split
+from realcustom.training.encoders import FrozenEncoders, check_caches
+from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.job import Job
+from realcustom.training.loop import StepResult, Trainer, World
+from realcustom.training.metrics import Metrics, say
+from realcustom.training.objective import Objective
+from realcustom.training.samples import write_sample_sheet
 
 # Parameters that a fusion or a projector leaves out of the forward: they get no gradient.
 IDLE: dict[Fusion | Projector, tuple[str, ...]] = {
@@ -46,7 +47,7 @@ class Worker:
         self.job, self.world, self.settings = job, world, settings
         self.base: Base = load_base(job.base, world.device, torch.float32)
         if self.base.is_sdxl:
-            raise ValueError(
+            raise UsageError(
                 f"training on an SDXL-shaped base ({self.base.identity}) is not there yet: records hold no pooled text. "
                 "Train on a Stable Diffusion 1.x-shaped one, or convert released weights (realcustom convert)"
             )
@@ -66,7 +67,7 @@ class Worker:
         channels, width = self.base.unet.config.in_channels, self.base.unet.config.cross_attention_dim
         latents, text = self.store.get(Kind.LATENTS, first), self.store.get(Kind.TEXT, first)
         if latents.shape[0] != channels or text.shape[-1] != width:
-            raise ValueError(
+            raise UsageError(
                 f"the records' latents {tuple(latents.shape)} and text features {tuple(text.shape)} do not fit the "
                 f"base {self.base.identity} ({channels} channels, text width {width}): they were made for another one"
             )
@@ -92,7 +93,7 @@ class Worker:
             return {}
         checkpoint = load_checkpoint(checkpoints[-1])
         if checkpoint.identity != self.job.identity:
-            raise ValueError(f"{checkpoints[-1]} belongs to a run of another configuration; choose another --output")
+            raise UsageError(f"{checkpoints[-1]} belongs to a run of another configuration; choose another --output")
         self.trainer.load_state(checkpoint.tensors, checkpoint.counters)
         return checkpoint.progress
 

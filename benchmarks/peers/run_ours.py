@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from preprocessing.hashes import BASE_SIDE, signature
-from preprocessing.pictures import decode_with_size
-from preprocessing.settings import IngestSettings
+from realcustom.preprocessing.hashes import BASE_SIDE, signature
+from realcustom.preprocessing.pictures import decode_with_size
+from realcustom.preprocessing.settings import IngestSettings
 
 limit, done = IngestSettings().max_pixels, 0
 for path in sys.argv[1:]:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from evaluation.table import Case
-from pipeline.drawn_cases import drawn_cases
 from realcustom import RealCustomPipeline, Subject
-from sprites import zoo_path
+from realcustom.evaluation.table import Case
+from realcustom.pipeline.quickstart.cases import drawn_cases
+from realcustom.sprites import zoo_path
 
 HERE = Path(__file__).parent
 SIDE, GAP, LINE = 128, 10, 30  # pixels: of a picture, between pictures, of a line of text

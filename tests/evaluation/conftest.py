@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from realcustom.pipeline import RealCustomPipeline
-from tests.tiny import tiny_adapter, tiny_base, tiny_image_encoder
+from realcustom.diffusion_pipeline import RealCustomPipeline
+from tests.support.tiny import tiny_adapter, tiny_base, tiny_image_encoder
 
 
 @pytest.fixture(scope="package")

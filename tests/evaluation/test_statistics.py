@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.statistics import bootstrap_difference, bootstrap_mean
+from realcustom.evaluation.statistics import bootstrap_difference, bootstrap_mean
 
 
 def test_interval_is_that_of_the_normal_approximation() -> None:
@@ -36,7 +36,7 @@ def test_seeded_and_independent_of_the_chunk_size(monkeypatch: pytest.MonkeyPatc
     values = np.random.default_rng(2).random(30)
     first = bootstrap_mean(values, resamples=500, seed=3)
     assert first == bootstrap_mean(values, resamples=500, seed=3) != bootstrap_mean(values, resamples=500, seed=4)
-    monkeypatch.setattr("evaluation.statistics._CHUNK", 100)
+    monkeypatch.setattr("realcustom.evaluation.statistics._CHUNK", 100)
     assert first == bootstrap_mean(values, resamples=500, seed=3)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.generators import PipelineGenerator
-from evaluation.settings import EvaluateSettings
-from evaluation.table import Case, Scores, Setting, evaluate
-from realcustom.pipeline import RealCustomPipeline
+from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.evaluation.generators import PipelineGenerator
+from realcustom.evaluation.settings import EvaluateSettings
+from realcustom.evaluation.table import Case, Scores, Setting, evaluate
 
 SETTINGS = EvaluateSettings(images=4, batch_size=3, resamples=200, num_inference_steps=2)
 

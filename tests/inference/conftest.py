@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from realcustom.pipeline import RealCustomPipeline
-from tests.tiny import tiny_adapter, tiny_base, tiny_image_encoder
+from realcustom.diffusion_pipeline import RealCustomPipeline
+from tests.support.tiny import tiny_adapter, tiny_base, tiny_image_encoder
 
 
 @dataclass(frozen=True, kw_only=True)

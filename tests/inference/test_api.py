@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.api import build_api
-from inference.engine import Engine
-from inference.service import Service, State
-from inference.settings import ServeSettings
-from realcustom.pipeline import RealCustomPipeline
+from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.inference.api import build_api
+from realcustom.inference.engine import Engine
+from realcustom.inference.service import Service, State
+from realcustom.inference.settings import ServeSettings
 
 SETTINGS = ServeSettings(max_body_bytes=20_000, max_image_pixels=64 * 64, deadline_seconds=60.0)
 URL = "/v1/images/generations"

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
-from evaluation.table import Case, Setting
-from inference.app import start, stop
-from inference.settings import ServeSettings
 from realcustom.checkpoint import adapter_sha256
-from realcustom.pipeline import RealCustomPipeline
+from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
+from realcustom.evaluation.table import Case, Setting
+from realcustom.inference.app import start, stop
+from realcustom.inference.settings import ServeSettings
 from tests.inference.conftest import Sources
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))

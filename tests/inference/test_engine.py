@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.engine import Engine, Job, Ticket
-from inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
-from realcustom.pipeline import RealCustomPipeline, Subject
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.inference.engine import Engine, Job, Ticket
+from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
 PROMPT = "a cat in the snow"

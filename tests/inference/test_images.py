@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.errors import NotAnImage, RequestError, TooLarge
-from inference.images import ImageLimits, decode_image, encode_mask, encode_png
+from realcustom.inference.errors import NotAnImage, RequestError, TooLarge
+from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
 
 LIMITS = ImageLimits(max_bytes=50_000, max_pixels=10_000)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from inference.errors import RequestError
-from inference.schema import parse_request
-from inference.settings import ServeSettings
+from realcustom.inference.errors import RequestError
+from realcustom.inference.schema import parse_request
+from realcustom.inference.settings import ServeSettings
 
 SETTINGS = ServeSettings(max_n=2, max_steps=10, max_subjects=1, max_pixels=64 * 64, max_prompt_characters=20)
 
@@ -72,7 +72,10 @@ def test_bodies_that_are_no_request(body: bytes, message: str) -> None:
 
 
 def test_settings_are_light_and_checked() -> None:
-    code = "import sys, inference.settings, evaluation.settings; assert not {'torch', 'ray'} & set(sys.modules)"
+    code = (
+        "import sys, realcustom.inference.settings, realcustom.evaluation.settings;"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(ValueError, match="port"):
         ServeSettings(port=0)

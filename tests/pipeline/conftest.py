@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.cli import run
-from tests.tiny import tiny_adapter, tiny_base, tiny_image_encoder
+from realcustom.pipeline.cli.main import run
+from tests.support.tiny import tiny_adapter, tiny_base, tiny_image_encoder
 
 
 @dataclass(frozen=True, kw_only=True)

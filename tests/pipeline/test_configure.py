@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.configure import resolve, to_yaml
-from pipeline.recipes import RECIPES
 from realcustom.config import SettingError
+from realcustom.pipeline.configure import resolve, to_yaml
+from realcustom.pipeline.recipes import RECIPES
 
 
 def test_a_file_wins_over_the_recipe_and_an_assignment_over_both(tmp_path: Path) -> None:

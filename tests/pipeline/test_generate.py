@@ -11,9 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline.cli import run
-from pipeline.generate import mask_strip
 from realcustom.model import RealCustomModel
+from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.generate import mask_strip
 from tests import tiny
 from tests.pipeline.conftest import Models
 

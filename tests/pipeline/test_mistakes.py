@@ -15,7 +15,7 @@ PHOTO = str(Path(__file__).parent.parent / "data" / "photos" / "duck_toy.jpg")
 # Runs each command line of argv[1] in one process; says what each printed and whether it loaded what takes long.
 PROBE = """
 import contextlib, io, json, sys
-from pipeline.cli import run
+from realcustom.pipeline.cli.main import run
 results = []
 for arguments in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
@@ -128,14 +128,14 @@ def test_the_installed_command_says_so_within_a_second() -> None:
 
 
 def test_a_setting_without_effect_warns(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.cli import run
+    from realcustom.pipeline.cli.main import run
 
     assert run(["generate", "--prompt", "a duck", "--word", "dog", "--image", PHOTO, "--set", "train.lr=1"]) == 2
     assert "warning: --set train.lr has no effect in 'generate', which reads base, adapter" in capsys.readouterr().err
 
 
 def test_settings_are_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from pipeline.cli import run
+    from realcustom.pipeline.cli.main import run
 
     arguments = ["train", "--input", "nowhere", "--output", str(tmp_path / "out"), "--set", "train.lr=0.125"]
     assert run([*arguments, "--print-config"]) == 0
@@ -153,7 +153,7 @@ def test_settings_are_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[
     ids=" ".join,
 )
 def test_every_verb_has_help_with_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.cli import run
+    from realcustom.pipeline.cli.main import run
 
     assert run([*verb, "--help"]) == 0
     assert f"For example:\n    realcustom {' '.join(verb)}" in capsys.readouterr().out

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run
-from preprocessing.settings import CHAIN
+from realcustom.pipeline.cli.main import run
+from realcustom.preprocessing.settings import CHAIN
 from realcustom.record import check_schema
-from sprites.corpus import CorpusSettings, write_corpus
+from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
 NO_MODELS = ["--set", "preprocess.score.clip=null", "--set", "preprocess.score.heads=null"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import page
-from pipeline.cli import run
 from realcustom.checkpoint import adapter_sha256
-from sprites import ZOO
+from realcustom.pipeline import page
+from realcustom.pipeline.cli.main import run
+from realcustom.sprites import ZOO
 
 SHORT = (
     *("train.steps=4", "train.batch_size=8", "train.warmup=0", "train.val_every=2", "train.checkpoint_every=4"),

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from inference.settings import ServeSettings
-from pipeline.serving import announcement
+from realcustom.inference.settings import ServeSettings
+from realcustom.pipeline.serving import announcement
 from tests.pipeline.conftest import Models
 
 

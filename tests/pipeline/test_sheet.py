@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.cli import run
-from pipeline.sheet import BOX
-from pipeline.sheet_aside import spread
-from preprocessing.run import run_stage
-from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
 from realcustom import record
-from tests.preprocessing.corpora import jpeg, picture, png, sample, tar_bytes, write_shards
+from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.sheet import BOX
+from realcustom.pipeline.sheet_aside import spread
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from tests.support.corpora import jpeg, picture, png, sample, tar_bytes, write_shards
 
 
 def pictures_of(page: str) -> list[Image.Image]:

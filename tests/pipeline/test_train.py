@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run
+from realcustom.pipeline.cli.main import run
 from tests.pipeline.conftest import Models
 
 
 def test_training_refuses_an_output_of_another_run(
     models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.training.corpus import write_pictures
+    from tests.support.training_corpus import write_pictures
 
     write_pictures(tmp_path / "records", count=8)
     (tmp_path / "train").mkdir()

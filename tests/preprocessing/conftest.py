@@ -11,7 +11,7 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 
 from realcustom import storage
-from tests.preprocessing.corpora import jpeg, picture, sample, tar_bytes
+from tests.support.corpora import jpeg, picture, sample, tar_bytes
 
 READ_ONLY = {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"], "Resource": "*"}
 

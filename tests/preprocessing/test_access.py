@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.errors import is_transient
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
-from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+from realcustom.preprocessing.errors import is_transient
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 
 def run(source: str | Path, output: str | Path, stage: Stage = Stage.INGEST) -> StageResult:

@@ -13,11 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from preprocessing.pictures import decode
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings, Stage
-from tests.preprocessing.corpora import encoded, jpeg, picture, png, sample, tar_bytes
+from realcustom.preprocessing.pictures import decode
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
+    ExecutionSettings,
+    IngestSettings,
+    PreprocessSettings,
+    SelectSettings,
+    Stage,
+)
 from tests.preprocessing.test_ingest import aside_of, table_of
+from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
 
 LATIN = "café".encode("latin-1")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from preprocessing.attempts import Attempts, this_execution
+from realcustom.preprocessing.engine.worker_deaths import Attempts, this_execution
 
 
 def test_a_beginning_that_is_said_twice_is_no_death() -> None:

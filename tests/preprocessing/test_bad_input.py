@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run
-from preprocessing.run import run_stage
-from preprocessing.settings import PreprocessSettings, Stage
-from tests.preprocessing import tiny_models
-from tests.preprocessing.corpora import encoded, jpeg, picture, png, write_shards
-from tests.preprocessing.picture_server import served
+from realcustom.pipeline.cli.main import run
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from tests.support import tiny_models
+from tests.support.corpora import encoded, jpeg, picture, png, write_shards
+from tests.support.picture_server import served
 
 NO_MODELS = ("score.clip=null", "score.heads=null")
 

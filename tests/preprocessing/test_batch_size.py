@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from preprocessing import batch_size, distributed
-from preprocessing.batch_size import probe
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import (
+from realcustom.config import SettingError, build
+from realcustom.preprocessing.engine import batch_size, ray_data
+from realcustom.preprocessing.engine.batch_size import probe
+from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
     BatchSize,
     CaptionSettings,
     ComputeSettings,
@@ -30,12 +32,10 @@ from preprocessing.settings import (
     Stage,
     SubjectsSettings,
 )
-from preprocessing.worker import Job
-from realcustom.config import SettingError, build
 from realcustom.settings import MethodSettings
-from tests.preprocessing import tiny_models
-from tests.preprocessing.corpora import snapshot, write_shards
-from tests.tiny import tiny_base, tiny_image_encoder
+from tests.support import tiny_models
+from tests.support.corpora import snapshot, write_shards
+from tests.support.tiny import tiny_base, tiny_image_encoder
 
 MODEL_STAGES = (Stage.SCORE, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
 AUTO = BatchSize.AUTO
@@ -144,7 +144,7 @@ def limited_probe(job: Job) -> int:
         return probe(job)
 
 
-class Watched(distributed._ModelWorker):
+class Watched(ray_data._ModelWorker):
     """Writes down which batch sizes its models are given, one file a worker."""
 
     def __init__(self, job: Job, *others: Any):
@@ -164,7 +164,7 @@ def test_all_workers_use_the_size_that_one_found_and_bytes_do_not_depend_on_them
     ray_cluster: str, models: PreprocessSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_size, "probe", limited_probe)
-    monkeypatch.setattr(distributed, "_ModelWorker", Watched)
+    monkeypatch.setattr(ray_data, "_ModelWorker", Watched)
     write_shards(tmp_path / "src", 6, 4)
     source = run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), models, local=True).directory
     settings = replace(models, execution=ExecutionSettings(workers=2))

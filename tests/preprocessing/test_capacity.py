@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from preprocessing import capacity
-from preprocessing.capacity import cores, fit_to_cluster, task_limit, task_workers
-from preprocessing.settings import (
+from realcustom.preprocessing.engine import cluster
+from realcustom.preprocessing.engine.cluster import cores, fit_to_cluster, task_limit, task_workers
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
+from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.settings import (
     ComputeSettings,
     Device,
     DownloadSettings,
@@ -17,8 +19,6 @@ from preprocessing.settings import (
     PreprocessSettings,
     Stage,
 )
-from preprocessing.unit import InputFile, Unit, UnitKind
-from preprocessing.worker import Job
 
 TABLE = InputFile(name="t.csv", uri="/t.csv", size=1)
 UNITS = [Unit(name=str(n), identity="", kind=UnitKind.URLS, files=(TABLE,), first=n, count=1) for n in range(20)]
@@ -37,7 +37,7 @@ def job(per_host: int, workers: int | None) -> Job:
 def test_workers_share_what_a_host_is_asked(
     ray_cluster: str, monkeypatch: pytest.MonkeyPatch, per_host: int, workers: int | None, units: int, share: int
 ) -> None:
-    monkeypatch.setattr(capacity, "cores", lambda: 5)
+    monkeypatch.setattr(cluster, "cores", lambda: 5)
     whole = job(per_host, workers)  # on 8 CPUs
     fitted, notes = fit_to_cluster(whole, UNITS[:units])
     assert fitted.settings.ingest.download.per_host == share
@@ -57,7 +57,7 @@ def test_tasks_on_this_machine_alone_are_as_many_as_its_cores(ray_cluster: str) 
 def test_a_cluster_of_several_machines_bounds_its_tasks_itself(
     ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity.socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(cluster.socket, "gethostname", lambda: "another")
     assert task_limit(job(4, None)) is None
     assert task_workers(job(4, None), UNITS) == 8  # the CPUs that it has now
 

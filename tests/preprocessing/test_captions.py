@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.captions import fill, parse_join, template_fields
-from preprocessing.run import StageResult
-from tests.preprocessing.corpora import jpeg, picture
+from realcustom.preprocessing.ingest.captions import fill, parse_join, template_fields
+from realcustom.preprocessing.run import StageResult
 from tests.preprocessing.test_ingest import aside_of, ingest, table_of
+from tests.support.corpora import jpeg, picture
 
 # beside the repository, where there is one
 DREAMBENCH = Path(__file__).parents[3] / "shared" / "data" / "dreambench"
@@ -149,7 +149,7 @@ def test_a_table_that_may_not_be_read_is_named(toys: Path, tmp_path: Path, monke
     def refuse(*arguments: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # tests may run as one who may read anything
 
-    monkeypatch.setattr("preprocessing.csv_table.ChunkedFile", refuse)
+    monkeypatch.setattr("realcustom.preprocessing.ingest.csv_table.ChunkedFile", refuse)
     with pytest.raises(ValueError, match=r"cannot read .*/subjects\.csv: no permission"):
         described(toys, tmp_path / "out", caption_template="a {class}")
     assert not (tmp_path / "out").exists()

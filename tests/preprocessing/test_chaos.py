@@ -16,16 +16,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from preprocessing import distributed
-from preprocessing.errors import StageBug
-from preprocessing.run import run_stage
-from preprocessing.settings import CHAIN, ExecutionSettings, PreprocessSettings, Stage
-from preprocessing.worker import Job
 from realcustom import storage
-from sprites.corpus import CorpusSettings, write_corpus
-from tests.preprocessing.chaos import METHOD, Task, disturb
-from tests.preprocessing.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
-from tests.preprocessing.corpora import snapshot, write_shards
+from realcustom.preprocessing.engine import ray_data
+from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.errors import StageBug
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import CHAIN, ExecutionSettings, PreprocessSettings, Stage
+from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.chaos import METHOD, Task, disturb
+from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
+from tests.support.corpora import snapshot, write_shards
 
 SEED = 20
 
@@ -61,7 +61,7 @@ def test_fifty_kills_of_every_stage(ray_cluster: str, tmp_path: Path) -> None:
 def test_a_unit_that_kills_its_workers_is_named(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = distributed._whole
+    whole = ray_data._whole
 
     def deadly(job: Job) -> Callable[[pa.Table], pa.Table]:
         sound = whole(job)
@@ -73,7 +73,7 @@ def test_a_unit_that_kills_its_workers_is_named(
 
         return run
 
-    monkeypatch.setattr(distributed, "_whole", deadly)
+    monkeypatch.setattr(ray_data, "_whole", deadly)
     settings = PreprocessSettings(execution=ExecutionSettings(workers=2, max_worker_deaths=1))
     source = str(write_shards(tmp_path / "src", 2, 2))
     with pytest.raises(StageBug, match=r"unit shard-00001 .*2 workers died of it.*max_worker_deaths=1"):

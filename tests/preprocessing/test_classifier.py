@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from preprocessing.classifier import Classifier
-from preprocessing.run import run_stage
-from preprocessing.settings import ComputeSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
-from tests.preprocessing import tiny_models
-from tests.preprocessing.corpora import picture, write_shards
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.score.classifier import Classifier
+from realcustom.preprocessing.settings import ComputeSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
+from tests.support import tiny_models
+from tests.support.corpora import picture, write_shards
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.columns import to_json
-from preprocessing.run import run_stage
-from preprocessing.settings import (
+from realcustom.preprocessing.ingest.columns import to_json
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import (
     CaptionSettings,
     DownloadSettings,
     ExecutionSettings,
@@ -21,10 +21,10 @@ from preprocessing.settings import (
     SelectSettings,
     Stage,
 )
-from tests.preprocessing.corpora import picture, png
-from tests.preprocessing.picture_server import served
 from tests.preprocessing.test_export import members_of
 from tests.preprocessing.test_ingest import aside_of, ingest, table_of
+from tests.support.corpora import picture, png
+from tests.support.picture_server import served
 
 
 def test_columns_reach_the_last_table_of_pictures_and_the_exported_shards(tmp_path: Path) -> None:

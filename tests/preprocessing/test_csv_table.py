@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import csv_table
-from preprocessing.chunked_file import ChunkedFile
-from preprocessing.csv_table import cut_rows, read_header, read_rows
-from preprocessing.errors import DataError, DataFault
-from preprocessing.settings import ExecutionSettings
+from realcustom.preprocessing.chunked_file import ChunkedFile
+from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.ingest import csv_table
+from realcustom.preprocessing.ingest.csv_table import cut_rows, read_header, read_rows
+from realcustom.preprocessing.settings import ExecutionSettings
 
 EXECUTION = ExecutionSettings(backoff=0.0)
 WORDS = ["a", "", "caf\u00e9", 'say "hi"', "two\nlines", "a,b", "carriage\r\nreturn", "\U0001f415", " "]

@@ -13,20 +13,26 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from preprocessing import global_phase, partitions
-from preprocessing.distributed import _committing, _whole
-from preprocessing.rows import to_parquet
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
-from preprocessing.unit import InputFile, Unit, UnitKind
-from preprocessing.worker import Job
-from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
-from tests.preprocessing.signatures import planted, write_scored
+from realcustom.preprocessing.engine.ray_data import _committing, _whole
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
+from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.select import partitions, search
+from realcustom.preprocessing.settings import (
+    ExecutionSettings,
+    PreprocessSettings,
+    ScoreSettings,
+    SelectSettings,
+    Stage,
+)
+from realcustom.preprocessing.tables import to_parquet
+from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+from tests.support.signatures import planted, write_scored
 
 DRIVER = """
 import sys, ray
-from preprocessing.run import run_stage
-from preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
 settings = PreprocessSettings(execution=ExecutionSettings(workers=1))
 start = lambda: ray.init(address="auto", log_to_driver=False, logging_level="error")
 run_stage(Stage.INGEST, sys.argv[1], sys.argv[2], settings, start_ray=start)
@@ -82,7 +88,7 @@ def test_a_distributed_search_for_copies_gives_the_same_bytes(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
-    monkeypatch.setattr(global_phase, "UNITS_PER_BLOCK", 2)
+    monkeypatch.setattr(search, "UNITS_PER_BLOCK", 2)
     source = write_scored(tmp_path / "scored", planted(300, 60)[0], 60)
     base = PreprocessSettings(execution=ExecutionSettings(workers=2))
     for name, cut in (("exact", {"partition_rows": 130}), ("tables", {"partition_rows": 400, "exact_search_rows": 0})):

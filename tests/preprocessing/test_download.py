@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing import url_table
-from preprocessing.addresses import Target, is_public, resolve
-from preprocessing.corpus import open_corpus
-from preprocessing.download import opted_out
-from preprocessing.errors import DataError, RowDropped, TooManyErrors
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import (
+from realcustom import storage
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.errors import DataError, RowDropped, TooManyErrors
+from realcustom.preprocessing.ingest import urls
+from realcustom.preprocessing.ingest.corpus import open_corpus
+from realcustom.preprocessing.ingest.download import opted_out
+from realcustom.preprocessing.ingest.url_safety import Target, is_public, resolve
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
     DownloadSettings,
     ExecutionSettings,
     IngestSettings,
@@ -26,11 +28,9 @@ from preprocessing.settings import (
     SourceKind,
     Stage,
 )
-from preprocessing.unit import Unit
-from realcustom import storage
-from tests.preprocessing.corpora import jpeg, picture, snapshot
-from tests.preprocessing.picture_server import PictureServer, served
 from tests.preprocessing.test_ingest import aside_of, table_of
+from tests.support.corpora import jpeg, picture, snapshot
+from tests.support.picture_server import PictureServer, served
 
 PATIENT = ExecutionSettings(max_error_fraction=1.0, attempts=3, backoff=0.0)
 
@@ -239,13 +239,13 @@ def test_a_table_that_the_storage_does_not_give_stops_the_job(
         raise OSError("AWS Error INTERNAL_FAILURE during GetObject")
 
     with monkeypatch.context() as patch:
-        patch.setattr(url_table, "_open", failing)
+        patch.setattr(urls, "_open", failing)
         patch.setattr(storage, "read_bytes", failing)
         with pytest.raises(ValueError, match=r"cannot read .*t\.parquet: the store keeps failing"):
             fetch(table, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.jsonl"))
     with monkeypatch.context() as patch:  # a passing trouble while it is opened
-        patch.setattr(url_table, "_open", failing)
+        patch.setattr(urls, "_open", failing)
         assert fetch(table, tmp_path / "out").report["kept"] == 1
 
 
@@ -304,4 +304,4 @@ def test_a_table_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=r"list\.csv was changed while it was read \(58 bytes, now \d+\): run again"
         ):
-            list(url_table.read_urls(unit, IngestSettings(), ExecutionSettings()))
+            list(urls.read_urls(unit, IngestSettings(), ExecutionSettings()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from sprites.corpus import CorpusSettings, Spoilt, write_corpus
+from realcustom.sprites.corpus import CorpusSettings, Spoilt, write_corpus
 from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.preprocessing.test_select import run
 

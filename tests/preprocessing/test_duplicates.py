@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from preprocessing import near, partitions, rows
-from preprocessing.duplicates import Twins, collapse, find_edges, ranks_of, signatures_of
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings, Stage
-from preprocessing.survivors import Copies, resolve
-from tests.preprocessing.corpora import snapshot
-from tests.preprocessing.signatures import flipped, originals, planted, scored, write_scored
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.select import near, partitions
+from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, ranks_of, signatures_of
+from realcustom.preprocessing.select.survivors import Copies, resolve
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings, Stage
 from tests.preprocessing.test_ingest import aside_of
+from tests.support.corpora import snapshot
+from tests.support.signatures import flipped, originals, planted, scored, write_scored
 
 
 def select(source: Path, output: Path, **settings: object) -> StageResult:
@@ -42,7 +43,7 @@ def found(result: StageResult) -> dict[str, str]:
 )
 def test_planted_copies_are_found_and_nothing_else(tmp_path: Path, cut: dict[str, int], monkeypatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 3)
-    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 3)
+    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 3)
     table, pairs = planted(800, 200)
     source = write_scored(tmp_path / "scored", table, 100)
     result = select(source, tmp_path / "out", **cut)
@@ -58,7 +59,7 @@ def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_searc
     rows_together: int, shuffles: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
-    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 1)
+    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, pairs = planted(30, 10, seed=7)
     source = write_scored(tmp_path / "scored", table, 5)
     exact = select(source, tmp_path / "exact")
@@ -83,7 +84,7 @@ def test_partitions_grow_with_the_corpus_so_that_the_driver_can_know_of_their_pa
 def test_a_passing_error_of_the_search_is_tried_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, failed = getattr(rows, name), list[str]()
+    read, failed = getattr(tables, name), list[str]()
 
     def failing_once(uri: str, wanted: list, *needed: object) -> pa.Table:
         if wanted != ["uid"] and not failed:  # the uids are looked at before the search
@@ -91,7 +92,7 @@ def test_a_passing_error_of_the_search_is_tried_again(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(uri, wanted, *needed)
 
-    monkeypatch.setattr(rows, name, failing_once)
+    monkeypatch.setattr(tables, name, failing_once)
     table, pairs = planted(60, 20, seed=6)
     settings = PreprocessSettings(execution=ExecutionSettings(backoff=0.0))
     source = write_scored(tmp_path / "scored", table, 30)
@@ -108,7 +109,7 @@ def test_a_corpus_in_another_order_gives_the_same_survivors(tmp_path: Path) -> N
 
 def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
-    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 1)
+    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, _ = planted(300, 60, seed=4)
     source = write_scored(tmp_path / "scored", table.slice(0, 200), 100)
     first = select(source, tmp_path / "out", partition_rows=100)
@@ -117,7 +118,7 @@ def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) 
         path: path.stat().st_mtime_ns for path in steps.rglob("*/manifests/*.json") if "duplicates" not in str(path)
     }
     assert len(kept) == 2 + 3
-    (source / "part-00002.parquet").write_bytes(rows.to_parquet(table.slice(200, 100)))
+    (source / "part-00002.parquet").write_bytes(tables.to_parquet(table.slice(200, 100)))
     (steps / "pairs/pair-00000-00001.parquet").unlink()  # somebody removed it
     second = select(source, tmp_path / "out", partition_rows=100)
     untouched = {path for path, time in kept.items() if path.stat().st_mtime_ns == time} if kept else set()
@@ -134,7 +135,7 @@ def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) 
 @pytest.mark.parametrize("change", ["part-00000", "part-00002", "a-new-part"])
 def test_units_that_come_or_go_leave_what_a_fresh_run_would(change: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
-    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 2)
+    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 2)
     table, _ = planted(250, 80, seed=8)
     source = write_scored(tmp_path / "scored", table.slice(0, 200), 40)
     select(source, tmp_path / "out", partition_rows=60)
@@ -142,7 +143,7 @@ def test_units_that_come_or_go_leave_what_a_fresh_run_would(change: str, tmp_pat
     if place.exists():
         place.unlink()
     else:
-        place.write_bytes(rows.to_parquet(table.slice(200)))  # it comes first: all others have new numbers
+        place.write_bytes(tables.to_parquet(table.slice(200)))  # it comes first: all others have new numbers
     again, fresh = (select(source, tmp_path / name, partition_rows=60) for name in ("out", "fresh"))
     assert again.report == fresh.report and again.report["dropped"]["near_duplicate"] > 20
     left, right = (snapshot(result.directory) for result in (again, fresh))
@@ -227,8 +228,10 @@ def test_pairs_found_many_times_are_held_once(monkeypatch: pytest.MonkeyPatch) -
     table = numbered(chains(160, 1))
     edges = find_edges(table, None, SelectSettings())
     once = resolve([edges], [])
-    monkeypatch.setattr("preprocessing.survivors._FEW", 10)  # so that equal rows are looked for again and again
-    monkeypatch.setattr("preprocessing.survivors._CHUNK", 7)
+    monkeypatch.setattr(
+        "realcustom.preprocessing.select.survivors._FEW", 10
+    )  # so that equal rows are looked for again and again
+    monkeypatch.setattr("realcustom.preprocessing.select.survivors._CHUNK", 7)
     pieces = [edges.slice(start, 9) for start in range(0, len(edges), 9)]
     again = resolve(pieces * 3, [])
     assert survivors(again) == survivors(once) and again.equal.tolist() == once.equal.tolist()
@@ -296,11 +299,11 @@ def test_a_row_without_a_hash_is_refused(tmp_path: Path) -> None:
 def test_a_table_that_is_no_scored_one_is_named(tmp_path: Path) -> None:
     table = planted(20, 0)[0]
     source = write_scored(tmp_path / "scored", table, 10)
-    (source / "part-00001.parquet").write_bytes(rows.to_parquet(table.slice(10).drop_columns("image_bytes")))
+    (source / "part-00001.parquet").write_bytes(tables.to_parquet(table.slice(10).drop_columns("image_bytes")))
     with pytest.raises(ValueError, match=r"part-00001\.parquet: the column 'image_bytes' is missing"):
         select(source, tmp_path / "out")
     uids = pa.array([None, *table["uid"].to_pylist()[11:]], pa.string())
-    (source / "part-00001.parquet").write_bytes(rows.to_parquet(table.slice(10).set_column(0, "uid", uids)))
+    (source / "part-00001.parquet").write_bytes(tables.to_parquet(table.slice(10).set_column(0, "uid", uids)))
     with pytest.raises(ValueError, match=r"part-00001\.parquet: rows without uid, .*: 1"):
         select(source, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())  # nothing of what was refused
@@ -308,7 +311,7 @@ def test_a_table_that_is_no_scored_one_is_named(tmp_path: Path) -> None:
 
 def test_what_a_removal_or_somebody_left_or_took_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
-    monkeypatch.setattr("preprocessing.global_phase.UNITS_PER_BLOCK", 1)
+    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, pairs = planted(200, 50, seed=5)
     source = write_scored(tmp_path / "scored", table, 50)
     first = select(source, tmp_path / "out", partition_rows=60)

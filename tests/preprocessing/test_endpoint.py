@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from preprocessing import rows
-from preprocessing.endpoint import EndpointRefused
-from preprocessing.http_answers import LONGEST_WAIT, retry_after
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import (
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.caption.endpoint import EndpointRefused
+from realcustom.preprocessing.http_retry import LONGEST_WAIT, retry_after
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
     CaptionSettings,
     EndpointSettings,
     ExecutionSettings,
     PreprocessSettings,
     Stage,
 )
-from tests.preprocessing.caption_server import KEY, MODEL, CaptionServer, caption_of, captioning
-from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes
+from tests.support.caption_server import KEY, MODEL, CaptionServer, caption_of, captioning
+from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes
 
 WIDTHS = (40, 41, 42, 43, 44, 45)
 
@@ -83,7 +83,7 @@ def test_large_pictures_are_sent_small_and_what_is_put_aside_does_not_depend_on_
     names = [str(index) for index in range(5)]
     columns = {"uid": names, "key": names, "alt_text": names, "view_group": names, "image": images}
     columns |= {"width": [1] * 5, "height": [1] * 5, "sha256": [bytes(32)] * 5}
-    schema = pa.schema([field.with_nullable(True) for field in rows.INGESTED])
+    schema = pa.schema([field.with_nullable(True) for field in tables.INGESTED])
     pq.write_table(pa.table(columns, schema), tmp_path / "t.parquet")
     found = []
     for concurrency in (1, 8):

@@ -11,10 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, ExportSettings, PreprocessSettings, SelectSettings, Stage
-from tests.preprocessing.corpora import encoded, jpeg, picture, sample, snapshot, tar_bytes
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
+    ExecutionSettings,
+    ExportSettings,
+    PreprocessSettings,
+    SelectSettings,
+    Stage,
+)
 from tests.preprocessing.test_ingest import table_of
+from tests.support.corpora import encoded, jpeg, picture, sample, snapshot, tar_bytes
 
 PLAIN = PreprocessSettings(
     select=SelectSettings(min_side=16),

@@ -17,11 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
-from tests.preprocessing.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
-from tests.preprocessing.faulty_proxy import Trouble, disturbed
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
+    ExecutionSettings,
+    IngestSettings,
+    PreprocessSettings,
+    SelectSettings,
+    Stage,
+)
+from tests.support.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
+from tests.support.faulty_proxy import Trouble, disturbed
 
 SETTINGS = PreprocessSettings(
     ingest=IngestSettings(corpus="toys"),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.run import run_stage
-from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
-from tests.preprocessing.corpora import snapshot, write_shards
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from tests.support.corpora import snapshot, write_shards
 
 SETTINGS = PreprocessSettings(select=SelectSettings(min_side=16))
 PAGE = 4096  # bytes: what a tmpfs grows by

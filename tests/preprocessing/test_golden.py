@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from preprocessing.fingerprint import VERSIONS
-from preprocessing.settings import Stage
-from tests.preprocessing import golden
+from realcustom.preprocessing.engine.fingerprint import VERSIONS
+from realcustom.preprocessing.settings import Stage
+from tests.support import golden
 
-HINT = "if the change is meant, raise the stage's version and run `python -m tests.preprocessing.golden`"
+HINT = "if the change is meant, raise the stage's version and run `python -m tests.support.golden`"
 
 
 @pytest.fixture(scope="module")

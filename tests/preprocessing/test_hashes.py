@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from preprocessing.duplicates import limits_of
-from preprocessing.hashes import BASE_SIDE, COLOR_UNIT, INSETS, VIEWS, color_thumbnails, signature
-from preprocessing.near import Limits, Signatures, near_pairs
-from preprocessing.pictures import decode
-from preprocessing.settings import SelectSettings
-from tests.preprocessing.corpora import jpeg, picture
+from realcustom.preprocessing.hashes import BASE_SIDE, COLOR_UNIT, INSETS, VIEWS, color_thumbnails, signature
+from realcustom.preprocessing.pictures import decode
+from realcustom.preprocessing.select.duplicates import limits_of
+from realcustom.preprocessing.select.near import Limits, Signatures, near_pairs
+from realcustom.preprocessing.settings import SelectSettings
+from tests.support.corpora import jpeg, picture
 
 PHOTOS = sorted((Path(__file__).parents[1] / "data/photos").glob("*.jpg"))
 DEFAULT = limits_of(SelectSettings())

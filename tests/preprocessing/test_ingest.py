@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from preprocessing import rows
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind, Stage
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind, Stage
 from realcustom.record import picture_uid
-from tests.preprocessing.corpora import encoded, jpeg, picture, png, sample, tar_bytes, write_shards
+from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes, write_shards
 
 TOLERANT = ExecutionSettings(max_error_fraction=1.0)
 
@@ -301,10 +301,10 @@ def test_a_torn_table_is_quarantined_wherever_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_long_footer_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_FOOTER", 16)
+    monkeypatch.setattr(tables, "_FOOTER", 16)
     schema = pa.schema([pa.field(f"column_{number}", pa.int64()) for number in range(50)])
     pq.write_table(schema.empty_table(), tmp_path / "t.parquet")
-    assert rows.read_schema(str(tmp_path / "t.parquet")).equals(schema)
+    assert tables.read_schema(str(tmp_path / "t.parquet")).equals(schema)
 
 
 def test_captions_of_a_table_that_are_not_utf_8_are_quarantined(tmp_path: Path) -> None:

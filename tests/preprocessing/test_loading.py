@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from preprocessing.run import run_stage
-from preprocessing.settings import (
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import (
     CaptionSettings,
     EncodeSettings,
     PreprocessSettings,
@@ -22,9 +22,9 @@ from preprocessing.settings import (
     SubjectsSettings,
 )
 from realcustom.settings import MethodSettings
-from tests.preprocessing import tiny_models
-from tests.preprocessing.corpora import write_shards
-from tests.tiny import tiny_base, tiny_image_encoder
+from tests.support import tiny_models
+from tests.support.corpora import write_shards
+from tests.support.tiny import tiny_base, tiny_image_encoder
 
 REVISION = "0" * 40
 

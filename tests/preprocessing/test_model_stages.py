@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from preprocessing.clip import load_heads
-from preprocessing.detect import box_iou
-from preprocessing.run import StageResult, run_stage
-from preprocessing.segment import border_contact
-from preprocessing.settings import (
+from realcustom.base import encode_pixels, encode_prompts, load_base
+from realcustom.image_encoder import load_image_encoder
+from realcustom.pixels import centre_square
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.score.clip import load_heads
+from realcustom.preprocessing.settings import (
     CHAIN,
     CacheDtype,
     CaptionPolicy,
@@ -31,15 +32,14 @@ from preprocessing.settings import (
     Stage,
     SubjectsSettings,
 )
-from realcustom.base import encode_pixels, encode_prompts, load_base
-from realcustom.image_encoder import load_image_encoder
-from realcustom.pixels import centre_square
+from realcustom.preprocessing.subjects.detector import box_iou
+from realcustom.preprocessing.subjects.segmenter import border_contact
 from realcustom.record import SCHEMA, check_schema, record_uid
 from realcustom.reference import prepare_reference
 from realcustom.settings import ImageEncoderSettings, MethodSettings, Reference
-from tests.preprocessing import tiny_models
-from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes
-from tests.tiny import tiny_base, tiny_image_encoder, tiny_pp_settings, tiny_siglip_dino
+from tests.support import tiny_models
+from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes
+from tests.support.tiny import tiny_base, tiny_image_encoder, tiny_pp_settings, tiny_siglip_dino
 
 ANY = {"min_detection_score": 0.0, "min_segmentation_score": -1e9, "min_area": 0.0, "max_area": 1.0}
 ANY |= {"min_box_mask_iou": 0.0, "min_box_side": 1, "max_box_overlap": 1.0, "max_mask_overlap": 1.0}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing import near
-from preprocessing.hashes import COLOR_SIDE, VIEWS
-from preprocessing.near import BandIndex, Limits, Signatures, choose_bands, near_pairs
-from preprocessing.partitions import bit_tables
-from preprocessing.settings import SelectSettings
+from realcustom.preprocessing.hashes import COLOR_SIDE, VIEWS
+from realcustom.preprocessing.select import near
+from realcustom.preprocessing.select.near import BandIndex, Limits, Signatures, choose_bands, near_pairs
+from realcustom.preprocessing.select.partitions import bit_tables
+from realcustom.preprocessing.settings import SelectSettings
 
 
 def clusters(count: int, seed: int, flips: int = 12) -> np.ndarray:

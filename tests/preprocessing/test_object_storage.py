@@ -7,11 +7,11 @@ from pathlib import Path
 import boto3  # type: ignore[import-untyped]
 import pytest
 
-from preprocessing.fingerprint import describe, fingerprint
-from preprocessing.run import run_stage
-from preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
 from realcustom import storage
-from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
+from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 
 def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.errors import DataError, DataFault
-from preprocessing.pictures import decode, decode_with_size, sharpness, to_png
-from tests.preprocessing.corpora import encoded, jpeg, picture, png
+from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.pictures import decode, decode_with_size, sharpness, to_png
+from tests.support.corpora import encoded, jpeg, picture, png
 
 PHOTOS = Path(__file__).parents[1] / "data/photos"
 

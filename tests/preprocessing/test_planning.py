@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from preprocessing import rows
-from preprocessing.errors import StageBug, is_transient, retry
-from preprocessing.fingerprint import describe, fingerprint
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import (
+from realcustom import storage
+from realcustom.config import SettingError, build
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
+from realcustom.preprocessing.engine.unit import Counts, SealedUnit, StageDirectory, Unit, UnitKind, unit_name
+from realcustom.preprocessing.errors import StageBug, is_transient, retry
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import (
     CaptionSettings,
     ComputeSettings,
     ExecutionSettings,
@@ -27,10 +30,7 @@ from preprocessing.settings import (
     SelectSettings,
     Stage,
 )
-from preprocessing.unit import Counts, SealedUnit, StageDirectory, Unit, UnitKind, unit_name
-from realcustom import storage
-from realcustom.config import SettingError, build
-from tests.preprocessing.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 SMALL = PreprocessSettings(select=SelectSettings(min_side=16))
 
@@ -143,8 +143,8 @@ def test_a_users_own_table_without_hashes_can_be_scored_and_not_selected(tmp_pat
     write_shards(tmp_path / "src", 1, 2)
     ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
     (tmp_path / "own").mkdir()
-    table = pq.read_table(Path(ingested.directory) / "shard-00000.parquet", columns=rows.INGESTED.names)
-    assert table.schema.equals(rows.INGESTED)
+    table = pq.read_table(Path(ingested.directory) / "shard-00000.parquet", columns=tables.INGESTED.names)
+    assert table.schema.equals(tables.INGESTED)
     pq.write_table(table, tmp_path / "own/mine.parquet")
     scored = run(Stage.SCORE, tmp_path / "own", tmp_path / "out")
     assert scored.report["in"] == scored.report["kept"] == 2
@@ -233,7 +233,8 @@ def test_a_mistyped_setting_names_the_nearest() -> None:
 
 def test_settings_and_planning_import_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, preprocessing.settings, preprocessing.run, preprocessing.score, preprocessing.ingest;"
+        "import sys, realcustom.preprocessing.run, realcustom.preprocessing.score.stage;"
+        "import realcustom.preprocessing.settings, realcustom.preprocessing.ingest.stage;"
         "print([name for name in ('torch', 'ray', 'transformers', 'diffusers') if name in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.getcwd())
@@ -258,13 +259,12 @@ def test_passing_errors_are_tried_again_and_others_not() -> None:
 
 
 def test_an_unforeseen_error_names_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import preprocessing.ingest
 
     def explode(image: Image.Image) -> None:
         raise RuntimeError("out of luck")
 
     write_shards(tmp_path / "src", 1, 2)
-    monkeypatch.setattr(preprocessing.ingest, "signature", explode)
+    monkeypatch.setattr("realcustom.preprocessing.ingest.stage.signature", explode)
     with pytest.raises(
         StageBug, match=r"unit shard-00000, row [0-9a-f]{32} \(shard-00000.tar/000000.jpg\): RuntimeErr"
     ):

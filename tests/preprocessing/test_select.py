@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing import rows
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import PreprocessSettings, SelectSettings, Stage
-from preprocessing.unit import InputFile, Unit, UnitKind
-from preprocessing.worker import Job, Processor
-from tests.preprocessing.corpora import jpeg, picture, png, sample, tar_bytes
-from tests.preprocessing.signatures import planted, write_scored
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
+from realcustom.preprocessing.engine.worker import Job, Processor
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings, Stage
 from tests.preprocessing.test_ingest import aside_of, table_of
+from tests.support.corpora import jpeg, picture, png, sample, tar_bytes
+from tests.support.signatures import planted, write_scored
 
 
 def run(folder: Path, output: Path, **select: object) -> StageResult:
@@ -131,7 +131,7 @@ def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> 
     files = tuple(InputFile(name=Path(uri).name, uri=uri, size=0) for uri in uris)
     job = Job(stage=Stage.SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot read .*/block-00000\.parquet: a part of the path is a file"):
-        Processor(job)(Unit(name="part-00000", identity="", kind=UnitKind.PART, files=files), rows.to_parquet(table))
+        Processor(job)(Unit(name="part-00000", identity="", kind=UnitKind.PART, files=files), tables.to_parquet(table))
 
 
 def test_a_new_copy_in_another_shard_reaches_units_that_were_done(corpus: Path, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.chunked_file import ChunkedFile
-from preprocessing.tar import TornTar, read_members
-from tests.preprocessing.corpora import tar_bytes
+from realcustom.preprocessing.chunked_file import ChunkedFile
+from realcustom.preprocessing.ingest.tar import TornTar, read_members
+from tests.support.corpora import tar_bytes
 
 MEMBERS = [("a.jpg", b"x" * 700), ("a.txt", b"a toy"), ("b.jpg", b"y" * 512), ("b.txt", b"")]
 ENDS = [512 + 1024, 512 + 1024 + 1024, 3584, 4096]  # where each member's padded data end

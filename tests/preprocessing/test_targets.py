@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from preprocessing.targets import find_targets
-from tests.preprocessing.phrases import Labelled, agreement, held_out, held_out_later, labelled
+from realcustom.preprocessing.caption.nouns import find_targets
+from tests.support.phrases import Labelled, agreement, held_out, held_out_later, labelled
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco
 
-from pipeline.recipes import sprites
-from preprocessing.detect import box_iou
-from preprocessing.run import StageResult, run_stage
-from preprocessing.settings import PreprocessSettings, Stage
-from sprites import ZOO
-from sprites.corpus import jpeg_bytes
-from sprites.world import NOUNS, Drawing, Scene, Split, draw, scene
-from tests.preprocessing.corpora import sample, tar_bytes
+from realcustom.pipeline.recipes import sprites
+from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from realcustom.preprocessing.subjects.detector import box_iou
+from realcustom.sprites import ZOO
+from realcustom.sprites.corpus import jpeg_bytes
+from realcustom.sprites.world import NOUNS, Drawing, Scene, Split, draw, scene
+from tests.support.corpora import sample, tar_bytes
 
 pytestmark = pytest.mark.skipif(not (ZOO / "grounding_dino").exists(), reason="the small models are not there")
 

@@ -20,8 +20,8 @@ from realcustom.words import (
     word_mask,
     words_of,
 )
-from tests.clip_bpe import BOS, EOS, clip_tokenizer
-from tests.tiny import tiny_tokenizer
+from tests.support.clip_bpe import BOS, EOS, clip_tokenizer
+from tests.support.tiny import tiny_tokenizer
 
 WHOLE_WORDS = (WordMatching.IDS, WordMatching.OFFSETS)
 SUIT = "This dog is wearing a spacesuit in space"

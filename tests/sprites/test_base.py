@@ -9,9 +9,9 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from realcustom.base import load_base
-from sprites import base, text, zoo_path
-from sprites.resume import Checkpoint
-from sprites.world import Split, draw, scene
+from realcustom.sprites import base, text, zoo_path
+from realcustom.sprites.resume import Checkpoint
+from realcustom.sprites.world import Split, draw, scene
 
 SHORT = base.BaseSettings(steps=4, batch_size=2)
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from sprites import ZOO, clip, zoo_path
-from sprites.text import tokenize
-from sprites.world import Split, draw, scene
+from realcustom.sprites import ZOO, clip, zoo_path
+from realcustom.sprites.text import tokenize
+from realcustom.sprites.world import Split, draw, scene
 
 FIRST = 3 * 10**9 + 10**6  # apart from the scenes that others measure on
 CHOICES = 32

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from realcustom import storage
-from sprites.corpus import CorpusSettings, Spoilt, main, read_picture, write_corpus
+from realcustom.sprites.corpus import CorpusSettings, Spoilt, main, read_picture, write_corpus
 
 SETTINGS = CorpusSettings(pictures=40, per_shard=16, spoil=2)
 

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
 
-from sprites import ZOO, clip, defects, heads, image_encoder, train, zoo_path
-from sprites.text import WORDS
-from sprites.world import BACKGROUNDS, SIZE, Split, draw, scene
+from realcustom.sprites import ZOO, clip, defects, heads, image_encoder, train, zoo_path
+from realcustom.sprites.text import WORDS
+from realcustom.sprites.world import BACKGROUNDS, SIZE, Split, draw, scene
 
 FIRST = 3 * 10**9  # apart from the scenes that others measure on
 

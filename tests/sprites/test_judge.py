@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sprites import ZOO, defects, judge, shapes, similarity, zoo_path
-from sprites.judge import Judge, Verdict
-from sprites.world import BACKGROUNDS, NOUNS, PATTERNS, SIZE, Identity, Split, draw, identities, scene
+from realcustom.sprites import ZOO, defects, judge, shapes, similarity, zoo_path
+from realcustom.sprites.judge import Judge, Verdict
+from realcustom.sprites.world import BACKGROUNDS, NOUNS, PATTERNS, SIZE, Identity, Split, draw, identities, scene
 
 FIRST = 3 * 10**9  # apart from the scenes that others measure on
 SHIPPED = (ZOO / "judge").is_dir()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sprites import ZOO, blip, grounding_dino, sam
-from sprites.bert import BOS, FIXED, make_bert_tokenizer
-from sprites.resume import Checkpoint
-from sprites.text import WORDS
-from sprites.world import SIZE, TEMPLATES, Split, draw, random_for, scene
+from realcustom.sprites import ZOO, blip, grounding_dino, sam
+from realcustom.sprites.bert import BOS, FIXED, make_bert_tokenizer
+from realcustom.sprites.resume import Checkpoint
+from realcustom.sprites.text import WORDS
+from realcustom.sprites.world import SIZE, TEMPLATES, Split, draw, random_for, scene
 
 SHIPPED = all((ZOO / name).exists() for name in ("grounding_dino", "sam", "blip"))
 
@@ -130,7 +130,7 @@ def test_recipe_resumes_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(not SHIPPED, reason="the zoo is not trained yet")
 def test_shipped_weights_do_their_work():
-    from sprites.inspect_zoo import inspect_captioner, inspect_detector, inspect_segmenter
+    from realcustom.sprites.inspect_zoo import inspect_captioner, inspect_detector, inspect_segmenter
 
     scenes = [scene(Split.EVALUATION, 2 * 10**9 + number) for number in range(48)]
     drawings = [draw(item) for item in scenes]

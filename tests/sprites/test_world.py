@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sprites import shapes, world
-from sprites.world import Split
+from realcustom.sprites import shapes, world
+from realcustom.sprites.world import Split
 
 
 def test_a_scene_and_its_drawing_are_functions_of_split_and_index() -> None:

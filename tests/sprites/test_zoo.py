@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run
 from realcustom.checkpoint import read_header
 from realcustom.identity import model_identity
-from sprites import ZOO, zoo_path
-from sprites.inspect_zoo import inspect_zoo
+from realcustom.pipeline.cli.main import run
+from realcustom.sprites import ZOO, zoo_path
+from realcustom.sprites.inspect_zoo import inspect_zoo
 
 FLOORS = {
     "plain_background": 0.9,

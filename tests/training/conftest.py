@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from realcustom.base import load_base
-from tests.tiny import tiny_base, tiny_image_encoder
-from tests.training.corpus import fill_caches, write_pictures
-from tests.training.runs import METHOD, fit
-from training.encoders import FrozenEncoders
-from training.run import TrainResult
+from realcustom.training.encoders import FrozenEncoders
+from realcustom.training.run import TrainResult
+from tests.support.tiny import tiny_base, tiny_image_encoder
+from tests.support.training_corpus import fill_caches, write_pictures
+from tests.support.training_runs import METHOD, fit
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from realcustom.record import SCHEMA, picture_uid, record_uid
-from training.data import DataOrder, RecordIndex, Views, epoch_order, open_index, split
-from training.draws import draw_sample, training_influence_quantity
+from realcustom.training.data import DataOrder, RecordIndex, Views, epoch_order, open_index, split
+from realcustom.training.draws import draw_sample, training_influence_quantity
 
 
 def write_records(folder: Path, sizes: list[int], views: dict[int, list[int]] | None = None) -> list[str]:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from realcustom import storage
-from tests.training.runs import Killed, curve, fit, kill_at
-from training.checkpoints import list_checkpoints
-from training.run import TrainResult
+from realcustom.training.checkpoints import list_checkpoints
+from realcustom.training.run import TrainResult
+from tests.support.training_runs import Killed, curve, fit, kill_at
 
 
 def test_run_on_object_storage_resumes_to_the_same_bytes(

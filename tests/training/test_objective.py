@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from training.objective import Objective, squared_error
+from realcustom.training.objective import Objective, squared_error
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -19,17 +19,17 @@ from realcustom.checkpoint import load_adapter
 from realcustom.identity import model_identity
 from realcustom.model import PROJECTOR
 from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Reference
-from tests.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
-from tests.training.corpus import to_cell
-from tests.training.runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
-from training import run
-from training.checkpoints import list_checkpoints, load_checkpoint
-from training.features import Kind
-from training.loop import Batch, TrainingDiverged, World
-from training.metrics import read_rows
-from training.run import TrainResult, train
-from training.settings import Precision, TrainSettings
-from training.worker import Worker
+from realcustom.training import run
+from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
+from realcustom.training.features import Kind
+from realcustom.training.loop import Batch, TrainingDiverged, World
+from realcustom.training.metrics import read_rows
+from realcustom.training.run import TrainResult, train
+from realcustom.training.settings import Precision, TrainSettings
+from realcustom.training.worker import Worker
+from tests.support.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
+from tests.support.training_corpus import to_cell
+from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
 
 
 def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: SimpleNamespace) -> None:

@@ -1,0 +1,1 @@
+"""The command line `realcustom`: one file per group of verbs."""

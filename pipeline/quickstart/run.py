@@ -1,0 +1,246 @@
+"""The whole system in one run: a drawn corpus, six stages, training, the endpoint, the table, a page to look at.
+
+No branch here is the quickstart's own: each part is the function that its verb of the command line calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from realcustom import config, storage
+from realcustom.errors import UsageError
+from realcustom.pipeline import cluster, configure
+from realcustom.pipeline.recipes import RunSettings
+
+HTTP_IMAGES = 3
+DRAWINGS = 32  # that the diffusion model is measured on
+
+
+class Clock:
+    """Names each part as it starts and keeps how long it took."""
+
+    def __init__(self, parts: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._parts, self._begun, self._start = parts, 0, time.monotonic()
+
+    @contextlib.contextmanager
+    def heading(self, text: str) -> Iterator[None]:
+        """One of the numbered parts that a person follows."""
+        self._begun += 1
+        print(f"\n[{self._begun}/{self._parts}] {text}", file=sys.stderr, flush=True)
+        yield
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Seconds of the block, kept under `name`."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 2)
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return round(time.monotonic() - self._start, 2)
+
+
+def run(
+    output: Path,
+    settings: RunSettings,
+    *,
+    pictures: int = 240,
+    from_scratch: bool = False,
+    address: str | None = None,
+) -> Path:
+    """Run everything below `output` and return the page's path.
+
+    Args:
+        output: a folder; stages that it already holds, finished, are not done again.
+        settings: a complete run; its models must know the drawn world.
+        pictures: of the corpus that is drawn, unless `output` has one already.
+        from_scratch: train the adapter from nothing instead of from the shipped one.
+        address: of a Ray cluster; None = an embedded one.
+    """
+    cluster.check_address(address)
+    clock = Clock(parts=6)
+    output.mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(output / "settings.yaml", configure.to_yaml(settings).encode())
+    corpus = _draw_corpus(output, pictures, clock)
+    with contextlib.ExitStack() as stack:
+        with clock.timed("ray"):
+            stack.enter_context(cluster.connected(address))
+        directories, stages = _preprocess(output, corpus, settings, clock)
+        trained = _train(output, directories["encode"], settings, from_scratch, clock)
+        with _served(settings, trained.adapter, clock) as url:
+            request = _ask(url, settings, clock)
+            table, cases = _measure(url, settings, clock)
+    return _report(output, corpus, directories, stages, trained, request, table, cases, settings, from_scratch, clock)
+
+
+def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
+    from realcustom.sprites.corpus import CorpusSettings, write_corpus
+
+    with clock.heading("Drawing a corpus of image-text pairs, some of them spoilt on purpose"), clock.timed("corpus"):
+        corpus = str(output / "corpus")
+        if not storage.exists(storage.join(corpus, "truth.parquet")):
+            write_corpus(corpus, CorpusSettings(pictures=pictures))
+    return corpus
+
+
+def _preprocess(
+    output: Path, corpus: str, settings: RunSettings, clock: Clock
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    from realcustom.preprocessing.run import run_stage
+    from realcustom.preprocessing.settings import CHAIN
+
+    source, root = storage.join(corpus, "shards"), str(output / "stages")
+    directories, reports = {}, {}
+    with clock.heading("Ray Data: six stages from pictures to training records"):
+        for stage in CHAIN:
+            with clock.timed(stage.value):
+                result = run_stage(stage, source, root, settings.preprocess, method=settings.method)
+            source = directories[stage.value] = result.directory
+            reports[stage.value] = {
+                key: result.report[key] for key in ("in", "kept", "dropped", "quarantined", "rows_out")
+            }
+    return directories, reports
+
+
+def _train(output: Path, records: str, settings: RunSettings, from_scratch: bool, clock: Clock) -> Any:
+    from realcustom.training.run import train
+
+    begun = "from nothing" if from_scratch else "from the shipped adapter"
+    with clock.heading(f"Ray Train: adapter and scoring module on two workers, {begun}"), clock.timed("training"):
+        return train(
+            records=records,
+            output=str(output / ("training-from-scratch" if from_scratch else "training")),
+            base=settings.base,
+            image_encoder=None,
+            method=settings.method,
+            settings=settings.train,
+            initial_adapter=None if from_scratch else settings.adapter,
+        )
+
+
+@contextlib.contextmanager
+def _served(settings: RunSettings, adapter: str, clock: Clock) -> Iterator[str]:
+    """Inside: the endpoint runs with `adapter` at the address that is given."""
+    from realcustom.inference.app import start, stop
+
+    serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
+    with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"), clock.timed("serve_start"):
+        url = start(serve, base=settings.base, adapter=adapter, image_encoder=settings.method.image_encoder.model)
+    try:
+        yield url
+    finally:
+        stop()
+
+
+def _ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
+    """One request as an application sends it, with a subject that nobody was trained on."""
+    import httpx
+
+    from realcustom.evaluation.generators import to_base64
+    from realcustom.pipeline.quickstart.cases import drawn_cases
+
+    case = drawn_cases(1, first=settings.evaluate.images)[0]  # none of those that are measured
+    body = {
+        "prompt": case.prompt,
+        "n": min(HTTP_IMAGES, settings.serve.max_n),
+        "seed": case.seed,
+        "return_masks": True,
+        "subjects": [{"image": to_base64(case.reference), "word": case.target_word}],
+    }
+    with clock.timed("request"):
+        key = _api_key(settings)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        timeout = settings.serve.deadline_seconds
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=timeout)
+        answer.raise_for_status()
+    print(f"  {url} drew {body['n']} images of “{case.prompt}”", file=sys.stderr, flush=True)
+    return {"case": case, "answer": answer.json()}
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """`wanted` if nothing listens there, else a port that is free."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    raise UsageError(f"no free port on {host}")
+
+
+def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Any, list[Any]]:
+    """The table, drawn by the endpoint and judged by the drawn world's judge."""
+    from realcustom.evaluation.generators import EndpointGenerator
+    from realcustom.evaluation.table import evaluate
+    from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
+
+    cases = drawn_cases(settings.evaluate.images)
+    with clock.heading(f"Measuring: {len(cases)} images for each setting, over HTTP"), clock.timed("table"):
+        steps = settings.evaluate.num_inference_steps
+        generator = EndpointGenerator(url=url, num_inference_steps=steps, api_key=_api_key(settings))
+        table = evaluate(cases, generator, DrawnJudge(), settings.evaluate, progress=_show)
+    return table, cases
+
+
+def _api_key(settings: RunSettings) -> str | None:
+    """What the endpoint asks for, from the environment variable that its settings name."""
+    return os.environ.get(settings.serve.api_key_variable or "")
+
+
+def _show(setting: Any, done: int, total: int) -> None:
+    print(f"  {setting.value}: {done}/{total}", file=sys.stderr, flush=True)
+
+
+def _report(
+    output: Path,
+    corpus: str,
+    directories: dict[str, str],
+    stages: dict[str, dict[str, Any]],
+    trained: Any,
+    request: dict[str, Any],
+    table: Any,
+    cases: list[Any],
+    settings: RunSettings,
+    from_scratch: bool,
+    clock: Clock,
+) -> Path:
+    from realcustom.pipeline.page import write_page
+    from realcustom.pipeline.quickstart import page, truth
+    from realcustom.sprites.inspect_zoo import inspect_zoo
+
+    with clock.heading("Writing the page"):
+        truth = truth.read_truth(corpus)
+        captioned = truth.read_table(directories["caption"], ["uid", "synthetic_caption"])
+        records = truth.read_table(directories["encode"])
+        with clock.timed("models"):
+            models = truth.measure_models(captioned, records, truth) | inspect_zoo(DRAWINGS, names=("pipeline",))
+        clock.seconds["total"] = clock.total()
+        report = {
+            "stages": stages,
+            "models": models,
+            "training": {
+                "from_scratch": from_scratch,
+                "loss_before": trained.loss_before,
+                "loss_after": trained.loss_after,
+                "adapter_sha256": trained.sha256,
+            },
+            **table.to_dict(),
+            "seconds": clock.seconds,
+            "settings": config.to_dict(settings),
+        }
+        content = page.content(report, corpus, records, trained, request, table, cases, settings, truth)
+        page = output / "index.html"
+        write_page(page, content)
+        storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
+    print(f"\nDone in {clock.total() / 60:.1f} minutes. Look at {page}", file=sys.stderr)
+    print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}", file=sys.stderr)
+    return page

@@ -1,0 +1,48 @@
+"""BLIP captions, greedy and at one batch shape: the same picture gets the same words in whatever company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
+
+from realcustom.identity import split_revision
+from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
+from realcustom.preprocessing.settings import CaptionSettings, ComputeSettings
+
+
+class BlipCaptioner:
+    """Pictures -> captions."""
+
+    def __init__(self, settings: CaptionSettings, compute: ComputeSettings):
+        assert settings.model is not None
+        model, revision = split_revision(settings.model)
+        self._device = prepare_torch(compute)
+        self._compute = compute
+        self._longest = settings.max_new_tokens
+        self._model = load_model(BlipForConditionalGeneration, settings.model, self._device)
+        self._processor = BlipImageProcessorPil.from_pretrained(model, revision=revision)
+        self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+
+    def __call__(self, pictures: Sequence[Image.Image], batch_size: int) -> list[str]:
+        """Captions of at most `batch_size` RGB pictures."""
+        tokens = self._generate(pad_batch(list(pictures), batch_size))
+        texts = self._tokenizer.batch_decode(tokens[: len(pictures)], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def try_batch(self, pictures: Sequence[Image.Image]) -> None:
+        """One batch, every caption as long as may be. Raises torch.OutOfMemoryError where it does not fit."""
+        self._generate(pictures, min_new_tokens=self._longest)
+
+    def _generate(self, pictures: Sequence[Image.Image], min_new_tokens: int | None = None) -> torch.Tensor:
+        pixel_values = self._processor(list(pictures), return_tensors="pt").pixel_values.to(self._device)
+        with inference(self._compute):
+            return self._model.generate(
+                pixel_values=pixel_values,
+                max_new_tokens=self._longest,
+                min_new_tokens=min_new_tokens,
+                num_beams=1,
+                do_sample=False,
+            )

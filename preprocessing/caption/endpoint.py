@@ -1,0 +1,226 @@
+"""Captions from a large model behind an OpenAI-compatible endpoint (vLLM, SGLang ...), one request for each picture.
+
+The answers are data: an empty or refused caption leaves its row out, under that name. What may pass is tried again. If
+a picture fails to the last try and a plain one is captioned then, its row is put aside; what lasts for every picture, a
+wrong key and an unknown model stop the job, as they are nothing of the row's.
+
+A client inside the stage, and not an operator of Ray Data's: the same code runs in this process and in a worker, and a
+unit stays the one thing that is done or not done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import httpx
+from PIL import Image
+
+from realcustom.errors import UsageError
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped
+from realcustom.preprocessing.http_retry import LONGEST_WAIT, is_passing, no_answer, retry_after, run_in_thread
+from realcustom.preprocessing.settings import CaptionSettings, ExecutionSettings
+
+EMPTY = "empty_caption"
+REFUSED = "refused_caption"
+CUT = "cut_caption"
+_NOT_THIS_PICTURE = frozenset({400, 413, 415, 422})  # statuses that speak of what one request holds
+_BUSY = frozenset({425, 429, 503})  # statuses that speak of the server's load, never of a picture
+_APOLOGY = re.compile(
+    r"sorry,|(?:i[’']m sorry|i am sorry|i can[’']?t|i cannot|i[’']m unable|i am unable)\b", re.IGNORECASE
+)
+
+_PLAIN = (64, 64)  # pixels, width and height, of the picture that tells a bad picture from a bad endpoint
+
+Result = str | DataError | RowDropped
+T = TypeVar("T")
+
+
+class EndpointRefused(UsageError):
+    """The endpoint does not caption, and going on would not help."""
+
+
+class _TryAgain(Exception):
+    """An answer that may be another one later. `fault`: what it can be of the row's if it lasts; None: nothing."""
+
+    def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
+        super().__init__(what)
+        self.what, self.after, self.fault = what, after, fault
+
+
+class EndpointCaptioner:
+    """Pictures -> captions, at most `endpoint.concurrency` requests at once."""
+
+    def __init__(self, settings: CaptionSettings, execution: ExecutionSettings):
+        self._settings, self._endpoint, self._execution = settings, settings.endpoint, execution
+        self._key = os.environ.get(self._endpoint.key_variable, "").strip()
+        if not self._key.isascii() or not self._key.isprintable():
+            raise EndpointRefused(f"{self._endpoint.key_variable} holds characters that no HTTP header can carry")
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Result]:
+        """The caption of each RGB picture, sent as large as it is, or why it has none. Raises EndpointRefused."""
+        return run_in_thread(self._all(pictures))
+
+    def check(self) -> None:
+        """Ask for the list of models. Raises EndpointRefused if nothing answers, the key is wrong or ours is not there.
+
+        A server that has no such list is taken at its word when it captions.
+        """
+        names = run_in_thread(self._models())
+        if names is not None and self._endpoint.model not in names:
+            raise EndpointRefused(self._unknown_model(f"it has {', '.join(names) or 'none'}"))
+
+    async def _models(self) -> list[str] | None:
+        async with self._client() as client:
+            # not patient: a wrong address is to be said soon
+            tries = self._execution.attempts, self._execution.backoff
+            response = await self._with_retries(lambda: self._send(client, "GET", "models"), *tries)
+        try:
+            return [str(entry["id"]) for entry in response.json()["data"]]
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    async def _all(self, pictures: Sequence[Image.Image]) -> list[Result]:
+        slots = asyncio.Semaphore(self._endpoint.concurrency)
+        async with self._client() as client:
+            tasks = [asyncio.create_task(self._one(client, slots, picture)) for picture in pictures]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:  # after an error none may be opening a connection when the client closes
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _client(self) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # httpx's own limits are 100 connections, of which 20 are kept
+        most = self._endpoint.concurrency
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+        # without trust_env: a .netrc must not put another key in the place of ours
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=self._endpoint.timeout, trust_env=False)
+
+    async def _one(self, client: httpx.AsyncClient, slots: asyncio.Semaphore, picture: Image.Image) -> Result:
+        async with slots:  # kept while waiting for another try: a busy server is not to be asked more
+            try:
+                return await self._caption(client, picture)
+            except DataError as why:
+                if why.fault is DataFault.ENDPOINT_FAILED:
+                    await self._check_plain(client)
+                return why
+            except RowDropped as why:
+                return why
+
+    async def _caption(self, client: httpx.AsyncClient, picture: Image.Image) -> str:
+        body, tries = self._request(picture), (self._endpoint.attempts, self._endpoint.backoff)
+        return await self._with_retries(lambda: self._ask(client, body), *tries)
+
+    async def _check_plain(self, client: httpx.AsyncClient) -> None:
+        """Raise EndpointRefused if a plain picture fails as well: then the endpoint is down, whatever still answers there."""
+        try:
+            await self._caption(client, Image.new("RGB", _PLAIN, "grey"))
+        except RowDropped:
+            return
+        except DataError as error:
+            if error.fault is DataFault.ENDPOINT_FAILED:
+                raise self._down(error.message) from error
+
+    def _request(self, picture: Image.Image) -> dict[str, Any]:
+        data = io.BytesIO()
+        picture.save(data, format="JPEG", quality=95)
+        url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": self._endpoint.prompt},
+        ]
+        return {
+            "model": self._endpoint.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._settings.max_new_tokens,
+            "temperature": 0,
+            "seed": self._endpoint.seed,
+        }
+
+    async def _with_retries(self, action: Callable[[], Awaitable[T]], attempts: int, backoff: float) -> T:
+        for attempt in range(1, attempts + 1):
+            try:
+                return await action()
+            except _TryAgain as error:
+                if attempt == attempts:
+                    message = f"{error.what}, tried {attempts} times"
+                    if error.fault is not None:
+                        raise DataError(error.fault, message) from error
+                    raise self._down(message) from error
+                await asyncio.sleep(max(min(backoff * 2 ** (attempt - 1), LONGEST_WAIT), error.after))
+        raise AssertionError("attempts is at least 1")
+
+    async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:
+        """One try. The answer, unless it says to try again or that nothing will help."""
+        address = f"{str(self._endpoint.url).rstrip('/')}/{path}"
+        fault = DataFault.ENDPOINT_FAILED if body is not None else None  # a picture can be what a server fails at
+        try:
+            async with asyncio.timeout(self._endpoint.timeout):
+                response = await client.request(method, address, json=body)
+        except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
+            raise _TryAgain(no_answer(error), fault=fault) from error
+        status = response.status_code
+        if is_passing(status):
+            after = retry_after(response.headers.get("retry-after"))
+            raise _TryAgain(f"HTTP {status}", after, None if status in _BUSY else fault)
+        if status in (401, 403):
+            state = "the key in it is refused" if self._key else "it is not set"
+            variable = self._endpoint.key_variable
+            raise EndpointRefused(f"{self._name}: HTTP {status}; the key is read from {variable}: {state}")
+        return response
+
+    async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
+        response = await self._send(client, "POST", "chat/completions", body)
+        status = response.status_code
+        if status in _NOT_THIS_PICTURE:
+            raise DataError(DataFault.ENDPOINT_REJECTED, f"HTTP {status}: {self._said(response)}")
+        if status == 404:
+            raise EndpointRefused(self._unknown_model(f"HTTP 404: {self._said(response)}"))
+        if status != 200:
+            raise EndpointRefused(f"{self._name}: HTTP {status}: {self._said(response)}")
+        try:
+            choice = response.json()["choices"][0]
+            message = choice["message"]
+            text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+            # JSON can hold half of a surrogate pair, which no table can
+            caption = " ".join((text or "").encode("utf-8", "replace").decode().split())
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            what = f"the answer is no chat completion: {self._said(response)}"
+            raise _TryAgain(what, fault=DataFault.UNREADABLE_ANSWER) from error
+        if refusal or reason == "content_filter" or _APOLOGY.match(caption):
+            raise RowDropped(REFUSED, self._plain(str(refusal or caption or reason)))
+        if reason == "length":
+            limit = f"not finished within caption.max_new_tokens={self._settings.max_new_tokens}"
+            raise RowDropped(CUT, f"{limit}: {self._plain(caption)}")
+        if not caption:
+            raise RowDropped(EMPTY)
+        return caption
+
+    @property
+    def _name(self) -> str:
+        return f"caption.endpoint.url={self._endpoint.url}"
+
+    def _down(self, message: str) -> EndpointRefused:
+        timeout = self._endpoint.timeout
+        return EndpointRefused(
+            f"{self._name}: {message}. Is the server up, and caption.endpoint.timeout={timeout} s enough?"
+        )
+
+    def _unknown_model(self, why: str) -> str:
+        return f"{self._name} has no model caption.endpoint.model={self._endpoint.model!r}: {why}"
+
+    def _said(self, response: httpx.Response) -> str:
+        return self._plain(response.text)
+
+    def _plain(self, text: str) -> str:
+        """The beginning of what a server said, without our key: it goes into reports."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return repr(text[:200])

@@ -1,0 +1,119 @@
+"""Stage `caption`: a synthetic caption beside the alt text, and the word of one of them that is to name the subject."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.caption.nouns import Target, find_targets
+from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.errors import DataError, RowDropped, naming
+from realcustom.preprocessing.settings import (
+    CaptionPolicy,
+    CaptionSettings,
+    ComputeSettings,
+    ExecutionSettings,
+    fixed_batch,
+)
+
+NO_TARGET_WORD = "no_target_word"
+
+
+class Caption:
+    """Table of pictures -> the same with both captions, the one to use, and its target words.
+
+    A picture of whose captions none holds a target word is dropped.
+    """
+
+    def __init__(
+        self,
+        settings: CaptionSettings,
+        compute: ComputeSettings,
+        execution: ExecutionSettings,
+        models: dict[str, str],
+    ):
+        self._settings = settings
+        self._maker = models.get("model") or settings.endpoint.model
+        self._captioner = None
+        self._endpoint = None
+        if settings.endpoint.url is not None:
+            from realcustom.preprocessing.caption.endpoint import (
+                EndpointCaptioner,  # an HTTP client only where one is used
+            )
+
+            self._endpoint = EndpointCaptioner(settings, execution)
+        if settings.model is not None:
+            from realcustom.preprocessing.caption.blip import (
+                BlipCaptioner,  # torch and transformers only where a model runs
+            )
+
+            self._captioner = BlipCaptioner(settings, compute)
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """Caption every row; one whose picture does not decode is quarantined."""
+        tables.require_columns(table.schema, tables.INGESTED, f"caption, unit {unit}")
+        account = RowAccount(table, unit)
+        synthetic = self._synthetic(account) if self._endpoint is None else self._asked_for(account)
+        alt_texts: list[str | None] = table["alt_text"].to_pylist()
+        chosen: dict[int, tuple[str, str, list[Target]]] = {}
+
+        def choose(index: int) -> None:
+            found = self._choose(alt_texts[index], synthetic.get(index))
+            if found is None:
+                account.drop(index, NO_TARGET_WORD, f"in {alt_texts[index]!r} or {synthetic.get(index)!r}")
+            else:
+                chosen[index] = found
+
+        account.each(choose)
+        kept = account.remaining()
+        field = tables.CAPTION_FIELDS[0]
+        field = tables.made_by(field, self._maker) if self._maker is not None else field
+        result = tables.with_column(account.rows(), field, [synthetic.get(index) for index in kept])
+        result = tables.with_column(result, tables.CAPTION_FIELDS[1], [chosen[index][0] for index in kept])
+        result = tables.with_column(result, tables.CAPTION_FIELDS[2], [chosen[index][1] for index in kept])
+        targets = [[vars(target) for target in chosen[index][2]] for index in kept]
+        result = tables.with_column(result, tables.CAPTION_FIELDS[3], targets)
+        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+
+    def try_batch(self, size: int) -> None:
+        """Run the model on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
+        from realcustom.preprocessing.engine.models import blank_pictures
+
+        if self._captioner is not None:
+            self._captioner.try_batch(blank_pictures(size))
+
+    def _choose(self, alt_text: str | None, synthetic: str | None) -> tuple[str, str, list[Target]] | None:
+        """Caption, its source and its targets: by policy where both hold a target word, else the one that does."""
+        sources = [("alt_text", alt_text), ("synthetic", synthetic)]
+        if self._settings.caption_policy is CaptionPolicy.SYNTHETIC:
+            sources.reverse()
+        for source, text in sources:
+            targets = find_targets(text, self._settings.nouns, self._settings.max_words) if text else []
+            if text and targets:
+                return text, source, targets
+        return None
+
+    def _synthetic(self, account: RowAccount) -> dict[int, str]:
+        if self._captioner is None:
+            return {}
+        captions: dict[int, str] = {}
+        size = fixed_batch(self._settings.batch_size)
+        for batch, pictures in account.picture_batches(size):
+            with naming(account.batch_name(batch)):
+                captions.update(zip(batch, self._captioner(pictures, size), strict=True))
+        return captions
+
+    def _asked_for(self, account: RowAccount) -> dict[int, str]:
+        assert self._endpoint is not None
+        captions: dict[int, str] = {}
+        endpoint = self._settings.endpoint
+        # several rounds of requests at a time: few wait for the slowest
+        for batch, pictures in account.picture_batches(4 * endpoint.concurrency, endpoint.longest_side):
+            for index, answer in zip(batch, self._endpoint(pictures), strict=True):
+                if isinstance(answer, DataError):
+                    account.quarantine(index, answer)
+                elif isinstance(answer, RowDropped):
+                    account.drop(index, answer.reason, answer.message)
+                else:
+                    captions[index] = answer
+        return captions

@@ -1,0 +1,73 @@
+"""What a cluster means for a job: how many workers run, and share its limits, and whether any node can hold one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import ray
+
+from realcustom.preprocessing.engine.unit import Unit, UnitKind
+from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.settings import Device
+
+
+def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
+    """The job with `per_host` of its downloads divided among its workers; and what the user should know."""
+    notes = [lack] if (lack := _lacking(job)) is not None else []
+    if not any(unit.kind is UnitKind.URLS for unit in units):
+        return job, notes
+    workers = task_workers(job, units)
+    ingest = job.settings.ingest
+    per_host = ingest.download.per_host
+    if per_host < workers:
+        notes.append(
+            f"{workers} workers fetch, and each may ask a host: {workers} at once instead of "
+            f"ingest.download.per_host={per_host}; execution.workers={per_host} keeps to it"
+        )
+    download = replace(ingest.download, per_host=max(1, per_host // workers))
+    return replace(job, settings=replace(job.settings, ingest=replace(ingest, download=download))), notes
+
+
+def task_limit(job: Job) -> int | None:
+    """Tasks at a time of a stage without models, each of one CPU; None: as many as the cluster's CPUs allow.
+
+    `execution.workers`; else, where Ray is this machine alone, its cores. An embedded Ray declares more CPUs than there
+    are cores, for pools that wait for each other. Tasks beyond the cores would only start more workers, each a second
+    or two of CPU, and crowd the caches.
+    """
+    if job.settings.execution.workers is not None:
+        return job.settings.execution.workers
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    alone = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+    return cores() if alone else None
+
+
+def task_workers(job: Job, units: Sequence[Unit]) -> int:
+    """How many workers the tasks of a stage without models have, by what the cluster is now."""
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return min(task_limit(job) or cpus, cpus, len(units))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _lacking(job: Job) -> str | None:
+    """That no node has what a worker with models needs; Ray waits for one without a word, as an autoscaler may add it."""
+    if not job.models:
+        return None
+    compute = job.settings.compute
+    needed = {"CPU": compute.threads, "GPU": 1 if compute.device is Device.CUDA else 0}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= number for name, number in needed.items()) for node in nodes):
+        return None
+    words = " and ".join(f"{number} {name}" for name, number in needed.items() if number)
+    return (
+        f"no node of the cluster has {words}, as compute.device={compute.device.value} and "
+        f"compute.threads={compute.threads} ask for; waiting for one"
+    )

@@ -1,0 +1,52 @@
+"""What a stage says while it runs, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from realcustom.preprocessing.engine.unit import Counts
+
+
+class Progress:
+    """One line per finished unit, at most one in `every` seconds, the last one always."""
+
+    def __init__(self, stage: str, total: int, done: int, every: float = 2.0):
+        self._stage, self._total, self._done, self._every = stage, total, done, every
+        self._skipped = done
+        self._start = self._last = time.monotonic()
+        self._first: float | None = None  # when the first unit was done: before it workers started and loaded models
+        self._counts = Counts()
+        if done:
+            self.say(f"{done} of {total} units are done already")
+
+    def unit_done(self, counts: Counts) -> None:
+        """Count a unit and say how it goes."""
+        self._done += 1
+        self._counts.add(counts)
+        now = time.monotonic()
+        self._first = self._first or now
+        if now - self._last >= self._every or self._done == self._total:
+            self._last = now
+            self.say(self._line(now - self._start, now - self._first))
+
+    def say(self, text: str) -> None:
+        """A line of the stage."""
+        print(f"{self._stage}: {text}", file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float, since_first: float) -> str:
+        made = self._done - self._skipped
+        parts = [f"{self._done}/{self._total} units", f"{self._counts.rows_in / max(seconds, 1e-9):.1f} rows/s"]
+        parts += [f"{reason} {number}" for reason, number in sorted(self._counts.dropped.items())]
+        parts += [f"{fault}! {number}" for fault, number in sorted(self._counts.quarantined.items())]
+        if self._done == self._total:
+            parts.append(f"in {_clock(seconds)}")
+        elif made > 1:
+            parts.append(f"{_clock(since_first / (made - 1) * (self._total - self._done))} left")
+        return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""Stage `ingest`: a corpus, whatever its form, read into one table of pictures with captions."""

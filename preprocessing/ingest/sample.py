@@ -1,0 +1,105 @@
+"""An entry of a source: a sample, or what is wrong with it; and what the texts beside a picture say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from realcustom import storage
+from realcustom.preprocessing.access import fetch
+from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture of a source with what stands beside it."""
+
+    key: str  # source-relative name
+    data: bytes
+    alt_text: str | None  # null: none was given
+    view_group: str | None = None
+    members: tuple[tuple[str, bytes | None], ...] | None = None  # as the column `members` holds them
+    columns: str | None = None  # as the column of that name holds them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """An entry whose data cannot be used."""
+
+    key: str
+    fault: DataFault
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unwanted:
+    """An entry that a rule leaves out."""
+
+    key: str
+    reason: str
+    message: str
+
+
+Entry = Sample | Fault | Unwanted
+
+
+def too_large(size: int, settings: IngestSettings, what: str = "") -> DataError:
+    """The error of a picture, or of `what`, that is larger than the settings allow."""
+    return DataError(DataFault.TOO_MANY_BYTES, f"{what}{size} bytes, more than ingest.max_bytes={settings.max_bytes}")
+
+
+def unsupported(extension: str) -> DataError:
+    """The error of a picture in a format that is not decoded here."""
+    return DataError(DataFault.UNSUPPORTED_FORMAT, f"pictures in .{extension} are not decoded; convert them before")
+
+
+def text_of(data: bytes) -> str:
+    """A text as a table or file holds it, stripped. Raises DataError if it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(DataFault.UNREADABLE_CAPTION, f"the text is not UTF-8: {error}") from error
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: bytes of a file's name, or half a character of a .json's escapes, cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def optional_text(value: str | None) -> str | None:
+    """`text_of`, of a value that may be missing, bytes that are not UTF-8 being surrogates in it."""
+    return text_of(value.encode("utf-8", "surrogateescape")) if value is not None else None
+
+
+def beside(txt: bytes | None, json_: bytes | None, settings: IngestSettings) -> tuple[str | None, str | None]:
+    """Caption and view group of a picture with a .txt and a .json beside it. The .txt is the caption where both are."""
+    values = _json(json_) if json_ is not None else {}
+    group = values.get("view_group")
+    if group is not None and not isinstance(group, str):
+        raise DataError(DataFault.UNREADABLE_JSON, f"view_group is {group!r}, expected a string")
+    if txt is not None:
+        return text_of(txt), group
+    caption = values.get(settings.caption_column) if settings.caption_column is not None else None
+    if caption is not None and not isinstance(caption, str):
+        message = f"'{settings.caption_column}' of the .json is {type(caption).__name__}, expected text"
+        raise DataError(DataFault.UNREADABLE_CAPTION, message)
+    return (caption.strip() if caption is not None else None), group
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(DataFault.UNREADABLE_JSON, f"the .json beside the picture: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def read(uri: str, execution: ExecutionSettings) -> bytes:
+    """A file's bytes, with retries."""
+    return fetch(storage.read_bytes, uri, execution)

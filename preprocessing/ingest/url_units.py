@@ -1,0 +1,75 @@
+"""Tables of URLs cut into units of rows, so that a unit is a bounded amount of fetching whatever the table's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
+from realcustom.preprocessing.errors import retry
+from realcustom.preprocessing.ingest.csv_table import cut_rows, read_header
+from realcustom.preprocessing.ingest.parquet import require_column, require_texts
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.tables import read_footer
+from realcustom.storage import FileEntry
+
+_Piece = tuple[int, tuple[int, int] | None]  # number of rows; of a CSV the bytes that hold them
+
+
+def is_url_table(schema: pa.Schema, settings: IngestSettings) -> bool:
+    """Whether a Parquet table has a column of URLs and none of pictures."""
+    return settings.url_column in schema.names and settings.image_column not in schema.names
+
+
+def url_units(files: Sequence[FileEntry], settings: IngestSettings, execution: ExecutionSettings) -> list[Unit]:
+    """The units of tables of URLs, `ingest.unit_size` rows each.
+
+    Raises:
+        ValueError: a table lacks a column that the settings name; or a CSV is not one.
+    """
+    return [unit for entry in files for unit in _units(entry, settings, execution)]
+
+
+def _units(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Unit]:
+    file = InputFile(name=entry.name, uri=entry.uri, size=entry.size)
+    name = unit_name(entry.name)
+    whole = Unit(name=name, identity="", kind=UnitKind.URLS, files=(file,))
+    pieces: list[_Piece] | None
+    if entry.name.endswith(".csv"):
+        pieces = _csv_pieces(entry, settings, execution)
+    else:
+        pieces = _parquet_pieces(entry, settings, execution)
+    if pieces is None:  # torn: one unit, whose only entry says so
+        yield replace(whole, identity=identity_of(entry.size, entry.version))
+        return
+    first = 0
+    for number, (count, byte_range) in enumerate(pieces):
+        identity = identity_of(entry.size, entry.version, first, count)
+        yield replace(
+            whole, name=f"{name}-{number:06d}", identity=identity, first=first, count=count, byte_range=byte_range
+        )
+        first += count
+
+
+def _csv_pieces(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> list[_Piece]:
+    columns = read_header(entry.uri, execution)
+    require_column(columns, settings.url_column, "url_column", entry.name)
+    if settings.caption_column is not None:
+        require_column(columns, settings.caption_column, "caption_column", entry.name)
+    for name in settings.keep_columns or ():
+        require_column(columns, name, "keep_columns", entry.name)
+    return list(cut_rows(entry.uri, execution, settings.unit_size))
+
+
+def _parquet_pieces(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> list[_Piece] | None:
+    try:
+        metadata = retry(lambda: read_footer(entry.uri), execution.attempts, execution.backoff)
+    except pa.ArrowInvalid:
+        return None
+    schema = metadata.schema.to_arrow_schema()
+    require_column(schema.names, settings.url_column, "url_column", entry.name)
+    require_texts(schema, settings, entry.name)
+    starts = range(0, metadata.num_rows, settings.unit_size)
+    return [(min(settings.unit_size, metadata.num_rows - start), None) for start in starts]

@@ -1,0 +1,103 @@
+"""Rows of a table of URLs as a source: each fetched, in the table's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.preprocessing.access import access
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, retry
+from realcustom.preprocessing.ingest.csv_table import read_rows
+from realcustom.preprocessing.ingest.download import download
+from realcustom.preprocessing.ingest.parquet import columns_read, plain_rows, sample_of
+from realcustom.preprocessing.ingest.sample import Entry, Fault, Unwanted, read
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+
+_Row = dict[str, Any]  # by column
+_BUFFER = 2**23  # bytes of a column that are fetched at a time
+
+
+def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
+    """The unit's rows, fetched. What a URL gives may change with time: only a row's key and place do not."""
+    file = unit.files[0]
+    if unit.count is None:
+        message = "not a readable Parquet file: its footer is damaged"
+        yield Fault(key=file.name, fault=DataFault.TORN_TABLE, message=message)
+        return
+    keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
+    try:
+        rows = _table_rows(unit, settings, execution)
+    except DataError as error:
+        for key in keys:
+            yield Fault(key=key, fault=error.fault, message=error.message)
+        return
+    results = download([_url(row, settings) for row in rows], settings, execution)
+    for key, row, result in zip(keys, rows, results, strict=True):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            if not isinstance(result, bytes):
+                raise result
+            yield sample_of(key, result, row, settings)
+        except DataError as error:
+            yield Fault(key=key, fault=error.fault, message=error.message)
+        except RowDropped as rule:
+            yield Unwanted(key=key, reason=rule.reason, message=rule.message)
+
+
+def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> list[_Row | DataError]:
+    """The unit's rows. Raises DataError if the table is torn there; what the storage raises is no fault of the table's."""
+    assert unit.count is not None, "a torn table has no rows"
+    uri = unit.files[0].uri
+    if unit.files[0].name.endswith(".csv"):
+        with access("read", uri):
+            rows: list[_Row | DataError] = list(read_rows(uri, execution, unit.byte_range))
+            size = retry(lambda: storage.size_of(uri), execution.attempts, execution.backoff)
+        if size != unit.files[0].size or len(rows) != unit.count:
+            raise UsageError(f"{uri} was changed while it was read ({unit.files[0].size} bytes, now {size}): run again")
+        return rows
+    try:
+        with _open(uri) as source:
+            return list(_read_parquet(unit, source, settings))
+    except (pa.ArrowInvalid, OSError):  # the storage's fault, or broken data: from memory it can only be the latter
+        data = read(uri, execution)
+    try:
+        return list(_read_parquet(unit, pa.BufferReader(data), settings))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(DataFault.TORN_TABLE, f"the rows cannot be read: {error}") from error
+
+
+def _open(uri: str) -> pa.NativeFile:
+    """A file opened for reading at any place."""
+    filesystem, path = storage.open_filesystem(uri)
+    return filesystem.open_input_file(path)
+
+
+def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:
+    value = None if isinstance(row, DataError) else row[settings.url_column]
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+def _read_parquet(unit: Unit, source: pa.NativeFile, settings: IngestSettings) -> Iterator[_Row | DataError]:
+    """The unit's rows, from the row groups that hold them, each read from its start to the unit's last row."""
+    table = pq.ParquetFile(source, buffer_size=_BUFFER)
+    columns = columns_read(table.schema_arrow.names, settings)
+    start, end = 0, unit.first + (unit.count or 0)
+    for group in range(table.num_row_groups):
+        count = table.metadata.row_group(group).num_rows
+        if max(unit.first, start) < min(end, start + count):
+            first = start
+            for batch in table.iter_batches(64, row_groups=[group], columns=columns, use_threads=False):
+                low, high = max(unit.first, first), min(end, first + len(batch))
+                if low < high:
+                    yield from plain_rows(pa.Table.from_batches([batch.slice(low - first, high - low)]))
+                first += len(batch)
+                if first >= end:
+                    break
+        start += count

@@ -1,0 +1,92 @@
+"""webdataset shards as a source: members that share a key are a sample, and all of them are kept."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from realcustom.preprocessing.chunked_file import ChunkedFile
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.ingest.sample import Entry, Fault, Sample, Unwanted, beside, too_large, unsupported
+from realcustom.preprocessing.ingest.tar import Member, TornTar, read_members
+from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """Members of a tar that share a key."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)  # by extension in lower case, without the dot
+    repeated: str | None = None  # an extension that came twice
+
+
+def read_shard(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
+    """The samples of a shard in its order. A torn shard ends with one fault that names the byte."""
+    file = unit.files[0]
+    source = ChunkedFile(file.uri, execution.attempts, execution.backoff)
+    group: _Group | None = None
+    try:
+        for member in read_members(source, settings.max_bytes):
+            key, extension = split_key(member.name)
+            if not extension:
+                message = "a name without an extension, or a hidden file: no member of a sample"
+                yield Unwanted(key=f"{file.name}/{member.name}", reason="no_extension", message=message)
+                continue
+            if group is None or group.key != key:
+                if group is not None:
+                    yield _finish(file.name, group, settings)
+                group = _Group(key=key)
+            if extension.lower() in group.members:
+                group.repeated = extension.lower()
+            group.members.setdefault(extension.lower(), member)
+    except TornTar as torn:
+        # a sample that no following key closes belongs to the torn entry
+        if group is not None and torn.name is not None and split_key(torn.name)[0] != group.key:
+            yield _finish(file.name, group, settings)
+        message = f"torn at byte {torn.offset} of {source.size}: {torn.reason}"
+        yield Fault(key=f"{file.name}@{torn.offset}", fault=DataFault.TORN_TAR, message=message)
+        return
+    if group is not None:
+        yield _finish(file.name, group, settings)
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Key and extension of a member, as webdataset has them: split at the first dot. Hidden files have no extension."""
+    folder, file = posixpath.split(name)
+    stem, _, extension = file.partition(".")
+    return posixpath.join(folder, stem), extension if stem else ""
+
+
+def _finish(shard: str, group: _Group, settings: IngestSettings) -> Sample | Fault:
+    known = (*EXTENSIONS, *UNDECODED_EXTENSIONS)
+    pictures = sorted((name for name in group.members if name in known), key=lambda name: name in UNDECODED_EXTENSIONS)
+    key = f"{shard}/{group.key}" + (f".{pictures[0]}" if pictures else "")
+    try:
+        return _sample(key, pictures[0] if pictures else None, group, settings)
+    except DataError as error:
+        return Fault(key=key, fault=error.fault, message=error.message)
+
+
+def _sample(key: str, extension: str | None, group: _Group, settings: IngestSettings) -> Sample:
+    """The group as a sample around its picture, the first that can be decoded."""
+    if extension is None:
+        raise DataError(DataFault.MISSING_IMAGE, f"the sample holds no picture, only {', '.join(group.members)}")
+    if extension in UNDECODED_EXTENSIONS:
+        raise unsupported(extension)
+    if group.repeated is not None:
+        raise DataError(DataFault.DUPLICATE_KEY, f"the sample has two members .{group.repeated}")
+    for name, member in group.members.items():
+        if member.link is not None:
+            raise DataError(DataFault.LINK, f".{name} is a link to {member.link}, and only files are read")
+        if member.data is None:  # what was not read could not be written back
+            raise too_large(member.size, settings, "" if name == extension else f".{name} has ")
+    data = {name: member.data for name, member in group.members.items()}
+    alt_text, view_group = beside(data.get("txt"), data.get("json"), settings)
+    image = data[extension]
+    assert image is not None, "checked above"
+    members = tuple((member.name, None if name == extension else member.data) for name, member in group.members.items())
+    return Sample(key=key, data=image, alt_text=alt_text, view_group=view_group, members=members)

@@ -1,0 +1,1 @@
+"""Stage `score`: what each picture is worth, measured and judged by models. No row leaves here."""

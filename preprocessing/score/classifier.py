@@ -1,0 +1,58 @@
+"""Scores of image classification models of any architecture: the probability of the label that the score is named after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from realcustom.errors import UsageError
+from realcustom.identity import split_revision
+from realcustom.preprocessing.engine.model_check import find_label
+from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
+from realcustom.preprocessing.settings import ComputeSettings
+
+_SIZES = ((64, 64), (96, 64), (64, 96))
+
+
+class Classifier:
+    """Pictures -> a score by its name, the probability 0..1 of the label of that name, in whatever case it is written."""
+
+    def __init__(self, score: str, model: str, compute: ComputeSettings):
+        name, revision = split_revision(model)
+        self._device = prepare_torch(compute)
+        self._compute = compute
+        self._model = load_model(AutoModelForImageClassification, model, self._device)
+        # of the two that transformers has the one that needs no torchvision, so that scores do not depend on it
+        self._processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
+        self._is_multi_label = self._model.config.problem_type == "multi_label_classification"
+        self._check_shapes(model)
+        self._score, self._label = score, find_label(self._model.config.id2label, score, model)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the score that it gives."""
+        return (self._score,)
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+    ) -> list[dict[str, float]]:
+        """Scores of at most `batch_size` pictures; their texts do not matter."""
+        padded = pad_batch(list(pictures), batch_size)
+        pixel_values = self._processor(padded, return_tensors="pt").pixel_values
+        with inference(self._compute):
+            logits = self._model(pixel_values=pixel_values.to(self._device)).logits  # (B, labels)
+        normalise = torch.sigmoid if self._is_multi_label else partial(torch.softmax, dim=-1)
+        probabilities = normalise(logits.float())[: len(pictures), self._label].cpu().tolist()
+        return [{self._score: probability} for probability in probabilities]
+
+    def _check_shapes(self, model: str) -> None:
+        """Raise ValueError if pictures of several shapes would not make a batch."""
+        shapes = {self._processor(Image.new("RGB", size), return_tensors="pt").pixel_values.shape for size in _SIZES}
+        if len(shapes) > 1:
+            raise UsageError(
+                f"{model} brings pictures of different shapes to {' and '.join(map(str, shapes))}: no batch"
+            )

@@ -1,0 +1,102 @@
+"""Stage `score`: what a picture is worth, computed once. No row is dropped here; thresholds are `select`'s.
+
+Without models only sharpness is computed, and torch is not loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from realcustom.errors import UsageError
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.pictures import decode, sharpness
+from realcustom.preprocessing.settings import JUDGED, ComputeSettings, ScoreSettings, fixed_batch
+
+
+class Scorer(Protocol):
+    """A model that gives scores."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores that it gives."""
+        ...
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+    ) -> list[dict[str, float]]:
+        """Scores by name of at most `batch_size` pictures with their alt texts."""
+        ...
+
+
+class Score:
+    """Table of pictures -> the same with `tables.SCORE_FIELDS`."""
+
+    def __init__(self, settings: ScoreSettings, compute: ComputeSettings, models: dict[str, str]):
+        self._settings = settings
+        self._models = models
+        self._scorers: list[Scorer] = []
+        # torch and transformers only where a model runs
+        if settings.clip is not None:
+            from realcustom.preprocessing.score.clip import ClipScorer
+
+            self._scorers.append(ClipScorer(settings, compute))
+        for name in JUDGED:
+            model = getattr(settings, name)
+            if model is not None:
+                from realcustom.preprocessing.score.classifier import Classifier
+
+                self._scorers.append(Classifier(name, model, compute))
+        names = [name for scorer in self._scorers for name in scorer.names]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(f"score.{twice} and score.heads both give the score '{twice}': set one of them to null")
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """Score every row; one whose picture does not decode is quarantined."""
+        tables.require_columns(table.schema, tables.INGESTED, f"score, unit {unit}")
+        account = RowAccount(table, unit)
+        scores: dict[int, dict[str, float]] = {}
+
+        def measure(index: int) -> None:
+            picture = decode(table["image"][index].as_py(), draft_side=self._settings.sharpness_side)
+            scores[index] = {"sharpness": sharpness(picture, self._settings.sharpness_side)}
+
+        account.each(measure)
+        if self._scorers:
+            size = fixed_batch(self._settings.batch_size)
+            for batch, pictures in account.picture_batches(size):
+                with naming(account.batch_name(batch)):
+                    texts = [table["alt_text"][index].as_py() for index in batch]
+                    for scorer in self._scorers:
+                        for index, values in zip(batch, scorer(pictures, texts, size), strict=True):
+                            scores[index].update(values)
+
+        def check(index: int) -> None:
+            for name, value in scores[index].items():
+                if not math.isfinite(value):
+                    raise DataError(DataFault.NON_FINITE, f"the score {name} is {value}")
+
+        account.each(check)
+        remaining = account.remaining()
+        result = tables.with_column(account.rows(), self._scores_field(), [scores[index] for index in remaining])
+        result = tables.with_column(result, tables.IMAGE_BYTES, pc.binary_length(result["image"]))
+        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+
+    def try_batch(self, size: int) -> None:
+        """Run the models on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
+        from realcustom.preprocessing.engine.models import blank_pictures
+
+        for scorer in self._scorers:
+            scorer(blank_pictures(size), ["a picture"] * size, size)
+
+    def _scores_field(self) -> pa.Field:
+        field = tables.SCORES
+        return field.with_metadata(self._models) if self._models else field

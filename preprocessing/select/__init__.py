@@ -1,0 +1,1 @@
+"""Stage `select`: rows kept or dropped by thresholds over the scores; copies found over the whole corpus."""

@@ -1,0 +1,167 @@
+"""How the search for copies is cut into units, so that each holds little of the corpus at a time.
+
+    signatures   a block of the input's units -> its pictures that pass the thresholds, ranked, twins collapsed
+    shuffle      (large corpora only) some blocks and a table -> its pictures by the bits that the table looks at
+    pairs        two partitions, or a table's pictures with the same bits -> the pairs of copies among them
+
+Up to `select.exact_search_rows` every partition is compared with every other. Beyond, pictures meet only if a view of
+theirs agrees with the other's whole in all bits of one of several tables (disjoint bits of the 64-bit hash): linear
+work, and the few copies that differ in every table are missed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of
+from realcustom.preprocessing.settings import SelectSettings
+
+UNITS_PER_BLOCK = 64
+_TABLES = 8  # at most; 64 bits hold no more of 8 bits each
+_MOST_PARTS = 20_000_000  # that the driver is to know of, half a kilobyte each
+_CROWDED = 4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, and some are popular
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A row group of a file of signatures."""
+
+    uri: str
+    content: str  # identity of the file
+    group: int
+    rows: int
+
+    def as_file(self, side: str) -> InputFile:
+        """As one of a unit's inputs; `size` is the number of rows."""
+        return InputFile(name=f"{side}/{self.group}", uri=self.uri, size=self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitTable:
+    """Pictures by `width` bits of their 64-bit hashes."""
+
+    number: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """As the end of a unit's name."""
+        return f"{self.number}.{self.width}"
+
+    @classmethod
+    def of_unit(cls, name: str) -> BitTable:
+        """The table that a unit of step `shuffle` is named after."""
+        number, width = name.rpartition("-")[2].split(".")
+        return cls(number=int(number), width=int(width))
+
+    def keys(self, hashes: np.ndarray) -> np.ndarray:
+        """The table's bits of each hash, uint64 -> int64 of the same shape."""
+        mask = np.uint64((1 << self.width) - 1)
+        return ((hashes >> np.uint64(self.number * self.width)) & mask).astype(np.int64)
+
+
+def read_parts(unit: Unit, side: str) -> list[Part]:
+    """The parts on one side of a unit of step `pairs`."""
+    parts = []
+    for file in unit.files:
+        at, _, group = file.name.partition("/")
+        if at == side:
+            parts.append(Part(uri=file.uri, content="", group=int(group), rows=file.size))
+    return parts
+
+
+def block_units(units: Sequence[Unit]) -> list[Unit]:
+    """The input's units, `UNITS_PER_BLOCK` at a time; each one's file is named by the unit's number."""
+    blocks = []
+    for number, start in enumerate(range(0, len(units), UNITS_PER_BLOCK)):
+        members = units[start : start + UNITS_PER_BLOCK]
+        identity = identity_of([[unit.name, unit.identity] for unit in members])
+        files = tuple(replace(unit.files[0], name=str(start + index)) for index, unit in enumerate(members))
+        blocks.append(Unit(name=f"block-{number:05d}", identity=identity, kind=UnitKind.PART, files=files))
+    return blocks
+
+
+def pair_units(parts: Sequence[Part], settings: SelectSettings) -> list[Unit]:
+    """Every partition with itself and with every later one: an exact search."""
+    partitions = list(pack(parts, settings.partition_rows))
+    units = []
+    for i, j in itertools.combinations_with_replacement(range(len(partitions)), 2):
+        right = partitions[j] if i != j else []
+        units.append(_unit(f"pair-{i:05d}-{j:05d}", partitions[i], right))
+    return units
+
+
+def fitted(blocks: Sequence[Part], settings: SelectSettings) -> SelectSettings:
+    """The settings with partitions doubled until the driver can know where each pattern's pictures are."""
+    total = sum(block.rows for block in blocks)
+    while True:
+        patterns = sum(2**table.width for table in bit_tables(total, settings))
+        if patterns * sum(1 for _ in pack(blocks, settings.partition_rows)) <= _MOST_PARTS:
+            return settings
+        settings = replace(settings, partition_rows=2 * settings.partition_rows)
+
+
+def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int) -> list[Unit]:
+    """About `rows` rows of whole blocks with each table."""
+    units = []
+    for number, packed in enumerate(pack(blocks, rows)):
+        files = tuple(part.as_file("blocks") for part in packed)
+        identity = identity_of([part.content for part in packed])
+        for table in tables:
+            name = f"blocks-{number:05d}-{table.name}"
+            units.append(Unit(name=name, identity=identity, kind=UnitKind.PART, files=files))
+    return units
+
+
+def bucket_units(parts: dict[tuple[int, int], list[Part]], rows: int) -> list[Unit]:
+    """The bit patterns of each table, as many to a unit as make up about `rows` rows (one larger is not cut).
+
+    Args:
+        parts: (table, pattern) -> where its pictures are.
+    """
+    units = []
+    for table, patterns in itertools.groupby(sorted(parts.items()), key=lambda item: item[0][0]):
+        packed: list[Part] = []
+        first = 0
+        for (_, bits), found in patterns:
+            if packed and sum(part.rows for part in packed + found) > rows:
+                units.append(_unit(f"bucket-{table}-{first:06x}", packed, []))
+                packed = []
+            first = first if packed else bits
+            packed = packed + found
+        units.append(_unit(f"bucket-{table}-{first:06x}", packed, []))
+    return units
+
+
+def pack(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
+    """Consecutive parts, about `rows` rows together (a part is never cut)."""
+    packed: list[Part] = []
+    for part in parts:
+        if packed and sum(other.rows for other in packed) + part.rows > rows:
+            yield packed
+            packed = []
+        packed.append(part)
+    if packed:
+        yield packed
+
+
+def bit_tables(rows: int, settings: SelectSettings) -> list[BitTable]:
+    """Tables of disjoint bits, wide enough that a pattern holds a fraction of a partition.
+
+    8 tables of 8 bits find every pair within 7 bits (pigeonhole), and 0.996 of those 8 bits apart. Wider ones are
+    fewer, and find less.
+    """
+    width = max(8, math.ceil(math.log2(_CROWDED * rows / settings.partition_rows)))
+    return [BitTable(number=number, width=width) for number in range(min(_TABLES, 64 // width))]
+
+
+def _unit(name: str, left: Sequence[Part], right: Sequence[Part]) -> Unit:
+    sides = (("left", left), ("right", right))
+    files = tuple(part.as_file(side) for side, parts in sides for part in parts)
+    identity = identity_of([[side, part.content, part.group] for side, parts in sides for part in parts])
+    return Unit(name=name, identity=identity, kind=UnitKind.PART, files=files)

@@ -1,0 +1,256 @@
+"""The global phase of `select`: over the small columns of the whole corpus, who is a copy of whom.
+
+    global/signatures, shuffle, pairs       steps of the search (partitions.py), each a directory of units
+    global/duplicates                       for each block its pictures that are dropped, and which ones stay instead
+    global/clusters.json                    how many sets of copies of each size there are
+
+Every step's units are planned against what is there, as a stage's are: a kill loses the units in flight, and what did
+not change is not done again. Who survives is decided where the driver is; its memory grows with the number of copies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from realcustom import storage
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.access import fetch
+from realcustom.preprocessing.engine.progress import Progress
+from realcustom.preprocessing.engine.unit import (
+    Counts,
+    InputFile,
+    SealedUnit,
+    StageDirectory,
+    Step,
+    Unit,
+    UnitKind,
+    identity_of,
+    to_json_bytes,
+)
+from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.inputs import Plan, make_plan
+from realcustom.preprocessing.select.duplicates import ROW_BITS, ranks_of
+from realcustom.preprocessing.select.partitions import (
+    UNITS_PER_BLOCK,
+    BitTable,
+    Part,
+    bit_tables,
+    block_units,
+    bucket_units,
+    fitted,
+    pair_units,
+    shuffle_units,
+)
+from realcustom.preprocessing.select.steps import SetAside, read_aside
+from realcustom.preprocessing.select.survivors import Copies, resolve
+from realcustom.preprocessing.select.uids import check_uids
+
+RunUnits = Callable[[Job, Sequence[Unit]], Iterable[Counts]]
+
+EXACT = "exact_duplicate"
+NEAR = "near_duplicate"
+EVALUATION = "in_evaluation_folder"
+# What `select` needs to know of a block, in the corpus's order; then the copies of evaluation pictures.
+DUPLICATES = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("survivor", pa.string(), nullable=False),  # its key, or the file in the evaluation folder
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the search came to. m survivors."""
+
+    copies: Copies
+    survivors: np.ndarray  # int64 (m,), sorted numbers
+    keys: pa.LargeStringArray  # theirs
+
+
+def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: bool) -> tuple[Unit, ...]:
+    """Find the copies among all units' rows (or see that it is done) and give the units what `select` needs of it.
+
+    Args:
+        own_uids: the rows' identities are a user's, not those that `ingest` gave.
+    Returns:
+        The units with one more file, the duplicates of their block, whose hash is part of their identity.
+    Raises:
+        ValueError: two rows have one uid.
+    """
+    blocks = block_units(units)
+    corpus = identity_of([[unit.name, unit.identity] for unit in units])
+    place = _duplicates(job)
+    wanted = [Unit(name=block.name, identity=corpus, kind=UnitKind.PART, files=()) for block in blocks]
+    present = place.rows_present()
+    plan = make_plan(wanted, place.manifests(), present)
+    if plan.todo or plan.gone or not storage.exists(_clusters_uri(job)):
+        if own_uids:
+            check_uids(units, job.settings.execution)
+        signatures = _run_step(Step.SIGNATURES, blocks, job, run)
+        found = _search(signatures, job, run)
+        _clear(place, plan, present, wanted)
+        place.write(_clusters_uri(job), to_json_bytes(found.copies.cluster_sizes()))
+        todo = {unit.name for unit in plan.todo}
+        for unit, block in zip(wanted, signatures, strict=True):
+            if unit.name in todo:
+                place.commit(unit, _seal(block, found, job))
+    outputs = {manifest.unit: manifest.output for manifest in place.manifests()}
+    selected = []
+    for number, unit in enumerate(units):
+        block_name = blocks[number // UNITS_PER_BLOCK].name
+        file = InputFile(name=f"{block_name}.parquet", uri=place.rows_uri(block_name), size=0)
+        identity = identity_of(unit.identity, outputs[block_name])
+        selected.append(replace(unit, identity=identity, files=(*unit.files, file)))
+    return tuple(selected)
+
+
+def count_clusters(job: Job) -> dict[str, int]:
+    """Size of a set of copies (survivor included) -> how many there are."""
+    sizes: dict[str, int] = json.loads(_duplicates(job).read(_clusters_uri(job)))
+    return sizes
+
+
+def _duplicates(job: Job) -> StageDirectory:
+    return StageDirectory(storage.join(job.directory, "global", "duplicates"), job.settings.execution)
+
+
+def _clusters_uri(job: Job) -> str:
+    return storage.join(job.directory, "global", "clusters.json")
+
+
+def _search(signatures: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
+    settings = job.settings.select
+    edges: list[Unit] = []
+    if settings.exact_duplicates or settings.near_duplicate_radius is not None:
+        edges = _pairs(signatures, job, run)
+    directory = job.stage_directory()
+    tables = (tables.from_parquet(directory.read(unit.files[0].uri)) for unit in edges)
+    copies = resolve(tables, (_set_aside(block, job).twins for block in signatures))
+    survivors = np.unique(copies.survivors)
+
+    def keys_in(block: Unit) -> pa.ChunkedArray:
+        wanted = survivors[_numbers_in(block, survivors)]
+        if not len(wanted):
+            return pa.chunked_array([], pa.large_string())
+        numbers, keys = _named(block, "key", job)
+        return keys.take(pa.array(np.searchsorted(numbers, wanted)))
+
+    with ThreadPoolExecutor(max_workers=4) as pool:  # each holds a block's keys
+        chunks = [chunk for keys in pool.map(keys_in, signatures) for chunk in keys.chunks]
+    keys = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+    return _Found(copies=copies, survivors=survivors, keys=keys)
+
+
+def _set_aside(block: Unit, job: Job) -> SetAside:
+    directory = replace(job, step=Step.SIGNATURES).stage_directory()
+    return read_aside(directory.read(directory.aside_uri(block.name)))
+
+
+def _named(block: Unit, column: str, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are no twins, from its signatures."""
+    columns = [column, "rank"]
+    table = fetch(lambda uri: tables.read_columns(uri, columns), block.files[0].uri, job.settings.execution)
+    return ranks_of(table["rank"])[:, 1].astype(np.int64), table[column].cast(pa.large_string())
+
+
+def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
+    """Where a block's pictures are among sorted numbers."""
+    first = UNITS_PER_BLOCK * int(block.name.rpartition("-")[2])
+    bounds = np.array([first, first + UNITS_PER_BLOCK], np.int64) << ROW_BITS
+    return slice(*np.searchsorted(numbers, bounds).tolist())
+
+
+def _pairs(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+    """The pairs of copies among all blocks."""
+    settings = job.settings.select
+    parts, blocks = list[Part](), list[Part]()
+    for block in signatures:
+        uri, lengths = block.files[0].uri, [length for _, length in _groups(block, job)]
+        blocks.append(Part(uri=uri, content=block.identity, group=0, rows=sum(lengths)))
+        for group, length in enumerate(lengths):
+            parts.append(Part(uri=uri, content=block.identity, group=group, rows=length))
+    number = sum(part.rows for part in parts)
+    if number <= settings.exact_search_rows:
+        return _run_step(Step.PAIRS, pair_units(parts, settings), job, run)
+    larger = fitted(blocks, settings)
+    if larger != settings:
+        notice = (
+            f"partitions of {larger.partition_rows} rows instead of select.partition_rows={settings.partition_rows}"
+        )
+        Progress(job.stage.value, 0, 0).say(f"{notice}, so that {number} rows make few enough parts")
+        settings = larger
+        job = replace(job, settings=replace(job.settings, select=larger))
+    units = shuffle_units(blocks, bit_tables(number, settings), settings.partition_rows)
+    shuffled = _run_step(Step.SHUFFLE, units, job, run)
+    buckets: dict[tuple[int, int], list[Part]] = {}
+    for unit in shuffled:
+        for group, (bits, length) in enumerate(_groups(unit, job)):
+            part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
+            buckets.setdefault((BitTable.of_unit(unit.name).number, bits), []).append(part)
+    return _run_step(Step.PAIRS, bucket_units(buckets, settings.partition_rows), job, run)
+
+
+def _groups(unit: Unit, job: Job) -> list[tuple[int, int]]:
+    """Label and length of each row group of a step's output."""
+    return fetch(tables.read_groups, unit.files[0].uri, job.settings.execution)
+
+
+def _run_step(step: Step, units: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+    """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
+    job = replace(job, step=step)
+    directory = job.stage_directory()
+    present = directory.rows_present()
+    plan = make_plan(units, directory.manifests(), present)
+    _clear(directory, plan, present, units)
+    progress = Progress(f"{job.stage.value}, {step.value}", len(units), len(plan.done))
+    for counts in run(job, plan.todo):
+        progress.unit_done(counts)
+    outputs = {manifest.unit: manifest.output for manifest in directory.manifests()}
+    return [_output(unit.name, outputs[unit.name], directory) for unit in units]
+
+
+def _output(name: str, output: str, directory: StageDirectory) -> Unit:
+    file = InputFile(name=f"{name}.parquet", uri=directory.rows_uri(name), size=0)
+    return Unit(name=name, identity=output, kind=UnitKind.PART, files=(file,))
+
+
+def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], units: Sequence[Unit]) -> None:
+    """Remove what is out of date, and what a kill has left of such a removal."""
+    directory.remove(plan.stale)
+    directory.remove(plan.gone, with_outputs=True)
+    names = {unit.name for unit in units}
+    if not names.issuperset(present):
+        directory.remove_strays(names)
+
+
+def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
+    """A block's pictures that are dropped."""
+    here, aside = _numbers_in(block, found.copies.numbers), _set_aside(block, job)
+    numbers, uids = _named(block, "uid", job)
+    numbers = np.concatenate([numbers, aside.twins.numbers])
+    uids = pa.chunked_array([*uids.chunks, pa.array(aside.uids, pa.large_string())])
+    order = np.argsort(numbers)
+    dropped = order[np.searchsorted(numbers[order], found.copies.numbers[here])]
+    survivors = np.searchsorted(found.survivors, found.copies.survivors[here])
+    exact = job.settings.select.exact_duplicates
+    reasons = [EXACT if exact and equal else NEAR for equal in found.copies.equal[here].tolist()]
+    table = pa.table(
+        {
+            "uid": [*uids.take(pa.array(dropped)).to_pylist(), *aside.evaluation],
+            "reason": [*reasons, *[EVALUATION] * len(aside.evaluation)],
+            "survivor": [*found.keys.take(pa.array(survivors)).to_pylist(), *aside.evaluation.values()],
+        },
+        schema=DUPLICATES,
+    )
+    counts = {count["values"]: count["counts"] for count in pc.value_counts(table["reason"]).to_pylist()}
+    account = Counts(rows_in=table.num_rows, dropped=counts, rows_out=table.num_rows)
+    return SealedUnit(rows=tables.to_parquet(table), aside=b"", counts=account)

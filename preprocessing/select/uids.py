@@ -1,0 +1,56 @@
+"""That no two rows of a table which somebody put together have one uid: `select` is where a corpus is seen as a whole.
+
+What `ingest` wrote need not be looked at: a uid is the hash of a key, and keys begin with the file's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from realcustom.errors import UsageError
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.access import fetch
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.settings import ExecutionSettings
+
+_UID = tables.INGESTED.field("uid")
+
+
+def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
+    """Raise ValueError, naming the two files, if a uid is there twice.
+
+    Reads one column; holds 16 bytes a row, and the uids of the files that are being read.
+    """
+    uris = [unit.files[0].uri for unit in units]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        marks = np.concatenate(list(pool.map(lambda uri: _marks(_uids(uri, execution)), uris)))
+    marks.sort()
+    twice = marks[1:][marks[1:] == marks[:-1]]
+    if not len(twice):
+        return
+    seen: dict[str, str] = {}
+    for uri in uris:
+        uids = _uids(uri, execution)
+        for index in np.flatnonzero(np.isin(_marks(uids), twice)).tolist():
+            uid = uids[index]
+            if uid in seen:  # else two uids of one mark
+                raise UsageError(
+                    f"two rows have the uid {uid}, one in {seen[uid]} and one in {uri}; every picture needs its own"
+                )
+            seen[uid] = uri
+
+
+def _uids(uri: str, execution: ExecutionSettings) -> list[str]:
+    table = fetch(lambda uri: tables.read_columns(uri, ["uid"], (_UID,)), uri, execution)
+    tables.require_filled(table, ["uid"], uri)
+    return table["uid"].to_pylist()
+
+
+def _marks(uids: Sequence[str]) -> np.ndarray:
+    """uint64 (n,): 64 bits that stand for each uid."""
+    digests = (hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
+    return np.frombuffer(b"".join(digests), np.uint64)

@@ -1,0 +1,1 @@
+"""Stage `subjects`: each target word found in its picture, segmented, checked, and written as a training record."""

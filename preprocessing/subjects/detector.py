@@ -1,0 +1,99 @@
+"""Open-vocabulary detection with Grounding DINO: where in a picture is "a dog"?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
+
+from realcustom.identity import split_revision
+from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
+from realcustom.preprocessing.settings import ComputeSettings, SubjectsSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """A candidate for a subject."""
+
+    box: tuple[float, float, float, float]  # x0 y0 x1 y1, pixels, within the picture
+    score: float  # 0..1
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Width and height, pixels."""
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What the model says of one phrase in one picture: each of its queries is a candidate or counted."""
+
+    candidates: list[Detection]  # of at least `min_detection_score`, best first
+    below: int  # queries with less
+
+
+class Detector:
+    """Pictures and one phrase for each -> candidates."""
+
+    def __init__(self, settings: SubjectsSettings, compute: ComputeSettings):
+        assert settings.detector is not None
+        model, revision = split_revision(settings.detector)
+        self._device = prepare_torch(compute)
+        self._compute = compute
+        self._settings = settings
+        self._model = load_model(GroundingDinoForObjectDetection, settings.detector, self._device)
+        self._processor = GroundingDinoImageProcessorPil.from_pretrained(model, revision=revision)
+        self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        size = self._processor.size
+        side = size.longest_edge  # where it is set pictures keep their aspect and are padded to one square shape
+        self._pad_size = {"height": side or size.height, "width": side or size.width}
+
+    def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int) -> list[Detections]:
+        """What is found of each one's phrase in at most `batch_size` RGB pictures."""
+        padded = pad_batch(list(pictures), batch_size)
+        texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), batch_size)]
+        tokens = self._tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=self._settings.max_text_tokens,
+            return_token_type_ids=True,
+            return_tensors="pt",
+        )
+        images = self._processor(padded, pad_size=self._pad_size, return_tensors="pt")
+        with inference(self._compute):
+            output = self._model(
+                pixel_values=images.pixel_values.to(self._device),
+                pixel_mask=images.pixel_mask.to(self._device),
+                input_ids=tokens.input_ids.to(self._device),
+                attention_mask=tokens.attention_mask.to(self._device),
+                token_type_ids=tokens.token_type_ids.to(self._device),
+            )
+        scores = output.logits.float().sigmoid().amax(dim=-1).cpu().numpy()  # (B, queries): best token of the phrase
+        boxes = output.pred_boxes.float().cpu().numpy()  # (B, queries, 4): centre x, y, width, height in 0..1
+        return [self._detections(scores[i], boxes[i], picture.size) for i, picture in enumerate(pictures)]
+
+    def _detections(self, scores: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> Detections:
+        half = boxes[:, 2:] / 2
+        corners = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1).clip(0, 1)
+        corners *= np.array([*size, *size], dtype=corners.dtype)
+        found = []
+        for index in np.argsort(-scores, kind="stable"):
+            if scores[index] < self._settings.min_detection_score:
+                break
+            x0, y0, x1, y1 = (float(value) for value in corners[index])
+            found.append(Detection(box=(x0, y0, x1, y1), score=float(scores[index])))
+        return Detections(candidates=found, below=len(scores) - len(found))
+
+
+def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection over union of two boxes x0 y0 x1 y1; 0 where both are empty."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    intersection = max(0.0, width) * max(0.0, height)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    union = areas[0] + areas[1] - intersection
+    return intersection / union if union > 0 else 0.0

@@ -1,0 +1,228 @@
+"""Stage `subjects`: each target word found in its picture, cut out, and written as a training record.
+
+One picture becomes as many records as it has subjects that pass the checks; one that has none is dropped. Candidates
+that the checks reject are counted by reason, beside the account of the rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pycocotools import mask as coco
+
+from realcustom import record
+from realcustom.errors import UsageError
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.engine.models import blank_pictures
+from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.pictures import to_png
+from realcustom.preprocessing.settings import ComputeSettings, SubjectsSettings, fixed_batch
+from realcustom.preprocessing.subjects.detector import Detection, Detector, box_iou
+from realcustom.preprocessing.subjects.segmenter import Segment, Segmenter, border_contact, mask_box
+from realcustom.reference import cut_out
+
+NO_DETECTION = "no_detection"
+ALL_REJECTED = "all_candidates_rejected"
+LOW_SCORE = "low_detection_score"
+_COPIED = ("sha256", "image", "width", "height", "alt_text", "synthetic_caption", "caption", "caption_source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Query:
+    """A word to look for in a picture."""
+
+    row: int
+    picture: Image.Image
+    target: dict  # word, start, end
+
+
+class Subjects:
+    """Captioned table -> training records without caches."""
+
+    def __init__(self, settings: SubjectsSettings, compute: ComputeSettings, models: dict[str, str]):
+        for name in ("detector", "segmenter"):
+            if getattr(settings, name) is None:
+                raise UsageError(f"subjects.{name} is not set: give a model's folder or hub id")
+        self._settings = settings
+        self._models = models
+        self._detector = Detector(settings, compute)
+        self._segmenter = Segmenter(settings, compute)
+
+    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+        """Find, cut out and check the subjects of every row."""
+        needed = (*tables.INGESTED, *tables.CAPTION_FIELDS)
+        tables.require_columns(table.schema, needed, f"subjects, unit {unit}")
+        account = RowAccount(table, unit)
+        rejected: dict[int, Counter[str]] = defaultdict(Counter)
+        records: dict[int, list[dict]] = defaultdict(list)
+        targets = table["targets"].to_pylist()
+        size = fixed_batch(self._settings.batch_size)
+        for batch, pictures in account.picture_batches(size):
+            with naming(account.batch_name(batch)):
+                queries = [
+                    _Query(row=row, picture=picture, target=target)
+                    for row, picture in zip(batch, pictures, strict=True)
+                    for target in targets[row]
+                ]
+                accepted: list[tuple[_Query, Detection]] = []
+                for start in range(0, len(queries), size):
+                    accepted += self._detect(queries[start : start + size], rejected)
+                for start in range(0, len(accepted), size):
+                    for query, values in self._segment(accepted[start : start + size], rejected):
+                        records[query.row].append(values)
+                for row in batch:
+                    records[row] = self._distinct(records[row], rejected[row])
+
+        def close(row: int) -> None:
+            if any(not np.isfinite([values["detection"], values["segmentation"]]).all() for values in records[row]):
+                raise DataError(DataFault.NON_FINITE, "a detection or segmentation score is not finite")
+            if not records[row]:
+                reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(rejected[row].items()))
+                account.drop(row, NO_DETECTION if rejected[row].keys() <= {LOW_SCORE} else ALL_REJECTED, reasons)
+
+        account.each(close)
+        kept = [(row, values) for row in account.remaining() for values in records[row]]
+        totals: Counter[str] = sum(rejected.values(), Counter())
+        return Outcome(
+            rows_in=table.num_rows,
+            table=self._records(table, kept),
+            aside=account.aside,
+            rejected=dict(totals),
+            parent="parent_uid",
+        )
+
+    def try_batch(self, size: int) -> None:
+        """Run both models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
+        pictures = blank_pictures(size)
+        self._detector(pictures, ["a subject"] * size, size)
+        self._segmenter(pictures, [(0.0, 0.0, 32.0, 32.0)] * size, size)
+
+    def _detect(self, queries: list[_Query], rejected: dict[int, Counter[str]]) -> list[tuple[_Query, Detection]]:
+        """Candidates that pass the checks on boxes."""
+        size = fixed_batch(self._settings.batch_size)
+        words = [query.target["word"] for query in queries]
+        found = self._detector([query.picture for query in queries], words, size)
+        accepted: list[tuple[_Query, Detection]] = []
+        for query, detections in zip(queries, found, strict=True):
+            if detections.below:
+                rejected[query.row][LOW_SCORE] += detections.below
+            taken: list[Detection] = []
+            for detection in detections.candidates:
+                reason = self._reject_box(detection, taken)
+                if reason is None:
+                    taken.append(detection)
+                else:
+                    rejected[query.row][reason] += 1
+            accepted += [(query, detection) for detection in taken]
+        return accepted
+
+    def _reject_box(self, detection: Detection, better: list[Detection]) -> str | None:
+        if min(detection.sides) < max(1, self._settings.min_box_side):
+            return "small_box"
+        if any(box_iou(detection.box, other.box) > self._settings.max_box_overlap for other in better):
+            return "overlapping_box"
+        return "beyond_limit" if len(better) >= self._settings.max_per_word else None
+
+    def _segment(
+        self, candidates: list[tuple[_Query, Detection]], rejected: dict[int, Counter[str]]
+    ) -> list[tuple[_Query, dict]]:
+        """The subjects of candidates whose masks pass the checks."""
+        size = fixed_batch(self._settings.batch_size)
+        boxes = [detection.box for _, detection in candidates]
+        segments = self._segmenter([query.picture for query, _ in candidates], boxes, size)
+        found = []
+        for (query, detection), segment in zip(candidates, segments, strict=True):
+            reason = self._reject_mask(detection, segment)
+            if reason is not None:
+                rejected[query.row][reason] += 1
+                continue
+            counts = coco.encode(np.asfortranarray(segment.mask.astype(np.uint8)))
+            values = {
+                "target": query.target,
+                "subject_image": to_png(cut_out(query.picture, segment.mask)),
+                "subject_mask": {"size": counts["size"], "counts": counts["counts"]},
+                "subject_box": detection.box,
+                "detection": detection.score,
+                "segmentation": segment.score,
+            }
+            found.append((query, values))
+        return found
+
+    def _reject_mask(self, detection: Detection, segment: Segment) -> str | None:
+        if not segment.mask.any():
+            return "empty_mask"
+        if segment.score < self._settings.min_segmentation_score:
+            return "low_segmentation_score"
+        area = float(segment.mask.mean())
+        if area < self._settings.min_area:
+            return "small_mask"
+        if area > self._settings.max_area:
+            return "large_mask"
+        if border_contact(segment.mask) > self._settings.max_border_contact:
+            return "border_contact"
+        if box_iou(detection.box, mask_box(segment.mask)) < self._settings.min_box_mask_iou:
+            return "box_and_mask_disagree"
+        return None
+
+    def _distinct(self, found: list[dict], rejected: Counter[str]) -> list[dict]:
+        """A picture's subjects without those that show what a better one shows, whichever words found the two."""
+        taken: list[int] = []
+        for index in sorted(range(len(found)), key=lambda index: -found[index]["detection"]):
+            masks = [found[other]["subject_mask"] for other in taken]
+            overlaps = coco.iou([found[index]["subject_mask"]], masks, [0] * len(masks)) if masks else np.zeros(1)
+            if overlaps.max() > self._settings.max_mask_overlap:
+                rejected["overlapping_mask"] += 1
+            else:
+                taken.append(index)
+        return [found[index] for index in sorted(taken)]
+
+    def _records(self, table: pa.Table, kept: list[tuple[int, dict]]) -> pa.Table:
+        """The records in the order of their pictures, each with the uids of its other views in the unit."""
+        parents: list[str] = table["uid"].to_pylist()
+        groups: list[str | None] = table["view_group"].to_pylist()
+        uids: list[str] = []
+        numbers: Counter[tuple[str, str]] = Counter()
+        views: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (group, word) -> (uid, parent)
+        for row, values in kept:
+            phrase = (parents[row], values["target"]["word"].lower())
+            uids.append(record.record_uid(*phrase, numbers[phrase]))
+            numbers[phrase] += 1
+            group = groups[row]
+            if group is not None:
+                views[group, phrase[1]].append((uids[-1], parents[row]))
+        view_uids = []
+        for row, values in kept:
+            same = views.get((groups[row] or "", values["target"]["word"].lower()), [])
+            view_uids.append([uid for uid, parent in same if parent != parents[row]])
+        picked = pa.array([row for row, _ in kept], type=pa.int64())
+        columns: dict[str, pa.Array | list] = {name: table[name].take(picked) for name in _COPIED}
+        columns |= {"uid": uids, "parent_uid": [parents[row] for row, _ in kept], "view_uids": view_uids}
+        for name, part in (("target_word", "word"), ("target_start", "start"), ("target_end", "end")):
+            columns[name] = [values["target"][part] for _, values in kept]
+        for name in ("subject_image", "subject_mask", "subject_box"):
+            columns[name] = [values[name] for _, values in kept]
+        columns["scores"] = self._scores(table, kept)
+        return tables.record_table(columns, self._fields(table.schema))
+
+    def _scores(self, table: pa.Table, kept: list[tuple[int, dict]]) -> list[dict]:
+        known = table["scores"].to_pylist() if "scores" in table.schema.names else [{}] * table.num_rows
+        names = ("detection", "segmentation")
+        return [{**(known[row] or {}), **{name: values[name] for name in names}} for row, values in kept]
+
+    def _fields(self, schema: pa.Schema) -> dict[str, pa.Field]:
+        """The record's fields with the makers of their values."""
+        upstream = {name: schema.field(name).metadata for name in record.SCHEMA.names if name in schema.names}
+        fields = {
+            name: record.SCHEMA.field(name).with_metadata(metadata) for name, metadata in upstream.items() if metadata
+        }
+        scores = {key.decode(): value.decode() for key, value in (upstream.get("scores") or {}).items()}
+        fields["scores"] = record.SCHEMA.field("scores").with_metadata({**scores, **self._models})
+        fields["subject_box"] = tables.made_by(record.SCHEMA.field("subject_box"), self._models["detector"])
+        for name in ("subject_mask", "subject_image"):
+            fields[name] = tables.made_by(record.SCHEMA.field(name), self._models["segmenter"])
+        return fields

@@ -1,0 +1,281 @@
+"""Reading and writing with patience: transient errors are retried, refusals become one sentence that says the way out.
+
+A `Store` is made once from its retry settings and handed to whoever reads or writes. storage.py has the plain calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.storage import FileEntry
+
+T = TypeVar("T")
+
+LONGEST_WAIT = 30.0  # seconds between two tries
+CONNECT_SECONDS = 5.0  # for an object store to take a connection, before any work begins
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for a store that is not Amazon's)"
+_UNREACHABLE = "nothing answers at the store's address; is AWS_ENDPOINT_URL right?"
+_DENIED = "access denied; the credentials that are set have no right to it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Code:
+    """What an answer of an object store means."""
+
+    reason: str
+    permanent: bool = True  # trying again cannot help
+
+
+# By the code of S3's answers in boto3's and in pyarrow's spelling, without underscores and in lower case.
+_CODES = {
+    "nosuchbucket": _Code(reason="the bucket does not exist; create it or correct its name"),
+    "accessdenied": _Code(reason=_DENIED),
+    "forbidden": _Code(reason=_DENIED),
+    "invalidaccesskeyid": _Code(reason=f"wrong credentials, the key is not known there; {_CREDENTIALS}"),
+    "signaturedoesnotmatch": _Code(reason=f"wrong credentials, the secret does not fit the key; {_CREDENTIALS}"),
+    "expiredtoken": _Code(reason="the credentials have expired; renew them"),
+    "nocredentials": _Code(reason=f"no credentials; {_CREDENTIALS}"),
+    "invalidbucketname": _Code(reason="this cannot be a bucket's name"),
+    "endpointconnection": _Code(reason=_UNREACHABLE, permanent=False),
+    "connecttimeout": _Code(reason=_UNREACHABLE, permanent=False),
+    "networkconnection": _Code(reason=_UNREACHABLE, permanent=False),
+}
+# boto3's errors of a connection that was not made, or that broke off before the answer's end.
+_CONNECTION = (
+    *("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError"),
+    *("ResponseStreamingError", "IncompleteReadError"),
+)
+# By the number of a local file system's refusal.
+_LOCAL = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file is larger than the file system or a limit (ulimit -f) allows",
+    errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the file system takes no name as long as that",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+# A fact about the file or our rights, not a passing state of the network or the disk.
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG})
+
+
+class StorageRefused(UsageError):
+    """A storage does not let us do what is asked, and trying again did not or would not help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrySettings:
+    """How often, and how soon, a transient error is tried again."""
+
+    attempts: int = 8  # tries in all; with the waits between them about a minute and a half
+    backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most `LONGEST_WAIT`
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise UsageError(f"attempts must be at least 1, got {self.attempts}")
+        if self.backoff < 0:
+            raise UsageError(f"backoff must be at least 0 seconds, got {self.backoff}")
+
+    def wait(self, attempt: int) -> float:
+        """Seconds between try number `attempt` (from 1) and the one after it."""
+        return min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+
+
+class Store:
+    """Files on a disk or an object store, by path or URI.
+
+    Every call retries transient errors and raises StorageRefused for what the storage will not do. A missing file stays a
+    FileNotFoundError (MissingFile): callers know what it means.
+    """
+
+    def __init__(self, retries: RetrySettings | None = None):
+        self.retries = retries or RetrySettings()
+
+    def call(self, action: Callable[[str], T], uri: str | Path, doing: str = "read") -> T:
+        """`action(uri)`, with retries; `doing` is what a refusal says could not be done."""
+        uri = str(uri)
+        with refusals(doing, uri):
+            return retry(lambda: action(uri), self.retries)
+
+    def read(self, uri: str | Path) -> bytes:
+        """A whole file."""
+        return self.call(storage.read_bytes, uri)
+
+    def open(self, uri: str | Path, chunk: int = 8 * 2**20) -> ChunkedFile:
+        """A file that is read piece by piece."""
+        return ChunkedFile(self, str(uri), chunk)
+
+    def write(self, uri: str | Path, data: bytes) -> None:
+        """Write a file atomically."""
+        self.call(lambda place: storage.write_bytes(place, data), uri, "write")
+
+    def delete(self, uri: str | Path) -> None:
+        """Remove a file; one that is not there is left so."""
+        self.call(storage.delete, uri, "delete")
+
+    def delete_folder(self, uri: str | Path) -> None:
+        """Remove a folder and all that is in it."""
+        self.call(storage.delete_folder, uri, "delete")
+
+    def exists(self, uri: str | Path) -> bool:
+        """Whether a file or folder is there."""
+        return self.call(storage.exists, uri)
+
+    def is_dir(self, uri: str | Path) -> bool:
+        """Whether it is a folder (on an object store: a key prefix that holds something)."""
+        return self.call(storage.is_dir, uri)
+
+    def size(self, uri: str | Path) -> int:
+        """Bytes of a file that is there."""
+        return self.call(storage.size_of, uri)
+
+    def list_files(self, uri: str | Path, recursive: bool = True) -> list[FileEntry]:
+        """All files below a folder, sorted by name. Raises FileNotFoundError if it does not exist."""
+        return self.call(lambda place: storage.list_files(place, recursive), uri, "list")
+
+    def list_names(self, uri: str | Path) -> list[str]:
+        """Names of the files directly in a folder, sorted; none where it does not exist."""
+        try:
+            return self.call(storage.list_names, uri, "list")
+        except FileNotFoundError:
+            return []
+
+
+class ChunkedFile:
+    """Ranges of a file, fetched in chunks; each fetch is retried."""
+
+    def __init__(self, store: Store, uri: str, chunk: int):
+        self._store, self._uri, self._chunk = store, uri, chunk
+        filesystem, path = storage.open_filesystem(uri)
+        self._file = store.call(lambda _: filesystem.open_input_file(path), uri)
+        self.size: int = self._file.size()
+        self._start, self._data = 0, b""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; fewer at the end of the file."""
+        end = min(offset + count, self.size)
+        if offset < self._start or end > self._start + len(self._data):
+            size = max(self._chunk, end - offset)
+            self._data = self._store.call(lambda _: self._file.read_at(size, offset), self._uri)
+            self._start = offset
+        return self._data[offset - self._start : max(offset, end) - self._start]
+
+
+def retry(action: Callable[[], T], retries: RetrySettings) -> T:
+    """`action()`, tried again while its error is transient."""
+    for attempt in range(1, retries.attempts + 1):
+        try:
+            return action()
+        except Exception as error:
+            if attempt == retries.attempts or not is_transient(error):
+                raise
+            time.sleep(retries.wait(attempt))
+    raise AssertionError("attempts is at least 1")
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether trying again can help: an I/O error that is not about a missing file, rights or a full disk."""
+    if type(error).__module__.startswith("botocore"):
+        response = getattr(error, "response", None)  # of a ClientError
+        if response is None:
+            return type(error).__name__ in _CONNECTION
+        return response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+    if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
+        return False
+    code = _CODES.get(_pyarrow_code(error) or "")
+    return code is None or not code.permanent
+
+
+@contextlib.contextmanager
+def refusals(doing: str, uri: str) -> Iterator[None]:
+    """Within: an error of the storage becomes a StorageRefused that says what could not be done, where and why.
+
+    A missing file stays a FileNotFoundError, and what nobody has words for stays as it is.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise StorageRefused(f"cannot {doing} {uri}: {reason}") from error
+
+
+def check_readable(uri: str) -> None:
+    """Raise StorageRefused within seconds if an object store does not let us list `uri`. Of a local path it says nothing."""
+    if not uri.startswith("s3://"):
+        return
+    import boto3  # type: ignore[import-untyped]
+    from botocore.config import Config  # type: ignore[import-untyped]
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    patience = {
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": 2 * CONNECT_SECONDS,
+        "retries": {"total_max_attempts": 3},
+    }
+
+    def list_one() -> None:
+        # a session of its own: the shared one remembers the credentials that it saw first
+        client = boto3.session.Session().client("s3", config=Config(**patience))
+        try:
+            client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except Exception as error:
+            # a store that answers is given more time than one that takes no connection
+            if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
+                raise StorageRefused(f"cannot read {uri}: {_reason(error)}") from error
+            raise
+
+    with refusals("read", uri):
+        retry(list_one, RetrySettings(attempts=4, backoff=0.5))
+
+
+def check_writable(uri: str) -> None:
+    """Raise StorageRefused if nothing can be written below `uri`, as far as can be seen without writing there."""
+    check_readable(uri)
+    if storage.is_remote(uri):
+        return
+    there = Path(uri.removeprefix("file://")).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise StorageRefused(f"cannot write below {uri}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageRefused(f"cannot write below {uri}: no permission in {there}")
+
+
+def _reason(error: Exception) -> str | None:
+    """Why, in our words; None for what is not the storage's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _LOCAL.get(error.errno)
+    if type(error).__module__.startswith("botocore"):
+        response = getattr(error, "response", None)  # of a ClientError
+        code = response["Error"]["Code"] if response is not None else type(error).__name__.removesuffix("Error")
+        known = _CODES.get(code.lower())
+        return known.reason if known is not None else str(error)
+    pyarrow_code = _pyarrow_code(error)
+    if pyarrow_code is None:
+        return None
+    known = _CODES.get(pyarrow_code)
+    return known.reason if known is not None else f"the store keeps failing, run it again later: {error}"
+
+
+def _pyarrow_code(error: Exception) -> str | None:
+    """The code in pyarrow's words for an object store's answer, which carries no errno."""
+    found = re.search(r"AWS Error ([A-Z_]+)", str(error)) if isinstance(error, OSError) else None
+    return found[1].replace("_", "").lower() if found is not None else None

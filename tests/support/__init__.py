@@ -1,0 +1,1 @@
+"""What several tests build on: corpora, servers on loopback, tiny models, chaos."""

@@ -1,0 +1,82 @@
+"""Small folders of training records: with pictures only, or with caches that the real encoders filled."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from realcustom.record import SCHEMA, picture_uid, record_uid
+from realcustom.training.data import open_index
+from realcustom.training.encoders import FrozenEncoders
+from realcustom.training.features import FeatureStore, Kind
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (240, 240, 240)}
+
+
+def write_pictures(folder: Path, count: int, files: int = 3, side: int = 32, views: bool = False) -> None:
+    """`count` records of coloured squares on grey, spread over `files` files, without caches; views: of equal colour."""
+    random = np.random.default_rng(0)
+    names = list(COLOURS)
+    uids = [record_uid(picture_uid(str(number)), "square", 0) for number in range(count)]
+    rows = []
+    for number in range(count):
+        name = names[number % len(names)]
+        left, top = random.integers(2, side // 2, 2)
+        pixels = np.full((side, side, 3), random.integers(60, 120), np.uint8)
+        mask = np.zeros((side, side), np.uint8, order="F")
+        mask[top : top + side // 3, left : left + side // 3] = 1
+        pixels[mask == 1] = COLOURS[name]
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "PNG")
+        others = [
+            uid for other, uid in enumerate(uids) if other % len(names) == number % len(names) and other != number
+        ]
+        rows.append(
+            {
+                "uid": uids[number],
+                "parent_uid": picture_uid(str(number)),
+                "sha256": bytes(32),
+                "image": encoded.getvalue(),
+                "width": side,
+                "height": side,
+                "caption": f"a {name} square",
+                "caption_source": "alt_text",
+                "target_word": "square",
+                "target_start": len(f"a {name} "),
+                "target_end": len(f"a {name} square"),
+                "subject_mask": {"size": [side, side], "counts": coco.encode(mask)["counts"]},
+                "view_uids": others if views else [],
+            }
+        )
+    write_rows(folder, rows, files)
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]], files: int) -> None:
+    folder.mkdir(parents=True)
+    for file in range(files):
+        part = rows[file * len(rows) // files : (file + 1) * len(rows) // files]
+        pq.write_table(pa.Table.from_pylist(part, schema=SCHEMA), folder / f"part-{file:03d}.parquet")
+
+
+def fill_caches(source: Path, target: Path, encoders: FrozenEncoders, keep_image: bool) -> None:
+    """The records of `source` with all three caches, in fp32, and without pictures unless they are to be kept."""
+    store = FeatureStore(open_index(str(source)), encoders, cache_gib=1, open_files=1)
+    rows = [row for path in sorted(source.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    for number, row in enumerate(rows):
+        row |= {kind.value: to_cell(store.get(kind, number)) for kind in Kind}
+        if not keep_image:
+            row |= {"image": None, "subject_mask": None}
+    write_rows(target, rows, len(list(source.glob("*.parquet"))))
+
+
+def to_cell(tensor: torch.Tensor) -> dict[str, Any]:
+    array = tensor.cpu().numpy()
+    return {"data": array.tobytes(), "shape": list(array.shape), "dtype": str(array.dtype)}
