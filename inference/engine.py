@@ -23,6 +23,7 @@ from PIL import Image
 from realcustom import config
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.errors import UsageError
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
 from realcustom.inference.settings import ServeSettings
 from realcustom.words import TargetWordNotFound, find_word

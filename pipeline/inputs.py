@@ -53,13 +53,14 @@ def require_base(base: str) -> None:
         _check_zoo(base)
     try:
         check_base(base)
-    except ValueError as error:
+    except UsageError as error:
         raise UsageError(f"--base: {error}") from error
 
 
 def require_records(records: str) -> None:
     """Raise ValueError unless `records` holds a Parquet table in the schema of training records."""
     require_path(records, "--input", "training records")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from realcustom import storage
@@ -74,5 +75,5 @@ def require_records(records: str) -> None:
     filesystem, path = storage.open_filesystem(tables[0])
     try:
         check_schema(pq.read_schema(path, filesystem=filesystem))
-    except ValueError as error:  # pyarrow's own errors are ValueErrors too
+    except (UsageError, pa.ArrowInvalid) as error:
         raise UsageError(f"--input: {tables[0]}: {error}") from error

@@ -16,6 +16,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer, get_device
 
 from realcustom import storage
+from realcustom.errors import UsageError
 from realcustom.training.job import Job
 from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.metrics import say
