@@ -1,0 +1,72 @@
+"""Where our log lines go: standard logging, one logger per module below `realcustom`, one format, one handler on stderr.
+
+A library leaves logging to its user: nothing is shown until `configure` is called, which the command line does, and a
+worker in another process with the level that its job carries.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from typing import TextIO
+
+LEVELS = ("debug", "info", "warning", "error")
+_OURS = logging.getLogger("realcustom")
+
+
+class _Format(logging.Formatter):
+    """`17:38:02 preprocessing: ingest: 2/2 units`; above info with the level: `17:38:02 preprocessing warning: ...`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with a trace below it where there is one."""
+        parts = record.name.split(".")
+        package = parts[1] if len(parts) > 2 else "realcustom"
+        level = "" if record.levelno == logging.INFO else f" {record.levelname.lower()}"
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{clock} {package}{level}: {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a test, or Ray, may have put another stream in its place."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    @property
+    def stream(self) -> TextIO:
+        """The stream of the moment."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass
+
+
+def configure(level: str = "info") -> None:
+    """Show our lines of `level` (one of `LEVELS`) and above on stderr, Python's warnings among them. May be called again."""
+    _OURS.setLevel(level.upper())
+    _OURS.propagate = False
+    if not any(isinstance(handler, _Stderr) for handler in _OURS.handlers):
+        handler = _Stderr()
+        handler.setFormatter(_Format())
+        _OURS.addHandler(handler)
+    warnings.showwarning = _log_warning
+
+
+def level() -> str:
+    """The level that is shown now, to be handed to a worker's `configure`."""
+    return logging.getLevelName(_OURS.getEffectiveLevel()).lower()
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _OURS.warning("%s", message)
