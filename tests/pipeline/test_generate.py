@@ -14,8 +14,8 @@ from PIL import Image
 from realcustom.model import RealCustomModel
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.generate import mask_strip
-from tests import tiny
 from tests.pipeline.conftest import Models
+from tests.support import tiny
 
 Command = Callable[..., str]
 

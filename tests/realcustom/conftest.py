@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from realcustom import RealCustomPipeline
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="session")

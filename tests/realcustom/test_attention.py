@@ -13,7 +13,7 @@ from realcustom.attention import Conditioning, DecoupledAttentionProcessor, MapR
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.settings import KVInit, MaskLayers, MaskNorm, MaskResize, MaskSettings, MethodSettings
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

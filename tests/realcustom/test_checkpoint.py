@@ -13,7 +13,7 @@ from PIL import Image
 
 from realcustom import RealCustomPipeline, Subject
 from realcustom.checkpoint import FORMAT, Adapter, adapter_sha256, load_adapter, read_header, save_adapter
-from tests import tiny
+from tests.support import tiny
 
 
 def draw(pipeline: RealCustomPipeline, image: Image.Image) -> torch.Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom import RealCustomPipeline, Subject
-from tests import tiny
+from tests.support import tiny
 
 Picture = Callable[[int], Image.Image]
 PROMPT = "a dog on grass"

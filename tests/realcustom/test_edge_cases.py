@@ -30,7 +30,7 @@ from realcustom.reference import prepare_reference, square
 from realcustom.scoring import select_tokens
 from realcustom.settings import Fit, ImageEncoderSettings, MaskSettings, Never, Overlap, Reference, without_effect
 from realcustom.words import find_word
-from tests import tiny
+from tests.support import tiny
 
 Picture = Callable[[int], Image.Image]
 PROMPT = "a dog on grass"

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from realcustom.model import RealCustomModel
 from realcustom.settings import AttentionSettings, KVInit, MethodSettings, TokenSettings
 from realcustom.training.objective import Objective, squared_error
-from tests import tiny
+from tests.support import tiny
 
 SCHEDULER = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 

@@ -15,7 +15,7 @@ from realcustom import RealCustomPipeline, Subject
 from realcustom.config import override, to_dict
 from realcustom.presets import paper_sd15, released_sdxl
 from realcustom.settings import MethodSettings
-from tests import tiny
+from tests.support import tiny
 
 Picture = Callable[[int], Image.Image]
 PROMPT = "a dog and a cat on grass"

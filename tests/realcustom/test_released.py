@@ -16,7 +16,7 @@ from realcustom import RealCustomPipeline
 from realcustom.checkpoint import load_adapter, save_adapter
 from realcustom.presets import released_sdxl
 from realcustom.released import convert_released
-from tests import tiny
+from tests.support import tiny
 
 PROJECTOR = "encoder_hidden_states_vision_projection"
 IMAGE_WIDTH = 64  # of tiny SigLIP and DINOv2 together

@@ -17,7 +17,7 @@ from realcustom.config import override
 from realcustom.schedule import alphas_cumprod_at
 from realcustom.scoring import select_tokens
 from realcustom.settings import MaskResize
-from tests import tiny
+from tests.support import tiny
 
 Picture = Callable[[int], Image.Image]
 PROMPT = "a dog on grass"

@@ -12,7 +12,7 @@ from realcustom.attention import Conditioning, SubjectTokens, text_cross_attenti
 from realcustom.model import RealCustomModel
 from realcustom.scoring import AdaptiveScoring, select_tokens
 from realcustom.settings import Fusion, TextMask, TokenSettings
-from tests import tiny
+from tests.support import tiny
 
 
 def scoring(fusion: Fusion = Fusion.TIMESTEP, text_mask: TextMask = TextMask.MULTIPLY) -> AdaptiveScoring:

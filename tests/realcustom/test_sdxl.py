@@ -17,7 +17,7 @@ from realcustom import RealCustomPipeline, Subject
 from realcustom.base import encode_prompts, load_base
 from realcustom.config import override
 from realcustom.settings import MethodSettings, PooledText
-from tests import tiny
+from tests.support import tiny
 
 PROMPT = "a dog on grass"
 Picture = Callable[[int], Image.Image]
