@@ -28,10 +28,11 @@ from typing import Any
 
 import record
 
+from realcustom.preprocessing.catalogue import CHAIN
+
 sys.path.append(str(record.ROOT))  # the tests are not installed
 
 from realcustom.pipeline.cluster import start_local
-from realcustom.preprocessing.settings import CHAIN
 from tests.support.chaos import EndedTooSoon, Outcome, Task, disturb
 from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
 
@@ -47,7 +48,7 @@ HARNESS = ("tests/preprocessing", "benchmarks/*.py")
 def main() -> None:
     """Disturb the stages and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", action="append", choices=[stage.value for stage in CHAIN], help="just this one")
+    parser.add_argument("--stage", action="append", choices=[stage.name for stage in CHAIN], help="just this one")
     parser.add_argument("--seed", type=int, default=0, help="of the first stage; the next ones' follow it")
     parser.add_argument("--folder", type=Path, help="where corpus and outputs are kept (default: removed at the end)")
     parser.add_argument(
@@ -56,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not record.is_clean((*CODE, *HARNESS)):
         parser.error("there are changes without a commit, and a record names one; commit them")
-    wanted = arguments.stage or [stage.value for stage in CHAIN if stage.value not in recorded()]
+    wanted = arguments.stage or [stage.name for stage in CHAIN if stage.name not in recorded()]
     if arguments.folder is not None:
         disturb_stages(arguments.folder, wanted, arguments.seed, arguments.kills)
     else:
@@ -81,20 +82,20 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
         part.rename(corpus)
     source = str(corpus)
     address, commit = start_local(num_cpus=4), record.head()
-    last = max((number for number, stage in enumerate(CHAIN) if stage.value in wanted), default=-1)
+    last = max((number for number, stage in enumerate(CHAIN) if stage.name in wanted), default=-1)
     for number, stage in enumerate(CHAIN[: last + 1]):
-        whole = undisturbed(stage, source, root / "whole" / stage.value, settings)
-        if stage.value in wanted:
-            output = root / "disturbed" / stage.value
+        whole = undisturbed(stage, source, root / "whole" / stage.name, settings)
+        if stage.name in wanted:
+            output = root / "disturbed" / stage.name
             task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
             outcome = struck(task, address, kills, seed + number)
             check_survived(task, outcome, whole)
             detail = {"kills": outcome.kills, "of workers": outcome.workers, "of the driver": outcome.drivers}
             detail |= {"in flight": outcome.in_flight, "seed": outcome.seed, "units": whole.units}
             detail |= {"seconds": round(outcome.seconds)}
-            options = f" --stage {stage.value} --seed {seed}" + (f" --kills {kills}" if kills != KILLS else "")
-            write(f"{METRIC}_{stage.value}", [outcome.kills], detail, commit, options)
-            print(f"{stage.value}: {json.dumps(detail)}", file=sys.stderr, flush=True)
+            options = f" --stage {stage.name} --seed {seed}" + (f" --kills {kills}" if kills != KILLS else "")
+            write(f"{METRIC}_{stage.name}", [outcome.kills], detail, commit, options)
+            print(f"{stage.name}: {json.dumps(detail)}", file=sys.stderr, flush=True)
         source = whole.directory
 
 
@@ -105,14 +106,14 @@ def struck(task: Task, address: str, kills: int, seed: int) -> Outcome:
         try:
             return disturb(task, address, workers=kills - kills // 10, drivers=kills // 10, seed=seed + 10 * later)
         except EndedTooSoon as error:
-            print(f"{task.stage.value}, seed {seed + 10 * later}: {error}", file=sys.stderr, flush=True)
-    raise RuntimeError(f"{task.stage.value} ended too soon {TRIES} times")
+            print(f"{task.stage.name}, seed {seed + 10 * later}: {error}", file=sys.stderr, flush=True)
+    raise RuntimeError(f"{task.stage.name} ended too soon {TRIES} times")
 
 
 def recorded() -> dict[str, record.Record]:
     """By stage, the records of enough kills of the code that is here."""
     items = {item["metric"]: item for item in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
-    found = {stage.value: items.get(f"{METRIC}_{stage.value}") for stage in CHAIN}
+    found = {stage.name: items.get(f"{METRIC}_{stage.name}") for stage in CHAIN}
     return {
         name: item
         for name, item in found.items()

@@ -51,14 +51,15 @@ from transformers import (
 
 from realcustom.pipeline.recipes import sprites
 from realcustom.pipeline.stages import run_stages
+from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SCORE, SUBJECTS
 from realcustom.preprocessing.engine.fingerprint import identities_of
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.worker import Job, TableStage, load_table_stage
 from realcustom.preprocessing.run import check_stage
-from realcustom.preprocessing.settings import CHAIN, Stage
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
 RESULTS = record.RESULTS / "preprocessing.json"
-NEURAL = (Stage.SCORE, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
+NEURAL = (SCORE, CAPTION, SUBJECTS, ENCODE)
 BATCHES = (1, 4, 16, 64)
 PICTURES, ROUNDS = 128, 3
 COUNTS = {"10m": 10_000_000, "1b": 1_000_000_000}
@@ -105,9 +106,9 @@ def batches() -> None:
                 run = load_table_stage(job_of(stage, size))
                 run("warm-up", table)
                 values = [milliseconds(run, table) for _ in range(ROUNDS)]
-                write(f"preprocess_{stage.value}_ms_batch_{size}", values, "ms CPU")
+                write(f"preprocess_{stage.name}_ms_batch_{size}", values, "ms CPU")
                 cells.append(statistics.median(values))
-            print(f"| {stage.value} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |", flush=True)
+            print(f"| {stage.name} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |", flush=True)
 
 
 def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
@@ -123,8 +124,8 @@ def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
 def job_of(stage: Stage, batch_size: int) -> Job:
     """What a worker of the sprites recipe is given, at another batch size."""
     run = sprites()
-    section = dataclasses.replace(getattr(run.preprocess, stage.value), batch_size=batch_size)
-    settings = check_stage(stage, dataclasses.replace(run.preprocess, **{stage.value: section}), run.method)
+    section = dataclasses.replace(getattr(run.preprocess, stage.name), batch_size=batch_size)
+    settings = check_stage(stage, dataclasses.replace(run.preprocess, **{stage.name: section}), run.method)
     models = identities_of(stage, settings)
     return Job(stage=stage, settings=settings, method=run.method, models=models, directory="")
 
@@ -144,9 +145,9 @@ def costs() -> None:
         gflops = {name: value / 1e9 for name, value in models.items()}
         of_stage = sum(gflops.values())
         total += of_stage
-        write(f"preprocess_gflops_{stage.value}", [of_stage], "GFLOP", gflops)
+        write(f"preprocess_gflops_{stage.name}", [of_stage], "GFLOP", gflops)
         parts = ", ".join(f"{name} {value:,.0f}" for name, value in gflops.items())
-        print(f"| {stage.value} | {of_stage:,.0f} | {parts} |")
+        print(f"| {stage.name} | {of_stage:,.0f} | {parts} |")
     for name, count in COUNTS.items():
         hours = count * total * 1e9 / (ASSUMED["peak TFLOP/s"] * 1e12 * ASSUMED["utilisation"]) / 3600
         write(f"preprocess_gpu_hours_{name}", [hours], "GPU hours", ASSUMED)
@@ -188,18 +189,18 @@ def flops() -> dict[Stage, dict[str, float]]:
     detector = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=SwinConfig(**swin)))
     wide, query = torch.zeros(1, 3, 1333, 1333), torch.zeros(1, 16, dtype=torch.long)  # as the stage pads them
     return {
-        Stage.SCORE: {"CLIP ViT-L/14": counted(clip, lambda: clip(input_ids=tokens, pixel_values=picture[224]))},
-        Stage.CAPTION: {
+        SCORE: {"CLIP ViT-L/14": counted(clip, lambda: clip(input_ids=tokens, pixel_values=picture[224]))},
+        CAPTION: {
             "BLIP-large, picture": counted(blip_vision, lambda: blip_vision(picture[384])),
             f"BLIP-large, {NEW_TOKENS} tokens": counted(
                 blip, lambda: blip.text_decoder(tokens[:, :NEW_TOKENS], encoder_hidden_states=seen)
             ),
         },
-        Stage.SUBJECTS: {
+        SUBJECTS: {
             "Grounding DINO base": counted(detector, lambda: detector(wide, query)),
             "SAM ViT-H": counted(sam, lambda: sam(pixel_values=picture[1024], input_boxes=box)),
         },
-        Stage.ENCODE: {
+        ENCODE: {
             "autoencoder": counted(vae, lambda: vae.encode(picture[SIDE])),
             "CLIP-L text": counted(text, lambda: text(tokens)),
             "CLIP-L image": counted(image_encoder, lambda: image_encoder(picture[224])),

@@ -40,11 +40,12 @@ import record
 from PIL import Image, ImageEnhance, ImageFilter
 from process_tree import tree_pss
 
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
 from realcustom.preprocessing.pictures import decode_with_size
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.select.partitions import Part, bit_tables, fitted
-from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings
 
 RESULTS = record.RESULTS / "preprocessing.json"
 KERNEL, RECALL, BEYOND, FALSE, DRAWN = (
@@ -114,8 +115,8 @@ def selected(folder: Path, output: Path, **select: Any) -> StageResult:
     """A folder of pictures through ingest, score and select."""
     settings = PreprocessSettings(select=SelectSettings(**select))
     place = str(folder)
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
-        result = run_stage(stage, place, str(output), settings, local=True)
+    for stage in (INGEST, SCORE, SELECT):
+        result = run_stage(stage, place, str(output), settings, executor=InProcess())
         place = result.directory
     return result
 
@@ -205,7 +206,7 @@ def scale(size: int, temporary: Path) -> dict[str, float]:
     program = (
         "import sys, time; from realcustom.preprocessing.run import run_stage; from realcustom.preprocessing.settings import *\n"
         "start = time.process_time()\n"
-        "print(run_stage(Stage.SELECT, sys.argv[1], sys.argv[2], PreprocessSettings(), local=True).directory)\n"
+        "print(run_stage(SELECT, sys.argv[1], sys.argv[2], PreprocessSettings(), executor=InProcess()).directory)\n"
         "print(time.process_time() - start)"
     )
     command = [sys.executable, "-c", program, str(source), str(output)]

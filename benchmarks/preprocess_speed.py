@@ -35,9 +35,10 @@ import process_tree
 import pyarrow.parquet as pq
 import record
 
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.unit import StageDirectory, identity_of
 from realcustom.preprocessing.inputs import make_plan, open_input
-from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from realcustom.preprocessing.settings import PreprocessSettings
 
 RESULTS = record.RESULTS / "preprocessing.json"
 RAY, MEMORY, PLAN, LOCAL = (
@@ -125,7 +126,7 @@ def planning(work: Path, count: int = 100_000) -> record.Record:
     rounds, wall = [], []
     for _ in range(5):
         began, clock = time.process_time(), time.perf_counter()
-        source = open_input(Stage.SCORE, str(upstream), settings)
+        source = open_input(SCORE, str(upstream), settings)
         place = StageDirectory(str(directory), settings.execution)
         plan = make_plan(source.units, place.manifests(), place.rows_present())
         rounds.append(time.process_time() - began)
@@ -148,21 +149,21 @@ def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
         "import realcustom.preprocessing.ingest.stage, realcustom.preprocessing.score.stage\n"
         "import realcustom.preprocessing.select.stage, realcustom.preprocessing.select.search\n"
         "start = time.monotonic()\n"
-        "stage = Stage(sys.argv[1])\n"
-        "result = run_stage(stage, sys.argv[2], sys.argv[3], PreprocessSettings(), local=True)\n"
+        "stage = CATALOGUE[sys.argv[1]]\n"
+        "result = run_stage(stage, sys.argv[2], sys.argv[3], PreprocessSettings(), executor=InProcess())\n"
         "print(time.monotonic() - start, result.directory)"
     )
     rounds: dict[str, list[float]] = {}
     for _ in range(3):
         place, output = str(shards), work / "output"
         shutil.rmtree(output, ignore_errors=True)
-        for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
-            command = [sys.executable, "-c", program, stage.value, place, str(output)]
+        for stage in (INGEST, SCORE, SELECT):
+            command = [sys.executable, "-c", program, stage.name, place, str(output)]
             result = subprocess.run(
                 command, cwd=record.ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
             )
             seconds, place = result.stdout.split()
-            rounds.setdefault(stage.value, []).append(float(seconds))
+            rounds.setdefault(stage.name, []).append(float(seconds))
     for name, values in rounds.items():
         yield made(f"{LOCAL}_{name}", float(np.median(values)), "s", 3, values, {"pictures": 10}, only=LOCAL)
 

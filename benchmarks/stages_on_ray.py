@@ -9,14 +9,15 @@ import contextlib
 import sys
 
 from realcustom.pipeline.cluster import connected
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from realcustom.preprocessing.settings import PreprocessSettings
 
 
 def main(place: str, output: str, local: bool) -> None:
     """Prints the last stage's directory."""
     with contextlib.ExitStack() as stack:
-        for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+        for stage in (INGEST, SCORE, SELECT):
             place = run_stage(
                 stage,
                 place,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from realcustom import storage
 from realcustom.pipeline.recipes import RunSettings
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import Stage
+from realcustom.preprocessing.catalogue import SELECT
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ def dry_run(
     hours = 0.0
     with tempfile.TemporaryDirectory(prefix="realcustom-dry-run-") as root:
         for stage in stages:
-            result = run_stage(stage, input, root, settings.preprocess, method=settings.method, local=True, limit=units)
+            result = run_stage(
+                stage, input, root, settings.preprocess, method=settings.method, executor=InProcess(), limit=units
+            )
             total = total or result.units_run + result.units_left
             estimate = estimate_of(result, total)
             hours += (estimate.startup + estimate.seconds) / 3600
@@ -61,8 +64,8 @@ def estimate_of(result: StageResult, total: int) -> Estimate:
 def _line(stage: Stage, result: StageResult, estimate: Estimate, hourly_price: float | None) -> str:
     hours = (estimate.startup + estimate.seconds) / 3600
     rows = result.report["in"]
-    tried = f"{stage.value}: {result.units_run} of {estimate.units} units tried, {rows} rows in {result.seconds:.1f} s"
-    note = " (more for duplicates, which are looked for in all units at once)" if stage is Stage.SELECT else ""
+    tried = f"{stage.name}: {result.units_run} of {estimate.units} units tried, {rows} rows in {result.seconds:.1f} s"
+    note = " (more for duplicates, which are looked for in all units at once)" if stage is SELECT else ""
     return (
         f"{tried}; all: {estimate.startup:.1f} s to start and {estimate.seconds:.0f} s of work on one worker{note}, "
         f"{_number(hours)} worker hours{_price(hours, hourly_price)}, about {_size(estimate.bytes)} written"

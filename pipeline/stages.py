@@ -8,8 +8,8 @@ from typing import Any
 
 from realcustom.pipeline.cluster import check_address, connected
 from realcustom.pipeline.recipes import RunSettings
-from realcustom.preprocessing.run import check_stage, run_stage
-from realcustom.preprocessing.settings import Stage
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, OnRay, check_stage, run_stage
 
 
 def run_stages(
@@ -43,11 +43,10 @@ def run_stages(
                 output,
                 settings.preprocess,
                 method=settings.method,
-                local=local,
+                executor=InProcess() if local else OnRay(lambda: stack.enter_context(connected(address))),
                 limit=limit,
-                start_ray=lambda: stack.enter_context(connected(address)),
             )
-            yield account(stage.value, result.report)
+            yield account(stage.name, result.report)
             yield result.directory
             input = result.directory
 

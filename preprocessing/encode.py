@@ -15,14 +15,15 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from realcustom import record
-from realcustom.base import encode_pixels, encode_prompts, load_base
-from realcustom.image_encoder import load_image_encoder
+from realcustom.base import Base, encode_pixels, encode_prompts, load_base
+from realcustom.image_encoder import ImageEncoder, load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
-from realcustom.preprocessing.engine.models import blank_pictures, inference, pad_batch, prepare_torch
+from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
+from realcustom.preprocessing.engine.models import Runtime, blank_pictures, pad_batch
+from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, naming
-from realcustom.preprocessing.settings import CacheDtype, ComputeSettings, EncodeSettings, fixed_batch
+from realcustom.preprocessing.settings import CacheDtype, EncodeSettings, fixed_batch
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
@@ -38,31 +39,33 @@ class Encode:
     """Training records -> the same with caches."""
 
     def __init__(
-        self, settings: EncodeSettings, compute: ComputeSettings, method: MethodSettings, models: dict[str, str]
+        self, settings: EncodeSettings, method: MethodSettings, models: dict[str, str], runtime: Runtime | None
     ):
         self._settings = settings
         self._models = models
         self._method = method
-        self._compute = compute
-        device = prepare_torch(compute)
-        self._base = load_base(settings.base, device, torch.float32) if settings.base and "base" in models else None
-        self._image_encoder = None
+        self._runtime = runtime
+        self._base: Base | None = None
+        self._image_encoder: ImageEncoder | None = None
+        if settings.base and "base" in models:
+            assert runtime is not None
+            self._base = load_base(settings.base, runtime.device, torch.float32)
         if settings.image_encoder and "image_encoder" in models:
+            assert runtime is not None
             self._image_encoder = load_image_encoder(
-                settings.image_encoder, method.image_encoder, device, torch.float32
+                settings.image_encoder, method.image_encoder, runtime.device, torch.float32
             )
-        self._device = device
 
-    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+    def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
         """Encode every record; one whose picture does not decode, or whose features are not finite, is quarantined."""
-        tables.require_columns(table.schema, record.SCHEMA, f"encode, unit {unit}")
-        account = RowAccount(table, unit)
+        tables.require_columns(table.schema, record.SCHEMA, f"encode, unit {unit.name}")
+        ledger = RowLedger(table, unit.name)
         features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}}
         if self._image_encoder is not None and self._method.image_encoder.reference is Reference.CROP:
-            account.each(lambda row: _require_mask(table["subject_mask"][row].as_py()))
+            ledger.each(lambda row: _require_mask(table["subject_mask"][row].as_py()))
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in account.picture_batches(size):
-            with naming(account.batch_name(batch)):
+        for batch, pictures in ledger.picture_batches(size):
+            with naming(ledger.batch_name(batch)):
                 captions, masks = ([table[name][row].as_py() for row in batch] for name in ("caption", "subject_mask"))
                 references = pictures  # nothing reads them
                 if self._image_encoder is not None:
@@ -75,9 +78,9 @@ class Encode:
                 if row in tensors and not bool(torch.isfinite(tensors[row]).all()):
                     raise DataError(DataFault.NON_FINITE, f"{name} hold values that are not finite")
 
-        account.each(check)
-        kept = account.remaining()
-        result = account.rows().select(record.SCHEMA.names)
+        ledger.each(check)
+        kept = ledger.remaining()
+        result = ledger.rows().select(record.SCHEMA.names)
         for name in (LATENTS, TEXT, IMAGE):
             if features[name] or self._makes(name):
                 cells = [pack(features[name][row], self._settings.dtype) for row in kept]
@@ -85,7 +88,7 @@ class Encode:
         if not self._settings.keep_image:
             field = result.schema.field("image")
             result = tables.with_column(result, field, pa.nulls(result.num_rows, field.type))
-        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+        return UnitResult(rows_in=table.num_rows, table=result, excluded=ledger.excluded)
 
     def try_batch(self, size: int) -> None:
         """Run all models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
@@ -100,17 +103,20 @@ class Encode:
     ) -> dict[str, torch.Tensor]:
         """Features of a batch of at most `size` records, on the CPU: name -> (records, ...)."""
         found: dict[str, torch.Tensor] = {}
-        with inference(self._compute):
+        if self._runtime is None:
+            return found
+        device = self._runtime.device
+        with self._runtime.inference():
             if self._base is not None and self._settings.latents:
                 pixel_values = torch.stack([centre_square(picture, self._settings.resolution) for picture in pictures])
-                pixel_values = _pad_rows(pixel_values, size).to(self._device)  # (B, 3, R, R)
+                pixel_values = _pad_rows(pixel_values, size).to(device)  # (B, 3, R, R)
                 found[LATENTS] = encode_pixels(self._base, pixel_values)  # (B, C, h, w)
             if self._base is not None and self._settings.text_features:
                 found[TEXT] = encode_prompts(self._base, pad_batch(captions, size)).hidden  # (B, T, D)
             if self._image_encoder is not None and self._settings.image_features:
                 encoder = self._image_encoder
                 pixel_values = _pad_rows(torch.stack([encoder.prepare(image) for image in references]), size)
-                found[IMAGE] = encoder.encode(pixel_values.to(self._device))  # (B, S, Di)
+                found[IMAGE] = encoder.encode(pixel_values.to(device))  # (B, S, Di)
         return {name: tensor[: len(pictures)].float().cpu() for name, tensor in found.items()}
 
     def _reference(self, picture: Image.Image, cell: dict | None) -> Image.Image:

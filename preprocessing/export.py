@@ -11,7 +11,8 @@ import json
 import pyarrow as pa
 
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
+from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.preprocessing.ingest.tar import write_archive
 from realcustom.preprocessing.ingest.webdataset import split_key
@@ -29,10 +30,10 @@ class Export:
     def __init__(self, settings: ExportSettings):
         self._settings = settings
 
-    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+    def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
         """Write every row as a sample."""
-        tables.require_columns(table.schema, tables.INGESTED, f"export, unit {unit}")
-        account = RowAccount(table, unit)
+        tables.require_columns(table.schema, tables.INGESTED, f"export, unit {unit.name}")
+        ledger = RowLedger(table, unit.name)
         samples: dict[str, _Members] = {}
 
         def add(index: int) -> None:
@@ -42,9 +43,9 @@ class Export:
                 raise DataError(DataFault.DUPLICATE_KEY, f"an earlier row of the table is the sample '{key}'")
             samples[key] = members
 
-        account.each(add)
+        ledger.each(add)
         data = write_archive(member for key in sorted(samples) for member in sorted(samples[key].items()))
-        return Outcome(rows_in=table.num_rows, table=account.rows(), aside=account.aside, file=data)
+        return UnitResult(rows_in=table.num_rows, table=ledger.rows(), excluded=ledger.excluded, file=data)
 
     def _sample(self, row: dict) -> tuple[str, _Members]:
         if row["image"] is None:

@@ -12,24 +12,10 @@ from urllib.parse import urlsplit
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.ingest.captions import parse_join, template_fields
+from realcustom.retry import RetrySettings
 
 _PILLOWS_LIMIT = 178_956_970  # pixels: twice its warning at 1/4 GiB of RGB
 
-
-class Stage(enum.Enum):
-    """What is done to a corpus: the six of `CHAIN`, and `export`, which turns what one of them wrote into shards."""
-
-    INGEST = "ingest"
-    SCORE = "score"
-    SELECT = "select"
-    CAPTION = "caption"
-    SUBJECTS = "subjects"
-    ENCODE = "encode"
-    EXPORT = "export"
-
-
-# The stages in the order in which a corpus passes through them.
-CHAIN = (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
 
 # Scores of a picture that either a head on CLIP's embedding gives, or an image classification model.
 JUDGED = ("aesthetic", "nsfw", "watermark")
@@ -205,13 +191,14 @@ class EndpointSettings:
     concurrency: int = 16  # requests at once, of one worker
     timeout: float = 120.0  # seconds for one try
     attempts: int = (
-        10  # tries of a picture; with the waits between them four minutes, in which a server can start again
+        10  # tries of a picture; with the waits between them three minutes, in which a server can start again
     )
-    backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 60
+    backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 30
     key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key
 
     def __post_init__(self) -> None:
-        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency, attempts=self.attempts)
+        _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency)
+        _ = self.retries  # checks attempts and backoff
         if not self.timeout > 0:
             raise UsageError(f"timeout must be above 0 seconds, got {self.timeout}")
         if (self.url is None) != (self.model is None):
@@ -228,6 +215,11 @@ class EndpointSettings:
                 raise UsageError(f"caption.endpoint.url must be as http://host:8000/v1, got {self.url!r}")
         if not self.prompt.strip():
             raise UsageError("caption.endpoint.prompt is empty")
+
+    @property
+    def retries(self) -> RetrySettings:
+        """How often, and how soon, a picture is tried again."""
+        return RetrySettings(attempts=self.attempts, backoff=self.backoff)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,10 +330,15 @@ class ExecutionSettings:
     backoff: float = 0.5  # seconds before the second try, doubled for each one after it
 
     def __post_init__(self) -> None:
-        _at_least(1, attempts=self.attempts)
         _at_least(0, max_worker_deaths=self.max_worker_deaths)
         if self.workers is not None:
             _at_least(1, workers=self.workers)
+        _ = self.retries  # checks attempts and backoff
+
+    @property
+    def retries(self) -> RetrySettings:
+        """How often, and how soon, a read or write is tried again."""
+        return RetrySettings(attempts=self.attempts, backoff=self.backoff)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Columns that a later stage does not know are carried on unchanged, each with its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from realcustom import record, storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.hashes import COLOR_SIDE, LONG_BYTES, SHORT_BYTES, VIEWS
+from realcustom.storage import FileEntry
+from realcustom.store import Store
 
 # A picture and its caption, one row each. Names shared with the training record mean the same there.
 INGESTED = pa.schema(
@@ -175,6 +177,21 @@ def _footer(file: pa.NativeFile) -> pq.FileMetaData:
 def read_schema(uri: str) -> pa.Schema:
     """The schema of a Parquet file, from its footer, as `read_footer`."""
     return read_footer(uri).schema.to_arrow_schema()
+
+
+def first_schema(files: Sequence[FileEntry], store: Store) -> tuple[FileEntry, pa.Schema]:
+    """The first Parquet file whose footer can be read, and its schema. A torn one is judged where it is read.
+
+    Raises:
+        UsageError: none of them can be read.
+    """
+    reason = ""
+    for entry in files:
+        try:
+            return entry, store.call(read_schema, entry.uri)
+        except pa.ArrowInvalid as error:
+            reason = reason or f"{entry.name}: {error}"
+    raise UsageError(f"none of {len(files)} .parquet files can be read as such; {reason}")
 
 
 def record_table(columns: Mapping[str, pa.Array | list], fields: Mapping[str, pa.Field]) -> pa.Table:

@@ -58,6 +58,11 @@ def join(uri: str | Path, *parts: str) -> str:
     return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def absolute(uri: str | Path) -> str:
+    """A local path in full, so that a process in another folder finds it; a URI as it is."""
+    return str(uri) if is_remote(uri) else str(Path(str(uri).removeprefix("file://")).expanduser().absolute())
+
+
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there."""
     filesystem, path = open_filesystem(uri)

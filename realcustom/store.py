@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import TypeVar
 
 from realcustom import storage
 from realcustom.errors import UsageError
+from realcustom.retry import RetrySettings, retry
 from realcustom.storage import FileEntry
 
 T = TypeVar("T")
 
-LONGEST_WAIT = 30.0  # seconds between two tries
 CONNECT_SECONDS = 5.0  # for an object store to take a connection, before any work begins
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for a store that is not Amazon's)"
 _UNREACHABLE = "nothing answers at the store's address; is AWS_ENDPOINT_URL right?"
@@ -76,24 +75,6 @@ class StorageRefused(UsageError):
     """A storage does not let us do what is asked, and trying again did not or would not help."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrySettings:
-    """How often, and how soon, a transient error is tried again."""
-
-    attempts: int = 8  # tries in all; with the waits between them about a minute and a half
-    backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most `LONGEST_WAIT`
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise UsageError(f"attempts must be at least 1, got {self.attempts}")
-        if self.backoff < 0:
-            raise UsageError(f"backoff must be at least 0 seconds, got {self.backoff}")
-
-    def wait(self, attempt: int) -> float:
-        """Seconds between try number `attempt` (from 1) and the one after it."""
-        return min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
-
-
 class Store:
     """Files on a disk or an object store, by path or URI.
 
@@ -108,7 +89,7 @@ class Store:
         """`action(uri)`, with retries; `doing` is what a refusal says could not be done."""
         uri = str(uri)
         with refusals(doing, uri):
-            return retry(lambda: action(uri), self.retries)
+            return retry(lambda: action(uri), self.retries, is_transient)
 
     def read(self, uri: str | Path) -> bytes:
         """A whole file."""
@@ -174,18 +155,6 @@ class ChunkedFile:
         return self._data[offset - self._start : max(offset, end) - self._start]
 
 
-def retry(action: Callable[[], T], retries: RetrySettings) -> T:
-    """`action()`, tried again while its error is transient."""
-    for attempt in range(1, retries.attempts + 1):
-        try:
-            return action()
-        except Exception as error:
-            if attempt == retries.attempts or not is_transient(error):
-                raise
-            time.sleep(retries.wait(attempt))
-    raise AssertionError("attempts is at least 1")
-
-
 def is_transient(error: Exception) -> bool:
     """Whether trying again can help: an I/O error that is not about a missing file, rights or a full disk."""
     if type(error).__module__.startswith("botocore"):
@@ -242,7 +211,7 @@ def check_readable(uri: str) -> None:
             raise
 
     with refusals("read", uri):
-        retry(list_one, RetrySettings(attempts=4, backoff=0.5))
+        retry(list_one, RetrySettings(attempts=4, backoff=0.5), is_transient)
 
 
 def check_writable(uri: str) -> None:

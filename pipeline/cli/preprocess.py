@@ -12,7 +12,15 @@ from realcustom.errors import UsageError
 from realcustom.pipeline.cli import options
 from realcustom.pipeline.cli.options import DEFAULT_RECIPE, settings_of
 from realcustom.pipeline.inputs import require_path
-from realcustom.preprocessing.settings import CHAIN, Stage
+from realcustom.preprocessing.catalogue import (
+    CATALOGUE,
+    CHAIN,
+    ENCODE,
+    INGEST,
+    SCORE,
+    SELECT,
+)
+from realcustom.preprocessing.engine.stage import Stage
 
 preprocess = typer.Typer(
     help="From an image-text corpus to training records: ingest, score, select, caption, subjects, encode.",
@@ -56,24 +64,6 @@ CaptionTemplate = Annotated[
     ),
 ]
 
-HELP = {
-    Stage.INGEST: "Read a source: each picture decoded, sized, hashed and named; what is of no use put aside with its reason.",
-    Stage.SCORE: "Score every picture: sharpness, and by the neural models that are set. No row leaves.",
-    Stage.SELECT: "Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again at will.",
-    Stage.CAPTION: "Put a synthetic caption beside the alt text, and find the words that can name a subject.",
-    Stage.SUBJECTS: "Find each target word in its picture: box, mask, checks, crop. Writes training records.",
-    Stage.ENCODE: "Put latents, text features and image features of the training recipe beside each record.",
-    Stage.EXPORT: "Write rows as webdataset shards; what came from such shards goes back byte for byte.",
-}
-BEFORE = {
-    Stage.SCORE: Stage.INGEST,
-    Stage.SELECT: Stage.SCORE,
-    Stage.CAPTION: Stage.SELECT,
-    Stage.SUBJECTS: Stage.CAPTION,
-    Stage.ENCODE: Stage.SUBJECTS,
-    Stage.EXPORT: Stage.SELECT,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class _How:
@@ -91,8 +81,8 @@ class _How:
 
 
 def _run(name: str, stages: Sequence[Stage], input: str, output: str, how: _How, source: dict[str, Any]) -> None:
-    used = [f"preprocess.{section}" for section in (*(stage.value for stage in stages), "compute", "execution")]
-    if Stage.ENCODE in stages:
+    used = [f"preprocess.{section}" for section in (*(stage.name for stage in stages), "compute", "execution")]
+    if ENCODE in stages:
         used.append("method.image_encoder")
     given = {key: value for key, value in source.items() if value is not None}
     over = {"preprocess": {"ingest": given}} if given else None
@@ -188,17 +178,17 @@ _SOURCES = (
     '--caption-template "a photo of a {class}"',
     "--input s3://bucket/urls.parquet --output s3://bucket/records --dry-run 2 --hourly-price 0.35",
 )
-for _stage in Stage:
-    _verb = f"realcustom preprocess {_stage.value}"
-    if _stage is Stage.INGEST:
+for _stage in CATALOGUE.values():
+    _verb = f"realcustom preprocess {_stage.name}"
+    if _stage is INGEST:
         _examples = [f"{_verb} {arguments}" for arguments in _SOURCES]
         _make = _source_verb
     else:
-        _directory = f"{BEFORE[_stage].value}@0123456789ab"
+        _directory = f"{_stage.reads[0]}@0123456789ab"
         _examples = [f"{_verb} --input outputs/records/{_directory} --output outputs/records"]
         _make = _stage_verb
-    preprocess.command(name=_stage.value, help=HELP[_stage], epilog=options.example(*_examples))(
-        _make(_stage.value, (_stage,))
+    preprocess.command(name=_stage.name, help=_stage.help, epilog=options.example(*_examples))(
+        _make(_stage.name, (_stage,))
     )
 preprocess.command(
     name="filter",
@@ -206,7 +196,7 @@ preprocess.command(
     epilog=options.example(
         "realcustom preprocess filter --input outputs/records/ingest@0123456789ab --output outputs/records"
     ),
-)(_stage_verb("filter", (Stage.SCORE, Stage.SELECT)))
+)(_stage_verb("filter", (SCORE, SELECT)))
 preprocess.command(
     name="all",
     help="All six stages in order, from a source to training records.",

@@ -20,6 +20,7 @@ from realcustom import config, storage
 from realcustom.errors import UsageError
 from realcustom.pipeline import cluster, configure
 from realcustom.pipeline.recipes import RunSettings
+from realcustom.preprocessing.catalogue import CHAIN
 
 HTTP_IMAGES = 3
 DRAWINGS = 32  # that the diffusion model is measured on
@@ -98,16 +99,15 @@ def _preprocess(
     output: Path, corpus: str, settings: RunSettings, clock: Clock
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     from realcustom.preprocessing.run import run_stage
-    from realcustom.preprocessing.settings import CHAIN
 
     source, root = storage.join(corpus, "shards"), str(output / "stages")
     directories, reports = {}, {}
     with clock.heading("Ray Data: six stages from pictures to training records"):
         for stage in CHAIN:
-            with clock.timed(stage.value):
+            with clock.timed(stage.name):
                 result = run_stage(stage, source, root, settings.preprocess, method=settings.method)
-            source = directories[stage.value] = result.directory
-            reports[stage.value] = {
+            source = directories[stage.name] = result.directory
+            reports[stage.name] = {
                 key: result.report[key] for key in ("in", "kept", "dropped", "quarantined", "rows_out")
             }
     return directories, reports
@@ -218,11 +218,11 @@ def _report(
     from realcustom.sprites.inspect_zoo import inspect_zoo
 
     with clock.heading("Writing the page"):
-        truth = truth.read_truth(corpus)
+        drawn = truth.read_truth(corpus)
         captioned = truth.read_table(directories["caption"], ["uid", "synthetic_caption"])
         records = truth.read_table(directories["encode"])
         with clock.timed("models"):
-            models = truth.measure_models(captioned, records, truth) | inspect_zoo(DRAWINGS, names=("pipeline",))
+            models = truth.measure_models(captioned, records, drawn) | inspect_zoo(DRAWINGS, names=("pipeline",))
         clock.seconds["total"] = clock.total()
         report = {
             "stages": stages,
@@ -237,10 +237,10 @@ def _report(
             "seconds": clock.seconds,
             "settings": config.to_dict(settings),
         }
-        content = page.content(report, corpus, records, trained, request, table, cases, settings, truth)
-        page = output / "index.html"
-        write_page(page, content)
+        content = page.content(report, corpus, records, trained, request, table, cases, settings, drawn)
+        index = output / "index.html"
+        write_page(index, content)
         storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
-    print(f"\nDone in {clock.total() / 60:.1f} minutes. Look at {page}", file=sys.stderr)
+    print(f"\nDone in {clock.total() / 60:.1f} minutes. Look at {index}", file=sys.stderr)
     print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}", file=sys.stderr)
-    return page
+    return index

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from realcustom import storage
 from realcustom.pipeline.recipes import RunSettings, sprites
+from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.settings import Reference
 
 FIRST_SCENE = 10**6  # apart from the corpus of the quickstart, which is validated on
@@ -49,7 +50,6 @@ def train_zoo_adapter(
 ) -> None:
     """Draw, preprocess, train, and copy the adapter to `output`. Intermediate results lie below `work`."""
     from realcustom.pipeline.stages import run_stages
-    from realcustom.preprocessing.settings import CHAIN
     from realcustom.sprites.corpus import CorpusSettings, write_corpus
     from realcustom.training.run import train
 

@@ -9,20 +9,19 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
 
 from realcustom.identity import split_revision
-from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
-from realcustom.preprocessing.settings import CaptionSettings, ComputeSettings
+from realcustom.preprocessing.engine.models import Runtime, pad_batch
+from realcustom.preprocessing.settings import CaptionSettings
 
 
 class BlipCaptioner:
     """Pictures -> captions."""
 
-    def __init__(self, settings: CaptionSettings, compute: ComputeSettings):
+    def __init__(self, settings: CaptionSettings, runtime: Runtime):
         assert settings.model is not None
         model, revision = split_revision(settings.model)
-        self._device = prepare_torch(compute)
-        self._compute = compute
+        self._runtime = runtime
         self._longest = settings.max_new_tokens
-        self._model = load_model(BlipForConditionalGeneration, settings.model, self._device)
+        self._model = runtime.load(BlipForConditionalGeneration, settings.model)
         self._processor = BlipImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
 
@@ -37,8 +36,8 @@ class BlipCaptioner:
         self._generate(pictures, min_new_tokens=self._longest)
 
     def _generate(self, pictures: Sequence[Image.Image], min_new_tokens: int | None = None) -> torch.Tensor:
-        pixel_values = self._processor(list(pictures), return_tensors="pt").pixel_values.to(self._device)
-        with inference(self._compute):
+        pixel_values = self._processor(list(pictures), return_tensors="pt").pixel_values.to(self._runtime.device)
+        with self._runtime.inference():
             return self._model.generate(
                 pixel_values=pixel_values,
                 max_new_tokens=self._longest,

@@ -1,7 +1,7 @@
 """Captions from a large model behind an OpenAI-compatible endpoint (vLLM, SGLang ...), one request for each picture.
 
 The answers are data: an empty or refused caption leaves its row out, under that name. What may pass is tried again. If
-a picture fails to the last try and a plain one is captioned then, its row is put aside; what lasts for every picture, a
+a picture fails to the last try and a plain one is captioned then, its row is excluded; what lasts for every picture, a
 wrong key and an unknown model stop the job, as they are nothing of the row's.
 
 A client inside the stage, and not an operator of Ray Data's: the same code runs in this process and in a worker, and a
@@ -22,9 +22,10 @@ import httpx
 from PIL import Image
 
 from realcustom.errors import UsageError
-from realcustom.preprocessing.errors import DataError, DataFault, RowDropped
-from realcustom.preprocessing.http_retry import LONGEST_WAIT, is_passing, no_answer, retry_after, run_in_thread
-from realcustom.preprocessing.settings import CaptionSettings, ExecutionSettings
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
+from realcustom.preprocessing.http_retry import is_passing, no_answer, retry_after, run_in_thread
+from realcustom.preprocessing.settings import CaptionSettings
+from realcustom.retry import RetrySettings
 
 EMPTY = "empty_caption"
 REFUSED = "refused_caption"
@@ -37,7 +38,7 @@ _APOLOGY = re.compile(
 
 _PLAIN = (64, 64)  # pixels, width and height, of the picture that tells a bad picture from a bad endpoint
 
-Result = str | DataError | RowDropped
+Result = str | RowExcluded
 T = TypeVar("T")
 
 
@@ -56,8 +57,8 @@ class _TryAgain(Exception):
 class EndpointCaptioner:
     """Pictures -> captions, at most `endpoint.concurrency` requests at once."""
 
-    def __init__(self, settings: CaptionSettings, execution: ExecutionSettings):
-        self._settings, self._endpoint, self._execution = settings, settings.endpoint, execution
+    def __init__(self, settings: CaptionSettings, retries: RetrySettings):
+        self._settings, self._endpoint, self._retries = settings, settings.endpoint, retries
         self._key = os.environ.get(self._endpoint.key_variable, "").strip()
         if not self._key.isascii() or not self._key.isprintable():
             raise EndpointRefused(f"{self._endpoint.key_variable} holds characters that no HTTP header can carry")
@@ -78,8 +79,7 @@ class EndpointCaptioner:
     async def _models(self) -> list[str] | None:
         async with self._client() as client:
             # not patient: a wrong address is to be said soon
-            tries = self._execution.attempts, self._execution.backoff
-            response = await self._with_retries(lambda: self._send(client, "GET", "models"), *tries)
+            response = await self._with_retries(lambda: self._send(client, "GET", "models"), self._retries)
         try:
             return [str(entry["id"]) for entry in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
@@ -116,8 +116,8 @@ class EndpointCaptioner:
                 return why
 
     async def _caption(self, client: httpx.AsyncClient, picture: Image.Image) -> str:
-        body, tries = self._request(picture), (self._endpoint.attempts, self._endpoint.backoff)
-        return await self._with_retries(lambda: self._ask(client, body), *tries)
+        body = self._request(picture)
+        return await self._with_retries(lambda: self._ask(client, body), self._endpoint.retries)
 
     async def _check_plain(self, client: httpx.AsyncClient) -> None:
         """Raise EndpointRefused if a plain picture fails as well: then the endpoint is down, whatever still answers there."""
@@ -145,17 +145,17 @@ class EndpointCaptioner:
             "seed": self._endpoint.seed,
         }
 
-    async def _with_retries(self, action: Callable[[], Awaitable[T]], attempts: int, backoff: float) -> T:
-        for attempt in range(1, attempts + 1):
+    async def _with_retries(self, action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
+        for attempt in range(1, retries.attempts + 1):
             try:
                 return await action()
             except _TryAgain as error:
-                if attempt == attempts:
-                    message = f"{error.what}, tried {attempts} times"
+                if attempt == retries.attempts:
+                    message = f"{error.what}, tried {retries.attempts} times"
                     if error.fault is not None:
                         raise DataError(error.fault, message) from error
                     raise self._down(message) from error
-                await asyncio.sleep(max(min(backoff * 2 ** (attempt - 1), LONGEST_WAIT), error.after))
+                await asyncio.sleep(max(retries.wait(attempt), error.after))
         raise AssertionError("attempts is at least 1")
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.caption.nouns import Target, find_targets
-from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
-from realcustom.preprocessing.errors import DataError, RowDropped, naming
-from realcustom.preprocessing.settings import (
-    CaptionPolicy,
-    CaptionSettings,
-    ComputeSettings,
-    ExecutionSettings,
-    fixed_batch,
-)
+from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.errors import RowDropped, RowExcluded, naming
+from realcustom.preprocessing.settings import CaptionPolicy, CaptionSettings, fixed_batch
+from realcustom.retry import RetrySettings
+
+if TYPE_CHECKING:
+    from realcustom.preprocessing.engine.models import Runtime
 
 NO_TARGET_WORD = "no_target_word"
 
@@ -28,9 +29,9 @@ class Caption:
     def __init__(
         self,
         settings: CaptionSettings,
-        compute: ComputeSettings,
-        execution: ExecutionSettings,
+        retries: RetrySettings,
         models: dict[str, str],
+        runtime: Runtime | None,
     ):
         self._settings = settings
         self._maker = models.get("model") or settings.endpoint.model
@@ -41,39 +42,39 @@ class Caption:
                 EndpointCaptioner,  # an HTTP client only where one is used
             )
 
-            self._endpoint = EndpointCaptioner(settings, execution)
+            self._endpoint = EndpointCaptioner(settings, retries)
         if settings.model is not None:
             from realcustom.preprocessing.caption.blip import (
                 BlipCaptioner,  # torch and transformers only where a model runs
             )
 
-            self._captioner = BlipCaptioner(settings, compute)
+            assert runtime is not None
+            self._captioner = BlipCaptioner(settings, runtime)
 
-    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+    def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
         """Caption every row; one whose picture does not decode is quarantined."""
-        tables.require_columns(table.schema, tables.INGESTED, f"caption, unit {unit}")
-        account = RowAccount(table, unit)
-        synthetic = self._synthetic(account) if self._endpoint is None else self._asked_for(account)
+        tables.require_columns(table.schema, tables.INGESTED, f"caption, unit {unit.name}")
+        ledger = RowLedger(table, unit.name)
+        synthetic = self._synthetic(ledger) if self._endpoint is None else self._asked_for(ledger)
         alt_texts: list[str | None] = table["alt_text"].to_pylist()
         chosen: dict[int, tuple[str, str, list[Target]]] = {}
 
         def choose(index: int) -> None:
             found = self._choose(alt_texts[index], synthetic.get(index))
             if found is None:
-                account.drop(index, NO_TARGET_WORD, f"in {alt_texts[index]!r} or {synthetic.get(index)!r}")
-            else:
-                chosen[index] = found
+                raise RowDropped(NO_TARGET_WORD, f"in {alt_texts[index]!r} or {synthetic.get(index)!r}")
+            chosen[index] = found
 
-        account.each(choose)
-        kept = account.remaining()
+        ledger.each(choose)
+        kept = ledger.remaining()
         field = tables.CAPTION_FIELDS[0]
         field = tables.made_by(field, self._maker) if self._maker is not None else field
-        result = tables.with_column(account.rows(), field, [synthetic.get(index) for index in kept])
+        result = tables.with_column(ledger.rows(), field, [synthetic.get(index) for index in kept])
         result = tables.with_column(result, tables.CAPTION_FIELDS[1], [chosen[index][0] for index in kept])
         result = tables.with_column(result, tables.CAPTION_FIELDS[2], [chosen[index][1] for index in kept])
         targets = [[vars(target) for target in chosen[index][2]] for index in kept]
         result = tables.with_column(result, tables.CAPTION_FIELDS[3], targets)
-        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+        return UnitResult(rows_in=table.num_rows, table=result, excluded=ledger.excluded)
 
     def try_batch(self, size: int) -> None:
         """Run the model on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""
@@ -93,27 +94,25 @@ class Caption:
                 return text, source, targets
         return None
 
-    def _synthetic(self, account: RowAccount) -> dict[int, str]:
+    def _synthetic(self, ledger: RowLedger) -> dict[int, str]:
         if self._captioner is None:
             return {}
         captions: dict[int, str] = {}
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in account.picture_batches(size):
-            with naming(account.batch_name(batch)):
+        for batch, pictures in ledger.picture_batches(size):
+            with naming(ledger.batch_name(batch)):
                 captions.update(zip(batch, self._captioner(pictures, size), strict=True))
         return captions
 
-    def _asked_for(self, account: RowAccount) -> dict[int, str]:
+    def _asked_for(self, ledger: RowLedger) -> dict[int, str]:
         assert self._endpoint is not None
         captions: dict[int, str] = {}
         endpoint = self._settings.endpoint
         # several rounds of requests at a time: few wait for the slowest
-        for batch, pictures in account.picture_batches(4 * endpoint.concurrency, endpoint.longest_side):
+        for batch, pictures in ledger.picture_batches(4 * endpoint.concurrency, endpoint.longest_side):
             for index, answer in zip(batch, self._endpoint(pictures), strict=True):
-                if isinstance(answer, DataError):
-                    account.quarantine(index, answer)
-                elif isinstance(answer, RowDropped):
-                    account.drop(index, answer.reason, answer.message)
+                if isinstance(answer, RowExcluded):
+                    ledger.exclude(index, answer)
                 else:
                     captions[index] = answer
         return captions

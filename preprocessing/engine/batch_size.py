@@ -14,41 +14,41 @@ from collections.abc import Callable
 
 from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.preprocessing.engine.unit import StageDirectory, to_json_bytes
-from realcustom.preprocessing.engine.worker import Job, ModelStage, load_table_stage
+from realcustom.preprocessing.engine.directory import to_json_bytes
+from realcustom.preprocessing.engine.worker import Job, ModelStage, TableWork, load_work
 from realcustom.preprocessing.settings import BatchSize, Device, PreprocessSettings
 
 
 def is_auto(job: Job) -> bool:
     """Whether the job's models wait for a batch size."""
-    return bool(job.models) and getattr(job.settings, job.stage.value).batch_size is BatchSize.AUTO
+    return bool(job.models) and job.section.batch_size is BatchSize.AUTO
 
 
 def fix_batch_size(job: Job, output: str, probe: Callable[[Job], int]) -> PreprocessSettings:
     """The settings with a number in the place of `auto`: the one that is written down below `output`, else `probe`'s."""
-    place = StageDirectory(storage.join(output, "probes"), job.settings.execution)
-    uri = storage.join(place.uri, f"{posixpath.basename(job.directory)}.json")
-    if storage.exists(uri):
-        size = int(json.loads(place.read(uri))["batch_size"])
+    store = job.store
+    uri = storage.join(output, "probes", f"{posixpath.basename(job.directory)}.json")
+    if store.exists(uri):
+        size = int(json.loads(store.read(uri))["batch_size"])
     else:
         size = probe(job)
-        place.write(uri, to_json_bytes({"batch_size": size}))
-    section = dataclasses.replace(getattr(job.settings, job.stage.value), batch_size=size)
-    return dataclasses.replace(job.settings, **{job.stage.value: section})
+        store.write(uri, to_json_bytes({"batch_size": size}))
+    section = dataclasses.replace(job.section, batch_size=size)
+    return dataclasses.replace(job.settings, **{job.name: section})
 
 
 def probe(job: Job) -> int:
-    """Load the models here and find the batch size. Raises ValueError where not even one picture fits."""
-    import torch  # in a worker, or with `local`
+    """Load the models here and find the batch size. Raises UsageError where not even one picture fits."""
+    import torch  # where models run
 
     from realcustom.preprocessing.engine.models import is_out_of_memory
 
-    stage = load_table_stage(job)
-    assert isinstance(stage, ModelStage), job.stage
+    work = load_work(job)
+    assert isinstance(work, TableWork) and isinstance(work.stage, ModelStage), job.name
     size = job.settings.compute.largest_batch
     while size >= 1:
         try:
-            stage.try_batch(size)
+            work.stage.try_batch(size)
             return size
         except Exception as error:
             if not is_out_of_memory(error):
@@ -56,7 +56,7 @@ def probe(job: Job) -> int:
         size //= 2
         torch.cuda.empty_cache()  # after the except clause, whose error holds on to what did not fit
     raise UsageError(
-        f"{job.stage.value}.batch_size=auto: the memory of compute.device={job.settings.compute.device.value} holds the "
+        f"{job.name}.batch_size=auto: the memory of compute.device={job.settings.compute.device.value} holds the "
         f"models and not even one picture; take smaller models or a larger device"
     )
 
@@ -70,13 +70,13 @@ def probe_on_worker(job: Job) -> int:
     # max_calls: its process ends with it, and leaves the device's memory to the workers
     task = ray.remote(num_cpus=compute.threads, num_gpus=gpus, max_calls=1, max_retries=0)(probe)
     try:
-        return ray.get(task.remote(job))
+        return int(ray.get(task.remote(job)))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UsageError):
             raise UsageError(str(error.cause)) from error
         raise
     except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError) as error:
         raise UsageError(
-            f"{job.stage.value}.batch_size=auto: the worker that probed was ended, most likely because the node's own "
+            f"{job.name}.batch_size=auto: the worker that probed was ended, most likely because the node's own "
             f"memory ran out: lower compute.largest_batch={compute.largest_batch}, or give a number"
         ) from error

@@ -6,30 +6,21 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import ray
 
-from realcustom.preprocessing.engine.unit import Unit, UnitKind
+from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.settings import Device
 
 
 def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
-    """The job with `per_host` of its downloads divided among its workers; and what the user should know."""
+    """The job with what its workers share divided among them; and what the user should know."""
     notes = [lack] if (lack := _lacking(job)) is not None else []
-    if not any(unit.kind is UnitKind.URLS for unit in units):
+    if job.share is None or not units:
         return job, notes
-    workers = task_workers(job, units)
-    ingest = job.settings.ingest
-    per_host = ingest.download.per_host
-    if per_host < workers:
-        notes.append(
-            f"{workers} workers fetch, and each may ask a host: {workers} at once instead of "
-            f"ingest.download.per_host={per_host}; execution.workers={per_host} keeps to it"
-        )
-    download = replace(ingest.download, per_host=max(1, per_host // workers))
-    return replace(job, settings=replace(job.settings, ingest=replace(ingest, download=download))), notes
+    shared, more = job.share(job, units, task_workers(job, units))
+    return shared, [*notes, *more]
 
 
 def task_limit(job: Job) -> int | None:

@@ -1,4 +1,4 @@
-"""What a stage made of a unit: rows, and an account in which no row of the input is missing."""
+"""What a stage made of a unit: rows, and a ledger in which no row of the input is missing."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
-from realcustom.preprocessing.errors import DataError, DataFault, StageBug, naming
+from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, StageBug, naming
 from realcustom.preprocessing.pictures import decode, decode_small
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aside:
+class ExcludedRow:
     """An input row that did not go on."""
 
     uid: str
     key: str  # what a person can find it by in the source
-    quarantined: bool  # true: its data are at fault; false: dropped by a rule
-    reason: str
-    message: str = ""
+    why: RowExcluded
+
+    def to_dict(self) -> dict[str, str]:
+        """As a line of the unit's file in `aside/`."""
+        outcome = "quarantined" if self.why.quarantined else "dropped"
+        line = {"uid": self.uid, "key": self.key, "outcome": outcome, "reason": self.why.reason}
+        return {**line, "message": self.why.message} if self.why.message else line
 
 
 @dataclass(kw_only=True)
-class Outcome:
-    """A unit's result. `table` holds the rows that go on; one input row may have become several there."""
+class UnitResult:
+    """What became of a unit. `table` holds the rows that go on; one input row may have become several there."""
 
     rows_in: int  # counted at the source
     table: pa.Table
-    aside: list[Aside] = field(default_factory=list)
+    excluded: list[ExcludedRow] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)  # candidates, by reason
     parent: str = "uid"  # column of `table` that names the input row
     file: bytes | None = None  # what is written in the place of `table`, where it is no table
@@ -46,72 +50,63 @@ class Outcome:
             rows_out=self.table.num_rows,
             rejected=dict(self.rejected),
         )
-        for entry in self.aside:
-            tally = counts.quarantined if entry.quarantined else counts.dropped
-            tally[entry.reason] = tally.get(entry.reason, 0) + 1
-        if counts.rows_in != counts.kept + len(self.aside):
+        for row in self.excluded:
+            tally = counts.quarantined if row.why.quarantined else counts.dropped
+            tally[row.why.reason] = tally.get(row.why.reason, 0) + 1
+        if counts.rows_in != counts.kept + len(self.excluded):
             raise StageBug(
-                f"unit {unit.name}: {counts.rows_in} rows came in, {counts.kept} were written and {len(self.aside)} "
-                f"put aside; is a uid there twice?"
+                f"unit {unit.name}: {counts.rows_in} rows came in, {counts.kept} were written and {len(self.excluded)} "
+                f"excluded; is a uid there twice?"
             )
-        lines = [json.dumps(_line(entry), ensure_ascii=False) for entry in self.aside]
-        aside = "".join(line + "\n" for line in lines).encode("utf-8", "replace")
+        lines = [json.dumps(row.to_dict(), ensure_ascii=False) for row in self.excluded]
+        excluded = "".join(line + "\n" for line in lines).encode("utf-8", "replace")
         data = self.file if self.file is not None else tables.to_parquet(self.table)
-        return SealedUnit(rows=data, aside=aside, counts=counts)
+        return SealedUnit(rows=data, excluded=excluded, counts=counts)
 
 
-def _line(entry: Aside) -> dict[str, str]:
-    outcome = "quarantined" if entry.quarantined else "dropped"
-    line = {"uid": entry.uid, "key": entry.key, "outcome": outcome, "reason": entry.reason}
-    return {**line, "message": entry.message} if entry.message else line
-
-
-class RowAccount:
-    """Goes over a unit's table row by row and keeps the account of those that do not go on."""
+class RowLedger:
+    """Goes over a unit's table row by row and notes those that do not go on."""
 
     def __init__(self, table: pa.Table, unit: str):
         self.table = table
         self._unit = unit
         self._uids: list[str] = table["uid"].to_pylist()
         self._keys: list[str] = table["key"].to_pylist() if "key" in table.schema.names else self._uids
-        self._aside: dict[int, Aside] = {}  # by index
+        self._excluded: dict[int, ExcludedRow] = {}  # by index
 
     @property
-    def aside(self) -> list[Aside]:
+    def excluded(self) -> list[ExcludedRow]:
         """The rows that do not go on, in the table's order: when each was found out depends on batches."""
-        return [self._aside[index] for index in sorted(self._aside)]
+        return [self._excluded[index] for index in sorted(self._excluded)]
 
     def name(self, index: int) -> str:
         """How messages call a row."""
         return f"unit {self._unit}, row {self._uids[index]} ({self._keys[index]})"
 
-    def drop(self, index: int, reason: str, message: str = "") -> None:
-        """Put a row aside by a rule."""
-        self._put(index, quarantined=False, reason=reason, message=message)
-
-    def quarantine(self, index: int, error: DataError) -> None:
-        """Put a row aside because its data are at fault."""
-        self._put(index, quarantined=True, reason=error.fault.value, message=error.message)
+    def exclude(self, index: int, why: RowExcluded) -> None:
+        """Note that a row does not go on."""
+        assert index not in self._excluded, self.name(index)
+        self._excluded[index] = ExcludedRow(uid=self._uids[index], key=self._keys[index], why=why)
 
     def each(self, work: Callable[[int], None]) -> None:
-        """Call `work` with each remaining row's index; a DataError puts the row aside, another error names it."""
+        """Call `work` with each remaining row's index; a RowExcluded excludes the row, another error names it."""
         for index in self.remaining():
             try:
                 with naming(self.name(index)):
                     work(index)
-            except DataError as error:
-                self.quarantine(index, error)
+            except RowExcluded as why:
+                self.exclude(index, why)
 
     def remaining(self) -> list[int]:
-        """Indices of the rows that are not aside, ascending."""
-        return [index for index in range(self.table.num_rows) if index not in self._aside]
+        """Indices of the rows that are not excluded, ascending."""
+        return [index for index in range(self.table.num_rows) if index not in self._excluded]
 
     def picture_batches(
         self, size: int, longest_side: int | None = None
     ) -> Iterator[tuple[list[int], list[Image.Image]]]:
         """The remaining rows' indices and decoded pictures, at most `size` at a time, scaled down to `longest_side`.
 
-        A picture that does not decode puts its row aside.
+        A row whose picture does not decode is excluded.
         """
         remaining = self.remaining()
         for start in range(0, len(remaining), size):
@@ -124,8 +119,8 @@ class RowAccount:
                             raise DataError(DataFault.MISSING_IMAGE, "the row holds no picture")
                         pictures.append(decode(data) if longest_side is None else decode_small(data, longest_side))
                         indices.append(index)
-                except DataError as error:
-                    self.quarantine(index, error)
+                except RowExcluded as why:
+                    self.exclude(index, why)
             if indices:
                 yield indices, pictures
 
@@ -134,12 +129,7 @@ class RowAccount:
         return f"{self.name(indices[0])} and the {len(indices) - 1} after it"
 
     def rows(self) -> pa.Table:
-        """The rows that are not aside."""
-        if not self._aside:
+        """The rows that are not excluded."""
+        if not self._excluded:
             return self.table
         return self.table.take(pa.array(self.remaining(), type=pa.int64()))
-
-    def _put(self, index: int, *, quarantined: bool, reason: str, message: str) -> None:
-        assert index not in self._aside, self.name(index)
-        uid, key = self._uids[index], self._keys[index]
-        self._aside[index] = Aside(uid=uid, key=key, quarantined=quarantined, reason=reason, message=message)

@@ -6,89 +6,54 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from realcustom.errors import UsageError
-from realcustom.identity import check_base, split_models, split_revision
-from realcustom.preprocessing.engine.fingerprint import models_of
-from realcustom.preprocessing.settings import JUDGED, PreprocessSettings, Stage
+from realcustom.identity import split_models, split_revision
+from realcustom.preprocessing.engine.stage import ModelSetting, Stage
+from realcustom.preprocessing.engine.worker import Job, load_work
+from realcustom.preprocessing.settings import PreprocessSettings
 
-if TYPE_CHECKING:
-    from realcustom.preprocessing.engine.worker import Job
-
-# What config.json says of the models that a stage runs.
-_TYPES = {
-    "score.clip": "clip",
-    "caption.model": "blip",
-    "subjects.detector": "grounding-dino",
-    "subjects.segmenter": "sam",
-}
-_CLASSIFIERS = tuple(f"score.{name}" for name in JUDGED)
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_models(stage: Stage, settings: PreprocessSettings) -> None:
-    """Raise ValueError for what cannot be the model that a setting wants: by its files, of a hub's its config.json."""
-    for name, models in models_of(stage, settings).items():
-        setting = f"{stage.value}.{name}"
-        for model in split_models(models):
+    """Raise UsageError for what cannot be the model that a setting wants: by its files, of a hub's its config.json."""
+    given = stage.models_of(settings)
+    for wanted in stage.models:
+        setting = f"{stage.name}.{wanted.name}"
+        for model in split_models(given[wanted.name]) if wanted.name in given else ():
             folder = Path(model)
-            if setting == "encode.base":
-                if folder.is_dir():
-                    check_base(model)
-                    _check_weights(folder, setting)
-            elif setting == "score.heads":
-                if not (folder / "heads.safetensors").is_file():
-                    raise UsageError(f"score.heads: no file at {folder / 'heads.safetensors'}")
+            if wanted.check is not None:
+                wanted.check(model)
             elif folder.is_dir():
-                _check_config(model, folder / "config.json", setting)
-                _check_weights(folder, setting)
+                _check_config(model, folder / "config.json", setting, wanted)
+                check_weights(folder, setting)
             else:
-                _check_config(model, _hub_config(model, setting), setting)
+                _check_config(model, _hub_config(model, setting), setting, wanted)
 
 
 def check_loading(job: Job) -> None:
-    """Raise ValueError, naming them, if the job's models cannot be loaded; their weights are not read, so in seconds.
+    """Raise UsageError, naming them, if the job's models cannot be loaded; their weights are not read, so in seconds.
 
-    Models of the hub whose weights are not on this machine are left to the worker that loads them, and so is what
-    `encode` runs.
+    Models of the hub whose weights are not on this machine are left to the worker that loads them.
     """
-    from realcustom.preprocessing.engine.models import (
-        WithoutWeights,  # torch and transformers only for models that are to run
-    )
-    from realcustom.preprocessing.engine.worker import load_table_stage
-
-    models = [model for models in models_of(job.stage, job.settings).values() for model in split_models(models)]
-    if job.stage is not Stage.ENCODE and all(_is_here(model) for model in models):
-        load_table_stage(dataclasses.replace(job, settings=dataclasses.replace(job.settings, compute=WithoutWeights())))
+    if all(_is_here(model) for models in job.given.values() for model in split_models(models)):
+        load_work(dataclasses.replace(job, weights=False))
 
 
-def _check_config(model: str, config: Path, setting: str) -> None:
-    try:
-        values = json.loads(config.read_text())
-    except FileNotFoundError as error:
-        raise UsageError(f"{setting}: {model} is no model: it has no config.json") from error
-    except ValueError as error:
-        raise UsageError(f"{setting}: config.json of {model} is not JSON: {error}") from error
-    found, wanted = values.get("model_type"), _TYPES.get(setting)
-    if wanted is not None and found != wanted:
-        raise UsageError(f"{setting}: {model} is a model of type '{found}', and '{wanted}' is what runs there")
-    if setting in _CLASSIFIERS:
-        find_label(values.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}, setting.partition(".")[2], model)
-
-
-def find_label(labels: Mapping[str | int, str], score: str, model: str) -> int:
-    """The index of the label that the score is named after. Raises ValueError, naming the labels, if there is none.
+def find_label(labels: Mapping[str | int, str], name: str, setting: str, model: str) -> int:
+    """The index of the label of that name. Raises UsageError, naming the labels, if there is none.
 
     One label alone is a regression's, and has no probability.
     """
     for index, label in labels.items():
-        if label.lower() == score and len(labels) > 1:
+        if label.lower() == name and len(labels) > 1:
             return int(index)
-    raise UsageError(f"score.{score}: {model} has no label '{score}' beside others, only {', '.join(labels.values())}")
+    raise UsageError(f"{setting}: {model} has no label '{name}' beside others, only {', '.join(labels.values())}")
 
 
-def _check_weights(folder: Path, setting: str) -> None:
+def check_weights(folder: Path, setting: str) -> None:
+    """Raise UsageError if a folder holds no weights, or safetensors files that are not whole."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
@@ -101,6 +66,22 @@ def _check_weights(folder: Path, setting: str) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise UsageError(f"{setting}: {path} cannot be loaded: {error}") from error
+
+
+def _check_config(model: str, config: Path, setting: str, wanted: ModelSetting) -> None:
+    try:
+        values = json.loads(config.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{setting}: {model} is no model: it has no config.json") from error
+    except ValueError as error:
+        raise UsageError(f"{setting}: config.json of {model} is not JSON: {error}") from error
+    found = values.get("model_type")
+    if wanted.model_type is not None and found != wanted.model_type:
+        raise UsageError(
+            f"{setting}: {model} is a model of type '{found}', and '{wanted.model_type}' is what runs there"
+        )
+    if wanted.has_label:
+        find_label(values.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}, wanted.name, setting, model)
 
 
 def _hub_config(model: str, setting: str) -> Path:

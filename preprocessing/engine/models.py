@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -20,58 +19,56 @@ T = TypeVar("T")
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WithoutWeights(ComputeSettings):
-    """Models are loaded as their files say, but no weight is read: in seconds, to see whether a worker could."""
+class Runtime:
+    """Where models run: torch set up as the settings (and so the fingerprint) say, and a device.
 
-
-def prepare_torch(compute: ComputeSettings) -> torch.device:
-    """Set torch up as the settings (and so the fingerprint) say; the device to run on.
-
-    Raises ValueError where the device is not there.
+    Args:
+        weights: false: models are built as their files say, but no weight is read: in seconds, to see if a worker could.
+    Raises:
+        UsageError: the device is not there.
     """
-    if isinstance(compute, WithoutWeights):
-        return torch.device("meta")
-    torch.set_num_threads(compute.threads)
-    device = torch.device(compute.device.value)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError("compute.device=cuda, and this machine has no CUDA device that torch can use")
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-    return device
 
+    def __init__(self, compute: ComputeSettings, weights: bool = True):
+        self._compute = compute
+        self.device = torch.device(compute.device.value if weights else "meta")
+        if not weights:
+            return
+        torch.set_num_threads(compute.threads)
+        if self.device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise UsageError("compute.device=cuda, and this machine has no CUDA device that torch can use")
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
 
-def load_model(kind: type[M], model: str, device: torch.device) -> M:
-    """A model of a folder or hub id (`id@revision`) in fp32, for inference only.
+    def load(self, kind: type[M], model: str) -> M:
+        """A model of a folder or hub id (`id@revision`) in fp32, for inference only.
 
-    Raises ValueError where weights are missing: transformers would leave them at random.
-    """
-    name, revision = split_revision(model)
-    loaded, report = kind.from_pretrained(
-        name,
-        revision=revision,
-        dtype=torch.float32,
-        device_map="meta" if device.type == "meta" else None,
-        output_loading_info=True,
-    )
-    if report["missing_keys"]:
-        raise UsageError(f"{model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
-    return loaded.to(device).eval().requires_grad_(False)
+        Raises UsageError where weights are missing: transformers would leave them at random.
+        """
+        name, revision = split_revision(model)
+        loaded, report = kind.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            device_map="meta" if self.device.type == "meta" else None,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise UsageError(f"{model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
+        return loaded.to(self.device).eval().requires_grad_(False)
 
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inside: forwards in the dtype of the settings, without gradients.
 
-@contextmanager
-def inference(compute: ComputeSettings) -> Iterator[None]:
-    """Inside: forwards in the dtype of the settings, without gradients.
-
-    Autocast and not models in bf16, since norms and softmax are to stay in fp32, and Grounding DINO and SAM mix in tensors
-    that they make in fp32 themselves.
-    """
-    lower = compute.number_format is ModelDtype.BFLOAT16
-    with torch.inference_mode(), torch.autocast(compute.device.value, torch.bfloat16, enabled=lower):
-        yield
+        Autocast and not models in bf16, since norms and softmax are to stay in fp32, and Grounding DINO and SAM mix in
+        tensors that they make in fp32 themselves.
+        """
+        lower = self._compute.number_format is ModelDtype.BFLOAT16
+        with torch.inference_mode(), torch.autocast(self._compute.device.value, torch.bfloat16, enabled=lower):
+            yield
 
 
 def pad_batch(items: Sequence[T], size: int) -> list[T]:

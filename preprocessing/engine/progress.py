@@ -1,11 +1,13 @@
-"""What a stage says while it runs, on stderr."""
+"""What a stage says while it runs, through the logger."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 
 from realcustom.preprocessing.engine.unit import Counts
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -32,7 +34,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of the stage."""
-        print(f"{self._stage}: {text}", file=sys.stderr, flush=True)
+        logger.info("%s: %s", self._stage, text)
 
     def _line(self, seconds: float, since_first: float) -> str:
         made = self._done - self._skipped

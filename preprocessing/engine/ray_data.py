@@ -19,66 +19,76 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.cluster import task_limit
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.engine.worker import Job, Processor, commit_unit, read_unit
-from realcustom.preprocessing.engine.worker_deaths import start_attempts, this_execution
+from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.settings import Device
+
+_Operator = Callable[[pa.Table], pa.Table]
+
+
+class RemoteTrace(Exception):
+    """The trace of a worker's error as text: the cause of what the driver raises, so that it is shown above it."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
 
 
 def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
     """Process and commit all units on the Ray that is connected; the counts of each as it is done.
 
     Raises:
-        StageBug: at the first unforeseen error, naming the row; or naming the unit that its workers keep dying of.
-        ValueError: for settings that only a worker could judge.
+        StageBug: at the first unforeseen error, naming the row, with the worker's trace as its cause; or naming the unit
+            that its workers keep dying of.
+        UsageError: for settings that only a worker could judge.
     """
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
-    attempts = start_attempts(job.stage.value)
-    limit = job.settings.execution.max_worker_deaths
-    if job.models:
-        on_gpu = job.settings.compute.device is Device.CUDA
-        # other num_cpus than the actors': equal ones would be fused, and reading would wait for the model
-        reading, committing = (
-            _counted("read", _reading(job), attempts, limit),
-            _counted("commit", _committing(job), attempts, limit),
-        )
-        dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
-        dataset = dataset.map_batches(
-            _ModelWorker,
-            fn_constructor_args=(job, attempts, limit),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=job.settings.execution.workers or 1),
-            num_cpus=job.settings.compute.threads,
-            num_gpus=1 if on_gpu else 0,
-        )
-        dataset = dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
-    else:
-        most = task_limit(job)
-        dataset = dataset.map_batches(
-            _counted("whole", _whole(job), attempts, limit),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(
-                size=None if most is None else min(most, len(units))
-            ),  # Ray warns of more
-            num_cpus=1,
-        )
+    deaths = start_counting(job.name)
+    dataset = _with_models(dataset, job, deaths) if job.models else _without_models(dataset, job, deaths, len(units))
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        bug, refusal = batch["bug"][0].as_py(), batch["refusal"][0].as_py()
-        if refusal:
-            raise UsageError(refusal)
-        if bug:
-            raise StageBug(bug)
-        yield Counts.from_dict(json.loads(batch["counts"][0].as_py()))
+        row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts")}
+        if row["refusal"]:
+            raise UsageError(row["refusal"]) from RemoteTrace(row["trace"])
+        if row["bug"]:
+            raise StageBug(row["bug"]) from RemoteTrace(row["trace"])
+        yield Counts.from_dict(json.loads(row["counts"]))
+
+
+def _with_models(dataset: ray.data.Dataset, job: Job, deaths: ActorHandle) -> ray.data.Dataset:
+    compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
+    # other num_cpus than the actors': equal ones would be fused, and reading would wait for the model
+    reading = _counted("read", _reading(job), deaths, limit)
+    dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    dataset = dataset.map_batches(
+        _ModelWorker,
+        fn_constructor_args=(job, deaths, limit),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=job.settings.execution.workers or 1),
+        num_cpus=compute.threads,
+        num_gpus=1 if compute.device is Device.CUDA else 0,
+    )
+    committing = _counted("commit", _committing(job), deaths, limit)
+    return dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+
+
+def _without_models(dataset: ray.data.Dataset, job: Job, deaths: ActorHandle, units: int) -> ray.data.Dataset:
+    most = task_limit(job)
+    return dataset.map_batches(
+        _counted("whole", _whole(job), deaths, job.settings.execution.max_worker_deaths),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, units)),  # Ray warns of more
+        num_cpus=1,
+    )
 
 
 class _ModelWorker:
     """An actor that holds a stage's models."""
 
-    def __init__(self, job: Job, attempts: ActorHandle, limit: int):
+    def __init__(self, job: Job, deaths: ActorHandle, limit: int):
         self._processor = Processor(job)
-        self._work = _counted("model", self._process, attempts, limit)
+        self._work = _counted("model", self._process, deaths, limit)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._work(batch)
@@ -88,30 +98,28 @@ class _ModelWorker:
         return _guarded(batch, lambda: _sealed_row(unit, self._processor(unit, data)))
 
 
-def _counted(
-    operator: str, work: Callable[[pa.Table], pa.Table], attempts: ActorHandle, limit: int
-) -> Callable[[pa.Table], pa.Table]:
+def _counted(operator: str, work: _Operator, deaths: ActorHandle, limit: int) -> _Operator:
     """`work`, unless more than `limit` workers have died of the unit: then an error that names it."""
 
     def run(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
-        execution = this_execution(operator, unit.name)
-        deaths = ray.get(attempts.begin.remote(execution))
-        if deaths > limit:
+        begun = in_this_process(operator, unit.name)
+        number = ray.get(deaths.begin.remote(begun))
+        if number > limit:
             message = (
-                f"unit {unit.name} ({unit.files[0].uri}): {deaths} workers died of it, one after the other, more than "
+                f"unit {unit.name} ({unit.files[0].uri}): {number} workers died of it, one after the other, more than "
                 f"execution.max_worker_deaths={limit} allows: out of memory, or a crash in a library's native code"
             )
             result = _row(unit.to_json(), bug=message)
         else:
             result = work(batch)
-        ray.get(attempts.end.remote(execution))
+        ray.get(deaths.end.remote(begun))
         return result
 
     return run
 
 
-def _reading(job: Job) -> Callable[[pa.Table], pa.Table]:
+def _reading(job: Job) -> _Operator:
     def read(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
         return _guarded(batch, lambda: _row(unit.to_json(), rows=read_unit(job, unit)))
@@ -119,14 +127,14 @@ def _reading(job: Job) -> Callable[[pa.Table], pa.Table]:
     return read
 
 
-def _committing(job: Job) -> Callable[[pa.Table], pa.Table]:
+def _committing(job: Job) -> _Operator:
     def commit(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
         counts = batch["counts"][0].as_py()
 
         def work() -> pa.Table:
-            aside, account = batch["aside"][0].as_py(), Counts.from_dict(json.loads(counts))
-            commit_unit(job, unit, SealedUnit(rows=batch["rows"][0].as_py(), aside=aside, counts=account))
+            excluded, account = batch["excluded"][0].as_py(), Counts.from_dict(json.loads(counts))
+            commit_unit(job, unit, SealedUnit(rows=batch["rows"][0].as_py(), excluded=excluded, counts=account))
             return _row(unit.to_json(), counts=counts)
 
         return _guarded(batch, work)
@@ -134,7 +142,7 @@ def _committing(job: Job) -> Callable[[pa.Table], pa.Table]:
     return commit
 
 
-def _whole(job: Job) -> Callable[[pa.Table], pa.Table]:
+def _whole(job: Job) -> _Operator:
     def run(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
 
@@ -152,16 +160,16 @@ def _guarded(batch: pa.Table, work: Callable[[], pa.Table]) -> pa.Table:
     """`work()`; an error becomes part of the row, so that the driver says it plainly and stops at once."""
     if "bug" in batch.column_names and (batch["bug"][0].as_py() or batch["refusal"][0].as_py()):
         return batch  # an operator before this one failed
-    text = _unit(batch).to_json()
+    unit = _unit(batch)
     try:
         return work()
-    except StageBug as error:
-        return _row(text, bug=str(error))
-    except UsageError as error:
-        return _row(text, refusal=str(error))
     except Exception as error:
-        where = "".join(traceback.format_exception(error))
-        return _row(text, bug=f"unit {_unit(batch).name}: {type(error).__name__}: {error}\n{where}")
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, UsageError):
+            return _row(unit.to_json(), refusal=str(error), trace=trace)
+        known = isinstance(error, StageBug)
+        message = str(error) if known else f"unit {unit.name}: {type(error).__name__}: {error}"
+        return _row(unit.to_json(), bug=message, trace=trace)
 
 
 def _unit(batch: pa.Table) -> Unit:
@@ -170,13 +178,20 @@ def _unit(batch: pa.Table) -> Unit:
 
 def _sealed_row(unit: Unit, sealed: SealedUnit) -> pa.Table:
     counts = json.dumps(sealed.counts.to_dict())
-    return _row(unit.to_json(), rows=sealed.rows, aside=sealed.aside, counts=counts)
+    return _row(unit.to_json(), rows=sealed.rows, excluded=sealed.excluded, counts=counts)
 
 
 def _row(
-    unit: str, rows: bytes = b"", aside: bytes = b"", counts: str = "", bug: str = "", refusal: str = ""
+    unit: str,
+    rows: bytes = b"",
+    excluded: bytes = b"",
+    counts: str = "",
+    bug: str = "",
+    refusal: str = "",
+    trace: str = "",
 ) -> pa.Table:
-    texts = {"unit": unit, "counts": counts, "bug": bug, "refusal": refusal}
+    texts = {"unit": unit, "counts": counts, "bug": bug, "refusal": refusal, "trace": trace}
     columns = {name: pa.array([text]) for name, text in texts.items()}
-    columns |= {name: pa.array([data], pa.large_binary()) for name, data in {"rows": rows, "aside": aside}.items()}
+    blobs = {"rows": rows, "excluded": excluded}
+    columns |= {name: pa.array([data], pa.large_binary()) for name, data in blobs.items()}
     return pa.table(columns)

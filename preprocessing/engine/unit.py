@@ -1,16 +1,4 @@
-"""Units of work and the directory of a stage: what is done, what is to do, and how a unit is committed.
-
-A stage's directory:
-
-    stage.json                              what the stage is: its parameters, models, upstream; hashed to its name
-    UNIT.parquet                            rows that were kept, or made (export: UNIT.tar)
-    aside/UNIT.jsonl                        rows that were not, one line each with the reason
-    manifests/UNIT.INPUT.OUTPUT.json        counts and hashes; written last, and a unit is done when it is there
-    report.json, report.html                over all units
-
-A manifest's name carries the identity of the unit's input and the hash of its rows, so that planning, here and in the
-stage that follows, needs listings only. No file holds a time, a host, or anything else that differs between two runs.
-"""
+"""Units of work: pieces of an input that are done entirely or not at all, and what is counted of them."""
 
 from __future__ import annotations
 
@@ -20,17 +8,11 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from realcustom import storage
-from realcustom.errors import UsageError
-from realcustom.preprocessing.access import access
-from realcustom.preprocessing.errors import retry
-from realcustom.preprocessing.settings import ExecutionSettings
-
-_ID = 16  # hex digits of an identity in a file name
+ID_DIGITS = 16  # hex digits of an identity in a file name
 
 
 class UnitKind(enum.Enum):
@@ -43,24 +25,19 @@ class UnitKind(enum.Enum):
     PART = "part"  # a table that a stage wrote, or a user's own in that schema
 
 
-class Step(enum.Enum):
-    """What is done with a unit: the stage itself, or a step of the global phase before it (partitions.py)."""
-
-    STAGE = "stage"
-    SIGNATURES = "signatures"
-    SHUFFLE = "shuffle"
-    PAIRS = "pairs"
-
-
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
     """A file that a unit reads."""
 
-    name: str  # source-relative; in the global phase what its steps know the file by
+    name: str  # source-relative
     uri: str
     size: int  # bytes; 0 for a part, which is known by its hash
     caption: str | None = None  # of a picture that a table or a template describes
     unlisted: str = ""  # why a picture does not belong to the corpus; empty: it does
+    number: int | None = None  # of the unit that wrote it among the input's
+    group: int | None = None  # the row group that is read; None: all
+    rows: int | None = None  # in that group
+    right: bool = False  # of two sides that are compared, on the second one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +51,7 @@ class Unit:
     first: int = 0  # row of the table that the unit begins with
     count: int | None = None  # rows of the table that belong to the unit; null: all
     byte_range: tuple[int, int] | None = None  # of a CSV: what holds those rows, the first and the one behind the last
+    bits: tuple[int, int] | None = None  # the hash bits that it sorts by: number of the bit table, width
 
     def to_json(self) -> str:
         """As text, to travel through Ray."""
@@ -84,8 +62,8 @@ class Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
         files = tuple(InputFile(**file) for file in data["files"])
-        byte_range = tuple(data["byte_range"]) if data["byte_range"] is not None else None
-        return cls(**{**data, "kind": UnitKind(data["kind"]), "files": files, "byte_range": byte_range})
+        pairs = {name: tuple(data[name]) if data[name] is not None else None for name in ("byte_range", "bits")}
+        return cls(**{**data, **pairs, "kind": UnitKind(data["kind"]), "files": files})
 
 
 @dataclass(kw_only=True)
@@ -93,7 +71,7 @@ class Counts:
     """The account of a unit or a stage: rows_in = kept + sum(dropped) + sum(quarantined), always."""
 
     rows_in: int = 0  # counted at the source
-    kept: int = 0  # input rows that live on, counted from the rows written
+    kept: int = 0  # input rows that go on, counted from the rows written
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     quarantined: dict[str, int] = field(default_factory=dict)  # by fault
     rows_out: int = 0  # rows written; differs from `kept` where one row becomes several
@@ -117,13 +95,13 @@ class Counts:
             for name, number in theirs.items():
                 mine[name] = mine.get(name, 0) + number
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, keys as in report.json."""
-        tables = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "quarantined", "rejected")}
-        return {"in": self.rows_in, "kept": self.kept, **tables, "rows_out": self.rows_out}
+        reasons = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "quarantined", "rejected")}
+        return {"in": self.rows_in, "kept": self.kept, **reasons, "rows_out": self.rows_out}
 
     @classmethod
-    def from_dict(cls, data: dict) -> Counts:
+    def from_dict(cls, data: dict[str, Any]) -> Counts:
         """The counts of `to_dict`."""
         return cls(rows_in=data["in"], **{name: value for name, value in data.items() if name != "in"})
 
@@ -132,124 +110,14 @@ class Counts:
 class SealedUnit:
     """A unit's outputs as the bytes that are to be written."""
 
-    rows: bytes  # Parquet; a tar from `export`
-    aside: bytes  # JSON lines
+    rows: bytes  # a Parquet table, or what the stage writes instead
+    excluded: bytes  # JSON lines
     counts: Counts
 
 
-@dataclass(frozen=True, kw_only=True)
-class ManifestName:
-    """What the name of a manifest says."""
-
-    unit: str
-    identity: str
-    output: str  # first hex digits of the sha256 of the unit's rows
-    uri: str
-
-
-class StageDirectory:
-    """`<root>/<stage>@<fingerprint>/`. Everything that is written there is written here."""
-
-    def __init__(self, uri: str, execution: ExecutionSettings, suffix: str = ".parquet"):
-        self.uri = uri
-        self.suffix = suffix  # of the files of rows
-        self._execution = execution
-
-    def rows_uri(self, unit: str) -> str:
-        """Where a unit's rows are."""
-        return storage.join(self.uri, f"{unit}{self.suffix}")
-
-    def aside_uri(self, unit: str) -> str:
-        """Where the rows are that a unit did not keep."""
-        return storage.join(self.uri, "aside", f"{unit}.jsonl")
-
-    def manifests(self) -> list[ManifestName]:
-        """All manifests, from a listing. Empty where the directory does not exist."""
-        folder = storage.join(self.uri, "manifests")
-        return [_parse_manifest(name, f"{folder}/{name}") for name in self._names(folder) if name.endswith(".json")]
-
-    def rows_present(self) -> set[str]:
-        """Names of the units whose rows are there, from a listing."""
-        return {name.removesuffix(self.suffix) for name in self._names(self.uri) if name.endswith(self.suffix)}
-
-    def commit(self, unit: Unit, sealed: SealedUnit) -> None:
-        """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
-        outputs, content = {}, hashlib.sha256(sealed.rows).hexdigest()
-        for uri, data, sha256 in (
-            (self.rows_uri(unit.name), sealed.rows, content),
-            (self.aside_uri(unit.name), sealed.aside, hashlib.sha256(sealed.aside).hexdigest()),
-        ):
-            self.write(uri, data)
-            name = uri[len(self.uri) :].strip("/")
-            outputs[name] = {"sha256": sha256, "bytes": len(data)}
-        manifest = {"unit": unit.name, "input": unit.identity, "outputs": outputs, "counts": sealed.counts.to_dict()}
-        name = f"{unit.name}.{unit.identity}.{content[:_ID]}.json"
-        self.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
-
-    def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
-        """What the manifests count."""
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            documents = pool.map(lambda manifest: self.read(manifest.uri), manifests)
-            return [Counts.from_dict(json.loads(document)["counts"]) for document in documents]
-
-    def remove(self, manifests: Iterable[ManifestName], with_outputs: bool = False) -> None:
-        """Make units not done. The manifest goes first, so that none ever names outputs that are not there, and the
-        rows last, so that a listing of them tells what a kill has left."""
-        for manifest in manifests:
-            uris = [manifest.uri]
-            uris += [self.aside_uri(manifest.unit), self.rows_uri(manifest.unit)] if with_outputs else []
-            for uri in uris:
-                filesystem, path = storage.open_filesystem(uri)
-                if storage.exists(uri):
-                    filesystem.delete_file(path)
-
-    def remove_strays(self, units: Collection[str]) -> None:
-        """Delete outputs of others than `units`: of those that `remove` was at when it was killed."""
-        folders = ((self.uri, self.suffix), (storage.join(self.uri, "aside"), ".jsonl"))
-        for folder, suffix in folders:
-            for name in self._names(folder):
-                if name.endswith(suffix) and name.removesuffix(suffix) not in units:
-                    filesystem, path = storage.open_filesystem(storage.join(folder, name))
-                    filesystem.delete_file(path)
-
-    def read(self, uri: str) -> bytes:
-        """A file's bytes, with retries."""
-        with access("read", uri):
-            return retry(lambda: storage.read_bytes(uri), *self.retries)
-
-    def write(self, uri: str, data: bytes) -> None:
-        """Write a file atomically, with retries."""
-        with access("write", uri):
-            retry(lambda: storage.write_bytes(uri, data), *self.retries)
-
-    def _names(self, folder: str) -> list[str]:
-        """The files in a folder, from a listing; none where it does not exist."""
-        try:
-            return retry(lambda: storage.list_names(folder), *self.retries)
-        except FileNotFoundError:
-            return []
-
-    @property
-    def retries(self) -> tuple[int, float]:
-        """How often, and how soon, a transient error is tried again."""
-        return self._execution.attempts, self._execution.backoff
-
-
-def to_json_bytes(data: dict) -> bytes:
-    """JSON for people and for equal bytes: indented, in the order given."""
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _parse_manifest(name: str, uri: str) -> ManifestName:
-    parts = name.removesuffix(".json").rsplit(".", 2)
-    if len(parts) != 3:
-        raise UsageError(f"{uri} is not the name of a manifest (UNIT.INPUT.OUTPUT.json); remove it")
-    return ManifestName(unit=parts[0], identity=parts[1], output=parts[2], uri=uri)
-
-
-def identity_of(*parts: str | int | Sequence) -> str:
+def identity_of(*parts: str | int | Sequence[Any]) -> str:
     """A short hash of what identifies an input."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_ID]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:ID_DIGITS]
 
 
 def unit_name(file: str) -> str:

@@ -6,76 +6,88 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pyarrow as pa
 
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.access import fetch
-from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
-from realcustom.preprocessing.errors import retry
+from realcustom.preprocessing.engine.stage import StageInput
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of
 from realcustom.preprocessing.ingest.folder import SIDECARS, sidecar_name
 from realcustom.preprocessing.ingest.metadata import Describe, describer
 from realcustom.preprocessing.ingest.parquet import check_source_table
 from realcustom.preprocessing.ingest.sample import is_text
 from realcustom.preprocessing.ingest.url_units import is_url_table, url_units
+from realcustom.preprocessing.inputs import file_unit, files_of, sorted_units
 from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, SourceKind, Stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind
 from realcustom.storage import FileEntry
+from realcustom.store import Store
 
-# What a stage wrote into a folder below the corpus: no part of it.
-_STAGE = re.compile(f"/(?:{'|'.join(stage.value for stage in Stage)})@[0-9a-f]{{12}}/")
+_FINGERPRINTED = re.compile(r"[a-z_]+@[0-9a-f]{12}")  # the name of a stage's directory
 
 
-def open_corpus(uri: str, settings: IngestSettings, execution: ExecutionSettings) -> list[Unit]:
-    """The units of the corpus at `uri`.
+def open_corpus(uri: str, settings: PreprocessSettings, store: Store) -> StageInput:
+    """The corpus at `uri` as the input of a source stage.
 
     Raises:
-        ValueError: it holds nothing to read, a mixture, or tables without the columns that the settings name.
+        UsageError: it holds nothing to read, a mixture, or tables without the columns that the settings name.
     """
-    entries = [entry for entry in files_of(uri) if not _STAGE.search(f"/{entry.name}")]
+    units = _units(uri, settings.ingest, store)
+    name = settings.ingest.corpus if settings.ingest.corpus is not None else storage.absolute(uri)
+    return StageInput(units=sorted_units(units), upstream=f"corpus {name}", description=None, finished=True)
+
+
+def _units(uri: str, settings: IngestSettings, store: Store) -> list[Unit]:
+    entries = _without_stages(files_of(uri, store))
     names = {entry.name for entry in entries}
     # the shards of `export` are a corpus
     if "stage.json" in names and not any(name.endswith(".tar") for name in names):
         raise UsageError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
     entries = [entry for entry in entries if not posixpath.basename(entry.name).startswith(".")]
-    kind, files = _source(uri, entries, settings, execution)
+    kind, files = _source(uri, entries, settings, store)
     if kind is not SourceKind.PICTURES and (settings.metadata or settings.caption_template):
         name = "metadata" if settings.metadata else "caption_template"
         raise UsageError(f"ingest.{name} describes the pictures of a folder, and {uri} is read as {kind.value}")
     if kind is SourceKind.PICTURES:
         sidecars = {sidecar_name(entry.name): entry for entry in entries if sidecar_name(entry.name)}
-        return list(_picture_units(files, sidecars, describer(settings, execution), settings.unit_size))
+        return list(_picture_units(files, sidecars, describer(settings, store), settings.unit_size))
     unreadable = next((entry.name for entry in files if not is_text(entry.name)), None)
     if unreadable is not None:
         raise UsageError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
     if kind is SourceKind.URLS:
-        return url_units(files, settings, execution)
+        return url_units(files, settings, store)
     if kind is SourceKind.PARQUET:
-        first, schema = first_schema(files, execution)
+        first, schema = tables.first_schema(files, store)
         check_source_table(schema, settings, first.name)
     return [file_unit(entry, UnitKind.TAR if kind is SourceKind.WEBDATASET else UnitKind.TABLE) for entry in files]
 
 
+def _without_stages(entries: Sequence[FileEntry]) -> list[FileEntry]:
+    """What is no part of a stage's directory that lies below the corpus."""
+    homes = {posixpath.dirname(entry.name) for entry in entries if posixpath.basename(entry.name) == "stage.json"}
+    stages = tuple(f"{home}/" for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home)))
+    return [entry for entry in entries if not entry.name.startswith(stages)]
+
+
 def _source(
-    uri: str, entries: Sequence[FileEntry], settings: IngestSettings, execution: ExecutionSettings
+    uri: str, entries: Sequence[FileEntry], settings: IngestSettings, store: Store
 ) -> tuple[SourceKind, list[FileEntry]]:
     """What the corpus is, and its files."""
-    tables = [entry for entry in entries if entry.name.endswith(".parquet")]
+    parquet = [entry for entry in entries if entry.name.endswith(".parquet")]
     sheets = [entry for entry in entries if entry.name.endswith(".csv")]
     by_kind = {
         SourceKind.WEBDATASET: [entry for entry in entries if entry.name.endswith(".tar")],
-        SourceKind.PARQUET: tables,
+        SourceKind.PARQUET: parquet,
         SourceKind.PICTURES: [
             entry for entry in entries if _extension(entry.name) in (*EXTENSIONS, *UNDECODED_EXTENSIONS)
         ],
-        SourceKind.URLS: [*tables, *sheets],
+        SourceKind.URLS: [*parquet, *sheets],
     }
     kind = settings.source
     if kind is SourceKind.AUTO:
-        kind = _detect(uri, by_kind, settings, execution)
+        kind = _detect(uri, by_kind, settings, store)
     if not by_kind[kind]:
         known = f".tar shards, .parquet or .csv tables, or pictures (.{', .'.join(EXTENSIONS)})"
         wanted = known if settings.source is SourceKind.AUTO else f"{kind.value} files"
@@ -83,9 +95,7 @@ def _source(
     return kind, by_kind[kind]
 
 
-def _detect(
-    uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: IngestSettings, execution: ExecutionSettings
-) -> SourceKind:
+def _detect(uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: IngestSettings, store: Store) -> SourceKind:
     """By the names of the files; a table is one of URLs if it has such a column and none of pictures. A .csv counts only
     where nothing else is: beside pictures it is somebody's list of them."""
     found = [kind for kind, files in by_kind.items() if files and kind is not SourceKind.URLS]
@@ -95,7 +105,7 @@ def _detect(
     if not found:
         return SourceKind.URLS if by_kind[SourceKind.URLS] else SourceKind.PICTURES
     if found == [SourceKind.PARQUET]:
-        _, schema = first_schema(by_kind[SourceKind.PARQUET], execution)
+        _, schema = tables.first_schema(by_kind[SourceKind.PARQUET], store)
         return SourceKind.URLS if is_url_table(schema, settings) else SourceKind.PARQUET
     return found[0]
 
@@ -123,49 +133,19 @@ def _picture_units(
         yield Unit(name=name, identity=identity_of(identities), kind=UnitKind.PICTURES, files=tuple(inputs))
 
 
-def file_unit(entry: FileEntry, kind: UnitKind) -> Unit:
-    """A file that is a unit by itself."""
-    file = InputFile(name=entry.name, uri=entry.uri, size=entry.size)
-    identity = identity_of(entry.size, entry.version)
-    return Unit(name=unit_name(entry.name), identity=identity, kind=kind, files=(file,))
-
-
-def files_of(uri: str) -> list[FileEntry]:
-    """The files below a folder; or the one that `uri` is."""
-    if storage.is_dir(uri):
-        return storage.list_files(uri)
-    folder, name = posixpath.split(uri.rstrip("/"))
-    return [entry for entry in storage.list_files(folder or ".", recursive=False) if entry.name == name]
-
-
-def check_tables(units: Sequence[Unit], settings: IngestSettings, execution: ExecutionSettings) -> None:
+def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) -> None:
     """Raise ValueError if one of a source's tables lacks a column that the settings name. Reads every footer."""
 
     def check(unit: Unit) -> None:
         file = unit.files[0]
         try:
-            schema = fetch(tables.read_schema, file.uri, execution)
+            schema = store.call(tables.read_schema, file.uri)
         except pa.ArrowInvalid:  # judged where it is read
             return
         check_source_table(schema, settings, file.name)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         list(pool.map(check, (unit for unit in units if unit.kind is UnitKind.TABLE)))
-
-
-def first_schema(files: Sequence[FileEntry], execution: ExecutionSettings) -> tuple[FileEntry, pa.Schema]:
-    """The first Parquet file whose footer can be read, and its schema. A torn one is judged where it is read.
-
-    Raises:
-        ValueError: none of them can be read.
-    """
-    reason = ""
-    for entry in files:
-        try:
-            return entry, retry(partial(tables.read_schema, entry.uri), execution.attempts, execution.backoff)
-        except pa.ArrowInvalid as error:
-            reason = reason or f"{entry.name}: {error}"
-    raise UsageError(f"none of {len(files)} .parquet files can be read as such; {reason}")
 
 
 def _extension(name: str) -> str:

@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterator
 
 from realcustom.errors import UsageError
-from realcustom.preprocessing.chunked_file import ChunkedFile
 from realcustom.preprocessing.errors import DataError, DataFault
-from realcustom.preprocessing.settings import ExecutionSettings
+from realcustom.store import ChunkedFile, Store
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
 _CHUNK = 2**23  # bytes that are fetched at a time
@@ -17,9 +16,9 @@ _HEADER = 2**16  # and for a header
 _BUFFER = 2**16  # bytes that are decoded at a time
 
 
-def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
+def read_header(uri: str, store: Store) -> list[str]:
     """The columns of a CSV. Raises ValueError if there are none, two of one name, or one that is not UTF-8."""
-    first = next(_records(_Lines(uri, execution, chunk=_HEADER), uri), [])
+    first = next(_records(_Lines(uri, store, chunk=_HEADER), uri), [])
     if not any(name.strip() for name in first):
         raise UsageError(f"{uri} is not a CSV with a header line: its first line names no column")
     odd = next((name for name in first if not readable(name)), None)
@@ -35,7 +34,7 @@ def read_header(uri: str, execution: ExecutionSettings) -> list[str]:
 
 
 def read_rows(
-    uri: str, execution: ExecutionSettings, byte_range: tuple[int, int] | None = None
+    uri: str, store: Store, byte_range: tuple[int, int] | None = None
 ) -> Iterator[dict[str, str | None] | DataError]:
     """The rows after the header. A value that the row is too short for is None; a row that is too long is an error.
 
@@ -46,8 +45,8 @@ def read_rows(
     Raises:
         ValueError: the text is no CSV.
     """
-    header = read_header(uri, execution)
-    records = _records(_Lines(uri, execution, byte_range), uri)
+    header = read_header(uri, store)
+    records = _records(_Lines(uri, store, byte_range), uri)
     if byte_range is None:
         next(records)
     for record in records:
@@ -58,9 +57,9 @@ def read_rows(
             yield {name: record[index] if index < len(record) else None for index, name in enumerate(header)}
 
 
-def cut_rows(uri: str, execution: ExecutionSettings, size: int) -> list[tuple[int, tuple[int, int]]]:
+def cut_rows(uri: str, store: Store, size: int) -> list[tuple[int, tuple[int, int]]]:
     """How many rows there are, `size` at a time, and in which bytes of the file. Raises ValueError as `read_rows`."""
-    lines = _Lines(uri, execution)
+    lines = _Lines(uri, store)
     records = _records(lines, uri)
     next(records, None)
     pieces: list[tuple[int, tuple[int, int]]] = []
@@ -76,12 +75,10 @@ def cut_rows(uri: str, execution: ExecutionSettings, size: int) -> list[tuple[in
 class _Lines:
     """A file's lines with their ends, of all its bytes or of some; a mark of byte order at its start is left out."""
 
-    def __init__(
-        self, uri: str, execution: ExecutionSettings, byte_range: tuple[int, int] | None = None, chunk: int = _CHUNK
-    ):
+    def __init__(self, uri: str, store: Store, byte_range: tuple[int, int] | None = None, chunk: int = _CHUNK):
         if byte_range is not None:
             chunk = min(chunk, byte_range[1] - byte_range[0])
-        file = ChunkedFile(uri, execution.attempts, execution.backoff, chunk)
+        file = store.open(uri, chunk)
         raw = _Bytes(file, *(byte_range or (0, file.size)))
         buffered = io.BufferedReader(raw, _BUFFER)
         self._uri = uri

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import httpx
 
-from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded, naming
 from realcustom.preprocessing.http_retry import is_passing, no_answer, retry_after, run_in_thread
 from realcustom.preprocessing.ingest.url_safety import Target, resolve
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.retry import RetrySettings
 
 MAX_REDIRECTS = 5
 _WITH_VALUE = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})  # no robots
@@ -25,12 +26,12 @@ OPT_OUT = frozenset({"noai", "noimageai"})  # directives of X-Robots-Tag against
 _ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/bmp, */*;q=0.1"  # what is decoded here
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-Result = bytes | DataError | RowDropped
+Result = bytes | RowExcluded
 
 
-def download(urls: Sequence[bytes | None], settings: IngestSettings, execution: ExecutionSettings) -> list[Result]:
+def download(urls: Sequence[bytes | None], settings: IngestSettings, retries: RetrySettings) -> list[Result]:
     """What each URL gave, in their order: the bytes, or why there are none."""
-    return run_in_thread(_Downloader(settings, execution).all(urls))
+    return run_in_thread(_Downloader(settings, retries).all(urls))
 
 
 class _TryAgain(Exception):
@@ -44,8 +45,8 @@ class _TryAgain(Exception):
 class _Downloader:
     """One client for the URLs of a unit."""
 
-    def __init__(self, settings: IngestSettings, execution: ExecutionSettings):
-        self._settings, self._execution = settings, execution
+    def __init__(self, settings: IngestSettings, retries: RetrySettings):
+        self._settings, self._retries = settings, retries
         self._all = asyncio.Semaphore(settings.download.connections)
         self._hosts: dict[str, asyncio.Semaphore] = collections.defaultdict(
             lambda: asyncio.Semaphore(settings.download.per_host)
@@ -65,11 +66,11 @@ class _Downloader:
         try:
             with naming(f"URL {url!r}"):
                 return await self._with_retries(client, _text(url))
-        except (DataError, RowDropped) as why:
+        except RowExcluded as why:
             return why
 
     async def _with_retries(self, client: httpx.AsyncClient, url: str) -> bytes:
-        attempts = self._execution.attempts
+        attempts = self._retries.attempts
         for attempt in range(1, attempts + 1):
             try:
                 return await self._follow(client, url)
@@ -77,8 +78,7 @@ class _Downloader:
                 if attempt == attempts:
                     message = f"{error.what}, tried {attempts} times: {url}"
                     raise DataError(DataFault.UNREACHABLE, message) from error
-                backoff = self._execution.backoff * 2 ** (attempt - 1)
-                await asyncio.sleep(max(backoff, error.after))
+                await asyncio.sleep(max(self._retries.wait(attempt), error.after))
         raise AssertionError("attempts is at least 1")
 
     async def _follow(self, client: httpx.AsyncClient, url: str) -> bytes:

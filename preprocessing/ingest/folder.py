@@ -6,20 +6,18 @@ import posixpath
 from collections.abc import Iterator
 
 from realcustom.preprocessing.engine.unit import InputFile, Unit
-from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
 from realcustom.preprocessing.ingest.sample import (
     Entry,
-    Fault,
     Sample,
-    Unwanted,
     beside,
     is_text,
-    read,
     too_large,
     unsupported,
 )
 from realcustom.preprocessing.pictures import UNDECODED_EXTENSIONS
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.store import Store
 
 SIDECARS = (".txt", ".json")
 UNLISTED = "not_in_metadata"
@@ -31,24 +29,22 @@ def sidecar_name(name: str) -> str:
     return stem + extension.lower() if extension.lower() in SIDECARS else ""
 
 
-def read_pictures(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
+def read_pictures(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The unit's pictures, each with what stands beside it. A caption of a table comes before one of a sidecar."""
     sidecars = {sidecar_name(file.name): file for file in unit.files if sidecar_name(file.name)}
     for file in unit.files:
         if sidecar_name(file.name):
             continue
         if file.unlisted:
-            yield Unwanted(key=file.name, reason=UNLISTED, message=file.unlisted)
+            yield file.name, RowDropped(UNLISTED, file.unlisted)
             continue
         try:
-            yield _sample(file, sidecars, settings, execution)
-        except DataError as error:
-            yield Fault(key=file.name, fault=error.fault, message=error.message)
+            yield file.name, _sample(file, sidecars, settings, store)
+        except RowExcluded as why:
+            yield file.name, why
 
 
-def _sample(
-    file: InputFile, sidecars: dict[str, InputFile], settings: IngestSettings, execution: ExecutionSettings
-) -> Sample:
+def _sample(file: InputFile, sidecars: dict[str, InputFile], settings: IngestSettings, store: Store) -> Sample:
     if not is_text(file.name):  # Arrow could not open it
         raise DataError(DataFault.UNREADABLE_TEXT, f"the file's name, {file.name!a}, is not UTF-8; rename it")
     stem, extension = posixpath.splitext(file.name)
@@ -58,8 +54,8 @@ def _sample(
     if file.size > settings.max_bytes:
         raise too_large(file.size, settings)
     files = (sidecars.get(f"{stem}{kind}") for kind in SIDECARS)
-    txt, json_ = (read(sidecar.uri, execution) if sidecar is not None else None for sidecar in files)
+    txt, json_ = (store.read(sidecar.uri) if sidecar is not None else None for sidecar in files)
     alt_text, view_group = beside(txt, json_, settings)
     if file.caption is not None:
         alt_text = file.caption
-    return Sample(key=file.name, data=read(file.uri, execution), alt_text=alt_text, view_group=view_group)
+    return Sample(data=store.read(file.uri), alt_text=alt_text, view_group=view_group)

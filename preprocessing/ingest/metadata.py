@@ -6,13 +6,12 @@ import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.preprocessing.access import access
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.ingest.captions import PARTS, Join, fill, parse_join, parts_of, template_fields
 from realcustom.preprocessing.ingest.csv_table import read_header, read_rows, readable
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.store import Store, refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Described:
 Describe = Callable[[str], Described]  # of a picture's source-relative path
 
 
-def describer(settings: IngestSettings, execution: ExecutionSettings) -> Describe | None:
+def describer(settings: IngestSettings, store: Store) -> Describe | None:
     """How `settings` describe pictures; None where they name neither a CSV nor a template. The CSV is read here, once.
 
     A picture that no row is about is left out with that reason: who brings a table says with it what the corpus is. A
@@ -43,10 +42,10 @@ def describer(settings: IngestSettings, execution: ExecutionSettings) -> Describ
         return lambda path: Described(caption=fill(template, parts_of(path)))
     assert settings.join is not None, "settings are checked"
     join = parse_join(settings.join)
-    with access("read", settings.metadata):
-        if not storage.exists(settings.metadata):
+    with refusals("read", settings.metadata):
+        if not store.exists(settings.metadata):
             raise UsageError(f"ingest.metadata: no file at {settings.metadata}")
-        columns = read_header(settings.metadata, execution)
+        columns = read_header(settings.metadata, store)
         where = f"{posixpath.basename(settings.metadata)} has the columns {', '.join(columns)}"
         if join.column not in columns:
             raise UsageError(f"ingest.join: no column '{join.column}'; {where}")
@@ -57,7 +56,7 @@ def describer(settings: IngestSettings, execution: ExecutionSettings) -> Describ
                 f"ingest.caption_column: no column '{settings.caption_column}'; {where}. Name one, give "
                 f"ingest.caption_template, or set it to null"
             )
-        return _from_rows(settings, join, _index(settings.metadata, join, execution))
+        return _from_rows(settings, join, _index(settings.metadata, join, store))
 
 
 def _require(names: tuple[str, ...], columns: list[str], where: str, setting: str) -> None:
@@ -68,9 +67,9 @@ def _require(names: tuple[str, ...], columns: list[str], where: str, setting: st
         )
 
 
-def _index(uri: str, join: Join, execution: ExecutionSettings) -> dict[str, dict[str, str | None]]:
+def _index(uri: str, join: Join, store: Store) -> dict[str, dict[str, str | None]]:
     rows: dict[str, dict[str, str | None]] = {}
-    for number, row in enumerate(read_rows(uri, execution), start=1):
+    for number, row in enumerate(read_rows(uri, store), start=1):
         if isinstance(row, DataError):
             raise UsageError(f"{uri}: row {number} has {row.message}")
         key = row[join.column]

@@ -10,22 +10,23 @@ import pyarrow.parquet as pq
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.columns import to_json
-from realcustom.preprocessing.ingest.sample import Entry, Fault, Sample, optional_text, read, too_large
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text, too_large
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.store import Store
 
 VIEW_GROUP = "view_group"  # of any table: pictures of one group show the same subject
 
 
-def read_table(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
+def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The rows of a table in its order. A broken row group is a fault for each of its rows; a torn file is one."""
     file = unit.files[0]
-    data = read(file.uri, execution)
+    data = store.read(file.uri)
     try:
         table = pq.ParquetFile(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as error:  # from memory: an OSError is about the bytes
-        yield Fault(key=file.name, fault=DataFault.TORN_TABLE, message=f"not a readable Parquet file: {error}")
+        yield file.name, DataError(DataFault.TORN_TABLE, f"not a readable Parquet file: {error}")
         return
     check_source_table(table.schema_arrow, settings, file.name)
     columns = columns_read(table.schema_arrow.names, settings)
@@ -37,16 +38,14 @@ def read_table(unit: Unit, settings: IngestSettings, execution: ExecutionSetting
         try:
             rows = table.read_row_group(group, columns=columns, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
-            for key in keys:
-                yield Fault(key=key, fault=DataFault.TORN_TABLE, message=f"row group {group} is broken: {error}")
+            torn = DataError(DataFault.TORN_TABLE, f"row group {group} is broken: {error}")
+            yield from ((key, torn) for key in keys)
             continue
         for key, row in zip(keys, plain_rows(rows), strict=True):
             try:
-                if isinstance(row, DataError):
-                    raise row
-                yield _sample(key, row, settings)
-            except DataError as error:
-                yield Fault(key=key, fault=error.fault, message=error.message)
+                yield key, row if isinstance(row, DataError) else _sample(row, settings)
+            except RowExcluded as why:
+                yield key, why
 
 
 def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
@@ -140,24 +139,23 @@ def require_column(columns: list[str], name: str, setting: str, where: str) -> N
         raise UsageError(f"{where} has no column '{name}' but {', '.join(columns)}; set ingest.{setting}{hint}")
 
 
-def _sample(key: str, row: dict[str, Any], settings: IngestSettings) -> Sample:
+def _sample(row: dict[str, Any], settings: IngestSettings) -> Sample:
     image = row[settings.image_column]
     data = image["bytes"] if isinstance(image, dict) else image
     if data is None:
         raise DataError(DataFault.MISSING_IMAGE, f"'{settings.image_column}' is null")
     if len(data) > settings.max_bytes:
         raise too_large(len(data), settings)
-    return sample_of(key, data, row, settings)
+    return sample_of(data, row, settings)
 
 
-def sample_of(key: str, data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sample:
+def sample_of(data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sample:
     """The picture `data` with what its row says of it. Raises DataError if the caption is not UTF-8."""
     known = (settings.image_column, settings.caption_column, VIEW_GROUP)
     caption = row.get(settings.caption_column) if settings.caption_column is not None else None
     keep = settings.keep_columns
     others = {name: value for name, value in row.items() if name not in known and (keep is None or name in keep)}
     return Sample(
-        key=key,
         data=data,
         alt_text=optional_text(caption),
         view_group=optional_text(row.get(VIEW_GROUP)),

@@ -1,4 +1,4 @@
-"""An entry of a source: a sample, or what is wrong with it; and what the texts beside a picture say."""
+"""An entry of a source: a sample, or why there is none; and what the texts beside a picture say."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from realcustom import storage
-from realcustom.preprocessing.access import fetch
-from realcustom.preprocessing.errors import DataError, DataFault
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
+from realcustom.preprocessing.settings import IngestSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One picture of a source with what stands beside it."""
 
-    key: str  # source-relative name
     data: bytes
     alt_text: str | None  # null: none was given
     view_group: str | None = None
@@ -24,25 +21,7 @@ class Sample:
     columns: str | None = None  # as the column of that name holds them
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """An entry whose data cannot be used."""
-
-    key: str
-    fault: DataFault
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unwanted:
-    """An entry that a rule leaves out."""
-
-    key: str
-    reason: str
-    message: str
-
-
-Entry = Sample | Fault | Unwanted
+Entry = tuple[str, Sample | RowExcluded]  # source-relative name; the sample, or why there is none
 
 
 def too_large(size: int, settings: IngestSettings, what: str = "") -> DataError:
@@ -98,8 +77,3 @@ def _json(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(DataFault.UNREADABLE_JSON, f"the .json beside the picture: {error}") from error
     return values if isinstance(values, dict) else {}
-
-
-def read(uri: str, execution: ExecutionSettings) -> bytes:
-    """A file's bytes, with retries."""
-    return fetch(storage.read_bytes, uri, execution)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pyarrow as pa
 
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.ledger import Aside, Outcome
+from realcustom.preprocessing.engine.ledger import ExcludedRow, UnitResult
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
+from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, naming
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
-from realcustom.preprocessing.ingest.sample import Entry, Fault, Sample, Unwanted, is_text
+from realcustom.preprocessing.ingest.sample import Sample, is_text
 from realcustom.preprocessing.ingest.sources import read_source
 from realcustom.preprocessing.pictures import decode_with_size
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.settings import IngestSettings
 from realcustom.record import picture_uid
+from realcustom.store import Store
 
 SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS])
 
@@ -23,39 +25,32 @@ SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS])
 class Ingest:
     """Source unit -> table of `SCHEMA`. A picture that does not decode to its last byte is quarantined."""
 
-    def __init__(self, settings: IngestSettings, execution: ExecutionSettings):
-        self._settings = settings
-        self._execution = execution
+    def __init__(self, settings: IngestSettings, store: Store):
+        self._settings, self._store = settings, store
 
-    def __call__(self, unit: Unit) -> Outcome:
+    def __call__(self, unit: Unit) -> UnitResult:
         """Read and check all entries of `unit`, in the source's order."""
-        rows_in, aside, good = 0, [], []
+        rows_in, excluded, good = 0, list[ExcludedRow](), list[dict[str, Any]]()
         seen: set[str] = set()
-        for entry in read_source(unit, self._settings, self._execution):
+        for name, entry in read_source(unit, self._settings, self._store):
             rows_in += 1
-            key = entry.key.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
+            key = name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
             uid = picture_uid(key)
             try:
-                sample = _wanted(entry)
-                if uid in seen:
-                    raise DataError(DataFault.DUPLICATE_KEY, "an earlier sample of the shard has this key")
+                sample = _checked(entry, uid in seen)
                 seen.add(uid)
                 with naming(f"unit {unit.name}, row {uid} ({key})"):
-                    good.append(self._row(uid, sample))
-            except DataError as error:
-                reason, message = error.fault.value, error.message
-                aside.append(Aside(uid=uid, key=key, quarantined=True, reason=reason, message=message))
-            except RowDropped as rule:
-                reason, message = rule.reason, rule.message
-                aside.append(Aside(uid=uid, key=key, quarantined=False, reason=reason, message=message))
-        return Outcome(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), aside=aside)
+                    good.append(self._row(uid, name, sample))
+            except RowExcluded as why:
+                excluded.append(ExcludedRow(uid=uid, key=key, why=why))
+        return UnitResult(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), excluded=excluded)
 
-    def _row(self, uid: str, sample: Sample) -> dict:
+    def _row(self, uid: str, key: str, sample: Sample) -> dict[str, Any]:
         picture, (width, height) = decode_with_size(sample.data, self._settings.max_pixels, draft_side=BASE_SIDE)
         members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None
         return {
             "uid": uid,
-            "key": sample.key,
+            "key": key,
             "sha256": hashlib.sha256(sample.data).digest(),
             "image": sample.data,
             "width": width,
@@ -68,12 +63,12 @@ class Ingest:
         }
 
 
-def _wanted(entry: Entry) -> Sample:
-    if isinstance(entry, Fault):
-        raise DataError(entry.fault, entry.message)
-    if isinstance(entry, Unwanted):
-        raise RowDropped(entry.reason, entry.message)
+def _checked(entry: Sample | RowExcluded, is_repeated: bool) -> Sample:
+    if isinstance(entry, RowExcluded):
+        raise entry
     for name, fault in (("alt_text", DataFault.UNREADABLE_CAPTION), ("view_group", DataFault.UNREADABLE_TEXT)):
         if not is_text(getattr(entry, name) or ""):
             raise DataError(fault, f"{name} is no text: {getattr(entry, name)!a}")
+    if is_repeated:
+        raise DataError(DataFault.DUPLICATE_KEY, "an earlier sample of the shard has this key")
     return entry

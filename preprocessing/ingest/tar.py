@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from realcustom.preprocessing.chunked_file import ChunkedFile
+from realcustom.store import ChunkedFile
 
 _BLOCK = tarfile.BLOCKSIZE  # 512 bytes
 _MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or a pax header

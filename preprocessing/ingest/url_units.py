@@ -8,12 +8,13 @@ from dataclasses import replace
 import pyarrow as pa
 
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
-from realcustom.preprocessing.errors import retry
+from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.ingest.csv_table import cut_rows, read_header
 from realcustom.preprocessing.ingest.parquet import require_column, require_texts
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.settings import IngestSettings
 from realcustom.preprocessing.tables import read_footer
 from realcustom.storage import FileEntry
+from realcustom.store import Store
 
 _Piece = tuple[int, tuple[int, int] | None]  # number of rows; of a CSV the bytes that hold them
 
@@ -23,24 +24,24 @@ def is_url_table(schema: pa.Schema, settings: IngestSettings) -> bool:
     return settings.url_column in schema.names and settings.image_column not in schema.names
 
 
-def url_units(files: Sequence[FileEntry], settings: IngestSettings, execution: ExecutionSettings) -> list[Unit]:
+def url_units(files: Sequence[FileEntry], settings: IngestSettings, store: Store) -> list[Unit]:
     """The units of tables of URLs, `ingest.unit_size` rows each.
 
     Raises:
         ValueError: a table lacks a column that the settings name; or a CSV is not one.
     """
-    return [unit for entry in files for unit in _units(entry, settings, execution)]
+    return [unit for entry in files for unit in _units(entry, settings, store)]
 
 
-def _units(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Unit]:
+def _units(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[Unit]:
     file = InputFile(name=entry.name, uri=entry.uri, size=entry.size)
     name = unit_name(entry.name)
     whole = Unit(name=name, identity="", kind=UnitKind.URLS, files=(file,))
     pieces: list[_Piece] | None
     if entry.name.endswith(".csv"):
-        pieces = _csv_pieces(entry, settings, execution)
+        pieces = _csv_pieces(entry, settings, store)
     else:
-        pieces = _parquet_pieces(entry, settings, execution)
+        pieces = _parquet_pieces(entry, settings, store)
     if pieces is None:  # torn: one unit, whose only entry says so
         yield replace(whole, identity=identity_of(entry.size, entry.version))
         return
@@ -53,19 +54,19 @@ def _units(entry: FileEntry, settings: IngestSettings, execution: ExecutionSetti
         first += count
 
 
-def _csv_pieces(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> list[_Piece]:
-    columns = read_header(entry.uri, execution)
+def _csv_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece]:
+    columns = read_header(entry.uri, store)
     require_column(columns, settings.url_column, "url_column", entry.name)
     if settings.caption_column is not None:
         require_column(columns, settings.caption_column, "caption_column", entry.name)
     for name in settings.keep_columns or ():
         require_column(columns, name, "keep_columns", entry.name)
-    return list(cut_rows(entry.uri, execution, settings.unit_size))
+    return list(cut_rows(entry.uri, store, settings.unit_size))
 
 
-def _parquet_pieces(entry: FileEntry, settings: IngestSettings, execution: ExecutionSettings) -> list[_Piece] | None:
+def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece] | None:
     try:
-        metadata = retry(lambda: read_footer(entry.uri), execution.attempts, execution.backoff)
+        metadata = store.call(read_footer, entry.uri)
     except pa.ArrowInvalid:
         return None
     schema = metadata.schema.to_arrow_schema()
@@ -73,3 +74,19 @@ def _parquet_pieces(entry: FileEntry, settings: IngestSettings, execution: Execu
     require_texts(schema, settings, entry.name)
     starts = range(0, metadata.num_rows, settings.unit_size)
     return [(min(settings.unit_size, metadata.num_rows - start), None) for start in starts]
+
+
+def share_hosts(job: Job, units: Sequence[Unit], workers: int) -> tuple[Job, list[str]]:
+    """The job with `per_host` of its downloads divided among so many workers; and what the user should know of it."""
+    if not any(unit.kind is UnitKind.URLS for unit in units):
+        return job, []
+    ingest = job.settings.ingest
+    per_host = ingest.download.per_host
+    notes = []
+    if per_host < workers:
+        notes.append(
+            f"{workers} workers fetch, and each may ask a host: {workers} at once instead of "
+            f"ingest.download.per_host={per_host}; execution.workers={per_host} keeps to it"
+        )
+    download = replace(ingest.download, per_host=max(1, per_host // workers))
+    return replace(job, settings=replace(job.settings, ingest=replace(ingest, download=download))), notes

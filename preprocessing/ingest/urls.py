@@ -10,55 +10,54 @@ import pyarrow.parquet as pq
 
 from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.preprocessing.access import access
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, retry
+from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.csv_table import read_rows
 from realcustom.preprocessing.ingest.download import download
 from realcustom.preprocessing.ingest.parquet import columns_read, plain_rows, sample_of
-from realcustom.preprocessing.ingest.sample import Entry, Fault, Unwanted, read
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.ingest.sample import Entry, Sample
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.store import Store
 
 _Row = dict[str, Any]  # by column
 _BUFFER = 2**23  # bytes of a column that are fetched at a time
 
 
-def read_urls(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
+def read_urls(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The unit's rows, fetched. What a URL gives may change with time: only a row's key and place do not."""
     file = unit.files[0]
     if unit.count is None:
-        message = "not a readable Parquet file: its footer is damaged"
-        yield Fault(key=file.name, fault=DataFault.TORN_TABLE, message=message)
+        yield file.name, DataError(DataFault.TORN_TABLE, "not a readable Parquet file: its footer is damaged")
         return
     keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
     try:
-        rows = _table_rows(unit, settings, execution)
-    except DataError as error:
-        for key in keys:
-            yield Fault(key=key, fault=error.fault, message=error.message)
+        rows = _table_rows(unit, settings, store)
+    except DataError as why:
+        yield from ((key, why) for key in keys)
         return
-    results = download([_url(row, settings) for row in rows], settings, execution)
+    results = download([_url(row, settings) for row in rows], settings, store.retries)
     for key, row, result in zip(keys, rows, results, strict=True):
-        try:
-            if isinstance(row, DataError):
-                raise row
-            if not isinstance(result, bytes):
-                raise result
-            yield sample_of(key, result, row, settings)
-        except DataError as error:
-            yield Fault(key=key, fault=error.fault, message=error.message)
-        except RowDropped as rule:
-            yield Unwanted(key=key, reason=rule.reason, message=rule.message)
+        yield key, _sample(row, result, settings)
 
 
-def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> list[_Row | DataError]:
+def _sample(row: _Row | DataError, result: bytes | RowExcluded, settings: IngestSettings) -> Sample | RowExcluded:
+    if isinstance(row, RowExcluded):
+        return row
+    if isinstance(result, RowExcluded):
+        return result
+    try:
+        return sample_of(result, row, settings)
+    except RowExcluded as why:
+        return why
+
+
+def _table_rows(unit: Unit, settings: IngestSettings, store: Store) -> list[_Row | DataError]:
     """The unit's rows. Raises DataError if the table is torn there; what the storage raises is no fault of the table's."""
     assert unit.count is not None, "a torn table has no rows"
     uri = unit.files[0].uri
     if unit.files[0].name.endswith(".csv"):
-        with access("read", uri):
-            rows: list[_Row | DataError] = list(read_rows(uri, execution, unit.byte_range))
-            size = retry(lambda: storage.size_of(uri), execution.attempts, execution.backoff)
+        rows: list[_Row | DataError] = list(read_rows(uri, store, unit.byte_range))
+        size = store.size(uri)
         if size != unit.files[0].size or len(rows) != unit.count:
             raise UsageError(f"{uri} was changed while it was read ({unit.files[0].size} bytes, now {size}): run again")
         return rows
@@ -66,7 +65,7 @@ def _table_rows(unit: Unit, settings: IngestSettings, execution: ExecutionSettin
         with _open(uri) as source:
             return list(_read_parquet(unit, source, settings))
     except (pa.ArrowInvalid, OSError):  # the storage's fault, or broken data: from memory it can only be the latter
-        data = read(uri, execution)
+        data = store.read(uri)
     try:
         return list(_read_parquet(unit, pa.BufferReader(data), settings))
     except (pa.ArrowInvalid, OSError) as error:

@@ -6,13 +6,13 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from realcustom.preprocessing.chunked_file import ChunkedFile
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.errors import DataError, DataFault
-from realcustom.preprocessing.ingest.sample import Entry, Fault, Sample, Unwanted, beside, too_large, unsupported
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
+from realcustom.preprocessing.ingest.sample import Entry, Sample, beside, too_large, unsupported
 from realcustom.preprocessing.ingest.tar import Member, TornTar, read_members
 from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.store import Store
 
 
 @dataclass(kw_only=True)
@@ -24,17 +24,17 @@ class _Group:
     repeated: str | None = None  # an extension that came twice
 
 
-def read_shard(unit: Unit, settings: IngestSettings, execution: ExecutionSettings) -> Iterator[Entry]:
+def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The samples of a shard in its order. A torn shard ends with one fault that names the byte."""
     file = unit.files[0]
-    source = ChunkedFile(file.uri, execution.attempts, execution.backoff)
+    source = store.open(file.uri)
     group: _Group | None = None
     try:
         for member in read_members(source, settings.max_bytes):
             key, extension = split_key(member.name)
             if not extension:
                 message = "a name without an extension, or a hidden file: no member of a sample"
-                yield Unwanted(key=f"{file.name}/{member.name}", reason="no_extension", message=message)
+                yield f"{file.name}/{member.name}", RowDropped("no_extension", message)
                 continue
             if group is None or group.key != key:
                 if group is not None:
@@ -48,7 +48,7 @@ def read_shard(unit: Unit, settings: IngestSettings, execution: ExecutionSetting
         if group is not None and torn.name is not None and split_key(torn.name)[0] != group.key:
             yield _finish(file.name, group, settings)
         message = f"torn at byte {torn.offset} of {source.size}: {torn.reason}"
-        yield Fault(key=f"{file.name}@{torn.offset}", fault=DataFault.TORN_TAR, message=message)
+        yield f"{file.name}@{torn.offset}", DataError(DataFault.TORN_TAR, message)
         return
     if group is not None:
         yield _finish(file.name, group, settings)
@@ -61,17 +61,17 @@ def split_key(name: str) -> tuple[str, str]:
     return posixpath.join(folder, stem), extension if stem else ""
 
 
-def _finish(shard: str, group: _Group, settings: IngestSettings) -> Sample | Fault:
+def _finish(shard: str, group: _Group, settings: IngestSettings) -> Entry:
     known = (*EXTENSIONS, *UNDECODED_EXTENSIONS)
     pictures = sorted((name for name in group.members if name in known), key=lambda name: name in UNDECODED_EXTENSIONS)
     key = f"{shard}/{group.key}" + (f".{pictures[0]}" if pictures else "")
     try:
-        return _sample(key, pictures[0] if pictures else None, group, settings)
-    except DataError as error:
-        return Fault(key=key, fault=error.fault, message=error.message)
+        return key, _sample(pictures[0] if pictures else None, group, settings)
+    except RowExcluded as why:
+        return key, why
 
 
-def _sample(key: str, extension: str | None, group: _Group, settings: IngestSettings) -> Sample:
+def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> Sample:
     """The group as a sample around its picture, the first that can be decoded."""
     if extension is None:
         raise DataError(DataFault.MISSING_IMAGE, f"the sample holds no picture, only {', '.join(group.members)}")
@@ -89,4 +89,4 @@ def _sample(key: str, extension: str | None, group: _Group, settings: IngestSett
     image = data[extension]
     assert image is not None, "checked above"
     members = tuple((member.name, None if name == extension else member.data) for name, member in group.members.items())
-    return Sample(key=key, data=image, alt_text=alt_text, view_group=view_group, members=members)
+    return Sample(data=image, alt_text=alt_text, view_group=view_group, members=members)

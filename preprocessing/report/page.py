@@ -14,7 +14,8 @@ from PIL import Image
 
 from realcustom import storage
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.unit import StageDirectory, Unit, UnitKind
+from realcustom.preprocessing.engine.directory import StageDirectory
+from realcustom.preprocessing.engine.unit import Unit, UnitKind
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.pictures import decode
 
@@ -40,7 +41,7 @@ def write_page(directory: StageDirectory, report: dict[str, Any], units: Sequenc
         parts.append(f"<h2>{_text(reason)}</h2>{''.join(samples)}")
     title = f"<title>{report['stage']}@{report['fingerprint']}</title>"
     page = f"<!doctype html><meta charset=utf-8>{title}<style>{_STYLE}</style>{''.join(parts)}\n"
-    directory.write(storage.join(directory.uri, "report.html"), page.encode("utf-8", "replace"))
+    directory.store.write(storage.join(directory.uri, "report.html"), page.encode("utf-8", "replace"))
 
 
 def _account(report: dict[str, Any]) -> str:
@@ -57,8 +58,8 @@ def _account(report: dict[str, Any]) -> str:
 def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[str]:
     samples: list[str] = []
     for unit in units:
-        tables = directory.suffix == ".parquet"  # else what was read is shown for what was written
-        uri = directory.rows_uri(unit.name) if tables else unit.files[0].uri
+        is_table = directory.suffix == ".parquet"  # else what was read is shown for what was written
+        uri = directory.rows_uri(unit.name) if is_table else unit.files[0].uri
         names = tables.read_schema(uri).names
         picture = "subject_image" if "subject_image" in names else "image"
         words = [name for name in ("target_word", "caption", "alt_text", "key", "uid") if name in names]
@@ -72,7 +73,9 @@ def _aside(directory: StageDirectory, units: Iterable[Unit]) -> dict[str, list[s
     """Entries by `outcome: reason`; with the picture where the input is a table that holds it."""
     samples: dict[str, list[str]] = {}
     for unit in units:
-        lines = directory.read(directory.aside_uri(unit.name)).splitlines()  # bytes: text has other ends of lines too
+        lines = directory.store.read(
+            directory.excluded_uri(unit.name)
+        ).splitlines()  # bytes: text has other ends of lines too
         chosen: list[dict[str, str]] = []
         for entry in map(json.loads, lines):
             of_reason = samples.setdefault(f"{entry['outcome']}: {entry['reason']}", [])

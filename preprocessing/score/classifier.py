@@ -12,8 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from realcustom.errors import UsageError
 from realcustom.identity import split_revision
 from realcustom.preprocessing.engine.model_check import find_label
-from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
-from realcustom.preprocessing.settings import ComputeSettings
+from realcustom.preprocessing.engine.models import Runtime, pad_batch
 
 _SIZES = ((64, 64), (96, 64), (64, 96))
 
@@ -21,16 +20,15 @@ _SIZES = ((64, 64), (96, 64), (64, 96))
 class Classifier:
     """Pictures -> a score by its name, the probability 0..1 of the label of that name, in whatever case it is written."""
 
-    def __init__(self, score: str, model: str, compute: ComputeSettings):
+    def __init__(self, score: str, model: str, runtime: Runtime):
         name, revision = split_revision(model)
-        self._device = prepare_torch(compute)
-        self._compute = compute
-        self._model = load_model(AutoModelForImageClassification, model, self._device)
+        self._runtime = runtime
+        self._model = runtime.load(AutoModelForImageClassification, model)
         # of the two that transformers has the one that needs no torchvision, so that scores do not depend on it
         self._processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
         self._is_multi_label = self._model.config.problem_type == "multi_label_classification"
         self._check_shapes(model)
-        self._score, self._label = score, find_label(self._model.config.id2label, score, model)
+        self._score, self._label = score, find_label(self._model.config.id2label, score, f"score.{score}", model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,8 +41,8 @@ class Classifier:
         """Scores of at most `batch_size` pictures; their texts do not matter."""
         padded = pad_batch(list(pictures), batch_size)
         pixel_values = self._processor(padded, return_tensors="pt").pixel_values
-        with inference(self._compute):
-            logits = self._model(pixel_values=pixel_values.to(self._device)).logits  # (B, labels)
+        with self._runtime.inference():
+            logits = self._model(pixel_values=pixel_values.to(self._runtime.device)).logits  # (B, labels)
         normalise = torch.sigmoid if self._is_multi_label else partial(torch.softmax, dim=-1)
         probabilities = normalise(logits.float())[: len(pictures), self._label].cpu().tolist()
         return [{self._score: probability} for probability in probabilities]

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from realcustom.errors import UsageError
 from realcustom.identity import split_revision
-from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
-from realcustom.preprocessing.settings import JUDGED, ComputeSettings, ScoreSettings
+from realcustom.preprocessing.engine.models import Runtime, pad_batch
+from realcustom.preprocessing.settings import JUDGED, ScoreSettings
 
 _PROBABILITIES = ("nsfw", "watermark")  # heads that end in a sigmoid; the aesthetic score is the plain value
 
@@ -21,12 +21,11 @@ _PROBABILITIES = ("nsfw", "watermark")  # heads that end in a sigmoid; the aesth
 class ClipScorer:
     """Pictures and their alt texts -> scores by name, as in the record's `scores`."""
 
-    def __init__(self, settings: ScoreSettings, compute: ComputeSettings):
+    def __init__(self, settings: ScoreSettings, runtime: Runtime):
         assert settings.clip is not None
         model, revision = split_revision(settings.clip)
-        self._device = prepare_torch(compute)
-        self._compute = compute
-        self._model = load_model(CLIPModel, settings.clip, self._device)
+        self._runtime = runtime
+        self._model = runtime.load(CLIPModel, settings.clip)
         self._processor = CLIPImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         self._length = self._model.config.text_config.max_position_embeddings
@@ -47,11 +46,11 @@ class ClipScorer:
             words, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
         )
         pixel_values = self._processor(padded, return_tensors="pt").pixel_values
-        with inference(self._compute):
+        with self._runtime.inference():
             output = self._model(
-                input_ids=tokens.input_ids.to(self._device),
-                attention_mask=tokens.attention_mask.to(self._device),
-                pixel_values=pixel_values.to(self._device),
+                input_ids=tokens.input_ids.to(self._runtime.device),
+                attention_mask=tokens.attention_mask.to(self._runtime.device),
+                pixel_values=pixel_values.to(self._runtime.device),
             )
         image_embeds = output.image_embeds.float().cpu().numpy()  # (B, D), L2-normalised
         text_embeds = output.text_embeds.float().cpu().numpy()  # (B, D), L2-normalised

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +15,14 @@ from PIL import Image
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
+from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
+from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, naming
 from realcustom.preprocessing.pictures import decode, sharpness
-from realcustom.preprocessing.settings import JUDGED, ComputeSettings, ScoreSettings, fixed_batch
+from realcustom.preprocessing.settings import JUDGED, ScoreSettings, fixed_batch
+
+if TYPE_CHECKING:
+    from realcustom.preprocessing.engine.models import Runtime
 
 
 class Scorer(Protocol):
@@ -39,41 +43,43 @@ class Scorer(Protocol):
 class Score:
     """Table of pictures -> the same with `tables.SCORE_FIELDS`."""
 
-    def __init__(self, settings: ScoreSettings, compute: ComputeSettings, models: dict[str, str]):
+    def __init__(self, settings: ScoreSettings, models: dict[str, str], runtime: Runtime | None):
         self._settings = settings
         self._models = models
         self._scorers: list[Scorer] = []
         # torch and transformers only where a model runs
         if settings.clip is not None:
+            assert runtime is not None
             from realcustom.preprocessing.score.clip import ClipScorer
 
-            self._scorers.append(ClipScorer(settings, compute))
+            self._scorers.append(ClipScorer(settings, runtime))
         for name in JUDGED:
             model = getattr(settings, name)
             if model is not None:
+                assert runtime is not None
                 from realcustom.preprocessing.score.classifier import Classifier
 
-                self._scorers.append(Classifier(name, model, compute))
+                self._scorers.append(Classifier(name, model, runtime))
         names = [name for scorer in self._scorers for name in scorer.names]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UsageError(f"score.{twice} and score.heads both give the score '{twice}': set one of them to null")
 
-    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+    def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
         """Score every row; one whose picture does not decode is quarantined."""
-        tables.require_columns(table.schema, tables.INGESTED, f"score, unit {unit}")
-        account = RowAccount(table, unit)
+        tables.require_columns(table.schema, tables.INGESTED, f"score, unit {unit.name}")
+        ledger = RowLedger(table, unit.name)
         scores: dict[int, dict[str, float]] = {}
 
         def measure(index: int) -> None:
             picture = decode(table["image"][index].as_py(), draft_side=self._settings.sharpness_side)
             scores[index] = {"sharpness": sharpness(picture, self._settings.sharpness_side)}
 
-        account.each(measure)
+        ledger.each(measure)
         if self._scorers:
             size = fixed_batch(self._settings.batch_size)
-            for batch, pictures in account.picture_batches(size):
-                with naming(account.batch_name(batch)):
+            for batch, pictures in ledger.picture_batches(size):
+                with naming(ledger.batch_name(batch)):
                     texts = [table["alt_text"][index].as_py() for index in batch]
                     for scorer in self._scorers:
                         for index, values in zip(batch, scorer(pictures, texts, size), strict=True):
@@ -84,11 +90,11 @@ class Score:
                 if not math.isfinite(value):
                     raise DataError(DataFault.NON_FINITE, f"the score {name} is {value}")
 
-        account.each(check)
-        remaining = account.remaining()
-        result = tables.with_column(account.rows(), self._scores_field(), [scores[index] for index in remaining])
+        ledger.each(check)
+        remaining = ledger.remaining()
+        result = tables.with_column(ledger.rows(), self._scores_field(), [scores[index] for index in remaining])
         result = tables.with_column(result, tables.IMAGE_BYTES, pc.binary_length(result["image"]))
-        return Outcome(rows_in=table.num_rows, table=result, aside=account.aside)
+        return UnitResult(rows_in=table.num_rows, table=result, excluded=ledger.excluded)
 
     def try_batch(self, size: int) -> None:
         """Run the models on a batch of that size. Raises torch.OutOfMemoryError where it does not fit."""

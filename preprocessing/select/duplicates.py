@@ -23,25 +23,25 @@ from realcustom.preprocessing.select.thresholds import integers
 from realcustom.preprocessing.settings import SelectSettings
 
 ROW_BITS = 32  # of a picture's number: its row; those above are its unit's
-_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # larger ones rank as these do
+_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # larger ones have the priority of these
 # Better copies that are remembered of one picture in one partition: keeps a dense cluster's edges linear in its size.
 _REMEMBERED = 64
 
 # Sorts pictures, the best first; no two are equal: two words of 64 bits, big-endian, the second the picture's number.
-RANK = pa.binary(16)
+PRIORITY = pa.binary(16)
 SIGNATURES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
-        pa.field("rank", RANK, nullable=False),
+        pa.field("rank", PRIORITY, nullable=False),  # the priority; the column's name is on disks already
         pa.field("sha256", pa.binary(32), nullable=False),
         *tables.SIGNATURE_FIELDS,
     ]
 )
 EDGES = pa.schema(
     [
-        pa.field("rank", RANK, nullable=False),
-        pa.field("better", RANK, nullable=False),  # rank of the better one
+        pa.field("rank", PRIORITY, nullable=False),
+        pa.field("better", PRIORITY, nullable=False),  # that of the better one
         pa.field("equal", pa.bool_(), nullable=False),  # in every byte
     ]
 )
@@ -69,18 +69,18 @@ def signatures_of(table: pa.Table, numbers: np.ndarray) -> pa.Table:
     smaller = _MOST_PIXELS - np.clip(integers(table["width"]) * integers(table["height"]), 0, _MOST_PIXELS)
     shorter = _MOST_BYTES - np.clip(integers(table["image_bytes"]), 0, _MOST_BYTES)
     words = (captionless << 63) | (smaller << 31 | shorter).astype(np.uint64)
-    ranks = np.stack([words, numbers.astype(np.uint64)], axis=1)
-    return table.append_column("rank", ranks_column(ranks)).select(SIGNATURES.names).cast(SIGNATURES)
+    priorities = np.stack([words, numbers.astype(np.uint64)], axis=1)
+    return table.append_column("rank", priorities_column(priorities)).select(SIGNATURES.names).cast(SIGNATURES)
 
 
-def ranks_column(ranks: np.ndarray) -> pa.Array:
-    """Ranks, uint64 (n, 2), as a column of `RANK`."""
-    return pa.Array.from_buffers(RANK, len(ranks), [None, pa.py_buffer(ranks.astype(">u8").tobytes())])
+def priorities_column(priorities: np.ndarray) -> pa.Array:
+    """Priorities, uint64 (n, 2), as a column of `PRIORITY`."""
+    return pa.Array.from_buffers(PRIORITY, len(priorities), [None, pa.py_buffer(priorities.astype(">u8").tobytes())])
 
 
-def ranks_of(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of `RANK` as uint64 (n, 2), which sorts by its columns; the second one is the number."""
-    return fixed_bytes(column, RANK.byte_width).view(">u8").astype(np.uint64)
+def priorities_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of `PRIORITY` as uint64 (n, 2), which sorts by its columns; the second one is the number."""
+    return fixed_bytes(column, PRIORITY.byte_width).view(">u8").astype(np.uint64)
 
 
 def limits_of(settings: SelectSettings) -> Limits:
@@ -106,21 +106,21 @@ def collapse(table: pa.Table, settings: SelectSettings) -> tuple[pa.Table, Twins
     names = ["sha256"] if settings.near_duplicate_radius is None else [field.name for field in tables.SIGNATURE_FIELDS]
     columns = [fixed_bytes(table[name], table.schema.field(name).type.byte_width) for name in names]
     marks = [hashlib.blake2b(row, digest_size=16).digest() for row in np.concatenate(columns, axis=1)]
-    ranks = ranks_of(table["rank"])
+    priorities = priorities_of(table["rank"])
     best: dict[bytes, int] = {}
-    for index in np.lexsort(ranks.T[::-1]).tolist():
+    for index in np.lexsort(priorities.T[::-1]).tolist():
         best.setdefault(marks[index], index)
     better = np.array([best[mark] for mark in marks], dtype=np.int64)
     twins = np.flatnonzero(better != np.arange(len(marks)))
     contents = fixed_bytes(table["sha256"], 32)
     equal = (contents[twins] == contents[better[twins]]).all(axis=1)
-    numbers = ranks[:, 1].astype(np.int64)
+    numbers = priorities[:, 1].astype(np.int64)
     found = Twins(numbers=numbers[twins], of=numbers[better[twins]], equal=equal)
     return table.take(pa.array(sorted(best.values()), pa.int64())), found
 
 
 class _Best(Wanted):
-    """Of a picture with many better copies the best `_REMEMBERED`, by the places of left and right rows in rank order.
+    """Of a picture with many better copies the best `_REMEMBERED`, by the places of left and right rows in the order of priority.
 
     A picture may be on both sides, and is no copy of itself.
     """
@@ -159,14 +159,14 @@ class _Best(Wanted):
 
 
 def find_edges(left: pa.Table, right: pa.Table | None, settings: SelectSettings) -> pa.Table:
-    """All pairs of copies between two tables of `SIGNATURES` (or within one), as `EDGES`, sorted by their ranks.
+    """All pairs of copies between two tables of `SIGNATURES` (or within one), as `EDGES`, sorted by their priorities.
 
     Of a picture with more than 64 better copies here, the best 64 are remembered.
     """
     names = ["rank", "sha256"]
     both = left.select(names) if right is None else pa.concat_tables([left.select(names), right.select(names)])
     first = 0 if right is None else len(left)  # of the right table's rows in `both`
-    places = _places(ranks_of(both["rank"]))
+    places = _places(priorities_of(both["rank"]))
     best = _Best(places, places[first:])
     pairs = np.empty((0, 2), np.int64)
     if settings.near_duplicate_radius is not None:
@@ -213,11 +213,11 @@ def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
     return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
 
 
-def _places(ranks: np.ndarray) -> np.ndarray:
-    """Place of each rank, uint64 (n, 2), in their order, equal ones (one picture on both sides) on one place: int64 (n,)."""
-    order = np.lexsort(ranks.T[::-1])
+def _places(priorities: np.ndarray) -> np.ndarray:
+    """Place of each priority, uint64 (n, 2), in their order, equal ones (one picture on both sides) on one place: int64 (n,)."""
+    order = np.lexsort(priorities.T[::-1])
     fresh = np.ones(len(order), bool)
-    fresh[1:] = ranks[order[1:], 1] != ranks[order[:-1], 1]
+    fresh[1:] = priorities[order[1:], 1] != priorities[order[:-1], 1]
     places = np.empty(len(order), np.int64)
     places[order] = np.cumsum(fresh) - 1
     return places

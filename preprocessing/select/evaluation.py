@@ -6,14 +6,13 @@ import posixpath
 
 import pyarrow as pa
 
-from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
 from realcustom.preprocessing.ingest.folder import SIDECARS
-from realcustom.preprocessing.ingest.sample import read, unsupported
+from realcustom.preprocessing.ingest.sample import unsupported
 from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS, decode
 from realcustom.preprocessing.select.steps import evaluation_uri
 
@@ -24,10 +23,10 @@ def prepare_evaluation(job: Job) -> bytes | None:
     Raises ValueError for a picture that cannot be read: it could not be kept out of the corpus.
     """
     folder = job.settings.select.evaluation_folder
-    if folder is None or storage.exists(evaluation_uri(job.directory)):
+    if folder is None or job.store.exists(evaluation_uri(job.directory)):
         return None
     found = []
-    for entry in storage.list_files(folder):
+    for entry in job.store.list_files(folder):
         extension = posixpath.splitext(entry.name)[1].removeprefix(".").lower()
         if posixpath.basename(entry.name).startswith(".") or f".{extension}" in (*SIDECARS, ".csv"):
             continue
@@ -39,7 +38,7 @@ def prepare_evaluation(job: Job) -> bytes | None:
         try:
             if extension in UNDECODED_EXTENSIONS:
                 raise unsupported(extension)
-            picture = signature(decode(read(entry.uri, job.settings.execution), draft_side=BASE_SIDE))
+            picture = signature(decode(job.store.read(entry.uri), draft_side=BASE_SIDE))
         except DataError as error:
             raise UsageError(
                 f"select.evaluation_folder: {entry.uri} cannot be read ({error.fault.value}: {error.message}), and so "

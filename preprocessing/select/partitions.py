@@ -1,6 +1,6 @@
 """How the search for copies is cut into units, so that each holds little of the corpus at a time.
 
-    signatures   a block of the input's units -> its pictures that pass the thresholds, ranked, twins collapsed
+    signatures   a block of the input's units -> its pictures that pass the thresholds, with priorities, twins collapsed
     shuffle      (large corpora only) some blocks and a table -> its pictures by the bits that the table looks at
     pairs        two partitions, or a table's pictures with the same bits -> the pairs of copies among them
 
@@ -36,9 +36,9 @@ class Part:
     group: int
     rows: int
 
-    def as_file(self, side: str) -> InputFile:
-        """As one of a unit's inputs; `size` is the number of rows."""
-        return InputFile(name=f"{side}/{self.group}", uri=self.uri, size=self.rows)
+    def as_file(self, right: bool = False) -> InputFile:
+        """As one of a unit's inputs, on the left or on the right side of a comparison."""
+        return InputFile(name="", uri=self.uri, size=0, group=self.group, rows=self.rows, right=right)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +48,11 @@ class BitTable:
     number: int
     width: int
 
-    @property
-    def name(self) -> str:
-        """As the end of a unit's name."""
-        return f"{self.number}.{self.width}"
-
     @classmethod
-    def of_unit(cls, name: str) -> BitTable:
-        """The table that a unit of step `shuffle` is named after."""
-        number, width = name.rpartition("-")[2].split(".")
-        return cls(number=int(number), width=int(width))
+    def of(cls, unit: Unit) -> BitTable:
+        """The table that a unit of step `shuffle` sorts by."""
+        assert unit.bits is not None, unit.name
+        return cls(number=unit.bits[0], width=unit.bits[1])
 
     def keys(self, hashes: np.ndarray) -> np.ndarray:
         """The table's bits of each hash, uint64 -> int64 of the same shape."""
@@ -65,23 +60,22 @@ class BitTable:
         return ((hashes >> np.uint64(self.number * self.width)) & mask).astype(np.int64)
 
 
-def read_parts(unit: Unit, side: str) -> list[Part]:
+def parts_of(unit: Unit, right: bool) -> list[Part]:
     """The parts on one side of a unit of step `pairs`."""
-    parts = []
-    for file in unit.files:
-        at, _, group = file.name.partition("/")
-        if at == side:
-            parts.append(Part(uri=file.uri, content="", group=int(group), rows=file.size))
-    return parts
+    return [
+        Part(uri=file.uri, content="", group=file.group, rows=file.rows)
+        for file in unit.files
+        if file.right is right and file.group is not None and file.rows is not None
+    ]
 
 
 def block_units(units: Sequence[Unit]) -> list[Unit]:
-    """The input's units, `UNITS_PER_BLOCK` at a time; each one's file is named by the unit's number."""
+    """The input's units, `UNITS_PER_BLOCK` at a time, each one's file with the unit's number."""
     blocks = []
     for number, start in enumerate(range(0, len(units), UNITS_PER_BLOCK)):
         members = units[start : start + UNITS_PER_BLOCK]
         identity = identity_of([[unit.name, unit.identity] for unit in members])
-        files = tuple(replace(unit.files[0], name=str(start + index)) for index, unit in enumerate(members))
+        files = tuple(replace(unit.files[0], number=start + index) for index, unit in enumerate(members))
         blocks.append(Unit(name=f"block-{number:05d}", identity=identity, kind=UnitKind.PART, files=files))
     return blocks
 
@@ -110,11 +104,11 @@ def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int)
     """About `rows` rows of whole blocks with each table."""
     units = []
     for number, packed in enumerate(pack(blocks, rows)):
-        files = tuple(part.as_file("blocks") for part in packed)
+        files = tuple(part.as_file() for part in packed)
         identity = identity_of([part.content for part in packed])
         for table in tables:
-            name = f"blocks-{number:05d}-{table.name}"
-            units.append(Unit(name=name, identity=identity, kind=UnitKind.PART, files=files))
+            name, bits = f"blocks-{number:05d}-{table.number}.{table.width}", (table.number, table.width)
+            units.append(Unit(name=name, identity=identity, kind=UnitKind.PART, files=files, bits=bits))
     return units
 
 
@@ -162,6 +156,6 @@ def bit_tables(rows: int, settings: SelectSettings) -> list[BitTable]:
 
 def _unit(name: str, left: Sequence[Part], right: Sequence[Part]) -> Unit:
     sides = (("left", left), ("right", right))
-    files = tuple(part.as_file(side) for side, parts in sides for part in parts)
+    files = tuple(part.as_file(right=side == "right") for side, parts in sides for part in parts)
     identity = identity_of([[side, part.content, part.group] for side, parts in sides for part in parts])
     return Unit(name=name, identity=identity, kind=UnitKind.PART, files=files)

@@ -11,7 +11,8 @@ not change is not done again. Who survives is decided where the driver is; its m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -21,22 +22,15 @@ import pyarrow.compute as pc
 
 from realcustom import storage
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.access import fetch
+from realcustom.preprocessing.engine.directory import StageDirectory, to_json_bytes
+from realcustom.preprocessing.engine.executors import Executor, InProcess
+from realcustom.preprocessing.engine.plan import Plan, make_plan
 from realcustom.preprocessing.engine.progress import Progress
-from realcustom.preprocessing.engine.unit import (
-    Counts,
-    InputFile,
-    SealedUnit,
-    StageDirectory,
-    Step,
-    Unit,
-    UnitKind,
-    identity_of,
-    to_json_bytes,
-)
-from realcustom.preprocessing.engine.worker import Job
-from realcustom.preprocessing.inputs import Plan, make_plan
-from realcustom.preprocessing.select.duplicates import ROW_BITS, ranks_of
+from realcustom.preprocessing.engine.stage import Prepared, StageInput
+from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
+from realcustom.preprocessing.engine.worker import Job, Work
+from realcustom.preprocessing.select.duplicates import ROW_BITS, priorities_of
+from realcustom.preprocessing.select.evaluation import prepare_evaluation
 from realcustom.preprocessing.select.partitions import (
     UNITS_PER_BLOCK,
     BitTable,
@@ -48,11 +42,19 @@ from realcustom.preprocessing.select.partitions import (
     pair_units,
     shuffle_units,
 )
-from realcustom.preprocessing.select.steps import SetAside, read_aside
+from realcustom.preprocessing.select.steps import (
+    BlockExclusions,
+    evaluation_uri,
+    load_pairs,
+    load_shuffle,
+    load_signatures,
+    read_exclusions,
+    step_uri,
+)
 from realcustom.preprocessing.select.survivors import Copies, resolve
 from realcustom.preprocessing.select.uids import check_uids
 
-RunUnits = Callable[[Job, Sequence[Unit]], Iterable[Counts]]
+logger = logging.getLogger(__name__)
 
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
@@ -76,29 +78,33 @@ class _Found:
     keys: pa.LargeStringArray  # theirs
 
 
-def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: bool) -> tuple[Unit, ...]:
-    """Find the copies among all units' rows (or see that it is done) and give the units what `select` needs of it.
+def find_copies(job: Job, source: StageInput, executor: Executor) -> Prepared:
+    """Find the copies among all units' rows, or see that it is done; what stage `select` prepares.
 
-    Args:
-        own_uids: the rows' identities are a user's, not those that `ingest` gave.
     Returns:
-        The units with one more file, the duplicates of their block, whose hash is part of their identity.
+        The units with one more file, the duplicates of their block, whose hash is part of their identity; and how many
+        sets of copies of each size there are (survivor included).
     Raises:
-        ValueError: two rows have one uid.
+        UsageError: two rows have one uid; or a picture of the evaluation folder cannot be read.
     """
+    evaluation = prepare_evaluation(job)
+    if evaluation is not None:
+        job.store.write(evaluation_uri(job.directory), evaluation)
+    units = source.units
     blocks = block_units(units)
     corpus = identity_of([[unit.name, unit.identity] for unit in units])
-    place = _duplicates(job)
+    place = StageDirectory(step_uri(job.directory, "duplicates"), job.store)
     wanted = [Unit(name=block.name, identity=corpus, kind=UnitKind.PART, files=()) for block in blocks]
     present = place.rows_present()
     plan = make_plan(wanted, place.manifests(), present)
-    if plan.todo or plan.gone or not storage.exists(_clusters_uri(job)):
-        if own_uids:
-            check_uids(units, job.settings.execution)
-        signatures = _run_step(Step.SIGNATURES, blocks, job, run)
-        found = _search(signatures, job, run)
+    clusters_uri = storage.join(job.directory, "global", "clusters.json")
+    if plan.todo or plan.gone or not job.store.exists(clusters_uri):
+        if not _has_uids_of_ingest(source):
+            check_uids(units, job.store)
+        signatures = _run_step("signatures", load_signatures, blocks, job, executor)
+        found = _search(signatures, job, executor)
         _clear(place, plan, present, wanted)
-        place.write(_clusters_uri(job), to_json_bytes(found.copies.cluster_sizes()))
+        job.store.write(clusters_uri, to_json_bytes(found.copies.cluster_sizes()))
         todo = {unit.name for unit in plan.todo}
         for unit, block in zip(wanted, signatures, strict=True):
             if unit.name in todo:
@@ -110,31 +116,22 @@ def run_global_phase(units: Sequence[Unit], job: Job, run: RunUnits, own_uids: b
         file = InputFile(name=f"{block_name}.parquet", uri=place.rows_uri(block_name), size=0)
         identity = identity_of(unit.identity, outputs[block_name])
         selected.append(replace(unit, identity=identity, files=(*unit.files, file)))
-    return tuple(selected)
+    return Prepared(units=tuple(selected), report={"clusters": json.loads(job.store.read(clusters_uri))})
 
 
-def count_clusters(job: Job) -> dict[str, int]:
-    """Size of a set of copies (survivor included) -> how many there are."""
-    sizes: dict[str, int] = json.loads(_duplicates(job).read(_clusters_uri(job)))
-    return sizes
+def _has_uids_of_ingest(source: StageInput) -> bool:
+    """Whether the rows' identities are those that `ingest` gave, which cannot clash; else they are a user's."""
+    upstream = source.upstream if source.description is None else str(source.description["upstream"])
+    return upstream.startswith("ingest@")
 
 
-def _duplicates(job: Job) -> StageDirectory:
-    return StageDirectory(storage.join(job.directory, "global", "duplicates"), job.settings.execution)
-
-
-def _clusters_uri(job: Job) -> str:
-    return storage.join(job.directory, "global", "clusters.json")
-
-
-def _search(signatures: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
+def _search(signatures: Sequence[Unit], job: Job, executor: Executor) -> _Found:
     settings = job.settings.select
     edges: list[Unit] = []
     if settings.exact_duplicates or settings.near_duplicate_radius is not None:
-        edges = _pairs(signatures, job, run)
-    directory = job.stage_directory()
-    tables = (tables.from_parquet(directory.read(unit.files[0].uri)) for unit in edges)
-    copies = resolve(tables, (_set_aside(block, job).twins for block in signatures))
+        edges = _pairs(signatures, job, executor)
+    found = (tables.from_parquet(job.store.read(unit.files[0].uri)) for unit in edges)
+    copies = resolve(found, (_exclusions(block, job).twins for block in signatures))
     survivors = np.unique(copies.survivors)
 
     def keys_in(block: Unit) -> pa.ChunkedArray:
@@ -150,26 +147,28 @@ def _search(signatures: Sequence[Unit], job: Job, run: RunUnits) -> _Found:
     return _Found(copies=copies, survivors=survivors, keys=keys)
 
 
-def _set_aside(block: Unit, job: Job) -> SetAside:
-    directory = replace(job, step=Step.SIGNATURES).stage_directory()
-    return read_aside(directory.read(directory.aside_uri(block.name)))
+def _exclusions(block: Unit, job: Job) -> BlockExclusions:
+    directory = StageDirectory(step_uri(job.directory, "signatures"), job.store)
+    return read_exclusions(job.store.read(directory.excluded_uri(block.name)))
 
 
 def _named(block: Unit, column: str, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
     """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are no twins, from its signatures."""
     columns = [column, "rank"]
-    table = fetch(lambda uri: tables.read_columns(uri, columns), block.files[0].uri, job.settings.execution)
-    return ranks_of(table["rank"])[:, 1].astype(np.int64), table[column].cast(pa.large_string())
+    table = job.store.call(lambda uri: tables.read_columns(uri, columns), block.files[0].uri)
+    return priorities_of(table["rank"])[:, 1].astype(np.int64), table[column].cast(pa.large_string())
 
 
 def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
     """Where a block's pictures are among sorted numbers."""
-    first = UNITS_PER_BLOCK * int(block.name.rpartition("-")[2])
+    number = block.files[0].number
+    assert number is not None, block.name
+    first = UNITS_PER_BLOCK * number
     bounds = np.array([first, first + UNITS_PER_BLOCK], np.int64) << ROW_BITS
     return slice(*np.searchsorted(numbers, bounds).tolist())
 
 
-def _pairs(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+def _pairs(signatures: Sequence[Unit], job: Job, executor: Executor) -> list[Unit]:
     """The pairs of copies among all blocks."""
     settings = job.settings.select
     parts, blocks = list[Part](), list[Part]()
@@ -180,47 +179,50 @@ def _pairs(signatures: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
             parts.append(Part(uri=uri, content=block.identity, group=group, rows=length))
     number = sum(part.rows for part in parts)
     if number <= settings.exact_search_rows:
-        return _run_step(Step.PAIRS, pair_units(parts, settings), job, run)
+        return _run_step("pairs", load_pairs, pair_units(parts, settings), job, executor)
     larger = fitted(blocks, settings)
     if larger != settings:
-        notice = (
-            f"partitions of {larger.partition_rows} rows instead of select.partition_rows={settings.partition_rows}"
+        logger.info(
+            "%s: partitions of %s rows instead of select.partition_rows=%s, so that %s rows make few enough parts",
+            *(job.name, larger.partition_rows, settings.partition_rows, number),
         )
-        Progress(job.stage.value, 0, 0).say(f"{notice}, so that {number} rows make few enough parts")
         settings = larger
         job = replace(job, settings=replace(job.settings, select=larger))
     units = shuffle_units(blocks, bit_tables(number, settings), settings.partition_rows)
-    shuffled = _run_step(Step.SHUFFLE, units, job, run)
     buckets: dict[tuple[int, int], list[Part]] = {}
-    for unit in shuffled:
+    for unit in _run_step("shuffle", load_shuffle, units, job, executor):
         for group, (bits, length) in enumerate(_groups(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
-            buckets.setdefault((BitTable.of_unit(unit.name).number, bits), []).append(part)
-    return _run_step(Step.PAIRS, bucket_units(buckets, settings.partition_rows), job, run)
+            buckets.setdefault((BitTable.of(unit).number, bits), []).append(part)
+    return _run_step("pairs", load_pairs, bucket_units(buckets, settings.partition_rows), job, executor)
 
 
 def _groups(unit: Unit, job: Job) -> list[tuple[int, int]]:
     """Label and length of each row group of a step's output."""
-    return fetch(tables.read_groups, unit.files[0].uri, job.settings.execution)
+    return job.store.call(tables.read_groups, unit.files[0].uri)
 
 
-def _run_step(step: Step, units: Sequence[Unit], job: Job, run: RunUnits) -> list[Unit]:
+def _run_step(
+    step: str, load: Callable[[Job], Work], units: Sequence[Unit], job: Job, executor: Executor
+) -> list[Unit]:
     """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
-    job = replace(job, step=step)
+    job = replace(job, load=load, directory=step_uri(job.directory, step), reads_table=False)
     directory = job.stage_directory()
     present = directory.rows_present()
     plan = make_plan(units, directory.manifests(), present)
     _clear(directory, plan, present, units)
-    progress = Progress(f"{job.stage.value}, {step.value}", len(units), len(plan.done))
-    for counts in run(job, plan.todo):
+    progress = Progress(f"{job.name}, {step}", len(units), len(plan.done))
+    # the only unit of a step is not worth the seconds that Ray needs
+    where = InProcess() if len(plan.todo) == 1 else executor
+    for counts in where.run(job, plan.todo):
         progress.unit_done(counts)
     outputs = {manifest.unit: manifest.output for manifest in directory.manifests()}
-    return [_output(unit.name, outputs[unit.name], directory) for unit in units]
+    return [_output(number, unit, outputs[unit.name], directory) for number, unit in enumerate(units)]
 
 
-def _output(name: str, output: str, directory: StageDirectory) -> Unit:
-    file = InputFile(name=f"{name}.parquet", uri=directory.rows_uri(name), size=0)
-    return Unit(name=name, identity=output, kind=UnitKind.PART, files=(file,))
+def _output(number: int, unit: Unit, output: str, directory: StageDirectory) -> Unit:
+    file = InputFile(name=f"{unit.name}.parquet", uri=directory.rows_uri(unit.name), size=0, number=number)
+    return Unit(name=unit.name, identity=output, kind=UnitKind.PART, files=(file,), bits=unit.bits)
 
 
 def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], units: Sequence[Unit]) -> None:
@@ -234,10 +236,10 @@ def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], unit
 
 def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
     """A block's pictures that are dropped."""
-    here, aside = _numbers_in(block, found.copies.numbers), _set_aside(block, job)
+    here, exclusions = _numbers_in(block, found.copies.numbers), _exclusions(block, job)
     numbers, uids = _named(block, "uid", job)
-    numbers = np.concatenate([numbers, aside.twins.numbers])
-    uids = pa.chunked_array([*uids.chunks, pa.array(aside.uids, pa.large_string())])
+    numbers = np.concatenate([numbers, exclusions.twins.numbers])
+    uids = pa.chunked_array([*uids.chunks, pa.array(exclusions.uids, pa.large_string())])
     order = np.argsort(numbers)
     dropped = order[np.searchsorted(numbers[order], found.copies.numbers[here])]
     survivors = np.searchsorted(found.survivors, found.copies.survivors[here])
@@ -245,12 +247,12 @@ def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
     reasons = [EXACT if exact and equal else NEAR for equal in found.copies.equal[here].tolist()]
     table = pa.table(
         {
-            "uid": [*uids.take(pa.array(dropped)).to_pylist(), *aside.evaluation],
-            "reason": [*reasons, *[EVALUATION] * len(aside.evaluation)],
-            "survivor": [*found.keys.take(pa.array(survivors)).to_pylist(), *aside.evaluation.values()],
+            "uid": [*uids.take(pa.array(dropped)).to_pylist(), *exclusions.evaluation],
+            "reason": [*reasons, *[EVALUATION] * len(exclusions.evaluation)],
+            "survivor": [*found.keys.take(pa.array(survivors)).to_pylist(), *exclusions.evaluation.values()],
         },
         schema=DUPLICATES,
     )
     counts = {count["values"]: count["counts"] for count in pc.value_counts(table["reason"]).to_pylist()}
     account = Counts(rows_in=table.num_rows, dropped=counts, rows_out=table.num_rows)
-    return SealedUnit(rows=tables.to_parquet(table), aside=b"", counts=account)
+    return SealedUnit(rows=tables.to_parquet(table), excluded=b"", counts=account)

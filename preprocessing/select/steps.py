@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,8 @@ import pyarrow as pa
 
 from realcustom import storage
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.access import fetch
-from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Step, Unit
-from realcustom.preprocessing.ingest.sample import read
+from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
+from realcustom.preprocessing.engine.worker import Job, Work
 from realcustom.preprocessing.select.duplicates import (
     COLUMNS,
     EDGES,
@@ -25,95 +25,93 @@ from realcustom.preprocessing.select.duplicates import (
     find_edges,
     find_in_evaluation,
     numbers_of,
-    ranks_of,
+    priorities_of,
     signatures_of,
 )
-from realcustom.preprocessing.select.partitions import BitTable, Part, pack, read_parts
+from realcustom.preprocessing.select.partitions import BitTable, Part, pack, parts_of
 from realcustom.preprocessing.select.thresholds import COLUMNS as THRESHOLD_COLUMNS
 from realcustom.preprocessing.select.thresholds import failed_threshold
-from realcustom.preprocessing.settings import ExecutionSettings, SelectSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sealed:
-    """A step's result, sealed already."""
-
-    unit: SealedUnit
-
-    def seal(self, unit: Unit) -> SealedUnit:
-        """The outputs as bytes."""
-        return self.unit
-
-
-def load_step(
-    step: Step, settings: SelectSettings, execution: ExecutionSettings, directory: str
-) -> Callable[[Unit], Sealed]:
-    """The step, ready for units. `directory` is the stage's."""
-    if step is Step.SIGNATURES:
-        evaluation = None
-        if settings.evaluation_folder is not None:
-            evaluation = tables.from_parquet(read(evaluation_uri(directory), execution))
-        return lambda unit: Sealed(unit=_signatures(unit, settings, execution, evaluation))
-    if step is Step.SHUFFLE:
-        return lambda unit: Sealed(unit=_shuffle(unit, execution))
-    assert step is Step.PAIRS, step
-    return lambda unit: Sealed(unit=_pairs(unit, settings, execution))
+from realcustom.preprocessing.settings import SelectSettings
+from realcustom.store import Store
 
 
 def evaluation_uri(directory: str) -> str:
-    """Where the signatures of the evaluation folder's pictures are."""
+    """Where the signatures of the evaluation folder's pictures are. `directory` is the stage's."""
     return storage.join(directory, "global", "evaluation.parquet")
 
 
+def step_uri(directory: str, step: str) -> str:
+    """The directory of a step of the stage's search."""
+    return storage.join(directory, "global", step)
+
+
+def load_signatures(job: Job) -> Work:
+    """Step `signatures`, ready for units. `job.directory` is the step's."""
+    settings, store, evaluation = job.settings.select, job.store, None
+    if settings.evaluation_folder is not None:
+        stage = posixpath.dirname(posixpath.dirname(job.directory))
+        evaluation = tables.from_parquet(store.read(evaluation_uri(stage)))
+    return lambda unit, data: _signatures(unit, settings, store, evaluation)
+
+
+def load_shuffle(job: Job) -> Work:
+    """Step `shuffle`, ready for units."""
+    return lambda unit, data: _shuffle(unit, job.store)
+
+
+def load_pairs(job: Job) -> Work:
+    """Step `pairs`, ready for units."""
+    return lambda unit, data: _pairs(unit, job.settings.select, job.store)
+
+
 @dataclass(frozen=True, kw_only=True)
-class SetAside:
-    """What step `signatures` put aside of a block."""
+class BlockExclusions:
+    """What step `signatures` excluded of a block."""
 
     twins: Twins
     uids: list[str]  # of the twins
     evaluation: dict[str, str]  # uid of a copy of an evaluation picture -> that one's name
 
 
-def read_aside(data: bytes) -> SetAside:
+def read_exclusions(data: bytes) -> BlockExclusions:
     """The file that step `signatures` left beside a block's rows."""
     entries = [json.loads(line) for line in data.splitlines()]  # bytes: in a text other characters end a line as well
     twins = [entry for entry in entries if "of" in entry]
     numbers, of = (np.array([entry[name] for entry in twins], np.int64) for name in ("number", "of"))
-    return SetAside(
+    return BlockExclusions(
         twins=Twins(numbers=numbers, of=of, equal=np.array([entry["equal"] for entry in twins], bool)),
         uids=[entry["uid"] for entry in twins],
         evaluation={entry["uid"]: entry["evaluation"] for entry in entries if "evaluation" in entry},
     )
 
 
-def _signatures(
-    unit: Unit, settings: SelectSettings, execution: ExecutionSettings, evaluation: pa.Table | None
-) -> SealedUnit:
+def _signatures(unit: Unit, settings: SelectSettings, store: Store, evaluation: pa.Table | None) -> SealedUnit:
     """A block's files -> row groups of `SIGNATURES`, at most a partition each."""
-    counts, aside, groups = Counts(), list[dict[str, int | bool | str]](), list[pa.Table]()
-    for table in _batches(unit, settings, execution, counts):
+    counts, excluded, groups = Counts(), list[dict[str, int | bool | str]](), list[pa.Table]()
+    for table in _batches(unit, settings, store, counts):
         if evaluation is not None:
             found = find_in_evaluation(table, evaluation, settings)
             uids = table["uid"].to_pylist()
-            aside += [{"uid": uids[index], "evaluation": name} for index, name in sorted(found.items())]
+            excluded += [{"uid": uids[index], "evaluation": name} for index, name in sorted(found.items())]
             table = table.filter(pa.array([index not in found for index in range(table.num_rows)], pa.bool_()))
         if settings.exact_duplicates or settings.near_duplicate_radius is not None:
-            uids = dict(zip(ranks_of(table["rank"])[:, 1].tolist(), table["uid"].to_pylist(), strict=True))
+            uids = dict(zip(priorities_of(table["rank"])[:, 1].tolist(), table["uid"].to_pylist(), strict=True))
             table, twins = collapse(table, settings)
             for number, of, equal in zip(*(column.tolist() for column in vars(twins).values()), strict=True):
-                aside.append({"uid": uids[number], "number": number, "of": of, "equal": equal})
+                excluded.append({"uid": uids[number], "number": number, "of": of, "equal": equal})
         groups.append(table)
     counts.rows_out = sum(group.num_rows for group in groups)
     counts.kept = counts.rows_in - sum(counts.dropped.values())
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in aside)
-    return SealedUnit(rows=tables.to_parquet_groups(groups, SIGNATURES), aside=lines.encode(), counts=counts)
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in excluded)
+    return SealedUnit(rows=tables.to_parquet_groups(groups, SIGNATURES), excluded=lines.encode(), counts=counts)
 
 
-def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings, counts: Counts) -> Iterator[pa.Table]:
+def _batches(unit: Unit, settings: SelectSettings, store: Store, counts: Counts) -> Iterator[pa.Table]:
     """The signatures of a block's rows that pass the thresholds, a partition at a time; the others are counted."""
     waiting: list[pa.Table] = []
     for file in unit.files:
-        table = fetch(_read_scored, file.uri, execution)
+        assert file.number is not None, unit.name
+        table = store.call(_read_scored, file.uri)
         tables.require_filled(table, (name for name in COLUMNS if name != "alt_text"), file.uri)
         reasons = failed_threshold(table, settings)
         counts.rows_in += table.num_rows
@@ -121,7 +119,7 @@ def _batches(unit: Unit, settings: SelectSettings, execution: ExecutionSettings,
             if reason is not None:
                 counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
         passed = np.array([reason is None for reason in reasons], bool)
-        waiting.append(signatures_of(table.filter(pa.array(passed)), numbers_of(int(file.name), len(passed))[passed]))
+        waiting.append(signatures_of(table.filter(pa.array(passed)), numbers_of(file.number, len(passed))[passed]))
         while sum(other.num_rows for other in waiting) >= settings.partition_rows:
             whole = pa.concat_tables(waiting)
             yield whole.slice(0, settings.partition_rows)
@@ -133,48 +131,48 @@ def _read_scored(uri: str) -> pa.Table:
     return tables.read_columns(uri, sorted({*COLUMNS, *THRESHOLD_COLUMNS}), (*tables.HASHED, *tables.SCORE_FIELDS))
 
 
-def _shuffle(unit: Unit, execution: ExecutionSettings) -> SealedUnit:
+def _shuffle(unit: Unit, store: Store) -> SealedUnit:
     """Some blocks' signatures -> row groups by the bits of one table, labelled with them.
 
     A picture is in the group of each of its views, so that one whose inset is another's whole meets it.
     """
-    tables = [tables.from_parquet(read(file.uri, execution)) for file in unit.files]
-    whole = pa.concat_tables(tables).combine_chunks()  # else each `take` below would do it
-    keys = BitTable.of_unit(unit.name).keys(arrays_of(whole).short)  # (n, V)
+    blocks = [tables.from_parquet(store.read(file.uri)) for file in unit.files]
+    whole = pa.concat_tables(blocks).combine_chunks()  # else each `take` below would do it
+    keys = BitTable.of(unit).keys(arrays_of(whole).short)  # (n, V)
     index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
     pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted
     labels, starts = np.unique(pairs[:, 0], return_index=True)
     bounds = itertools.pairwise([*starts.tolist(), len(pairs)])
     groups = (whole.take(pa.array(pairs[low:high, 1])) for low, high in bounds)
     data = tables.to_parquet_groups(groups, SIGNATURES, labels=labels.tolist())
-    return SealedUnit(rows=data, aside=b"", counts=Counts(rows_in=len(keys), kept=len(keys), rows_out=len(pairs)))
+    return SealedUnit(rows=data, excluded=b"", counts=Counts(rows_in=len(keys), kept=len(keys), rows_out=len(pairs)))
 
 
-def _pairs(unit: Unit, settings: SelectSettings, execution: ExecutionSettings) -> SealedUnit:
+def _pairs(unit: Unit, settings: SelectSettings, store: Store) -> SealedUnit:
     """The copies among a unit's parts, two partitions in memory at a time."""
-    left = list(pack(read_parts(unit, "left"), settings.partition_rows))
-    right = list(pack(read_parts(unit, "right"), settings.partition_rows))
+    left = list(pack(parts_of(unit, right=False), settings.partition_rows))
+    right = list(pack(parts_of(unit, right=True), settings.partition_rows))
     found = [EDGES.empty_table()]
     for number, ours in enumerate(left):
-        table = _read(ours, execution)
+        table = _read(ours, store)
         if not right:
             found.append(find_edges(table, None, settings))
         for theirs in right or left[number + 1 :]:
-            found.append(find_edges(table, _read(theirs, execution), settings))
+            found.append(find_edges(table, _read(theirs, store), settings))
     edges = pa.concat_tables(found)
-    size = sum(file.size for file in unit.files)
+    size = sum(file.rows or 0 for file in unit.files)
     return SealedUnit(
-        rows=tables.to_parquet(edges), aside=b"", counts=Counts(rows_in=size, kept=size, rows_out=edges.num_rows)
+        rows=tables.to_parquet(edges), excluded=b"", counts=Counts(rows_in=size, kept=size, rows_out=edges.num_rows)
     )
 
 
-def _read(parts: list[Part], execution: ExecutionSettings) -> pa.Table:
+def _read(parts: list[Part], store: Store) -> pa.Table:
     """The rows of some parts, each picture once: it may lie under several bit patterns."""
     groups: dict[str, list[int]] = {}
     for part in parts:
         groups.setdefault(part.uri, []).append(part.group)
     table = pa.concat_tables(
-        fetch(lambda uri: tables.read_some_groups(uri, groups[uri]), uri, execution) for uri in groups
+        store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups
     )
-    _, first = np.unique(ranks_of(table["rank"])[:, 1], return_index=True)
+    _, first = np.unique(priorities_of(table["rank"])[:, 1], return_index=True)
     return table if len(first) == len(table) else table.take(pa.array(np.sort(first)))

@@ -1,6 +1,6 @@
 """Which of a set of copies stays: from all pairs of copies in the corpus, who is dropped, and for whom.
 
-In order of rank a picture is dropped if a better copy of it stays (of those that the search remembers: `find_edges`).
+In order of priority a picture is dropped if a better copy of it stays (of those that the search remembers: `find_edges`).
 So it does not matter in which order pictures were read or pairs found, and every picture that is dropped is a copy of
 the one that stays instead of it, not of a copy's copy: chains do not grow.
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from realcustom.preprocessing.select.duplicates import Twins, ranks_of
+from realcustom.preprocessing.select.duplicates import Twins, priorities_of
 
 _FEW = 1 << 16  # rows that are collected before the equal ones among them are looked for
 _EQUAL = np.uint64(1 << 63)  # no number has this bit
@@ -42,29 +42,29 @@ def resolve(edges: Iterable[pa.Table], twins: Iterable[Twins]) -> Copies:
     """Who is dropped, from all edges of the corpus. Arrays only: memory grows with the copies, not with the corpus."""
     pictures, pairs = _Distinct(), _Distinct()
     for table in edges:
-        worse, better = ranks_of(table["rank"]), ranks_of(table["better"])
+        worse, better = priorities_of(table["rank"]), priorities_of(table["better"])
         pictures.add(worse)
         pictures.add(better)
         equal = np.where(table["equal"].to_numpy(), _EQUAL, np.uint64(0))
         pairs.add(np.stack([worse[:, 1], better[:, 1] | equal], axis=1))
-    ranked = pictures.rows()[:, 1].copy()
+    by_priority = pictures.rows()[:, 1].copy()
     del pictures
-    chosen = _chosen(ranked, pairs.rows())
+    chosen = _chosen(by_priority, pairs.rows())
     numbers, survivors = (chosen & ~_EQUAL).astype(np.int64).T
     return _with_twins(numbers, survivors, chosen[:, 1] >= _EQUAL, twins)
 
 
-def _chosen(ranked: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _chosen(by_priority: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Of pairs (worse, better), uint64 (e, 2), those whose worse one is dropped for the better one.
 
     Args:
-        ranked: numbers of the pictures, the best first: uint64 (n,).
+        by_priority: numbers of the pictures, the best first: uint64 (n,).
         pairs: numbers; of two that are equal the second with `_EQUAL` set.
     """
-    by_number = np.argsort(ranked)
-    numbers = ranked[by_number]
+    by_number = np.argsort(by_priority)
+    numbers = by_priority[by_number]
     worse, better = (by_number[np.searchsorted(numbers, pairs[:, side] & ~_EQUAL)] for side in (0, 1))
-    del ranked, numbers, by_number
+    del by_priority, numbers, by_number
     order = np.lexsort((better, worse))
     dropped, chosen = bytearray(int(worse.max(initial=-1)) + 1), array("q")
     for start in range(0, len(order), _CHUNK):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
+from realcustom.errors import UsageError
 from realcustom.preprocessing.settings import SelectSettings
 
 COLUMNS = ["width", "height", "scores"]  # what thresholds read
@@ -46,6 +49,27 @@ def explain(table: pa.Table, index: int, reason: str, settings: SelectSettings) 
     bound, _, name = reason.partition("_")
     limit = f"{'min' if bound == 'low' else 'max'}_{name}"
     return f"{table['scores'][index][name].as_py():.4g}; select.{limit}={getattr(settings, limit)}"
+
+
+def check_scores(settings: SelectSettings, description: dict[str, Any] | None) -> None:
+    """Raise UsageError if a threshold is set over scores that the stage before did not compute.
+
+    Args:
+        description: its stage.json; null: a user's own table, and what that holds is known when it is read.
+    """
+    if description is None:
+        return
+    models = description["models"]
+    wanted = {
+        "min_aesthetic": (settings.min_aesthetic, ("heads", "aesthetic")),
+        "max_nsfw": (settings.max_nsfw, ("heads", "nsfw")),
+        "max_watermark": (settings.max_watermark, ("heads", "watermark")),
+        "min_image_text": (settings.min_image_text, ("clip",)),
+    }
+    for name, (value, makers) in wanted.items():
+        if value is not None and not any(maker in models for maker in makers):
+            without = " and ".join(f"score.{maker}" for maker in makers)
+            raise UsageError(f"select.{name}={value} has nothing to judge: score ran without {without}")
 
 
 def integers(column: pa.ChunkedArray) -> np.ndarray:

@@ -13,28 +13,27 @@ import numpy as np
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.access import fetch
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.settings import ExecutionSettings
+from realcustom.store import Store
 
 _UID = tables.INGESTED.field("uid")
 
 
-def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
+def check_uids(units: Sequence[Unit], store: Store) -> None:
     """Raise ValueError, naming the two files, if a uid is there twice.
 
     Reads one column; holds 16 bytes a row, and the uids of the files that are being read.
     """
     uris = [unit.files[0].uri for unit in units]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        marks = np.concatenate(list(pool.map(lambda uri: _marks(_uids(uri, execution)), uris)))
+        marks = np.concatenate(list(pool.map(lambda uri: _marks(_uids(uri, store)), uris)))
     marks.sort()
     twice = marks[1:][marks[1:] == marks[:-1]]
     if not len(twice):
         return
     seen: dict[str, str] = {}
     for uri in uris:
-        uids = _uids(uri, execution)
+        uids = _uids(uri, store)
         for index in np.flatnonzero(np.isin(_marks(uids), twice)).tolist():
             uid = uids[index]
             if uid in seen:  # else two uids of one mark
@@ -44,8 +43,8 @@ def check_uids(units: Sequence[Unit], execution: ExecutionSettings) -> None:
             seen[uid] = uri
 
 
-def _uids(uri: str, execution: ExecutionSettings) -> list[str]:
-    table = fetch(lambda uri: tables.read_columns(uri, ["uid"], (_UID,)), uri, execution)
+def _uids(uri: str, store: Store) -> list[str]:
+    table = store.call(lambda place: tables.read_columns(place, ["uid"], (_UID,)), uri)
     tables.require_filled(table, ["uid"], uri)
     return table["uid"].to_pylist()
 

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from realcustom.identity import split_revision
-from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
-from realcustom.preprocessing.settings import ComputeSettings, SubjectsSettings
+from realcustom.preprocessing.engine.models import Runtime, pad_batch
+from realcustom.preprocessing.settings import SubjectsSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,12 @@ class Detections:
 class Detector:
     """Pictures and one phrase for each -> candidates."""
 
-    def __init__(self, settings: SubjectsSettings, compute: ComputeSettings):
+    def __init__(self, settings: SubjectsSettings, runtime: Runtime):
         assert settings.detector is not None
         model, revision = split_revision(settings.detector)
-        self._device = prepare_torch(compute)
-        self._compute = compute
+        self._runtime = runtime
         self._settings = settings
-        self._model = load_model(GroundingDinoForObjectDetection, settings.detector, self._device)
+        self._model = runtime.load(GroundingDinoForObjectDetection, settings.detector)
         self._processor = GroundingDinoImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         size = self._processor.size
@@ -64,13 +63,13 @@ class Detector:
             return_tensors="pt",
         )
         images = self._processor(padded, pad_size=self._pad_size, return_tensors="pt")
-        with inference(self._compute):
+        with self._runtime.inference():
             output = self._model(
-                pixel_values=images.pixel_values.to(self._device),
-                pixel_mask=images.pixel_mask.to(self._device),
-                input_ids=tokens.input_ids.to(self._device),
-                attention_mask=tokens.attention_mask.to(self._device),
-                token_type_ids=tokens.token_type_ids.to(self._device),
+                pixel_values=images.pixel_values.to(self._runtime.device),
+                pixel_mask=images.pixel_mask.to(self._runtime.device),
+                input_ids=tokens.input_ids.to(self._runtime.device),
+                attention_mask=tokens.attention_mask.to(self._runtime.device),
+                token_type_ids=tokens.token_type_ids.to(self._runtime.device),
             )
         scores = output.logits.float().sigmoid().amax(dim=-1).cpu().numpy()  # (B, queries): best token of the phrase
         boxes = output.pred_boxes.float().cpu().numpy()  # (B, queries, 4): centre x, y, width, height in 0..1

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import SamImageProcessorPil, SamModel, SamProcessor
 
 from realcustom.identity import split_revision
-from realcustom.preprocessing.engine.models import inference, load_model, pad_batch, prepare_torch
-from realcustom.preprocessing.settings import ComputeSettings, SubjectsSettings
+from realcustom.preprocessing.engine.models import Runtime, pad_batch
+from realcustom.preprocessing.settings import SubjectsSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,11 @@ class Segment:
 class Segmenter:
     """Pictures and one box for each -> masks."""
 
-    def __init__(self, settings: SubjectsSettings, compute: ComputeSettings):
+    def __init__(self, settings: SubjectsSettings, runtime: Runtime):
         assert settings.segmenter is not None
         model, revision = split_revision(settings.segmenter)
-        self._device = prepare_torch(compute)
-        self._compute = compute
-        self._model = load_model(SamModel, settings.segmenter, self._device)
+        self._runtime = runtime
+        self._model = runtime.load(SamModel, settings.segmenter)
         self._processor = SamProcessor(SamImageProcessorPil.from_pretrained(model, revision=revision))
 
     def __call__(
@@ -41,10 +40,10 @@ class Segmenter:
         padded = pad_batch(list(pictures), batch_size)
         prompts = [[list(box)] for box in pad_batch(list(boxes), batch_size)]
         inputs = self._processor(padded, input_boxes=prompts, return_tensors="pt")
-        with inference(self._compute):
+        with self._runtime.inference():
             output = self._model(
-                pixel_values=inputs.pixel_values.to(self._device),
-                input_boxes=inputs.input_boxes.to(self._device, torch.float32),
+                pixel_values=inputs.pixel_values.to(self._runtime.device),
+                input_boxes=inputs.input_boxes.to(self._runtime.device, torch.float32),
                 multimask_output=False,  # a box is not ambiguous as a point is
             )
         masks = self._processor.post_process_masks(

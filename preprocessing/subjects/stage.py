@@ -15,13 +15,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from realcustom import record
-from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.ledger import Outcome, RowAccount
-from realcustom.preprocessing.engine.models import blank_pictures
-from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
+from realcustom.preprocessing.engine.models import Runtime, blank_pictures
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
 from realcustom.preprocessing.pictures import to_png
-from realcustom.preprocessing.settings import ComputeSettings, SubjectsSettings, fixed_batch
+from realcustom.preprocessing.settings import SubjectsSettings, fixed_batch
 from realcustom.preprocessing.subjects.detector import Detection, Detector, box_iou
 from realcustom.preprocessing.subjects.segmenter import Segment, Segmenter, border_contact, mask_box
 from realcustom.reference import cut_out
@@ -44,26 +44,23 @@ class _Query:
 class Subjects:
     """Captioned table -> training records without caches."""
 
-    def __init__(self, settings: SubjectsSettings, compute: ComputeSettings, models: dict[str, str]):
-        for name in ("detector", "segmenter"):
-            if getattr(settings, name) is None:
-                raise UsageError(f"subjects.{name} is not set: give a model's folder or hub id")
+    def __init__(self, settings: SubjectsSettings, models: dict[str, str], runtime: Runtime):
         self._settings = settings
         self._models = models
-        self._detector = Detector(settings, compute)
-        self._segmenter = Segmenter(settings, compute)
+        self._detector = Detector(settings, runtime)
+        self._segmenter = Segmenter(settings, runtime)
 
-    def __call__(self, unit: str, table: pa.Table) -> Outcome:
+    def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
         """Find, cut out and check the subjects of every row."""
         needed = (*tables.INGESTED, *tables.CAPTION_FIELDS)
-        tables.require_columns(table.schema, needed, f"subjects, unit {unit}")
-        account = RowAccount(table, unit)
+        tables.require_columns(table.schema, needed, f"subjects, unit {unit.name}")
+        ledger = RowLedger(table, unit.name)
         rejected: dict[int, Counter[str]] = defaultdict(Counter)
         records: dict[int, list[dict]] = defaultdict(list)
         targets = table["targets"].to_pylist()
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in account.picture_batches(size):
-            with naming(account.batch_name(batch)):
+        for batch, pictures in ledger.picture_batches(size):
+            with naming(ledger.batch_name(batch)):
                 queries = [
                     _Query(row=row, picture=picture, target=target)
                     for row, picture in zip(batch, pictures, strict=True)
@@ -83,15 +80,15 @@ class Subjects:
                 raise DataError(DataFault.NON_FINITE, "a detection or segmentation score is not finite")
             if not records[row]:
                 reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(rejected[row].items()))
-                account.drop(row, NO_DETECTION if rejected[row].keys() <= {LOW_SCORE} else ALL_REJECTED, reasons)
+                raise RowDropped(NO_DETECTION if rejected[row].keys() <= {LOW_SCORE} else ALL_REJECTED, reasons)
 
-        account.each(close)
-        kept = [(row, values) for row in account.remaining() for values in records[row]]
+        ledger.each(close)
+        kept = [(row, values) for row in ledger.remaining() for values in records[row]]
         totals: Counter[str] = sum(rejected.values(), Counter())
-        return Outcome(
+        return UnitResult(
             rows_in=table.num_rows,
             table=self._records(table, kept),
-            aside=account.aside,
+            excluded=ledger.excluded,
             rejected=dict(totals),
             parent="parent_uid",
         )

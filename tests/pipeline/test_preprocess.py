@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom.pipeline.cli.main import run
-from realcustom.preprocessing.settings import CHAIN
+from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.record import check_schema
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
@@ -156,7 +156,7 @@ def test_all_stages_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture
     write_corpus(tmp_path / "corpus", CorpusSettings(pictures=10, per_shard=5))
     root = tmp_path / "records"
     encoded = stage(capsys, "all", "--input", str(tmp_path / "corpus/shards"), "--output", str(root), "--local")
-    assert sorted(path.name.partition("@")[0] for path in root.iterdir()) == sorted(stage.value for stage in CHAIN)
+    assert sorted(path.name.partition("@")[0] for path in root.iterdir()) == sorted(stage.name for stage in CHAIN)
     _, kept, _, _ = counts(encoded)
     assert kept > 0
     check_schema(pq.read_schema(next(encoded.glob("*.parquet"))))

@@ -19,8 +19,9 @@ from realcustom import record
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.sheet import BOX
 from realcustom.pipeline.sheet_aside import spread
-from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.support.corpora import jpeg, picture, png, sample, tar_bytes, write_shards
 
 
@@ -39,9 +40,11 @@ def stages(tmp_path: Path) -> dict[str, str]:
     members |= sample("tiny", jpeg(picture(8, (12, 12)))) | sample("cut", jpeg(picture(9))[:-80])
     (tmp_path / "src/a.tar").write_bytes(tar_bytes(members))
     directories, settings = {"": str(tmp_path / "src")}, PreprocessSettings(select=SelectSettings(min_side=16))
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+    for stage in (INGEST, SCORE, SELECT):
         source = list(directories.values())[-1]
-        directories[stage.value] = run_stage(stage, source, str(tmp_path / "out"), settings, local=True).directory
+        directories[stage.name] = run_stage(
+            stage, source, str(tmp_path / "out"), settings, executor=InProcess()
+        ).directory
     return directories
 
 
@@ -62,7 +65,9 @@ def test_a_stage_as_a_sheet(stages: dict[str, str], tmp_path: Path, command: Cal
 
 def test_a_sheet_is_bounded_and_spread_over_the_tables(tmp_path: Path, command: Callable[..., str]) -> None:
     write_shards(tmp_path / "src", 20, 2)
-    ingested = run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), PreprocessSettings(), local=True)
+    ingested = run_stage(
+        INGEST, str(tmp_path / "src"), str(tmp_path / "out"), PreprocessSettings(), executor=InProcess()
+    )
     said = command("inspect", ingested.directory, "--html", str(tmp_path / "sheet.html"), "--rows", "12")
     assert "12 of 40 rows, 0 of 0 left out" in said
     page = (tmp_path / "sheet.html").read_text()

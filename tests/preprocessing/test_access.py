@@ -12,15 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom import storage
+from realcustom.preprocessing.catalogue import INGEST, SCORE
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.errors import is_transient
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 
-def run(source: str | Path, output: str | Path, stage: Stage = Stage.INGEST) -> StageResult:
+def run(source: str | Path, output: str | Path, stage: Stage = INGEST) -> StageResult:
     return run_stage(
-        stage, str(source), str(output), PreprocessSettings(select=SelectSettings(min_side=16)), local=True
+        stage, str(source), str(output), PreprocessSettings(select=SelectSettings(min_side=16)), executor=InProcess()
     )
 
 
@@ -59,7 +61,7 @@ def test_a_store_that_does_not_give_the_metadata_is_said_of_the_metadata(
     settings = PreprocessSettings(ingest=IngestSettings(metadata=f"{bucket}s/list.csv", join="stem=name"))
     for reason in ("the bucket does not exist", "nothing answers at the store's address"):
         with pytest.raises(ValueError, match=rf"cannot read s3://corpuss/list\.csv: {reason}"):
-            run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), settings, local=True)
+            run_stage(INGEST, str(tmp_path / "src"), str(tmp_path / "out"), settings, executor=InProcess())
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert not (tmp_path / "out").exists()
 
@@ -126,7 +128,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(
         ValueError, match=r"is a stage's own directory, and the root of all stages is wanted: give .*/there"
     ):
-        run(second, second, Stage.SCORE)
+        run(second, second, SCORE)
 
 
 def test_equal_keys_of_two_sources(tmp_path: Path) -> None:
@@ -141,4 +143,4 @@ def test_equal_keys_of_two_sources(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     pq.write_table(pa.concat_tables([tables[0], tables[0]]), tmp_path / "own/t.parquet")
     with pytest.raises(ValueError, match=rf"t\.parquet: two rows have the uid {tables[0]['uid'][0]}"):
-        run(tmp_path / "own", tmp_path / "out", Stage.SCORE)
+        run(tmp_path / "own", tmp_path / "out", SCORE)

@@ -13,15 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.pictures import decode
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import (
-    ExecutionSettings,
-    IngestSettings,
-    PreprocessSettings,
-    SelectSettings,
-    Stage,
-)
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
 from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
 
@@ -34,7 +30,7 @@ def run(stage: Stage, source: str | Path, output: Path) -> StageResult:
         select=SelectSettings(min_side=16),
         execution=ExecutionSettings(max_error_fraction=1.0),
     )
-    return run_stage(stage, str(source), str(output), settings, local=True)
+    return run_stage(stage, str(source), str(output), settings, executor=InProcess())
 
 
 def odd_but_sound() -> dict[str, bytes]:
@@ -117,12 +113,12 @@ def test_every_entry_has_its_outcome(source: str, tmp_path: Path) -> None:
         (where / "empty.parquet").write_bytes(b"")
         names = {name: f"t.parquet#{index}" for index, name in enumerate(pictures)}
         names["empty.parquet"], reasons["empty.parquet"] = "empty.parquet", "torn_table"
-    ingested = run(Stage.INGEST, where, tmp_path / "out")
+    ingested = run(INGEST, where, tmp_path / "out")
     kept = {names[name] for name in pictures if name not in reasons}
     check_account(ingested, kept, {names[name]: reason for name, reason in reasons.items()})
-    scored = run(Stage.SCORE, ingested.directory, tmp_path / "out")
+    scored = run(SCORE, ingested.directory, tmp_path / "out")
     assert scored.report["in"] == scored.report["kept"] == len(kept)  # what ingest kept can be decoded
-    selected = run(Stage.SELECT, scored.directory, tmp_path / "out").report
+    selected = run(SELECT, scored.directory, tmp_path / "out").report
     assert selected["in"] == len(kept) == selected["kept"] + sum(selected["dropped"].values())
 
 
@@ -151,4 +147,4 @@ def test_torn_tars_lose_what_the_tear_touches_and_no_more(tmp_path: Path) -> Non
         kept |= {f"{name}/{member.name}" for member in complete if member.name.endswith(".jpg")}
         kept.discard(f"{name}/{last}.jpg")  # no following key closes it
         torn.add(f"{name}@{min(cut, archive[len(complete)].offset)}")
-    check_account(run(Stage.INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))
+    check_account(run(INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))

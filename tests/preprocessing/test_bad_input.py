@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom.pipeline.cli.main import run
-from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from realcustom.preprocessing.catalogue import INGEST, SCORE
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings
 from tests.support import tiny_models
 from tests.support.corpora import encoded, jpeg, picture, png, write_shards
 from tests.support.picture_server import served
@@ -33,8 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "evaluation/cut.jpg").write_bytes(jpeg(picture(0))[:400])
     (place / "scans/a.tiff").write_bytes(encoded(picture(0), "TIFF"))
     (place / "notes/readme.txt").write_text("no model")
-    for stage, source, name in ((Stage.INGEST, "shards", "ingested"), (Stage.SCORE, "ingested", "scored")):
-        result = run_stage(stage, str(place / source), str(place / "made"), PreprocessSettings(), local=True)
+    for stage, source, name in ((INGEST, "shards", "ingested"), (SCORE, "ingested", "scored")):
+        result = run_stage(stage, str(place / source), str(place / "made"), PreprocessSettings(), executor=InProcess())
         shutil.copytree(result.directory, place / name)
     for name in ("a", "b"):
         shutil.copy(place / "scored/shard-00000.parquet", place / f"twice/{name}.parquet")
@@ -155,7 +156,9 @@ def _file_for_a_folder(root: Path, place: Path) -> None:
 
 
 def _another_fingerprint(root: Path, place: Path) -> None:
-    first = Path(run_stage(Stage.INGEST, str(place / "shards"), str(root), PreprocessSettings(), local=True).directory)
+    first = Path(
+        run_stage(INGEST, str(place / "shards"), str(root), PreprocessSettings(), executor=InProcess()).directory
+    )
     (first / "stage.json").write_bytes((place / "scored/stage.json").read_bytes())
 
 

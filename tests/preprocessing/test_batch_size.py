@@ -15,10 +15,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from realcustom.config import SettingError, build
+from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE, SUBJECTS
 from realcustom.preprocessing.engine import batch_size, ray_data
 from realcustom.preprocessing.engine.batch_size import probe
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.worker import Job
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     BatchSize,
     CaptionSettings,
@@ -29,7 +31,6 @@ from realcustom.preprocessing.settings import (
     ModelDtype,
     PreprocessSettings,
     ScoreSettings,
-    Stage,
     SubjectsSettings,
 )
 from realcustom.settings import MethodSettings
@@ -37,7 +38,7 @@ from tests.support import tiny_models
 from tests.support.corpora import snapshot, write_shards
 from tests.support.tiny import tiny_base, tiny_image_encoder
 
-MODEL_STAGES = (Stage.SCORE, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE)
+MODEL_STAGES = (SCORE, CAPTION, SUBJECTS, ENCODE)
 AUTO = BatchSize.AUTO
 
 
@@ -80,7 +81,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two units of five pictures."""
     root = tmp_path_factory.mktemp("ingested")
     write_shards(root / "src", 2, 5)
-    return run_stage(Stage.INGEST, str(root / "src"), str(root), PreprocessSettings(), local=True).directory
+    return run_stage(INGEST, str(root / "src"), str(root), PreprocessSettings(), executor=InProcess()).directory
 
 
 def job(stage: Stage, settings: PreprocessSettings) -> Job:
@@ -95,7 +96,7 @@ def job(stage: Stage, settings: PreprocessSettings) -> Job:
 
 def score(source: str, output: Path, settings: PreprocessSettings, size: int | BatchSize = AUTO) -> StageResult:
     settings = replace(settings, score=replace(settings.score, batch_size=size))
-    return run_stage(Stage.SCORE, source, str(output), settings, local=True)
+    return run_stage(SCORE, source, str(output), settings, executor=InProcess())
 
 
 @pytest.mark.parametrize("stage", MODEL_STAGES)
@@ -106,7 +107,7 @@ def test_the_batch_is_halved_until_it_fits(stage: Stage, models: PreprocessSetti
     with memory_for(None) as sizes:
         assert probe(job(stage, models)) == 12
     assert set(sizes) == {12}
-    with memory_for(0), pytest.raises(ValueError, match=rf"{stage.value}\.batch_size=auto: .* not even one picture"):
+    with memory_for(0), pytest.raises(ValueError, match=rf"{stage.name}\.batch_size=auto: .* not even one picture"):
         probe(job(stage, models))
 
 
@@ -166,9 +167,9 @@ def test_all_workers_use_the_size_that_one_found_and_bytes_do_not_depend_on_them
     monkeypatch.setattr(batch_size, "probe", limited_probe)
     monkeypatch.setattr(ray_data, "_ModelWorker", Watched)
     write_shards(tmp_path / "src", 6, 4)
-    source = run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), models, local=True).directory
+    source = run_stage(INGEST, str(tmp_path / "src"), str(tmp_path / "out"), models, executor=InProcess()).directory
     settings = replace(models, execution=ExecutionSettings(workers=2))
-    found = run_stage(Stage.SCORE, source, str(tmp_path / "out"), settings)
+    found = run_stage(SCORE, source, str(tmp_path / "out"), settings)
     seen = [set(path.read_text().split()) for path in (tmp_path / "seen").iterdir()]
     assert seen and all(sizes == {"3"} for sizes in seen)  # a second worker may have come too late for a unit
     alone = score(source, tmp_path / "alone", models, 3)

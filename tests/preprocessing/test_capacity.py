@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from realcustom.preprocessing.catalogue import INGEST, SCORE
 from realcustom.preprocessing.engine import cluster
 from realcustom.preprocessing.engine.cluster import cores, fit_to_cluster, task_limit, task_workers
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
@@ -17,7 +18,6 @@ from realcustom.preprocessing.settings import (
     ExecutionSettings,
     IngestSettings,
     PreprocessSettings,
-    Stage,
 )
 
 TABLE = InputFile(name="t.csv", uri="/t.csv", size=1)
@@ -27,7 +27,7 @@ UNITS = [Unit(name=str(n), identity="", kind=UnitKind.URLS, files=(TABLE,), firs
 def job(per_host: int, workers: int | None) -> Job:
     ingest = IngestSettings(download=DownloadSettings(per_host=per_host))
     settings = PreprocessSettings(ingest=ingest, execution=ExecutionSettings(workers=workers))
-    return Job(stage=Stage.INGEST, settings=settings, method=None, models={}, directory="/out")
+    return Job(stage=INGEST, settings=settings, method=None, models={}, directory="/out")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_cluster_of_several_machines_bounds_its_tasks_itself(
 
 
 def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:
-    models = Job(stage=Stage.SCORE, settings=PreprocessSettings(), method=None, models={"clip": "x"}, directory="/out")
+    models = Job(stage=SCORE, settings=PreprocessSettings(), method=None, models={"clip": "x"}, directory="/out")
     assert fit_to_cluster(models, UNITS[:0]) == (models, [])
     for compute in (ComputeSettings(device=Device.CUDA), ComputeSettings(threads=64)):
         _, notes = fit_to_cluster(replace(models, settings=PreprocessSettings(compute=compute)), [])

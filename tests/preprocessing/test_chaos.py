@@ -17,11 +17,13 @@ import pyarrow as pa
 import pytest
 
 from realcustom import storage
+from realcustom.preprocessing.catalogue import CAPTION, CHAIN, INGEST
 from realcustom.preprocessing.engine import ray_data
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import CHAIN, ExecutionSettings, PreprocessSettings, Stage
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from tests.support.chaos import METHOD, Task, disturb
 from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
@@ -32,8 +34,8 @@ SEED = 20
 
 def survive(stage: Stage, source: str, root: Path, settings: PreprocessSettings, address: str, kills: int) -> str:
     """Disturb a stage `kills` times, one in ten of them (and at least one) at the driver; its undisturbed directory."""
-    whole = undisturbed(stage, source, root / "whole" / stage.value, settings)
-    output = root / "disturbed" / stage.value
+    whole = undisturbed(stage, source, root / "whole" / stage.name, settings)
+    output = root / "disturbed" / stage.name
     task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
     drivers = max(1, kills // 10)
     outcome = disturb(task, address, workers=kills - drivers, drivers=drivers, seed=SEED + CHAIN.index(stage))
@@ -45,9 +47,9 @@ def survive(stage: Stage, source: str, root: Path, settings: PreprocessSettings,
 def test_three_kills_leave_the_bytes_as_they_are(ray_cluster: str, tmp_path: Path) -> None:
     source = write_spoiled(tmp_path / "corpus", 40, samples=4, size=(64, 48))
     settings = chaos_settings(tmp_path / "models")
-    ingested = undisturbed(Stage.INGEST, source, tmp_path / "ingested", settings).directory
+    ingested = undisturbed(INGEST, source, tmp_path / "ingested", settings).directory
     # a captioner's units are slow enough to be struck; a quick machine can end a stage without models too early
-    survive(Stage.CAPTION, ingested, tmp_path, settings, ray_cluster, kills=3)
+    survive(CAPTION, ingested, tmp_path, settings, ray_cluster, kills=3)
 
 
 @pytest.mark.slow
@@ -77,7 +79,7 @@ def test_a_unit_that_kills_its_workers_is_named(
     settings = PreprocessSettings(execution=ExecutionSettings(workers=2, max_worker_deaths=1))
     source = str(write_shards(tmp_path / "src", 2, 2))
     with pytest.raises(StageBug, match=r"unit shard-00001 .*2 workers died of it.*max_worker_deaths=1"):
-        run_stage(Stage.INGEST, source, str(tmp_path / "out"), settings)
+        run_stage(INGEST, source, str(tmp_path / "out"), settings)
 
 
 def test_the_order_of_listings_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +119,10 @@ def test_the_number_of_workers_changes_no_byte(ray_cluster: str, tmp_path: Path)
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     source = str(write_shards(tmp_path / "src", 2, 2))
-    directory = Path(undisturbed(Stage.INGEST, source, tmp_path / "out", PreprocessSettings()).directory)
+    directory = Path(undisturbed(INGEST, source, tmp_path / "out", PreprocessSettings()).directory)
     wanted = snapshot(directory)
     (directory / "report.json").unlink()
     for left in (directory / ".tmp-1", directory / "manifests" / ".tmp-2"):
         left.write_bytes(b"a part")
-    assert undisturbed(Stage.INGEST, source, tmp_path / "out", PreprocessSettings()).units == 2
+    assert undisturbed(INGEST, source, tmp_path / "out", PreprocessSettings()).units == 2
     assert snapshot(directory) == wanted

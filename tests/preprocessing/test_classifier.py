@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.score.classifier import Classifier
-from realcustom.preprocessing.settings import ComputeSettings, PreprocessSettings, ScoreSettings, SelectSettings, Stage
+from realcustom.preprocessing.settings import ComputeSettings, PreprocessSettings, ScoreSettings, SelectSettings
 from tests.support import tiny_models
 from tests.support.corpora import picture, write_shards
 
@@ -36,16 +38,16 @@ def rows_of(directory: str) -> pa.Table:
 
 def run(stage: Stage, source: str, root: Path, select: SelectSettings | None = None, **score: str | int | None) -> str:
     settings = PreprocessSettings(score=ScoreSettings(**score), select=select or SelectSettings())  # type: ignore[arg-type]
-    return run_stage(stage, source, str(root / "out"), settings, local=True).directory
+    return run_stage(stage, source, str(root / "out"), settings, executor=InProcess()).directory
 
 
 def test_scores_are_the_labels_probabilities_at_any_batch_size(root: Path) -> None:
     from transformers import ViTForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    ingested = run(Stage.INGEST, str(root / "src"), root)
+    ingested = run(INGEST, str(root / "src"), root)
     models = {"nsfw": str(root / "nsfw"), "watermark": str(root / "watermark")}
-    by_size = [rows_of(run(Stage.SCORE, ingested, root, **models, batch_size=size)).to_pylist() for size in (2, 5)]
+    by_size = [rows_of(run(SCORE, ingested, root, **models, batch_size=size)).to_pylist() for size in (2, 5)]
     assert len(by_size[0]) == 5
     for name, label in (("nsfw", 1), ("watermark", 0)):
         model = ViTForImageClassification.from_pretrained(root / name).eval()
@@ -57,9 +59,9 @@ def test_scores_are_the_labels_probabilities_at_any_batch_size(root: Path) -> No
             assert row["scores"][name] == pytest.approx(float(logits.softmax(0)[label]), abs=1e-5)
             assert row["scores"][name] == pytest.approx(other["scores"][name], abs=1e-5)
             assert row["scores"]["aesthetic"] is None
-    scored = run(Stage.SCORE, ingested, root, **models)
+    scored = run(SCORE, ingested, root, **models)
     for limit in (0.0, 1.0):
-        kept = rows_of(run(Stage.SELECT, scored, root, SelectSettings(max_nsfw=limit, min_side=1))).num_rows
+        kept = rows_of(run(SELECT, scored, root, SelectSettings(max_nsfw=limit, min_side=1))).num_rows
         assert kept == (0 if limit == 0 else 5)
 
 
@@ -94,12 +96,12 @@ def test_models_that_give_no_probability_or_no_batch_are_refused(
 
 
 def test_a_model_without_the_label_is_refused_before_anything_is_written(root: Path) -> None:
-    ingested = run(Stage.INGEST, str(root / "src"), root)
+    ingested = run(INGEST, str(root / "src"), root)
     before = sorted((root / "out").iterdir())
     with pytest.raises(
         ValueError, match=r"score\.aesthetic: .*nsfw has no label 'aesthetic' beside others, only normal, NSFW"
     ):
-        run(Stage.SCORE, ingested, root, aesthetic=str(root / "nsfw"))
+        run(SCORE, ingested, root, aesthetic=str(root / "nsfw"))
     with pytest.raises(ValueError, match=r"score\.nsfw and score\.heads both give the score 'nsfw'"):
-        run(Stage.SCORE, ingested, root, clip=str(root / "clip"), heads=str(root / "heads"), nsfw=str(root / "nsfw"))
+        run(SCORE, ingested, root, clip=str(root / "clip"), heads=str(root / "heads"), nsfw=str(root / "nsfw"))
     assert sorted((root / "out").iterdir()) == before

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from realcustom.preprocessing.catalogue import CAPTION, EXPORT, INGEST, SCORE, SELECT
 from realcustom.preprocessing.ingest.columns import to_json
-from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
     DownloadSettings,
     ExecutionSettings,
     PreprocessSettings,
     SelectSettings,
-    Stage,
 )
 from tests.preprocessing.test_export import members_of
 from tests.preprocessing.test_ingest import aside_of, ingest, table_of
@@ -43,9 +43,9 @@ def test_columns_reach_the_last_table_of_pictures_and_the_exported_shards(tmp_pa
     )
     pq.write_table(source, tmp_path / "src/t.parquet")
     directory = str(tmp_path / "src")
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION, Stage.EXPORT):
-        result = run_stage(stage, directory, str(tmp_path / "out"), settings, local=True)
-        if stage is not Stage.EXPORT:
+    for stage in (INGEST, SCORE, SELECT, CAPTION, EXPORT):
+        result = run_stage(stage, directory, str(tmp_path / "out"), settings, executor=InProcess())
+        if stage is not EXPORT:
             directory = result.directory
     expected = [
         {"license": "by", "uid": 7, "tags": ["a", "b"]},

@@ -13,18 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.ray_data import _committing, _whole
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.run import StageResult, run_stage
 from realcustom.preprocessing.select import partitions, search
-from realcustom.preprocessing.settings import (
-    ExecutionSettings,
-    PreprocessSettings,
-    ScoreSettings,
-    SelectSettings,
-    Stage,
-)
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings
 from realcustom.preprocessing.tables import to_parquet
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 from tests.support.signatures import planted, write_scored
@@ -32,10 +28,10 @@ from tests.support.signatures import planted, write_scored
 DRIVER = """
 import sys, ray
 from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, Stage
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings
 settings = PreprocessSettings(execution=ExecutionSettings(workers=1))
 start = lambda: ray.init(address="auto", log_to_driver=False, logging_level="error")
-run_stage(Stage.INGEST, sys.argv[1], sys.argv[2], settings, start_ray=start)
+run_stage(INGEST, sys.argv[1], sys.argv[2], settings, start_ray=start)
 """
 
 
@@ -76,10 +72,10 @@ def test_a_killed_driver_loses_at_most_the_units_in_flight(ray_cluster: str, tmp
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name.split(".")[0] in finished}
     assert len(before) == 3 * len(finished)
 
-    again = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=False)
+    again = run(INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=False)
     assert 1 <= again.units_run < 6
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    undisturbed = run(Stage.INGEST, tmp_path / "src", tmp_path / "whole", PreprocessSettings(), local=True)
+    undisturbed = run(INGEST, tmp_path / "src", tmp_path / "whole", PreprocessSettings(), local=True)
     left = {name: data for name, data in snapshot(directory).items() if ".tmp-" not in name}
     assert left == snapshot(undisturbed.directory)
 
@@ -93,18 +89,18 @@ def test_a_distributed_search_for_copies_gives_the_same_bytes(
     base = PreprocessSettings(execution=ExecutionSettings(workers=2))
     for name, cut in (("exact", {"partition_rows": 130}), ("tables", {"partition_rows": 400, "exact_search_rows": 0})):
         settings = replace(base, select=SelectSettings(**cut))
-        alone = run(Stage.SELECT, source, tmp_path / name / "alone", settings, local=True)
-        many = run(Stage.SELECT, source, tmp_path / name / "many", settings, local=False)
+        alone = run(SELECT, source, tmp_path / name / "alone", settings, local=True)
+        many = run(SELECT, source, tmp_path / name / "many", settings, local=False)
         assert snapshot(alone.directory) == snapshot(many.directory)
         assert alone.report["dropped"] == {"near_duplicate": 60}
 
 
 def test_an_error_on_a_worker_is_said_plainly(ray_cluster: str, tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 1, 1)
-    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=True)
+    ingested = run(INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=True)
     (Path(ingested.directory) / "shard-00000.parquet").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"unit shard-00000: .* is not a readable table"):
-        run(Stage.SCORE, ingested.directory, tmp_path / "out", PreprocessSettings(), local=False)
+        run(SCORE, ingested.directory, tmp_path / "out", PreprocessSettings(), local=False)
 
 
 def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
@@ -112,7 +108,7 @@ def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
     unit = Unit(name="x", identity="0", kind=UnitKind.PART, files=(broken,))
     batch = pa.table({"unit": [unit.to_json()]})
     settings = PreprocessSettings(score=ScoreSettings(clip=str(tmp_path), heads=str(tmp_path)))
-    job = Job(stage=Stage.SCORE, settings=settings, method=None, models={}, directory=str(tmp_path))
+    job = Job(stage=SCORE, settings=settings, method=None, models={}, directory=str(tmp_path))
     missing = _whole(job)(batch)
     assert "unit x: FileNotFoundError: no file at" in missing["bug"][0].as_py()
     (tmp_path / "x.parquet").write_bytes(to_parquet(pa.table({"uid": ["1"]})))

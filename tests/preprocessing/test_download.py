@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom import storage
+from realcustom.preprocessing.catalogue import EXPORT, INGEST
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, RowDropped, TooManyErrors
 from realcustom.preprocessing.ingest import urls
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.download import opted_out
 from realcustom.preprocessing.ingest.url_safety import Target, is_public, resolve
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     DownloadSettings,
     ExecutionSettings,
     IngestSettings,
     PreprocessSettings,
     SourceKind,
-    Stage,
 )
 from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import jpeg, picture, snapshot
@@ -50,7 +50,7 @@ def fetch(
 ) -> StageResult:
     given = {"private_addresses": True, "download": download or DownloadSettings(timeout=20.0), **more}
     settings = PreprocessSettings(ingest=IngestSettings(**given), execution=execution)  # type: ignore[arg-type]
-    return run_stage(Stage.INGEST, str(table), str(output), settings, local=True)
+    return run_stage(INGEST, str(table), str(output), settings, executor=InProcess())
 
 
 def write_table(path: Path, urls: list[str | None], **options: object) -> Path:
@@ -205,7 +205,7 @@ def test_workers_fetch_and_export_what_one_process_does(
     snapshots = []
     for place, local in (("one", True), ("two", False)):
         source = str(table)
-        for stage in (Stage.INGEST, Stage.EXPORT):
+        for stage in (INGEST, EXPORT):
             source = run_stage(stage, source, str(tmp_path / place), settings, local=local).directory
         snapshots.append(snapshot(tmp_path / place))
     assert snapshots[0] == snapshots[1] and len(snapshots[0]) > 20

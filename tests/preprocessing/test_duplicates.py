@@ -13,11 +13,12 @@ import pyarrow as pa
 import pytest
 
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.catalogue import SELECT
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.select import near, partitions
 from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, ranks_of, signatures_of
 from realcustom.preprocessing.select.survivors import Copies, resolve
-from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings
 from tests.preprocessing.test_ingest import aside_of
 from tests.support.corpora import snapshot
 from tests.support.signatures import flipped, originals, planted, scored, write_scored
@@ -25,7 +26,7 @@ from tests.support.signatures import flipped, originals, planted, scored, write_
 
 def select(source: Path, output: Path, **settings: object) -> StageResult:
     made = PreprocessSettings(select=SelectSettings(**settings))  # type: ignore[arg-type]
-    return run_stage(Stage.SELECT, str(source), str(output), made, local=True)
+    return run_stage(SELECT, str(source), str(output), made, executor=InProcess())
 
 
 def found(result: StageResult) -> dict[str, str]:
@@ -96,7 +97,7 @@ def test_a_passing_error_of_the_search_is_tried_again(
     table, pairs = planted(60, 20, seed=6)
     settings = PreprocessSettings(execution=ExecutionSettings(backoff=0.0))
     source = write_scored(tmp_path / "scored", table, 30)
-    assert found(run_stage(Stage.SELECT, str(source), str(tmp_path / "out"), settings, local=True)) == pairs
+    assert found(run_stage(SELECT, str(source), str(tmp_path / "out"), settings, executor=InProcess())) == pairs
     assert failed
 
 

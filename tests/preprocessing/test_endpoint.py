@@ -16,15 +16,10 @@ from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.caption.endpoint import EndpointRefused
+from realcustom.preprocessing.catalogue import CAPTION, INGEST
 from realcustom.preprocessing.http_retry import LONGEST_WAIT, retry_after
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import (
-    CaptionSettings,
-    EndpointSettings,
-    ExecutionSettings,
-    PreprocessSettings,
-    Stage,
-)
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import CaptionSettings, EndpointSettings, ExecutionSettings, PreprocessSettings
 from tests.support.caption_server import KEY, MODEL, CaptionServer, caption_of, captioning
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes
 
@@ -39,7 +34,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> str:
         for width in widths:
             members |= sample(f"{width}", jpeg(picture(width, (width, 40))), "no noun")
         (root / f"{unit}.tar").write_bytes(tar_bytes(members))
-    return run_stage(Stage.INGEST, str(root), str(root / "out"), PreprocessSettings(), local=True).directory
+    return run_stage(INGEST, str(root), str(root / "out"), PreprocessSettings(), executor=InProcess()).directory
 
 
 def caption(ingested: str, output: Path, server: CaptionServer | str, **endpoint: Any) -> StageResult:
@@ -49,7 +44,7 @@ def caption(ingested: str, output: Path, server: CaptionServer | str, **endpoint
         caption=CaptionSettings(endpoint=asked, nouns=("toy",), max_new_tokens=20),
         execution=ExecutionSettings(backoff=0.01),
     )
-    return run_stage(Stage.CAPTION, ingested, str(output), settings, local=True)
+    return run_stage(CAPTION, ingested, str(output), settings, executor=InProcess())
 
 
 def captions(result: StageResult) -> dict[int, str]:

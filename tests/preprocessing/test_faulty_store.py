@@ -18,14 +18,10 @@ import pytest
 from PIL import Image
 
 from realcustom import storage
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import (
-    ExecutionSettings,
-    IngestSettings,
-    PreprocessSettings,
-    SelectSettings,
-    Stage,
-)
+from realcustom.preprocessing.catalogue import EXPORT, INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
 from tests.support.faulty_proxy import Trouble, disturbed
 
@@ -34,13 +30,13 @@ SETTINGS = PreprocessSettings(
     select=SelectSettings(min_side=16),
     execution=ExecutionSettings(attempts=6, backoff=0.05),
 )
-WHOLE = (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.EXPORT)
+WHOLE = (INGEST, SCORE, SELECT, EXPORT)
 
 
 def run(stages: tuple[Stage, ...], source: str, output: str) -> list[StageResult]:
     results: list[StageResult] = []
     for stage in stages:
-        results.append(run_stage(stage, source, output, SETTINGS, local=True))
+        results.append(run_stage(stage, source, output, SETTINGS, executor=InProcess()))
         source = results[-1].directory
     return results
 
@@ -94,7 +90,7 @@ def check_storm(
 
 
 def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    met = check_storm(bucket, tmp_path, monkeypatch, (Stage.INGEST,), seed=0, probability=0.15, shards=2)
+    met = check_storm(bucket, tmp_path, monkeypatch, (INGEST,), seed=0, probability=0.15, shards=2)
     assert len(met) >= 4
 
 
@@ -107,10 +103,10 @@ def test_objects_that_are_written_in_parts_come_out_whole(
     noise = [Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), dtype=np.uint8)) for _ in range(3)]  # 9 MB each
     data = tar_bytes({f"{number}.png": encoded(image, "PNG", compress_level=0) for number, image in enumerate(noise)})
     storage.write_bytes(f"{bucket}/large/s.tar", data)
-    calm = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/calm")[0]
+    calm = run((INGEST,), f"{bucket}/large", f"{bucket}/calm")[0]
     with disturbed(upstream(), seed, 0.3) as proxy, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        stormy = run((Stage.INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
+        stormy = run((INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
     assert stormy.report == calm.report and calm.report["kept"] == 3
     assert objects(f"{bucket}/storm") == objects(f"{bucket}/calm")
     assert {method for method, _ in proxy.met} >= {"PUT", "POST", "GET"}
@@ -121,7 +117,7 @@ def test_a_store_that_stays_down_stops_the_job_in_words(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = corpus(bucket, tmp_path / "src", 2, spoiled=False)
-    first = run((Stage.INGEST,), source, f"{bucket}/out")[0]
+    first = run((INGEST,), source, f"{bucket}/out")[0]
     before = objects(f"{bucket}/out")
     storage.write_bytes(f"{bucket}/raw/shard-00002.tar", tar_bytes(sample("new", jpeg(picture(9)))))
     down = "GET /corpus/raw/shard-00002.tar"
@@ -129,10 +125,10 @@ def test_a_store_that_stays_down_stops_the_job_in_words(
     with disturbed(upstream(), 0, 0.0, down=down) as proxy, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with pytest.raises(ValueError, match=r"cannot read s3://corpus/raw/shard-00002\.tar: the store keeps failing"):
-            run_stage(Stage.INGEST, source, f"{bucket}/out", once, local=True)
+            run_stage(INGEST, source, f"{bucket}/out", once, executor=InProcess())
     after = objects(f"{bucket}/out")
     assert after.items() <= before.items() and set(before) - set(after) == {f"{Path(first.directory).name}/report.json"}
-    assert run((Stage.INGEST,), source, f"{bucket}/out")[0].units_run == 1
+    assert run((INGEST,), source, f"{bucket}/out")[0].units_run == 1
 
 
 @pytest.fixture

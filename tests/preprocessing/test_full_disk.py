@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.support.corpora import snapshot, write_shards
 
 SETTINGS = PreprocessSettings(select=SelectSettings(min_side=16))
@@ -61,7 +63,7 @@ def largest_file(size: int) -> Iterator[None]:
 def run(stages: tuple[Stage, ...], source: Path, output: Path) -> Path:
     directory = str(source)
     for stage in stages:
-        directory = run_stage(stage, directory, str(output), SETTINGS, local=True).directory
+        directory = run_stage(stage, directory, str(output), SETTINGS, executor=InProcess()).directory
     return Path(directory)
 
 
@@ -76,7 +78,7 @@ def check_whole_units(root: Path) -> int:
 
 
 def test_wherever_a_disk_fills_up_a_rerun_with_room_completes_the_work(disk: SmallDisk, tmp_path: Path) -> None:
-    stages = (Stage.INGEST, Stage.SCORE, Stage.SELECT)
+    stages = (INGEST, SCORE, SELECT)
     write_shards(tmp_path / "src", 3, 2)
     run(stages, tmp_path / "src", tmp_path / "whole")
     whole = snapshot(tmp_path / "whole")
@@ -97,11 +99,11 @@ def test_wherever_a_disk_fills_up_a_rerun_with_room_completes_the_work(disk: Sma
 
 def test_a_file_that_may_not_grow_as_large_is_said_so(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 1, 6, size=(200, 160))
-    whole = run((Stage.INGEST,), tmp_path / "src", tmp_path / "whole")
+    whole = run((INGEST,), tmp_path / "src", tmp_path / "whole")
     with (
         largest_file(8000),
         pytest.raises(ValueError, match=r"cannot write \S+/shard-00000\.parquet: the file is larg"),
     ):
-        run((Stage.INGEST,), tmp_path / "src", tmp_path / "out")
+        run((INGEST,), tmp_path / "src", tmp_path / "out")
     assert check_whole_units(tmp_path / "out") == 0
-    assert snapshot(run((Stage.INGEST,), tmp_path / "src", tmp_path / "out")) == snapshot(whole)
+    assert snapshot(run((INGEST,), tmp_path / "src", tmp_path / "out")) == snapshot(whole)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from realcustom.preprocessing.engine.fingerprint import VERSIONS
-from realcustom.preprocessing.settings import Stage
+from realcustom.preprocessing.catalogue import CATALOGUE
 from tests.support import golden
 
 HINT = "if the change is meant, raise the stage's version and run `python -m tests.support.golden`"
@@ -26,8 +25,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
 
 
 def test_every_stage_is_recorded_at_its_version(recorded: dict[str, Any]) -> None:
-    assert recorded["versions"] == {stage.value: VERSIONS[stage] for stage in Stage}, HINT
-    assert {name.partition(" ")[0] for name in recorded["sha256"]} == {stage.value for stage in Stage}
+    assert recorded["versions"] == {stage.name: stage.version for stage in CATALOGUE.values()}, HINT
+    assert {name.partition(" ")[0] for name in recorded["sha256"]} == set(CATALOGUE)
 
 
 def test_stages_without_models_write_the_recorded_bytes(

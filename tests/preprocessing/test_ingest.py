@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind, Stage
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind
 from realcustom.record import picture_uid
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes, write_shards
 
@@ -27,7 +28,7 @@ TOLERANT = ExecutionSettings(max_error_fraction=1.0)
 def ingest(folder: Path, output: Path, **settings: object) -> StageResult:
     section = IngestSettings(**settings)  # type: ignore[arg-type]
     return run_stage(
-        Stage.INGEST, str(folder), str(output), PreprocessSettings(ingest=section, execution=TOLERANT), local=True
+        INGEST, str(folder), str(output), PreprocessSettings(ingest=section, execution=TOLERANT), executor=InProcess()
     )
 
 
@@ -351,8 +352,8 @@ def test_photographs_pass_through_the_stages_without_models(tmp_path: Path) -> N
     photos = Path(__file__).parents[1] / "data/photos"
     settings = PreprocessSettings()
     directory = str(photos)
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
-        result = run_stage(stage, directory, str(tmp_path), settings, local=True)
+    for stage in (INGEST, SCORE, SELECT):
+        result = run_stage(stage, directory, str(tmp_path), settings, executor=InProcess())
         directory = result.directory
         assert result.report["in"] == result.report["kept"] == 3
     assert min(row["scores"]["sharpness"] for row in table_of(result).to_pylist()) > 0
@@ -373,5 +374,5 @@ def test_many_quarantined_rows_stop_the_job(tmp_path: Path) -> None:
         members |= sample(str(number), b"broken" if number < 12 else jpeg(picture(number)))
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     with pytest.raises(ValueError, match=r"12 of 30 rows are quarantined \(unreadable_image 12\)"):
-        run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), PreprocessSettings(), local=True)
+        run_stage(INGEST, str(tmp_path / "src"), str(tmp_path / "out"), PreprocessSettings(), executor=InProcess())
     assert not list((tmp_path / "out").rglob("report.json"))

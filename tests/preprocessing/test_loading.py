@@ -12,13 +12,14 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
     EncodeSettings,
     PreprocessSettings,
     ScoreSettings,
-    Stage,
     SubjectsSettings,
 )
 from realcustom.settings import MethodSettings
@@ -38,7 +39,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_base(root / "base")
     tiny_image_encoder(root / "encoder")
     write_shards(root / "src", 1, 1)
-    run_stage(Stage.INGEST, str(root / "src"), str(root), PreprocessSettings(), local=True)
+    run_stage(INGEST, str(root / "src"), str(root), PreprocessSettings(), executor=InProcess())
     return root
 
 
@@ -77,8 +78,8 @@ def reshape_a_weight(weights: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("name", "stage", "setting"),
     [
-        ("clip", Stage.SCORE, "score.clip"),
-        ("blip", Stage.CAPTION, "caption.model"),
+        ("clip", SCORE, "score.clip"),
+        ("blip", CAPTION, "caption.model"),
     ],
 )
 def test_weights_that_do_not_fit_the_model(
@@ -97,15 +98,15 @@ def test_files_that_are_cut_or_not_there(sound: Path, tmp_path: Path) -> None:
     base = shutil.copytree(sound / "base", tmp_path / "base")
     weights = next((base / "vae").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert f"encode.base: {weights} cannot be loaded: " in refusal(sound, tmp_path / "a", Stage.ENCODE, base=str(base))
+    assert f"encode.base: {weights} cannot be loaded: " in refusal(sound, tmp_path / "a", ENCODE, base=str(base))
     clip = shutil.copytree(sound / "clip", tmp_path / "clip")
     (clip / "preprocessor_config.json").unlink()
-    assert f"score.clip={clip} cannot be loaded: " in refusal(sound, tmp_path / "b", Stage.SCORE, clip=str(clip))
+    assert f"score.clip={clip} cannot be loaded: " in refusal(sound, tmp_path / "b", SCORE, clip=str(clip))
     heads = tiny_models.heads(tmp_path / "heads")
     save_file(
         {"aesthetic.weight": torch.zeros(1, 8), "aesthetic.bias": torch.zeros(1)}, Path(heads, "heads.safetensors")
     )
-    assert "score.clip embeds in 16 dim" in refusal(sound, tmp_path / "c", Stage.SCORE, heads=heads)
+    assert "score.clip embeds in 16 dim" in refusal(sound, tmp_path / "c", SCORE, heads=heads)
 
 
 def test_a_hub_model_is_judged_by_its_config(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +117,8 @@ def test_a_hub_model_is_judged_by_its_config(sound: Path, tmp_path: Path, monkey
     (snapshot.parents[1] / "refs/main").write_text(REVISION)
     shutil.copytree(sound / "clip", snapshot)
     model = f"some/model@{REVISION}"
-    words = refusal(sound, tmp_path / "a", Stage.CAPTION, blip="some/model")
+    words = refusal(sound, tmp_path / "a", CAPTION, blip="some/model")
     assert words == f"caption.model: {model} is a model of type 'clip', and 'blip' is what runs there"
     config = json.loads((snapshot / "config.json").read_text())
     (snapshot / "config.json").write_text(json.dumps({**config, "projection_dim": 8}))
-    assert f"score.clip={model} cannot be loaded: " in refusal(sound, tmp_path / "b", Stage.SCORE, clip="some/model")
+    assert f"score.clip={model} cannot be loaded: " in refusal(sound, tmp_path / "b", SCORE, clip="some/model")

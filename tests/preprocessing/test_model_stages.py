@@ -18,10 +18,10 @@ from pycocotools import mask as coco
 from realcustom.base import encode_pixels, encode_prompts, load_base
 from realcustom.image_encoder import load_image_encoder
 from realcustom.pixels import centre_square
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SUBJECTS
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.score.clip import load_heads
 from realcustom.preprocessing.settings import (
-    CHAIN,
     CacheDtype,
     CaptionPolicy,
     CaptionSettings,
@@ -29,7 +29,6 @@ from realcustom.preprocessing.settings import (
     PreprocessSettings,
     ScoreSettings,
     SelectSettings,
-    Stage,
     SubjectsSettings,
 )
 from realcustom.preprocessing.subjects.detector import box_iou
@@ -90,8 +89,10 @@ def run_all(source: Path, output: Path, settings: PreprocessSettings) -> dict[st
     results: dict[str, StageResult] = {}
     directory = str(source)
     for stage in CHAIN:
-        results[stage.value] = run_stage(stage, directory, str(output), settings, method=MethodSettings(), local=True)
-        directory = results[stage.value].directory
+        results[stage.name] = run_stage(
+            stage, directory, str(output), settings, method=MethodSettings(), executor=InProcess()
+        )
+        directory = results[stage.name].directory
     return results
 
 
@@ -101,7 +102,7 @@ def rows_of(result: StageResult, unit: str = "a") -> pa.Table:
 
 def test_every_account_closes(stages: SimpleNamespace) -> None:
     for stage in CHAIN:
-        report = getattr(stages, stage.value).report
+        report = getattr(stages, stage.name).report
         dropped, quarantined = sum(report["dropped"].values()), sum(report["quarantined"].values())
         assert report["in"] == report["kept"] + dropped + quarantined, stage
     assert stages.ingest.report["in"] == 6
@@ -164,7 +165,7 @@ def test_an_empty_caption_is_kept_and_captioned(
     words = tuple("abcdefghijklmnopqrstuvwxyz") + ("toy", "car", "grass", "red", "blue", "ball", "left", "right", "on")
     policy = CaptionPolicy.SYNTHETIC
     any_word = replace(models, caption=replace(models.caption, nouns=words, caption_policy=policy, max_new_tokens=20))
-    result = run_stage(Stage.CAPTION, stages.select.directory, str(tmp_path), any_word, local=True)
+    result = run_stage(CAPTION, stages.select.directory, str(tmp_path), any_word, executor=InProcess())
     row = next(row for row in rows_of(result).to_pylist() if row["key"] == "a.tar/2.jpg")
     assert row["caption_source"] == "synthetic" and row["caption"] == row["synthetic_caption"] != ""
 
@@ -209,10 +210,10 @@ def test_a_picture_without_a_subject_is_dropped_with_the_reason(
         ({"min_area": 1.1}, "all_candidates_rejected"),
     ):
         settings = replace(models, subjects=replace(models.subjects, **changes))  # type: ignore[arg-type]
-        report = run_stage(Stage.SUBJECTS, stages.caption.directory, str(tmp_path), settings, local=True).report
+        report = run_stage(SUBJECTS, stages.caption.directory, str(tmp_path), settings, executor=InProcess()).report
         assert report["dropped"] == {reason: report["in"]} and report["rows_out"] == 0
         empty = run_stage(
-            Stage.ENCODE, settings=models, method=MethodSettings(), local=True, output=str(tmp_path),
+            ENCODE, settings=models, method=MethodSettings(), executor=InProcess(), output=str(tmp_path),
             input=next(str(path) for path in tmp_path.glob("subjects@*")),
         )  # fmt: skip
         assert empty.report["in"] == 0
@@ -250,7 +251,7 @@ def test_each_cache_can_be_left_out_and_references_cut_out(
     only_image = replace(models, encode=replace(models.encode, latents=False, text_features=False))
     crop = MethodSettings(image_encoder=ImageEncoderSettings(reference=Reference.CROP))
     results = [
-        run_stage(Stage.ENCODE, stages.subjects.directory, str(tmp_path), only_image, method=method, local=True)
+        run_stage(ENCODE, stages.subjects.directory, str(tmp_path), only_image, method=method, executor=InProcess())
         for method in (MethodSettings(), crop)
     ]
     whole, cut = (rows_of(result) for result in results)
@@ -258,11 +259,13 @@ def test_each_cache_can_be_left_out_and_references_cut_out(
     assert whole["image_features"].null_count == 0
     assert whole["image_features"].to_pylist() != cut["image_features"].to_pylist()
     lean = replace(models, encode=replace(models.encode, image_features=False, keep_image=False))
-    table = rows_of(run_stage(Stage.ENCODE, stages.subjects.directory, str(tmp_path), lean, method=crop, local=True))
+    table = rows_of(
+        run_stage(ENCODE, stages.subjects.directory, str(tmp_path), lean, method=crop, executor=InProcess())
+    )
     assert table["image"].null_count == table.num_rows and table["latents"].null_count == 0
     with pytest.raises(ValueError, match=r"keep_image=false needs encode\.latents"):
         run_stage(
-            Stage.ENCODE, stages.subjects.directory, str(tmp_path), local=True, method=crop,
+            ENCODE, stages.subjects.directory, str(tmp_path), executor=InProcess(), method=crop,
             settings=replace(models, encode=replace(models.encode, keep_image=False, latents=False)),
         )  # fmt: skip
 
@@ -275,12 +278,12 @@ def test_two_encoders_side_by_side_are_cached(
     encode = replace(models.encode, latents=False, text_features=False, image_encoder=both)
     table = rows_of(
         run_stage(
-            Stage.ENCODE,
+            ENCODE,
             stages.subjects.directory,
             str(tmp_path),
             replace(models, encode=encode),
             method=method,
-            local=True,
+            executor=InProcess(),
         )
     )
     encoder = load_image_encoder(both, method.image_encoder)
@@ -316,7 +319,7 @@ def test_subjects_that_the_border_cuts_are_rejected_by_name(
     stages: SimpleNamespace, models: PreprocessSettings, tmp_path: Path
 ) -> None:
     limited = replace(models, subjects=replace(models.subjects, max_border_contact=0.0))
-    result = run_stage(Stage.SUBJECTS, stages.caption.directory, str(tmp_path), limited, local=True)
+    result = run_stage(SUBJECTS, stages.caption.directory, str(tmp_path), limited, executor=InProcess())
     before, after = stages.subjects.report, result.report
     lost = after["rejected"].get("border_contact", 0)
     assert lost > 0 and after["rows_out"] == before["rows_out"] - lost

@@ -8,9 +8,10 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 
 from realcustom import storage
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
-from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 
@@ -21,11 +22,11 @@ def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> No
         storage.write_bytes(f"{bucket}/raw/{path.name}", path.read_bytes())
     directories = {"local": str(tmp_path / "src"), "remote": f"{bucket}/raw"}
     outputs = {"local": str(tmp_path / "out"), "remote": f"{bucket}/stages"}
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+    for stage in (INGEST, SCORE, SELECT):
         for place, directory in directories.items():
-            result = run_stage(stage, directory, outputs[place], settings, local=True)
+            result = run_stage(stage, directory, outputs[place], settings, executor=InProcess())
             assert result.units_run == 2
-            assert run_stage(stage, directory, outputs[place], settings, local=True).units_run == 0
+            assert run_stage(stage, directory, outputs[place], settings, executor=InProcess()).units_run == 0
             directories[place] = result.directory
         here = {name: data for name, data in snapshot(directories["local"]).items() if name.endswith(".parquet")}
         entries = storage.list_files(directories["remote"])
@@ -35,7 +36,7 @@ def test_stages_read_and_write_object_storage(bucket: str, tmp_path: Path) -> No
     # a shard that changes is done again; one that goes takes its rows along
     storage.write_bytes(f"{bucket}/raw/shard-00000.tar", tar_bytes(sample("new", jpeg(picture(5)))))
     boto3.client("s3").delete_object(Bucket="corpus", Key="raw/shard-00001.tar")
-    result = run_stage(Stage.INGEST, f"{bucket}/raw", outputs["remote"], settings, local=True)
+    result = run_stage(INGEST, f"{bucket}/raw", outputs["remote"], settings, executor=InProcess())
     assert (result.units_run, result.report["in"]) == (1, 1)
     names = [entry.name for entry in storage.list_files(result.directory, recursive=False)]
     assert sorted(names) == ["report.html", "report.json", "shard-00000.parquet", "stage.json"]
@@ -62,16 +63,16 @@ def test_a_bucket_is_a_name_and_nothing_else(uri: str) -> None:
 
 def test_a_missing_prefix_is_said_plainly(bucket: str) -> None:
     with pytest.raises(ValueError, match="no input at s3://corpus/nothing"):
-        run_stage(Stage.INGEST, f"{bucket}/nothing", f"{bucket}/out", PreprocessSettings(), local=True)
+        run_stage(INGEST, f"{bucket}/nothing", f"{bucket}/out", PreprocessSettings(), executor=InProcess())
 
 
 def test_an_evaluation_folder_in_the_store_is_known_by_its_content(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/evaluation/a.jpg", jpeg(picture(0)))
     settings = PreprocessSettings(select=SelectSettings(evaluation_folder=f"{bucket}/evaluation"))
-    descriptions = [describe(Stage.SELECT, settings, "score@0", {}, None)]
+    descriptions = [describe(SELECT, settings, "score@0", {}, None)]
     storage.write_bytes(f"{bucket}/evaluation/a.jpg", jpeg(picture(1)))
-    descriptions.append(describe(Stage.SELECT, settings, "score@0", {}, None))
+    descriptions.append(describe(SELECT, settings, "score@0", {}, None))
     assert fingerprint(descriptions[0]) != fingerprint(descriptions[1])
     with pytest.raises(ValueError, match=r"no folder at s3://corpus/nothing"):
         elsewhere = PreprocessSettings(select=SelectSettings(evaluation_folder=f"{bucket}/nothing"))
-        describe(Stage.SELECT, elsewhere, "score@0", {}, None)
+        describe(SELECT, elsewhere, "score@0", {}, None)

@@ -16,10 +16,12 @@ from PIL import Image
 from realcustom import storage
 from realcustom.config import SettingError, build
 from realcustom.preprocessing import tables
+from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE, SELECT, SUBJECTS
 from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, StageDirectory, Unit, UnitKind, unit_name
 from realcustom.preprocessing.errors import StageBug, is_transient, retry
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
     ComputeSettings,
@@ -28,7 +30,6 @@ from realcustom.preprocessing.settings import (
     PreprocessSettings,
     ScoreSettings,
     SelectSettings,
-    Stage,
 )
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
@@ -36,7 +37,7 @@ SMALL = PreprocessSettings(select=SelectSettings(min_side=16))
 
 
 def run(stage: Stage, source: str | Path, output: Path, settings: PreprocessSettings = SMALL) -> StageResult:
-    return run_stage(stage, str(source), str(output), settings, local=True)
+    return run_stage(stage, str(source), str(output), settings, executor=InProcess())
 
 
 def times(folder: str) -> dict[str, int]:
@@ -46,7 +47,7 @@ def times(folder: str) -> dict[str, int]:
 def test_nothing_is_redone(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 3, 2)
     source: str | Path = tmp_path / "src"
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT):
+    for stage in (INGEST, SCORE, SELECT):
         first = run(stage, source, tmp_path / "out")
         before = times(first.directory)
         second = run(stage, source, tmp_path / "out")
@@ -57,49 +58,47 @@ def test_nothing_is_redone(tmp_path: Path) -> None:
 
 def test_only_what_changed_is_redone(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 3, 2)
-    first = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
-    scored = run(Stage.SCORE, first.directory, tmp_path / "out")
+    first = run(INGEST, tmp_path / "src", tmp_path / "out")
+    scored = run(SCORE, first.directory, tmp_path / "out")
     untouched = Path(first.directory) / "shard-00000.parquet"
     before = untouched.stat().st_mtime_ns
     (tmp_path / "src/shard-00001.tar").write_bytes(tar_bytes(sample("new", jpeg(picture(77)))))
     (tmp_path / "src/shard-00002.tar").unlink()
     (tmp_path / "src/shard-00003.tar").write_bytes(tar_bytes(sample("more", jpeg(picture(78)))))
-    again = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    again = run(INGEST, tmp_path / "src", tmp_path / "out")
     assert again.directory == first.directory and again.units_run == 2
     assert again.report["in"] == again.report["kept"] == 4
     assert untouched.stat().st_mtime_ns == before
-    rescored = run(Stage.SCORE, first.directory, tmp_path / "out")
+    rescored = run(SCORE, first.directory, tmp_path / "out")
     assert rescored.directory == scored.directory and rescored.units_run == 2
     # as if it had never been otherwise
-    fresh = run(Stage.INGEST, tmp_path / "src", tmp_path / "fresh")
+    fresh = run(INGEST, tmp_path / "src", tmp_path / "fresh")
     assert snapshot(fresh.directory) == snapshot(again.directory)
 
 
 def test_rows_that_somebody_removed_are_made_again(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 2, 2)
-    first = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    first = run(INGEST, tmp_path / "src", tmp_path / "out")
     before = snapshot(first.directory)
     (Path(first.directory) / "shard-00001.parquet").unlink()
-    assert run(Stage.INGEST, tmp_path / "src", tmp_path / "out").units_run == 1
+    assert run(INGEST, tmp_path / "src", tmp_path / "out").units_run == 1
     assert snapshot(first.directory) == before
 
 
 def test_a_changed_threshold_touches_select_and_never_score(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 1, 3)
-    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    ingested = run(INGEST, tmp_path / "src", tmp_path / "out")
     other = replace(SMALL, select=SelectSettings(min_side=45))
     directories = []
     for settings in (SMALL, other):
-        scored = run(Stage.SCORE, ingested.directory, tmp_path / "out", settings)
-        directories.append(
-            (scored.directory, run(Stage.SELECT, scored.directory, tmp_path / "out", settings).directory)
-        )
+        scored = run(SCORE, ingested.directory, tmp_path / "out", settings)
+        directories.append((scored.directory, run(SELECT, scored.directory, tmp_path / "out", settings).directory))
     assert directories[0][0] == directories[1][0] and directories[0][1] != directories[1][1]
 
 
 def test_fingerprints_follow_what_decides_the_output_and_nothing_else(tmp_path: Path) -> None:
     def mark(settings: PreprocessSettings, models: dict[str, str] | None = None, upstream: str = "ingest@0") -> str:
-        return fingerprint(describe(Stage.SCORE, settings, upstream, models or {}, None))
+        return fingerprint(describe(SCORE, settings, upstream, models or {}, None))
 
     plain = mark(SMALL)
     assert mark(replace(SMALL, execution=ExecutionSettings(workers=7))) == plain
@@ -119,68 +118,66 @@ def test_a_named_corpus_may_move(tmp_path: Path) -> None:
     named = replace(SMALL, ingest=IngestSettings(corpus="toys"))
     write_shards(tmp_path / "a", 1, 2)
     write_shards(tmp_path / "b", 1, 2)
-    marks = {
-        Path(run(Stage.INGEST, tmp_path / place, tmp_path / place / "out", named).directory).name for place in "ab"
-    }
+    marks = {Path(run(INGEST, tmp_path / place, tmp_path / place / "out", named).directory).name for place in "ab"}
     assert len(marks) == 1
 
 
 def test_a_users_own_table_is_as_good_as_a_stage(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 2, 2)
-    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    ingested = run(INGEST, tmp_path / "src", tmp_path / "out")
     (tmp_path / "own").mkdir()
     part = (Path(ingested.directory) / "shard-00001.parquet").read_bytes()
     (tmp_path / "own/mine.parquet").write_bytes(part)
     for source in ("own", "own/mine.parquet"):
-        scored = run(Stage.SCORE, tmp_path / source, tmp_path / "out")
+        scored = run(SCORE, tmp_path / source, tmp_path / "out")
         assert scored.report["in"] == scored.report["kept"] == 2
         assert (Path(scored.directory) / "mine.parquet").exists()
     with pytest.raises(ValueError, match=r"select cannot read .*: the column 'scores' is missing"):
-        run(Stage.SELECT, tmp_path / "own", tmp_path / "out")
+        run(SELECT, tmp_path / "own", tmp_path / "out")
 
 
 def test_a_users_own_table_without_hashes_can_be_scored_and_not_selected(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 1, 2)
-    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    ingested = run(INGEST, tmp_path / "src", tmp_path / "out")
     (tmp_path / "own").mkdir()
     table = pq.read_table(Path(ingested.directory) / "shard-00000.parquet", columns=tables.INGESTED.names)
     assert table.schema.equals(tables.INGESTED)
     pq.write_table(table, tmp_path / "own/mine.parquet")
-    scored = run(Stage.SCORE, tmp_path / "own", tmp_path / "out")
+    scored = run(SCORE, tmp_path / "own", tmp_path / "out")
     assert scored.report["in"] == scored.report["kept"] == 2
     with pytest.raises(ValueError, match=r"select cannot read .*mine\.parquet: the column 'phashes' is missing"):
-        run(Stage.SELECT, scored.directory, tmp_path / "out")
+        run(SELECT, scored.directory, tmp_path / "out")
     assert not list((tmp_path / "out").glob("select@*"))
 
 
 def test_what_a_removal_that_was_killed_left_is_removed(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 2, 2)
-    first = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    first = run(INGEST, tmp_path / "src", tmp_path / "out")
     directory = Path(first.directory)
     (tmp_path / "src/shard-00001.tar").unlink()
     (directory / "report.json").unlink()
     (manifest,) = directory.glob("manifests/shard-00001.*")
     manifest.unlink()  # the rest of the unit is still there
-    again = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    again = run(INGEST, tmp_path / "src", tmp_path / "out")
     assert (again.units_run, again.report["units"], again.report["in"], again.report["kept"]) == (0, 1, 2, 2)
     assert not list(directory.rglob("shard-00001*"))
-    fresh = run(Stage.INGEST, tmp_path / "src", tmp_path / "fresh")
+    fresh = run(INGEST, tmp_path / "src", tmp_path / "fresh")
     assert snapshot(again.directory) == snapshot(fresh.directory)
 
 
 def test_limit_runs_some_units_and_the_rest_later(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 3, 1)
-    part = run_stage(Stage.INGEST, str(tmp_path / "src"), str(tmp_path / "out"), SMALL, local=True, limit=1)
+    part = run_stage(INGEST, str(tmp_path / "src"), str(tmp_path / "out"), SMALL, executor=InProcess(), limit=1)
     assert (part.units_run, part.units_left, part.report["in"]) == (1, 2, 1)
     assert not (Path(part.directory) / "report.json").exists()
-    whole = run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+    whole = run(INGEST, tmp_path / "src", tmp_path / "out")
     assert (whole.units_run, whole.report["in"]) == (2, 3)
     assert json.loads((Path(whole.directory) / "report.json").read_text()) == whole.report
 
 
 def test_a_stop_at_any_write_leaves_what_a_rerun_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "src", 2, 2)
-    whole = run(Stage.INGEST, tmp_path / "src", tmp_path / "whole")
+    whole = run(INGEST, tmp_path / "src", tmp_path / "whole")
     expected, write = snapshot(whole.directory), storage.write_bytes
     for stop in range(9):
         written = 0
@@ -195,30 +192,30 @@ def test_a_stop_at_any_write_leaves_what_a_rerun_completes(tmp_path: Path, monke
         with monkeypatch.context() as patch:
             patch.setattr(storage, "write_bytes", write_until)
             with pytest.raises(KeyboardInterrupt):
-                run(Stage.INGEST, tmp_path / "src", tmp_path / f"out{stop}")
-        again = run(Stage.INGEST, tmp_path / "src", tmp_path / f"out{stop}")
+                run(INGEST, tmp_path / "src", tmp_path / f"out{stop}")
+        again = run(INGEST, tmp_path / "src", tmp_path / f"out{stop}")
         assert snapshot(again.directory) == expected, f"stopped at write {stop}"
 
 
 def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_shards(tmp_path / "src", 1, 1)
-    ingested = run(Stage.INGEST, tmp_path / "src", tmp_path / "out").directory
+    ingested = run(INGEST, tmp_path / "src", tmp_path / "out").directory
     cases = [
-        (Stage.INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
-        (Stage.INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet or .csv tables, or pictures"),
-        (Stage.SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
-        (Stage.SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
-        (Stage.SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),
-        (Stage.SUBJECTS, ingested, "subjects needs subjects.detector and subjects.segmenter"),
-        (Stage.ENCODE, ingested, "encode needs encode.base and encode.image_encoder"),
+        (INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
+        (INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet or .csv tables, or pictures"),
+        (SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
+        (SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
+        (SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),
+        (SUBJECTS, ingested, "subjects needs subjects.detector and subjects.segmenter"),
+        (ENCODE, ingested, "encode needs encode.base and encode.image_encoder"),
     ]
     before = sorted(snapshot(tmp_path))
     for stage, source, message in cases:
         with pytest.raises(ValueError, match=message):
             run(stage, source, tmp_path / "out")
     with pytest.raises(ValueError, match=r"no model folder at .*gone"):
-        run(Stage.CAPTION, ingested, tmp_path / "out", PreprocessSettings(caption=CaptionSettings(model="./gone")))
+        run(CAPTION, ingested, tmp_path / "out", PreprocessSettings(caption=CaptionSettings(model="./gone")))
     assert sorted(snapshot(tmp_path)) == before  # nothing half-written
 
 
@@ -268,7 +265,7 @@ def test_an_unforeseen_error_names_the_row(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(
         StageBug, match=r"unit shard-00000, row [0-9a-f]{32} \(shard-00000.tar/000000.jpg\): RuntimeErr"
     ):
-        run(Stage.INGEST, tmp_path / "src", tmp_path / "out")
+        run(INGEST, tmp_path / "src", tmp_path / "out")
 
 
 def test_unit_names_are_plain_and_differ() -> None:

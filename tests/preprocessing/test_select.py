@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from realcustom.preprocessing import tables
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import Job, Processor
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings, Stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import jpeg, picture, png, sample, tar_bytes
 from tests.support.signatures import planted, write_scored
@@ -20,9 +21,9 @@ from tests.support.signatures import planted, write_scored
 
 def run(folder: Path, output: Path, **select: object) -> StageResult:
     settings = PreprocessSettings(select=SelectSettings(**{"min_side": 16, **select}))  # type: ignore[arg-type]
-    ingested = run_stage(Stage.INGEST, str(folder), str(output), settings, local=True)
-    scored = run_stage(Stage.SCORE, ingested.directory, str(output), settings, local=True)
-    return run_stage(Stage.SELECT, scored.directory, str(output), settings, local=True)
+    ingested = run_stage(INGEST, str(folder), str(output), settings, executor=InProcess())
+    scored = run_stage(SCORE, ingested.directory, str(output), settings, executor=InProcess())
+    return run_stage(SELECT, scored.directory, str(output), settings, executor=InProcess())
 
 
 def reasons(result: StageResult) -> dict[str, str]:
@@ -73,9 +74,9 @@ def test_what_is_dropped_is_said_with_its_value_and_the_limit_or_the_survivor(
 
 
 def test_ingest_does_not_read_what_a_stage_wrote(corpus: Path, tmp_path: Path) -> None:
-    scored = run_stage(Stage.INGEST, str(corpus), str(tmp_path / "out"), PreprocessSettings(), local=True).directory
+    scored = run_stage(INGEST, str(corpus), str(tmp_path / "out"), PreprocessSettings(), executor=InProcess()).directory
     with pytest.raises(ValueError, match=r"ingest@\w+ is what a stage wrote, and ingest reads a corpus"):
-        run_stage(Stage.INGEST, scored, str(tmp_path / "other"), PreprocessSettings(), local=True)
+        run_stage(INGEST, scored, str(tmp_path / "other"), PreprocessSettings(), executor=InProcess())
 
 
 def test_page_shows_what_was_dropped_and_why(corpus: Path, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> 
     scored = str(tmp_path / "scored/part-00000.parquet")
     uris = (scored, f"{write_scored(tmp_path / 'scored', table, 4)}/part-00000.parquet/block-00000.parquet")
     files = tuple(InputFile(name=Path(uri).name, uri=uri, size=0) for uri in uris)
-    job = Job(stage=Stage.SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
+    job = Job(stage=SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot read .*/block-00000\.parquet: a part of the path is a file"):
         Processor(job)(Unit(name="part-00000", identity="", kind=UnitKind.PART, files=files), tables.to_parquet(table))
 

@@ -13,8 +13,9 @@ import pytest
 from pycocotools import mask as coco
 
 from realcustom.pipeline.recipes import sprites
-from realcustom.preprocessing.run import StageResult, run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from realcustom.preprocessing.catalogue import CAPTION, INGEST, SUBJECTS
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.preprocessing.subjects.detector import box_iou
 from realcustom.sprites import ZOO
 from realcustom.sprites.corpus import jpeg_bytes
@@ -45,13 +46,15 @@ def captioned(folder: Path, drawings: list[Drawing], captions: list[str], settin
         members |= sample(f"{number:04}", jpeg_bytes(drawing.image), caption)
     (folder / "source").mkdir()
     (folder / "source/s.tar").write_bytes(tar_bytes(members))
-    ingested = run_stage(Stage.INGEST, str(folder / "source"), str(folder), settings, local=True)
-    return run_stage(Stage.CAPTION, ingested.directory, str(folder), settings, local=True)
+    ingested = run_stage(INGEST, str(folder / "source"), str(folder), settings, executor=InProcess())
+    return run_stage(CAPTION, ingested.directory, str(folder), settings, executor=InProcess())
 
 
 def subjects(pictures: StageResult, settings: PreprocessSettings) -> tuple[StageResult, dict[int, list[dict]]]:
     """`subjects` of what `captioned` gave: its result, and the records of each drawing by its number."""
-    result = run_stage(Stage.SUBJECTS, pictures.directory, str(Path(pictures.directory).parent), settings, local=True)
+    result = run_stage(
+        SUBJECTS, pictures.directory, str(Path(pictures.directory).parent), settings, executor=InProcess()
+    )
     rows = pq.read_table(Path(pictures.directory) / "s.parquet").to_pylist()
     numbers = {row["uid"]: int(row["key"].removeprefix("s.tar/").removesuffix(".jpg")) for row in rows}
     records: dict[int, list[dict]] = defaultdict(list)

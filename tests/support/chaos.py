@@ -23,8 +23,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.util import list_named_actors
 
+from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.worker_deaths import NAMESPACE, Execution
-from realcustom.preprocessing.settings import PreprocessSettings, Stage
+from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.settings import MethodSettings
 
 DRIVER = """

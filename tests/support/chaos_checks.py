@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.select import partitions, search
 from realcustom.preprocessing.settings import (
     CaptionSettings,
@@ -15,7 +16,6 @@ from realcustom.preprocessing.settings import (
     PreprocessSettings,
     ScoreSettings,
     SelectSettings,
-    Stage,
     SubjectsSettings,
 )
 from tests.support.chaos import METHOD, Outcome, Task, manifests
@@ -90,7 +90,7 @@ def run_here(
         mock.patch.object(partitions, "UNITS_PER_BLOCK", units_per_block),
         mock.patch.object(search, "UNITS_PER_BLOCK", units_per_block),
     ):
-        return run_stage(stage, source, str(output), settings, method=METHOD, local=True)
+        return run_stage(stage, source, str(output), settings, method=METHOD, executor=InProcess())
 
 
 def undisturbed(stage: Stage, source: str, output: Path, settings: PreprocessSettings) -> Undisturbed:
@@ -111,7 +111,7 @@ def check_survived(task: Task, outcome: Outcome, whole: Undisturbed, least: floa
     Raises:
         AssertionError: otherwise.
     """
-    name = task.stage.value
+    name = task.stage.name
     directory = task.output / Path(whole.directory).name
     wanted, got = snapshot(whole.directory), snapshot(directory)
     assert sorted(got) == sorted(wanted), f"{name}: files differ: {sorted(set(got) ^ set(wanted))[:10]}"

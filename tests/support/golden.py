@@ -22,9 +22,19 @@ import pyarrow.parquet as pq
 import torch
 
 from realcustom.pipeline.recipes import sprites
-from realcustom.preprocessing.engine.fingerprint import VERSIONS
-from realcustom.preprocessing.run import run_stage
-from realcustom.preprocessing.settings import CHAIN, CaptionSettings, ScoreSettings, Stage
+from realcustom.preprocessing.catalogue import (
+    CAPTION,
+    CATALOGUE,
+    CHAIN,
+    ENCODE,
+    EXPORT,
+    INGEST,
+    SCORE,
+    SELECT,
+    SUBJECTS,
+)
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import CaptionSettings, ScoreSettings
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from tests.support.corpora import jpeg, picture, sample, tar_bytes
 
@@ -46,20 +56,22 @@ def outputs(root: Path) -> dict[str, dict[str, str]]:
     plain = replace(preprocess, score=ScoreSettings(), caption=CaptionSettings(nouns=("toy", "boot", "star")))
     found: dict[str, dict[str, str]] = {}
     photos = _photos(root / "photos")
-    for stage in (Stage.INGEST, Stage.SCORE, Stage.SELECT, Stage.CAPTION):
-        photos = run_stage(stage, photos, str(root / "plain"), plain, local=True).directory
-        found[stage.value] = _files(Path(photos))
-        if stage is Stage.SELECT:
-            exported = run_stage(Stage.EXPORT, photos, str(root / "plain"), plain, local=True).directory
-            found[Stage.EXPORT.value] = _files(Path(exported))
+    for stage in (INGEST, SCORE, SELECT, CAPTION):
+        photos = run_stage(stage, photos, str(root / "plain"), plain, executor=InProcess()).directory
+        found[stage.name] = _files(Path(photos))
+        if stage is SELECT:
+            exported = run_stage(EXPORT, photos, str(root / "plain"), plain, executor=InProcess()).directory
+            found["export"] = _files(Path(exported))
     drawn = root / "drawn"
     write_corpus(drawn, CorpusSettings(pictures=12, per_shard=8, spoil=0))
     source = str(drawn / "shards")
     for stage in CHAIN:
-        result = run_stage(stage, source, str(root / "models"), preprocess, method=settings.method, local=True)
+        result = run_stage(
+            stage, source, str(root / "models"), preprocess, method=settings.method, executor=InProcess()
+        )
         source = result.directory
-        if stage in (Stage.SCORE, Stage.CAPTION, Stage.SUBJECTS, Stage.ENCODE):
-            name = f"{stage.value} with models"
+        if stage in (SCORE, CAPTION, SUBJECTS, ENCODE):
+            name = f"{stage.name} with models"
             found[f"{name}, values"] = {path.name: _values(path) for path in sorted(Path(source).glob("*.parquet"))}
             found[name] = _files(Path(source))
     return found
@@ -67,7 +79,7 @@ def outputs(root: Path) -> dict[str, dict[str, str]]:
 
 def current(found: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The record as it would be now."""
-    versions = {stage.value: VERSIONS[stage] for stage in Stage}
+    versions = {stage.name: stage.version for stage in CATALOGUE.values()}
     return {"writer": WRITER, "machine": machine(), "versions": versions, "sha256": found}
 
 

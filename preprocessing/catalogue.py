@@ -1,0 +1,292 @@
+"""What each stage is: one row each. A new stage is a folder of its own, and a row here.
+
+A row's functions import the stage's code when they are called: a worker of a cheap stage loads neither torch nor
+transformers, and a command's mistakes are found before either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realcustom import record, storage
+from realcustom.config import to_dict
+from realcustom.errors import UsageError
+from realcustom.identity import check_base, model_identity
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.executors import Executor
+from realcustom.preprocessing.engine.model_check import check_weights
+from realcustom.preprocessing.engine.stage import ModelSetting, Prepared, Stage, StageInput
+from realcustom.preprocessing.engine.unit import identity_of
+from realcustom.preprocessing.engine.worker import Job, SourceWork, TableWork, Work
+from realcustom.preprocessing.ingest.corpus import open_corpus
+from realcustom.preprocessing.ingest.url_units import share_hosts
+from realcustom.preprocessing.settings import JUDGED, PreprocessSettings
+from realcustom.store import refusals
+
+if TYPE_CHECKING:
+    from realcustom.settings import MethodSettings
+
+
+# ingest
+
+
+def _load_ingest(job: Job) -> Work:
+    from realcustom.preprocessing.ingest.stage import Ingest
+
+    return SourceWork(Ingest(job.settings.ingest, job.store))
+
+
+def _describe_ingest(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    parameters = description["parameters"]
+    parameters.pop("corpus")  # is in `upstream`
+    parameters.pop("metadata")  # what it says of a unit's pictures is in the unit's identity
+    parameters.pop("download")  # how, not what
+
+
+def _check_tables(job: Job, source: StageInput) -> None:
+    from realcustom.preprocessing.ingest.corpus import check_tables
+
+    check_tables(source.units, job.settings.ingest, job.store)
+
+
+INGEST = Stage(
+    name="ingest",
+    help="Read a source: each picture decoded, sized, hashed and named; what is of no use excluded with its reason.",
+    version=5,
+    load=_load_ingest,
+    open_source=open_corpus,
+    describe=_describe_ingest,
+    check_input=_check_tables,
+    share=share_hosts,
+)
+
+
+# score
+
+
+def _load_score(job: Job) -> Work:
+    from realcustom.preprocessing.score.stage import Score
+
+    return TableWork(Score(job.settings.score, job.models, job.runtime()))
+
+
+def _check_heads(folder: str) -> None:
+    file = Path(folder) / "heads.safetensors"
+    if not file.is_file():
+        raise UsageError(f"score.heads: no file at {file}")
+
+
+SCORE = Stage(
+    name="score",
+    help="Score every picture: sharpness, and by the neural models that are set. No row leaves.",
+    version=3,
+    load=_load_score,
+    reads=("ingest",),
+    needs=tuple(tables.INGESTED),
+    models=(
+        ModelSetting(name="clip", model_type="clip"),
+        ModelSetting(name="heads", check=_check_heads),
+        *(ModelSetting(name=name, has_label=True) for name in JUDGED),
+    ),
+)
+
+
+# select
+
+
+def _load_select(job: Job) -> Work:
+    from realcustom.preprocessing.select.stage import Select
+
+    return TableWork(Select(job.settings.select, job.store))
+
+
+def _describe_select(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    folder = settings.select.evaluation_folder
+    if folder is not None:
+        with refusals("read", folder):
+            if not storage.is_dir(folder):
+                raise UsageError(f"select.evaluation_folder: no folder at {folder}")
+            description["parameters"]["evaluation_folder"] = _content(folder)
+
+
+def _content(folder: str) -> str:
+    """What is in a folder of pictures, wherever it lies; of an object store's by its ETags."""
+    if not storage.is_remote(folder):
+        return model_identity(folder).rpartition("@")[2]
+    return identity_of([[entry.name, entry.size, entry.version] for entry in storage.list_files(folder)])
+
+
+def _check_scores(job: Job, source: StageInput) -> None:
+    from realcustom.preprocessing.select.thresholds import check_scores
+
+    check_scores(job.settings.select, source.description)
+
+
+def _find_copies(job: Job, source: StageInput, executor: Executor) -> Prepared:
+    from realcustom.preprocessing.select.search import find_copies
+
+    return find_copies(job, source, executor)
+
+
+SELECT = Stage(
+    name="select",
+    help="Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again at will.",
+    version=4,
+    load=_load_select,
+    reads=("score",),
+    needs=(*tables.HASHED, *tables.SCORE_FIELDS),
+    describe=_describe_select,
+    check_input=_check_scores,
+    prepare=_find_copies,
+)
+
+
+# caption
+
+
+def _load_caption(job: Job) -> Work:
+    from realcustom.preprocessing.caption.stage import Caption
+
+    return TableWork(Caption(job.settings.caption, job.store.retries, job.models, job.runtime()))
+
+
+def _describe_caption(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    parameters = description["parameters"]
+    endpoint = parameters.pop("endpoint")
+    if settings.caption.endpoint.model is not None:  # its place, and how it is asked, decide no word
+        parameters["endpoint"] = {name: endpoint[name] for name in ("model", "prompt", "seed", "longest_side")}
+        parameters.pop("batch_size")
+
+
+def _ask_endpoint(job: Job) -> None:
+    if job.settings.caption.endpoint.url is not None:
+        from realcustom.preprocessing.caption.endpoint import EndpointCaptioner  # an HTTP client only where one is used
+
+        EndpointCaptioner(job.settings.caption, job.store.retries).check()
+
+
+CAPTION = Stage(
+    name="caption",
+    help="Put a synthetic caption beside the alt text, and find the words that can name a subject.",
+    version=2,
+    load=_load_caption,
+    reads=("select", "score", "ingest"),
+    needs=tuple(tables.INGESTED),
+    models=(ModelSetting(name="model", model_type="blip"),),
+    describe=_describe_caption,
+    check_services=_ask_endpoint,
+)
+
+
+# subjects
+
+
+def _load_subjects(job: Job) -> Work:
+    from realcustom.preprocessing.subjects.stage import Subjects
+
+    runtime = job.runtime()
+    assert runtime is not None, "its models are required"
+    return TableWork(Subjects(job.settings.subjects, job.models, runtime))
+
+
+def _require_subjects(settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    _require_set("subjects", [name for name in ("detector", "segmenter") if getattr(settings.subjects, name) is None])
+
+
+SUBJECTS = Stage(
+    name="subjects",
+    help="Find each target word in its picture: box, mask, checks, crop. Writes training records.",
+    version=2,
+    load=_load_subjects,
+    reads=("caption",),
+    needs=(*tables.INGESTED, *tables.CAPTION_FIELDS),
+    models=(
+        ModelSetting(name="detector", model_type="grounding-dino"),
+        ModelSetting(name="segmenter", model_type="sam"),
+    ),
+    check_settings=_require_subjects,
+)
+
+
+# encode
+
+
+def _load_encode(job: Job) -> Work:
+    from realcustom.preprocessing.encode import Encode
+
+    assert job.method is not None, "checked with the settings"
+    return TableWork(Encode(job.settings.encode, job.method, job.models, job.runtime()))
+
+
+def _require_encode(settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    encode = settings.encode
+    missing = []
+    if (encode.latents or encode.text_features) and encode.base is None:
+        missing.append("base")
+    if encode.image_features and encode.image_encoder is None:
+        missing.append("image_encoder")
+    if not encode.keep_image and not encode.latents:
+        raise UsageError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
+    _require_set("encode", missing)
+    if method is None:
+        raise UsageError("encode needs the method's settings: they say how a reference is prepared")
+
+
+def _describe_encode(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    if method is not None:
+        reference = to_dict(method.image_encoder)
+        reference.pop("model", None)  # encode.image_encoder is the one that runs, and is in `models`
+        description["reference"] = reference
+
+
+def _check_base(model: str) -> None:
+    if Path(model).is_dir():
+        check_base(model)
+        check_weights(Path(model), "encode.base")
+
+
+ENCODE = Stage(
+    name="encode",
+    help="Put latents, text features and image features of the training recipe beside each record.",
+    version=1,
+    load=_load_encode,
+    reads=("subjects",),
+    needs=tuple(record.SCHEMA),
+    models=(
+        ModelSetting(name="base", check=_check_base, wanted=lambda encode: encode.latents or encode.text_features),
+        ModelSetting(name="image_encoder", wanted=lambda encode: encode.image_features),
+    ),
+    loads_without_weights=False,
+    check_settings=_require_encode,
+    describe=_describe_encode,
+)
+
+
+# export
+
+
+def _load_export(job: Job) -> Work:
+    from realcustom.preprocessing.export import Export
+
+    return TableWork(Export(job.settings.export))
+
+
+EXPORT = Stage(
+    name="export",
+    help="Write rows as webdataset shards; what came from such shards goes back byte for byte.",
+    version=1,
+    load=_load_export,
+    reads=("select", "caption", "score", "ingest"),
+    needs=tuple(tables.INGESTED),
+    suffix=".tar",
+)
+
+
+def _require_set(stage: str, missing: list[str]) -> None:
+    if missing:
+        raise UsageError(f"{stage} needs {' and '.join(f'{stage}.{name}' for name in missing)}")
+
+
+CHAIN = (INGEST, SCORE, SELECT, CAPTION, SUBJECTS, ENCODE)  # in the order in which a corpus passes through them
+CATALOGUE = {stage.name: stage for stage in (*CHAIN, EXPORT)}

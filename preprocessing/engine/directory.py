@@ -1,0 +1,145 @@
+"""The directory of a stage: what is done, and how a unit is committed.
+
+    stage.json                              what the stage is: its parameters, models, upstream; hashed to its name
+    UNIT.parquet                            rows that were kept, or made (a stage may write another kind of file)
+    aside/UNIT.jsonl                        rows that were excluded, one line each with the reason
+    manifests/UNIT.INPUT.OUTPUT.json        counts and hashes; written last, and a unit is done when it is there
+    report.json, report.html                over all units
+
+A manifest's name carries the identity of the unit's input and the hash of its rows, so that planning, here and in the
+stage that follows, needs listings only. No file holds a time, a host, or anything else that differs between two runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.preprocessing.engine.unit import ID_DIGITS, Counts, SealedUnit, Unit
+from realcustom.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestName:
+    """What the name of a manifest says."""
+
+    unit: str
+    identity: str
+    output: str  # first hex digits of the sha256 of the unit's rows
+    uri: str
+
+
+class StageDirectory:
+    """`<root>/<stage>@<fingerprint>/`. Everything that is written there is written here."""
+
+    def __init__(self, uri: str, store: Store, suffix: str = ".parquet"):
+        self.uri = uri
+        self.store = store
+        self.suffix = suffix  # of the files of rows
+
+    def rows_uri(self, unit: str) -> str:
+        """Where a unit's rows are."""
+        return storage.join(self.uri, f"{unit}{self.suffix}")
+
+    def excluded_uri(self, unit: str) -> str:
+        """Where the rows are that a unit did not keep."""
+        return storage.join(self.excluded_folder, f"{unit}.jsonl")
+
+    @property
+    def excluded_folder(self) -> str:
+        """Where the files of excluded rows are."""
+        return storage.join(self.uri, "aside")
+
+    def manifests(self) -> list[ManifestName]:
+        """All manifests, from a listing. Empty where the directory does not exist."""
+        folder = storage.join(self.uri, "manifests")
+        names = self.store.list_names(folder)
+        return [_parse_manifest(name, f"{folder}/{name}") for name in names if name.endswith(".json")]
+
+    def rows_present(self) -> set[str]:
+        """Names of the units whose rows are there, from a listing."""
+        names = self.store.list_names(self.uri)
+        return {name.removesuffix(self.suffix) for name in names if name.endswith(self.suffix)}
+
+    def commit(self, unit: Unit, sealed: SealedUnit) -> None:
+        """Write a unit's outputs, the manifest last. Doing it twice writes the same bytes."""
+        outputs, content = {}, hashlib.sha256(sealed.rows).hexdigest()
+        for uri, data, sha256 in (
+            (self.rows_uri(unit.name), sealed.rows, content),
+            (self.excluded_uri(unit.name), sealed.excluded, hashlib.sha256(sealed.excluded).hexdigest()),
+        ):
+            self.store.write(uri, data)
+            name = uri[len(self.uri) :].strip("/")
+            outputs[name] = {"sha256": sha256, "bytes": len(data)}
+        manifest = {"unit": unit.name, "input": unit.identity, "outputs": outputs, "counts": sealed.counts.to_dict()}
+        name = f"{unit.name}.{unit.identity}.{content[:ID_DIGITS]}.json"
+        self.store.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
+
+    def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
+        """What the manifests count."""
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            documents = pool.map(lambda manifest: self.store.read(manifest.uri), manifests)
+            return [Counts.from_dict(json.loads(document)["counts"]) for document in documents]
+
+    def remove(self, manifests: Iterable[ManifestName], with_outputs: bool = False) -> None:
+        """Make units not done. The manifest goes first, so that none ever names outputs that are not there, and the
+        rows last, so that a listing of them tells what a kill has left."""
+        for manifest in manifests:
+            uris = [manifest.uri]
+            uris += [self.excluded_uri(manifest.unit), self.rows_uri(manifest.unit)] if with_outputs else []
+            for uri in uris:
+                self.store.delete(uri)
+
+    def remove_strays(self, units: Collection[str]) -> None:
+        """Delete outputs of others than `units`: of those that `remove` was at when it was killed."""
+        folders = ((self.uri, self.suffix), (self.excluded_folder, ".jsonl"))
+        for folder, suffix in folders:
+            for name in self.store.list_names(folder):
+                if name.endswith(suffix) and name.removesuffix(suffix) not in units:
+                    self.store.delete(storage.join(folder, name))
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Write stage.json, which says what the directory is, before anything else lies there.
+
+        Raises UsageError if it is something else's.
+        """
+        uri = storage.join(self.uri, "stage.json")
+        if self.store.exists(uri):
+            if json.loads(self.store.read(uri)) != description:
+                raise UsageError(
+                    f"{self.uri} holds the files of another fingerprint: its stage.json is not this run's. Move it "
+                    f"away or give another --output"
+                )
+            return
+        try:
+            foreign = self.store.list_files(self.uri)
+        except FileNotFoundError:
+            foreign = []
+        if foreign:
+            raise UsageError(
+                f"{self.uri} holds files of no stage ({foreign[0].name}): move them away or give another --output"
+            )
+        self.store.write(uri, to_json_bytes(description))
+
+    def withdraw(self) -> None:
+        """Leave nothing of an input that was refused when it was read, unless some of the work is done."""
+        if not any("/manifests/" in f"/{entry.name}" for entry in self.store.list_files(self.uri)):
+            self.store.delete_folder(self.uri)
+
+
+def to_json_bytes(data: dict[str, Any]) -> bytes:
+    """JSON for people and for equal bytes: indented, in the order given."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _parse_manifest(name: str, uri: str) -> ManifestName:
+    parts = name.removesuffix(".json").rsplit(".", 2)
+    if len(parts) != 3:
+        raise UsageError(f"{uri} is not the name of a manifest (UNIT.INPUT.OUTPUT.json); remove it")
+    return ManifestName(unit=parts[0], identity=parts[1], output=parts[2], uri=uri)

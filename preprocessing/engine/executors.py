@@ -1,0 +1,112 @@
+"""Where units are run: in this process, or on Ray. run_stage is handed one of the two."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from realcustom.errors import UsageError
+from realcustom.preprocessing.engine.batch_size import probe, probe_on_worker
+from realcustom.preprocessing.engine.model_check import check_loading
+from realcustom.preprocessing.engine.unit import Counts, Unit
+from realcustom.preprocessing.engine.worker import Job, Processor, commit_unit, read_unit
+
+logger = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Runs the units of a job."""
+
+    def check(self, job: Job) -> None:
+        """Raise UsageError, naming them, if the job's models cannot be loaded."""
+        ...
+
+    def probe(self, job: Job) -> int:
+        """The largest batch that fits where units are to run."""
+        ...
+
+    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+        """Process and commit units; the counts of each as it is done."""
+        ...
+
+
+class InProcess:
+    """Units one after the other in this process: for a few pictures, tests, previews and notebooks."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[Job, Processor] | None = None  # by `check`: models are loaded once
+
+    def check(self, job: Job) -> None:
+        """Load the models for good."""
+        if job.models:
+            processor = Processor(job)
+            processor.load()
+            self._loaded = (job, processor)
+
+    def probe(self, job: Job) -> int:
+        """The largest batch that fits here."""
+        return probe(job)
+
+    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+        """Process and commit units here."""
+        loaded, self._loaded = self._loaded, None
+        processor = loaded[1] if loaded is not None and loaded[0] == job else Processor(job)
+        for unit in units:
+            sealed = processor(unit, read_unit(job, unit))
+            commit_unit(job, unit, sealed)
+            yield sealed.counts
+
+
+class OnRay:
+    """Units on the Ray cluster that this process is connected to.
+
+    Args:
+        start: connects to Ray; called just before work is distributed, if there is any. None: it is connected already.
+    """
+
+    def __init__(self, start: Callable[[], object] | None = None):
+        self._start = start
+        self._ready = False
+
+    def check(self, job: Job) -> None:
+        """Build the models without their weights: whether a worker could load them is known in seconds."""
+        if job.models and job.loads_without_weights:
+            check_loading(job)
+
+    def probe(self, job: Job) -> int:
+        """The largest batch that fits a worker."""
+        self.check(job)
+        self._connect()
+        from realcustom.preprocessing.engine.cluster import fit_to_cluster  # Ray only where work is distributed
+
+        _tell(job, fit_to_cluster(job, ())[1])
+        return probe_on_worker(job)
+
+    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+        """Process and commit units on workers."""
+        if not units:
+            return
+        self._connect()
+        from realcustom.preprocessing.engine.cluster import fit_to_cluster  # Ray only where work is distributed
+        from realcustom.preprocessing.engine.ray_data import run_units
+
+        job, notes = fit_to_cluster(job, units)
+        _tell(job, notes)
+        yield from run_units(job, tuple(units))
+
+    def _connect(self) -> None:
+        if self._ready:
+            return
+        if self._start is not None:
+            self._start()
+        import ray  # after what it reads of the environment has been set
+
+        if not ray.is_initialized():
+            raise UsageError("no Ray is initialised: call ray.init() first, or run in this process (--local)")
+        self._ready = True
+
+
+def _tell(job: Job, notes: Sequence[str]) -> None:
+    for note in notes:
+        logger.warning("%s: %s", job.name, note)
