@@ -36,9 +36,12 @@ import pyarrow.parquet as pq
 import record
 
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.engine.unit import StageDirectory, identity_of
-from realcustom.preprocessing.inputs import make_plan, open_input
+from realcustom.preprocessing.engine.directory import StageDirectory
+from realcustom.preprocessing.engine.plan import make_plan
+from realcustom.preprocessing.engine.unit import identity_of
+from realcustom.preprocessing.inputs import open_input
 from realcustom.preprocessing.settings import PreprocessSettings
+from realcustom.store import Store
 
 RESULTS = record.RESULTS / "preprocessing.json"
 RAY, MEMORY, PLAN, LOCAL = (
@@ -126,8 +129,8 @@ def planning(work: Path, count: int = 100_000) -> record.Record:
     rounds, wall = [], []
     for _ in range(5):
         began, clock = time.process_time(), time.perf_counter()
-        source = open_input(SCORE, str(upstream), settings)
-        place = StageDirectory(str(directory), settings.execution)
+        source = open_input(SCORE, str(upstream), settings, Store())
+        place = StageDirectory(str(directory), Store())
         plan = make_plan(source.units, place.manifests(), place.rows_present())
         rounds.append(time.process_time() - began)
         wall.append(round(time.perf_counter() - clock, 3))

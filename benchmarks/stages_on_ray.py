@@ -10,7 +10,7 @@ import sys
 
 from realcustom.pipeline.cluster import connected
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.run import InProcess, OnRay, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings
 
 
@@ -23,8 +23,7 @@ def main(place: str, output: str, local: bool) -> None:
                 place,
                 output,
                 PreprocessSettings(),
-                local=local,
-                start_ray=lambda: stack.enter_context(connected("local")),
+                executor=InProcess() if local else OnRay(lambda: stack.enter_context(connected("local"))),
             ).directory
     print(place)
 

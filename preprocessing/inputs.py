@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import pyarrow as pa
+
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
@@ -47,13 +49,19 @@ def _open_stage(stage: Stage, uri: str, store: Store) -> StageInput:
         units.append(Unit(name=manifest.unit, identity=manifest.output, kind=UnitKind.PART, files=(file,)))
     if not units:
         raise UsageError(f"{uri}: {wrote} has finished no unit yet; run it first")
-    # a stage passes on what it read: of a user's own table columns may be missing
-    table_uri = units[0].files[0].uri
-    schema = store.call(tables.read_schema, table_uri)
-    tables.require_columns(schema, stage.needs, f"{stage.name} cannot read {table_uri}")
+    _check_columns(stage, units[0].files[0].uri, store)
     finished = store.exists(storage.join(uri, "report.json"))
     upstream = f"{wrote}@{description['fingerprint']}"
     return StageInput(units=sorted_units(units), upstream=upstream, description=description, finished=finished)
+
+
+def _check_columns(stage: Stage, uri: str, store: Store) -> None:
+    """Raise UsageError if a table lacks what the stage needs: each passes on what it read, and a user's own may lack it."""
+    try:
+        schema = store.call(tables.read_schema, uri)
+    except pa.ArrowInvalid:  # judged where it is read
+        return
+    tables.require_columns(schema, stage.needs, f"{stage.name} cannot read {uri}")
 
 
 def _open_table(stage: Stage, uri: str, store: Store) -> StageInput:

@@ -148,19 +148,7 @@ def _make_job(
     models = identities_of(stage, settings)
     description = describe(stage, settings, source.upstream, models, method)
     mark = fingerprint(description)
-    job = Job(
-        name=stage.name,
-        load=stage.load,
-        settings=settings,
-        method=method,
-        models=models,
-        given=stage.models_of(settings),
-        directory=storage.join(output, f"{stage.name}@{mark}"),
-        suffix=stage.suffix,
-        reads_table=stage.open_source is None,
-        loads_without_weights=stage.loads_without_weights,
-        share=stage.share,
-    )
+    job = stage.job(settings, storage.join(output, f"{stage.name}@{mark}"), models, method)
     return job, {**description, "fingerprint": mark}
 
 

@@ -48,7 +48,6 @@ class _Stderr(logging.StreamHandler[TextIO]):
 def configure(level: str = "info") -> None:
     """Show our lines of `level` (one of `LEVELS`) and above on stderr, Python's warnings among them. May be called again."""
     _OURS.setLevel(level.upper())
-    _OURS.propagate = False
     if not any(isinstance(handler, _Stderr) for handler in _OURS.handlers):
         handler = _Stderr()
         handler.setFormatter(_Format())

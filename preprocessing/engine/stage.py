@@ -86,6 +86,28 @@ class Stage:
         """The stage's own settings."""
         return getattr(settings, self.name)
 
+    def job(
+        self,
+        settings: PreprocessSettings,
+        directory: str,
+        models: dict[str, str] | None = None,
+        method: MethodSettings | None = None,
+    ) -> Job:
+        """What its workers are told. `models`: setting -> identity; `directory`: that units are committed to."""
+        return Job(
+            name=self.name,
+            load=self.load,
+            settings=settings,
+            method=method,
+            models=models or {},
+            given=self.models_of(settings),
+            directory=directory,
+            suffix=self.suffix,
+            reads_table=self.open_source is None,
+            loads_without_weights=self.loads_without_weights,
+            share=self.share,
+        )
+
     def models_of(self, settings: PreprocessSettings) -> dict[str, str]:
         """The models that it runs under these settings: setting -> hub id or folder."""
         section = self.section(settings)

@@ -14,9 +14,9 @@ import pytest
 from realcustom import storage
 from realcustom.preprocessing.catalogue import INGEST, SCORE
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.errors import is_transient
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings
+from realcustom.store import is_transient
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 

@@ -85,13 +85,8 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def job(stage: Stage, settings: PreprocessSettings) -> Job:
-    return Job(
-        stage=stage,
-        settings=settings,
-        method=MethodSettings(),
-        models=dict.fromkeys(("clip", "model", "detector", "segmenter", "base", "image_encoder"), "m"),
-        directory="nowhere",
-    )
+    models = dict.fromkeys(("clip", "model", "detector", "segmenter", "base", "image_encoder"), "m")
+    return stage.job(settings, "nowhere", models, MethodSettings())
 
 
 def score(source: str, output: Path, settings: PreprocessSettings, size: int | BatchSize = AUTO) -> StageResult:

@@ -27,7 +27,7 @@ UNITS = [Unit(name=str(n), identity="", kind=UnitKind.URLS, files=(TABLE,), firs
 def job(per_host: int, workers: int | None) -> Job:
     ingest = IngestSettings(download=DownloadSettings(per_host=per_host))
     settings = PreprocessSettings(ingest=ingest, execution=ExecutionSettings(workers=workers))
-    return Job(stage=INGEST, settings=settings, method=None, models={}, directory="/out")
+    return INGEST.job(settings, "/out")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_cluster_of_several_machines_bounds_its_tasks_itself(
 
 
 def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:
-    models = Job(stage=SCORE, settings=PreprocessSettings(), method=None, models={"clip": "x"}, directory="/out")
+    models = SCORE.job(PreprocessSettings(), "/out", models={"clip": "x"})
     assert fit_to_cluster(models, UNITS[:0]) == (models, [])
     for compute in (ComputeSettings(device=Device.CUDA), ComputeSettings(threads=64)):
         _, notes = fit_to_cluster(replace(models, settings=PreprocessSettings(compute=compute)), [])

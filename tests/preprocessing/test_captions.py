@@ -149,7 +149,7 @@ def test_a_table_that_may_not_be_read_is_named(toys: Path, tmp_path: Path, monke
     def refuse(*arguments: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # tests may run as one who may read anything
 
-    monkeypatch.setattr("realcustom.preprocessing.ingest.csv_table.ChunkedFile", refuse)
+    monkeypatch.setattr("realcustom.store.ChunkedFile", refuse)
     with pytest.raises(ValueError, match=r"cannot read .*/subjects\.csv: no permission"):
         described(toys, tmp_path / "out", caption_template="a {class}")
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine.models import Runtime
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.score.classifier import Classifier
@@ -71,7 +72,7 @@ def test_multi_label_models_give_each_label_a_probability_of_its_own(root: Path)
     (root / "many/config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
     pictures = [picture(seed) for seed in range(3)]
     for name, total in ((model, 2), (str(root / "nsfw"), 1)):
-        plain = Classifier("nsfw", name, ComputeSettings())
+        plain = Classifier("nsfw", name, Runtime(ComputeSettings()))
         logits = plain._model(pixel_values=plain._processor(pictures, return_tensors="pt").pixel_values).logits
         expected = logits.sigmoid() if total == 2 else logits.softmax(-1)
         found = [scores["nsfw"] for scores in plain(pictures, [None] * 3, 3)]
@@ -92,7 +93,7 @@ def test_models_that_give_no_probability_or_no_batch_are_refused(
     config = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "size": size}
     (tmp_path / "model/preprocessor_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        Classifier("nsfw", model, ComputeSettings())
+        Classifier("nsfw", model, Runtime(ComputeSettings()))
 
 
 def test_a_model_without_the_label_is_refused_before_anything_is_written(root: Path) -> None:

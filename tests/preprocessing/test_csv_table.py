@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from realcustom.preprocessing.chunked_file import ChunkedFile
+from realcustom import store
 from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.preprocessing.ingest import csv_table
 from realcustom.preprocessing.ingest.csv_table import cut_rows, read_header, read_rows
-from realcustom.preprocessing.settings import ExecutionSettings
+from realcustom.retry import RetrySettings
+from realcustom.store import ChunkedFile, Store
 
-EXECUTION = ExecutionSettings(backoff=0.0)
+STORE = Store(RetrySettings(backoff=0.0))
 WORDS = ["a", "", "caf\u00e9", 'say "hi"', "two\nlines", "a,b", "carriage\r\nreturn", "\U0001f415", " "]
 
 
@@ -48,45 +49,45 @@ def test_pieces_are_the_whole(end: str, start: str, tmp_path: Path, monkeypatch:
     data = (start + text.getvalue()).encode() + b"x,\xff\xfe" + end.encode() + b"the last line does not end,y"
     path = tmp_path / "list.csv"
     path.write_bytes(data)
-    whole = plain(read_rows(str(path), EXECUTION))
-    assert whole == rows_of(data) and len(whole) == 52 and read_header(str(path), EXECUTION) == ["url", "caption"]
+    whole = plain(read_rows(str(path), STORE))
+    assert whole == rows_of(data) and len(whole) == 52 and read_header(str(path), STORE) == ["url", "caption"]
     for size in (1, 7, 52, 1000):
-        pieces = cut_rows(str(path), EXECUTION, size)
+        pieces = cut_rows(str(path), STORE, size)
         assert [count for count, _ in pieces] == [min(size, 52 - first) for first in range(0, 52, size)]
-        assert [row for _, part in pieces for row in plain(read_rows(str(path), EXECUTION, part))] == whole
+        assert [row for _, part in pieces for row in plain(read_rows(str(path), STORE, part))] == whole
         assert pieces[-1][1][1] == len(data)
 
 
 def test_a_table_without_rows_has_no_pieces(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("url,caption\n\n")
-    assert cut_rows(str(tmp_path / "a.csv"), EXECUTION, 10) == []
+    assert cut_rows(str(tmp_path / "a.csv"), STORE, 10) == []
     (tmp_path / "b.csv").write_bytes(b"")
     with pytest.raises(ValueError, match=r"b\.csv is not a CSV with a header line"):
-        read_header(str(tmp_path / "b.csv"), EXECUTION)
+        read_header(str(tmp_path / "b.csv"), STORE)
 
 
 def test_what_is_no_csv_is_said_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_table, "_FIELD_LIMIT", 100)
     (tmp_path / "a.csv").write_text("url\nx\n" + '"' + "y" * 60 + "\n" + "y" * 60 + '"\n')
     with pytest.raises(ValueError, match=r"a\.csv is not a readable CSV: field larger than field limit .* in line 4"):
-        cut_rows(str(tmp_path / "a.csv"), EXECUTION, 10)
+        cut_rows(str(tmp_path / "a.csv"), STORE, 10)
 
 
 def test_names_and_lines_that_no_table_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"url,\xe4,\xf6\nx,one,two\n")
     with pytest.raises(ValueError, match=r"a\.csv: the name of a column is not UTF-8 \('\\udce4'\): save the table as"):
-        read_header(str(path), EXECUTION)
+        read_header(str(path), STORE)
     monkeypatch.setattr(csv_table, "_FIELD_LIMIT", 1000)
     path.write_bytes(b"url\n" + b"x" * 5000)  # and no end of the line
     with pytest.raises(ValueError, match=r"a\.csv is not a readable CSV: a line of more than 1000 characters"):
-        cut_rows(str(path), EXECUTION, 10)
+        cut_rows(str(path), STORE, 10)
 
 
 def test_a_piece_fetches_its_own_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv"
     path.write_text("url\n" + "".join(f"http://x/{number:06}\n" for number in range(20_000)))
-    pieces = cut_rows(str(path), EXECUTION, 100)
+    pieces = cut_rows(str(path), STORE, 100)
     fetched: list[int] = []
 
     class Counting(ChunkedFile):
@@ -97,8 +98,8 @@ def test_a_piece_fetches_its_own_bytes(tmp_path: Path, monkeypatch: pytest.Monke
                 fetched.append(len(self._data))
             return found
 
-    monkeypatch.setattr(csv_table, "ChunkedFile", Counting)
-    assert len(list(read_rows(str(path), EXECUTION, pieces[50][1]))) == 100
+    monkeypatch.setattr(store, "ChunkedFile", Counting)
+    assert len(list(read_rows(str(path), STORE, pieces[50][1]))) == 100
     assert fetched == [2**16, 100 * 16]  # the header's, and the rows'
 
 
@@ -114,14 +115,14 @@ def test_what_would_make_one_row_of_many_is_refused(text: str, message: str, tmp
     path = tmp_path / "a.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_header(str(path), EXECUTION)
-        cut_rows(str(path), EXECUTION, 10)
+        read_header(str(path), STORE)
+        cut_rows(str(path), STORE, 10)
 
 
 def test_a_row_of_too_many_values_is_an_error_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("url,caption\nx,a duck, very yellow\ny,b\n")
-    fault, row = read_rows(str(path), EXECUTION)
+    fault, row = read_rows(str(path), STORE)
     assert (
         isinstance(fault, DataError) and fault.fault is DataFault.UNREADABLE_ROW and row == {"url": "y", "caption": "b"}
     )

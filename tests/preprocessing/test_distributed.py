@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -17,8 +18,8 @@ from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.ray_data import _committing, _whole
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
-from realcustom.preprocessing.engine.worker import Job
-from realcustom.preprocessing.run import StageResult, run_stage
+from realcustom.preprocessing.engine.worker import Job, Work
+from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.select import partitions, search
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings
 from realcustom.preprocessing.tables import to_parquet
@@ -27,16 +28,17 @@ from tests.support.signatures import planted, write_scored
 
 DRIVER = """
 import sys, ray
-from realcustom.preprocessing.run import run_stage
+from realcustom.preprocessing.catalogue import INGEST
+from realcustom.preprocessing.run import OnRay, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings
 settings = PreprocessSettings(execution=ExecutionSettings(workers=1))
 start = lambda: ray.init(address="auto", log_to_driver=False, logging_level="error")
-run_stage(INGEST, sys.argv[1], sys.argv[2], settings, start_ray=start)
+run_stage(INGEST, sys.argv[1], sys.argv[2], settings, executor=OnRay(start))
 """
 
 
 def run(stage: Stage, source: str | Path, output: Path, settings: PreprocessSettings, local: bool) -> StageResult:
-    return run_stage(stage, str(source), str(output), settings, local=local)
+    return run_stage(stage, str(source), str(output), settings, executor=InProcess() if local else OnRay())
 
 
 def manifests(output: Path) -> list[Path]:
@@ -108,11 +110,19 @@ def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
     unit = Unit(name="x", identity="0", kind=UnitKind.PART, files=(broken,))
     batch = pa.table({"unit": [unit.to_json()]})
     settings = PreprocessSettings(score=ScoreSettings(clip=str(tmp_path), heads=str(tmp_path)))
-    job = Job(stage=SCORE, settings=settings, method=None, models={}, directory=str(tmp_path))
+    job = SCORE.job(settings, str(tmp_path))
     missing = _whole(job)(batch)
-    assert "unit x: FileNotFoundError: no file at" in missing["bug"][0].as_py()
+    assert "no file at" in missing["refusal"][0].as_py() and not missing["bug"][0].as_py()
     (tmp_path / "x.parquet").write_bytes(to_parquet(pa.table({"uid": ["1"]})))
     plain = replace(job, settings=PreprocessSettings())
     assert "the column 'key' is missing" in _whole(plain)(batch)["refusal"][0].as_py()
     assert _committing(plain)(missing).equals(missing)  # a later operator hands an error on
+    buggy = _whole(replace(plain, load=_broken))(batch)
+    assert "unit x: ValueError: operands could not be broadcast" in buggy["bug"][0].as_py()
+    assert "Traceback" in buggy["trace"][0].as_py() and "np.zeros(3) + np.zeros(2)" in buggy["trace"][0].as_py()
+    assert not buggy["refusal"][0].as_py()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.parquet"]
+
+
+def _broken(job: Job) -> Work:
+    return lambda unit, data: np.zeros(3) + np.zeros(2)  # type: ignore[arg-type, return-value]

@@ -20,7 +20,7 @@ from realcustom.preprocessing.ingest import urls
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.download import opted_out
 from realcustom.preprocessing.ingest.url_safety import Target, is_public, resolve
-from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     DownloadSettings,
     ExecutionSettings,
@@ -28,6 +28,7 @@ from realcustom.preprocessing.settings import (
     PreprocessSettings,
     SourceKind,
 )
+from realcustom.store import Store
 from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import jpeg, picture, snapshot
 from tests.support.picture_server import PictureServer, served
@@ -178,8 +179,9 @@ def test_tables_are_cut_into_units_of_rows(server: PictureServer, tmp_path: Path
         result = fetch(source, tmp_path / f"out-{source.suffix}", unit_size=3)
         rows = table_of(result).to_pylist()
         assert result.units_run == 3
-        units = open_corpus(str(source), IngestSettings(unit_size=3), PATIENT)
-        assert [Unit.from_json(unit.to_json()) for unit in units] == units
+        settings = PreprocessSettings(ingest=IngestSettings(unit_size=3))
+        units = open_corpus(str(source), settings, Store()).units
+        assert tuple(Unit.from_json(unit.to_json()) for unit in units) == units
         assert [row["key"] for row in rows] == [f"{source.name}#{index}" for index in range(7)]
         assert [row["image"] for row in rows] == [jpeg(picture(seed)) for seed in range(7)]
     assert rows[4]["alt_text"] == 'a "4",\nb'
@@ -206,7 +208,9 @@ def test_workers_fetch_and_export_what_one_process_does(
     for place, local in (("one", True), ("two", False)):
         source = str(table)
         for stage in (INGEST, EXPORT):
-            source = run_stage(stage, source, str(tmp_path / place), settings, local=local).directory
+            source = run_stage(
+                stage, source, str(tmp_path / place), settings, executor=InProcess() if local else OnRay()
+            ).directory
         snapshots.append(snapshot(tmp_path / place))
     assert snapshots[0] == snapshots[1] and len(snapshots[0]) > 20
 
@@ -295,7 +299,7 @@ def test_robots_opt_out(values: list[str], forbidden: bool) -> None:
 def test_a_table_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
     table = tmp_path / "list.csv"
     table.write_text("url,caption\nhttp://127.0.0.1:1/a,a\nhttp://127.0.0.1:1/b,b\n")
-    (unit,) = open_corpus(str(table), IngestSettings(), ExecutionSettings())
+    (unit,) = open_corpus(str(table), PreprocessSettings(), Store()).units
     for now in (
         "url,caption\nhttp://127.0.0.1:1/abcdefghijklmnopqrstuvwxyz\n",
         "url,caption\nhttp://127.0.0.1:1/a,b\n",
@@ -304,4 +308,4 @@ def test_a_table_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=r"list\.csv was changed while it was read \(58 bytes, now \d+\): run again"
         ):
-            list(urls.read_urls(unit, IngestSettings(), ExecutionSettings()))
+            list(urls.read_urls(unit, IngestSettings(), Store()))

@@ -16,7 +16,7 @@ from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import SELECT
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.select import near, partitions
-from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, ranks_of, signatures_of
+from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, priorities_of, signatures_of
 from realcustom.preprocessing.select.survivors import Copies, resolve
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings
 from tests.preprocessing.test_ingest import aside_of
@@ -177,8 +177,8 @@ def numbered(table: pa.Table, numbers: Sequence[int] | None = None) -> pa.Table:
     return signatures_of(table, np.arange(table.num_rows) if numbers is None else np.array(numbers))
 
 
-def numbers_in(ranks: pa.ChunkedArray) -> list[int]:
-    return ranks_of(ranks)[:, 1].tolist()
+def numbers_in(priorities: pa.ChunkedArray) -> list[int]:
+    return priorities_of(priorities)[:, 1].tolist()
 
 
 def pairs_in(edges: pa.Table) -> list[tuple[int, int]]:

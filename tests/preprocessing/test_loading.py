@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.run import InProcess, OnRay, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
     EncodeSettings,
@@ -60,7 +60,7 @@ def refusal(sound: Path, output: Path, stage: Stage, **given: str) -> str:
     )
     (source,) = sound.glob("ingest@*")
     with pytest.raises(ValueError) as error:
-        run_stage(stage, str(source), str(output), settings, method=MethodSettings(), start_ray=no_cluster)
+        run_stage(stage, str(source), str(output), settings, method=MethodSettings(), executor=OnRay(no_cluster))
     assert not output.exists()
     return str(error.value)
 

@@ -17,10 +17,11 @@ from realcustom import storage
 from realcustom.config import SettingError, build
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE, SELECT, SUBJECTS
+from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.engine.unit import Counts, SealedUnit, StageDirectory, Unit, UnitKind, unit_name
-from realcustom.preprocessing.errors import StageBug, is_transient, retry
+from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit, UnitKind, unit_name
+from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
@@ -31,6 +32,8 @@ from realcustom.preprocessing.settings import (
     ScoreSettings,
     SelectSettings,
 )
+from realcustom.retry import RetrySettings, retry
+from realcustom.store import Store, is_transient
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 
 SMALL = PreprocessSettings(select=SelectSettings(min_side=16))
@@ -247,10 +250,11 @@ def test_passing_errors_are_tried_again_and_others_not() -> None:
             raise error
         return len(calls)
 
-    assert retry(lambda: fail(ConnectionResetError("reset"), 3), attempts=4, backoff=0) == 3
+    four = RetrySettings(attempts=4, backoff=0)
+    assert retry(lambda: fail(ConnectionResetError("reset"), 3), four, is_transient) == 3
     calls.clear()
     with pytest.raises(FileNotFoundError):
-        retry(lambda: fail(FileNotFoundError("gone"), 3), attempts=4, backoff=0)
+        retry(lambda: fail(FileNotFoundError("gone"), 3), four, is_transient)
     assert len(calls) == 1
     assert not is_transient(ValueError("x")) and is_transient(OSError(5, "I/O error"))
 
@@ -275,9 +279,9 @@ def test_unit_names_are_plain_and_differ() -> None:
 
 
 def test_manifest_names_carry_input_and_output(tmp_path: Path) -> None:
-    directory = StageDirectory(str(tmp_path), ExecutionSettings())
+    directory = StageDirectory(str(tmp_path), Store())
     unit = Unit(name="a.b", identity="0123", kind=UnitKind.PART, files=())
-    directory.commit(unit, SealedUnit(rows=b"rows", aside=b"", counts=Counts()))
+    directory.commit(unit, SealedUnit(rows=b"rows", excluded=b"", counts=Counts()))
     (manifest,) = directory.manifests()
     assert (manifest.unit, manifest.identity) == ("a.b", "0123") and len(manifest.output) == 16
     assert directory.rows_present() == {"a.b"}

@@ -11,7 +11,7 @@ from PIL import Image
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
-from realcustom.preprocessing.engine.worker import Job, Processor
+from realcustom.preprocessing.engine.worker import Processor
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.preprocessing.test_ingest import aside_of, table_of
@@ -58,7 +58,7 @@ def test_each_row_is_dropped_for_its_reason(corpus: Path, tmp_path: Path) -> Non
 
 
 def test_what_is_dropped_is_said_with_its_value_and_the_limit_or_the_survivor(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = {key: entry["message"] for key, entry in aside_of(run(corpus, tmp_path / "out")).items()}
     assert messages == {
@@ -70,7 +70,7 @@ def test_what_is_dropped_is_said_with_its_value_and_the_limit_or_the_survivor(
     blurred = aside_of(run(corpus, tmp_path / "out", min_sharpness=1e9))
     value, limit = blurred["0.tar/original.jpg"]["message"].split("; ")
     assert 0 < float(value) < 1e9 and limit == "select.min_sharpness=1000000000.0"
-    assert "select: nothing was kept: " in capsys.readouterr().err
+    assert "select: nothing was kept: " in caplog.text
 
 
 def test_ingest_does_not_read_what_a_stage_wrote(corpus: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> 
     scored = str(tmp_path / "scored/part-00000.parquet")
     uris = (scored, f"{write_scored(tmp_path / 'scored', table, 4)}/part-00000.parquet/block-00000.parquet")
     files = tuple(InputFile(name=Path(uri).name, uri=uri, size=0) for uri in uris)
-    job = Job(stage=SELECT, settings=PreprocessSettings(), method=None, models={}, directory=str(tmp_path))
+    job = SELECT.job(PreprocessSettings(), str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot read .*/block-00000\.parquet: a part of the path is a file"):
         Processor(job)(Unit(name="part-00000", identity="", kind=UnitKind.PART, files=files), tables.to_parquet(table))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from realcustom.preprocessing.chunked_file import ChunkedFile
 from realcustom.preprocessing.ingest.tar import TornTar, read_members
+from realcustom.retry import RetrySettings
+from realcustom.store import Store
 from tests.support.corpora import tar_bytes
 
 MEMBERS = [("a.jpg", b"x" * 700), ("a.txt", b"a toy"), ("b.jpg", b"y" * 512), ("b.txt", b"")]
@@ -21,7 +22,7 @@ def read(
     """Members that came out, and the offset of the tear."""
     found = []
     try:
-        for member in read_members(ChunkedFile(str(path), attempts=1, backoff=0, chunk=chunk), max_bytes):
+        for member in read_members(Store(RetrySettings(attempts=1)).open(path, chunk), max_bytes):
             found.append((member.name, member.data))
     except TornTar as torn:
         return found, torn.offset

@@ -2,7 +2,7 @@
 
 Kill number k is due when u_k units are done, u_k uniform up to the last few, and after a further uniform moment. It
 strikes a process that executes a unit, or (some of them) the driver, which is then started again. A kill hit a unit in
-flight if the account of the run (preprocessing/attempts.py) has the unit begun by that process and never ended; one of
+flight if the account of the run (preprocessing/engine/worker_deaths.py) has the unit begun by that process and never ended; one of
 the driver, if a unit that was begun has no manifest once its workers are gone.
 """
 
@@ -24,20 +24,22 @@ from ray.actor import ActorHandle
 from ray.util import list_named_actors
 
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.engine.worker_deaths import NAMESPACE, Execution
+from realcustom.preprocessing.engine.worker_deaths import NAMESPACE, UnitInWork
 from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.settings import MethodSettings
 
 DRIVER = """
 import pickle, sys, ray
-from realcustom.preprocessing.select import search, partitions
-from realcustom.preprocessing.run import run_stage
-with open(sys.argv[1], "rb") as file:
-    stage, source, output, settings, units_per_block = pickle.load(file)
-partitions.UNITS_PER_BLOCK = search.UNITS_PER_BLOCK = units_per_block
+from realcustom.preprocessing.catalogue import CATALOGUE
+from realcustom.preprocessing.run import OnRay, run_stage
+from realcustom.preprocessing.select import partitions, search
 from realcustom.settings import MethodSettings
-start = lambda: ray.init(address=sys.argv[2], log_to_driver=False, logging_level="error")
-print("units run:", run_stage(stage, source, output, settings, method=MethodSettings(), start_ray=start).units_run)
+with open(sys.argv[1], "rb") as file:
+    name, source, output, settings, units_per_block = pickle.load(file)
+partitions.UNITS_PER_BLOCK = search.UNITS_PER_BLOCK = units_per_block
+executor = OnRay(lambda: ray.init(address=sys.argv[2], log_to_driver=False, logging_level="error"))
+result = run_stage(CATALOGUE[name], source, output, settings, method=MethodSettings(), executor=executor)
+print("units run:", result.units_run)
 """
 METHOD = MethodSettings()
 LAST_UNITS = 12  # none is due when only these are left: the stage might end before it strikes
@@ -124,11 +126,11 @@ def manifests(output: Path) -> list[Path]:
     return [path for path in output.rglob("manifests/*.json") if "duplicates" not in path.parts]
 
 
-def _has_manifest(there: list[Path], execution: Execution) -> bool:
+def _has_manifest(there: list[Path], execution: UnitInWork) -> bool:
     return any(path.name.rsplit(".", 3)[0] == execution.unit for path in there)
 
 
-def _ask(account: ActorHandle, what: str) -> list[Execution]:
+def _ask(account: ActorHandle, what: str) -> list[UnitInWork]:
     try:
         return ray.get(getattr(account, what).remote(), timeout=30)
     except ray.exceptions.RayError:  # its run ended in this moment
@@ -144,7 +146,7 @@ class _Run:
         self._account: ActorHandle | None = None
         order = task.output.with_suffix(".task")
         task.output.parent.mkdir(parents=True, exist_ok=True)
-        settings = (task.stage, task.source, str(task.output), task.settings, task.units_per_block)
+        settings = (task.stage.name, task.source, str(task.output), task.settings, task.units_per_block)
         order.write_bytes(pickle.dumps(settings))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -160,7 +162,7 @@ class _Run:
             self._check(deadline)
             time.sleep(0.05)
 
-    def wait_for_units(self) -> tuple[ActorHandle, list[Execution]]:
+    def wait_for_units(self) -> tuple[ActorHandle, list[UnitInWork]]:
         """The account of the step that runs, and what is being executed."""
         deadline = time.monotonic() + PATIENCE
         while True:
