@@ -9,6 +9,8 @@ their width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -119,7 +121,7 @@ class Encode:
                 found[IMAGE] = encoder.encode(pixel_values.to(device))  # (B, S, Di)
         return {name: tensor[: len(pictures)].float().cpu() for name, tensor in found.items()}
 
-    def _reference(self, picture: Image.Image, cell: dict | None) -> Image.Image:
+    def _reference(self, picture: Image.Image, cell: dict[str, Any] | None) -> Image.Image:
         mask = coco.decode({"size": cell["size"], "counts": cell["counts"]}).astype(bool) if cell is not None else None
         return prepare_reference(picture, mask, self._method.image_encoder)
 
@@ -133,14 +135,14 @@ class Encode:
         return tables.made_by(record.SCHEMA.field(name), model, **details)
 
 
-def pack(tensor: torch.Tensor, dtype: CacheDtype) -> dict:
+def pack(tensor: torch.Tensor, dtype: CacheDtype) -> dict[str, Any]:
     """A tensor as the record's cell (`record.TENSOR`)."""
     values = tensor.to(_DTYPES[dtype]).contiguous()
     data = values.view(torch.uint8) if values.dim() else values.reshape(1).view(torch.uint8)
     return {"data": data.numpy().tobytes(), "shape": list(values.shape), "dtype": dtype.value}
 
 
-def _require_mask(cell: dict | None) -> None:
+def _require_mask(cell: dict[str, Any] | None) -> None:
     if cell is None or not coco.area({"size": cell["size"], "counts": cell["counts"]}):
         raise DataError(DataFault.MISSING_MASK, "reference=crop needs subject_mask, which is null or empty")
 

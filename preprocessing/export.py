@@ -7,6 +7,7 @@ its own. Samples are sorted by key and their members by name, and headers hold n
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 
@@ -47,7 +48,7 @@ class Export:
         data = write_archive(member for key in sorted(samples) for member in sorted(samples[key].items()))
         return UnitResult(rows_in=table.num_rows, table=ledger.rows(), excluded=ledger.excluded, file=data)
 
-    def _sample(self, row: dict) -> tuple[str, _Members]:
+    def _sample(self, row: dict[str, Any]) -> tuple[str, _Members]:
         if row["image"] is None:
             raise DataError(DataFault.MISSING_IMAGE, "the row holds no picture")
         if row.get("members"):
@@ -66,7 +67,7 @@ class Export:
         return key, members
 
 
-def facts_of(row: dict) -> bytes:
+def facts_of(row: dict[str, Any]) -> bytes:
     """What is known of a picture besides its bytes, as JSON: every column but those of bytes; sha256 in hex."""
     known = {name: value for name, value in row.items() if name != "members" and not isinstance(value, bytes)}
     known["sha256"] = row["sha256"].hex()

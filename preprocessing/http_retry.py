@@ -1,15 +1,18 @@
-"""What the two clients of HTTP have in common: what an answer says about trying again, and a loop of their own."""
+"""How requests over HTTP are tried again: which answers say so, and the one loop that does it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
+
+from realcustom.preprocessing.errors import DataFault
+from realcustom.retry import RetrySettings
 
 T = TypeVar("T")
 
@@ -38,6 +41,30 @@ def no_answer(error: Exception) -> str:
     """In words, that a request came to an error of the transport or took too long."""
     name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
     return f"no answer ({name})"
+
+
+class TryAgain(Exception):
+    """An answer that may be another one later. After the last try it is raised as it is.
+
+    `after`: seconds that the server asks for. `fault`: what it can be of the row's if it lasts; None: nothing.
+    """
+
+    def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
+        super().__init__(what)
+        self.what, self.after, self.fault = what, after, fault
+
+
+async def with_retries(action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
+    """`action()`, called again for as long as it raises TryAgain, in all `retries.attempts` times."""
+    for attempt in range(1, retries.attempts + 1):
+        try:
+            return await action()
+        except TryAgain as error:
+            if attempt == retries.attempts:
+                error.what += f", tried {attempt} times"
+                raise
+            await asyncio.sleep(max(retries.wait(attempt), error.after))
+    raise AssertionError("attempts is at least 1")
 
 
 def run_in_thread(work: Coroutine[Any, Any, T]) -> T:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.reference import on_white
@@ -85,7 +85,7 @@ def _opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
         cut = "truncated" in str(error).lower()
         fault = DataFault.TRUNCATED_IMAGE if cut else DataFault.UNREADABLE_IMAGE
         # Pillow names the memory address of our buffer in "cannot identify": not the same in two runs
-        message = "no picture of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        message = "no picture of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(fault, message) from error
 
 

@@ -87,7 +87,7 @@ def require_filled(table: pa.Table, columns: Iterable[str], where: str) -> None:
             raise UsageError(f"{where}: rows without {name}, which `ingest` and `score` give every picture: {missing}")
 
 
-def with_column(table: pa.Table, field: pa.Field, values: pa.Array | list) -> pa.Table:
+def with_column(table: pa.Table, field: pa.Field, values: pa.Array | list[Any]) -> pa.Table:
     """`table` with the column `field` set (replaced where it is already there)."""
     array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, type=field.type)
     if field.name in table.schema.names:
@@ -104,7 +104,8 @@ def to_parquet(table: pa.Table) -> bytes:
     """Parquet bytes with every writer option fixed, so that equal rows give equal files."""
     sink = pa.BufferOutputStream()  # Python's own would be called for every page
     pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=256, **_WRITER)
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: list[int] | None = None) -> bytes:
@@ -115,7 +116,8 @@ def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: lis
             writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
         if labels is not None:
             writer.add_key_value_metadata({"groups": json.dumps(labels)})
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def read_groups(uri: str) -> list[tuple[int, int]]:
@@ -194,7 +196,7 @@ def first_schema(files: Sequence[FileEntry], store: Store) -> tuple[FileEntry, p
     raise UsageError(f"none of {len(files)} .parquet files can be read as such; {reason}")
 
 
-def record_table(columns: Mapping[str, pa.Array | list], fields: Mapping[str, pa.Field]) -> pa.Table:
+def record_table(columns: Mapping[str, pa.Array | list[Any]], fields: Mapping[str, pa.Field]) -> pa.Table:
     """A table of training records; a column that is absent is null. `fields` replaces fields by ones with metadata."""
     rows = len(columns["uid"])
     schema = pa.schema([fields.get(field.name, field) for field in record.SCHEMA])

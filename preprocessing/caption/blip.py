@@ -38,10 +38,11 @@ class BlipCaptioner:
     def _generate(self, pictures: Sequence[Image.Image], min_new_tokens: int | None = None) -> torch.Tensor:
         pixel_values = self._processor(list(pictures), return_tensors="pt").pixel_values.to(self._runtime.device)
         with self._runtime.inference():
-            return self._model.generate(
+            tokens: torch.Tensor = self._model.generate(
                 pixel_values=pixel_values,
                 max_new_tokens=self._longest,
                 min_new_tokens=min_new_tokens,
                 num_beams=1,
                 do_sample=False,
             )
+        return tokens

@@ -23,7 +23,14 @@ from PIL import Image
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
-from realcustom.preprocessing.http_retry import is_passing, no_answer, retry_after, run_in_thread
+from realcustom.preprocessing.http_retry import (
+    TryAgain,
+    is_passing,
+    no_answer,
+    retry_after,
+    run_in_thread,
+    with_retries,
+)
 from realcustom.preprocessing.settings import CaptionSettings
 from realcustom.retry import RetrySettings
 
@@ -44,14 +51,6 @@ T = TypeVar("T")
 
 class EndpointRefused(UsageError):
     """The endpoint does not caption, and going on would not help."""
-
-
-class _TryAgain(Exception):
-    """An answer that may be another one later. `fault`: what it can be of the row's if it lasts; None: nothing."""
-
-    def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
-        super().__init__(what)
-        self.what, self.after, self.fault = what, after, fault
 
 
 class EndpointCaptioner:
@@ -79,7 +78,7 @@ class EndpointCaptioner:
     async def _models(self) -> list[str] | None:
         async with self._client() as client:
             # not patient: a wrong address is to be said soon
-            response = await self._with_retries(lambda: self._send(client, "GET", "models"), self._retries)
+            response = await self._patiently(lambda: self._send(client, "GET", "models"), self._retries)
         try:
             return [str(entry["id"]) for entry in response.json()["data"]]
         except (ValueError, KeyError, TypeError):
@@ -117,7 +116,7 @@ class EndpointCaptioner:
 
     async def _caption(self, client: httpx.AsyncClient, picture: Image.Image) -> str:
         body = self._request(picture)
-        return await self._with_retries(lambda: self._ask(client, body), self._endpoint.retries)
+        return await self._patiently(lambda: self._ask(client, body), self._endpoint.retries)
 
     async def _check_plain(self, client: httpx.AsyncClient) -> None:
         """Raise EndpointRefused if a plain picture fails as well: then the endpoint is down, whatever still answers there."""
@@ -145,18 +144,13 @@ class EndpointCaptioner:
             "seed": self._endpoint.seed,
         }
 
-    async def _with_retries(self, action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
-        for attempt in range(1, retries.attempts + 1):
-            try:
-                return await action()
-            except _TryAgain as error:
-                if attempt == retries.attempts:
-                    message = f"{error.what}, tried {retries.attempts} times"
-                    if error.fault is not None:
-                        raise DataError(error.fault, message) from error
-                    raise self._down(message) from error
-                await asyncio.sleep(max(retries.wait(attempt), error.after))
-        raise AssertionError("attempts is at least 1")
+    async def _patiently(self, action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
+        try:
+            return await with_retries(action, retries)
+        except TryAgain as error:
+            if error.fault is not None:
+                raise DataError(error.fault, error.what) from error
+            raise self._down(error.what) from error
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:
         """One try. The answer, unless it says to try again or that nothing will help."""
@@ -166,11 +160,11 @@ class EndpointCaptioner:
             async with asyncio.timeout(self._endpoint.timeout):
                 response = await client.request(method, address, json=body)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            raise _TryAgain(no_answer(error), fault=fault) from error
+            raise TryAgain(no_answer(error), fault=fault) from error
         status = response.status_code
         if is_passing(status):
             after = retry_after(response.headers.get("retry-after"))
-            raise _TryAgain(f"HTTP {status}", after, None if status in _BUSY else fault)
+            raise TryAgain(f"HTTP {status}", after, None if status in _BUSY else fault)
         if status in (401, 403):
             state = "the key in it is refused" if self._key else "it is not set"
             variable = self._endpoint.key_variable
@@ -194,7 +188,7 @@ class EndpointCaptioner:
             caption = " ".join((text or "").encode("utf-8", "replace").decode().split())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             what = f"the answer is no chat completion: {self._said(response)}"
-            raise _TryAgain(what, fault=DataFault.UNREADABLE_ANSWER) from error
+            raise TryAgain(what, fault=DataFault.UNREADABLE_ANSWER) from error
         if refusal or reason == "content_filter" or _APOLOGY.match(caption):
             raise RowDropped(REFUSED, self._plain(str(refusal or caption or reason)))
         if reason == "length":

@@ -57,7 +57,8 @@ class Runtime:
         )
         if report["missing_keys"]:
             raise UsageError(f"{model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
-        return loaded.to(self.device).eval().requires_grad_(False)
+        model_here: M = loaded.to(self.device).eval().requires_grad_(False)
+        return model_here
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -14,8 +14,15 @@ from collections.abc import Sequence
 import httpx
 
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded, naming
-from realcustom.preprocessing.http_retry import is_passing, no_answer, retry_after, run_in_thread
-from realcustom.preprocessing.ingest.url_safety import Target, resolve
+from realcustom.preprocessing.http_retry import (
+    TryAgain,
+    is_passing,
+    no_answer,
+    retry_after,
+    run_in_thread,
+    with_retries,
+)
+from realcustom.preprocessing.ingest.url_safety import UrlTarget, resolve
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.retry import RetrySettings
 
@@ -32,14 +39,6 @@ Result = bytes | RowExcluded
 def download(urls: Sequence[bytes | None], settings: IngestSettings, retries: RetrySettings) -> list[Result]:
     """What each URL gave, in their order: the bytes, or why there are none."""
     return run_in_thread(_Downloader(settings, retries).all(urls))
-
-
-class _TryAgain(Exception):
-    """An answer that may be another one later."""
-
-    def __init__(self, what: str, after: float = 0.0):
-        super().__init__(what)
-        self.what, self.after = what, after  # seconds
 
 
 class _Downloader:
@@ -65,26 +64,20 @@ class _Downloader:
     async def _one(self, client: httpx.AsyncClient, url: bytes | None) -> Result:
         try:
             with naming(f"URL {url!r}"):
-                return await self._with_retries(client, _text(url))
+                return await self._patiently(client, _text(url))
         except RowExcluded as why:
             return why
 
-    async def _with_retries(self, client: httpx.AsyncClient, url: str) -> bytes:
-        attempts = self._retries.attempts
-        for attempt in range(1, attempts + 1):
-            try:
-                return await self._follow(client, url)
-            except _TryAgain as error:
-                if attempt == attempts:
-                    message = f"{error.what}, tried {attempts} times: {url}"
-                    raise DataError(DataFault.UNREACHABLE, message) from error
-                await asyncio.sleep(max(self._retries.wait(attempt), error.after))
-        raise AssertionError("attempts is at least 1")
+    async def _patiently(self, client: httpx.AsyncClient, url: str) -> bytes:
+        try:
+            return await with_retries(lambda: self._follow(client, url), self._retries)
+        except TryAgain as error:
+            raise DataError(DataFault.UNREACHABLE, f"{error.what}: {url}") from error
 
     async def _follow(self, client: httpx.AsyncClient, url: str) -> bytes:
         """One try: the picture, through redirects, each of them judged as the first URL was."""
         for _ in range(MAX_REDIRECTS + 1):
-            host = Target.parse(url).host
+            host = UrlTarget.parse(url).host
             async with self._hosts[host], self._all:
                 answer = await self._guarded_get(client, url)
             if isinstance(answer, bytes):
@@ -97,20 +90,20 @@ class _Downloader:
             async with asyncio.timeout(self._settings.download.timeout):
                 return await self._get(client, url)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            raise _TryAgain(no_answer(error)) from error
+            raise TryAgain(no_answer(error)) from error
         except OSError as error:  # of the look-up of a name
-            raise _TryAgain(f"no such host ({type(error).__name__})") from error
+            raise TryAgain(f"no such host ({type(error).__name__})") from error
 
     async def _get(self, client: httpx.AsyncClient, url: str) -> bytes | str:
         """The body, or where a redirect leads."""
-        target = Target.parse(url)
+        target = UrlTarget.parse(url)
         request = await resolve(target, self._settings.private_addresses)
         async with client.stream(
             "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
         ) as response:
             status, headers = response.status_code, response.headers
             if is_passing(status):
-                raise _TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))
+                raise TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))
             moved = status in _REDIRECTS and "location" in headers
             if status != httpx.codes.OK and not moved:
                 raise RowDropped(f"http_{status}", url)

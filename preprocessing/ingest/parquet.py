@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +14,6 @@ import pyarrow.parquet as pq
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
-from realcustom.preprocessing.ingest.columns import to_json
 from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text, too_large
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
@@ -66,7 +68,8 @@ def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
 
 def _to_pylist(batch: pa.RecordBatch) -> list[dict[str, Any] | DataError]:
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any] | DataError] = batch.to_pylist()
+        return rows
     except (ValueError, OverflowError):  # of one value somewhere
         return [_row(batch.slice(index, 1)) for index in range(len(batch))]
 
@@ -89,14 +92,14 @@ def _as_text(column: pa.Array) -> str:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp(column.type.unit))  # in UTC: the zone may be what is wrong
     try:
-        return column.cast(pa.string())[0].as_py()
+        return str(column.cast(pa.string())[0].as_py())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return " ".join(column.to_string().split())
 
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
@@ -161,3 +164,35 @@ def sample_of(data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sam
         view_group=optional_text(row.get(VIEW_GROUP)),
         columns=to_json(others),
     )
+
+
+def to_json(values: Mapping[str, Any]) -> str | None:
+    """A row's columns that no stage reads, by name, as JSON: one schema, whatever tables a corpus has. None: there are none.
+
+    Bytes become base64, dates and times ISO 8601, numbers that are not finite null, and in texts that are not UTF-8 each
+    broken byte U+FFFD. What else JSON does not know becomes its text.
+    """
+    if not values:
+        return None
+    return json.dumps(_plain(dict(values)), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_valid_text(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return _valid_text(value)
+
+
+def _valid_text(value: Any) -> str:
+    """Valid text; lone surrogates, which stand for bytes that were none, replaced."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -20,14 +20,14 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class UrlTarget:
     """A URL whose scheme and form are in order."""
 
     url: httpx.URL
     host: str
 
     @classmethod
-    def parse(cls, url: str) -> Target:
+    def parse(cls, url: str) -> UrlTarget:
         """Raises DataError for what is no URL, RowDropped for another scheme than http and https."""
         try:
             parsed = httpx.URL(url)
@@ -52,7 +52,7 @@ class Request:
     extensions: dict[str, Any] = field(default_factory=dict)
 
 
-async def resolve(target: Target, private_addresses: bool) -> Request:
+async def resolve(target: UrlTarget, private_addresses: bool) -> Request:
     """Look the host up and judge where it is.
 
     Raises:

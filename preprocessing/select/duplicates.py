@@ -136,7 +136,8 @@ class _Best(Wanted):
     def may_matter(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Whether the better one could still be among the best that the worse one has."""
         better, worse = self._sides(left, right)
-        return better < np.minimum(self._limits[worse], worse)
+        matters: np.ndarray = better < np.minimum(self._limits[worse], worse)
+        return matters
 
     def trim(self, pairs: np.ndarray) -> np.ndarray:
         """Sorted by the worse one's place, then by the better one's."""

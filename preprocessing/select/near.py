@@ -142,7 +142,8 @@ def hash_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     differ, ours, theirs = (
         np.bitwise_count(words).sum(axis=1, dtype=np.int64) for words in (left ^ right, left, right)
     )
-    return differ * 256 / np.maximum(1, ours + theirs)
+    distances: np.ndarray = differ * 256 / np.maximum(1, ours + theirs)
+    return distances
 
 
 def _tints(left: np.ndarray, i: np.ndarray, view: int, right: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -174,7 +175,8 @@ def tint_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 def _over_channels(function: np.ufunc, pixels: np.ndarray) -> np.ndarray:
     """A reduction over the last axis, of three: many times faster so than by numpy's `reduce`."""
     red, green, blue = np.moveaxis(pixels, -1, 0)
-    return function(function(red, green), blue)
+    reduced: np.ndarray = function(function(red, green), blue)
+    return reduced
 
 
 class BandIndex:
@@ -222,7 +224,8 @@ class _Band:
 
     def finds(self, difference: np.ndarray) -> np.ndarray:
         """Whether pairs that differ in these bits, uint64 (k,), share a key of the band: bool (k,)."""
-        return np.bitwise_count((difference >> self._shift) & self._mask) <= self._share
+        found: np.ndarray = np.bitwise_count((difference >> self._shift) & self._mask) <= self._share
+        return found
 
     def look_up(self, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs (index into `keys`, index into `values`) with equal keys, at most `_BUDGET` at a time."""
@@ -251,7 +254,7 @@ def choose_bands(rows: int, radius: int) -> list[tuple[int, int, int]]:
 
     def cost(bands: list[tuple[int, int, int]]) -> float:
         return sum(
-            sum(math.comb(width, flipped) for flipped in range(share + 1)) * (_LOOK_UP + _COMPARE * rows / 2**width)
+            sum(math.comb(width, flipped) for flipped in range(share + 1)) * (_LOOK_UP + _COMPARE * rows / (1 << width))
             for _, width, share in bands
         )
 

@@ -74,8 +74,10 @@ def check_scores(settings: SelectSettings, description: dict[str, Any] | None) -
 
 def integers(column: pa.ChunkedArray) -> np.ndarray:
     """A column of integers as int64."""
-    return column.to_numpy().astype(np.int64)
+    values: np.ndarray = column.to_numpy().astype(np.int64)
+    return values
 
 
 def _score(scores: pa.StructArray, name: str) -> np.ndarray:
-    return scores.field(name).to_numpy(zero_copy_only=False).astype(np.float64)  # null -> nan, which fails no check
+    values: np.ndarray = scores.field(name).to_numpy(zero_copy_only=False).astype(np.float64)
+    return values  # null -> nan, which fails no check

@@ -46,7 +46,8 @@ def check_uids(units: Sequence[Unit], store: Store) -> None:
 def _uids(uri: str, store: Store) -> list[str]:
     table = store.call(lambda place: tables.read_columns(place, ["uid"], (_UID,)), uri)
     tables.require_filled(table, ["uid"], uri)
-    return table["uid"].to_pylist()
+    uids: list[str] = table["uid"].to_pylist()
+    return uids
 
 
 def _marks(uids: Sequence[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ class _Query:
 
     row: int
     picture: Image.Image
-    target: dict  # word, start, end
+    target: dict[str, Any]  # word, start, end
 
 
 class Subjects:
@@ -56,7 +57,7 @@ class Subjects:
         tables.require_columns(table.schema, needed, f"subjects, unit {unit.name}")
         ledger = RowLedger(table, unit.name)
         rejected: dict[int, Counter[str]] = defaultdict(Counter)
-        records: dict[int, list[dict]] = defaultdict(list)
+        records: dict[int, list[dict[str, Any]]] = defaultdict(list)
         targets = table["targets"].to_pylist()
         size = fixed_batch(self._settings.batch_size)
         for batch, pictures in ledger.picture_batches(size):
@@ -127,7 +128,7 @@ class Subjects:
 
     def _segment(
         self, candidates: list[tuple[_Query, Detection]], rejected: dict[int, Counter[str]]
-    ) -> list[tuple[_Query, dict]]:
+    ) -> list[tuple[_Query, dict[str, Any]]]:
         """The subjects of candidates whose masks pass the checks."""
         size = fixed_batch(self._settings.batch_size)
         boxes = [detection.box for _, detection in candidates]
@@ -166,7 +167,7 @@ class Subjects:
             return "box_and_mask_disagree"
         return None
 
-    def _distinct(self, found: list[dict], rejected: Counter[str]) -> list[dict]:
+    def _distinct(self, found: list[dict[str, Any]], rejected: Counter[str]) -> list[dict[str, Any]]:
         """A picture's subjects without those that show what a better one shows, whichever words found the two."""
         taken: list[int] = []
         for index in sorted(range(len(found)), key=lambda index: -found[index]["detection"]):
@@ -178,7 +179,7 @@ class Subjects:
                 taken.append(index)
         return [found[index] for index in sorted(taken)]
 
-    def _records(self, table: pa.Table, kept: list[tuple[int, dict]]) -> pa.Table:
+    def _records(self, table: pa.Table, kept: list[tuple[int, dict[str, Any]]]) -> pa.Table:
         """The records in the order of their pictures, each with the uids of its other views in the unit."""
         parents: list[str] = table["uid"].to_pylist()
         groups: list[str | None] = table["view_group"].to_pylist()
@@ -197,7 +198,7 @@ class Subjects:
             same = views.get((groups[row] or "", values["target"]["word"].lower()), [])
             view_uids.append([uid for uid, parent in same if parent != parents[row]])
         picked = pa.array([row for row, _ in kept], type=pa.int64())
-        columns: dict[str, pa.Array | list] = {name: table[name].take(picked) for name in _COPIED}
+        columns: dict[str, pa.Array | list[Any]] = {name: table[name].take(picked) for name in _COPIED}
         columns |= {"uid": uids, "parent_uid": [parents[row] for row, _ in kept], "view_uids": view_uids}
         for name, part in (("target_word", "word"), ("target_start", "start"), ("target_end", "end")):
             columns[name] = [values["target"][part] for _, values in kept]
@@ -206,7 +207,7 @@ class Subjects:
         columns["scores"] = self._scores(table, kept)
         return tables.record_table(columns, self._fields(table.schema))
 
-    def _scores(self, table: pa.Table, kept: list[tuple[int, dict]]) -> list[dict]:
+    def _scores(self, table: pa.Table, kept: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
         known = table["scores"].to_pylist() if "scores" in table.schema.names else [{}] * table.num_rows
         names = ("detection", "segmentation")
         return [{**(known[row] or {}), **{name: values[name] for name in names}} for row, values in kept]

@@ -19,7 +19,7 @@ from realcustom.preprocessing.errors import DataError, RowDropped, TooManyErrors
 from realcustom.preprocessing.ingest import urls
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.download import opted_out
-from realcustom.preprocessing.ingest.url_safety import Target, is_public, resolve
+from realcustom.preprocessing.ingest.url_safety import UrlTarget, is_public, resolve
 from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     DownloadSettings,
@@ -117,18 +117,18 @@ def test_a_redirect_is_judged_as_the_first_url_was() -> None:
     # what _follow does with each hop
     for url in ("http://127.0.0.1/", "http://[fe80::1]/", "http://0.0.0.0/"):
         with pytest.raises(RowDropped, match="private_address"):
-            asyncio.run(resolve(Target.parse(url), private_addresses=False))
+            asyncio.run(resolve(UrlTarget.parse(url), private_addresses=False))
     for url, error in (("file:///etc/passwd", RowDropped), ("gopher://x/", RowDropped), ("//x/y", DataError)):
         with pytest.raises(error):
-            Target.parse(url)
-    request = asyncio.run(resolve(Target.parse("https://user:word@1.1.1.1:8443/a?b=c"), private_addresses=False))
+            UrlTarget.parse(url)
+    request = asyncio.run(resolve(UrlTarget.parse("https://user:word@1.1.1.1:8443/a?b=c"), private_addresses=False))
     assert str(request.url) == "https://1.1.1.1:8443/a?b=c" and request.host_header == "1.1.1.1:8443"
 
 
 @pytest.mark.parametrize("url", ["http://xn--a/", "http://xn--/", ":http://x]/", "http://\0/", "http:///x", ""])
 def test_what_is_no_url_is_a_fault_of_its_row(url: str) -> None:
     with pytest.raises((DataError, RowDropped)):
-        Target.parse(url)
+        UrlTarget.parse(url)
 
 
 def test_public_addresses() -> None:
@@ -141,9 +141,9 @@ def test_public_addresses() -> None:
 
 def test_the_host_that_was_named_is_the_one_that_is_asked(server: PictureServer) -> None:
     url = server.url.replace("127.0.0.1", "localhost")
-    request = asyncio.run(resolve(Target.parse(f"{url}/a"), private_addresses=True))
+    request = asyncio.run(resolve(UrlTarget.parse(f"{url}/a"), private_addresses=True))
     assert request.url.host == "127.0.0.1" and request.host_header == httpx.URL(url).netloc.decode()
-    secure = asyncio.run(resolve(Target.parse("https://localhost/a"), private_addresses=True))
+    secure = asyncio.run(resolve(UrlTarget.parse("https://localhost/a"), private_addresses=True))
     assert secure.extensions == {"sni_hostname": "localhost"}
 
 
