@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from realcustom.preprocessing.catalogue import CATALOGUE
+
 ROOT = Path(__file__).parent.parent
 MIDDLE = {"preprocessing", "training", "inference", "evaluation", "sprites"}
 FOLDERS = {"realcustom", "pipeline"} | MIDDLE
@@ -177,6 +179,37 @@ def test_no_modules_import_each_other() -> None:
 def test_a_planted_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def names_of_stages(source: str) -> set[str]:
+    """The stages that `source` names: as a string, as a part of an import, or as a section of the settings."""
+    stages = set(CATALOGUE)
+    found = set[str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {node.value} & stages
+        elif isinstance(node, ast.ImportFrom):
+            found |= set((node.module or "").split(".")) & stages
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("settings"):
+            found |= {node.attr} & stages
+    return found
+
+
+def test_the_engine_names_no_stage() -> None:
+    found = {path.name: names_of_stages(path.read_text()) for path in (ROOT / "preprocessing/engine").glob("*.py")}
+    assert len(found) > 10 and not any(found.values()), found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if job.name == "ingest":\n    pass',
+        "from realcustom.preprocessing.score.stage import Score",
+        "limit = job.settings.select.partition_rows",
+    ],
+)
+def test_a_stage_named_in_the_engine_is_found(source: str) -> None:
+    assert len(names_of_stages(source)) == 1
 
 
 def test_the_links_in_the_namespace_are_the_folders() -> None:
