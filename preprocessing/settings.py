@@ -7,7 +7,8 @@ The sections `ingest` to `export` and `compute` decide what the output is and so
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 from urllib.parse import urlsplit
 
 from realcustom.errors import UsageError
@@ -342,6 +343,11 @@ class ExecutionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """The section of a stage that can be told nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessSettings:
     """All of preprocessing."""
 
@@ -354,6 +360,10 @@ class PreprocessSettings:
     export: ExportSettings = field(default_factory=ExportSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+
+    def section(self, stage: str) -> Any:
+        """A stage's own settings; a stage that has none has no section here."""
+        return getattr(self, stage) if any(own.name == stage for own in fields(self)) else NoSettings()
 
 
 def fixed_batch(batch_size: int | BatchSize) -> int:

@@ -84,7 +84,7 @@ class Stage:
 
     def section(self, settings: PreprocessSettings) -> Any:
         """The stage's own settings."""
-        return getattr(settings, self.name)
+        return settings.section(self.name)
 
     def job(
         self,

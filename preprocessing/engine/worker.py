@@ -68,7 +68,7 @@ class Job:
     @property
     def section(self) -> Any:
         """The stage's own settings."""
-        return getattr(self.settings, self.name)
+        return self.settings.section(self.name)
 
     @property
     def store(self) -> Store:
