@@ -92,7 +92,7 @@ def run_stage(
             "%s: the stage before has not finished %s: only the units that are there are read", stage.name, input
         )
     if todo or plan.gone:
-        _clear(directory, plan, todo, progress)
+        _clear(stage.name, directory, plan, todo)
     total, ends = _run_units(job, todo, directory, plan, executor, progress)
     report = make_report(description, total, units=len(plan.done) + len(todo), extra=prepared.report)
     left = len(plan.todo) - len(todo)
@@ -103,7 +103,9 @@ def run_stage(
     seconds = time.monotonic() - began
     if left:
         per_unit = seconds / max(1, len(todo))
-        progress.say(f"{left} units left; at {per_unit:.1f} s a unit they take about {left * per_unit:.0f} s")
+        logger.info(
+            "%s: %d units left; at %.1f s a unit they take about %.0f s", stage.name, left, per_unit, left * per_unit
+        )
     return StageResult(
         directory=job.directory,
         report=report,
@@ -183,13 +185,13 @@ def _prepare(
     return prepared, make_plan(prepared.units, directory.manifests(), directory.rows_present())
 
 
-def _clear(directory: StageDirectory, plan: Plan, todo: Sequence[Unit], progress: Progress) -> None:
+def _clear(name: str, directory: StageDirectory, plan: Plan, todo: Sequence[Unit]) -> None:
     """Before anything changes: the report, which says that the stage is complete, and what is out of date."""
     directory.store.delete(storage.join(directory.uri, "report.json"))
     names = {unit.name for unit in todo}
     directory.remove(manifest for manifest in plan.stale if manifest.unit in names)
     if plan.gone:
-        progress.say(f"{len(plan.gone)} units are no longer in the input and are removed")
+        logger.info("%s: %d units are no longer in the input and are removed", name, len(plan.gone))
         directory.remove(plan.gone, with_outputs=True)
 
 

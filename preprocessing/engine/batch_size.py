@@ -25,7 +25,7 @@ def is_auto(job: Job) -> bool:
 
 
 def fix_batch_size(job: Job, output: str, probe: Callable[[Job], int]) -> PreprocessSettings:
-    """The settings with a number in the place of `auto`: the one that is written down below `output`, else `probe`'s."""
+    """The settings with a number instead of `auto`: the one that is written down below `output`, else `probe`'s."""
     store = job.store
     uri = storage.join(output, "probes", f"{posixpath.basename(job.directory)}.json")
     if store.exists(uri):

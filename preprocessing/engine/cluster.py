@@ -28,7 +28,7 @@ def task_limit(job: Job) -> int | None:
 
     `execution.workers`; else, where Ray is this machine alone, its cores. An embedded Ray declares more CPUs than there
     are cores, for pools that wait for each other. Tasks beyond the cores would only start more workers, each a second
-    or two of CPU, and crowd the caches.
+    or two of CPU, and compete for the caches.
     """
     if job.settings.execution.workers is not None:
         return job.settings.execution.workers

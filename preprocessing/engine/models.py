@@ -78,7 +78,7 @@ def pad_batch(items: Sequence[T], size: int) -> list[T]:
 
 
 def blank_pictures(number: int) -> list[Image.Image]:
-    """What a batch size is tried with: processors bring pictures of any size to their model's one shape."""
+    """Pictures to try a batch size with: processors scale any size to their model's one shape."""
     return [Image.new("RGB", (64, 64))] * number
 
 

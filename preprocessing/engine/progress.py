@@ -20,7 +20,7 @@ class Progress:
         self._first: float | None = None  # when the first unit was done: before it workers started and loaded models
         self._counts = Counts()
         if done:
-            self.say(f"{done} of {total} units are done already")
+            self._log(f"{done} of {total} units are done already")
 
     def unit_done(self, counts: Counts) -> None:
         """Count a unit and say how it goes."""
@@ -30,10 +30,9 @@ class Progress:
         self._first = self._first or now
         if now - self._last >= self._every or self._done == self._total:
             self._last = now
-            self.say(self._line(now - self._start, now - self._first))
+            self._log(self._line(now - self._start, now - self._first))
 
-    def say(self, text: str) -> None:
-        """A line of the stage."""
+    def _log(self, text: str) -> None:
         logger.info("%s: %s", self._stage, text)
 
     def _line(self, seconds: float, since_first: float) -> str:

@@ -74,7 +74,7 @@ def _without_stages(entries: Sequence[FileEntry]) -> list[FileEntry]:
 def _source(
     uri: str, entries: Sequence[FileEntry], settings: IngestSettings, store: Store
 ) -> tuple[SourceKind, list[FileEntry]]:
-    """What the corpus is, and its files."""
+    """The kind of the corpus, and its files."""
     parquet = [entry for entry in entries if entry.name.endswith(".parquet")]
     sheets = [entry for entry in entries if entry.name.endswith(".csv")]
     by_kind = {

@@ -1,4 +1,4 @@
-"""Pictures fetched by URL over HTTP: politely, within limits, and only from where an untrusted table may lead.
+"""Pictures fetched by URL over HTTP, within limits, and only from where an untrusted table may lead.
 
 A server that says no, a robots opt-out, and an address that is not to be followed are rules: the row is dropped under
 that name. No answer after all tries is a fault: many of them stop the job, as an outage of the network must.

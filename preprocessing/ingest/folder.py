@@ -24,7 +24,7 @@ UNLISTED = "not_in_metadata"
 
 
 def sidecar_name(name: str) -> str:
-    """What a file beside a picture is looked up by, its extension in lower case; empty for other files."""
+    """The name that a file beside a picture is looked up by, its extension in lower case; empty for other files."""
     stem, extension = posixpath.splitext(name)
     return stem + extension.lower() if extension.lower() in SIDECARS else ""
 

@@ -1,4 +1,4 @@
-"""Stage `score`: what a picture is worth, computed once. No row is dropped here; thresholds are `select`'s.
+"""Stage `score`: sharpness and neural scores of every picture, computed once. No row is dropped here.
 
 Without models only sharpness is computed, and torch is not loaded.
 """

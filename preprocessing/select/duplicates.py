@@ -51,7 +51,7 @@ COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "image_bytes",
 
 @dataclass(frozen=True, kw_only=True)
 class Twins:
-    """Pictures that no search can tell from a better one: they share that one's fate."""
+    """Pictures that no search can tell from a better one: they stay or go with that one."""
 
     numbers: np.ndarray  # int64 (n,)
     of: np.ndarray  # int64 (n,), the better one's number

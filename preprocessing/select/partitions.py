@@ -24,7 +24,9 @@ from realcustom.preprocessing.settings import SelectSettings
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
 _MOST_PARTS = 20_000_000  # that the driver is to know of, half a kilobyte each
-_CROWDED = 4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, and some are popular
+_CROWDED = (
+    4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, and some patterns are frequent
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def _chosen(by_priority: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, twins: Iterable[Twins]) -> Copies:
-    """The dropped ones with those that share their fate, or that of one that stays."""
+    """The dropped ones, each with its twins; and the twins of those that stay."""
     order = np.argsort(numbers)
     numbers, survivors, equal = (values[order] for values in (numbers, survivors, equal))
     parts = [(numbers, survivors, equal)]
