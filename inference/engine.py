@@ -246,7 +246,7 @@ def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_e
         adapter=adapter,
         image_encoder=image_encoder,
         device=settings.device,
-        torch_dtype=getattr(torch, settings.dtype.value),
+        torch_dtype=settings.dtype.to_torch(),
     )
     return Engine(
         pipeline,

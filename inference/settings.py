@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, fields
 
+from realcustom.dtype import Dtype
 from realcustom.errors import UsageError
-
-
-class Dtype(enum.Enum):
-    """Number format of the models' weights."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 @dataclass(frozen=True, kw_only=True)

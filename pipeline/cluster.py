@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from realcustom.errors import UsageError
+from realcustom.machine import available_cores
 
 LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
 PATIENCE_SECONDS = 5.0  # for an address to accept a connection
@@ -55,7 +56,7 @@ def start_local(num_cpus: int | None = None) -> str:
     _prepare_environment()
     import ray
 
-    cpus = num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1)
+    cpus = num_cpus or max(LOCAL_CPUS, available_cores())
     try:
         return _init_local(cpus)
     except Exception as error:  # a loaded machine misses Ray's fixed time limits now and then

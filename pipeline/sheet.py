@@ -12,9 +12,9 @@ import jinja2
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco
 
 from realcustom import storage
+from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.pipeline.page import around, data_uri
 from realcustom.pipeline.sheet_aside import aside_samples, spread
@@ -134,7 +134,7 @@ def _picture(row: dict[str, Any]) -> str:
     small = _fit(picture, SIDE)
     size, scale = small.size, max(small.size) / max(picture.size)
     if mask is not None:
-        inside = np.asarray(coco.decode({"size": mask["size"], "counts": mask["counts"]}), dtype=np.uint8) * 255
+        inside = decode_mask(mask).astype(np.uint8) * 255
         inside_small = Image.fromarray(inside).resize(size, Image.Resampling.BOX).point(lambda value: value * 0.45)
         small.paste(Image.new("RGB", size, TINT), mask=inside_small)
     if box is not None:

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 from PIL import Image
-from pycocotools import mask as coco
 
 from realcustom import record
 from realcustom.base import Base, encode_pixels, encode_prompts, load_base
+from realcustom.cells import decode_mask, encode_tensor, mask_area
 from realcustom.image_encoder import ImageEncoder, load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.preprocessing import tables
@@ -25,16 +25,11 @@ from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.models import Runtime, blank_pictures, pad_batch
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, naming
-from realcustom.preprocessing.settings import CacheDtype, EncodeSettings, fixed_batch
+from realcustom.preprocessing.settings import EncodeSettings, fixed_batch
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
 LATENTS, TEXT, IMAGE = "latents", "text_features", "image_features"
-_DTYPES = {
-    CacheDtype.FLOAT32: torch.float32,
-    CacheDtype.FLOAT16: torch.float16,
-    CacheDtype.BFLOAT16: torch.bfloat16,
-}
 
 
 class Encode:
@@ -85,7 +80,7 @@ class Encode:
         result = ledger.rows().select(record.SCHEMA.names)
         for name in (LATENTS, TEXT, IMAGE):
             if features[name] or self._makes(name):
-                cells = [pack(features[name][row], self._settings.dtype) for row in kept]
+                cells = [encode_tensor(features[name][row], self._settings.dtype) for row in kept]
                 result = tables.with_column(result, self._field(name), cells)
         if not self._settings.keep_image:
             field = result.schema.field("image")
@@ -122,7 +117,7 @@ class Encode:
         return {name: tensor[: len(pictures)].float().cpu() for name, tensor in found.items()}
 
     def _reference(self, picture: Image.Image, cell: dict[str, Any] | None) -> Image.Image:
-        mask = coco.decode({"size": cell["size"], "counts": cell["counts"]}).astype(bool) if cell is not None else None
+        mask = None if cell is None else decode_mask(cell)
         return prepare_reference(picture, mask, self._method.image_encoder)
 
     def _field(self, name: str) -> pa.Field:
@@ -135,15 +130,8 @@ class Encode:
         return tables.made_by(record.SCHEMA.field(name), model, **details)
 
 
-def pack(tensor: torch.Tensor, dtype: CacheDtype) -> dict[str, Any]:
-    """A tensor as the record's cell (`record.TENSOR`)."""
-    values = tensor.to(_DTYPES[dtype]).contiguous()
-    data = values.view(torch.uint8) if values.dim() else values.reshape(1).view(torch.uint8)
-    return {"data": data.numpy().tobytes(), "shape": list(values.shape), "dtype": dtype.value}
-
-
 def _require_mask(cell: dict[str, Any] | None) -> None:
-    if cell is None or not coco.area({"size": cell["size"], "counts": cell["counts"]}):
+    if cell is None or not mask_area(cell):
         raise DataError(DataFault.MISSING_MASK, "reference=crop needs subject_mask, which is null or empty")
 
 

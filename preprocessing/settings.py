@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from realcustom.dtype import Dtype
 from realcustom.errors import UsageError
 from realcustom.preprocessing.ingest.captions import parse_join, template_fields
 from realcustom.retry import RetrySettings
@@ -37,14 +38,6 @@ class CaptionPolicy(enum.Enum):
 
     ALT_TEXT = "alt_text"
     SYNTHETIC = "synthetic"
-
-
-class CacheDtype(enum.Enum):
-    """Number format of cached tensors."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
 
 
 class Device(enum.Enum):
@@ -281,7 +274,7 @@ class EncodeSettings:
     text_features: bool = True
     image_features: bool = True
     resolution: int = 512  # pixels: shorter side scaled to it, centre square encoded
-    dtype: CacheDtype = CacheDtype.FLOAT16
+    dtype: Dtype = Dtype.FLOAT16
     batch_size: int | BatchSize = 8  # records per forward
     keep_image: bool = True  # false: records hold no picture, only the caches
 

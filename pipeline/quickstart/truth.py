@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pycocotools import mask as coco
 
 from realcustom import storage
+from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.sprites.inspect_zoo import IOU, box_iou, mask_iou
 from realcustom.sprites.world import SIZE
@@ -50,7 +50,7 @@ def measure_models(captioned: pa.Table, records: pa.Table, truth: Mapping[str, M
         if hit:
             found.add(record["parent_uid"])
         bits = np.unpackbits(np.frombuffer(true["mask"], np.uint8)).reshape(SIZE, SIZE).astype(bool)
-        mask = coco.decode(record["subject_mask"]).astype(bool)
+        mask = decode_mask(record["subject_mask"])
         mask_ious.append(mask_iou(mask, bits))
     captions = [((row["synthetic_caption"] or "").split(), truth[row["uid"]]) for row in rows]
     backgrounds = [true["background"] in words for words, true in captions]

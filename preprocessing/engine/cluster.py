@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 from collections.abc import Sequence
 
 import ray
 
+from realcustom.machine import available_cores
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.settings import Device
@@ -34,18 +33,13 @@ def task_limit(job: Job) -> int | None:
         return job.settings.execution.workers
     nodes = [node for node in ray.nodes() if node["Alive"]]
     alone = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
-    return cores() if alone else None
+    return available_cores() if alone else None
 
 
 def task_workers(job: Job, units: Sequence[Unit]) -> int:
     """How many workers the tasks of a stage without models have, by what the cluster is now."""
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     return min(task_limit(job) or cpus, cpus, len(units))
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _lacking(job: Job) -> str | None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pycocotools import mask as coco
 
 from realcustom import record
+from realcustom.cells import encode_mask, mask_iou
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.models import Runtime, blank_pictures
@@ -139,11 +139,10 @@ class Subjects:
             if reason is not None:
                 rejected[query.row][reason] += 1
                 continue
-            counts = coco.encode(np.asfortranarray(segment.mask.astype(np.uint8)))
             values = {
                 "target": query.target,
                 "subject_image": to_png(cut_out(query.picture, segment.mask)),
-                "subject_mask": {"size": counts["size"], "counts": counts["counts"]},
+                "subject_mask": encode_mask(segment.mask),
                 "subject_box": detection.box,
                 "detection": detection.score,
                 "segmentation": segment.score,
@@ -172,8 +171,8 @@ class Subjects:
         taken: list[int] = []
         for index in sorted(range(len(found)), key=lambda index: -found[index]["detection"]):
             masks = [found[other]["subject_mask"] for other in taken]
-            overlaps = coco.iou([found[index]["subject_mask"]], masks, [0] * len(masks)) if masks else np.zeros(1)
-            if overlaps.max() > self._settings.max_mask_overlap:
+            overlaps = mask_iou(found[index]["subject_mask"], masks)
+            if overlaps.max(initial=0.0) > self._settings.max_mask_overlap:
                 rejected["overlapping_mask"] += 1
             else:
                 taken.append(index)

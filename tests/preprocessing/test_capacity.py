@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from realcustom.machine import available_cores
 from realcustom.preprocessing.catalogue import INGEST, SCORE
 from realcustom.preprocessing.engine import cluster
-from realcustom.preprocessing.engine.cluster import cores, fit_to_cluster, task_limit, task_workers
+from realcustom.preprocessing.engine.cluster import fit_to_cluster, task_limit, task_workers
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import Job
 from realcustom.preprocessing.settings import (
@@ -50,8 +51,8 @@ def test_workers_share_what_a_host_is_asked(
 
 def test_tasks_on_this_machine_alone_are_as_many_as_its_cores(ray_cluster: str) -> None:
     free, bound = job(4, None), job(4, 3)
-    assert task_limit(free) == cores() and task_limit(bound) == 3
-    assert task_workers(free, UNITS) == min(cores(), 8) and task_workers(bound, UNITS[:2]) == 2
+    assert task_limit(free) == available_cores() and task_limit(bound) == 3
+    assert task_workers(free, UNITS) == min(available_cores(), 8) and task_workers(bound, UNITS[:2]) == 2
 
 
 def test_a_cluster_of_several_machines_bounds_its_tasks_itself(

@@ -16,13 +16,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from realcustom.base import encode_pixels, encode_prompts, load_base
+from realcustom.dtype import Dtype
 from realcustom.image_encoder import load_image_encoder
 from realcustom.pixels import centre_square
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SUBJECTS
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.score.clip import load_heads
 from realcustom.preprocessing.settings import (
-    CacheDtype,
     CaptionPolicy,
     CaptionSettings,
     EncodeSettings,
@@ -64,7 +64,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PreprocessSettings:
             base=tiny_base(root / "base"),
             image_encoder=tiny_image_encoder(root / "encoder"),
             resolution=32,
-            dtype=CacheDtype.BFLOAT16,
+            dtype=Dtype.BFLOAT16,
             batch_size=4,
         ),
     )
