@@ -38,7 +38,7 @@ def job(per_host: int, workers: int | None) -> Job:
 def test_workers_share_what_a_host_is_asked(
     ray_cluster: str, monkeypatch: pytest.MonkeyPatch, per_host: int, workers: int | None, units: int, share: int
 ) -> None:
-    monkeypatch.setattr(cluster, "cores", lambda: 5)
+    monkeypatch.setattr(cluster, "available_cores", lambda: 5)
     whole = job(per_host, workers)  # on 8 CPUs
     fitted, notes = fit_to_cluster(whole, UNITS[:units])
     assert fitted.settings.ingest.download.per_host == share
