@@ -2,6 +2,7 @@
 
 One safetensors file. Tensors: the trained ones only, by module path. Metadata: format version, the full settings, which
 base model and image encoder it was trained with, and where it came from. The same adapter gives the same bytes.
+Files are read and written through the caller's `Store`, or one with the default patience.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from realcustom import config, storage
+from realcustom import config
 from realcustom.errors import UsageError
 from realcustom.settings import MethodSettings
+from realcustom.store import Store
 
 FORMAT = "realcustom-adapter-1"
 
@@ -46,7 +48,7 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]]  # of the tensors
 
 
-def save_adapter(uri: str | Path, adapter: Adapter) -> str:
+def save_adapter(uri: str | Path, adapter: Adapter, store: Store | None = None) -> str:
     """Write an adapter atomically to a path or storage URI; returns the file's sha256, 64 hex digits.
 
     Its settings name the image encoder as the adapter does: by identity, not by where a folder lay.
@@ -61,13 +63,13 @@ def save_adapter(uri: str | Path, adapter: Adapter) -> str:
     }
     tensors = {name: adapter.tensors[name].detach().cpu().contiguous() for name in sorted(adapter.tensors)}
     data = _with_sorted_metadata(safetensors.torch.save(tensors, metadata))
-    storage.write_bytes(uri, data)
+    (store or Store()).write(uri, data)
     return hashlib.sha256(data).hexdigest()
 
 
-def load_adapter(uri: str | Path) -> Adapter:
-    """Read an adapter. Raises FileNotFoundError, or ValueError if the file is not one of ours."""
-    data = storage.read_bytes(uri)
+def load_adapter(uri: str | Path, store: Store | None = None) -> Adapter:
+    """Read an adapter. Raises MissingFile, StorageRefused, or UsageError if the file is not one of ours."""
+    data = (store or Store()).read(uri)
     header = _parse_header(data, uri)
     return Adapter(
         tensors=safetensors.torch.load(data),
@@ -78,14 +80,14 @@ def load_adapter(uri: str | Path) -> Adapter:
     )
 
 
-def read_header(uri: str | Path) -> Header:
+def read_header(uri: str | Path, store: Store | None = None) -> Header:
     """What the checkpoint says of itself, without its tensors. Raises as `load_adapter`."""
-    return _parse_header(storage.read_bytes(uri), uri)
+    return _parse_header((store or Store()).read(uri), uri)
 
 
-def adapter_sha256(uri: str | Path) -> str:
+def adapter_sha256(uri: str | Path, store: Store | None = None) -> str:
     """sha256 of the file, 64 hex digits."""
-    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    return hashlib.sha256((store or Store()).read(uri)).hexdigest()
 
 
 def _parse_header(data: bytes, uri: str | Path) -> Header:

@@ -37,6 +37,7 @@ from realcustom.reference import prepare_reference
 from realcustom.sampler import Rows, Sampler
 from realcustom.schedule import check_scheduler, make_scheduler
 from realcustom.settings import MethodSettings, Never, SamplerSettings, TimeIdsOrder, Uncond, without_effect
+from realcustom.store import check_readable
 from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
 
 __all__ = ["RealCustomOutput", "RealCustomPipeline", "Subject"]
@@ -100,11 +101,13 @@ class RealCustomPipeline:
             device: None = CUDA where there is one.
             torch_dtype: of the models' weights; None = float32. Maps, scores and gates are float32 always.
         Raises:
-            ValueError: something is not what it should be; the message says what and what to do.
-            FileNotFoundError: no adapter there.
+            UsageError: something is not what it should be; the message says what and what to do. MissingFile where no
+                adapter is there.
         """
         dtype = torch_dtype or torch.float32
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if adapter is not None:
+            check_readable(str(adapter))  # a wrong address is said at once, an outage is waited through
         checkpoint = None if adapter is None else load_adapter(adapter)
         loaded = load_base(base, device, dtype)
         if checkpoint is None:

@@ -186,7 +186,10 @@ def refusals(doing: str, uri: str) -> Iterator[None]:
 
 
 def check_readable(uri: str) -> None:
-    """Raise StorageRefused within seconds if an object store does not let us list `uri`. Of a local path it says nothing."""
+    """Raise StorageRefused within seconds if an object store lets us neither list nor read `uri`.
+
+    Of a local path it says nothing, nor of what is not there.
+    """
     if not uri.startswith("s3://"):
         return
     import boto3  # type: ignore[import-untyped]
@@ -204,6 +207,10 @@ def check_readable(uri: str) -> None:
         client = boto3.session.Session().client("s3", config=Config(**patience))
         try:
             client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] != "AccessDenied" or not prefix:
+                raise
+            client.head_object(Bucket=bucket, Key=prefix)  # one file may be open to us where its folder is not
         except Exception as error:
             # a store that answers is given more time than one that takes no connection
             if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):

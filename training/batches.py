@@ -21,7 +21,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        store: FeatureStore,
+        features: FeatureStore,
         views: Views,
         settings: TrainSettings,
         num_train_timesteps: int,
@@ -30,11 +30,11 @@ class BatchMaker:
         """Prepare a worker's batches.
 
         Args:
-            store: features by record number.
+            features: by record number.
             views: other views that may stand in as a sample's reference.
             num_train_timesteps: T, of the base model's scheduler.
         """
-        self.store, self.views, self.settings = store, views, settings
+        self.features, self.views, self.settings = features, views, settings
         self.num_train_timesteps, self.world = num_train_timesteps, world
         self._no_text: torch.Tensor | None = None  # (T, D), of the empty caption
 
@@ -59,8 +59,8 @@ class BatchMaker:
             yield self._batch([number for number, _ in rows], draws, weights, 0.0, training=False, times=times)
 
     def _draw(self, number: int, seed: int, epoch: int | str) -> Draw:
-        shape = self.store.get(Kind.LATENTS, number).shape
-        return draw_sample(seed, epoch, self.store.index.uid(number), tuple(shape))
+        shape = self.features.get(Kind.LATENTS, number).shape
+        return draw_sample(seed, epoch, self.features.index.uid(number), tuple(shape))
 
     def _batch(
         self,
@@ -79,7 +79,7 @@ class BatchMaker:
         steps = [int(total * shift * time / (1 + (shift - 1) * time)) for time in times]
         device = self.world.device
         return Batch(
-            latents=_stack([self.store.get(Kind.LATENTS, number) for number in numbers]).to(device),
+            latents=_stack([self.features.get(Kind.LATENTS, number) for number in numbers]).to(device),
             noise=torch.stack([draw.noise for draw in draws]).to(device),
             timesteps=torch.tensor(steps, device=device),
             encoder_hidden_states=_stack(text).to(device),
@@ -89,17 +89,17 @@ class BatchMaker:
         )
 
     def _text(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
-        text = self.store.get(Kind.TEXT, number)
+        text = self.features.get(Kind.TEXT, number)
         if not training or draw.drop_text >= self.settings.p_drop_text:
             return text
         if self._no_text is None:
-            self._no_text = self.store.encoders.text_features("").cpu()
+            self._no_text = self.features.encoders.text_features("").cpu()
         return self._no_text
 
     def _image(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
         views = self.views.of(number) if training and draw.multiview < self.settings.p_multiview else []
         reference = views[int(draw.view * len(views))] if views else number
-        image = self.store.get(Kind.IMAGE, reference)
+        image = self.features.get(Kind.IMAGE, reference)
         # keys and values have no bias: features of zero are the base model without a reference
         return torch.zeros_like(image) if training and draw.drop_image < self.settings.p_drop_image else image
 

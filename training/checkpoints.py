@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from realcustom import storage
 from realcustom.errors import UsageError
+from realcustom.store import Store
 
 PREFIX, SUFFIX = "step-", ".safetensors"
 
@@ -28,29 +29,26 @@ class Checkpoint:
     identity: str  # of the run's configuration
 
 
-def save_checkpoint(folder: str, checkpoint: Checkpoint, keep: int) -> str:
+def save_checkpoint(folder: str, checkpoint: Checkpoint, keep: int, store: Store) -> str:
     """Write `<folder>/step-NNNNNNNN.safetensors`, then remove all but the latest `keep`. Returns its uri."""
     note = {"counters": checkpoint.counters, "progress": checkpoint.progress, "identity": checkpoint.identity}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     uri = storage.join(folder, f"{PREFIX}{checkpoint.counters['step']:08d}{SUFFIX}")
-    storage.write_bytes(uri, save(tensors, metadata={"training": json.dumps(note, sort_keys=True)}))
-    for old in list_checkpoints(folder)[:-keep]:
-        filesystem, path = storage.open_filesystem(old)
-        filesystem.delete_file(path)
+    store.write(uri, save(tensors, metadata={"training": json.dumps(note, sort_keys=True)}))
+    for old in list_checkpoints(folder, store)[:-keep]:
+        store.delete(old)
     return uri
 
 
-def list_checkpoints(folder: str) -> list[str]:
+def list_checkpoints(folder: str, store: Store) -> list[str]:
     """uris of the checkpoints in `folder`, oldest first; none where there is no folder."""
-    if not storage.exists(folder):
-        return []
-    entries = storage.list_files(folder, recursive=False)
-    return [entry.uri for entry in entries if entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX)]
+    names = store.list_names(folder)
+    return [storage.join(folder, name) for name in names if name.startswith(PREFIX) and name.endswith(SUFFIX)]
 
 
-def load_checkpoint(uri: str) -> Checkpoint:
-    """Read one. Raises ValueError if the file is not a training checkpoint."""
-    data = storage.read_bytes(uri)
+def load_checkpoint(uri: str, store: Store) -> Checkpoint:
+    """Read one. Raises UsageError if the file is not a training checkpoint."""
+    data = store.read(uri)
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         note = json.loads(header["__metadata__"]["training"])

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from realcustom import storage
 from realcustom.errors import MissingFile, UsageError
+from realcustom.parquet import ParquetFile
 from realcustom.record import check_schema
+from realcustom.store import Store
 from realcustom.training.draws import uniform
 
 
@@ -41,32 +41,28 @@ class RecordIndex:
         return str(self.uids[number].as_py())
 
 
-def open_index(records: str) -> RecordIndex:
+def open_index(records: str, store: Store | None = None) -> RecordIndex:
     """Read the index of all Parquet files below `records` (a folder, a file, or a storage URI).
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: no Parquet file, another schema, no rows, or a uid that occurs twice.
+        MissingFile: nothing there.
+        UsageError: no Parquet file, another schema, no rows, or a uid that occurs twice.
     """
-    files, sizes = _parquet_files(records)
+    store = store or Store()
+    files, sizes = _parquet_files(records, store)
     columns: list[pa.Table] = []
     schema: pa.Schema | None = None
     for uri in files:
-        filesystem, path = storage.open_filesystem(uri)
+        parquet = ParquetFile(uri, store)
         try:
-            parquet = pq.ParquetFile(path, filesystem=filesystem)
-            found = parquet.schema_arrow
-            check_schema(found)
-            columns.append(parquet.read(columns=["uid", "parent_uid", "view_uids"]))
-        except pa.ArrowInvalid as error:
-            raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error
+            check_schema(parquet.schema)
         except UsageError as error:
             raise UsageError(f"{uri}: {error}") from error
-        if schema is None:
-            schema = found
-        _same_caches(schema, found, uri)
+        columns.append(parquet.read(["uid", "parent_uid", "view_uids"]))
+        schema = parquet.schema if schema is None else schema
+        _same_caches(schema, parquet.schema, uri)
     assert schema is not None  # there is at least one file
-    table = pa.concat_tables(columns).select(["uid", "parent_uid", "view_uids"])
+    table = pa.concat_tables(columns)
     if len(table) == 0:
         raise UsageError(f"{records} holds no training record: its {len(files)} Parquet file(s) have no rows")
     if pc.count_distinct(table["uid"]).as_py() != len(table):
@@ -89,13 +85,12 @@ def open_index(records: str) -> RecordIndex:
     )
 
 
-def _parquet_files(records: str) -> tuple[list[str], list[int]]:
-    if records.endswith(".parquet") and storage.exists(records) and not storage.is_dir(records):
-        filesystem, path = storage.open_filesystem(records)
-        return [records], [int(filesystem.get_file_info(path).size)]
-    if not storage.exists(records):
+def _parquet_files(records: str, store: Store) -> tuple[list[str], list[int]]:
+    if not store.exists(records):
         raise MissingFile(f"no training records at {records}: no such folder")
-    entries = [entry for entry in storage.list_files(records) if entry.name.endswith(".parquet")]
+    if records.endswith(".parquet") and not store.is_dir(records):
+        return [records], [store.size(records)]
+    entries = [entry for entry in store.list_files(records) if entry.name.endswith(".parquet")]
     if not entries:
         raise UsageError(f"{records} holds no .parquet file; give the directory that the last stage printed")
     return [entry.uri for entry in entries], [entry.size for entry in entries]
@@ -117,7 +112,7 @@ def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray
     Held out are the pictures whose hash lies below `fraction`, those of the smallest hash first, up to `at_most`
     records; the one of the smallest hash always is.
 
-    Raises ValueError where that leaves nothing to train on.
+    Raises UsageError where that leaves nothing to train on.
     """
     parents = index.parent_uids.to_pylist()
     ranks = {parent: uniform("validation", parent) for parent in set(parents)}

@@ -2,10 +2,17 @@
 
 Checkpoints go through `checkpoints.py`, not through Ray's own upload: the same files resume a run in-process, on
 another number of workers, after the driver's death; and a file is complete once it has its name.
+
+Ray Train knows one kind of failure and answers it with new workers. Ours are of two kinds. A worker that is lost, or that
+the machine or the network let down, is replaced. A mistake of the user's, and a bug, would come again: they are kept in a
+small actor, workers that Ray starts after them end at once, and the driver raises what was kept.
 """
 
 from __future__ import annotations
 
+import logging
+import traceback
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,32 +22,75 @@ import torch.distributed as dist
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 
-from realcustom import storage
+from realcustom import log, storage
 from realcustom.errors import UsageError
+from realcustom.machine import available_cores
 from realcustom.training.job import Job
 from realcustom.training.loop import TrainingDiverged, World
-from realcustom.training.metrics import say
-from realcustom.training.threads import available_cores
 
-ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (ValueError, FileNotFoundError, TrainingDiverged)
-}
+logger = logging.getLogger(__name__)
+
+
+class WorkerFailed(RuntimeError):
+    """A bug in a worker; the message is the worker's own trace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An exception of a worker, as it travels to the driver."""
+
+    mistake: UsageError | None  # what the user can mend; None: a bug, or the machine's fault
+    trace: str
+    final: bool  # would come again with other workers
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The failure that `error` is."""
+        mistake = error if isinstance(error, UsageError) else None
+        # a lost peer is a RuntimeError to those who wait for it, a node's disk or network an OSError
+        final = mistake is not None or not isinstance(error, (RuntimeError, OSError))
+        return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final)
+
+    def to_error(self) -> Exception:
+        """What the driver raises."""
+        if self.mistake is None:
+            return WorkerFailed(self.trace)
+        self.mistake.add_note(self.trace)  # shown where a trace is asked for
+        return self.mistake
+
+
+class Failures:
+    """The actor that keeps what workers report: the first final failure, else the latest one."""
+
+    def __init__(self) -> None:
+        self._kept: Failure | None = None
+
+    def report(self, failure: Failure) -> None:
+        """Keep `failure`, unless a final one is kept."""
+        if self._kept is None or not self._kept.final:
+            self._kept = failure
+
+    def kept(self) -> Failure | None:
+        """None where no worker reported one."""
+        return self._kept
 
 
 def run_distributed(job: Job) -> None:
     """Train `job` with `settings.num_workers` workers on the cluster that this process is connected to.
 
-    Raises what a worker's checks raise (ValueError, FileNotFoundError, TrainingDiverged), or RuntimeError when workers
-    failed more often than `settings.max_failures`.
+    Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or for what the machine did
+    to it more often than `settings.max_failures`; RuntimeError where workers were lost more often than that.
     """
     settings = job.settings
     kind = "GPU" if settings.use_gpu else "CPU"
     there = ray.cluster_resources().get(kind, 0)
     if there < settings.num_workers:  # not an error: a cluster may grow
-        say(f"waiting for {settings.num_workers} workers with a {kind} each; the cluster has {there:g} now")
+        wanted = f"{settings.num_workers} workers with a {kind} each"
+        logger.warning("waiting for %s; the cluster has %g now", wanted, there)
+    failures = ray.remote(num_cpus=0)(Failures).remote()
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "log_level": log.level(), "failures": failures},
         scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.use_gpu),
         run_config=RunConfig(
             storage_path=storage.join(job.output, "ray"),
@@ -48,44 +98,63 @@ def run_distributed(job: Job) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    lost: TrainingFailedError | None = None
     try:
-        result = trainer.fit()
+        trainer.fit()
     except SystemExit as error:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
-        raise RuntimeError(f"training failed more than max_failures={settings.max_failures} times: {error}") from error
-    if result.return_value is not None:
-        kind, message = result.return_value
-        raise ERRORS[kind](message)
+        lost = error
+    failure: Failure | None = ray.get(failures.kept.remote())
+    if failure is not None and (failure.final or lost is not None):
+        raise failure.to_error() from lost
+    if lost is not None:
+        raise RuntimeError(f"workers were lost more than max_failures={settings.max_failures} times: {lost}") from lost
 
 
-def _train_worker(config: dict[str, Any]) -> tuple[str, str] | None:
-    """Runs in each worker. Returns the kind and message of an error that all workers meet alike; retries others."""
+def _train_worker(config: dict[str, Any]) -> None:
+    """Runs in each worker."""
+    log.configure(config["log_level"])
+    failures = config["failures"]
+    kept = ray.get(failures.kept.remote())
+    if kept is not None and kept.final:
+        return  # it ended the workers before these
+    try:
+        failure = _train(config["job"])
+    except Exception as error:
+        ray.get(failures.report.remote(Failure.of(error)))
+        raise  # the others wait for this worker: Ray ends them
+    if failure is not None:
+        ray.get(failures.report.remote(failure))
+
+
+def _train(job: Job) -> Failure | None:
+    """A worker's whole work. Returns a failure that all workers meet alike, so that all of them return."""
     from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
 
     context = ray.train.get_context()
-    job: Job = config["job"]
     torch.set_num_threads(job.settings.threads or max(1, available_cores() // context.get_local_world_size()))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
     worker: Worker | None = None
-    error: Exception | None = None
+    failure: Failure | None = None
     try:
         worker = Worker(job, world)
-    except UsageError as caught:
-        error = caught
-    error = _agree(error, world)
-    if worker is not None and error is None:
-        try:
-            worker.run()
-        except TrainingDiverged as caught:
-            error = caught
-    if error is None:
-        return None
-    return next(name for name, kind in ERRORS.items() if isinstance(error, kind)), str(error)
+    except Exception as error:
+        failure = Failure.of(error)
+        if not failure.final:
+            raise
+    failure = _agree(failure, world)
+    if worker is None or failure is not None:
+        return failure
+    try:
+        worker.run()
+    except TrainingDiverged as error:
+        return Failure.of(error)
+    return None
 
 
-def _agree(error: Exception | None, world: World) -> Exception | None:
-    """The first worker's error, on every worker: none goes on while another has stopped."""
-    errors: list[Exception | None] = [None] * world.size
-    dist.all_gather_object(errors, error)
-    return next((found for found in errors if found is not None), None)
+def _agree(failure: Failure | None, world: World) -> Failure | None:
+    """The first worker's failure, on every worker: none goes on while another has stopped."""
+    failures: list[Failure | None] = [None] * world.size
+    dist.all_gather_object(failures, failure)
+    return next((found for found in failures if found is not None), None)

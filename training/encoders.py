@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pycocotools import mask as coco
 
 from realcustom.base import Base, encode_pixels, encode_prompts
+from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity
 from realcustom.image_encoder import ImageEncoder, count_local_views, load_image_encoder
@@ -68,7 +65,7 @@ class FrozenEncoders:
 
 
 def decode_picture(data: bytes | None) -> Image.Image:
-    """An upright picture of a record's bytes. Raises ValueError where there are none, or broken ones."""
+    """An upright picture of a record's bytes. Raises UsageError where there are none, or broken ones."""
     if data is None:
         raise UsageError("it has no cached value and no picture to compute one from; run the encode stage over it")
     try:
@@ -79,13 +76,8 @@ def decode_picture(data: bytes | None) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def decode_mask(mask: Mapping[str, Any]) -> np.ndarray:
-    """A record's run-length encoded mask as bool (H, W)."""
-    return coco.decode({"size": list(mask["size"]), "counts": mask["counts"]}).astype(bool)
-
-
 def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
-    """Raise ValueError if the records' metadata say that a cache was made by another model than this run's.
+    """Raise UsageError if the records' metadata say that a cache was made by another model than this run's.
 
     Tables that do not say what made their caches pass.
     """

@@ -9,21 +9,19 @@ Legend: C latent channels, h w latent size, T text tokens, D text width, S visua
 from __future__ import annotations
 
 import enum
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from realcustom import storage
+from realcustom.cells import decode_tensor
 from realcustom.errors import UsageError
+from realcustom.parquet import ParquetFile
+from realcustom.store import Store
 from realcustom.training.data import RecordIndex
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Kind(enum.Enum):
@@ -46,7 +44,7 @@ class Picture:
 
 
 class Encoders(Protocol):
-    """The frozen models that make features. Each method raises ValueError where the record lacks what it needs."""
+    """The frozen models that make features. Each method raises UsageError where the record lacks what it needs."""
 
     def latents(self, picture: Picture) -> torch.Tensor:
         """(C, h, w)."""
@@ -61,7 +59,9 @@ class Encoders(Protocol):
 class FeatureStore:
     """Features by record number."""
 
-    def __init__(self, index: RecordIndex, encoders: Encoders, cache_gib: float, open_files: int) -> None:
+    def __init__(
+        self, index: RecordIndex, encoders: Encoders, cache_gib: float, open_files: int, store: Store | None = None
+    ) -> None:
         """Start with nothing kept.
 
         Args:
@@ -69,8 +69,10 @@ class FeatureStore:
             encoders: asked for what a record's caches lack.
             cache_gib: decoded features are kept until they fill this many GiB; later ones are read at each use.
             open_files: Parquet files whose columns are held at a time.
+            store: reads them; None: one with the default patience.
         """
         self.index, self.encoders = index, encoders
+        self._store = store or Store()
         self._budget = int(cache_gib * 2**30)  # bytes left
         self._kept: dict[tuple[Kind, int], torch.Tensor] = {}
         self._shapes: dict[Kind, torch.Size] = {}
@@ -80,7 +82,7 @@ class FeatureStore:
     def get(self, kind: Kind, number: int) -> torch.Tensor:
         """The feature of record `number`, on the CPU, in the dtype of its cache (fp32 where computed).
 
-        Raises ValueError, naming the record, where there is neither a cache nor a picture to compute it from, where a
+        Raises UsageError, naming the record, where there is neither a cache nor a picture to compute it from, where a
         cache is broken, and where its shape is not that of the records before.
         """
         kept = self._kept.get((kind, number))
@@ -131,17 +133,5 @@ class FeatureStore:
         while len(self._open) > self._open_files:
             self._open.popitem(last=False)
         if column not in columns:
-            filesystem, path = storage.open_filesystem(self.index.files[file])
-            columns[column] = pq.ParquetFile(path, filesystem=filesystem).read(columns=[column])[column]
+            columns[column] = ParquetFile(self.index.files[file], self._store).read([column])[column]
         return columns[column][row].as_py()
-
-
-def decode_tensor(cell: dict[str, Any]) -> torch.Tensor:
-    """A record's cached tensor (`realcustom.record.TENSOR`). Raises ValueError where its parts do not fit."""
-    dtype = DTYPES.get(cell["dtype"])
-    if dtype is None:
-        raise UsageError(f"dtype {cell['dtype']!r} is none of {', '.join(DTYPES)}")
-    shape, data = tuple(cell["shape"]), cell["data"]
-    if math.prod(shape) * dtype.itemsize != len(data):
-        raise UsageError(f"{len(data)} bytes do not make a {cell['dtype']} tensor of shape {shape}")
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)

@@ -23,7 +23,7 @@ from realcustom.training.objective import Objective, squared_error
 from realcustom.training.settings import Precision, Schedule, TrainSettings
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UsageError):
     """Too many consecutive steps had a non-finite loss or gradient."""
 
 
@@ -232,7 +232,7 @@ class Trainer:
         return tensors, counters
 
     def load_state(self, tensors: dict[str, torch.Tensor], counters: dict[str, int]) -> None:
-        """Continue from `state()`. Raises ValueError naming tensors that are missing or unexpected."""
+        """Continue from `state()`. Raises UsageError naming tensors that are missing or unexpected."""
         taken = counters["step"] - counters["skipped"]
         kinds = ["weights", *(["ema"] if self.ema else []), *(["exp_avg", "exp_avg_sq"] if taken else [])]
         expected = {f"{kind}.{name}" for kind in kinds for name in self.parameters}

@@ -1,33 +1,37 @@
-"""What a run tells while it goes: metrics.jsonl, progress lines on stderr, TensorBoard where it is installed."""
+"""What a run tells while it goes: metrics.jsonl, log lines, TensorBoard where it is installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import sys
+import logging
 import time
 from typing import Any
 
 from realcustom import storage
+from realcustom.store import Store
 from realcustom.training.loop import StepResult
+
+logger = logging.getLogger(__name__)
 
 WRITE_SECONDS = 5.0  # a store has no appending: the whole file is written, at most this often
 
 
-def read_rows(uri: str) -> list[dict[str, Any]]:
+def read_rows(uri: str, store: Store) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, in order; none where there is no file."""
-    if not storage.exists(uri):
+    if not store.exists(uri):
         return []
-    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+    return [json.loads(line) for line in store.read(uri).decode().splitlines()]
 
 
 class Metrics:
     """Gathers steps into rows. Only the first worker makes one."""
 
-    def __init__(self, output: str, steps: int, step: int, progress: dict[str, float]) -> None:
+    def __init__(self, output: str, store: Store, steps: int, step: int, progress: dict[str, float]) -> None:
         """Continue the metrics of `output` after `step` of `steps` steps; `progress` is the checkpoint's."""
         self.uri = storage.join(output, "metrics.jsonl")
-        self.rows = [row for row in read_rows(self.uri) if row["step"] <= step and step > 0]
+        self._store = store
+        self.rows = [row for row in read_rows(self.uri, store) if row["step"] <= step and step > 0]
         self.steps, self.started_at_step = steps, step
         self.loss_sum = progress.get("loss_sum", 0.0)
         self.count = int(progress.get("count", 0))
@@ -76,7 +80,7 @@ class Metrics:
             self._said = time.monotonic()
             pace = (time.monotonic() - self._started) / max(1, step - self.started_at_step)
             loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
-            say(
+            logger.info(
                 f"step {step}/{self.steps}  loss {loss}  {row['images_per_second']:.0f} images/s  "
                 f"data wait {row['data_wait']:.0%}  {pace * (self.steps - step):.0f} s left"
             )
@@ -86,7 +90,7 @@ class Metrics:
         self.loss_before = loss if self.loss_before is None else self.loss_before
         self.loss_after = loss
         self._add({"step": step, "val_loss": loss})
-        say(f"step {step}/{self.steps}  validation loss {loss:.5f}")
+        logger.info("step %d/%d  validation loss %.5f", step, self.steps, loss)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -95,7 +99,7 @@ class Metrics:
 
     def flush(self) -> None:
         """Write metrics.jsonl."""
-        storage.write_bytes(self.uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._store.write(self.uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._written = time.monotonic()
         if self._board is not None:
             self._board.flush()
@@ -114,9 +118,3 @@ class Metrics:
                     self._board.add_scalar(name, value, row["step"])
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.flush()
-
-
-def say(text: str) -> None:
-    """A line of progress on stderr."""
-    sys.stderr.write(f"[train] {text}\n")  # not print(): Ray Train has its own, which says everything twice
-    sys.stderr.flush()

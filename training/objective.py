@@ -34,7 +34,7 @@ class Objective:
             device: where batches live.
 
         Raises:
-            ValueError: a flow-matching scheduler, or a prediction type other than epsilon and v_prediction.
+            UsageError: a flow-matching scheduler, or a prediction type other than epsilon and v_prediction.
         """
         if not hasattr(scheduler, "alphas_cumprod"):
             raise UsageError(f"{type(scheduler).__name__} has no alphas_cumprod: only diffusion bases can be trained")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,13 +23,16 @@ from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.config import to_dict
 from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity, resolve_model
+from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
+from realcustom.store import Store, check_readable, check_writable
 from realcustom.training.data import open_index, split
 from realcustom.training.job import Job
 from realcustom.training.loop import World
-from realcustom.training.metrics import read_rows, say
+from realcustom.training.metrics import read_rows
 from realcustom.training.settings import OPERATIONAL, TrainSettings
-from realcustom.training.threads import available_cores, threads
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +66,34 @@ def train(
         initial_adapter: adapter checkpoint to start from; None: new weights.
         local: train in this process, without Ray, as the only worker.
     Raises:
-        FileNotFoundError, ValueError: an input that is missing or does not fit, or an `output` that belongs to a run of
-            another configuration; nothing is written then.
-        TrainingDiverged: the loss stayed non-finite.
-        RuntimeError: workers were lost more often than `settings.max_failures`.
+        UsageError: an input that is missing or does not fit, or an `output` that belongs to a run of another
+            configuration: nothing is written then; a storage that is away longer than `settings.retries` wait;
+            TrainingDiverged where the loss stayed non-finite.
+        RuntimeError: workers were lost more often than `settings.max_failures`; or a bug in one, with its trace.
     """
     output = output if storage.is_remote(output) else os.path.abspath(output)
+    for place in (records, output, *([initial_adapter] if initial_adapter else [])):
+        check_readable(place)  # a wrong address is said at once, an outage later on is waited through
     job = _make_job(
         records, output, base, image_encoder or method.image_encoder.model, method, settings, initial_adapter
     )
     finished = _finished(job)
     if finished is not None:
-        say(f"{output} is finished already")
+        logger.info("%s is finished already", output)
         return finished
 
     check_base(base)
+    check_writable(output)
     if local:
         if settings.num_workers != 1:
-            say(f"num_workers={settings.num_workers} has no effect: in-process training is one worker")
+            logger.warning("num_workers=%d has no effect: in-process training is one worker", settings.num_workers)
         _run_local(job)
     else:
         from realcustom.training.distributed import run_distributed  # the only part that imports ray
 
         run_distributed(job)
     result = _finished(job)
-    if result is None:
-        raise RuntimeError(f"the run ended without a result in {output}")
+    assert result is not None, f"the run ended without a result in {output}"
     return result
 
 
@@ -100,14 +106,16 @@ def _make_job(
     settings: TrainSettings,
     initial_adapter: str | None,
 ) -> Job:
-    index = open_index(records)
-    if storage.exists(storage.join(records, "stage.json")) and not storage.exists(storage.join(records, "report.json")):
-        say(f"the stage that writes {records} has not finished: only the records that are there are trained on")
+    store = Store(settings.retries)
+    index = open_index(records, store)
+    described, reported = (store.exists(storage.join(records, name)) for name in ("stage.json", "report.json"))
+    if described and not reported:
+        logger.warning("the stage that writes %s has not finished: only the records there are trained on", records)
     split(index, settings.validation_fraction, settings.validation_records)
     adapter_hash = None
     if initial_adapter is not None:
-        read_header(initial_adapter)
-        adapter_hash = adapter_sha256(initial_adapter)
+        read_header(initial_adapter, store)
+        adapter_hash = adapter_sha256(initial_adapter, store)
     # absolute, or with the revision: as the stage `encode` names them, and the same for a resumed run
     base, image_encoder = resolve_model(base), resolve_model(image_encoder)
     encoder_identity = model_identity(image_encoder)
@@ -121,7 +129,7 @@ def _make_job(
         "method": to_dict(method),
         "train": decisive,
     }
-    _check_same_run(storage.join(output, "settings.yaml"), resolved)
+    _check_same_run(storage.join(output, "settings.yaml"), resolved, store)
     return Job(
         records=_absolute(records),
         output=output,
@@ -140,10 +148,10 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path) if os.path.exists(path) else path
 
 
-def _check_same_run(uri: str, resolved: Mapping[str, Any]) -> None:
-    if not storage.exists(uri):
+def _check_same_run(uri: str, resolved: Mapping[str, Any], store: Store) -> None:
+    if not store.exists(uri):
         return
-    before, now = dict(_leaves(yaml.safe_load(storage.read_bytes(uri)))), dict(_leaves(resolved))
+    before, now = dict(_leaves(yaml.safe_load(store.read(uri)))), dict(_leaves(resolved))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise UsageError(
@@ -161,20 +169,21 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _finished(job: Job) -> TrainResult | None:
+    store = Store(job.settings.retries)
     result_uri, adapter_uri = (storage.join(job.output, name) for name in ("result.json", "adapter.safetensors"))
-    if not storage.exists(result_uri) or not storage.exists(adapter_uri):
+    if not store.exists(result_uri) or not store.exists(adapter_uri):
         return None
-    result = json.loads(storage.read_bytes(result_uri))
+    result = json.loads(store.read(result_uri))
     if result["identity"] != job.identity:
         return None
-    if adapter_sha256(adapter_uri) != result["sha256"]:
+    if adapter_sha256(adapter_uri, store) != result["sha256"]:
         raise UsageError(f"{adapter_uri} was changed after its run had finished; remove {result_uri} to write it again")
     return TrainResult(
         adapter=adapter_uri,
         sha256=result["sha256"],
         loss_before=result["loss_before"],
         loss_after=result["loss_after"],
-        curve=tuple(read_rows(storage.join(job.output, "metrics.jsonl"))),
+        curve=tuple(read_rows(storage.join(job.output, "metrics.jsonl"), store)),
     )
 
 
@@ -182,5 +191,5 @@ def _run_local(job: Job) -> None:
     from realcustom.training.worker import Worker
 
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")
-    with threads(job.settings.threads or available_cores()):
+    with torch_threads(job.settings.threads or available_cores()):
         Worker(job, World(device=device)).run()

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from PIL import Image
 
-from realcustom import storage
 from realcustom.base import Base
+from realcustom.cells import decode_mask
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.model import RealCustomModel
 from realcustom.settings import MethodSettings, Reference
-from realcustom.training.encoders import FrozenEncoders, decode_mask, decode_picture
+from realcustom.training.encoders import FrozenEncoders, decode_picture
 from realcustom.training.features import Picture
-from realcustom.training.metrics import say
 from realcustom.words import TargetWordNotFound, TargetWordTruncated
+
+logger = logging.getLogger(__name__)
 
 SIDE = 128  # pixels of a cell, at least
 SEED = 0  # not a setting: the sheets of different runs can be compared
 
 
-def write_sample_sheet(
-    uri: str,
+def draw_sample_sheet(
     pictures: Sequence[Picture],
     base: Base,
     model: RealCustomModel,
     encoders: FrozenEncoders,
     method: MethodSettings,
     steps: int,
-) -> None:
-    """Write a PNG with a row per record: its reference, the picture of the base model alone, that with the subject.
+) -> bytes | None:
+    """A PNG with a row per record: its reference, the picture of the base model alone, that with the subject.
 
     Both are drawn from the same noise with the record's caption, in `steps` denoising steps. Records without a
-    picture, or with a target word that the tokenizer cannot find, are left out with a line that says so.
+    picture, or with a target word that the tokenizer cannot find, are left out with a line that says so; None where none is left.
     """
     # its own copy of the settings: the run's number of steps is not the adapter's
     settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))
@@ -45,9 +46,8 @@ def write_sample_sheet(
         try:
             rows.append(_row(pipeline, encoders, picture))
         except (TargetWordNotFound, TargetWordTruncated) as error:
-            say(f"no sample of record {picture.uid}: {error}")
-    if rows:
-        storage.write_bytes(uri, _sheet(rows))
+            logger.warning("no sample of record %s: %s", picture.uid, error)
+    return _sheet(rows) if rows else None
 
 
 def _row(pipeline: RealCustomPipeline, encoders: FrozenEncoders, picture: Picture) -> list[Image.Image]:

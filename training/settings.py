@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from realcustom.errors import UsageError
+from realcustom.retry import RetrySettings
 
 
 class Precision(enum.Enum):
@@ -62,6 +63,7 @@ class TrainSettings:
     threads: int = 0  # CPU threads per worker; 0 = the machine's cores over its workers
     use_gpu: bool = False  # one GPU per worker
     cache_gib: float = 2.0  # memory per worker, GiB, for decoded features; records beyond it are read at each use
+    retries: RetrySettings = field(default_factory=RetrySettings)  # of reading and writing where the storage fails
 
     def __post_init__(self) -> None:
         counts = (
@@ -93,5 +95,8 @@ class TrainSettings:
 
 # What may differ when a run is continued: how it is carried out, not what comes out of it.
 OPERATIONAL = frozenset(
-    {"keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "cache_gib"}
+    {
+        *("keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "cache_gib"),
+        "retries",
+    }
 )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 
 import torch
@@ -16,6 +17,7 @@ from realcustom.checkpoint import Adapter, load_adapter, save_adapter
 from realcustom.errors import UsageError
 from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.settings import Fusion, Projector
+from realcustom.store import Store
 from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from realcustom.training.data import DataOrder, Views, open_index, split
@@ -23,9 +25,11 @@ from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Kind
 from realcustom.training.job import Job
 from realcustom.training.loop import StepResult, Trainer, World
-from realcustom.training.metrics import Metrics, say
+from realcustom.training.metrics import Metrics
 from realcustom.training.objective import Objective
-from realcustom.training.samples import write_sample_sheet
+from realcustom.training.samples import draw_sample_sheet
+
+logger = logging.getLogger(__name__)
 
 # Parameters that a fusion or a projector leaves out of the forward: they get no gradient.
 IDLE: dict[Fusion | Projector, tuple[str, ...]] = {
@@ -41,37 +45,38 @@ class Worker:
     def __init__(self, job: Job, world: World) -> None:
         """Load everything and continue from the latest checkpoint, if there is one.
 
-        Raises ValueError (or FileNotFoundError) where a part of the job cannot be used; the same one on every worker.
+        Raises UsageError where a part of the job cannot be used.
         """
         settings = job.settings
         self.job, self.world, self.settings = job, world, settings
+        self.store = Store(settings.retries)
         self.base: Base = load_base(job.base, world.device, torch.float32)
         if self.base.is_sdxl:
             raise UsageError(
                 f"training on an SDXL-shaped base ({self.base.identity}) is not there yet: records hold no pooled text. "
                 "Train on a Stable Diffusion 1.x-shaped one, or convert released weights (realcustom convert)"
             )
-        index = open_index(job.records)
+        index = open_index(job.records, self.store)
         self.encoders = FrozenEncoders(self.base, job.image_encoder, job.method, world.device)
         check_caches(index.schema, self.encoders)
         training, self.validation = split(index, settings.validation_fraction, settings.validation_records)
         self.order = DataOrder(index, training, settings.batch_size, settings.seed, settings.open_files)
-        self.store = FeatureStore(index, self.encoders, settings.cache_gib, settings.open_files)
+        self.features = FeatureStore(index, self.encoders, settings.cache_gib, settings.open_files, self.store)
         self.model = self._make_model(int(training[0]))
         objective = Objective(self.base.scheduler, world.device)
-        self.batches = BatchMaker(self.store, Views(index, training), settings, objective.num_train_timesteps, world)
+        self.batches = BatchMaker(self.features, Views(index, training), settings, objective.num_train_timesteps, world)
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.progress = self._resume()
 
     def _make_model(self, first: int) -> RealCustomModel:
         channels, width = self.base.unet.config.in_channels, self.base.unet.config.cross_attention_dim
-        latents, text = self.store.get(Kind.LATENTS, first), self.store.get(Kind.TEXT, first)
+        latents, text = self.features.get(Kind.LATENTS, first), self.features.get(Kind.TEXT, first)
         if latents.shape[0] != channels or text.shape[-1] != width:
             raise UsageError(
                 f"the records' latents {tuple(latents.shape)} and text features {tuple(text.shape)} do not fit the "
                 f"base {self.base.identity} ({channels} channels, text width {width}): they were made for another one"
             )
-        embed_dim = self.store.get(Kind.IMAGE, first).shape[-1]
+        embed_dim = self.features.get(Kind.IMAGE, first).shape[-1]
         generator = torch.Generator().manual_seed(self.settings.seed)
         model = RealCustomModel(
             self.base.unet.cpu(), self.job.method, embed_dim, generator, self.encoders.local_views
@@ -81,17 +86,19 @@ class Worker:
         for name, parameter in model.trained_parameters().items():
             parameter.requires_grad_(not name.startswith(idle))
         if self.job.initial_adapter is not None:
-            initial = load_adapter(self.job.initial_adapter)
+            initial = load_adapter(self.job.initial_adapter, self.store)
             if self.world.rank == 0 and initial.image_encoder != self.encoders.image_encoder_identity:
-                say(f"the initial adapter knows the image encoder {initial.image_encoder}, this run has another one")
+                logger.warning(
+                    "the initial adapter knows the image encoder %s, this run has another one", initial.image_encoder
+                )
             model.load_adapter_state_dict(initial.tensors)
         return model
 
     def _resume(self) -> dict[str, float]:
-        checkpoints = list_checkpoints(self._folder("checkpoints"))
+        checkpoints = list_checkpoints(self._folder("checkpoints"), self.store)
         if not checkpoints:
             return {}
-        checkpoint = load_checkpoint(checkpoints[-1])
+        checkpoint = load_checkpoint(checkpoints[-1], self.store)
         if checkpoint.identity != self.job.identity:
             raise UsageError(f"{checkpoints[-1]} belongs to a run of another configuration; choose another --output")
         self.trainer.load_state(checkpoint.tensors, checkpoint.counters)
@@ -103,12 +110,12 @@ class Worker:
         first = self.world.rank == 0
         if first:
             resolved = yaml.safe_dump(dict(self.job.resolved), sort_keys=False)
-            storage.write_bytes(self._folder("settings.yaml"), resolved.encode())
-        metrics = Metrics(self.job.output, steps, trainer.step_count, self.progress) if first else None
+            self.store.write(self._folder("settings.yaml"), resolved.encode())
+        metrics = Metrics(self.job.output, self.store, steps, trainer.step_count, self.progress) if first else None
         if trainer.step_count == 0:
             self._validate(metrics)
         elif first:
-            say(f"continuing after step {trainer.step_count}")
+            logger.info("continuing after step %d", trainer.step_count)
         while trainer.step_count < steps:
             started = time.monotonic()
             share = self.order.share(trainer.step_count, self.world.rank, self.world.size)
@@ -146,19 +153,20 @@ class Worker:
         tensors, counters = self.trainer.state()
         progress, identity = metrics.progress(), self.job.identity
         checkpoint = Checkpoint(tensors=tensors, counters=counters, progress=progress, identity=identity)
-        save_checkpoint(self._folder("checkpoints"), checkpoint, self.settings.keep_checkpoints)
+        save_checkpoint(self._folder("checkpoints"), checkpoint, self.settings.keep_checkpoints, self.store)
         metrics.restart_clock()
 
     def _sample(self, metrics: Metrics) -> None:
         numbers = [int(number) for number in self.validation[: self.settings.sample_records]]
-        pictures = [picture for picture in map(self.store.picture, numbers) if picture.image is not None]
+        pictures = [picture for picture in map(self.features.picture, numbers) if picture.image is not None]
         if not pictures:
             return  # none wanted, or the records keep no pictures
-        uri = self._folder("samples", f"step-{self.trainer.step_count:08d}.png")
         with self.trainer.averaged_weights():
-            write_sample_sheet(
-                uri, pictures, self.base, self.model, self.encoders, self.job.method, self.settings.sample_steps
+            sheet = draw_sample_sheet(
+                pictures, self.base, self.model, self.encoders, self.job.method, self.settings.sample_steps
             )
+        if sheet is not None:
+            self.store.write(self._folder("samples", f"step-{self.trainer.step_count:08d}.png"), sheet)
         metrics.restart_clock()
 
     def _finish(self, metrics: Metrics) -> None:
@@ -170,11 +178,11 @@ class Worker:
                 image_encoder=self.encoders.image_encoder_identity,
                 provenance={name: self.job.resolved[name] for name in ("records", "initial_adapter", "train")},
             )
-        sha256 = save_adapter(self._folder("adapter.safetensors"), adapter)
+        sha256 = save_adapter(self._folder("adapter.safetensors"), adapter, self.store)
         metrics.close()
         losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
         result = {"sha256": sha256, **losses, "identity": self.job.identity}
-        storage.write_bytes(self._folder("result.json"), json.dumps(result, indent=1).encode())
+        self.store.write(self._folder("result.json"), json.dumps(result, indent=1).encode())
 
     def _folder(self, *parts: str) -> str:
         return storage.join(self.job.output, *parts)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from realcustom import storage
+from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints
 from realcustom.training.run import TrainResult
 from tests.support.training_runs import Killed, curve, fit, kill_at
@@ -22,11 +23,11 @@ def test_run_on_object_storage_resumes_to_the_same_bytes(
         kill_at(7, patch)
         with pytest.raises(Killed):
             fit(world, f"{bucket}/run", records=f"{bucket}/records")
-    assert [uri.rpartition("/")[2] for uri in list_checkpoints(f"{bucket}/run/checkpoints")] == [
+    assert [uri.rpartition("/")[2] for uri in list_checkpoints(f"{bucket}/run/checkpoints", Store())] == [
         "step-00000005.safetensors"
     ]
     result = fit(world, f"{bucket}/run", records=f"{bucket}/records")
     assert result.adapter == f"{bucket}/run/adapter.safetensors"
     assert result.sha256 == undisturbed.sha256 and curve(result) == curve(undisturbed)
     assert fit(world, f"{bucket}/run", records=f"{bucket}/records") == result
-    assert len(list_checkpoints(f"{bucket}/run/checkpoints")) == 2
+    assert len(list_checkpoints(f"{bucket}/run/checkpoints", Store())) == 2

@@ -19,6 +19,7 @@ from realcustom.checkpoint import load_adapter
 from realcustom.identity import model_identity
 from realcustom.model import PROJECTOR
 from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Reference
+from realcustom.store import Store
 from realcustom.training import run
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.features import Kind
@@ -45,7 +46,7 @@ def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: Simp
     adapter = load_adapter(undisturbed.adapter)
     named = replace(METHOD.image_encoder, model=adapter.image_encoder)
     assert adapter.settings == replace(METHOD, image_encoder=named) and adapter.provenance["train"]["steps"] == 12
-    weights = load_checkpoint(str(output / "checkpoints" / "step-00000012.safetensors")).tensors
+    weights = load_checkpoint(str(output / "checkpoints" / "step-00000012.safetensors"), Store()).tensors
     name = next(iter(adapter.tensors))
     assert torch.equal(adapter.tensors[name], weights[f"ema.{name}"])
     assert not torch.equal(adapter.tensors[name], weights[f"weights.{name}"])
@@ -139,7 +140,7 @@ def make_worker(world: SimpleNamespace, tmp_path: Path, settings: TrainSettings,
 
 def test_references_are_other_views_and_dropout_is_per_sample(world: SimpleNamespace, tmp_path: Path) -> None:
     worker = make_worker(world, tmp_path, replace(SETTINGS, p_multiview=0.5, p_drop_text=0.5, p_drop_image=0.5))
-    get, views = worker.store.get, worker.batches.views
+    get, views = worker.features.get, worker.batches.views
     seen = {"own": 0, "view": 0, "none": 0, "no text": 0}
     for step in range(12):
         share = worker.order.share(step, 0, 1)
@@ -266,9 +267,9 @@ def kill_a_worker_after_a_checkpoint(output: Path, killed: list[int]) -> None:
     while time.monotonic() < deadline:
         if len(pids) < 2:
             pids = worker_pids()
-        elif list_checkpoints(str(output / "checkpoints")):
+        elif list_checkpoints(str(output / "checkpoints"), Store()):
             os.kill(min(pids), signal.SIGKILL)
-            killed.append(len(read_rows(str(output / "metrics.jsonl"))))
+            killed.append(len(read_rows(str(output / "metrics.jsonl"), Store())))
             return
         time.sleep(0.005)
 

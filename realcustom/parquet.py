@@ -1,0 +1,78 @@
+"""Parquet files on a disk or an object store: each fetch is retried, and a damaged file is a UsageError that names it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realcustom.errors import UsageError
+from realcustom.store import ChunkedFile, Store
+
+
+class ParquetFile:
+    """A Parquet file of which some columns are read."""
+
+    def __init__(self, uri: str | Path, store: Store) -> None:
+        """Read the footer.
+
+        Raises:
+            MissingFile: nothing is there.
+            UsageError: it is no Parquet file, or the storage refuses (StorageRefused).
+        """
+        self.uri = str(uri)
+        fetched = _Fetched(store.open(self.uri, chunk=0))
+        with _readable(self.uri):
+            self._file = pq.ParquetFile(pa.PythonFile(fetched, mode="r"))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema as it was written, with its metadata."""
+        return self._file.schema_arrow
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns, in that order. Raises UsageError where the file is damaged."""
+        with _readable(self.uri):
+            return self._file.read(columns=list(columns)).select(list(columns))
+
+
+class _Fetched(io.RawIOBase):
+    """A file of a store as Python's own kind of file, which pyarrow reads from."""
+
+    def __init__(self, file: ChunkedFile) -> None:
+        self._file, self._position = file, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        rest = self._file.size - self._position
+        data = self._file.read(self._position, rest if size is None or size < 0 else min(size, rest))
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Within: what pyarrow finds wrong with the bytes is said of the file. Errors of the storage have their words already."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:  # Arrow says either of a damaged page
+        raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error
