@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.object_store import ObjectStore
+
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
@@ -43,19 +45,22 @@ def ray_cluster() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URI of an empty bucket on an S3 server of its own, over loopback."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """An S3 server of its own, over loopback, which this process's environment names."""
+    store = ObjectStore()
+    variables = {"AWS_ENDPOINT_URL": store.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     for name, value in {**variables, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     try:
-        boto3.client("s3").create_bucket(Bucket="corpus")
-        yield "s3://corpus"
+        yield store
     finally:
-        server.stop()
+        store.close()
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore) -> str:
+    """URI of an empty bucket on that server."""
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="corpus")
+    return "s3://corpus"

@@ -1,0 +1,45 @@
+"""An S3 server on loopback that can go away and come back."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+from moto.server import ThreadedMotoServer
+
+
+class ObjectStore:
+    """A real S3 API at one address. While it is away connections are refused; its objects are kept."""
+
+    def __init__(self) -> None:
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server.start()
+        self.host, self.port = self._server.get_host_and_port()
+        httpx.post(
+            f"{self.url}/moto-api/reset"
+        ).raise_for_status()  # of the objects of servers before it in this process
+        self._returns: threading.Timer | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def away(self, seconds: float) -> None:
+        """Go away now, and come back by itself after `seconds`."""
+        self._server.stop()
+        self._returns = threading.Timer(seconds, self._come_back)
+        self._returns.start()
+
+    def wait(self) -> None:
+        """Return when it is there again."""
+        if self._returns is not None:
+            self._returns.join()
+
+    def close(self) -> None:
+        """End the server, after it has come back if it was away."""
+        self.wait()
+        self._server.stop()
+
+    def _come_back(self) -> None:
+        self._server = ThreadedMotoServer(self.host, self.port, verbose=False)
+        self._server.start()

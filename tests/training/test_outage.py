@@ -1,0 +1,117 @@
+"""An object store that goes away in the middle of a run is waited for; one that is not there at the start is said at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from realcustom import storage
+from realcustom.retries import RetrySettings
+from realcustom.store import StorageRefused, Store
+from realcustom.training.batches import BatchMaker
+from realcustom.training.run import TrainResult
+from realcustom.training.worker import Worker
+from tests.support.object_store import ObjectStore
+from tests.support.training_runs import SETTINGS, curve, fit
+
+FROM_STORAGE = replace(SETTINGS, cache_gib=0, open_files=1)  # a file is read anew whenever another one was read
+
+
+@pytest.fixture
+def records(bucket: str, world: SimpleNamespace) -> str:
+    for path in Path(world.caches).iterdir():
+        storage.write_bytes(f"{bucket}/records/{path.name}", path.read_bytes())
+    return f"{bucket}/records"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that this process slept between two tries."""
+    sleep, seconds = time.sleep, []
+
+    def counted(wait: float) -> None:
+        seconds.append(wait)
+        sleep(wait)
+
+    monkeypatch.setattr("realcustom.store.time.sleep", counted)
+    return seconds
+
+
+def at_step(step: int, kind: type, method: str, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`action` once, before the call of a method that belongs to optimizer step `step`."""
+    original, calls = getattr(kind, method), []
+
+    def wrapped(self: object, *arguments: object) -> object:
+        calls.append(method)
+        if len(calls) == step:
+            action()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(kind, method, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [(BatchMaker, "training"), (Worker, "_after_step")], ids=["reading", "writing"]
+)
+@pytest.mark.parametrize(
+    ("seconds", "retries"),
+    [(7.0, RetrySettings(backoff=0.1)), pytest.param(60.0, RetrySettings(), marks=pytest.mark.slow)],
+    ids=["seconds", "a minute"],
+)
+def test_an_outage_in_the_middle_of_a_run_changes_no_byte(
+    kind: type,
+    method: str,
+    seconds: float,
+    retries: RetrySettings,
+    world: SimpleNamespace,
+    object_store: ObjectStore,
+    records: str,
+    waits: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store is away before the batch of step 5 is read, or before the checkpoint after it is written."""
+    expected = fit(world, tmp_path / "run", FROM_STORAGE)
+    at_step(5, kind, method, lambda: object_store.away(seconds), monkeypatch)
+    start = time.monotonic()
+    result = fit(world, records.replace("records", "run"), replace(FROM_STORAGE, retries=retries), records=records)
+    assert time.monotonic() - start > seconds and waits  # longer than the storage's own client waits
+    assert result.sha256 == expected.sha256 and curve(result) == curve(expected)
+    assert Store().read(result.adapter) == Path(expected.adapter).read_bytes()
+
+
+def test_a_store_that_stays_away_ends_the_run_in_words_and_it_can_be_continued(
+    world: SimpleNamespace, object_store: ObjectStore, bucket: str, undisturbed: TrainResult
+) -> None:
+    settings = replace(SETTINGS, retries=RetrySettings(attempts=1))
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(7, Worker, "_after_step", lambda: object_store.away(7.0), patch)
+        patch.setattr("realcustom.training.metrics.WRITE_SECONDS", 0.0)
+        with pytest.raises(StorageRefused, match=r"cannot write s3://corpus/run/\S+: nothing answers") as caught:
+            fit(world, f"{bucket}/run", settings)
+    assert "\n" not in str(caught.value)
+    object_store.wait()
+    assert fit(world, f"{bucket}/run", settings).sha256 == undisturbed.sha256
+
+
+@pytest.mark.parametrize("argument", ["records", "output", "initial_adapter"])
+def test_a_store_that_is_not_there_at_the_start_is_said_within_seconds(
+    argument: str, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    start = time.monotonic()
+    with pytest.raises(StorageRefused, match="nothing answers at the store's address"):
+        fit(world, **{"output": str(tmp_path), argument: f"s3://bucket/{argument}"})
+    assert time.monotonic() - start < 15
+
+
+def test_a_bucket_that_does_not_exist_is_said_at_once(world: SimpleNamespace, bucket: str, tmp_path: Path) -> None:
+    for arguments in ({"records": "s3://other/records", "output": tmp_path}, {"output": "s3://other/run"}):
+        with pytest.raises(StorageRefused, match=r"s3://other/r.*the bucket does not exist"):
+            fit(world, **arguments)
