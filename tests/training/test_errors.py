@@ -1,0 +1,161 @@
+"""A bug keeps its trace and its kind, a mistake becomes one line: in this process, in a cluster's worker, on the command line."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+
+from realcustom.config import SettingError
+from realcustom.errors import MissingFile, UsageError
+from realcustom.pipeline.cli.main import run
+from realcustom.store import StorageRefused
+from realcustom.training import distributed
+from realcustom.training.batches import BatchMaker
+from realcustom.training.data import open_index, split
+from realcustom.training.distributed import Failure, Failures, WorkerFailed
+from realcustom.training.loop import TrainingDiverged
+from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
+from tests.support.training_runs import SETTINGS, fit
+
+ENDLESS = replace(SETTINGS, num_workers=2, max_failures=-1)  # what comes again must not be tried again
+
+
+def command(world: SimpleNamespace, output: Path, *options: str) -> list[str]:
+    """A command line that trains in this process."""
+    models = ("--base", world.base, "--image-encoder", world.image_encoder)
+    sets = [part for name in ("steps=5", "num_workers=1", "batch_size=5") for part in ("--set", f"train.{name}")]
+    return ["train", "--input", world.caches, "--output", str(output), "--local", *models, *sets, *options]
+
+
+@pytest.fixture
+def broken_records(world: SimpleNamespace, tmp_path: Path) -> str:
+    """Records of which one that is trained on, not the first of them, has a cache that cannot be read."""
+    training, _ = split(open_index(world.caches), SETTINGS.validation_fraction, SETTINGS.validation_records)
+    number = 0
+    (tmp_path / "records").mkdir()
+    for path in sorted(Path(world.caches).iterdir()):
+        table, rows = pq.read_table(path), pq.read_table(path).to_pylist()
+        for row in rows:
+            if number == training[4]:
+                row["latents"]["dtype"] = "float8"
+            number += 1
+        pq.write_table(type(table).from_pylist(rows, schema=table.schema), tmp_path / "records" / path.name)
+    return str(tmp_path / "records")
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_this_process_is_what_it_is(
+    bug: Callable[[], object], world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchMaker, "training", lambda *_: bug())
+    with pytest.raises(BUGS[bug]) as caught:
+        run(command(world, tmp_path))  # the process would end with 1 and the trace
+    assert not isinstance(caught.value, UsageError)
+    assert bug.__name__ in [entry.name for entry in caught.traceback]
+
+
+def test_mistakes_are_one_line(
+    world: SimpleNamespace, broken_records: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "columns").mkdir()
+    table = pq.read_table(next(Path(world.caches).glob("*.parquet")))
+    pq.write_table(table.drop_columns(["caption"]), tmp_path / "columns" / "a.parquet")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "settings.yaml").write_text("train: {lr: 1.0}\n")
+    for options, message in (
+        (["--input", str(tmp_path / "absent")], "no training records at"),
+        (["--input", str(tmp_path / "columns")], "the column 'caption' is missing"),
+        (["--input", broken_records], "dtype 'float8' is none of"),
+        (["--set", "train.stepps=3"], "did you mean 'train.steps'?"),
+        (["--set", "train.retries.attempts=0"], "attempts must be at least 1"),
+        (["--set", "train.lr=1e30", "--set", "train.max_skipped_steps=1"], "try a smaller lr"),
+        (["--output", str(tmp_path / "other")], "belongs to a run of another configuration"),
+        (["--output", str(tmp_path / "file" / "run")], "is a file, not a folder"),
+        (["--initial-adapter", str(tmp_path / "file")], "is not an adapter checkpoint"),
+    ):
+        assert run(command(world, tmp_path / message, *options)) == 2, message
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_damaged_file_of_records_is_named(world: SimpleNamespace, tmp_path: Path) -> None:
+    for path in Path(world.caches).iterdir():
+        data = bytearray(path.read_bytes())
+        data[8 : len(data) // 2] = bytes(len(data) // 2 - 8)  # the footer is whole
+        (tmp_path / path.name).write_bytes(data)
+    with pytest.raises(UsageError, match=r"part-000\.parquet is not a readable Parquet file"):
+        fit(world, tmp_path / "run", records=str(tmp_path))
+
+
+def test_no_permission_is_a_mistake(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realcustom.store.os.access", lambda *_: False)  # a test may run as root
+    with pytest.raises(StorageRefused, match=f"cannot write below {tmp_path}/run: no permission in {tmp_path}"):
+        fit(world, tmp_path / "run")
+
+
+def test_a_failure_keeps_its_kind_on_its_way() -> None:
+    for mistake in (
+        *(UsageError("what to do"), MissingFile("no file"), StorageRefused("cannot read")),
+        *(SettingError("unknown setting"), TrainingDiverged("try a smaller lr")),
+    ):
+        failure = pickle.loads(pickle.dumps(Failure.of(mistake)))
+        error = failure.to_error()
+        assert failure.final and type(error) is type(mistake) and str(error) == str(mistake)
+    for bug, kind in BUGS.items():
+        with pytest.raises(kind) as caught:
+            bug()
+        failure = pickle.loads(pickle.dumps(Failure.of(caught.value)))
+        error = failure.to_error()
+        assert failure.final and type(error) is WorkerFailed and bug.__name__ in str(error)
+    for passing in (RuntimeError("Connection closed by peer"), OSError("a disk"), ConnectionResetError()):
+        assert not Failure.of(passing).final and isinstance(Failure.of(passing).to_error(), WorkerFailed)
+
+
+def test_the_first_final_failure_is_kept() -> None:
+    failures = Failures()
+    assert failures.kept() is None
+    for error in (OSError("first"), OSError("second"), KeyError("third"), UsageError("fourth"), OSError("fifth")):
+        failures.report(Failure.of(error))
+    kept = failures.kept()
+    assert kept is not None and "third" in kept.trace
+
+
+@pytest.mark.parametrize(("bug", "in_set_up"), [(broadcasting, False), (arrow, True)], ids=["run", "set-up"])
+def test_a_bug_in_a_ray_worker_keeps_its_trace(
+    bug: Callable[[], object],
+    in_set_up: bool,
+    world: SimpleNamespace,
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "_train_worker", PlantedWorker(bug=bug, in_set_up=in_set_up))
+    with pytest.raises(WorkerFailed) as caught:
+        fit(world, tmp_path / "run", ENDLESS, local=False)
+    assert not isinstance(caught.value, UsageError)
+    message = str(caught.value)
+    assert message.startswith("Traceback") and f"in {bug.__name__}" in message and BUGS[bug].__name__ in message
+
+
+def test_a_mistake_that_one_ray_worker_meets_is_one_line(
+    world: SimpleNamespace,
+    broken_records: str,
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And what workers log is seen, once."""
+    monkeypatch.setattr(distributed.log, "level", lambda: "info")
+    with pytest.raises(UsageError, match=r"record [0-9a-f]{32}, latents: dtype 'float8' is none of") as caught:
+        fit(world, tmp_path / "run", ENDLESS, records=broken_records, local=False)
+    assert type(caught.value) is UsageError and "\n" not in str(caught.value)
+    shown = capfd.readouterr()
+    assert (shown.out + shown.err).count("step 0/12  validation loss") == 1
