@@ -95,7 +95,7 @@ def run_distributed(job: Job) -> None:
         run_config=RunConfig(
             storage_path=storage.join(job.output, "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # below it traces of what we say ourselves, as is due
         ),
     )
     lost: TrainingFailedError | None = None
@@ -122,7 +122,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         failure = _train(config["job"])
     except Exception as error:
-        ray.get(failures.report.remote(Failure.of(error)))
+        found = Failure.of(error)
+        ray.get(failures.report.remote(found))
+        if not found.final:
+            logger.warning("a worker failed; new ones go on from the last checkpoint", exc_info=True)
         raise  # the others wait for this worker: Ray ends them
     if failure is not None:
         ray.get(failures.report.remote(failure))
