@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from realcustom import storage
-from realcustom.retries import RetrySettings
+from realcustom.retry import RetrySettings
 from realcustom.store import StorageRefused, Store
 from realcustom.training.batches import BatchMaker
 from realcustom.training.run import TrainResult
@@ -38,7 +38,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         seconds.append(wait)
         sleep(wait)
 
-    monkeypatch.setattr("realcustom.store.time.sleep", counted)
+    monkeypatch.setattr("realcustom.retry.time.sleep", counted)
     return seconds
 
 
