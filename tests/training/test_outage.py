@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,15 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from realcustom import storage
+from realcustom.config import to_dict
 from realcustom.retry import RetrySettings
 from realcustom.store import StorageRefused, Store
 from realcustom.training.batches import BatchMaker
 from realcustom.training.run import TrainResult
 from realcustom.training.worker import Worker
 from tests.support.object_store import ObjectStore
-from tests.support.training_runs import SETTINGS, curve, fit
+from tests.support.training_runs import METHOD, SETTINGS, curve, fit
 
 FROM_STORAGE = replace(SETTINGS, cache_gib=0, open_files=1)  # a file is read anew whenever another one was read
 
@@ -83,6 +88,39 @@ def test_an_outage_in_the_middle_of_a_run_changes_no_byte(
     assert time.monotonic() - start > seconds and waits  # longer than the storage's own client waits
     assert result.sha256 == expected.sha256 and curve(result) == curve(expected)
     assert Store().read(result.adapter) == Path(expected.adapter).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_waits_for_a_minute_too(
+    world: SimpleNamespace, object_store: ObjectStore, records: str, undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    """A command with a cluster of its own, whose processes all read the store's address from their environment."""
+    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=world.image_encoder))
+    settings = {"base": world.base, "method": to_dict(method), "train": to_dict(SETTINGS)}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    arguments = [
+        "train",
+        "--input",
+        records,
+        "--output",
+        "s3://corpus/run",
+        "--config",
+        str(tmp_path / "settings.yaml"),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = subprocess.Popen(
+        [sys.executable, "-c", "from realcustom.pipeline.cli.main import main; main()", *arguments], env=environment
+    )
+    try:
+        while command.poll() is None and not Store().exists("s3://corpus/run/settings.yaml"):
+            time.sleep(0.05)
+        object_store.away(60.0)
+        start = time.monotonic()
+        assert command.wait(timeout=400) == 0
+        assert time.monotonic() - start > 60.0
+    finally:
+        command.kill()
+    assert Store().read("s3://corpus/run/adapter.safetensors") == Path(undisturbed.adapter).read_bytes()
 
 
 def test_a_store_that_stays_away_ends_the_run_in_words_and_it_can_be_continued(
