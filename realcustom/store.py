@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from realcustom import storage
-from realcustom.errors import UsageError
+from realcustom.errors import MissingFile, UsageError
 from realcustom.retry import RetrySettings, retry
 from realcustom.storage import FileEntry
 
@@ -40,6 +40,7 @@ _CODES = {
     "nosuchbucket": _Code(reason="the bucket does not exist; create it or correct its name"),
     "accessdenied": _Code(reason=_DENIED),
     "forbidden": _Code(reason=_DENIED),
+    "403": _Code(reason=_DENIED),  # of an answer without a body, as to HEAD
     "invalidaccesskeyid": _Code(reason=f"wrong credentials, the key is not known there; {_CREDENTIALS}"),
     "signaturedoesnotmatch": _Code(reason=f"wrong credentials, the secret does not fit the key; {_CREDENTIALS}"),
     "expiredtoken": _Code(reason="the credentials have expired; renew them"),
@@ -78,8 +79,8 @@ class StorageRefused(UsageError):
 class Store:
     """Files on a disk or an object store, by path or URI.
 
-    Every call retries transient errors and raises StorageRefused for what the storage will not do. A missing file stays a
-    FileNotFoundError (MissingFile): callers know what it means.
+    Every call retries transient errors and raises StorageRefused for what the storage will not do. A missing file is a
+    MissingFile: callers know what it means.
     """
 
     def __init__(self, retries: RetrySettings | None = None):
@@ -124,7 +125,7 @@ class Store:
         return self.call(storage.size_of, uri)
 
     def list_files(self, uri: str | Path, recursive: bool = True) -> list[FileEntry]:
-        """All files below a folder, sorted by name. Raises FileNotFoundError if it does not exist."""
+        """All files below a folder, sorted by name. Raises MissingFile if it does not exist."""
         return self.call(lambda place: storage.list_files(place, recursive), uri, "list")
 
     def list_names(self, uri: str | Path) -> list[str]:
@@ -172,12 +173,14 @@ def is_transient(error: Exception) -> bool:
 def refusals(doing: str, uri: str) -> Iterator[None]:
     """Within: an error of the storage becomes a StorageRefused that says what could not be done, where and why.
 
-    A missing file stays a FileNotFoundError, and what nobody has words for stays as it is.
+    A missing file becomes a MissingFile, and what nobody has words for stays as it is.
     """
     try:
         yield
-    except FileNotFoundError:
+    except MissingFile:
         raise
+    except FileNotFoundError as error:
+        raise MissingFile(f"no file at {uri}") from error
     except Exception as error:
         reason = _reason(error)
         if reason is None:

@@ -1,0 +1,102 @@
+"""Reading through a store: Parquet files, and what is said before work begins."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from realcustom.errors import MissingFile, UsageError
+from realcustom.parquet import ParquetFile
+from realcustom.retry import RetrySettings
+from realcustom.store import ChunkedFile, StorageRefused, Store, check_readable
+from tests.support.loopback import LoopbackServer, running
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"uid": [str(number) for number in range(5000)], "row": range(5000)}), path)
+    return path
+
+
+def test_columns_of_a_parquet_file(table: Path) -> None:
+    file = ParquetFile(table, Store())
+    assert file.schema.equals(pq.read_schema(table))
+    assert file.read(["row", "uid"]).equals(pq.read_table(table).select(["row", "uid"]))
+    with pytest.raises(MissingFile, match=r"no file at .*b\.parquet"):
+        ParquetFile(table.with_name("b.parquet"), Store())
+
+
+def test_a_damaged_parquet_file_is_named_and_not_read_again(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realcustom.retry.time.sleep", lambda _: pytest.fail("nothing to wait for"))
+    data = table.read_bytes()
+    for damaged in (b"PAR1 and no more", b"", data[:-20], data[:4] + bytes(4000) + data[4004:]):
+        table.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"a\.parquet is not a readable Parquet file"):
+            ParquetFile(table, Store()).read(["uid", "row"])
+
+
+def test_the_storages_errors_within_a_parquet_file_are_retried_and_keep_their_words(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, store = pq.read_table(table), Store(RetrySettings(attempts=3, backoff=0.0))
+    read, failures = ChunkedFile.read, 0
+
+    class Failing:
+        """The file of a storage that fails now and then."""
+
+        def __init__(self, file: pa.NativeFile) -> None:
+            self.file = file
+
+        def read_at(self, size: int, offset: int) -> bytes:
+            nonlocal failures
+            failures += 1
+            if failures % 3:
+                raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+            return self.file.read_at(size, offset)
+
+    def through(file: ChunkedFile, offset: int, count: int) -> bytes:
+        if not isinstance(file._file, Failing):
+            file._file = Failing(file._file)
+        return read(file, offset, count)
+
+    monkeypatch.setattr(ChunkedFile, "read", through)
+    assert ParquetFile(table, store).read(["uid", "row"]).equals(expected) and failures >= 3
+    with pytest.raises(StorageRefused, match=r"cannot read .*a\.parquet: nothing answers"):
+        ParquetFile(table, Store(RetrySettings(attempts=2, backoff=0.0)))
+
+
+class _OneFileOnly(BaseHTTPRequestHandler):
+    """A store that lets one object be read, and no bucket be listed."""
+
+    def do_GET(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path == "/bucket/mine.safetensors" else 403)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_file_that_may_be_read_is_readable_where_its_folder_may_not_be_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with running(LoopbackServer(_OneFileOnly)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        check_readable("s3://bucket/mine.safetensors")
+        for place in ("s3://bucket/other.safetensors", "s3://bucket"):
+            with pytest.raises(StorageRefused, match="access denied"):
+                check_readable(place)
