@@ -29,8 +29,11 @@ def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str |
 
 
 def require_path(place: str, option: str, kind: str) -> None:
-    """Raise ValueError if the local path `place` is not there; an address of an object store is left to its reader."""
+    """Raise UsageError if the local path `place` is not there, or an object store does not let us read `place`."""
     if "://" in place:
+        from realcustom.store import check_readable
+
+        check_readable(place)
         return
     if not Path(place).exists():
         _check_zoo(place)

@@ -42,7 +42,7 @@ def write_sheet(target: str, sheet: str, count: int) -> str:
         sheet: path or URI of the HTML file.
         count: rows to show, spread evenly over the tables.
     Raises:
-        ValueError: `target` holds no table with pictures.
+        UsageError: `target` holds no table with pictures.
     """
     tables = _tables(target)
     chosen = [tables[index] for index in spread(len(tables), FILES)]

@@ -57,7 +57,7 @@ def record_uid(parent_uid: str, phrase: str, index: int) -> str:
 
 
 def check_schema(schema: pa.Schema) -> None:
-    """Raise ValueError that names the first field by which `schema` is not that of a training record."""
+    """Raise UsageError that names the first field by which `schema` is not that of a training record."""
     for field in SCHEMA:
         if field.name not in schema.names:
             raise UsageError(f"not a table of training records: the column '{field.name}' is missing")

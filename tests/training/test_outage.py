@@ -16,6 +16,7 @@ import yaml
 
 from realcustom import storage
 from realcustom.config import to_dict
+from realcustom.pipeline.cli.main import run
 from realcustom.retry import RetrySettings
 from realcustom.store import StorageRefused, Store
 from realcustom.training.batches import BatchMaker
@@ -146,6 +147,18 @@ def test_a_store_that_is_not_there_at_the_start_is_said_within_seconds(
     start = time.monotonic()
     with pytest.raises(StorageRefused, match="nothing answers at the store's address"):
         fit(world, **{"output": str(tmp_path), argument: f"s3://bucket/{argument}"})
+    assert time.monotonic() - start < 15
+
+
+def test_the_command_line_says_so_in_one_line(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    models = ["--base", world.base, "--image-encoder", world.image_encoder, "--local"]
+    start = time.monotonic()
+    for records, output in (("s3://bucket/records", str(tmp_path)), (world.caches, "s3://bucket/run")):
+        assert run(["train", "--input", records, "--output", output, *models]) == 2
+        assert "nothing answers at the store's address" in capsys.readouterr().err.splitlines()[-1]
     assert time.monotonic() - start < 15
 
 
