@@ -18,8 +18,8 @@ from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
-from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
+from tests.support.stages import excluded_of, table_of
 
 LATIN = "café".encode("latin-1")
 
@@ -74,7 +74,7 @@ def spoiled() -> dict[str, tuple[bytes, str]]:
 def check_account(result: StageResult, kept: set[str], reasons: dict[str, str]) -> None:
     """The account is exact, entry by entry, in total, and in what was written."""
     report = result.report
-    assert {key: entry["reason"] for key, entry in aside_of(result).items()} == reasons
+    assert {key: entry["reason"] for key, entry in excluded_of(result).items()} == reasons
     table = table_of(result)
     assert set(table["key"].to_pylist()) == kept and table.num_rows == len(kept)
     assert report["quarantined"] == Counter(reasons.values()) and report["dropped"] == {}

@@ -29,9 +29,9 @@ from realcustom.preprocessing.settings import (
     SourceKind,
 )
 from realcustom.store import Store
-from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import jpeg, picture, snapshot
 from tests.support.picture_server import PictureServer, served
+from tests.support.stages import excluded_of, table_of
 
 PATIENT = ExecutionSettings(max_error_fraction=1.0, attempts=3, backoff=0.0)
 
@@ -89,7 +89,7 @@ def test_every_row_is_a_picture_or_has_its_reason(server: PictureServer, tmp_pat
     }
     urls = [*(server.url + path for path in expected), *odd]
     result = fetch(write_table(tmp_path / "t.parquet", urls), tmp_path / "out", max_bytes=60_000)
-    rows, aside = table_of(result).to_pylist(), aside_of(result)
+    rows, aside = table_of(result).to_pylist(), excluded_of(result)
     reasons = dict.fromkeys((row["key"] for row in rows), "") | {key: line["reason"] for key, line in aside.items()}
     found = {url: reasons[f"t.parquet#{index}"] for index, url in enumerate([*expected, *odd])}
     assert found == {**expected, **odd}
@@ -110,7 +110,7 @@ def test_without_the_setting_no_row_leads_into_the_own_network(server: PictureSe
     result = fetch(table, tmp_path / "out", private_addresses=False)
     assert result.report["dropped"] == {"private_address": len(hosts)}
     assert not server.asked
-    assert "ingest.private_addresses=true" in aside_of(result)["t.parquet#0"]["message"]
+    assert "ingest.private_addresses=true" in excluded_of(result)["t.parquet#0"]["message"]
 
 
 def test_a_redirect_is_judged_as_the_first_url_was() -> None:
@@ -158,7 +158,7 @@ def test_a_slow_answer_is_given_up(server: PictureServer, tmp_path: Path) -> Non
     once = ExecutionSettings(max_error_fraction=1.0, attempts=1)
     result = fetch(table, tmp_path / "out", execution=once, download=DownloadSettings(timeout=0.3))
     assert result.report["quarantined"] == {"unreachable": 1}
-    assert "no answer (TimeoutError)" in aside_of(result)["t.parquet#0"]["message"]
+    assert "no answer (TimeoutError)" in excluded_of(result)["t.parquet#0"]["message"]
 
 
 def test_an_outage_stops_the_job(tmp_path: Path) -> None:

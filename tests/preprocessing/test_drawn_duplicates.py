@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from realcustom.sprites.corpus import CorpusSettings, Spoilt, write_corpus
-from tests.preprocessing.test_ingest import aside_of, table_of
-from tests.preprocessing.test_select import run
+from tests.support.stages import excluded_of, ingest_to_select, table_of
 
 SHOWN = ("noun", "body", "second", "pattern", "place", "background")
 
@@ -16,10 +15,10 @@ SHOWN = ("noun", "body", "second", "pattern", "place", "background")
 def test_planted_copies_are_found_and_no_distinct_drawings_merged(tmp_path: Path) -> None:
     write_corpus(tmp_path / "drawn", CorpusSettings(pictures=400, per_shard=100, spoil=10))
     truth = {row["key"]: row for row in pq.read_table(tmp_path / "drawn/truth.parquet").to_pylist()}
-    result = run(tmp_path / "drawn/shards", tmp_path / "out")
+    result = ingest_to_select(tmp_path / "drawn/shards", tmp_path / "out")
     merged = {
         key: entry["message"].removeprefix("of ")
-        for key, entry in aside_of(result).items()
+        for key, entry in excluded_of(result).items()
         if "duplicate" in entry["reason"]
     }
     assert [(a, b) for a, b in merged.items() if any(truth[a][name] != truth[b][name] for name in SHOWN)] == []

@@ -19,9 +19,9 @@ from realcustom.preprocessing.select import near, partitions
 from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, priorities_of, signatures_of
 from realcustom.preprocessing.select.survivors import Copies, resolve
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings
-from tests.preprocessing.test_ingest import aside_of
 from tests.support.corpora import snapshot
 from tests.support.signatures import flipped, originals, planted, scored, write_scored
+from tests.support.stages import excluded_of
 
 
 def select(source: Path, output: Path, **settings: object) -> StageResult:
@@ -31,7 +31,7 @@ def select(source: Path, output: Path, **settings: object) -> StageResult:
 
 def found(result: StageResult) -> dict[str, str]:
     """Copy's key -> survivor's key."""
-    return {key: entry["message"].removeprefix("of ") for key, entry in aside_of(result).items()}
+    return {key: entry["message"].removeprefix("of ") for key, entry in excluded_of(result).items()}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from realcustom.image_encoder import load_image_encoder
 from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.projector import HighResProjector, make_projector, split_features
 from realcustom.settings import MethodSettings, Projector, TokenSettings, Variant
-from tests.realcustom.test_model import loss_of
 from tests.support import tiny
+from tests.support.noise_loss import loss_of
 
 DIM, TEXT, TOKENS = 128, 24, 9  # two heads of 64
 SHALLOW = {Projector.HIGHRES: 0, Projector.SHALLOW_FIG: 2, Projector.SHALLOW_V1_COMPAT: 2}

@@ -52,6 +52,14 @@ def tar_bytes(members: dict[str, bytes] | list[tuple[str, bytes]], fmt: int = ta
     return buffer.getvalue()
 
 
+def members_of(data: bytes) -> list[tuple[str, bytes]]:
+    """Name and content of each member of a tar in which nothing tells when and by whom it was written."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        infos = archive.getmembers()
+        assert all((info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "") for info in infos)
+        return [(info.name, archive.extractfile(info).read()) for info in infos]  # type: ignore[union-attr]
+
+
 def write_shards(folder: Path, shards: int, samples: int, size: tuple[int, int] = (48, 40), seed: int = 0) -> Path:
     """`shards` sound shards of `samples` pictures each."""
     folder.mkdir(parents=True, exist_ok=True)
