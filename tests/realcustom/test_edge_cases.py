@@ -273,9 +273,9 @@ def test_maps_under_autocast_are_those_without(pipeline: RealCustomPipeline, pic
     assert mask.dtype == torch.float32 and len(mask[mask > 0].unique()) > 55  # bf16 has 8 bits: values would tie
 
 
-def test_plain_text_to_image_leaves_the_unet_as_it_is(folders: dict[str, str]) -> None:
+def test_plain_text_to_image_leaves_the_unet_as_it_is(tiny_models: tiny.TinyModels) -> None:
     """Without an adapter: whatever processors it has, and not a tensor more; at any size."""
-    plain = RealCustomPipeline.from_pretrained(folders["base"])
+    plain = RealCustomPipeline.from_pretrained(tiny_models.base)
     processors, names = plain.unet.attn_processors, set(plain.unet.state_dict())
     before = draw(plain, [], height=48, width=40).images
     assert plain.unet.attn_processors == processors and set(plain.unet.state_dict()) == names
@@ -336,9 +336,9 @@ def test_arguments_without_effect_warn(pipeline: RealCustomPipeline, picture: Pi
     assert without_effect(paper_sd15()) == without_effect(released_sdxl()) == []
 
 
-def test_bases_with_parts_that_are_missing(folders: dict[str, str], tmp_path: Path) -> None:
+def test_bases_with_parts_that_are_missing(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:
     """Named before anything is loaded; a tokenizer of another model is named after."""
-    for base, part in ((folders["base"], "tokenizer"), (tiny.tiny_sdxl_base(tmp_path / "sdxl"), "tokenizer_2")):
+    for base, part in ((tiny_models.base, "tokenizer"), (tiny.tiny_sdxl_base(tmp_path / "sdxl"), "tokenizer_2")):
         broken = tmp_path / f"without-{part}"
         shutil.copytree(base, broken)
         shutil.rmtree(broken / part)
@@ -372,8 +372,8 @@ def test_no_reference_has_no_tokens_after_a_projector() -> None:
     assert (tokens[1] == 0).all() and tokens[0].abs().max() > 0
 
 
-def test_the_black_reference_is_encoded_once(folders: dict[str, str], picture: Picture) -> None:
-    pipeline = RealCustomPipeline.from_pretrained(folders["base"], folders["adapter"], folders["encoder"])
+def test_the_black_reference_is_encoded_once(tiny_models: tiny.TinyModels, picture: Picture) -> None:
+    pipeline = RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     guidance = {"uncond": "negative_text_black_image_masked"}
     pipeline.settings = override(pipeline.settings, {"guidance": guidance})
     seen: list[int] = []
