@@ -38,9 +38,9 @@ from realcustom.evaluation.table import Case, Scores, Setting, evaluate
 from realcustom.image_encoder import load_image_encoder
 from realcustom.model import SCORING, RealCustomModel
 from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
+from realcustom.pipeline.zoo import measure_zoo
 from realcustom.settings import Fusion, MethodSettings
 from realcustom.sprites import zoo_path
-from realcustom.sprites.inspect_zoo import inspect_zoo
 from realcustom.sprites.world import draw
 
 RESULTS = record.RESULTS / "sprites.json"
@@ -171,7 +171,7 @@ def models(images: int) -> Iterator[Measure]:
 
     Intervals are those of shares (Wilson 1927), 95 %; for a mean IoU, which varies less than a share, they are wide.
     """
-    for name, value in inspect_zoo(images).items():
+    for name, value in measure_zoo(images).items():
         half = 1.96 / images * np.sqrt(value * (1 - value) * images + 0.9604)
         middle, scale = value + 1.9208 / images, 1 + 3.8416 / images
         low, high = (float(end) for end in ((middle - half) / scale, (middle + half) / scale))

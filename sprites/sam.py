@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     SamConfig,
@@ -146,21 +145,3 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     checkpoint.save(settings.steps)
     model.eval().save_pretrained(output)
     make_processor().save_pretrained(output)
-
-
-class Segmenter:
-    """The saved model: a picture and a box in, the mask and its estimated IoU out."""
-
-    def __init__(self, folder: str) -> None:
-        self.model = SamModel.from_pretrained(folder).eval()
-        self.processor = SamProcessor(SamImageProcessorPil.from_pretrained(folder))
-
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray, box: tuple[float, float, float, float]) -> tuple[np.ndarray, float]:
-        """Mask bool (H, W) and score of a picture uint8 (H, W, 3) and a box x0 y0 x1 y1 in pixels."""
-        inputs = self.processor(Image.fromarray(image), input_boxes=[[list(box)]], return_tensors="pt")
-        answer = self.model(
-            pixel_values=inputs.pixel_values, input_boxes=inputs.input_boxes.float(), multimask_output=False
-        )
-        masks = self.processor.post_process_masks(answer.pred_masks, inputs.original_sizes, inputs.reshaped_input_sizes)
-        return masks[0].reshape(image.shape[:2]).numpy(), float(answer.iou_scores[0, 0, 0])

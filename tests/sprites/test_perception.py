@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from realcustom.pipeline import recipes, zoo
+from realcustom.preprocessing.settings import CaptionSettings, PreprocessSettings, SubjectsSettings
 from realcustom.sprites import ZOO, blip, grounding_dino, sam
 from realcustom.sprites.bert import BOS, FIXED, make_bert_tokenizer
+from realcustom.sprites.inspect_zoo import inspect_captioner, inspect_detector, inspect_segmenter
 from realcustom.sprites.resume import Checkpoint
 from realcustom.sprites.text import WORDS
 from realcustom.sprites.world import SIZE, TEMPLATES, Split, draw, random_for, scene
@@ -96,17 +100,19 @@ def test_canonical_caption_depends_on_scene_alone():
 def test_recipe_saves_what_loads(name: str, tmp_path: Path):
     recipe = {"grounding_dino": grounding_dino, "sam": sam, "blip": blip}[name]
     recipe.train(tmp_path / "model", tmp_path / "work", steps=2)
-    image, box = draw(scene(Split.EVALUATION, 0)).image, (2.0, 2.0, 20.0, 20.0)
+    image, box = Image.fromarray(draw(scene(Split.EVALUATION, 0)).image), (2.0, 2.0, 20.0, 20.0)
+    model = str(tmp_path / "model")
     if name == "grounding_dino":
-        found = grounding_dino.Detector(str(tmp_path / "model"))([image], ["star"], threshold=0.0)
-        assert len(found[0]) == grounding_dino.QUERIES
+        subjects = SubjectsSettings(detector=model, min_detection_score=0.0)
+        ((*boxes,),) = zoo.detector(PreprocessSettings(subjects=subjects))([image], ["star"])
+        assert len(boxes) == grounding_dino.QUERIES
     elif name == "sam":
-        mask, score = sam.Segmenter(str(tmp_path / "model"))(image, box)
+        ((mask, score),) = zoo.segmenter(PreprocessSettings(subjects=SubjectsSettings(segmenter=model)))([image], [box])
         assert mask.shape == (SIZE, SIZE)
         assert mask.dtype == bool
         assert np.isfinite(score)
     else:
-        assert len(blip.Captioner(str(tmp_path / "model"))([image, image])) == 2
+        assert len(zoo.captioner(PreprocessSettings(caption=CaptionSettings(model=model)))([image, image])) == 2
 
 
 def test_recipe_resumes_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -130,14 +136,13 @@ def test_recipe_resumes_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(not SHIPPED, reason="the zoo is not trained yet")
 def test_shipped_weights_do_their_work():
-    from realcustom.sprites.inspect_zoo import inspect_captioner, inspect_detector, inspect_segmenter
-
     scenes = [scene(Split.EVALUATION, 2 * 10**9 + number) for number in range(48)]
     drawings = [draw(item) for item in scenes]
-    found = inspect_detector(scenes, drawings)
+    settings = recipes.sprites().preprocess
+    found = inspect_detector(zoo.detector(settings), scenes, drawings)
     assert found["detection_recall"] > 0.5
     assert found["detection_precision"] > 0.5
-    assert inspect_segmenter(scenes, drawings)["mask_iou"] > 0.6
-    captions = inspect_captioner(scenes, drawings)
+    assert inspect_segmenter(zoo.segmenter(settings), scenes, drawings)["mask_iou"] > 0.6
+    captions = inspect_captioner(zoo.captioner(settings), scenes, drawings)
     assert captions["caption_background"] > 0.8
     assert captions["caption_noun"] > 0.5
