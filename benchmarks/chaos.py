@@ -1,4 +1,4 @@
-"""Random kill -9 of every stage of preprocessing on Ray, over a spoiled corpus.
+"""Random kill -9 of every stage of preprocessing on Ray, over a corrupted corpus.
 
     python benchmarks/chaos.py                    # every stage that has no record of this code yet
     python benchmarks/chaos.py --stage ingest     # these only (repeatable), recorded or not
@@ -34,7 +34,7 @@ sys.path.append(str(record.ROOT))  # the tests are not installed
 
 from realcustom.pipeline.cluster import start_local
 from tests.support.chaos import EndedTooSoon, Outcome, Task, disturb
-from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
+from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_corrupted
 
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"
@@ -78,7 +78,7 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
     corpus, part = root / "corpus", root / "corpus.part"
     if not corpus.exists():
         shutil.rmtree(part, ignore_errors=True)
-        write_spoiled(part, SHARDS, SAMPLES, SIDES)
+        write_corrupted(part, SHARDS, SAMPLES, SIDES)
         part.rename(corpus)
     source = str(corpus)
     address, commit = start_local(num_cpus=4), record.head()

@@ -1,7 +1,7 @@
 """Throughput of the stages that run models, by batch size, and what 10 million and a billion pictures would cost.
 
     python benchmarks/neural_stages.py                  # a few minutes on a core
-    python benchmarks/neural_stages.py --only batches   # the drawn world's models on this machine
+    python benchmarks/neural_stages.py --only batches   # the synthetic world's models on this machine
     python benchmarks/neural_stages.py --only costs     # FLOPs of the paper recipe's models, counted
 
 `batches`: each stage, as a worker runs it, on drawn pictures with the zoo's models on one thread; a unit of the same rows
@@ -113,7 +113,7 @@ def batches() -> None:
 
 def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
     """Each neural stage with the table that the stages before it made of drawn pictures."""
-    write_corpus(folder / "corpus", CorpusSettings(pictures=PICTURES, per_shard=PICTURES, spoil=0))
+    write_corpus(folder / "corpus", CorpusSettings(pictures=PICTURES, per_shard=PICTURES, corrupted=0))
     source = str(folder / "corpus" / "shards")
     for stage in CHAIN:
         if stage in NEURAL:

@@ -40,7 +40,7 @@ def make_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = MAX_LENG
     for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            # joined from the right: "</w>" ends up in every joined piece, so that no merge of one word spoils another
+            # joined from the right: "</w>" ends up in every joined piece, so that no merge of one word breaks another
             pair = (pieces[-2], pieces[-1])
             if pair not in merges:
                 merges.append(pair)

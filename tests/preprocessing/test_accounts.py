@@ -1,4 +1,4 @@
-"""Corpora that are spoiled in every known way at once: each entry is kept or stands aside under its true reason."""
+"""Corpora that are corrupted in every known way at once: each sample is kept or excluded for its true reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def odd_but_sound() -> dict[str, bytes]:
     }
 
 
-def spoiled() -> dict[str, tuple[bytes, str]]:
+def corrupted() -> dict[str, tuple[bytes, str]]:
     """Pictures that are not: name -> bytes, reason."""
     good = jpeg(picture(1))
     bomb = encoded(Image.new("1", (5000, 5000)), "PNG")
@@ -83,7 +83,7 @@ def check_account(result: StageResult, kept: set[str], reasons: dict[str, str]) 
 
 @pytest.mark.parametrize("source", ["folder", "webdataset", "parquet"])
 def test_every_entry_has_its_outcome(source: str, tmp_path: Path) -> None:
-    sound, bad = odd_but_sound(), spoiled()
+    sound, bad = odd_but_sound(), corrupted()
     pictures = {**sound, **{name: data for name, (data, _) in bad.items()}}
     where = tmp_path / "src"
     where.mkdir()

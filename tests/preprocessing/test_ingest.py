@@ -36,7 +36,7 @@ def test_webdataset_rows_are_what_the_samples_are(tmp_path: Path) -> None:
     assert [row["view_group"] for row in rows] == ["group-1", None, None]
 
 
-def test_each_spoiled_sample_is_under_its_reason(tmp_path: Path) -> None:
+def test_each_corrupted_sample_is_under_its_reason(tmp_path: Path) -> None:
     good = jpeg(picture(0))
     members = [
         *sample("good", good).items(),

@@ -60,8 +60,8 @@ def chaos_settings(models: Path) -> PreprocessSettings:
     )
 
 
-def write_spoiled(folder: Path, shards: int, samples: int = 6, size: tuple[int, int] = (1200, 900)) -> str:
-    """Shards of pictures large enough that a unit takes a while; in every third one a sample is spoilt, each in turn.
+def write_corrupted(folder: Path, shards: int, samples: int = 6, size: tuple[int, int] = (1200, 900)) -> str:
+    """Shards of pictures large enough that a unit takes a while; in every third one a sample is corrupted, each way in turn.
 
     A truncated picture, an empty one, a copy, a compressed copy, a tiny one, an empty caption; the last tar is torn.
     """

@@ -1,4 +1,4 @@
-"""Small corpora for the tests: drawn pictures, webdataset shards with spoiled samples, and their true account."""
+"""Small corpora for the tests: random pictures, and webdataset shards of them."""
 
 from __future__ import annotations
 

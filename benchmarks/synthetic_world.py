@@ -1,7 +1,7 @@
-"""What the shipped models of the drawn world reach, on identities that no model has met, judged by ground truth.
+"""What the shipped models of the synthetic world reach, on identities that no model has met, judged by ground truth.
 
-    python benchmarks/drawn_world.py                      # about 15 minutes on two idle cores
-    python benchmarks/drawn_world.py --only table models  # some parts
+    python benchmarks/synthetic_world.py                      # about 15 minutes on two idle cores
+    python benchmarks/synthetic_world.py --only table models  # some parts
 
 `table`: the same prompts and starting noise as plain text-to-image, with a subject without and with its mask, and with
 another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: the second shipped
@@ -254,7 +254,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.only or PARTS:
-        write(PARTS[name](options.images), f"python benchmarks/drawn_world.py --only {name} --images {options.images}")
+        write(
+            PARTS[name](options.images), f"python benchmarks/synthetic_world.py --only {name} --images {options.images}"
+        )
 
 
 if __name__ == "__main__":
