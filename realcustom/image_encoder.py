@@ -81,17 +81,19 @@ class ClipEncoder(ImageEncoder):
 
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move the model."""
-        self.model.to(where)  # type: ignore[arg-type]
+        self.model.to(where)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """As the processor scales and normalises it: (3, R, R)."""
-        return self.processor(on_white(image), return_tensors="pt").pixel_values[0]
+        pixel_values: Tensor = self.processor(on_white(image), return_tensors="pt").pixel_values
+        return pixel_values[0]
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, R, R) -> (B, S, D)."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        hidden = self.model(pixel_values, output_hidden_states=True).hidden_states[self.settings.layers[-1]]
+        states: tuple[Tensor, ...] = self.model(pixel_values, output_hidden_states=True).hidden_states
+        hidden = states[self.settings.layers[-1]]
         return hidden[:, 1:] if self.settings.drop_prefix else hidden
 
 
@@ -138,8 +140,8 @@ class SiglipDinoEncoder(ImageEncoder):
 
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move both models."""
-        self.siglip.to(where)  # type: ignore[arg-type]
-        self.dino.to(where)  # type: ignore[arg-type]
+        self.siglip.to(where)
+        self.dino.to(where)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""

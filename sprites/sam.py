@@ -85,7 +85,8 @@ def jitter_box(box: tuple[int, int, int, int], rng: np.random.Generator, setting
     width, height = box[2] - box[0], box[3] - box[1]
     moved = np.array(box) + rng.normal(0, scale, 4) * np.array([width, height, width, height])
     moved[2:] = np.maximum(moved[2:], moved[:2] + 2)
-    return np.clip(moved, 0, SIZE).astype(np.float32)
+    clipped: np.ndarray = np.clip(moved, 0, SIZE)
+    return clipped.astype(np.float32)
 
 
 def batches(settings: SegmenterSettings, first_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

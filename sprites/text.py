@@ -71,7 +71,8 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids (B, 24), padded and truncated as the pipeline does."""
     kinds = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH, "return_tensors": "pt"}
-    return tokenizer(captions, **kinds).input_ids
+    ids: torch.Tensor = tokenizer(captions, **kinds).input_ids
+    return ids
 
 
 def caption_targets(tokenizer: CLIPTokenizer, ids: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from realcustom import storage
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, INGEST
 from realcustom.preprocessing.engine import ray_data
 from realcustom.preprocessing.engine.stage import Stage
@@ -97,7 +96,7 @@ def test_the_order_of_listings_changes_no_byte(tmp_path: Path, monkeypatch: pyte
     for stage in CHAIN:
         first = undisturbed(stage, first, tmp_path / "first", settings).directory
         with monkeypatch.context() as patch:
-            patch.setattr(storage.os, "scandir", shuffled)
+            patch.setattr(os, "scandir", shuffled)
             second = undisturbed(stage, second, tmp_path / "second", settings).directory
         assert snapshot(first) == snapshot(second), stage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -54,7 +54,7 @@ def fetch(
     return run_stage(INGEST, str(table), str(output), settings, executor=InProcess())
 
 
-def write_table(path: Path, urls: list[str | None], **options: object) -> Path:
+def write_table(path: Path, urls: Sequence[str | None], **options: object) -> Path:
     captions = [f"number {index}" for index in range(len(urls))]
     pq.write_table(pa.table({"url": pa.array(urls, pa.string()), "caption": captions}), path, **options)
     return path
@@ -81,7 +81,7 @@ def test_every_row_is_a_picture_or_has_its_reason(server: PictureServer, tmp_pat
         "/large/declared": "too_many_bytes",
         "/large": "too_many_bytes",
     }
-    odd = {
+    odd: dict[str | None, str] = {
         "ftp://x/y.jpg": "forbidden_scheme",
         "picture.jpg": "invalid_url",
         "http://": "invalid_url",
@@ -89,16 +89,16 @@ def test_every_row_is_a_picture_or_has_its_reason(server: PictureServer, tmp_pat
     }
     urls = [*(server.url + path for path in expected), *odd]
     result = fetch(write_table(tmp_path / "t.parquet", urls), tmp_path / "out", max_bytes=60_000)
-    rows, aside = table_of(result).to_pylist(), excluded_of(result)
-    reasons = dict.fromkeys((row["key"] for row in rows), "") | {key: line["reason"] for key, line in aside.items()}
-    found = {url: reasons[f"t.parquet#{index}"] for index, url in enumerate([*expected, *odd])}
-    assert found == {**expected, **odd}
+    rows, excluded = table_of(result).to_pylist(), excluded_of(result)
+    reasons = {row["key"]: "" for row in rows} | {key: line["reason"] for key, line in excluded.items()}
+    found = {url: reasons[f"t.parquet#{index}"] for index, url in enumerate(urls)}
+    assert found == dict(zip(urls, [*expected.values(), *odd.values()], strict=True))
     assert [row["key"] for row in rows] == [f"t.parquet#{index}" for index in range(6)]
     assert [row["image"] for row in rows[:4]] == [jpeg(picture(seed)) for seed in (1, 2, 3, 4)]
     assert rows[3]["alt_text"] == "number 3" and rows[3]["members"] is None
     report = result.report
-    assert report["in"] == len(urls) == report["kept"] + len(aside)
-    assert "HTTP 500, tried 3 times" in aside["t.parquet#9"]["message"]
+    assert report["in"] == len(urls) == report["kept"] + len(excluded)
+    assert "HTTP 500, tried 3 times" in excluded["t.parquet#9"]["message"]
     assert server.asked["/status/500"] == 3 and server.asked["/status/404"] == 1 and server.asked["/flaky/2"] == 3
     assert server.agents == {"realcustom"}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
+import boto3
 import numpy as np
 import pytest
 from PIL import Image

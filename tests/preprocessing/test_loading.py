@@ -83,7 +83,12 @@ def reshape_a_weight(weights: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_weights_that_do_not_fit_the_model(
-    sound: Path, tmp_path: Path, name: str, stage: Stage, setting: str, damage: Callable[[dict], None]
+    sound: Path,
+    tmp_path: Path,
+    name: str,
+    stage: Stage,
+    setting: str,
+    damage: Callable[[dict[str, torch.Tensor]], None],
 ) -> None:
     folder = shutil.copytree(sound / name, tmp_path / name)
     weights = load_file(folder / "model.safetensors")

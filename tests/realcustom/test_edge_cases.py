@@ -230,10 +230,12 @@ def test_the_result_is_what_the_mode_says(pipeline: RealCustomPipeline, picture:
     pipeline.settings = override(pipeline.settings, {"guidance": guidance})
     outputs: list[Tensor] = []
     pipeline.base.unet.register_forward_hook(lambda module, positional, output: outputs.append(output[0]))
-    pipeline.scheduler.step = lambda prediction, *rest, **named: (
-        seen.append(prediction),
-        step(prediction, *rest, **named),
-    )[1]
+
+    def seen_step(prediction: Tensor, *rest: Any, **named: Any) -> Any:
+        seen.append(prediction)
+        return step(prediction, *rest, **named)
+
+    pipeline.scheduler.step = seen_step
     draw(pipeline, dog, num_inference_steps=1)
     assert seen[0].std() == pytest.approx(float(outputs[-1].std()), rel=1e-5)
 
@@ -320,7 +322,7 @@ def test_arguments_without_effect_warn(pipeline: RealCustomPipeline, picture: Pi
     pipeline.settings = override(pipeline.settings, {"guidance": {"mode": "direct"}})
     with pytest.warns(UserWarning, match="guidance_scale does nothing in mode direct"):
         draw(pipeline, [dog], num_inference_steps=1, guidance_scale=5.0)
-    idle = {
+    idle: dict[str, dict[str, Any]] = {
         "tokens.fusion does nothing with tokens.scoring off": {"tokens": {"scoring": False, "fusion": "mean"}},
         "visual_context does nothing with tokens.fusion text": {
             "tokens": {"fusion": "text", "visual_context": "conv_in"}

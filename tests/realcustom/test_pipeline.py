@@ -164,7 +164,7 @@ def test_a_batch_is_its_rows(pipeline: RealCustomPipeline, picture: Picture) -> 
         [],
     ]
     # two steps: a row's last bits depend on the batch's kernels, and each step multiplies them by the weights
-    arguments = {"guidance_scale": 2.0, "subject_guidance_scale": 3.0, "num_inference_steps": 2}
+    arguments: dict[str, Any] = {"guidance_scale": 2.0, "subject_guidance_scale": 3.0, "num_inference_steps": 2}
     together = call(pipeline, subjects, prompts, **arguments)
     for row, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
         alone = call(pipeline, own, prompt, seed=3 + row, **arguments)

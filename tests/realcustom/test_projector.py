@@ -51,7 +51,9 @@ def weights_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    scaled: np.ndarray = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    scaled = scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+    return scaled
 
 
 def attend(deep: np.ndarray, context: np.ndarray, w: dict[str, np.ndarray], name: str, heads: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,8 +36,9 @@ def test_the_same_settings_give_the_same_bytes(
 
 @pytest.mark.parametrize("name", ["pictures", "per_shard", "views"])
 def test_a_number_that_gives_no_corpus_is_refused(name: str) -> None:
+    values: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
-        CorpusSettings(**{name: 0})
+        CorpusSettings(**values)
 
 
 def test_every_defect_is_there(corpus: Path) -> None:

@@ -132,9 +132,10 @@ def _has_manifest(there: list[Path], execution: UnitInWork) -> bool:
 
 def _ask(account: ActorHandle, what: str) -> list[UnitInWork]:
     try:
-        return ray.get(getattr(account, what).remote(), timeout=30)
+        found: list[Execution] = ray.get(getattr(account, what).remote(), timeout=30)
     except ray.exceptions.RayError:  # its run ended in this moment
         return []
+    return found
 
 
 class _Run:
