@@ -284,10 +284,10 @@ def mask_layers(
     if which is MaskLayers.ALL:
         return None
     layers = text_cross_attentions(unet)
+    sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
     if isinstance(which, MaskLayers):
         chosen = frozenset(attn for path, attn in layers.items() if path.startswith("up_blocks."))
     else:
-        sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
         chosen = frozenset(attn for path, attn in layers.items() if sides[path] in which)
     if not chosen:
         there = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     CLIPVisionModel,
@@ -81,7 +81,7 @@ class ClipEncoder(ImageEncoder):
 
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move the model."""
-        self.model.to(where)
+        _move(self.model, where)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """As the processor scales and normalises it: (3, R, R)."""
@@ -123,9 +123,9 @@ class SiglipDinoEncoder(ImageEncoder):
         self.processors, self.identity, self.settings = processors, identity, settings
         _check_layers("layers", settings.layers, siglip)
         _check_layers("dino_layers", settings.dino_layers, dino)
-        self.size = int(siglip.config.image_size)  # R
+        self.size = int(siglip.config.to_dict()["image_size"])  # R
         self.local_views = _count_views(self.size, settings)
-        counts = [(self.size // int(model.config.patch_size)) ** 2 for model in (siglip, dino)]
+        counts = [(self.size // int(model.config.to_dict()["patch_size"])) ** 2 for model in (siglip, dino)]
         if counts[0] != counts[1]:
             raise UsageError(
                 f"at {self.size} px SigLIP has {counts[0]} patch tokens and DINOv2 {counts[1]}: they must be equally many"
@@ -140,8 +140,8 @@ class SiglipDinoEncoder(ImageEncoder):
 
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move both models."""
-        self.siglip.to(where)
-        self.dino.to(where)
+        _move(self.siglip, where)
+        _move(self.dino, where)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""
@@ -252,6 +252,11 @@ def _count_views(size: int, settings: ImageEncoderSettings) -> int:
     if rest or not factor:
         raise UsageError(f"image_encoder.high_res {settings.high_res} is not a multiple of the encoder's {size} px")
     return factor * factor
+
+
+def _move(model: nn.Module, where: torch.device | str | torch.dtype) -> None:
+    """transformers' models: their own `to` has types that no call fits."""
+    model.to(where)
 
 
 def _check_layers(name: str, layers: tuple[int, ...], model: PreTrainedModel) -> None:
