@@ -10,6 +10,7 @@ from PIL import Image
 
 from realcustom.pipeline import recipes
 from realcustom.preprocessing.caption.blip import BlipCaptioner
+from realcustom.preprocessing.engine.models import Runtime
 from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.preprocessing.subjects.detector import Detector
 from realcustom.preprocessing.subjects.segmenter import Segmenter
@@ -31,7 +32,7 @@ def measure_zoo(images: int = 256, seed: int = 0) -> dict[str, float]:
 
 def detector(settings: PreprocessSettings) -> inspect_zoo.Detector:
     """The detector of the stage `subjects`: boxes of at least its `min_detection_score`, best first."""
-    model = Detector(settings.subjects, settings.compute)
+    model = Detector(settings.subjects, Runtime(settings.compute))
 
     def detect(pictures: list[Image.Image], nouns: list[str]) -> list[list[Box]]:
         found = _in_batches(model, pictures, nouns)
@@ -42,7 +43,7 @@ def detector(settings: PreprocessSettings) -> inspect_zoo.Detector:
 
 def segmenter(settings: PreprocessSettings) -> inspect_zoo.Segmenter:
     """The segmenter of the stage `subjects`: a mask for each box, and its own estimate of the mask's IoU."""
-    model = Segmenter(settings.subjects, settings.compute)
+    model = Segmenter(settings.subjects, Runtime(settings.compute))
 
     def segment(pictures: list[Image.Image], boxes: list[Box]) -> list[tuple[np.ndarray, float]]:
         return [(found.mask, found.score) for found in _in_batches(model, pictures, boxes)]
@@ -52,7 +53,7 @@ def segmenter(settings: PreprocessSettings) -> inspect_zoo.Segmenter:
 
 def captioner(settings: PreprocessSettings) -> inspect_zoo.Captioner:
     """The captioner of the stage `caption`."""
-    model = BlipCaptioner(settings.caption, settings.compute)
+    model = BlipCaptioner(settings.caption, Runtime(settings.compute))
 
     def caption(pictures: list[Image.Image]) -> list[str]:
         return _in_batches(model, pictures)

@@ -132,7 +132,7 @@ def _has_manifest(there: list[Path], execution: UnitInWork) -> bool:
 
 def _ask(account: ActorHandle, what: str) -> list[UnitInWork]:
     try:
-        found: list[Execution] = ray.get(getattr(account, what).remote(), timeout=30)
+        found: list[UnitInWork] = ray.get(getattr(account, what).remote(), timeout=30)
     except ray.exceptions.RayError:  # its run ended in this moment
         return []
     return found
