@@ -1,4 +1,4 @@
-"""The eye of the adapter: a tiny CLIPVisionModel whose patch tokens know the subject, trained from scratch.
+"""The adapter's image encoder: a tiny CLIPVisionModel whose patch tokens tell the subject, trained from scratch.
 
 The method reads the last hidden state but one. Linear probes on it teach each patch token who the subject is (noun,
 both colours, pattern), what lies under the patch itself, and its colour; the same on the pooled output trains the last

@@ -1,7 +1,7 @@
-"""An independent eye: says what a picture shows, and where. It measures generated pictures and knows no other model.
+"""The judge of generated pictures: which noun, background, place and pattern they show, and the object's mask.
 
-A small convolutional network, trained on ground truth alone, on identities and seeds of its own (`Split.JUDGE`), on
-pictures degraded as a generator degrades them. B pictures; H = W = 32.
+A small convolutional network that shares nothing with the other models: trained on ground truth alone, on identities
+and seeds of its own (`Split.JUDGE`), on pictures degraded as a generator degrades them. B pictures; H = W = 32.
 """
 
 from __future__ import annotations

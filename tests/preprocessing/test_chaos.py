@@ -47,7 +47,7 @@ def test_three_kills_leave_the_bytes_as_they_are(ray_cluster: str, tmp_path: Pat
     source = write_corrupted(tmp_path / "corpus", 40, samples=4, size=(64, 48))
     settings = chaos_settings(tmp_path / "models")
     ingested = undisturbed(INGEST, source, tmp_path / "ingested", settings).directory
-    # a captioner's units are slow enough to be struck; a quick machine can end a stage without models too early
+    # a captioner's units are slow enough to be killed in; a quick machine can end a stage without models too early
     survive(CAPTION, ingested, tmp_path, settings, ray_cluster, kills=3)
 
 

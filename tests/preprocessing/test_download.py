@@ -190,7 +190,7 @@ def test_tables_are_cut_into_units_of_rows(server: PictureServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_table_without_rows_is_an_empty_account(kind: str, tmp_path: Path) -> None:
+def test_a_table_without_rows_gives_no_rows(kind: str, tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", [])
     (tmp_path / "t.csv").write_text("url,caption\n")
     result = fetch(tmp_path / f"t.{kind}", tmp_path / "out")
@@ -253,7 +253,9 @@ def test_a_table_that_the_storage_does_not_give_stops_the_job(
         assert fetch(table, tmp_path / "out").report["kept"] == 1
 
 
-def test_a_torn_table_of_urls_is_one_entry_and_a_bad_row_group_its_rows(server: PictureServer, tmp_path: Path) -> None:
+def test_a_torn_table_of_urls_is_one_excluded_row_and_a_bad_row_group_its_rows(
+    server: PictureServer, tmp_path: Path
+) -> None:
     source = tmp_path / "src"
     source.mkdir()
     urls = [f"{server.url}/picture/{index}" for index in range(4)]

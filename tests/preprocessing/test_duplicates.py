@@ -31,7 +31,7 @@ def select(source: Path, output: Path, **settings: object) -> StageResult:
 
 def found(result: StageResult) -> dict[str, str]:
     """Copy's key -> survivor's key."""
-    return {key: entry["message"].removeprefix("of ") for key, entry in excluded_of(result).items()}
+    return {key: row["message"].removeprefix("of ") for key, row in excluded_of(result).items()}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`ingest` over its sources: every entry accounted for, under its true reason."""
+"""`ingest` over its sources: every sample is kept, or excluded for its true reason."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_each_corrupted_sample_is_under_its_reason(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     result = ingest(tmp_path / "src", tmp_path / "out", max_pixels=10**6, max_bytes=60_000)
-    reasons = {key: entry["reason"] for key, entry in excluded_of(result).items()}
+    reasons = {key: row["reason"] for key, row in excluded_of(result).items()}
     assert reasons == {
         "s.tar/cut.jpg": "truncated_image",
         "s.tar/text.jpg": "unreadable_image",
@@ -91,13 +91,13 @@ def test_a_sample_that_could_not_be_written_back_is_not_kept_in_part(tmp_path: P
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     result = ingest(tmp_path / "src", tmp_path / "out", max_bytes=60_000)
-    aside = excluded_of(result)
-    assert {key: entry["reason"] for key, entry in aside.items()} == {
+    excluded = excluded_of(result)
+    assert {key: row["reason"] for key, row in excluded.items()} == {
         "s.tar/twice.jpg": "duplicate_key",
         "s.tar/large.jpg": "too_many_bytes",
         "s.tar/scan.tiff": "unsupported_format",
     }
-    assert aside["s.tar/large.jpg"]["message"] == ".mp4 has 70000 bytes, more than ingest.max_bytes=60000"
+    assert excluded["s.tar/large.jpg"]["message"] == ".mp4 has 70000 bytes, more than ingest.max_bytes=60000"
     assert table_of(result)["key"].to_pylist() == ["s.tar/both.jpg"]
 
 
@@ -111,7 +111,7 @@ def test_half_a_character_beside_a_picture_is_a_fault_of_its_row(beside: bytes, 
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     result = ingest(tmp_path / "src", tmp_path / "out")
-    assert {key: entry["reason"] for key, entry in excluded_of(result).items()} == {"s.tar/a.jpg": reason}
+    assert {key: row["reason"] for key, row in excluded_of(result).items()} == {"s.tar/a.jpg": reason}
     assert table_of(result)["alt_text"].to_pylist() == ["a duck \U0001f986"]
     assert result.report["in"] == 2
 
@@ -124,7 +124,7 @@ def test_a_picture_whose_name_is_no_text_is_quarantined(template: str | None, tm
         (source / os.fsdecode(name)).write_bytes(jpeg(picture(number)))
     result = ingest(source, tmp_path / "out", caption_template=template)
     assert table_of(result)["key"].to_pylist() == ["a.jpg", "caf\u00e9.jpg"]
-    assert {key: entry["reason"] for key, entry in excluded_of(result).items()} == {r"caf\udce9.jpg": "unreadable_text"}
+    assert {key: row["reason"] for key, row in excluded_of(result).items()} == {r"caf\udce9.jpg": "unreadable_text"}
     assert result.report["in"] == 3
 
 
@@ -150,20 +150,20 @@ def test_links_and_members_without_an_extension_are_accounted_for(tmp_path: Path
     (tmp_path / "src/s.tar").write_bytes(buffer.getvalue())
     result = ingest(tmp_path / "src", tmp_path / "out")
     assert table_of(result)["key"].to_pylist() == ["s.tar/good.jpg"]
-    aside = excluded_of(result)
-    assert {key: entry["reason"] for key, entry in aside.items()} == {
+    excluded = excluded_of(result)
+    assert {key: row["reason"] for key, row in excluded.items()} == {
         "s.tar/README": "no_extension",
         "s.tar/x/.hidden": "no_extension",
         "s.tar/captioned.jpg": "link",
         "s.tar/hard.jpg": "link",
         "s.tar/soft.jpg": "link",
     }
-    assert aside["s.tar/captioned.jpg"]["message"] == ".txt is a link to good.jpg, and only files are read"
+    assert excluded["s.tar/captioned.jpg"]["message"] == ".txt is a link to good.jpg, and only files are read"
     report = result.report
     assert (report["in"], report["dropped"], report["quarantined"]) == (6, {"no_extension": 2}, {"link": 3})
 
 
-def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
+def test_a_torn_tar_is_one_excluded_sample_that_names_the_byte(tmp_path: Path) -> None:
     members = sample("a", jpeg(picture(0))) | sample("b", jpeg(picture(1))) | sample("c", jpeg(picture(2)))
     whole = tar_bytes(members)
     (tmp_path / "src").mkdir()
@@ -171,8 +171,8 @@ def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
     result = ingest(tmp_path / "src", tmp_path / "out")
     assert table_of(result)["key"].to_pylist() == ["s.tar/a.jpg", "s.tar/b.jpg"]  # the header of "c" closed "b"
     assert result.report["in"] == 3 and result.report["quarantined"] == {"torn_tar": 1}
-    ((key, entry),) = excluded_of(result).items()
-    assert key == f"s.tar@{whole.index(b'c.jpg')}" and "torn at byte" in entry["message"]
+    ((key, row),) = excluded_of(result).items()
+    assert key == f"s.tar@{whole.index(b'c.jpg')}" and "torn at byte" in row["message"]
 
 
 def test_a_sample_that_no_following_key_closes_belongs_to_the_tear(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.stages import excluded_of, ingest_to_select, table_of
 
 
 def reasons(result: StageResult) -> dict[str, str]:
-    return {key: entry["reason"] for key, entry in excluded_of(result).items()}
+    return {key: row["reason"] for key, row in excluded_of(result).items()}
 
 
 @pytest.fixture()
@@ -53,7 +53,7 @@ def test_each_row_is_dropped_for_its_reason(corpus: Path, tmp_path: Path) -> Non
 def test_what_is_dropped_is_said_with_its_value_and_the_limit_or_the_survivor(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    messages = {key: entry["message"] for key, entry in excluded_of(ingest_to_select(corpus, tmp_path / "out")).items()}
+    messages = {key: row["message"] for key, row in excluded_of(ingest_to_select(corpus, tmp_path / "out")).items()}
     assert messages == {
         "0.tar/tiny.jpg": "8 x 30 pixels; select.min_side=16",
         "1.tar/wide.jpg": "200 x 20 pixels; select.max_aspect=3.0",

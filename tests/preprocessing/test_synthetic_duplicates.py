@@ -17,9 +17,9 @@ def test_planted_copies_are_found_and_no_distinct_drawings_merged(tmp_path: Path
     truth = {row["key"]: row for row in pq.read_table(tmp_path / "drawn/truth.parquet").to_pylist()}
     result = ingest_to_select(tmp_path / "drawn/shards", tmp_path / "out")
     merged = {
-        key: entry["message"].removeprefix("of ")
-        for key, entry in excluded_of(result).items()
-        if "duplicate" in entry["reason"]
+        key: row["message"].removeprefix("of ")
+        for key, row in excluded_of(result).items()
+        if "duplicate" in row["reason"]
     }
     assert [(a, b) for a, b in merged.items() if any(truth[a][name] != truth[b][name] for name in SHOWN)] == []
     kinds = (Corruption.EXACT_DUPLICATE.value, Corruption.NEAR_DUPLICATE.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,6 @@ from realcustom.sprites.text import WORDS
 from realcustom.sprites.world import SIZE, TEMPLATES, Split, draw, random_for, scene
 
 SHIPPED = all((ZOO / name).exists() for name in ("grounding_dino", "sam", "blip"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_tokenizer_knows_words_whole_and_berts_ids() -> None:

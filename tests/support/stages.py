@@ -43,4 +43,4 @@ def table_of(result: StageResult) -> pa.Table:
 def excluded_of(result: StageResult) -> dict[str, dict[str, Any]]:
     """The dropped and quarantined rows of a stage, by their key."""
     lines = [line for path in Path(result.directory).glob("aside/*") for line in path.read_text().splitlines()]
-    return {entry["key"]: entry for entry in map(json.loads, lines)}
+    return {row["key"]: row for row in map(json.loads, lines)}

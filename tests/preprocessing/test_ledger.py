@@ -71,10 +71,10 @@ def corrupted() -> dict[str, tuple[bytes, str]]:
     }
 
 
-def check_account(result: StageResult, kept: set[str], reasons: dict[str, str]) -> None:
-    """The account is exact, entry by entry, in total, and in what was written."""
+def check_ledger(result: StageResult, kept: set[str], reasons: dict[str, str]) -> None:
+    """The ledger is exact, row by row, in total, and in what was written."""
     report = result.report
-    assert {key: entry["reason"] for key, entry in excluded_of(result).items()} == reasons
+    assert {key: row["reason"] for key, row in excluded_of(result).items()} == reasons
     table = table_of(result)
     assert set(table["key"].to_pylist()) == kept and table.num_rows == len(kept)
     assert report["quarantined"] == Counter(reasons.values()) and report["dropped"] == {}
@@ -82,7 +82,7 @@ def check_account(result: StageResult, kept: set[str], reasons: dict[str, str]) 
 
 
 @pytest.mark.parametrize("source", ["folder", "webdataset", "parquet"])
-def test_every_entry_has_its_outcome(source: str, tmp_path: Path) -> None:
+def test_every_sample_is_kept_or_excluded_for_its_reason(source: str, tmp_path: Path) -> None:
     sound, bad = odd_but_sound(), corrupted()
     pictures = {**sound, **{name: data for name, (data, _) in bad.items()}}
     where = tmp_path / "src"
@@ -115,7 +115,7 @@ def test_every_entry_has_its_outcome(source: str, tmp_path: Path) -> None:
         names["empty.parquet"], reasons["empty.parquet"] = "empty.parquet", "torn_table"
     ingested = run(INGEST, where, tmp_path / "out")
     kept = {names[name] for name in pictures if name not in reasons}
-    check_account(ingested, kept, {names[name]: reason for name, reason in reasons.items()})
+    check_ledger(ingested, kept, {names[name]: reason for name, reason in reasons.items()})
     scored = run(SCORE, ingested.directory, tmp_path / "out")
     assert scored.report["in"] == scored.report["kept"] == len(kept)  # what ingest kept can be decoded
     selected = run(SELECT, scored.directory, tmp_path / "out").report
@@ -130,7 +130,7 @@ def test_the_first_frame_of_a_moving_picture_is_the_picture() -> None:
 
 
 def test_torn_tars_lose_what_the_tear_touches_and_no_more(tmp_path: Path) -> None:
-    """Cut at 10 places, the account by Python's own reader of the whole archive."""
+    """Cut at 10 places, what is kept by Python's own reader of the whole archive."""
     members = [item for number in range(6) for item in sample(f"{number}", jpeg(picture(number))).items()]
     whole = tar_bytes(members)
     with tarfile.open(fileobj=io.BytesIO(whole)) as reader:
@@ -147,4 +147,4 @@ def test_torn_tars_lose_what_the_tear_touches_and_no_more(tmp_path: Path) -> Non
         kept |= {f"{name}/{member.name}" for member in complete if member.name.endswith(".jpg")}
         kept.discard(f"{name}/{last}.jpg")  # no following key closes it
         torn.add(f"{name}@{min(cut, archive[len(complete)].offset)}")
-    check_account(run(INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))
+    check_ledger(run(INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))
