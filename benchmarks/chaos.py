@@ -1,16 +1,16 @@
-"""Random kill -9 of every stage of preprocessing on Ray, over a spoiled corpus.
+"""Random kill -9 of every stage of preprocessing on Ray, over a corrupted corpus.
 
     python benchmarks/chaos.py                    # every stage that has no record of this code yet
     python benchmarks/chaos.py --stage ingest     # these only (repeatable), recorded or not
     python benchmarks/chaos.py --folder DIR       # keeps what is written, so that a run that was interrupted goes on
 
-Each stage runs once undisturbed in this process, and once on an embedded Ray of two workers while kills strike the
+Each stage runs once undisturbed in this process, and once on an embedded Ray of two workers while kills end the
 processes that execute units (45) and the driver (5, one in ten), at random times, uniform over the processing, from a
 seed; see tests/support/chaos.py. Then the two trees must be equal byte for byte, a rerun must execute no unit, and
 no unit that was done when a driver was killed may have been written again. `select` searches by bit tables in blocks of
 two units and partitions of 100 rows, so that each of its steps has many units. Models are tiny, with random weights.
 
-    preprocess_chaos_kills_STAGE    kills that a stage survived; `detail` has whom they struck, how many of them a unit
+    preprocess_chaos_kills_STAGE    kills that a stage survived; `detail` has what they ended, how many of them a unit
                                     in flight, the seed
     preprocess_chaos_kills          of the stage with the fewest, once every stage has a record of one and the same code
 """
@@ -34,12 +34,12 @@ sys.path.append(str(record.ROOT))  # the tests are not installed
 
 from realcustom.pipeline.cluster import start_local
 from tests.support.chaos import EndedTooSoon, Outcome, Task, disturb
-from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
+from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_corrupted
 
 METRIC = "preprocess_chaos_kills"
 RESULTS = record.RESULTS / "preprocessing.json"
 TRIES = 3  # of a stage, each with a seed of its own
-KILLS = 50  # of which one in ten strikes the driver
+KILLS = 50  # of which one in ten ends the driver
 SHARDS, SAMPLES, SIDES = 160, 4, (1200, 900)
 CODE = ("preprocessing", "realcustom")  # what a record is about
 HARNESS = ("tests/preprocessing", "benchmarks/*.py")
@@ -78,7 +78,7 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
     corpus, part = root / "corpus", root / "corpus.part"
     if not corpus.exists():
         shutil.rmtree(part, ignore_errors=True)
-        write_spoiled(part, SHARDS, SAMPLES, SIDES)
+        write_corrupted(part, SHARDS, SAMPLES, SIDES)
         part.rename(corpus)
     source = str(corpus)
     address, commit = start_local(num_cpus=4), record.head()
@@ -88,7 +88,7 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
         if stage.name in wanted:
             output = root / "disturbed" / stage.name
             task = Task(stage=stage, source=source, output=output, settings=settings, units=whole.units)
-            outcome = struck(task, address, kills, seed + number)
+            outcome = disturbed(task, address, kills, seed + number)
             check_survived(task, outcome, whole)
             detail = {"kills": outcome.kills, "of workers": outcome.workers, "of the driver": outcome.drivers}
             detail |= {"in flight": outcome.in_flight, "seed": outcome.seed, "units": whole.units}
@@ -99,7 +99,7 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
         source = whole.directory
 
 
-def struck(task: Task, address: str, kills: int, seed: int) -> Outcome:
+def disturbed(task: Task, address: str, kills: int, seed: int) -> Outcome:
     """The stage after all kills. With the next seed where its last units went by before the last kills."""
     for later in range(TRIES):
         shutil.rmtree(task.output, ignore_errors=True)

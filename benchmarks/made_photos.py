@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = (384, 320)  # pixels of a picture
-SPOILED = 200  # every so many pictures one is cut short
+TRUNCATED = 200  # every so many pictures one is cut short
 
 
 def write_shards(folder: Path, photos: list[Path], count: int, per_shard: int = 500, workers: int = 2) -> Path:
@@ -38,7 +38,7 @@ def _write_shard(folder: Path, photos: list[Path], count: int, per_shard: int, s
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=70 if copy else 80)
             data = buffer.getvalue()
-            if number % SPOILED == SPOILED - 2:
+            if number % TRUNCATED == TRUNCATED - 2:
                 data = data[: len(data) // 2]
             for extension, content in (("jpg", data), ("txt", f"made photograph {number}".encode())):
                 member = tarfile.TarInfo(f"{number:08d}.{extension}")

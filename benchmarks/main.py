@@ -1,6 +1,6 @@
 """The two commands of a newcomer, measured from a clean clone: minutes, and peak memory of the process tree.
 
-    python benchmarks/main.py            # about 30 minutes; needs Python, make and git, nothing else
+    python benchmarks/main.py            # about 30 minutes; needs psutil, make and git
     python benchmarks/main.py --only tests_minutes
 
 Clones HEAD into a temporary folder, runs `make quickstart` there from nothing and once more with a new output folder

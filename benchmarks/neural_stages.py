@@ -1,7 +1,7 @@
 """Throughput of the stages that run models, by batch size, and what 10 million and a billion pictures would cost.
 
     python benchmarks/neural_stages.py                  # a few minutes on a core
-    python benchmarks/neural_stages.py --only batches   # the drawn world's models on this machine
+    python benchmarks/neural_stages.py --only batches   # the synthetic world's models on this machine
     python benchmarks/neural_stages.py --only costs     # FLOPs of the paper recipe's models, counted
 
 `batches`: each stage, as a worker runs it, on drawn pictures with the zoo's models on one thread; a unit of the same rows
@@ -54,7 +54,8 @@ from realcustom.pipeline.stages import run_stages
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SCORE, SUBJECTS
 from realcustom.preprocessing.engine.fingerprint import identities_of
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.engine.worker import Job, TableStage, load_table_stage
+from realcustom.preprocessing.engine.unit import Unit, UnitKind
+from realcustom.preprocessing.engine.worker import Job, TableStage, TableWork, load_work
 from realcustom.preprocessing.run import check_stage
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
@@ -62,6 +63,7 @@ RESULTS = record.RESULTS / "preprocessing.json"
 NEURAL = (SCORE, CAPTION, SUBJECTS, ENCODE)
 BATCHES = (1, 4, 16, 64)
 PICTURES, ROUNDS = 128, 3
+UNIT = Unit(name="timed", identity="", kind=UnitKind.PART, files=())
 COUNTS = {"10m": 10_000_000, "1b": 1_000_000_000}
 # An H100 SXM does 989 dense bf16 TFLOP/s (NVIDIA's data sheet); 0.3 of it is what inference of such models at moderate
 # batches may reach, a guess to be replaced by a measurement.
@@ -103,8 +105,10 @@ def batches() -> None:
         for stage, table in inputs(Path(folder)):
             cells = []
             for size in BATCHES:
-                run = load_table_stage(job_of(stage, size))
-                run("warm-up", table)
+                work = load_work(job_of(stage, size))
+                assert isinstance(work, TableWork)
+                run = work.stage
+                run(UNIT, table)  # warms up
                 values = [milliseconds(run, table) for _ in range(ROUNDS)]
                 write(f"preprocess_{stage.name}_ms_batch_{size}", values, "ms CPU")
                 cells.append(statistics.median(values))
@@ -113,7 +117,7 @@ def batches() -> None:
 
 def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
     """Each neural stage with the table that the stages before it made of drawn pictures."""
-    write_corpus(folder / "corpus", CorpusSettings(pictures=PICTURES, per_shard=PICTURES, spoil=0))
+    write_corpus(folder / "corpus", CorpusSettings(pictures=PICTURES, per_shard=PICTURES, corrupted=0))
     source = str(folder / "corpus" / "shards")
     for stage in CHAIN:
         if stage in NEURAL:
@@ -126,15 +130,14 @@ def job_of(stage: Stage, batch_size: int) -> Job:
     run = sprites()
     section = dataclasses.replace(getattr(run.preprocess, stage.name), batch_size=batch_size)
     settings = check_stage(stage, dataclasses.replace(run.preprocess, **{stage.name: section}), run.method)
-    models = identities_of(stage, settings)
-    return Job(stage=stage, settings=settings, method=run.method, models=models, directory="")
+    return stage.job(settings, "", identities_of(stage, settings), run.method)
 
 
 def milliseconds(run: TableStage, table: pa.Table) -> float:
     """CPU time of this process for each row."""
     start = time.process_time()
-    run("timed", table)
-    return (time.process_time() - start) / table.num_rows * 1000
+    run(UNIT, table)
+    return (time.process_time() - start) / len(table) * 1000
 
 
 def costs() -> None:

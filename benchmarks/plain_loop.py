@@ -2,8 +2,9 @@
 
     python benchmarks/plain_loop.py SHARDS OUTPUT
 
-Decodes, measures, hashes and compares with the same functions, and writes the same kept rows, a Parquet file per shard.
-Nothing that a platform needs is here: no units, manifests, hashes of files, retries, torn archives, resume or reports.
+Decodes, measures, hashes and compares with the same functions of pictures and arrays; all else is written out here. Keeps
+the same rows, a Parquet file per shard. Nothing that a platform needs is here: no units, manifests, hashes of files,
+retries, torn archives, resume or reports.
 """
 
 from __future__ import annotations
@@ -19,40 +20,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realcustom.preprocessing import tables
+from realcustom.preprocessing import hashes, pictures
 from realcustom.preprocessing.errors import DataError
-from realcustom.preprocessing.hashes import BASE_SIDE, signature
-from realcustom.preprocessing.pictures import decode, decode_with_size, sharpness
-from realcustom.preprocessing.select.duplicates import collapse, find_edges, numbers_of, signatures_of
-from realcustom.preprocessing.select.survivors import resolve
-from realcustom.preprocessing.select.thresholds import failed_threshold
+from realcustom.preprocessing.select.near import Limits, Signatures, near_pairs
 from realcustom.preprocessing.settings import IngestSettings, ScoreSettings, SelectSettings
 from realcustom.record import picture_uid
 
-SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS, *tables.SCORE_FIELDS])
 SIDE, MAX_PIXELS = ScoreSettings().sharpness_side, IngestSettings().max_pixels
+SELECT = SelectSettings()
+WRITER = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "write_statistics": False}
 
 
 def main(shards: Path, output: Path) -> None:
     """The whole corpus. The pictures of a shard are held at a time; signatures of all of them."""
-    settings, signatures = SelectSettings(), []
     for folder in (output / "scored", output / "kept"):
         folder.mkdir(parents=True)
-    for number, shard in enumerate(sorted(shards.glob("*.tar"))):
-        table = pa.Table.from_pylist(list(scored(shard)), schema=SCHEMA)
-        write(table, output / "scored" / f"{shard.stem}.parquet")
-        passed = np.array([reason is None for reason in failed_threshold(table, settings)], bool)
-        numbers = numbers_of(number, len(passed))[passed]
-        signatures.append(signatures_of(table.filter(pa.array(passed)), numbers))
-    distinct, twins = collapse(pa.concat_tables(signatures), settings)
-    edges = find_edges(distinct, None, settings)
-    copies = set(resolve([edges], [twins]).numbers.tolist())
-    for number, file in enumerate(sorted((output / "scored").iterdir())):
+    passed: list[dict[str, Any]] = []  # without their pictures
+    for shard in sorted(shards.glob("*.tar")):
+        rows = list(scored(shard))
+        pq.write_table(pa.Table.from_pylist(rows), output / "scored" / f"{shard.stem}.parquet", **WRITER)
+        passed += [{**row, "image": None} for row in rows if passes(row)]
+    kept = {row["uid"] for row in passed} - copies(passed)
+    for file in sorted((output / "scored").iterdir()):
         table = pq.read_table(file, use_threads=False)
-        failed = failed_threshold(table, settings)
-        numbers = numbers_of(number, len(failed)).tolist()
-        kept = [reason is None and number not in copies for reason, number in zip(failed, numbers, strict=True)]
-        write(table.filter(pa.array(kept)), output / "kept" / file.name)
+        chosen = pa.array([uid in kept for uid in table["uid"].to_pylist()])
+        pq.write_table(table.filter(chosen), output / "kept" / file.name, **WRITER)
 
 
 def scored(shard: Path) -> Iterator[dict[str, Any]]:
@@ -60,11 +52,11 @@ def scored(shard: Path) -> Iterator[dict[str, Any]]:
     for name, data, text in samples(shard):
         key = f"{shard.name}/{name}"
         try:
-            small, (width, height) = decode_with_size(data, MAX_PIXELS, draft_side=BASE_SIDE)
-            picture = decode(data, draft_side=SIDE)
+            small, (width, height) = pictures.decode_with_size(data, MAX_PIXELS, draft_side=hashes.BASE_SIDE)
+            picture = pictures.decode(data, draft_side=SIDE)
         except DataError:
             continue
-        hashes = signature(small)
+        signature = hashes.signature(small)
         yield {
             "uid": picture_uid(key),
             "key": key,
@@ -73,14 +65,11 @@ def scored(shard: Path) -> Iterator[dict[str, Any]]:
             "width": width,
             "height": height,
             "alt_text": text.decode().strip(),
-            "members": [
-                {"name": name, "data": None},
-                {"name": name.replace(".jpg", ".txt"), "data": text},
-            ],
-            "scores": {"sharpness": sharpness(picture, SIDE)},
-            "phashes": hashes.phashes,
-            "long_hashes": hashes.long_hashes,
-            "color": hashes.color,
+            "members": [{"name": name, "data": None}, {"name": name.replace(".jpg", ".txt"), "data": text}],
+            "scores": {"sharpness": pictures.sharpness(picture, SIDE)},
+            "phashes": signature.phashes,
+            "long_hashes": signature.long_hashes,
+            "color": signature.color,
             "image_bytes": len(data),
         }
 
@@ -98,9 +87,47 @@ def samples(shard: Path) -> Iterator[tuple[str, bytes, bytes]]:
                 yield name, picture, file.read()
 
 
-def write(table: pa.Table, path: Path) -> None:
-    """As the stages write."""
-    path.write_bytes(tables.to_parquet(table))
+def passes(row: dict[str, Any]) -> bool:
+    """Whether a picture is large enough, and not too long."""
+    short, long = sorted((row["width"], row["height"]))
+    return bool(short >= SELECT.min_side and long <= SELECT.max_aspect * short)
+
+
+def copies(rows: list[dict[str, Any]]) -> set[str]:
+    """The uids of those of which a better copy stays: with a caption, larger in pixels, then in bytes, then first."""
+
+    def priority(index: int) -> tuple[bool, int, int, int]:
+        row = rows[index]
+        return not row["alt_text"], -row["width"] * row["height"], -row["image_bytes"], index
+
+    better: dict[int, list[int]] = {}
+    for pair in near_pairs(signatures(rows), None, limits()).tolist():
+        first, second = sorted(pair, key=priority)
+        better.setdefault(second, []).append(first)
+    dropped = set[int]()
+    for index in sorted(better, key=priority):
+        if not dropped.issuperset(better[index]):
+            dropped.add(index)
+    return {rows[index]["uid"] for index in dropped}
+
+
+def signatures(rows: list[dict[str, Any]]) -> Signatures:
+    """Hashes and thumbnails of all pictures as arrays."""
+    short, long, color = (
+        np.frombuffer(b"".join(row[name] for row in rows), np.uint8).reshape(len(rows), -1)
+        for name in ("phashes", "long_hashes", "color")
+    )
+    return Signatures(short=hashes.short_hashes(short), long=hashes.long_hashes(long), color=color)
+
+
+def limits() -> Limits:
+    """The stage's own."""
+    assert SELECT.near_duplicate_radius is not None
+    return Limits(
+        radius=SELECT.near_duplicate_radius,
+        long_radius=SELECT.near_duplicate_bits,
+        color=SELECT.near_duplicate_color,
+    )
 
 
 if __name__ == "__main__":

@@ -178,18 +178,18 @@ def merged_drawings(first: int, temporary: Path) -> tuple[int, int, int]:
     Two drawings are the same by ground truth if they show the same subject at the same place on the same background:
     then they differ in a pixel's jitter and in the grain of the background.
     """
-    from realcustom.sprites.corpus import CorpusSettings, Spoilt, write_corpus
+    from realcustom.sprites.corpus import CorpusSettings, Corruption, write_corpus
 
     folder = temporary / f"drawn-{first}"
-    write_corpus(folder, CorpusSettings(pictures=DRAWINGS, first=first, per_shard=500, spoil=10))
+    write_corpus(folder, CorpusSettings(pictures=DRAWINGS, first=first, per_shard=500, corrupted=10))
     truth = pq.read_table(folder / "truth.parquet").to_pylist()
     shown = {
         row["key"]: tuple(row[name] for name in ("noun", "body", "second", "pattern", "place", "background"))
         for row in truth
     }
     pairs = merges(selected(folder / "shards", temporary / f"drawn-{first}-out", min_side=16))
-    kinds = (Spoilt.NEAR_DUPLICATE.value, Spoilt.EXACT_DUPLICATE.value)
-    planted = {row["key"] for row in truth if row["spoilt"] in kinds}
+    kinds = (Corruption.NEAR_DUPLICATE.value, Corruption.EXACT_DUPLICATE.value)
+    planted = {row["key"] for row in truth if row["corruption"] in kinds}
     wrong = sum(shown[a] != shown[b] for a, b in pairs)
     return wrong, len(planted & {key for pair in pairs for key in pair}), len(planted)
 

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import made_photos
 import numpy as np
@@ -172,7 +173,7 @@ def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
 
 
 def made(
-    metric: str, value: float, unit: str, n: int, values: list[float], detail: dict, only: str = ""
+    metric: str, value: float, unit: str, n: int, values: list[float], detail: dict[str, Any], only: str = ""
 ) -> record.Record:
     """A record of this file, with what its value is made of."""
     command = f"python benchmarks/preprocess_speed.py --photos FOLDER --only {only or metric}"

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import record
 
-from realcustom.preprocessing.select.duplicates import EDGES, ranks_column
+from realcustom.preprocessing.select.duplicates import EDGES, priorities_column
 from realcustom.preprocessing.select.survivors import resolve
 
 RESULTS = record.RESULTS / "preprocessing.json"
@@ -33,13 +33,13 @@ def edges(better: int) -> Iterator[pa.Table]:
     for start in range(0, COPIES, PIECE):
         copies = np.repeat(np.arange(start, start + PIECE, dtype=np.uint64), better)
         number = np.tile(np.arange(better, dtype=np.uint64), PIECE)
-        worse, others = (ranks(word, copies * 8 + place) for word, place in ((1, 7), (0, number)))
+        worse, others = (priorities(word, copies * 8 + place) for word, place in ((1, 7), (0, number)))
         yield pa.Table.from_arrays([worse, others, pa.array(np.zeros(len(copies), bool))], schema=EDGES)
 
 
-def ranks(word: int, numbers: np.ndarray) -> pa.Array:
-    """A column of ranks with one first word."""
-    return ranks_column(np.stack([np.full_like(numbers, word), numbers], axis=1))
+def priorities(word: int, numbers: np.ndarray) -> pa.Array:
+    """A column of priorities with one first word."""
+    return priorities_column(np.stack([np.full_like(numbers, word), numbers], axis=1))
 
 
 def measure(better: int) -> tuple[float, float]:

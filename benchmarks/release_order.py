@@ -59,16 +59,21 @@ class MaterialisingProcessor:
             assert collected.mask is not None
             mask = F.interpolate(collected.mask, size=grid, mode="bilinear", align_corners=False)
             output = output + visual * mask.flatten(2).mT.to(visual.dtype)
-        return attn.to_out[1](attn.to_out[0](output))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
+        return projected
 
 
 def _heads(attn: Attention, tokens: Tensor) -> Tensor:
     """(B, n, H*d) -> (B, H, n, d)."""
-    return tokens.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+    heads: Tensor = tokens.unflatten(2, (attn.heads, -1))  # (B, n, H, d)
+    return heads.transpose(1, 2)
 
 
-class StockIgnoringProcessor(AttnProcessor2_0):
+class StockIgnoringProcessor:
     """diffusers' own, in self-attention, which is handed the cross-attention's argument as well."""
+
+    def __init__(self) -> None:
+        self._stock = AttnProcessor2_0()
 
     def __call__(
         self,
@@ -79,7 +84,8 @@ class StockIgnoringProcessor(AttnProcessor2_0):
         temb: Tensor | None = None,
         collected: Collected | None = None,
     ) -> Tensor:
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        output: Tensor = self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return output
 
 
 def install(unet: UNet2DConditionModel, vision: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -139,7 +145,7 @@ class ReleaseOrder:
         return latents, masks
 
     def _forward(self, latents: Tensor, timestep: Tensor, text: Text, collected: Collected) -> Tensor:
-        return self.unet(
+        prediction: Tensor = self.unet(
             latents,
             timestep,
             text[0],
@@ -147,6 +153,7 @@ class ReleaseOrder:
             added_cond_kwargs=text[1],
             return_dict=False,
         )[0]
+        return prediction
 
     def _mask(self, maps: Sequence[Tensor]) -> Tensor:
         """(B, 1, H*, W*): the word's maps averaged over heads and layers, the largest kept, divided by the maximum."""
@@ -161,4 +168,4 @@ class ReleaseOrder:
         mean = (torch.stack(resized).sum(0) / len(maps)).flatten(1)  # (B, N)
         values, cells = mean.topk(max(1, int(self.scope * mean.shape[1])))
         kept = torch.zeros_like(mean).scatter(1, cells, values / values.amax(1, keepdim=True))
-        return kept.unflatten(1, (1, *largest))
+        return kept.reshape(-1, 1, *largest)

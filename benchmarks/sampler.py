@@ -30,6 +30,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -147,10 +148,10 @@ Make = Callable[..., record.Record]
 def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> list[record.Record]:
     """All records of one size."""
     steps = sides.size.steps
-    half = lambda: sides.run_ours(steps // 2)  # noqa: E731
-    early = lambda: sides.run_ours(2)  # noqa: E731
-    release = lambda: sides.run_release(steps)  # noqa: E731
-    release_reusing = lambda: sides.run_release(steps // 2)  # noqa: E731
+    half = partial(sides.run_ours, steps // 2)
+    early = partial(sides.run_ours, 2)
+    release = partial(sides.run_release, steps)
+    release_reusing = partial(sides.run_release, steps // 2)
     runs: dict[str, tuple[Callable[[], object], str]] = {
         "half_reuse": (half, "ours"),
         "early_reuse": (early, "ours"),

@@ -281,7 +281,7 @@ class Sides:
         return latents
 
     def _diffusers(self, pipeline: DiffusionPipeline, **arguments: Any) -> Tensor:
-        return pipeline(
+        images: Tensor = pipeline(
             **self.embeds,
             latents=self.latents,
             num_inference_steps=self.size.steps,
@@ -290,6 +290,7 @@ class Sides:
             output_type="latent",
             **arguments,
         ).images
+        return images
 
 
 def loaded(size: Size, folder: Path, device: str, dtype: torch.dtype) -> DiffusionPipeline:

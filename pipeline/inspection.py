@@ -104,13 +104,13 @@ def _adapter(uri: str) -> Iterator[str]:
 
 
 def _zoo(images: int, seed: int) -> Iterator[str]:
+    from realcustom.pipeline.zoo import measure_zoo
     from realcustom.sprites import ZOO
-    from realcustom.sprites.inspect_zoo import inspect_zoo
 
     shipped = sorted(path.name for path in ZOO.iterdir()) if ZOO.is_dir() else []
     if not shipped:
         raise UsageError(f"there are no models in {ZOO}; train them with: python -m realcustom.sprites.train all")
     yield f"in {ZOO}: {', '.join(shipped)}"
     yield f"measured on {images} drawings that no model has seen (seed {seed}):"
-    for name, value in inspect_zoo(images=images, seed=seed).items():
+    for name, value in measure_zoo(images, seed).items():
         yield f"  {name}: {value:.3f}"

@@ -194,15 +194,17 @@ class DecoupledAttentionProcessor:
                 _record(attn, query, key, conditioning, conditioning.recorder, encoder_hidden_states is None)
             if encoder_hidden_states is not None:
                 output = _add_subjects(attn, output, query, conditioning)
-        output = attn.to_out[1](attn.to_out[0](output))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
-            output = output + residual
-        return output / attn.rescale_output_factor
+            projected = projected + residual
+        projected = projected / attn.rescale_output_factor
+        return projected
 
 
 def _split(attn: Attention, tokens: Tensor) -> Tensor:
     """(B, n, H*d) -> (B, H, n, d)."""
-    return tokens.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+    heads: Tensor = tokens.unflatten(2, (attn.heads, -1))  # (B, n, H, d)
+    return heads.transpose(1, 2)
 
 
 def _text_keys_values(
@@ -282,10 +284,10 @@ def mask_layers(
     if which is MaskLayers.ALL:
         return None
     layers = text_cross_attentions(unet)
+    sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
     if isinstance(which, MaskLayers):
         chosen = frozenset(attn for path, attn in layers.items() if path.startswith("up_blocks."))
     else:
-        sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
         chosen = frozenset(attn for path, attn in layers.items() if sides[path] in which)
     if not chosen:
         there = (

@@ -81,7 +81,7 @@ class Base:
     @property
     def device(self) -> torch.device:
         """Where the models run; with offload not where they rest."""
-        return self.pipeline._execution_device
+        return torch.device(self.pipeline._execution_device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         max_length=tokenizer.model_max_length,
         return_tensors="pt",
     )
-    return tokens.input_ids
+    ids: Tensor = tokens.input_ids
+    return ids
 
 
 @torch.no_grad()
@@ -215,11 +216,11 @@ def encode_pixels(base: Base, pixel_values: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, c, h, w), the posterior's mean, times the VAE's scaling factor."""
     pixel_values = pixel_values.to(base.vae.dtype)
     encoded = base.vae.encode(pixel_values)
-    latents = encoded.latents if isinstance(base.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    latents: Tensor = encoded.latents if isinstance(base.vae, AutoencoderTiny) else encoded.latent_dist.mode()
     statistics = _latent_statistics(base, latents)
     if statistics is not None:
         latents = (latents - statistics[0]) / statistics[1]
-    return latents * base.vae.config.scaling_factor
+    return latents * float(base.vae.config.scaling_factor)
 
 
 @torch.no_grad()
@@ -229,7 +230,8 @@ def decode_latents(base: Base, latents: Tensor) -> Tensor:
     statistics = _latent_statistics(base, latents)
     if statistics is not None:
         latents = latents * statistics[1] + statistics[0]
-    return base.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+    pixel_values: Tensor = base.vae.decode(latents, return_dict=False)[0]
+    return pixel_values.clamp(-1, 1)
 
 
 def _latent_statistics(base: Base, latents: Tensor) -> tuple[Tensor, Tensor] | None:

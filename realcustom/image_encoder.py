@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     CLIPVisionModel,
@@ -81,17 +81,19 @@ class ClipEncoder(ImageEncoder):
 
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move the model."""
-        self.model.to(where)  # type: ignore[arg-type]
+        _move(self.model, where)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """As the processor scales and normalises it: (3, R, R)."""
-        return self.processor(on_white(image), return_tensors="pt").pixel_values[0]
+        pixel_values: Tensor = self.processor(on_white(image), return_tensors="pt").pixel_values
+        return pixel_values[0]
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, R, R) -> (B, S, D)."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        hidden = self.model(pixel_values, output_hidden_states=True).hidden_states[self.settings.layers[-1]]
+        states: tuple[Tensor, ...] = self.model(pixel_values, output_hidden_states=True).hidden_states
+        hidden = states[self.settings.layers[-1]]
         return hidden[:, 1:] if self.settings.drop_prefix else hidden
 
 
@@ -121,9 +123,9 @@ class SiglipDinoEncoder(ImageEncoder):
         self.processors, self.identity, self.settings = processors, identity, settings
         _check_layers("layers", settings.layers, siglip)
         _check_layers("dino_layers", settings.dino_layers, dino)
-        self.size = int(siglip.config.image_size)  # R
+        self.size = int(siglip.config.to_dict()["image_size"])  # R
         self.local_views = _count_views(self.size, settings)
-        counts = [(self.size // int(model.config.patch_size)) ** 2 for model in (siglip, dino)]
+        counts = [(self.size // int(model.config.to_dict()["patch_size"])) ** 2 for model in (siglip, dino)]
         if counts[0] != counts[1]:
             raise UsageError(
                 f"at {self.size} px SigLIP has {counts[0]} patch tokens and DINOv2 {counts[1]}: they must be equally many"
@@ -138,8 +140,8 @@ class SiglipDinoEncoder(ImageEncoder):
 
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move both models."""
-        self.siglip.to(where)  # type: ignore[arg-type]
-        self.dino.to(where)  # type: ignore[arg-type]
+        _move(self.siglip, where)
+        _move(self.dino, where)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""
@@ -250,6 +252,11 @@ def _count_views(size: int, settings: ImageEncoderSettings) -> int:
     if rest or not factor:
         raise UsageError(f"image_encoder.high_res {settings.high_res} is not a multiple of the encoder's {size} px")
     return factor * factor
+
+
+def _move(model: nn.Module, where: torch.device | str | torch.dtype) -> None:
+    """transformers' models: their own `to` has types that no call fits."""
+    model.to(where)
 
 
 def _check_layers(name: str, layers: tuple[int, ...], model: PreTrainedModel) -> None:

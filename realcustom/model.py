@@ -109,7 +109,8 @@ class RealCustomModel(nn.Module):
         if projector is None:
             return image_embeds
         present = (image_embeds != 0).any(2, keepdim=True).any(1, keepdim=True)  # (B, 1, 1): all zero = no reference
-        return projector(image_embeds) * present
+        tokens: Tensor = projector(image_embeds)
+        return tokens * present
 
     def score(
         self,
@@ -149,10 +150,11 @@ class RealCustomModel(nn.Module):
         conv = self.unet.conv_in
         latents = latents.to(conv.weight.dtype)
         if conv.weight.device.type in (latents.device.type, "meta"):
-            return conv(latents)
+            features: Tensor = conv(latents)
+            return features
         # offloaded with the whole UNet, which is moved when it is called itself
         weight, bias = (value.to(latents.device) for value in (conv.weight, conv.bias))
-        return nn.functional.conv2d(latents, weight, bias, conv.stride, conv.padding)  # type: ignore[arg-type]
+        return nn.functional.conv2d(latents, weight, bias, conv.stride, conv.padding)
 
     def forward(
         self,
@@ -174,7 +176,7 @@ class RealCustomModel(nn.Module):
             subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate)],
             scale=self.settings.attn.scale,
         )
-        return self.unet(
+        prediction: Tensor = self.unet(
             noisy_latents,
             timesteps,
             encoder_hidden_states,
@@ -182,6 +184,7 @@ class RealCustomModel(nn.Module):
             cross_attention_kwargs={"conditioning": conditioning},
             return_dict=False,
         )[0]
+        return prediction
 
 
 def adapter_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:

@@ -62,11 +62,11 @@ def square(image: Image.Image, fit: Fit) -> Image.Image:
     width, height = image.size
     if width == height:
         return image
+    shorter, side = min(width, height), max(width, height)
     if fit is Fit.STRETCH:
-        return image.resize((max(width, height),) * 2, Image.Resampling.BICUBIC)
+        return image.resize((side, side), Image.Resampling.BICUBIC)
     if fit is Fit.CROP:
-        return ImageOps.fit(image, (min(width, height),) * 2)
-    side = max(width, height)
+        return ImageOps.fit(image, (shorter, shorter))
     canvas = Image.new("RGB", (side, side), WHITE)
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas

@@ -136,7 +136,8 @@ class Sampler:
         """Each subject's mask (B, 1, H*, W*) of this step's maps."""
         scope = self.rows.influence_scope
         mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
-        return (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
+        masks: tuple[Tensor, ...] = (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
+        return masks
 
     def _all_masks(self) -> Tensor | None:
         """(B, U, H*, W*), for the mode that asks for it."""
@@ -217,7 +218,8 @@ class Sampler:
             first = self.rows.generators[0]
             same = all(generator is first for generator in self.rows.generators)
             extra["generator"] = first if same else list(self.rows.generators)
-        return self.scheduler.step(prediction, timestep, self.rows.latents, **extra, return_dict=False)[0]
+        latents: Tensor = self.scheduler.step(prediction, timestep, self.rows.latents, **extra, return_dict=False)[0]
+        return latents
 
 
 def _of(branches: Branches, own: T, unconditional: T) -> list[T]:

@@ -70,7 +70,8 @@ def alphas_cumprod_at(scheduler: Any, timestep: Tensor) -> Tensor:
     Between integers sigma = sqrt((1 - abar) / abar) is interpolated by its logarithm, as diffusers' schedulers do that
     come to such timesteps; then abar = 1 / (1 + sigma^2).
     """
-    table, value = scheduler.alphas_cumprod, float(timestep)
+    table: Tensor = scheduler.alphas_cumprod
+    value = float(timestep)
     low = min(max(math.floor(value), 0), len(table) - 1)
     if value <= low or low == len(table) - 1:
         return table[low]

@@ -74,7 +74,8 @@ class AdaptiveScoring(nn.Module):
     def _score(scorer: nn.Module, image: Tensor, context: Tensor) -> Tensor:
         """(B, S): the context is replicated beside every token (eq. 7)."""
         repeated = context[:, None].expand(-1, image.shape[1], -1)
-        return scorer(torch.cat([image, repeated], -1)).squeeze(-1)
+        scores: Tensor = scorer(torch.cat([image, repeated], -1))  # (B, S, 1)
+        return scores.squeeze(-1)
 
     def _fuse(self, text: Tensor, visual: Tensor, alphas_cumprod: Tensor) -> Tensor:
         """Eq. 8: early steps (large t) listen to the text, late ones to the latent."""

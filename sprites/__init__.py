@@ -1,4 +1,4 @@
-"""A drawn image-text world with ground truth, its small models and its judge."""
+"""A synthetic image-text world with ground truth, its small models and its judge."""
 
 from __future__ import annotations
 

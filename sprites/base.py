@@ -129,7 +129,8 @@ class RecordingProcessor:
         probabilities = torch.softmax(query @ key.transpose(1, 2) * attn.scale, -1)
         if encoder_hidden_states is not None:
             self.probabilities = probabilities
-        return attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
+        output: torch.Tensor = attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
+        return output
 
 
 class Objective(nn.Module):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     BertTokenizer,
@@ -133,20 +132,3 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     checkpoint.save(settings.steps)
     model.eval().save_pretrained(output)
     processor.save_pretrained(output)
-
-
-class Captioner:
-    """The saved model: pictures in, captions out."""
-
-    def __init__(self, folder: str) -> None:
-        self.model = BlipForConditionalGeneration.from_pretrained(folder).eval()
-        self.image_processor = BlipImageProcessorPil.from_pretrained(folder)
-        self.tokenizer = BertTokenizer.from_pretrained(folder)
-
-    @torch.inference_mode()
-    def __call__(self, images: list[np.ndarray]) -> list[str]:
-        """Greedy captions of pictures uint8 (H, W, 3)."""
-        pictures = [Image.fromarray(image) for image in images]
-        pixel_values = self.image_processor(pictures, return_tensors="pt").pixel_values
-        tokens = self.model.generate(pixel_values=pixel_values, max_new_tokens=LENGTH, num_beams=1, do_sample=False)
-        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]

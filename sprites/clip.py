@@ -131,7 +131,7 @@ def content(item: Scene) -> tuple[str, frozenset[tuple[str, str]]]:
     return item.background, frozenset((placed.identity.noun, placed.place) for placed in item.subjects)
 
 
-def spoilt_picture(index: int, image: np.ndarray, probability: float) -> tuple[np.ndarray, Defects]:
+def picture_with_defect(index: int, image: np.ndarray, probability: float) -> tuple[np.ndarray, Defects]:
     """A picture, uint8 (32, 32, 3), with at most one drawn defect, and what the heads should say of it."""
     rng = random_for(Split.ZOO, index, 4)
     if rng.random() >= probability:
@@ -163,7 +163,7 @@ def _batches(settings: ClipSettings, first_step: int) -> Iterator[tuple[torch.Te
         numbers = range(FIRST_SCENE + step * settings.batch_size, FIRST_SCENE + (step + 1) * settings.batch_size)
         scenes = [scene(Split.ZOO, number, second=settings.second) for number in numbers]
         pairs = [
-            spoilt_picture(number, draw(item).image, settings.defect)
+            picture_with_defect(number, draw(item).image, settings.defect)
             for number, item in zip(numbers, scenes, strict=True)
         ]
         images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -30,7 +30,7 @@ from realcustom.errors import UsageError
 from realcustom.sprites.world import Drawing, Scene, Split, draw, scene
 
 
-class Spoilt(enum.Enum):
+class Corruption(enum.Enum):
     """What is wrong with a picture of a corpus, on purpose."""
 
     TRUNCATED_JPEG = "truncated_jpeg"
@@ -50,7 +50,7 @@ class CorpusSettings:
     views: int = 3  # consecutive pictures of the same subject
     second: float = 0.0  # probability of a second subject
     first: int = 0  # index of the first scene
-    spoil: int = 2  # pictures spoilt in each way (one torn shard at most)
+    corrupted: int = 2  # pictures corrupted in each way (one torn shard at most)
     split: Split = Split.CORPUS
 
     def __post_init__(self) -> None:
@@ -68,18 +68,18 @@ class Sample:
     jpeg: bytes
     caption: str
     view_group: str
-    spoilt: Spoilt | None = None
+    corruption: Corruption | None = None
 
 
 def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]:
     """Write shards and truth below `folder`; the same settings give the same bytes.
 
     Returns:
-        How many pictures are spoilt in each way, by name, and `pictures`: the number in all.
+        How many pictures are corrupted in each way, by name, and `pictures`: the number in all.
     """
-    samples, counts = _samples(settings), dict.fromkeys(("pictures", *(kind.value for kind in Spoilt)), 0)
-    if settings.spoil:
-        samples = _spoil(samples, settings)
+    samples, counts = _samples(settings), dict.fromkeys(("pictures", *(kind.value for kind in Corruption)), 0)
+    if settings.corrupted:
+        samples = _corrupt_some(samples, settings)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, _TRUTH) as truth:
         # a shard is held at a time, beside the truth so far
@@ -90,8 +90,8 @@ def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]
             truth.write_table(pa.Table.from_pylist(rows, schema=_TRUTH))
             counts["pictures"] += len(chunk)
             for sample in chunk:
-                if sample.spoilt is not None:
-                    counts[sample.spoilt.value] += 1
+                if sample.corruption is not None:
+                    counts[sample.corruption.value] += 1
     storage.write_bytes(storage.join(folder, "truth.parquet"), buffer.getvalue())
     return counts
 
@@ -126,39 +126,43 @@ def _samples(settings: CorpusSettings) -> Iterator[Sample]:
         )
 
 
-def _spoil(samples: Iterator[Sample], settings: CorpusSettings) -> Iterator[Sample]:
-    """Spoil pictures spread over the corpus; duplicates are added, the rest is changed in place."""
-    in_place = (Spoilt.TRUNCATED_JPEG, Spoilt.TINY_IMAGE, Spoilt.EMPTY_CAPTION)
+def _corrupt_some(samples: Iterator[Sample], settings: CorpusSettings) -> Iterator[Sample]:
+    """Corrupt pictures spread over the corpus; duplicates are added, the rest is changed in place."""
+    in_place = (Corruption.TRUNCATED_JPEG, Corruption.TINY_IMAGE, Corruption.EMPTY_CAPTION)
     last = settings.pictures - 1
-    spots = np.random.default_rng(settings.first).permutation(last)[: settings.spoil * 5]
+    spots = np.random.default_rng(settings.first).permutation(last)[: settings.corrupted * 5]
     kinds = dict(
-        zip(spots.tolist(), [*in_place, Spoilt.EXACT_DUPLICATE, Spoilt.NEAR_DUPLICATE] * settings.spoil, strict=False)
+        zip(
+            spots.tolist(),
+            [*in_place, Corruption.EXACT_DUPLICATE, Corruption.NEAR_DUPLICATE] * settings.corrupted,
+            strict=False,
+        )
     )
     duplicates: list[Sample] = []
     for index, sample in enumerate(samples):
         kind = kinds.get(index)
         if index == last:
             yield from duplicates
-            yield dataclasses.replace(sample, spoilt=Spoilt.TORN_TAR)
+            yield dataclasses.replace(sample, corruption=Corruption.TORN_TAR)
         elif kind in in_place:
-            yield _spoilt(sample, kind)
+            yield _corrupted(sample, kind)
         else:
             yield sample
             if kind is not None:
-                duplicates.append(_spoilt(sample, kind))
+                duplicates.append(_corrupted(sample, kind))
 
 
-def _spoilt(sample: Sample, kind: Spoilt) -> Sample:
+def _corrupted(sample: Sample, kind: Corruption) -> Sample:
     jpeg, caption = sample.jpeg, sample.caption
-    if kind is Spoilt.TRUNCATED_JPEG:
+    if kind is Corruption.TRUNCATED_JPEG:
         jpeg = jpeg[: len(jpeg) * 3 // 5]
-    elif kind is Spoilt.NEAR_DUPLICATE:
+    elif kind is Corruption.NEAR_DUPLICATE:
         jpeg = jpeg_bytes(sample.drawing.image, quality=75)
-    elif kind is Spoilt.TINY_IMAGE:
+    elif kind is Corruption.TINY_IMAGE:
         jpeg = jpeg_bytes(np.ascontiguousarray(sample.drawing.image[::4, ::4]))
-    elif kind is Spoilt.EMPTY_CAPTION:
+    elif kind is Corruption.EMPTY_CAPTION:
         caption = ""
-    return dataclasses.replace(sample, jpeg=jpeg, caption=caption, spoilt=kind)
+    return dataclasses.replace(sample, jpeg=jpeg, caption=caption, corruption=kind)
 
 
 def _shard(samples: list[Sample]) -> bytes:
@@ -171,7 +175,7 @@ def _shard(samples: list[Sample]) -> bytes:
             for suffix, data in members.items():
                 info = tarfile.TarInfo(f"{index:06d}.{suffix}")
                 info.size = len(data)
-                if sample.spoilt is Spoilt.TORN_TAR and suffix == "jpg":
+                if sample.corruption is Corruption.TORN_TAR and suffix == "jpg":
                     torn_at = buffer.tell() + 512 + len(data) // 2
                 tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()[:torn_at]
@@ -190,7 +194,7 @@ _TRUTH = pa.schema(
         ("pattern", pa.string()),
         ("box", pa.list_(pa.int32(), 4)),
         ("mask", pa.binary()),  # SIZE x SIZE bits, row-major, numpy.packbits
-        ("spoilt", pa.string()),
+        ("corruption", pa.string()),
     ]
 )
 
@@ -209,7 +213,7 @@ def _truth(shard: str, key: str, sample: Sample) -> dict[str, object]:
         "pattern": first.identity.pattern,
         "box": list(sample.drawing.boxes[0]),
         "mask": np.packbits(sample.drawing.masks[0]).tobytes(),
-        "spoilt": None if sample.spoilt is None else sample.spoilt.value,
+        "corruption": None if sample.corruption is None else sample.corruption.value,
     }
 
 
@@ -227,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--first", type=int, default=plain.first, help="index of the first scene: others for other pictures"
     )
-    parser.add_argument("--spoil", type=int, default=0, help="pictures spoilt in each way")
+    parser.add_argument("--corrupted", type=int, default=0, help="pictures corrupted in each way")
     options = vars(parser.parse_args(arguments))
     counts = write_corpus(options.pop("folder"), CorpusSettings(**options))
     print(", ".join(f"{name} {number}" for name, number in counts.items() if number), file=sys.stderr)

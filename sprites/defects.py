@@ -102,23 +102,23 @@ def degrade(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, fl
     return worse, 7.0 - 6.0 * amount
 
 
-def soil(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def degrade_mildly(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture as a generator might have made it: a little soft, noisy, blocky, off in colour, the object recoloured.
 
     Args:
         mask: bool (H, W), the object. What it is and where it is stays as it was.
     """
-    soiled: np.ndarray = image.astype(np.float32)
+    degraded: np.ndarray = image.astype(np.float32)
     if rng.random() < 0.3:
-        soiled = np.where(mask[..., None], soiled[..., rng.permutation(3)], soiled)
+        degraded = np.where(mask[..., None], degraded[..., rng.permutation(3)], degraded)
     if rng.random() < 0.5:
-        soiled = soiled * rng.uniform(0.85, 1.15, 3) + rng.uniform(-18, 18, 3)
+        degraded = degraded * rng.uniform(0.85, 1.15, 3) + rng.uniform(-18, 18, 3)
     if rng.random() < 0.5:
-        soiled = soiled + rng.normal(0, rng.uniform(2, 16), image.shape)
+        degraded = degraded + rng.normal(0, rng.uniform(2, 16), image.shape)
     if rng.random() < 0.3:  # patches of wrong colour, a few pixels wide
         coarse = rng.normal(0, rng.uniform(4, 14), (image.shape[0] // 4, image.shape[1] // 4, 3))
-        soiled = soiled + coarse.repeat(4, 0).repeat(4, 1)
-    picture = _pixels(soiled)
+        degraded = degraded + coarse.repeat(4, 0).repeat(4, 1)
+    picture = _pixels(degraded)
     if rng.random() < 0.4:
         picture = blur(picture, rng.uniform(0.3, 0.8))
     if rng.random() < 0.2:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     BertTokenizer,
@@ -302,40 +301,3 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     checkpoint.save(settings.steps)
     model.eval().save_pretrained(output)
     processor.save_pretrained(output)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the detector gives for one phrase."""
-
-    box: tuple[float, float, float, float]  # x0 y0 x1 y1, pixels
-    score: float  # 0 to 1
-
-
-class Detector:
-    """The saved model: pictures and a noun for each in, boxes out."""
-
-    def __init__(self, folder: str) -> None:
-        self.model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
-        self.processor = GroundingDinoProcessor(
-            GroundingDinoImageProcessorPil.from_pretrained(folder), BertTokenizer.from_pretrained(folder)
-        )
-
-    @torch.inference_mode()
-    def __call__(self, images: list[np.ndarray], nouns: list[str], threshold: float) -> list[list[Found]]:
-        """For each picture uint8 (H, W, 3) what is found of its noun with a score above `threshold`, best first."""
-        found: list[list[Found]] = []
-        for start in range(0, len(images), 32):
-            part = images[start : start + 32]
-            texts = [f"a {noun}." for noun in nouns[start : start + 32]]
-            pictures = [Image.fromarray(image) for image in part]
-            inputs = self.processor(images=pictures, text=texts, padding="longest", return_tensors="pt")
-            sizes = [image.shape[:2] for image in part]
-            answers = self.processor.post_process_grounded_object_detection(
-                self.model(**inputs), threshold=threshold, target_sizes=sizes
-            )
-            for answer in answers:
-                pairs = zip(answer["boxes"].tolist(), answer["scores"].tolist(), strict=True)
-                boxes = [Found(box=tuple(box), score=score) for box, score in pairs]
-                found.append(sorted(boxes, key=lambda item: -item.score))
-        return found

@@ -58,7 +58,7 @@ def embed_pictures(folder: Path, first: int, count: int, split: Split = Split.ZO
     embeds, wanted = [], []
     for start in range(first, first + count, 250):
         numbers = range(start, min(start + 250, first + count))
-        pairs = [clip.spoilt_picture(number, draw(scene(split, number)).image, 0.7) for number in numbers]
+        pairs = [clip.picture_with_defect(number, draw(scene(split, number)).image, 0.7) for number in numbers]
         pixel_values = processor([Image.fromarray(image) for image, _ in pairs], return_tensors="pt").pixel_values
         embeds.append(nn.functional.normalize(model.get_image_features(pixel_values=pixel_values).pooler_output, dim=1))
         wanted += [[defects.aesthetic, defects.nsfw, defects.watermark] for _, defects in pairs]

@@ -1,4 +1,4 @@
-"""The eye of the adapter: a tiny CLIPVisionModel whose patch tokens know the subject, trained from scratch.
+"""The adapter's image encoder: a tiny CLIPVisionModel whose patch tokens tell the subject, trained from scratch.
 
 The method reads the last hidden state but one. Linear probes on it teach each patch token who the subject is (noun,
 both colours, pattern), what lies under the patch itself, and its colour; the same on the pooled output trains the last
@@ -260,7 +260,8 @@ def _patches(layout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _wanted(name: str, item: Scene, owners: np.ndarray) -> np.ndarray:
     """Class of an attribute for each patch (S,), -100 where unclear."""
     values = [_value(name, placed.identity) for placed in item.subjects]
-    return np.array([*(-100 if value == UNTOLD else ATTRIBUTES[name].index(value) for value in values), -100])[owners]
+    classes = [-100 if value == UNTOLD else ATTRIBUTES[name].index(value) for value in values]
+    return np.take([*classes, -100], owners)  # the owner -1 is unclear
 
 
 def _untold(item: Scene, names: tuple[str, ...]) -> Scene:

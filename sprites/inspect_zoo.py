@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,10 +24,8 @@ from realcustom.settings import (
     TokenSettings,
 )
 from realcustom.sprites import ZOO, zoo_path
-from realcustom.sprites.blip import Captioner, canonical_caption
-from realcustom.sprites.grounding_dino import Detector
+from realcustom.sprites.blip import canonical_caption
 from realcustom.sprites.judge import Judge
-from realcustom.sprites.sam import Segmenter
 from realcustom.sprites.world import (
     BACKGROUNDS,
     GUIDANCE_SCALE,
@@ -41,18 +40,33 @@ from realcustom.sprites.world import (
     scene,
 )
 
-THRESHOLD = 0.35  # of a detection's score: the default of preprocessing
+Box = tuple[float, float, float, float]  # x0 y0 x1 y1, pixels
+Detector = Callable[[list[Image.Image], list[str]], list[list[Box]]]  # pictures, a noun for each -> boxes, best first
+Segmenter = Callable[
+    [list[Image.Image], list[Box]], list[tuple[np.ndarray, float]]
+]  # -> mask (H, W), its estimated IoU
+Captioner = Callable[[list[Image.Image]], list[str]]
+
 IOU = 0.5  # from here on a box counts as found
 BATCH = 32  # pictures drawn at a time
 GALLERY = 32  # captions that a picture chooses among
 
 
-def inspect_zoo(images: int = 256, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, float]:
+def inspect_zoo(
+    images: int = 256,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    *,
+    detector: Detector | None = None,
+    segmenter: Segmenter | None = None,
+    captioner: Captioner | None = None,
+) -> dict[str, float]:
     """Measures of the shipped models on `images` drawings of one subject, identities that no model has seen.
 
     Args:
         seed: other seeds, other drawings.
         names: of the models; None = all.
+        detector, segmenter, captioner: what runs `grounding_dino`, `sam` and `blip`; None: it is not measured.
 
     Returns:
         Shares and mean IoUs, 0 to 1, by name. Measures of a model that is not there are missing.
@@ -62,15 +76,15 @@ def inspect_zoo(images: int = 256, seed: int = 0, names: Sequence[str] | None = 
     drawings = [draw(item) for item in scenes]
     measures = {
         "pipeline": inspect_pipeline,
-        "grounding_dino": inspect_detector,
-        "sam": inspect_segmenter,
-        "blip": inspect_captioner,
+        "grounding_dino": partial(inspect_detector, detector) if detector else None,
+        "sam": partial(inspect_segmenter, segmenter) if segmenter else None,
+        "blip": partial(inspect_captioner, captioner) if captioner else None,
         "clip": inspect_clip,
         "judge": inspect_judge,
     }
     result: dict[str, float] = {}
     for name, measure in measures.items():
-        if (ZOO / name).exists() and (names is None or name in names):
+        if measure is not None and (ZOO / name).exists() and (names is None or name in names):
             result |= measure(scenes, drawings)
     return result
 
@@ -133,42 +147,39 @@ def plain_pipeline() -> RealCustomPipeline:
     )
 
 
-def inspect_detector(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+def inspect_detector(detector: Detector, scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
     """Recall and precision of the detector, asked once for the picture's noun and once for one that is absent.
 
     A picture is recalled if its best box overlaps the subject's by `IOU`. Precise is the share of right ones among all
     that is found: a second box for the same subject is wrong, and so is any for an absent noun.
     """
-    images = [drawing.image for drawing in drawings]
+    images = pictures_of(drawings)
     nouns = [item.subjects[0].identity.noun for item in scenes]
     absent = [NOUNS[(NOUNS.index(noun) + 1 + place) % len(NOUNS)] for place, noun in enumerate(nouns)]
     absent = [
         other if other != noun else NOUNS[NOUNS.index(noun) - 1] for other, noun in zip(absent, nouns, strict=True)
     ]
-    detector = Detector(zoo_path("grounding_dino"))
-    present = detector(images, nouns, THRESHOLD)
-    false = sum(len(found) for found in detector(images, absent, THRESHOLD))
+    present = detector(images, nouns)
+    false = sum(len(found) for found in detector(images, absent))
     recalled = sum(
-        bool(found) and box_iou(found[0].box, drawing.boxes[0]) >= IOU
+        bool(found) and box_iou(found[0], drawing.boxes[0]) >= IOU
         for found, drawing in zip(present, drawings, strict=True)
     )
     total = sum(len(found) for found in present) + false
     return {"detection_recall": recalled / len(images), "detection_precision": recalled / max(total, 1)}
 
 
-def inspect_segmenter(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+def inspect_segmenter(segmenter: Segmenter, scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
     """Mean IoU of the segmenter's masks from the true boxes, and the mean error of its own estimate of it."""
-    segmenter = Segmenter(zoo_path("sam"))
-    answers = [segmenter(drawing.image, drawing.boxes[0]) for drawing in drawings]
+    answers = segmenter(pictures_of(drawings), [drawing.boxes[0] for drawing in drawings])
     ious = [mask_iou(mask, drawing.masks[0]) for (mask, _), drawing in zip(answers, drawings, strict=True)]
     errors = [abs(score - iou) for (_, score), iou in zip(answers, ious, strict=True)]
     return {"mask_iou": float(np.mean(ious)), "mask_score_error": float(np.mean(errors))}
 
 
-def inspect_captioner(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
+def inspect_captioner(captioner: Captioner, scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
     """Shares of captions that name the background, the noun, and that are right in every word."""
-    captions = Captioner(zoo_path("blip"))([drawing.image for drawing in drawings])
-    pairs = list(zip(captions, scenes, strict=True))
+    pairs = list(zip(captioner(pictures_of(drawings)), scenes, strict=True))
     return {
         "caption_background": share([item.background in caption.split() for caption, item in pairs]),
         "caption_noun": share([item.subjects[0].identity.noun in caption.split() for caption, item in pairs]),
@@ -181,7 +192,7 @@ def inspect_clip(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, floa
     """Share of pictures that are nearest to their own caption among those of `GALLERY` pictures, one template."""
     folder = zoo_path("clip")
     model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    pictures = [Image.fromarray(drawing.image) for drawing in drawings]
+    pictures = pictures_of(drawings)
     captions = [dataclasses.replace(item, template=TEMPLATES[0]).caption for item in scenes]
     length = model.config.text_config.max_position_embeddings
     tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -209,6 +220,11 @@ def inspect_judge(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, flo
         "judge_background": share((verdict.background.argmax(1) == np.array(backgrounds)).tolist()),
         "judge_mask_iou": float(np.mean(masks)),
     }
+
+
+def pictures_of(drawings: list[Drawing]) -> list[Image.Image]:
+    """The drawings as models of pictures take them."""
+    return [Image.fromarray(drawing.image) for drawing in drawings]
 
 
 def share(right: list[bool]) -> float:

@@ -1,7 +1,7 @@
-"""An independent eye: says what a picture shows, and where. It measures generated pictures and knows no other model.
+"""The judge of generated pictures: which noun, background, place and pattern they show, and the object's mask.
 
-A small convolutional network, trained on ground truth alone, on identities and seeds of its own (`Split.JUDGE`), on
-pictures soiled as a generator soils them. B pictures; H = W = 32.
+A small convolutional network that shares nothing with the other models: trained on ground truth alone, on identities
+and seeds of its own (`Split.JUDGE`), on pictures degraded as a generator degrades them. B pictures; H = W = 32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 
 from realcustom.errors import UsageError
 from realcustom.sprites import shapes
-from realcustom.sprites.defects import add_blob, melt, soil
+from realcustom.sprites.defects import add_blob, degrade_mildly, melt
 from realcustom.sprites.resume import Checkpoint, report_progress
 from realcustom.sprites.world import BACKGROUNDS, NOUNS, PATTERNS, PLACES, SIZE, Scene, Split, draw, random_for, scene
 
@@ -174,12 +174,16 @@ def _example(index: int, settings: JudgeSettings) -> tuple[np.ndarray, np.ndarra
     background = BACKGROUNDS.index(item.background)
     if rng.random() < settings.empty:
         mask = np.zeros((SIZE, SIZE), bool)
-        return soil(_without_object(item, rng), mask, rng), np.array([-100, background, -100, -100]), mask
+        return (
+            degrade_mildly(_without_object(item, rng), mask, rng),
+            np.array([-100, background, -100, -100]),
+            mask,
+        )
     drawing = draw(item)
     mask = np.logical_or.reduce(drawing.masks)
     if len(item.subjects) > 1:
         # no pixel tells which of two was meant: both are object, and nothing is asked of noun, place and pattern
-        return soil(drawing.image, mask, rng), np.array([-100, background, -100, -100]), mask
+        return degrade_mildly(drawing.image, mask, rng), np.array([-100, background, -100, -100]), mask
     subject = item.subjects[0]
     targets = np.array(
         [
@@ -189,7 +193,7 @@ def _example(index: int, settings: JudgeSettings) -> tuple[np.ndarray, np.ndarra
             PATTERNS.index(subject.identity.pattern),
         ]
     )
-    return soil(drawing.image, mask, rng), targets, mask
+    return degrade_mildly(drawing.image, mask, rng), targets, mask
 
 
 def _without_object(item: Scene, rng: np.random.Generator) -> np.ndarray:

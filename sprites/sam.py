@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     SamConfig,
@@ -86,7 +85,8 @@ def jitter_box(box: tuple[int, int, int, int], rng: np.random.Generator, setting
     width, height = box[2] - box[0], box[3] - box[1]
     moved = np.array(box) + rng.normal(0, scale, 4) * np.array([width, height, width, height])
     moved[2:] = np.maximum(moved[2:], moved[:2] + 2)
-    return np.clip(moved, 0, SIZE).astype(np.float32)
+    clipped: np.ndarray = np.clip(moved, 0, SIZE)
+    return clipped.astype(np.float32)
 
 
 def batches(settings: SegmenterSettings, first_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -146,21 +146,3 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     checkpoint.save(settings.steps)
     model.eval().save_pretrained(output)
     make_processor().save_pretrained(output)
-
-
-class Segmenter:
-    """The saved model: a picture and a box in, the mask and its estimated IoU out."""
-
-    def __init__(self, folder: str) -> None:
-        self.model = SamModel.from_pretrained(folder).eval()
-        self.processor = SamProcessor(SamImageProcessorPil.from_pretrained(folder))
-
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray, box: tuple[float, float, float, float]) -> tuple[np.ndarray, float]:
-        """Mask bool (H, W) and score of a picture uint8 (H, W, 3) and a box x0 y0 x1 y1 in pixels."""
-        inputs = self.processor(Image.fromarray(image), input_boxes=[[list(box)]], return_tensors="pt")
-        answer = self.model(
-            pixel_values=inputs.pixel_values, input_boxes=inputs.input_boxes.float(), multimask_output=False
-        )
-        masks = self.processor.post_process_masks(answer.pred_masks, inputs.original_sizes, inputs.reshaped_input_sizes)
-        return masks[0].reshape(image.shape[:2]).numpy(), float(answer.iou_scores[0, 0, 0])

@@ -51,7 +51,8 @@ def rendered_histogram(identity: Identity) -> np.ndarray:
         placed = Placed(identity=identity, place="left", jitter=(0, 0))
         drawing = draw(Scene(subjects=(placed,), background=background, template="{subject}", texture_seed=0))
         histograms.append(colour_histogram(drawing.image[drawing.masks[0]]))
-    return np.mean(histograms, 0)
+    mean: np.ndarray = np.mean(histograms, 0)
+    return mean
 
 
 def colour_histogram(pixels: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def make_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = MAX_LENG
     for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            # joined from the right: "</w>" ends up in every joined piece, so that no merge of one word spoils another
+            # joined from the right: "</w>" ends up in every joined piece, so that no merge of one word breaks another
             pair = (pieces[-2], pieces[-1])
             if pair not in merges:
                 merges.append(pair)
@@ -71,7 +71,8 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids (B, 24), padded and truncated as the pipeline does."""
     kinds = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH, "return_tensors": "pt"}
-    return tokenizer(captions, **kinds).input_ids
+    ids: torch.Tensor = tokenizer(captions, **kinds).input_ids
+    return ids
 
 
 def caption_targets(tokenizer: CLIPTokenizer, ids: torch.Tensor) -> torch.Tensor:

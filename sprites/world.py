@@ -1,4 +1,4 @@
-"""The drawn world: a subject of a noun class and an identity, on a background and at a place that the caption names.
+"""The synthetic world: a subject of a noun class and an identity, on a background and at a place that the caption names.
 
 The caption never tells the identity (colours, pattern, proportions): that is what a customisation method must take from
 a picture. Everything is a pure function of a split and an index, and comes with its ground truth.

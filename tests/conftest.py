@@ -1,4 +1,4 @@
-"""What all tests share: an offline world, few threads, and one Ray cluster for those that need it."""
+"""What all tests share: no network, one thread, tiny models, and one Ray cluster for those that need it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("RAY_ADDRESS", None)  # a developer's own cluster is none of ours
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.object_store import ObjectStore
+
+if TYPE_CHECKING:
+    from realcustom.diffusion_pipeline import RealCustomPipeline
+    from tests.support.tiny import TinyModels
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +31,24 @@ def few_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Models of the real classes with random weights; no test changes their files."""
+    from tests.support.tiny import write_tiny_models
+
+    return write_tiny_models(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_models: TinyModels) -> RealCustomPipeline:
+    """The pipeline of the tiny models; no test changes its weights."""
+    from realcustom.diffusion_pipeline import RealCustomPipeline
+
+    return RealCustomPipeline.from_pretrained(
+        tiny_models.base, adapter=tiny_models.adapter, image_encoder=tiny_models.image_encoder, device="cpu"
+    )
 
 
 @pytest.fixture(scope="session")

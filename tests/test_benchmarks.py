@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from tests.support.corpora import jpeg, picture, sample, tar_bytes
+from tests.support.stages import ingest_to_select, table_of
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -44,3 +49,42 @@ def test_a_newer_record_replaces_the_older_of_its_metric(tmp_path: Path) -> None
     records = json.loads(path.read_text())
     assert {item["metric"]: item["value"] for item in records} == {"a": 3.0, "b": 2.0}
     assert all(item["spread"] == [item["value"]] * 2 and item["n"] == 1 and item["hardware"] for item in records)
+
+
+def test_the_plain_loop_keeps_the_rows_that_the_stages_keep(tmp_path: Path) -> None:
+    large, small = picture(0, (360, 320)), picture(1, (100, 90))
+    first = sample("a", jpeg(large)) | sample("small", jpeg(small)) | sample("cut", jpeg(picture(2, (300, 300)))[:-900])
+    second = sample("copy", jpeg(large, quality=60)) | sample("b", jpeg(picture(3, (300, 280))))
+    (tmp_path / "shards").mkdir()
+    for name, members in {"0.tar": first, "1.tar": second}.items():
+        (tmp_path / "shards" / name).write_bytes(tar_bytes(members))
+    command = [sys.executable, "benchmarks/plain_loop.py", str(tmp_path / "shards"), str(tmp_path / "loop")]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    kept = [key for path in (tmp_path / "loop" / "kept").iterdir() for key in pq.read_table(path)["key"].to_pylist()]
+    staged = table_of(ingest_to_select(tmp_path / "shards", tmp_path / "stages", min_side=256))
+    assert sorted(kept) == sorted(staged["key"].to_pylist()) == ["0.tar/a.jpg", "1.tar/b.jpg"]
+
+
+def test_a_process_tree_is_measured_whole(tmp_path: Path) -> None:
+    """CPU seconds of a child that was waited for and of an orphan that outlives the command, and their memory."""
+    burn = "import time\nballast = bytearray(10**8)\nwhile time.process_time() < {}: pass"
+    command = f"""
+import os, subprocess, sys
+subprocess.run([sys.executable, "-c", {burn.format(0.5)!r}])
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.close(1)
+        os.execv(sys.executable, [sys.executable, "-c", {burn.format(1.5)!r}])
+    os._exit(0)
+os.wait()
+print("done")
+"""
+    program = (
+        "import os, sys; from pathlib import Path; from process_tree import run\n"
+        "usage = run([sys.executable, '-c', sys.argv[1]], Path(sys.argv[2]), dict(os.environ), memory=True)\n"
+        "print(usage.cpu, usage.peak_pss, usage.out)\n"
+    )
+    run = [sys.executable, "-c", program, command, str(tmp_path)]
+    result = subprocess.run(run, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True)
+    cpu, peak_pss, out = result.stdout.split()
+    assert 1.8 < float(cpu) < 3.5 and 1e8 < float(peak_pss) < 2e8 and out == "done"

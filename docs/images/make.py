@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +55,7 @@ def _left(column: int) -> int:
     return GAP + column * (SIDE + GAP) + (GAP if column else 0)
 
 
-def asked(
-    pipeline: RealCustomPipeline, case: Case, prompt: str, count: int = 1, **options: object
-) -> list[Image.Image]:
+def asked(pipeline: RealCustomPipeline, case: Case, prompt: str, count: int = 1, **options: Any) -> list[Image.Image]:
     """Images of a prompt with the case's subject, from the case's seed on."""
     subject = Subject(image=case.reference, word=case.target_word)
     generators = [torch.Generator().manual_seed(case.seed + i) for i in range(count)]

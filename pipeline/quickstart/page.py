@@ -19,7 +19,7 @@ from realcustom.sprites import corpus as drawn
 SAMPLES = 8  # pictures of each kind on the page
 CASES = 6  # rows of the side-by-side sheet
 MASKS = 8  # steps of the mask that are shown
-KEPT = {drawn.Spoilt.EMPTY_CAPTION.value: ": kept, and captioned"}
+KEPT = {drawn.Corruption.EMPTY_CAPTION.value: ": kept, and captioned"}
 NEXT_STEPS = """\
   realcustom generate --image tests/data/photos/duck_toy.jpg --prompt "a star at the left on grass" --word star
   realcustom serve --set serve.port=8000                   # the endpoint; its README section has a curl example
@@ -84,16 +84,16 @@ def _corpus_samples(corpus: str) -> list[dict[str, str]]:
 
 
 def _dropped(corpus: str, truth: dict[str, dict[str, Any]]) -> list[dict[str, str | None]]:
-    """One picture of each kind that was spoilt, as it lies in the shards; None where it cannot be read."""
+    """One picture of each kind that was corrupted, as it lies in the shards; None where it cannot be read."""
     shown: dict[str, dict[str, str | None]] = {}
     readable = {
-        drawn.Spoilt.EXACT_DUPLICATE.value,
-        drawn.Spoilt.NEAR_DUPLICATE.value,
-        drawn.Spoilt.TINY_IMAGE.value,
-        drawn.Spoilt.EMPTY_CAPTION.value,
+        drawn.Corruption.EXACT_DUPLICATE.value,
+        drawn.Corruption.NEAR_DUPLICATE.value,
+        drawn.Corruption.TINY_IMAGE.value,
+        drawn.Corruption.EMPTY_CAPTION.value,
     }
     for row in truth.values():
-        kind = row["spoilt"]
+        kind = row["corruption"]
         if kind is None or kind in shown:
             continue
         image = page.data_uri(drawn.read_picture(corpus, row["key"])) if kind in readable else None

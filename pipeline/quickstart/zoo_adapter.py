@@ -56,7 +56,9 @@ def train_zoo_adapter(
     settings = settings_of(steps, reference)
     corpus = work / "corpus"
     if not (corpus / "truth.parquet").exists():
-        write_corpus(corpus, CorpusSettings(pictures=pictures, per_shard=240, views=VIEWS, first=FIRST_SCENE, spoil=0))
+        write_corpus(
+            corpus, CorpusSettings(pictures=pictures, per_shard=240, views=VIEWS, first=FIRST_SCENE, corrupted=0)
+        )
     records = str(corpus / "shards")
     for line in run_stages(CHAIN, records, str(work / "stages"), settings, local=True):
         print(line, file=sys.stderr, flush=True)

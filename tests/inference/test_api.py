@@ -44,7 +44,8 @@ def _talk(
 
 
 def _send(service: Service, method: str, path: str, **options: Any) -> httpx.Response:
-    return _talk(service, lambda client: client.request(method, path, **options))
+    response: httpx.Response = _talk(service, lambda client: client.request(method, path, **options))
+    return response
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerato
 from realcustom.evaluation.table import Case, Setting
 from realcustom.inference.app import start, stop
 from realcustom.inference.settings import ServeSettings
-from tests.inference.conftest import Sources
+from tests.support.tiny import TinyModels
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
 REQUEST: dict[str, Any] = {
@@ -39,24 +39,24 @@ def free_port() -> int:
 
 
 def test_what_cannot_start_is_said(
-    ray_cluster: str, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ValueError, match="NO_SUCH_KEY is not set"):
-        start(ServeSettings(api_key_variable="NO_SUCH_KEY"), sources.base, None)
+        start(ServeSettings(api_key_variable="NO_SUCH_KEY"), tiny_models.base, None)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ValueError, match="choose another port"):
-            start(ServeSettings(port=other.getsockname()[1]), sources.base, None)
+            start(ServeSettings(port=other.getsockname()[1]), tiny_models.base, None)
     with pytest.raises(ValueError, match="has no unet"):  # the loader's own words, out of the replica
         start(ServeSettings(port=free_port(), device="cpu"), str(tmp_path), None)
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: str, sources: Sources) -> Iterator[str]:
+def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
     settings = ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu")
-    yield start(settings, sources.base, sources.adapter, sources.image_encoder)
+    yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     stop()
 
 
@@ -64,11 +64,11 @@ def _post(url: str, **fields: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/images/generations", json=REQUEST | fields, timeout=60.0)
 
 
-def test_a_customised_image_with_its_masks(url: str, sources: Sources) -> None:
+def test_a_customised_image_with_its_masks(url: str, tiny_models: TinyModels) -> None:
     answer = _post(url, return_masks=True)
     assert answer.status_code == 200, answer.text
     body = answer.json()
-    assert body["adapter"] == adapter_sha256(sources.adapter)
+    assert body["adapter"] == adapter_sha256(tiny_models.adapter)
     [data] = body["data"]
     image = Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))
     assert (image.format, image.size, data["seed"]) == ("PNG", (32, 32), 5)
@@ -78,11 +78,11 @@ def test_a_customised_image_with_its_masks(url: str, sources: Sources) -> None:
     assert np.count_nonzero(mask) <= 64  # a quarter of the grid
 
 
-def test_health_and_the_adapter(url: str, sources: Sources) -> None:
+def test_health_and_the_adapter(url: str, tiny_models: TinyModels) -> None:
     assert httpx.get(f"{url}/healthz").status_code == 200
     assert httpx.get(f"{url}/readyz").json()["status"] == "ready"
     [adapter] = httpx.get(f"{url}/v1/adapters").json()["data"]
-    assert adapter["sha256"] == adapter_sha256(sources.adapter)
+    assert adapter["sha256"] == adapter_sha256(tiny_models.adapter)
     assert adapter["settings"]["mask"]["influence_scope"] == 0.25 and "/" not in adapter["base"]
 
 

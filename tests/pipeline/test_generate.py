@@ -14,17 +14,17 @@ from PIL import Image
 from realcustom.model import RealCustomModel
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.generate import mask_strip
-from tests.pipeline.conftest import Models
 from tests.support import tiny
+from tests.support.tiny import TinyModels
 
 Command = Callable[..., str]
 
 
 def test_a_photograph_becomes_images_masks_and_settings(
-    command: Command, models: Models, photo: str, tmp_path: Path
+    command: Command, tiny_models: TinyModels, photo: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    arguments = ["generate", "--prompt", "a toy in the snow", "--image", photo, "--word", "toy", *models.sets]
+    arguments = ["generate", "--prompt", "a toy in the snow", "--image", photo, "--word", "toy", *tiny_models.options]
     out = command(*arguments, "--count", "2", "--seed", "5", "--steps", "2", "--output", str(output))
     assert out.splitlines() == [str(output / "image-0.png"), str(output / "image-1.png")]
     assert sorted(path.name for path in output.iterdir()) == [
@@ -47,9 +47,9 @@ def test_a_photograph_becomes_images_masks_and_settings(
     assert (np.asarray(Image.open(output / "image-0.png")) == second).all()  # image i is that of seed + i
 
 
-def test_text_alone_needs_no_adapter(command: Command, models: Models, tmp_path: Path) -> None:
+def test_text_alone_needs_no_adapter(command: Command, tiny_models: TinyModels, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command("generate", "--prompt", "a toy", "--base", models.base, "--steps", "2", "--output", str(output))
+    command("generate", "--prompt", "a toy", "--base", tiny_models.base, "--steps", "2", "--output", str(output))
     assert sorted(path.name for path in output.iterdir()) == ["image-0.png", "settings.yaml"]
 
 
@@ -62,10 +62,24 @@ def test_text_alone_needs_no_adapter(command: Command, models: Models, tmp_path:
     ],
 )
 def test_what_only_the_models_can_tell_is_one_line_and_leaves_nothing(
-    arguments: list[str], message: str, models: Models, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tiny_models: TinyModels,
+    photo: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
-    common = ["generate", "--prompt", "a toy in the snow", "--image", photo, *models.sets, "--output", str(output)]
+    common = [
+        "generate",
+        "--prompt",
+        "a toy in the snow",
+        "--image",
+        photo,
+        *tiny_models.options,
+        "--output",
+        str(output),
+    ]
     assert run([*common, *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("error:") == 1
@@ -73,18 +87,18 @@ def test_what_only_the_models_can_tell_is_one_line_and_leaves_nothing(
 
 
 def test_an_adapter_that_is_none(
-    models: Models, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_models: TinyModels, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(Path(models.adapter).read_bytes()[:1000])
-    arguments = ["generate", "--prompt", "a toy", "--image", photo, "--word", "toy", *models.sets]
+    broken.write_bytes(Path(tiny_models.adapter).read_bytes()[:1000])
+    arguments = ["generate", "--prompt", "a toy", "--image", photo, "--word", "toy", *tiny_models.options]
     assert run([*arguments, "--adapter", str(broken), "--output", str(tmp_path / "out")]) == 2
     assert "is not an adapter checkpoint of this project" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_inspect_says_what_an_adapter_is(command: Command, models: Models) -> None:
-    out = command("inspect", models.adapter)
+def test_inspect_says_what_an_adapter_is(command: Command, tiny_models: TinyModels) -> None:
+    out = command("inspect", tiny_models.adapter)
     assert "base: base@sha256-" in out and "image_encoder: image_encoder@sha256-" in out
     assert "to_k_vision.weight" in out and "influence_scope: 0.25" in out
 

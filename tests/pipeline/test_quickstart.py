@@ -37,7 +37,7 @@ def test_the_report_accounts_for_every_row(output: Path) -> None:
     assert list(report["stages"]) == ["ingest", "score", "select", "caption", "subjects", "encode"]
     for name, stage in report["stages"].items():
         assert stage["in"] == stage["kept"] + sum(stage["dropped"].values()) + sum(stage["quarantined"].values()), name
-    # each spoilt row is under its reason: two of each kind, one torn shard
+    # each corrupted row is under its reason: two of each kind, one torn shard
     assert report["stages"]["ingest"]["quarantined"] == {"torn_tar": 1, "truncated_image": 2}
     select = report["stages"]["select"]["dropped"]
     assert select["exact_duplicate"] == 2 and select["near_duplicate"] >= 2 and select["too_small"] == 2

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.serving import announcement
-from tests.pipeline.conftest import Models
+from tests.support.tiny import TinyModels
 
 
-def test_a_taken_port_is_one_line(ray_cluster: str, models: Models) -> None:
+def test_a_taken_port_is_one_line(ray_cluster: str, tiny_models: TinyModels) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        arguments = ["serve", *models.sets, "--set", f"serve.port={taken.getsockname()[1]}"]
+        arguments = ["serve", *tiny_models.options, "--set", f"serve.port={taken.getsockname()[1]}"]
         done = subprocess.run(
             [Path(sys.executable).with_name("realcustom"), *arguments], capture_output=True, text=True, timeout=120
         )

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from realcustom.pipeline.cli.main import run
-from tests.pipeline.conftest import Models
+from tests.support.tiny import TinyModels
 
 
 def test_training_refuses_an_output_of_another_run(
-    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_models: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.support.training_corpus import write_pictures
 
@@ -19,5 +19,5 @@ def test_training_refuses_an_output_of_another_run(
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "settings.yaml").write_text("train: {lr: 1.0}\n")
     arguments = ["train", "--input", str(tmp_path / "records"), "--output", str(tmp_path / "train"), "--local"]
-    assert run([*arguments, *models.sets[:2], *models.sets[4:], "--set", "train.num_workers=1"]) == 2
+    assert run([*arguments, *tiny_models.training_options, "--set", "train.num_workers=1"]) == 2
     assert "belongs to a run of another configuration" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import os
 import urllib.request
 from collections.abc import Iterator
 
-import boto3  # type: ignore[import-untyped]
+import boto3
 import pytest
 
 from realcustom import storage

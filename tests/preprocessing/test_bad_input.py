@@ -171,7 +171,7 @@ def _foreign_files(root: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "words"),
     [
         (_file_for_a_folder, "is a file, not a folder"),
         (_another_fingerprint, "holds the files of another fingerprint: its stage.json is not this run's"),
@@ -179,9 +179,9 @@ def _foreign_files(root: Path, place: Path) -> None:
     ],
 )
 def test_an_output_that_is_taken_is_left_alone(
-    spoil: Callable[[Path, Path], None], words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path, Path], None], words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(tmp_path / "out", place)
+    damage(tmp_path / "out", place)
     capsys.readouterr()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert words in refused(capsys, command("ingest", place / "shards", tmp_path / "out"))

@@ -47,7 +47,7 @@ def memory_for(pictures: int | None) -> Iterator[list[int]]:
     """Inside, the models' convolutions run out of memory above so many pictures; the batch sizes that they were given."""
     sizes: list[int] = []
 
-    def remember(module: nn.Module, arguments: tuple) -> None:
+    def remember(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if isinstance(module, nn.Conv2d):
             sizes.append(len(arguments[0]))
             if pictures is not None and sizes[-1] > pictures:
@@ -177,7 +177,9 @@ def test_models_compute_in_the_dtype_of_the_settings(stage: Stage, models: Prepr
     for dtype, expected in ((ModelDtype.BFLOAT16, torch.bfloat16), (ModelDtype.AUTO, torch.float32)):
         seen: set[torch.dtype] = set()
 
-        def remember(module: nn.Module, arguments: tuple, output: torch.Tensor, seen: set = seen) -> None:
+        def remember(
+            module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor, seen: set[torch.dtype] = seen
+        ) -> None:
             if isinstance(module, nn.Conv2d):
                 seen.add(output.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 
 import pytest
@@ -58,7 +59,7 @@ def test_tasks_on_this_machine_alone_are_as_many_as_its_cores(ray_cluster: str) 
 def test_a_cluster_of_several_machines_bounds_its_tasks_itself(
     ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
     assert task_limit(job(4, None)) is None
     assert task_workers(job(4, None), UNITS) == 8  # the CPUs that it has now
 

@@ -11,8 +11,8 @@ import pytest
 
 from realcustom.preprocessing.ingest.captions import fill, parse_join, template_fields
 from realcustom.preprocessing.run import StageResult
-from tests.preprocessing.test_ingest import aside_of, ingest, table_of
 from tests.support.corpora import jpeg, picture
+from tests.support.stages import excluded_of, ingest, table_of
 
 # beside the repository, where there is one
 DREAMBENCH = Path(__file__).parents[3] / "shared" / "data" / "dreambench"
@@ -48,7 +48,7 @@ def test_a_template_over_a_table(toys: Path, tmp_path: Path) -> None:
     }
     # a table says what the corpus is: what it does not list is left out, with that reason
     assert result.report["in"] == 4 and result.report["dropped"] == {"not_in_metadata": 1}
-    assert aside_of(result)["lamp/a.jpg"]["message"] == "subjects.csv has no row with subject='lamp'"
+    assert excluded_of(result)["lamp/a.jpg"]["message"] == "subjects.csv has no row with subject='lamp'"
 
 
 def test_a_column_is_the_caption_and_an_empty_value_is_none(toys: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from realcustom import storage
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, INGEST
 from realcustom.preprocessing.engine import ray_data
 from realcustom.preprocessing.engine.stage import Stage
@@ -26,7 +25,7 @@ from realcustom.preprocessing.run import run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from tests.support.chaos import METHOD, Task, disturb
-from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_spoiled
+from tests.support.chaos_checks import chaos_settings, check_survived, undisturbed, write_corrupted
 from tests.support.corpora import snapshot, write_shards
 
 SEED = 20
@@ -45,16 +44,16 @@ def survive(stage: Stage, source: str, root: Path, settings: PreprocessSettings,
 
 
 def test_three_kills_leave_the_bytes_as_they_are(ray_cluster: str, tmp_path: Path) -> None:
-    source = write_spoiled(tmp_path / "corpus", 40, samples=4, size=(64, 48))
+    source = write_corrupted(tmp_path / "corpus", 40, samples=4, size=(64, 48))
     settings = chaos_settings(tmp_path / "models")
     ingested = undisturbed(INGEST, source, tmp_path / "ingested", settings).directory
-    # a captioner's units are slow enough to be struck; a quick machine can end a stage without models too early
+    # a captioner's units are slow enough to be killed in; a quick machine can end a stage without models too early
     survive(CAPTION, ingested, tmp_path, settings, ray_cluster, kills=3)
 
 
 @pytest.mark.slow
 def test_fifty_kills_of_every_stage(ray_cluster: str, tmp_path: Path) -> None:
-    source = write_spoiled(tmp_path / "corpus", 160, samples=4)
+    source = write_corrupted(tmp_path / "corpus", 160, samples=4)
     settings = chaos_settings(tmp_path / "models")
     for stage in CHAIN:
         source = survive(stage, source, tmp_path, settings, ray_cluster, kills=50)
@@ -91,20 +90,20 @@ def test_the_order_of_listings_changes_no_byte(tmp_path: Path, monkeypatch: pyte
             items = list(found)
         yield rng.sample(items, len(items))
 
-    write_corpus(tmp_path / "corpus", CorpusSettings(pictures=8, per_shard=2, spoil=1))
+    write_corpus(tmp_path / "corpus", CorpusSettings(pictures=8, per_shard=2, corrupted=1))
     settings = chaos_settings(tmp_path / "models")
     first = second = str(tmp_path / "corpus" / "shards")
     for stage in CHAIN:
         first = undisturbed(stage, first, tmp_path / "first", settings).directory
         with monkeypatch.context() as patch:
-            patch.setattr(storage.os, "scandir", shuffled)
+            patch.setattr(os, "scandir", shuffled)
             second = undisturbed(stage, second, tmp_path / "second", settings).directory
         assert snapshot(first) == snapshot(second), stage
 
 
 @pytest.mark.slow
 def test_the_number_of_workers_changes_no_byte(ray_cluster: str, tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", CorpusSettings(pictures=48, per_shard=4, spoil=1))
+    write_corpus(tmp_path / "corpus", CorpusSettings(pictures=48, per_shard=4, corrupted=1))
     settings = chaos_settings(tmp_path / "models")
     source = str(tmp_path / "corpus" / "shards")
     for stage in CHAIN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,8 +38,8 @@ def rows_of(directory: str) -> pa.Table:
     return pq.read_table(next(Path(directory).glob("*.parquet")))
 
 
-def run(stage: Stage, source: str, root: Path, select: SelectSettings | None = None, **score: str | int | None) -> str:
-    settings = PreprocessSettings(score=ScoreSettings(**score), select=select or SelectSettings())  # type: ignore[arg-type]
+def run(stage: Stage, source: str, root: Path, select: SelectSettings | None = None, **score: Any) -> str:
+    settings = PreprocessSettings(score=ScoreSettings(**score), select=select or SelectSettings())
     return run_stage(stage, source, str(root / "out"), settings, executor=InProcess()).directory
 
 
@@ -47,7 +48,7 @@ def test_scores_are_the_labels_probabilities_at_any_batch_size(root: Path) -> No
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     ingested = run(INGEST, str(root / "src"), root)
-    models = {"nsfw": str(root / "nsfw"), "watermark": str(root / "watermark")}
+    models: dict[str, Any] = {"nsfw": str(root / "nsfw"), "watermark": str(root / "watermark")}
     by_size = [rows_of(run(SCORE, ingested, root, **models, batch_size=size)).to_pylist() for size in (2, 5)]
     assert len(by_size[0]) == 5
     for name, label in (("nsfw", 1), ("watermark", 0)):

@@ -21,10 +21,9 @@ from realcustom.preprocessing.settings import (
     PreprocessSettings,
     SelectSettings,
 )
-from tests.preprocessing.test_export import members_of
-from tests.preprocessing.test_ingest import aside_of, ingest, table_of
-from tests.support.corpora import picture, png
+from tests.support.corpora import members_of, picture, png
 from tests.support.picture_server import served
+from tests.support.stages import excluded_of, ingest, table_of
 
 
 def test_columns_reach_the_last_table_of_pictures_and_the_exported_shards(tmp_path: Path) -> None:
@@ -99,7 +98,7 @@ def test_a_broken_text_inside_a_list_is_a_fault_of_its_row(tmp_path: Path) -> No
     pq.write_table(pa.table({"image": images, "caption": ["a"] * 3, "tags": tags}), tmp_path / "t.parquet")
     result = ingest(tmp_path, tmp_path / "out")
     assert table_of(result)["key"].to_pylist() == ["t.parquet#0", "t.parquet#2"]
-    assert aside_of(result)["t.parquet#1"]["reason"] == "unreadable_text"
+    assert excluded_of(result)["t.parquet#1"]["reason"] == "unreadable_text"
 
 
 def test_a_value_that_python_has_no_type_for_stops_nobody(tmp_path: Path) -> None:

@@ -89,8 +89,12 @@ def test_a_distributed_search_for_copies_gives_the_same_bytes(
     monkeypatch.setattr(search, "UNITS_PER_BLOCK", 2)
     source = write_scored(tmp_path / "scored", planted(300, 60)[0], 60)
     base = PreprocessSettings(execution=ExecutionSettings(workers=2))
-    for name, cut in (("exact", {"partition_rows": 130}), ("tables", {"partition_rows": 400, "exact_search_rows": 0})):
-        settings = replace(base, select=SelectSettings(**cut))
+    cuts = {
+        "exact": SelectSettings(partition_rows=130),
+        "tables": SelectSettings(partition_rows=400, exact_search_rows=0),
+    }
+    for name, select in cuts.items():
+        settings = replace(base, select=select)
         alone = run(SELECT, source, tmp_path / name / "alone", settings, local=True)
         many = run(SELECT, source, tmp_path / name / "many", settings, local=False)
         assert snapshot(alone.directory) == snapshot(many.directory)
@@ -125,4 +129,4 @@ def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
 
 
 def _broken(job: Job) -> Work:
-    return lambda unit, data: np.zeros(3) + np.zeros(2)  # type: ignore[arg-type, return-value]
+    return lambda unit, data: np.zeros(3) + np.zeros(2)  # type: ignore[return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -29,9 +29,9 @@ from realcustom.preprocessing.settings import (
     SourceKind,
 )
 from realcustom.store import Store
-from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import jpeg, picture, snapshot
 from tests.support.picture_server import PictureServer, served
+from tests.support.stages import excluded_of, table_of
 
 PATIENT = ExecutionSettings(max_error_fraction=1.0, attempts=3, backoff=0.0)
 
@@ -54,7 +54,7 @@ def fetch(
     return run_stage(INGEST, str(table), str(output), settings, executor=InProcess())
 
 
-def write_table(path: Path, urls: list[str | None], **options: object) -> Path:
+def write_table(path: Path, urls: Sequence[str | None], **options: object) -> Path:
     captions = [f"number {index}" for index in range(len(urls))]
     pq.write_table(pa.table({"url": pa.array(urls, pa.string()), "caption": captions}), path, **options)
     return path
@@ -81,7 +81,7 @@ def test_every_row_is_a_picture_or_has_its_reason(server: PictureServer, tmp_pat
         "/large/declared": "too_many_bytes",
         "/large": "too_many_bytes",
     }
-    odd = {
+    odd: dict[str | None, str] = {
         "ftp://x/y.jpg": "forbidden_scheme",
         "picture.jpg": "invalid_url",
         "http://": "invalid_url",
@@ -89,16 +89,16 @@ def test_every_row_is_a_picture_or_has_its_reason(server: PictureServer, tmp_pat
     }
     urls = [*(server.url + path for path in expected), *odd]
     result = fetch(write_table(tmp_path / "t.parquet", urls), tmp_path / "out", max_bytes=60_000)
-    rows, aside = table_of(result).to_pylist(), aside_of(result)
-    reasons = dict.fromkeys((row["key"] for row in rows), "") | {key: line["reason"] for key, line in aside.items()}
-    found = {url: reasons[f"t.parquet#{index}"] for index, url in enumerate([*expected, *odd])}
-    assert found == {**expected, **odd}
+    rows, excluded = table_of(result).to_pylist(), excluded_of(result)
+    reasons = {row["key"]: "" for row in rows} | {key: line["reason"] for key, line in excluded.items()}
+    found = {url: reasons[f"t.parquet#{index}"] for index, url in enumerate(urls)}
+    assert found == dict(zip(urls, [*expected.values(), *odd.values()], strict=True))
     assert [row["key"] for row in rows] == [f"t.parquet#{index}" for index in range(6)]
     assert [row["image"] for row in rows[:4]] == [jpeg(picture(seed)) for seed in (1, 2, 3, 4)]
     assert rows[3]["alt_text"] == "number 3" and rows[3]["members"] is None
     report = result.report
-    assert report["in"] == len(urls) == report["kept"] + len(aside)
-    assert "HTTP 500, tried 3 times" in aside["t.parquet#9"]["message"]
+    assert report["in"] == len(urls) == report["kept"] + len(excluded)
+    assert "HTTP 500, tried 3 times" in excluded["t.parquet#9"]["message"]
     assert server.asked["/status/500"] == 3 and server.asked["/status/404"] == 1 and server.asked["/flaky/2"] == 3
     assert server.agents == {"realcustom"}
 
@@ -110,7 +110,7 @@ def test_without_the_setting_no_row_leads_into_the_own_network(server: PictureSe
     result = fetch(table, tmp_path / "out", private_addresses=False)
     assert result.report["dropped"] == {"private_address": len(hosts)}
     assert not server.asked
-    assert "ingest.private_addresses=true" in aside_of(result)["t.parquet#0"]["message"]
+    assert "ingest.private_addresses=true" in excluded_of(result)["t.parquet#0"]["message"]
 
 
 def test_a_redirect_is_judged_as_the_first_url_was() -> None:
@@ -158,7 +158,7 @@ def test_a_slow_answer_is_given_up(server: PictureServer, tmp_path: Path) -> Non
     once = ExecutionSettings(max_error_fraction=1.0, attempts=1)
     result = fetch(table, tmp_path / "out", execution=once, download=DownloadSettings(timeout=0.3))
     assert result.report["quarantined"] == {"unreachable": 1}
-    assert "no answer (TimeoutError)" in aside_of(result)["t.parquet#0"]["message"]
+    assert "no answer (TimeoutError)" in excluded_of(result)["t.parquet#0"]["message"]
 
 
 def test_an_outage_stops_the_job(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_tables_are_cut_into_units_of_rows(server: PictureServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_table_without_rows_is_an_empty_account(kind: str, tmp_path: Path) -> None:
+def test_a_table_without_rows_gives_no_rows(kind: str, tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", [])
     (tmp_path / "t.csv").write_text("url,caption\n")
     result = fetch(tmp_path / f"t.{kind}", tmp_path / "out")
@@ -253,7 +253,9 @@ def test_a_table_that_the_storage_does_not_give_stops_the_job(
         assert fetch(table, tmp_path / "out").report["kept"] == 1
 
 
-def test_a_torn_table_of_urls_is_one_entry_and_a_bad_row_group_its_rows(server: PictureServer, tmp_path: Path) -> None:
+def test_a_torn_table_of_urls_is_one_excluded_row_and_a_bad_row_group_its_rows(
+    server: PictureServer, tmp_path: Path
+) -> None:
     source = tmp_path / "src"
     source.mkdir()
     urls = [f"{server.url}/picture/{index}" for index in range(4)]

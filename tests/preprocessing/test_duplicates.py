@@ -19,9 +19,9 @@ from realcustom.preprocessing.select import near, partitions
 from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, priorities_of, signatures_of
 from realcustom.preprocessing.select.survivors import Copies, resolve
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings
-from tests.preprocessing.test_ingest import aside_of
 from tests.support.corpora import snapshot
 from tests.support.signatures import flipped, originals, planted, scored, write_scored
+from tests.support.stages import excluded_of
 
 
 def select(source: Path, output: Path, **settings: object) -> StageResult:
@@ -31,7 +31,7 @@ def select(source: Path, output: Path, **settings: object) -> StageResult:
 
 def found(result: StageResult) -> dict[str, str]:
     """Copy's key -> survivor's key."""
-    return {key: entry["message"].removeprefix("of ") for key, entry in aside_of(result).items()}
+    return {key: row["message"].removeprefix("of ") for key, row in excluded_of(result).items()}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,9 @@ def found(result: StageResult) -> dict[str, str]:
         {"exact_search_rows": 100, "partition_rows": 250},  # beyond the exact search
     ],
 )
-def test_planted_copies_are_found_and_nothing_else(tmp_path: Path, cut: dict[str, int], monkeypatch) -> None:
+def test_planted_copies_are_found_and_nothing_else(
+    tmp_path: Path, cut: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 3)
     monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 3)
     table, pairs = planted(800, 200)
@@ -87,7 +89,7 @@ def test_a_passing_error_of_the_search_is_tried_again(
 ) -> None:
     read, failed = getattr(tables, name), list[str]()
 
-    def failing_once(uri: str, wanted: list, *needed: object) -> pa.Table:
+    def failing_once(uri: str, wanted: list[str], *needed: object) -> pa.Table:
         if wanted != ["uid"] and not failed:  # the uids are looked at before the search
             failed.append(uri)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -108,7 +110,7 @@ def test_a_corpus_in_another_order_gives_the_same_survivors(tmp_path: Path) -> N
     assert found(shuffled) == pairs
 
 
-def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) -> None:
+def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
     monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, _ = planted(300, 60, seed=4)
@@ -134,7 +136,9 @@ def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch) 
 
 
 @pytest.mark.parametrize("change", ["part-00000", "part-00002", "a-new-part"])
-def test_units_that_come_or_go_leave_what_a_fresh_run_would(change: str, tmp_path: Path, monkeypatch) -> None:
+def test_units_that_come_or_go_leave_what_a_fresh_run_would(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
     monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 2)
     table, _ = planted(250, 80, seed=8)
@@ -178,7 +182,8 @@ def numbered(table: pa.Table, numbers: Sequence[int] | None = None) -> pa.Table:
 
 
 def numbers_in(priorities: pa.ChunkedArray) -> list[int]:
-    return priorities_of(priorities)[:, 1].tolist()
+    numbers: list[int] = priorities_of(priorities)[:, 1].tolist()
+    return numbers
 
 
 def pairs_in(edges: pa.Table) -> list[tuple[int, int]]:
@@ -270,9 +275,9 @@ def test_a_dense_cluster_leaves_few_edges(monkeypatch: pytest.MonkeyPatch) -> No
     assert pairs_in(edges) == [(place, better) for place in range(300) for better in range(min(64, place))]
     monkeypatch.setattr(near, "_HELD", 100)  # so that pairs are trimmed again and again
     assert find_edges(table, None, SelectSettings()).equals(edges)
-    halves = [table.slice(0, 150), table.slice(150)]
+    left, right = table.slice(0, 150), table.slice(150)
     apart = [(place, better) for place in range(150, 300) for better in range(64)]
-    assert pairs_in(find_edges(*halves, SelectSettings())) == apart
+    assert pairs_in(find_edges(left, right, SelectSettings())) == apart
     assert set(survivors(resolve([edges], [])).values()) == {0}
 
 

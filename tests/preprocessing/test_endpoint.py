@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -22,6 +21,7 @@ from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import CaptionSettings, EndpointSettings, ExecutionSettings, PreprocessSettings
 from tests.support.caption_server import KEY, MODEL, CaptionServer, caption_of, captioning
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes
+from tests.support.stages import excluded_of
 
 WIDTHS = (40, 41, 42, 43, 44, 45)
 
@@ -52,9 +52,9 @@ def captions(result: StageResult) -> dict[int, str]:
     return {row["width"]: row["synthetic_caption"] for table in tables for row in table.to_pylist()}
 
 
-def aside(result: StageResult) -> dict[str, dict[str, str]]:
-    lines = [line for path in Path(result.directory, "aside").iterdir() for line in path.read_text().splitlines()]
-    return {Path(row["key"]).stem: row for row in map(json.loads, lines)}
+def excluded(result: StageResult) -> dict[str, dict[str, Any]]:
+    """The dropped and quarantined rows, by the width of their picture."""
+    return {Path(key).stem: row for key, row in excluded_of(result).items()}
 
 
 def test_captions_and_what_is_asked(ingested: str, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_captions_and_what_is_asked(ingested: str, tmp_path: Path) -> None:
     assert field.metadata[b"model"].decode() == MODEL
 
 
-def test_large_pictures_are_sent_small_and_what_is_put_aside_does_not_depend_on_concurrency(tmp_path: Path) -> None:
+def test_large_pictures_are_sent_small_and_what_is_excluded_does_not_depend_on_concurrency(tmp_path: Path) -> None:
     images = [jpeg(picture(0, (300, 40))), b"no picture", jpeg(picture(1, (30, 200))), None, jpeg(picture(2, (20, 20)))]
     names = [str(index) for index in range(5)]
     columns = {"uid": names, "key": names, "alt_text": names, "view_group": names, "image": images}
@@ -93,7 +93,7 @@ def test_large_pictures_are_sent_small_and_what_is_put_aside_does_not_depend_on_
         found.append(snapshot(result.directory))
         assert set(server.tries) == {50, 7, 20}  # widths
     assert found[0] == found[1]
-    assert list(aside(result)) == ["1", "3", "4"]
+    assert list(excluded(result)) == ["1", "3", "4"]
 
 
 def test_the_place_is_no_part_of_the_fingerprint_and_the_words_are(ingested: str, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_answers_are_data(ingested: str, tmp_path: Path) -> None:
     assert result.report["dropped"] == {"empty_caption": 1, "refused_caption": 3}
     assert result.report["quarantined"] == {"unreadable_answer": 1, "endpoint_rejected": 1}
     assert result.report["in"] == len(WIDTHS) and result.report["kept"] == 0
-    left = aside(result)
+    left = excluded(result)
     assert "not this one" in left["41"]["message"] and "HTTP 400" in left["45"]["message"]
 
 
@@ -155,17 +155,17 @@ def test_a_short_apology_and_a_cut_caption_are_left_out_and_half_a_surrogate_is_
     with captioning(troubles) as server:
         result = caption(ingested, tmp_path, server)
     assert result.report["dropped"] == {"cut_caption": 1, "refused_caption": 1}
-    assert "caption.max_new_tokens=20: 'a toy on a'" in aside(result)["41"]["message"]
+    assert "caption.max_new_tokens=20: 'a toy on a'" in excluded(result)["41"]["message"]
     assert {captions(result)[width] for width in (42, 43)} == {"a toy ?", "a sorry toy"}
 
 
 @pytest.mark.parametrize("trouble", ["status 500", "reset", "slow 3"])
-def test_a_picture_that_an_endpoint_always_fails_at_is_put_aside(ingested: str, tmp_path: Path, trouble: str) -> None:
+def test_a_picture_that_an_endpoint_always_fails_at_is_excluded(ingested: str, tmp_path: Path, trouble: str) -> None:
     troubles: dict[int | None, list[str]] = {41: [trouble] * 99}
     with captioning(troubles) as server:
         result = caption(ingested, tmp_path, server, attempts=2, timeout=2.0)
     assert result.report["quarantined"] == {"endpoint_failed": 1} and result.report["kept"] == len(WIDTHS) - 1
-    assert "tried 2 times" in aside(result)["41"]["message"]
+    assert "tried 2 times" in excluded(result)["41"]["message"]
     assert server.tries[41] == 2 and server.tries[64] == 1  # a plain picture tells that the endpoint is well
 
 
@@ -216,7 +216,7 @@ def test_the_key_is_in_no_file_even_if_the_server_repeats_it(
     monkeypatch.setenv("OTHER_KEY", KEY)
     with captioning({41: ["status 422"]}, key=KEY) as server:
         result = caption(ingested, tmp_path, server, key_variable="OTHER_KEY")
-    assert "[key]" in aside(result)["41"]["message"]
+    assert "[key]" in excluded(result)["41"]["message"]
     assert not any(KEY.encode() in data for data in snapshot(result.directory).values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -15,8 +14,8 @@ from realcustom.preprocessing.catalogue import EXPORT, INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, ExportSettings, PreprocessSettings, SelectSettings
-from tests.preprocessing.test_ingest import table_of
-from tests.support.corpora import encoded, jpeg, picture, sample, snapshot, tar_bytes
+from tests.support.corpora import encoded, jpeg, members_of, picture, sample, snapshot, tar_bytes
+from tests.support.stages import table_of
 
 PLAIN = PreprocessSettings(
     select=SelectSettings(min_side=16),
@@ -28,13 +27,6 @@ ANNOTATED = PreprocessSettings(select=SelectSettings(min_side=16))
 
 def run(stage: Stage, source: str | Path, output: Path, settings: PreprocessSettings = PLAIN) -> StageResult:
     return run_stage(stage, str(source), str(output), settings, executor=InProcess())
-
-
-def members_of(data: bytes) -> list[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        infos = archive.getmembers()
-        assert all((info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "") for info in infos)
-        return [(info.name, archive.extractfile(info).read()) for info in infos]  # type: ignore[union-attr]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
+import boto3
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,10 +51,10 @@ def objects(uri: str) -> dict[str, bytes]:
     return {entry.name: storage.read_bytes(entry.uri) for entry in storage.list_files(uri)}
 
 
-def corpus(bucket: str, folder: Path, shards: int, spoiled: bool = True) -> str:
+def corpus(bucket: str, folder: Path, shards: int, corrupted: bool = True) -> str:
     """Shards in the store and, the same, in `folder`; the last one cut."""
     write_shards(folder, shards, 3)
-    if spoiled:
+    if corrupted:
         last = folder / f"shard-{shards - 1:05d}.tar"
         last.write_bytes(last.read_bytes()[:5000])
     for path in folder.iterdir():
@@ -116,7 +116,7 @@ def test_objects_that_are_written_in_parts_come_out_whole(
 def test_a_store_that_stays_down_stops_the_job_in_words(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = corpus(bucket, tmp_path / "src", 2, spoiled=False)
+    source = corpus(bucket, tmp_path / "src", 2, corrupted=False)
     first = run((INGEST,), source, f"{bucket}/out")[0]
     before = objects(f"{bucket}/out")
     storage.write_bytes(f"{bucket}/raw/shard-00002.tar", tar_bytes(sample("new", jpeg(picture(9)))))

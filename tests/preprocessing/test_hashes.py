@@ -36,7 +36,8 @@ def near(a: Image.Image, b: Image.Image, limits: Limits = DEFAULT) -> bool:
 
 def crop(image: Image.Image, fraction: float) -> Image.Image:
     width, height = image.size
-    return image.crop(tuple(round(x) for s in (fraction, 1 - fraction) for x in (width * s, height * s)))
+    left, top, right, bottom = (round(x) for s in (fraction, 1 - fraction) for x in (width * s, height * s))
+    return image.crop((left, top, right, bottom))
 
 
 @pytest.mark.parametrize(("side", "kept", "name"), [(32, 8, "phashes"), (64, 16, "long_hashes")])
@@ -45,7 +46,8 @@ def test_hashes_agree_with_a_plain_dct(side: int, kept: int, name: str) -> None:
         n = values.shape[-1]
         spectrum = np.fft.fft(np.concatenate([values, values[..., ::-1]], axis=-1))[..., :n]
         transformed = (spectrum * np.exp(-1j * np.pi * np.arange(n) / (2 * n))).real / 2
-        return transformed * np.sqrt(np.where(np.arange(n) == 0, 1 / n, 2 / n))
+        scaled: np.ndarray = transformed * np.sqrt(np.where(np.arange(n) == 0, 1 / n, 2 / n))
+        return scaled
 
     def shrunk(values: np.ndarray, inset: float) -> np.ndarray:  # means over equal parts of the first axis
         total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
@@ -95,7 +97,7 @@ def test_flat_pictures_share_their_hashes_and_colour_tells_them_apart() -> None:
     flat = [Image.new("RGB", (size, size), color) for size, color in ((9, (1, 2, 3)), (50, (200, 10, 77)))]
     signatures = [signature(image) for image in flat]
     assert signatures[0].phashes == signatures[1].phashes and signatures[0].long_hashes == signatures[1].long_hashes
-    assert not near(*flat)
+    assert not near(flat[0], flat[1])
     white, light, grey = (Image.new("RGB", (40, 40), (value,) * 3) for value in (255, 215, 90))
     assert near(white, light) and not near(white, grey)  # a copy may be brighter, within limits
     assert near(Image.new("RGB", (8, 8)), Image.new("RGB", (30, 30)))  # black

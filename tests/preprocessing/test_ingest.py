@@ -1,9 +1,8 @@
-"""`ingest` over its sources: every entry accounted for, under its true reason."""
+"""`ingest` over its sources: every sample is kept, or excluded for its true reason."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import tarfile
@@ -17,28 +16,11 @@ from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.run import InProcess, StageResult, run_stage
-from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SourceKind
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind
 from realcustom.record import picture_uid
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes, write_shards
-
-TOLERANT = ExecutionSettings(max_error_fraction=1.0)
-
-
-def ingest(folder: Path, output: Path, **settings: object) -> StageResult:
-    section = IngestSettings(**settings)  # type: ignore[arg-type]
-    return run_stage(
-        INGEST, str(folder), str(output), PreprocessSettings(ingest=section, execution=TOLERANT), executor=InProcess()
-    )
-
-
-def table_of(result: StageResult) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(Path(result.directory).glob("*.parquet"))])
-
-
-def aside_of(result: StageResult) -> dict[str, dict]:
-    lines = [line for path in Path(result.directory).glob("aside/*") for line in path.read_text().splitlines()]
-    return {entry["key"]: entry for entry in map(json.loads, lines)}
+from tests.support.stages import excluded_of, ingest, table_of
 
 
 def test_webdataset_rows_are_what_the_samples_are(tmp_path: Path) -> None:
@@ -54,7 +36,7 @@ def test_webdataset_rows_are_what_the_samples_are(tmp_path: Path) -> None:
     assert [row["view_group"] for row in rows] == ["group-1", None, None]
 
 
-def test_each_spoiled_sample_is_under_its_reason(tmp_path: Path) -> None:
+def test_each_corrupted_sample_is_under_its_reason(tmp_path: Path) -> None:
     good = jpeg(picture(0))
     members = [
         *sample("good", good).items(),
@@ -73,7 +55,7 @@ def test_each_spoiled_sample_is_under_its_reason(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     result = ingest(tmp_path / "src", tmp_path / "out", max_pixels=10**6, max_bytes=60_000)
-    reasons = {key: entry["reason"] for key, entry in aside_of(result).items()}
+    reasons = {key: row["reason"] for key, row in excluded_of(result).items()}
     assert reasons == {
         "s.tar/cut.jpg": "truncated_image",
         "s.tar/text.jpg": "unreadable_image",
@@ -109,13 +91,13 @@ def test_a_sample_that_could_not_be_written_back_is_not_kept_in_part(tmp_path: P
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     result = ingest(tmp_path / "src", tmp_path / "out", max_bytes=60_000)
-    aside = aside_of(result)
-    assert {key: entry["reason"] for key, entry in aside.items()} == {
+    excluded = excluded_of(result)
+    assert {key: row["reason"] for key, row in excluded.items()} == {
         "s.tar/twice.jpg": "duplicate_key",
         "s.tar/large.jpg": "too_many_bytes",
         "s.tar/scan.tiff": "unsupported_format",
     }
-    assert aside["s.tar/large.jpg"]["message"] == ".mp4 has 70000 bytes, more than ingest.max_bytes=60000"
+    assert excluded["s.tar/large.jpg"]["message"] == ".mp4 has 70000 bytes, more than ingest.max_bytes=60000"
     assert table_of(result)["key"].to_pylist() == ["s.tar/both.jpg"]
 
 
@@ -129,7 +111,7 @@ def test_half_a_character_beside_a_picture_is_a_fault_of_its_row(beside: bytes, 
     (tmp_path / "src").mkdir()
     (tmp_path / "src/s.tar").write_bytes(tar_bytes(members))
     result = ingest(tmp_path / "src", tmp_path / "out")
-    assert {key: entry["reason"] for key, entry in aside_of(result).items()} == {"s.tar/a.jpg": reason}
+    assert {key: row["reason"] for key, row in excluded_of(result).items()} == {"s.tar/a.jpg": reason}
     assert table_of(result)["alt_text"].to_pylist() == ["a duck \U0001f986"]
     assert result.report["in"] == 2
 
@@ -142,7 +124,7 @@ def test_a_picture_whose_name_is_no_text_is_quarantined(template: str | None, tm
         (source / os.fsdecode(name)).write_bytes(jpeg(picture(number)))
     result = ingest(source, tmp_path / "out", caption_template=template)
     assert table_of(result)["key"].to_pylist() == ["a.jpg", "caf\u00e9.jpg"]
-    assert {key: entry["reason"] for key, entry in aside_of(result).items()} == {r"caf\udce9.jpg": "unreadable_text"}
+    assert {key: row["reason"] for key, row in excluded_of(result).items()} == {r"caf\udce9.jpg": "unreadable_text"}
     assert result.report["in"] == 3
 
 
@@ -168,20 +150,20 @@ def test_links_and_members_without_an_extension_are_accounted_for(tmp_path: Path
     (tmp_path / "src/s.tar").write_bytes(buffer.getvalue())
     result = ingest(tmp_path / "src", tmp_path / "out")
     assert table_of(result)["key"].to_pylist() == ["s.tar/good.jpg"]
-    aside = aside_of(result)
-    assert {key: entry["reason"] for key, entry in aside.items()} == {
+    excluded = excluded_of(result)
+    assert {key: row["reason"] for key, row in excluded.items()} == {
         "s.tar/README": "no_extension",
         "s.tar/x/.hidden": "no_extension",
         "s.tar/captioned.jpg": "link",
         "s.tar/hard.jpg": "link",
         "s.tar/soft.jpg": "link",
     }
-    assert aside["s.tar/captioned.jpg"]["message"] == ".txt is a link to good.jpg, and only files are read"
+    assert excluded["s.tar/captioned.jpg"]["message"] == ".txt is a link to good.jpg, and only files are read"
     report = result.report
     assert (report["in"], report["dropped"], report["quarantined"]) == (6, {"no_extension": 2}, {"link": 3})
 
 
-def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
+def test_a_torn_tar_is_one_excluded_sample_that_names_the_byte(tmp_path: Path) -> None:
     members = sample("a", jpeg(picture(0))) | sample("b", jpeg(picture(1))) | sample("c", jpeg(picture(2)))
     whole = tar_bytes(members)
     (tmp_path / "src").mkdir()
@@ -189,8 +171,8 @@ def test_torn_tar_is_one_entry_that_names_the_byte(tmp_path: Path) -> None:
     result = ingest(tmp_path / "src", tmp_path / "out")
     assert table_of(result)["key"].to_pylist() == ["s.tar/a.jpg", "s.tar/b.jpg"]  # the header of "c" closed "b"
     assert result.report["in"] == 3 and result.report["quarantined"] == {"torn_tar": 1}
-    ((key, entry),) = aside_of(result).items()
-    assert key == f"s.tar@{whole.index(b'c.jpg')}" and "torn at byte" in entry["message"]
+    ((key, row),) = excluded_of(result).items()
+    assert key == f"s.tar@{whole.index(b'c.jpg')}" and "torn at byte" in row["message"]
 
 
 def test_a_sample_that_no_following_key_closes_belongs_to_the_tear(tmp_path: Path) -> None:
@@ -329,7 +311,7 @@ def test_pictures_that_are_not_decoded_are_counted(tmp_path: Path) -> None:
     result = ingest(tmp_path, tmp_path / "out")
     assert (result.report["in"], result.report["kept"]) == (4, 2)
     assert result.report["quarantined"] == {"unsupported_format": 2}
-    assert aside_of(result)["a.HEIC"]["message"] == "pictures in .heic are not decoded; convert them before"
+    assert excluded_of(result)["a.HEIC"]["message"] == "pictures in .heic are not decoded; convert them before"
 
 
 def test_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def reshape_a_weight(weights: dict[str, torch.Tensor]) -> None:
     weights[name] = torch.zeros(3, 3)
 
 
-@pytest.mark.parametrize("spoil", [drop_a_weight, reshape_a_weight])
+@pytest.mark.parametrize("damage", [drop_a_weight, reshape_a_weight])
 @pytest.mark.parametrize(
     ("name", "stage", "setting"),
     [
@@ -83,15 +83,20 @@ def reshape_a_weight(weights: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_weights_that_do_not_fit_the_model(
-    sound: Path, tmp_path: Path, name: str, stage: Stage, setting: str, spoil: Callable[[dict], None]
+    sound: Path,
+    tmp_path: Path,
+    name: str,
+    stage: Stage,
+    setting: str,
+    damage: Callable[[dict[str, torch.Tensor]], None],
 ) -> None:
     folder = shutil.copytree(sound / name, tmp_path / name)
     weights = load_file(folder / "model.safetensors")
-    spoil(weights)
+    damage(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     words = refusal(sound, tmp_path / "out", stage, **{name: str(folder)})
     assert f"{setting}={folder}" in words and "cannot be loaded" in words
-    assert ("lacks weights: " in words) is (spoil is drop_a_weight)
+    assert ("lacks weights: " in words) is (damage is drop_a_weight)
 
 
 def test_files_that_are_cut_or_not_there(sound: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -220,7 +221,7 @@ def test_a_picture_without_a_subject_is_dropped_with_the_reason(
         check_schema(rows_of(empty).schema)
 
 
-def tensor(cell: dict) -> torch.Tensor:
+def tensor(cell: dict[str, Any]) -> torch.Tensor:
     return torch.frombuffer(bytearray(cell["data"]), dtype=torch.bfloat16).reshape(cell["shape"])
 
 

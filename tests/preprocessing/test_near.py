@@ -69,7 +69,9 @@ def test_bands_cover_all_bits_and_share_the_radius(rows: int) -> None:
 
 
 @pytest.mark.parametrize("pieces", [None, (7, 5, 3)])
-def test_pairs_are_those_of_a_full_comparison(pieces: tuple[int, int, int] | None, monkeypatch) -> None:
+def test_pairs_are_those_of_a_full_comparison(
+    pieces: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if pieces:
         for name, value in zip(("_CHUNK", "_BUDGET", "_PIECE"), pieces, strict=True):
             monkeypatch.setattr(near, name, value)
@@ -80,13 +82,13 @@ def test_pairs_are_those_of_a_full_comparison(pieces: tuple[int, int, int] | Non
     inside = {tuple(pair) for pair in near_pairs(rows, None, limits).tolist()}
     assert inside == {(i, j) for i, j in expected if i < j}
     cut = 37
-    parts = [
+    left, right = (
         Signatures(short=rows.short[piece], long=rows.long[piece], color=rows.color[piece])
         for piece in (slice(0, cut), slice(cut, None))
-    ]
-    across = {(i, j + cut) for i, j in near_pairs(*parts, limits).tolist()}
+    )
+    across = {(i, j + cut) for i, j in near_pairs(left, right, limits).tolist()}
     assert across == {(i, j) for i, j in expected if i < cut <= j}
-    assert {(j, i + cut) for i, j in near_pairs(parts[1], parts[0], limits).tolist()} == across
+    assert {(j, i + cut) for i, j in near_pairs(right, left, limits).tolist()} == across
 
 
 def test_no_rows_are_no_pairs() -> None:

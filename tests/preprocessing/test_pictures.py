@@ -59,7 +59,7 @@ def test_a_draft_refuses_what_a_full_decode_refuses(progressive: bool) -> None:
     for data in (encoded(decode(photo.read_bytes()), "JPEG", progressive=progressive), png(picture(3, (64, 64)))):
         assert decode_with_size(data, draft_side=1)[1] == decode(data).size
         for length in (*range(1, len(data) - 2, len(data) // 60), len(data) - 60, len(data) - 10):
-            faults = []
+            faults: list[DataFault | None] = []
             for side in (None, 1):
                 try:
                     decode(data[:length], draft_side=side)

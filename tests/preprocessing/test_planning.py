@@ -204,7 +204,7 @@ def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_shards(tmp_path / "src", 1, 1)
     ingested = run(INGEST, tmp_path / "src", tmp_path / "out").directory
-    cases = [
+    cases: list[tuple[Stage, str | Path, str]] = [
         (INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
         (INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet or .csv tables, or pictures"),
         (SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),

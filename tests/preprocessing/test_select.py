@@ -9,25 +9,18 @@ import pytest
 from PIL import Image
 
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.catalogue import INGEST, SELECT
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import Processor
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
-from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
-from tests.preprocessing.test_ingest import aside_of, table_of
+from realcustom.preprocessing.settings import PreprocessSettings
 from tests.support.corpora import jpeg, picture, png, sample, tar_bytes
 from tests.support.signatures import planted, write_scored
-
-
-def run(folder: Path, output: Path, **select: object) -> StageResult:
-    settings = PreprocessSettings(select=SelectSettings(**{"min_side": 16, **select}))  # type: ignore[arg-type]
-    ingested = run_stage(INGEST, str(folder), str(output), settings, executor=InProcess())
-    scored = run_stage(SCORE, ingested.directory, str(output), settings, executor=InProcess())
-    return run_stage(SELECT, scored.directory, str(output), settings, executor=InProcess())
+from tests.support.stages import excluded_of, ingest_to_select, table_of
 
 
 def reasons(result: StageResult) -> dict[str, str]:
-    return {key: entry["reason"] for key, entry in aside_of(result).items()}
+    return {key: row["reason"] for key, row in excluded_of(result).items()}
 
 
 @pytest.fixture()
@@ -46,7 +39,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_each_row_is_dropped_for_its_reason(corpus: Path, tmp_path: Path) -> None:
-    result = run(corpus, tmp_path / "out")
+    result = ingest_to_select(corpus, tmp_path / "out")
     dropped = reasons(result)
     assert dropped == {
         "0.tar/tiny.jpg": "too_small",
@@ -60,14 +53,14 @@ def test_each_row_is_dropped_for_its_reason(corpus: Path, tmp_path: Path) -> Non
 def test_what_is_dropped_is_said_with_its_value_and_the_limit_or_the_survivor(
     corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    messages = {key: entry["message"] for key, entry in aside_of(run(corpus, tmp_path / "out")).items()}
+    messages = {key: row["message"] for key, row in excluded_of(ingest_to_select(corpus, tmp_path / "out")).items()}
     assert messages == {
         "0.tar/tiny.jpg": "8 x 30 pixels; select.min_side=16",
         "1.tar/wide.jpg": "200 x 20 pixels; select.max_aspect=3.0",
         "1.tar/exact.jpg": "of 0.tar/original.jpg",
         "0.tar/near.jpg": "of 0.tar/original.jpg",
     }
-    blurred = aside_of(run(corpus, tmp_path / "out", min_sharpness=1e9))
+    blurred = excluded_of(ingest_to_select(corpus, tmp_path / "out", min_sharpness=1e9))
     value, limit = blurred["0.tar/original.jpg"]["message"].split("; ")
     assert 0 < float(value) < 1e9 and limit == "select.min_sharpness=1000000000.0"
     assert "select: nothing was kept: " in caplog.text
@@ -80,35 +73,37 @@ def test_ingest_does_not_read_what_a_stage_wrote(corpus: Path, tmp_path: Path) -
 
 
 def test_page_shows_what_was_dropped_and_why(corpus: Path, tmp_path: Path) -> None:
-    page = (Path(run(corpus, tmp_path / "out").directory) / "report.html").read_text()
+    page = (Path(ingest_to_select(corpus, tmp_path / "out").directory) / "report.html").read_text()
     for text in ("dropped: near_duplicate", "dropped: exact_duplicate", "0.tar/tiny.jpg", "<h2>Kept</h2>"):
         assert text in page
     assert page.count("<img") == 7
 
 
 def test_duplicates_can_be_kept(corpus: Path, tmp_path: Path) -> None:
-    result = run(corpus, tmp_path / "out", exact_duplicates=False, near_duplicate_radius=None)
+    result = ingest_to_select(corpus, tmp_path / "out", exact_duplicates=False, near_duplicate_radius=None)
     assert set(reasons(result).values()) == {"too_small", "aspect_ratio"}
 
 
 def test_colour_tells_pictures_apart_that_grey_does_not(corpus: Path, tmp_path: Path) -> None:
-    blind = run(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_bits=128, near_duplicate_color=10.0)
-    seeing = run(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_bits=128)
+    blind = ingest_to_select(
+        corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_bits=128, near_duplicate_color=10.0
+    )
+    seeing = ingest_to_select(corpus, tmp_path / "out", near_duplicate_radius=16, near_duplicate_bits=128)
     assert blind.report["kept"] < seeing.report["kept"]
 
 
 def test_thresholds_over_scores(corpus: Path, tmp_path: Path) -> None:
-    assert run(corpus, tmp_path / "out", min_sharpness=1e9).report["dropped"]["low_sharpness"] == 5
+    assert ingest_to_select(corpus, tmp_path / "out", min_sharpness=1e9).report["dropped"]["low_sharpness"] == 5
     with pytest.raises(ValueError, match=r"select\.min_aesthetic=5\.0 has nothing to judge: .*score\.heads"):
-        run(corpus, tmp_path / "out", min_aesthetic=5.0)
+        ingest_to_select(corpus, tmp_path / "out", min_aesthetic=5.0)
 
 
 def test_evaluation_pictures_are_kept_out(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/x.jpg").write_bytes(jpeg(picture(3, (64, 64)), quality=80))
-    result = run(corpus, tmp_path / "out", evaluation_folder=str(tmp_path / "evaluation"))
+    result = ingest_to_select(corpus, tmp_path / "out", evaluation_folder=str(tmp_path / "evaluation"))
     assert reasons(result)["0.tar/other.jpg"] == "in_evaluation_folder"
-    assert aside_of(result)["0.tar/other.jpg"]["message"] == "of x.jpg"
+    assert excluded_of(result)["0.tar/other.jpg"]["message"] == "of x.jpg"
 
 
 def test_a_file_of_the_evaluation_folder_that_may_be_a_picture_is_refused(corpus: Path, tmp_path: Path) -> None:
@@ -117,12 +112,17 @@ def test_a_file_of_the_evaluation_folder_that_may_be_a_picture_is_refused(corpus
     (folder / "x.jpg").write_bytes(jpeg(picture(3, (64, 64)), quality=80))
     for name in ("x.txt", "x.JSON", "list.csv", ".DS_Store", ".x.jpg"):
         (folder / name).write_text("not a picture")
-    assert run(corpus, tmp_path / "out", evaluation_folder=str(folder)).report["dropped"]["in_evaluation_folder"] == 1
+    assert (
+        ingest_to_select(corpus, tmp_path / "out", evaluation_folder=str(folder)).report["dropped"][
+            "in_evaluation_folder"
+        ]
+        == 1
+    )
     (folder / "duck.jpg_large").write_bytes(jpeg(picture(5)))
     with pytest.raises(
         ValueError, match=r"evaluation_folder: .*/duck\.jpg_large has no picture's extension, .* rename"
     ):
-        run(corpus, tmp_path / "other", evaluation_folder=str(folder))
+        ingest_to_select(corpus, tmp_path / "other", evaluation_folder=str(folder))
 
 
 def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> 
 
 
 def test_a_new_copy_in_another_shard_reaches_units_that_were_done(corpus: Path, tmp_path: Path) -> None:
-    before = run(corpus, tmp_path / "out")
+    before = ingest_to_select(corpus, tmp_path / "out")
     (corpus / "2.tar").write_bytes(tar_bytes(sample("better", png(picture(3, (128, 128))), "a toy")))
-    after = run(corpus, tmp_path / "out")
+    after = ingest_to_select(corpus, tmp_path / "out")
     assert after.directory == before.directory and after.units_run == 3
     assert reasons(after)["0.tar/other.jpg"] == "near_duplicate"
     assert "2.tar/better.jpg" in table_of(after)["key"].to_pylist()

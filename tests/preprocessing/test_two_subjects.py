@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -50,20 +51,22 @@ def captioned(folder: Path, drawings: list[Drawing], captions: list[str], settin
     return run_stage(CAPTION, ingested.directory, str(folder), settings, executor=InProcess())
 
 
-def subjects(pictures: StageResult, settings: PreprocessSettings) -> tuple[StageResult, dict[int, list[dict]]]:
+def subjects(
+    pictures: StageResult, settings: PreprocessSettings
+) -> tuple[StageResult, dict[int, list[dict[str, Any]]]]:
     """`subjects` of what `captioned` gave: its result, and the records of each drawing by its number."""
     result = run_stage(
         SUBJECTS, pictures.directory, str(Path(pictures.directory).parent), settings, executor=InProcess()
     )
     rows = pq.read_table(Path(pictures.directory) / "s.parquet").to_pylist()
     numbers = {row["uid"]: int(row["key"].removeprefix("s.tar/").removesuffix(".jpg")) for row in rows}
-    records: dict[int, list[dict]] = defaultdict(list)
+    records: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in pq.read_table(Path(result.directory) / "s.parquet").to_pylist():
         records[numbers[row["parent_uid"]]].append(row)
     return result, records
 
 
-def overlap(first: dict, second: dict) -> float:
+def overlap(first: dict[str, Any], second: dict[str, Any]) -> float:
     """IoU of the masks of two records."""
     masks = [coco.decode(row["subject_mask"]).astype(bool) for row in (first, second)]
     return float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())

@@ -1,4 +1,4 @@
-"""Tiny folders and pipelines that the method's tests share."""
+"""A pipeline and pictures that the method's tests share."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ import pytest
 from PIL import Image
 
 from realcustom import RealCustomPipeline
-from tests.support import tiny
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Paths of a tiny base model, image encoder and adapter."""
-    root = tmp_path_factory.mktemp("tiny")
-    base, encoder = tiny.tiny_base(root / "base"), tiny.tiny_image_encoder(root / "encoder")
-    return {"base": base, "encoder": encoder, "adapter": tiny.tiny_adapter(root / "adapter.safetensors", base, encoder)}
+from tests.support.tiny import TinyModels
 
 
 @pytest.fixture
-def pipeline(folders: dict[str, str]) -> RealCustomPipeline:
-    return RealCustomPipeline.from_pretrained(folders["base"], folders["adapter"], folders["encoder"])
+def pipeline(tiny_models: TinyModels) -> RealCustomPipeline:
+    return RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
 
 
 @pytest.fixture

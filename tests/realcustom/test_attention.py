@@ -12,7 +12,15 @@ from realcustom import attention
 from realcustom.attention import Conditioning, DecoupledAttentionProcessor, MapRecorder, SubjectTokens
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
-from realcustom.settings import KVInit, MaskLayers, MaskNorm, MaskResize, MaskSettings, MethodSettings
+from realcustom.settings import (
+    AttentionSettings,
+    KVInit,
+    MaskLayers,
+    MaskNorm,
+    MaskResize,
+    MaskSettings,
+    MethodSettings,
+)
 from tests.support import tiny
 
 
@@ -55,7 +63,7 @@ def run(
         subjects=subjects,
         recorder=MapRecorder(words=words) if record else None,
     )
-    output = model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning}).sample
+    output: Tensor = model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning}).sample
     if record:
         assert conditioning.recorder is not None and len(conditioning.recorder.maps) == 4
     return output
@@ -81,7 +89,7 @@ def test_without_a_subject_nothing_changes(
 
 def test_zero_values_are_the_base_model(stock: UNet2DConditionModel) -> None:
     """inv. 5 (W_V = 0)."""
-    settings = MethodSettings(attn=attention.AttentionSettings(kv_init=KVInit.ZERO_V))
+    settings = MethodSettings(attn=AttentionSettings(kv_init=KVInit.ZERO_V))
     model = RealCustomModel(tiny.tiny_unet(), settings, tiny.IMAGE_WIDTH)
     latents, timesteps, text, image = inputs()
     with torch.no_grad():
@@ -207,11 +215,11 @@ def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
 
 def test_projections_initialise_as_the_settings_say() -> None:
     square = tiny.tiny_unet()
-    attention.add_visual_projections(square, tiny.TEXT_WIDTH, attention.AttentionSettings(kv_init=KVInit.COPY_TEXT))
+    attention.add_visual_projections(square, tiny.TEXT_WIDTH, AttentionSettings(kv_init=KVInit.COPY_TEXT))
     for attn in attention.text_cross_attentions(square).values():
         assert torch.equal(attn.to_k_vision.weight, attn.to_k.weight)
     normal = tiny.tiny_unet()
-    attention.add_visual_projections(normal, 999, attention.AttentionSettings(kv_init=KVInit.NORMAL))
+    attention.add_visual_projections(normal, 999, AttentionSettings(kv_init=KVInit.NORMAL))
     layer = next(iter(attention.text_cross_attentions(normal).values())).to_v_vision
     assert layer.bias is None and abs(float(layer.weight.detach().std()) - 0.02) < 0.002
 

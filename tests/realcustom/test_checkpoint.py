@@ -24,41 +24,41 @@ def draw(pipeline: RealCustomPipeline, image: Image.Image) -> torch.Tensor:
 
 
 def test_saved_and_loaded_it_draws_the_same(
-    folders: dict[str, str],
+    tiny_models: tiny.TinyModels,
     pipeline: RealCustomPipeline,
     picture: Callable[[int], Image.Image],
     tmp_path: Path,
 ) -> None:
     """inv. 35: save -> load -> bit-identical outputs."""
-    adapter = load_adapter(folders["adapter"])
+    adapter = load_adapter(tiny_models.adapter)
     assert pipeline.model is not None
     copy = dataclasses.replace(adapter, tensors=pipeline.model.adapter_state_dict())
     digest = save_adapter(tmp_path / "copy.safetensors", copy)
-    assert digest == adapter_sha256(tmp_path / "copy.safetensors") == adapter_sha256(folders["adapter"])
+    assert digest == adapter_sha256(tmp_path / "copy.safetensors") == adapter_sha256(tiny_models.adapter)
     again = RealCustomPipeline.from_pretrained(
-        folders["base"], tmp_path / "copy.safetensors", image_encoder=folders["encoder"]
+        tiny_models.base, tmp_path / "copy.safetensors", image_encoder=tiny_models.image_encoder
     )
     named = dataclasses.replace(tiny.tiny_settings().image_encoder, model=adapter.image_encoder)
     assert again.settings == dataclasses.replace(tiny.tiny_settings(), image_encoder=named)  # by identity, not by path
     assert torch.equal(draw(again, picture(0)), draw(pipeline, picture(0)))
 
 
-def test_names_are_module_paths(folders: dict[str, str]) -> None:
+def test_names_are_module_paths(tiny_models: tiny.TinyModels) -> None:
     """inv. 35: the released names."""
-    header = read_header(folders["adapter"])
+    header = read_header(tiny_models.adapter)
     assert header.shapes["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k_vision.weight"] == (32, 32)
     assert all(
         name.startswith("adaptive_scoring.")
         or name.endswith((".attn2.to_k_vision.weight", ".attn2.to_v_vision.weight"))
         for name in header.shapes
     )
-    assert header.base.startswith("base@sha256-") and header.image_encoder.startswith("encoder@sha256-")
+    assert header.base.startswith("base@sha256-") and header.image_encoder.startswith("image_encoder@sha256-")
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
-def test_reading_is_strict(folders: dict[str, str], tmp_path: Path, change: str) -> None:
+def test_reading_is_strict(tiny_models: tiny.TinyModels, tmp_path: Path, change: str) -> None:
     """inv. 35: what does not fit is named."""
-    adapter = load_adapter(folders["adapter"])
+    adapter = load_adapter(tiny_models.adapter)
     tensors, name = dict(adapter.tensors), sorted(adapter.tensors)[0]
     if change == "missing":
         del tensors[name]
@@ -70,16 +70,16 @@ def test_reading_is_strict(folders: dict[str, str], tmp_path: Path, change: str)
     path = tmp_path / "wrong.safetensors"
     save_adapter(path, dataclasses.replace(adapter, tensors=tensors))
     with pytest.raises(ValueError, match=f"(?s){'of another shape' if change == 'shape' else change}.*{name}"):
-        RealCustomPipeline.from_pretrained(folders["base"], path, image_encoder=folders["encoder"])
+        RealCustomPipeline.from_pretrained(tiny_models.base, path, image_encoder=tiny_models.image_encoder)
 
 
-def test_what_is_not_an_adapter_is_said(tmp_path: Path, folders: dict[str, str]) -> None:
+def test_what_is_not_an_adapter_is_said(tmp_path: Path, tiny_models: tiny.TinyModels) -> None:
     text = tmp_path / "text.safetensors"
     text.write_bytes(b"hello, this is no checkpoint at all")
     foreign = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, foreign)
     torn = tmp_path / "torn.safetensors"
-    torn.write_bytes(Path(folders["adapter"]).read_bytes()[:-100])
+    torn.write_bytes(Path(tiny_models.adapter).read_bytes()[:-100])
     for path, message in ((text, "not a complete"), (foreign, FORMAT), (torn, "not a complete")):
         with pytest.raises(ValueError, match=message):
             load_adapter(path)
@@ -87,19 +87,19 @@ def test_what_is_not_an_adapter_is_said(tmp_path: Path, folders: dict[str, str])
         load_adapter(tmp_path / "absent.safetensors")
 
 
-def test_another_base_is_warned_of(folders: dict[str, str], tmp_path: Path) -> None:
+def test_another_base_is_warned_of(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:
     other = tiny.tiny_base(tmp_path / "other", seed=9)
     with pytest.warns(UserWarning, match="was trained with the base model"):
-        RealCustomPipeline.from_pretrained(other, folders["adapter"], image_encoder=folders["encoder"])
+        RealCustomPipeline.from_pretrained(other, tiny_models.adapter, image_encoder=tiny_models.image_encoder)
 
 
-def test_a_local_encoder_must_be_named(folders: dict[str, str]) -> None:
+def test_a_local_encoder_must_be_named(tiny_models: tiny.TinyModels) -> None:
     with pytest.raises(ValueError, match="image_encoder="):
-        RealCustomPipeline.from_pretrained(folders["base"], folders["adapter"])
+        RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter)
 
 
-def test_a_write_leaves_nothing_half_done(tmp_path: Path, folders: dict[str, str]) -> None:
-    adapter = load_adapter(folders["adapter"])
+def test_a_write_leaves_nothing_half_done(tmp_path: Path, tiny_models: tiny.TinyModels) -> None:
+    adapter = load_adapter(tiny_models.adapter)
     path = tmp_path / "adapter.safetensors"
     before = save_adapter(path, adapter)
     broken = Adapter(

@@ -230,10 +230,12 @@ def test_the_result_is_what_the_mode_says(pipeline: RealCustomPipeline, picture:
     pipeline.settings = override(pipeline.settings, {"guidance": guidance})
     outputs: list[Tensor] = []
     pipeline.base.unet.register_forward_hook(lambda module, positional, output: outputs.append(output[0]))
-    pipeline.scheduler.step = lambda prediction, *rest, **named: (
-        seen.append(prediction),
-        step(prediction, *rest, **named),
-    )[1]
+
+    def seen_step(prediction: Tensor, *rest: Any, **named: Any) -> Any:
+        seen.append(prediction)
+        return step(prediction, *rest, **named)
+
+    pipeline.scheduler.step = seen_step
     draw(pipeline, dog, num_inference_steps=1)
     assert seen[0].std() == pytest.approx(float(outputs[-1].std()), rel=1e-5)
 
@@ -273,9 +275,9 @@ def test_maps_under_autocast_are_those_without(pipeline: RealCustomPipeline, pic
     assert mask.dtype == torch.float32 and len(mask[mask > 0].unique()) > 55  # bf16 has 8 bits: values would tie
 
 
-def test_plain_text_to_image_leaves_the_unet_as_it_is(folders: dict[str, str]) -> None:
+def test_plain_text_to_image_leaves_the_unet_as_it_is(tiny_models: tiny.TinyModels) -> None:
     """Without an adapter: whatever processors it has, and not a tensor more; at any size."""
-    plain = RealCustomPipeline.from_pretrained(folders["base"])
+    plain = RealCustomPipeline.from_pretrained(tiny_models.base)
     processors, names = plain.unet.attn_processors, set(plain.unet.state_dict())
     before = draw(plain, [], height=48, width=40).images
     assert plain.unet.attn_processors == processors and set(plain.unet.state_dict()) == names
@@ -320,7 +322,7 @@ def test_arguments_without_effect_warn(pipeline: RealCustomPipeline, picture: Pi
     pipeline.settings = override(pipeline.settings, {"guidance": {"mode": "direct"}})
     with pytest.warns(UserWarning, match="guidance_scale does nothing in mode direct"):
         draw(pipeline, [dog], num_inference_steps=1, guidance_scale=5.0)
-    idle = {
+    idle: dict[str, dict[str, Any]] = {
         "tokens.fusion does nothing with tokens.scoring off": {"tokens": {"scoring": False, "fusion": "mean"}},
         "visual_context does nothing with tokens.fusion text": {
             "tokens": {"fusion": "text", "visual_context": "conv_in"}
@@ -336,9 +338,9 @@ def test_arguments_without_effect_warn(pipeline: RealCustomPipeline, picture: Pi
     assert without_effect(paper_sd15()) == without_effect(released_sdxl()) == []
 
 
-def test_bases_with_parts_that_are_missing(folders: dict[str, str], tmp_path: Path) -> None:
+def test_bases_with_parts_that_are_missing(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:
     """Named before anything is loaded; a tokenizer of another model is named after."""
-    for base, part in ((folders["base"], "tokenizer"), (tiny.tiny_sdxl_base(tmp_path / "sdxl"), "tokenizer_2")):
+    for base, part in ((tiny_models.base, "tokenizer"), (tiny.tiny_sdxl_base(tmp_path / "sdxl"), "tokenizer_2")):
         broken = tmp_path / f"without-{part}"
         shutil.copytree(base, broken)
         shutil.rmtree(broken / part)
@@ -372,8 +374,8 @@ def test_no_reference_has_no_tokens_after_a_projector() -> None:
     assert (tokens[1] == 0).all() and tokens[0].abs().max() > 0
 
 
-def test_the_black_reference_is_encoded_once(folders: dict[str, str], picture: Picture) -> None:
-    pipeline = RealCustomPipeline.from_pretrained(folders["base"], folders["adapter"], folders["encoder"])
+def test_the_black_reference_is_encoded_once(tiny_models: tiny.TinyModels, picture: Picture) -> None:
+    pipeline = RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     guidance = {"uncond": "negative_text_black_image_masked"}
     pipeline.settings = override(pipeline.settings, {"guidance": guidance})
     seen: list[int] = []

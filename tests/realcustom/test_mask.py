@@ -143,7 +143,8 @@ def test_minmax_norms_against_numpy() -> None:
 
     def unit(values: np.ndarray) -> np.ndarray:
         low, high = values.min((-2, -1), keepdims=True), values.max((-2, -1), keepdims=True)
-        return (values - low) / (high - low)
+        scaled: np.ndarray = (values - low) / (high - low)
+        return scaled
 
     for norm, whole in (
         (MaskNorm.MINMAX, unit(np.mean(resized, 0))),

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 
 from realcustom.model import RealCustomModel
 from realcustom.settings import AttentionSettings, KVInit, MethodSettings, TokenSettings
 from realcustom.training.objective import Objective, squared_error
 from tests.support import tiny
-
-SCHEDULER = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+from tests.support.noise_loss import SCHEDULER, batch, loss_of
 
 
 def make_model(init: KVInit = KVInit.KAIMING) -> RealCustomModel:
     settings = MethodSettings(tokens=TokenSettings(hidden=16), attn=AttentionSettings(kv_init=init))
     return RealCustomModel(tiny.tiny_unet(), settings, tiny.IMAGE_WIDTH, generator=torch.Generator().manual_seed(1))
-
-
-def batch(seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Latents, noise, timesteps, text and image tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(4, 4, 16, 16, generator=generator),
-        torch.randn(4, 4, 16, 16, generator=generator),
-        torch.randint(0, 1000, (4,), generator=generator),
-        torch.randn(4, 77, tiny.TEXT_WIDTH, generator=generator),
-        torch.randn(4, tiny.IMAGE_TOKENS, tiny.IMAGE_WIDTH, generator=generator),
-    )
-
-
-def loss_of(model: RealCustomModel, quantity: float = 0.6, image: torch.Tensor | None = None) -> torch.Tensor:
-    """`image` (4, S, D) instead of the batch's."""
-    latents, noise, timesteps, text, own = batch()
-    image = own if image is None else image
-    objective = Objective(SCHEDULER)
-    noisy = objective.add_noise(latents, noise, timesteps)
-    prediction = model(noisy, timesteps, text, image, objective.alphas_cumprod[timesteps], quantity)
-    return squared_error(prediction, objective.target(latents, noise, timesteps)).mean()
 
 
 def test_only_the_adapter_learns() -> None:

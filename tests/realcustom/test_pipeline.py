@@ -23,6 +23,7 @@ from realcustom import RealCustomPipeline, Subject
 from realcustom.attention import text_cross_attentions
 from realcustom.settings import GuidanceMode, Launches
 from realcustom.words import TargetWordNotFound
+from tests.support.tiny import TinyModels
 
 PROMPT = "a dog on grass"
 STEPS = 4
@@ -30,9 +31,9 @@ Picture = Callable[[int], Image.Image]
 
 
 @pytest.fixture
-def stock(folders: dict[str, str]) -> StableDiffusionPipeline:
+def stock(tiny_models: TinyModels) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folders["base"], safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        tiny_models.base, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -163,7 +164,7 @@ def test_a_batch_is_its_rows(pipeline: RealCustomPipeline, picture: Picture) -> 
         [],
     ]
     # two steps: a row's last bits depend on the batch's kernels, and each step multiplies them by the weights
-    arguments = {"guidance_scale": 2.0, "subject_guidance_scale": 3.0, "num_inference_steps": 2}
+    arguments: dict[str, Any] = {"guidance_scale": 2.0, "subject_guidance_scale": 3.0, "num_inference_steps": 2}
     together = call(pipeline, subjects, prompts, **arguments)
     for row, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
         alone = call(pipeline, own, prompt, seed=3 + row, **arguments)
@@ -275,8 +276,8 @@ def test_a_word_that_is_not_there_costs_no_forward(pipeline: RealCustomPipeline,
     assert counts["launches"] == 0
 
 
-def test_subjects_need_an_adapter(folders: dict[str, str], picture: Picture) -> None:
-    plain = RealCustomPipeline.from_pretrained(folders["base"])
+def test_subjects_need_an_adapter(tiny_models: TinyModels, picture: Picture) -> None:
+    plain = RealCustomPipeline.from_pretrained(tiny_models.base)
     assert torch.isfinite(call(plain).images).all()
     with pytest.raises(ValueError, match="adapter"):
         call(plain, [Subject(image=picture(0), word="dog")])

@@ -178,10 +178,15 @@ def test_legal_combinations_draw(
 def test_several_words_for_one_picture(parts: dict[str, str], picture: Picture) -> None:
     """The same tokens under two masks (encoded once), or under the one that both words' maps make together."""
     pipeline = make(parts, "sd15", "clip", tiny.tiny_settings())
-    calls = []
+    calls: list[int] = []
     assert pipeline.image_encoder is not None
     encode = pipeline.image_encoder.encode
-    with replaced(pipeline.image_encoder, "encode", lambda pixels: (calls.append(len(pixels)), encode(pixels))[1]):
+
+    def counted(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        return encode(pixels)
+
+    with replaced(pipeline.image_encoder, "encode", counted):
         two = draw(pipeline, [Subject(image=picture(0), word=word) for word in ("dog", "cat")], num_inference_steps=1)
         one = draw(pipeline, [Subject(image=picture(0), word=("dog", "cat"))], num_inference_steps=1)
     assert calls == [1] and one.words == [["dog, cat"]] and two.words == [["dog", "cat"]]
@@ -197,6 +202,7 @@ def mask_of(pipeline: RealCustomPipeline, picture: Picture, word: str) -> Tensor
     """The raw map of a word at the first step."""
     kept = pipeline.settings
     pipeline.settings = override(kept, {"mask": {"norm": "none", "influence_scope": 1.0}})
+    mask: Tensor
     (mask,) = draw(pipeline, [Subject(image=picture(0), word=word)], num_inference_steps=1).masks[0]
     pipeline.settings = kept
     return mask
@@ -230,7 +236,7 @@ def test_bf16_keeps_what_must_be_fp32(parts: dict[str, str], picture: Picture, b
     dog, images = [Subject(image=picture(0), word="dog")], []
     for dtype in (torch.float32, torch.bfloat16):
         pipeline = RealCustomPipeline.from_pretrained(parts[base], path, parts[encoder], torch_dtype=dtype)
-        gates = []
+        gates: list[Tensor] = []
 
         def look(module: Any, positional: Any, named: dict[str, Any], gates: list[Tensor] = gates) -> None:
             for subject in named["cross_attention_kwargs"]["conditioning"].subjects:

@@ -15,8 +15,8 @@ from realcustom.image_encoder import load_image_encoder
 from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.projector import HighResProjector, make_projector, split_features
 from realcustom.settings import MethodSettings, Projector, TokenSettings, Variant
-from tests.realcustom.test_model import loss_of
 from tests.support import tiny
+from tests.support.noise_loss import loss_of
 
 DIM, TEXT, TOKENS = 128, 24, 9  # two heads of 64
 SHALLOW = {Projector.HIGHRES: 0, Projector.SHALLOW_FIG: 2, Projector.SHALLOW_V1_COMPAT: 2}
@@ -51,7 +51,9 @@ def weights_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
 
 def norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    scaled: np.ndarray = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    scaled = scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+    return scaled
 
 
 def attend(deep: np.ndarray, context: np.ndarray, w: dict[str, np.ndarray], name: str, heads: int) -> np.ndarray:

@@ -60,7 +60,9 @@ def released_state() -> dict[str, Tensor]:
         for name in ("to_k_vision", "to_v_vision")
     }
     assert len(shapes) == 140
-    own = {f"min_attention.{norm}.{kind}": (image,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
+    own: dict[str, tuple[int, ...]] = {
+        f"min_attention.{norm}.{kind}": (image,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")
+    }
     own |= {f"min_attention.{name}.weight": (image, image) for name in ("to_q", "to_k", "to_v")}
     for index, (rows, columns) in {0: (4 * image, image), 2: (text, 4 * image), 4: (text, text)}.items():
         own |= {f"projector.{index}.weight": (rows, columns), f"projector.{index}.bias": (rows,)}

@@ -1,4 +1,4 @@
-"""The shipped CLIP finds the picture that a caption means, also among spoilt pictures."""
+"""The shipped CLIP finds the picture that a caption means, also among pictures with defects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_shipped_clip_finds_the_picture_of_a_caption(defect: float, floor: float
         numbers = range(FIRST + group * CHOICES, FIRST + (group + 1) * CHOICES)
         scenes = [scene(Split.EVALUATION, number, second=0.2) for number in numbers]
         pictures = [
-            Image.fromarray(clip.spoilt_picture(number, draw(item).image, defect)[0])
+            Image.fromarray(clip.picture_with_defect(number, draw(item).image, defect)[0])
             for number, item in zip(numbers, scenes, strict=True)
         ]
         ids = tokenize(tokenizer, [item.caption for item in scenes])

@@ -32,7 +32,7 @@ def test_defects_leave_their_input_alone_and_are_seen() -> None:
         defects.add_watermark(image),
         defects.add_forbidden_sign(image, rng),
         defects.degrade(image, rng)[0],
-        defects.soil(image, np.zeros((SIZE, SIZE), bool), np.random.default_rng(4)),
+        defects.degrade_mildly(image, np.zeros((SIZE, SIZE), bool), np.random.default_rng(4)),
     ]
     assert (image == before).all()
     for result in worse:

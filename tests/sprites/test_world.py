@@ -1,4 +1,4 @@
-"""The drawn world: seeded, true to its captions, and split so that nobody is measured on what it was trained on."""
+"""The synthetic world: seeded, true to its captions, and split so that nobody is measured on what it was trained on."""
 
 from __future__ import annotations
 

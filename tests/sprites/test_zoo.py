@@ -9,8 +9,8 @@ import pytest
 from realcustom.checkpoint import read_header
 from realcustom.identity import model_identity
 from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.zoo import measure_zoo
 from realcustom.sprites import ZOO, zoo_path
-from realcustom.sprites.inspect_zoo import inspect_zoo
 
 FLOORS = {
     "plain_background": 0.9,
@@ -45,7 +45,7 @@ def test_inspect_zoo_measures_every_model(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_the_models_reach_their_floors() -> None:
-    measured = inspect_zoo(images=256, seed=1)
+    measured = measure_zoo(images=256, seed=1)
     assert {name: measured[name] for name, floor in FLOORS.items() if measured[name] < floor} == {}
 
 

@@ -1,8 +1,8 @@
 """Random kill -9 of the workers and the driver of a stage that runs on Ray, and what is left afterwards.
 
 Kill number k is due when u_k units are done, u_k uniform up to the last few, and after a further uniform moment. It
-strikes a process that executes a unit, or (some of them) the driver, which is then started again. A kill hit a unit in
-flight if the account of the run (preprocessing/engine/worker_deaths.py) has the unit begun by that process and never ended; one of
+ends a process that executes a unit, or (some of them) the driver, which is then started again. A kill hit a unit in
+flight if the run's record (preprocessing/engine/worker_deaths.py) has the unit begun by that process and never ended; one of
 the driver, if a unit that was begun has no manifest once its workers are gone.
 """
 
@@ -94,9 +94,9 @@ def disturb(task: Task, address: str, *, workers: int, drivers: int, seed: int) 
     run = _Run(task, address)
     try:
         for number, done in enumerate(due):
-            run.wait_for(lambda done=done: len(manifests(task.output)) >= done)
+            run.wait_for_manifests(done)
             time.sleep(rng.uniform(0, LAG))
-            account, victims = run.wait_for_units()
+            deaths, victims = run.wait_for_units()
             victim = rng.choice(victims)
             if number in of_driver:
                 run.kill()
@@ -110,7 +110,7 @@ def disturb(task: Task, address: str, *, workers: int, drivers: int, seed: int) 
                 with contextlib.suppress(ProcessLookupError):  # then it ended first: a kill that hit nothing
                     os.kill(victim.pid, signal.SIGKILL)
                 time.sleep(0.02)  # a last word of the worker may be on its way
-                begun = [*_ask(account, "running"), *_ask(account, "lost")]
+                begun = [*_ask(deaths, "running"), *_ask(deaths, "lost")]
                 outcome.workers += 1
                 outcome.in_flight += victim in begun
         run.wait()
@@ -130,20 +130,21 @@ def _has_manifest(there: list[Path], execution: UnitInWork) -> bool:
     return any(path.name.rsplit(".", 3)[0] == execution.unit for path in there)
 
 
-def _ask(account: ActorHandle, what: str) -> list[UnitInWork]:
+def _ask(deaths: ActorHandle, what: str) -> list[UnitInWork]:
     try:
-        return ray.get(getattr(account, what).remote(), timeout=30)
+        found: list[UnitInWork] = ray.get(getattr(deaths, what).remote(), timeout=30)
     except ray.exceptions.RayError:  # its run ended in this moment
         return []
+    return found
 
 
 class _Run:
     """One driver."""
 
     def __init__(self, task: Task, address: str):
-        self._log = task.output.with_suffix(".log")
-        self._known = _accounts()
-        self._account: ActorHandle | None = None
+        self._output, self._log = task.output, task.output.with_suffix(".log")
+        self._known = _actors()
+        self._deaths: ActorHandle | None = None
         order = task.output.with_suffix(".task")
         task.output.parent.mkdir(parents=True, exist_ok=True)
         settings = (task.stage.name, task.source, str(task.output), task.settings, task.units_per_block)
@@ -155,25 +156,25 @@ class _Run:
                 stderr=log,
             )
 
-    def wait_for(self, condition) -> None:  # type: ignore[no-untyped-def]
-        """Until it holds, while the driver lives."""
+    def wait_for_manifests(self, number: float) -> None:
+        """Until there are so many, while the driver lives."""
         deadline = time.monotonic() + PATIENCE
-        while not condition():
+        while len(manifests(self._output)) < number:
             self._check(deadline)
             time.sleep(0.05)
 
     def wait_for_units(self) -> tuple[ActorHandle, list[UnitInWork]]:
-        """The account of the step that runs, and what is being executed."""
+        """The record of worker deaths of the step that runs, and what is being executed."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            running = _ask(self._account, "running") if self._account is not None else []
-            if self._account is not None and running:
-                return self._account, running
-            for name in _accounts() - self._known:
+            running = _ask(self._deaths, "running") if self._deaths is not None else []
+            if self._deaths is not None and running:
+                return self._deaths, running
+            for name in _actors() - self._known:
                 with contextlib.suppress(ValueError):  # a step that ended
                     found = ray.get_actor(name, namespace=NAMESPACE)
                     if _ask(found, "running"):
-                        self._account = found
+                        self._deaths = found
             self._check(deadline)
             time.sleep(0.02)
 
@@ -189,11 +190,11 @@ class _Run:
 
     def _check(self, deadline: float) -> None:
         if self._process.poll() is not None:
-            self.wait()  # an error of its own is none of haste
+            self.wait()  # raises the driver's own error
             raise EndedTooSoon(f"the driver ended before all kills were sent:\n{self._log.read_text()[-4000:]}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"nothing moved for {PATIENCE:.0f} s:\n{self._log.read_text()[-4000:]}")
 
 
-def _accounts() -> set[str]:
+def _actors() -> set[str]:
     return {entry["name"] for entry in list_named_actors(all_namespaces=True) if entry["namespace"] == NAMESPACE}

@@ -28,13 +28,13 @@ class Undisturbed:
 
     directory: str
     units: int  # of all its steps
-    account: dict[str, int]  # rows in, kept, dropped, quarantined
+    rows: dict[str, int]  # in, kept, dropped, quarantined
 
 
 def chaos_settings(models: Path) -> PreprocessSettings:
     """Two workers, real model classes at tiny size, and everything that the random detectors find is let through.
 
-    Captions are long: a unit that is done in an instant is not struck.
+    Captions are long: a unit that is done in an instant is never killed.
     """
     from tests.support import tiny_models  # here: `ingest` and `select` are disturbed without transformers
     from tests.support.tiny import tiny_base, tiny_image_encoder
@@ -60,8 +60,8 @@ def chaos_settings(models: Path) -> PreprocessSettings:
     )
 
 
-def write_spoiled(folder: Path, shards: int, samples: int = 6, size: tuple[int, int] = (1200, 900)) -> str:
-    """Shards of pictures large enough that a unit takes a while; in every third one a sample is spoilt, each in turn.
+def write_corrupted(folder: Path, shards: int, samples: int = 6, size: tuple[int, int] = (1200, 900)) -> str:
+    """Shards of pictures large enough that a unit takes a while; in every third one a sample is corrupted, each way in turn.
 
     A truncated picture, an empty one, a copy, a compressed copy, a tiny one, an empty caption; the last tar is torn.
     """
@@ -97,17 +97,17 @@ def undisturbed(stage: Stage, source: str, output: Path, settings: PreprocessSet
     """What a run in this process, which nothing disturbs, comes to."""
     result = run_here(stage, source, output, settings, units_per_block=2)
     report = result.report
-    account = {name: report[name] for name in ("in", "kept")}
-    account |= {name: sum(report[name].values()) for name in ("dropped", "quarantined")}
-    assert account["in"] == account["kept"] + account["dropped"] + account["quarantined"]
-    return Undisturbed(directory=result.directory, units=len(manifests(output)), account=account)
+    rows = {name: report[name] for name in ("in", "kept")}
+    rows |= {name: sum(report[name].values()) for name in ("dropped", "quarantined")}
+    assert rows["in"] == rows["kept"] + rows["dropped"] + rows["quarantined"]
+    return Undisturbed(directory=result.directory, units=len(manifests(output)), rows=rows)
 
 
 def check_survived(task: Task, outcome: Outcome, whole: Undisturbed, least: float = 0.8) -> None:
     """The same bytes as undisturbed, nothing done twice, nothing left to do.
 
     Args:
-        least: the share of kills that struck a unit in flight, at least.
+        least: the least share of kills that must hit a unit in flight.
     Raises:
         AssertionError: otherwise.
     """

@@ -1,4 +1,4 @@
-"""Small corpora for the tests: drawn pictures, webdataset shards with spoiled samples, and their true account."""
+"""Small corpora for the tests: random pictures, and webdataset shards of them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ def tar_bytes(members: dict[str, bytes] | list[tuple[str, bytes]], fmt: int = ta
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def members_of(data: bytes) -> list[tuple[str, bytes]]:
+    """Name and content of each member of a tar in which nothing tells when and by whom it was written."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        infos = archive.getmembers()
+        assert all((info.mtime, info.uid, info.gid, info.uname, info.gname) == (0, 0, 0, "", "") for info in infos)
+        return [(info.name, archive.extractfile(info).read()) for info in infos]  # type: ignore[union-attr]
 
 
 def write_shards(folder: Path, shards: int, samples: int, size: tuple[int, int] = (48, 40), seed: int = 0) -> Path:

@@ -63,7 +63,7 @@ def outputs(root: Path) -> dict[str, dict[str, str]]:
             exported = run_stage(EXPORT, photos, str(root / "plain"), plain, executor=InProcess()).directory
             found["export"] = _files(Path(exported))
     drawn = root / "drawn"
-    write_corpus(drawn, CorpusSettings(pictures=12, per_shard=8, spoil=0))
+    write_corpus(drawn, CorpusSettings(pictures=12, per_shard=8, corrupted=0))
     source = str(drawn / "shards")
     for stage in CHAIN:
         result = run_stage(

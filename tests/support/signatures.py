@@ -25,7 +25,8 @@ def flipped(values: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> n
 
 def _noisy(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Every bit inverted with probability 1/8."""
-    return values ^ np.bitwise_and.reduce(rng.integers(0, 2**64, (3, *values.shape), dtype=np.uint64))
+    noisy: np.ndarray = values ^ np.bitwise_and.reduce(rng.integers(0, 2**64, (3, *values.shape), dtype=np.uint64))
+    return noisy
 
 
 def originals(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

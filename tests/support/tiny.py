@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -253,3 +254,29 @@ def tiny_adapter(path: str | Path, base: str, image_encoder: str, settings: Meth
     )
     save_adapter(path, adapter)
     return str(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModels:
+    """Paths of a base model, an image encoder and an adapter that was trained for the two."""
+
+    base: str
+    image_encoder: str
+    adapter: str
+
+    @property
+    def training_options(self) -> tuple[str, ...]:
+        """Arguments of the command line that put base and image encoder in the place of the recipe's."""
+        return "--set", f"base={self.base}", "--set", f"method.image_encoder.model={self.image_encoder}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The same for all three models."""
+        return *self.training_options, "--set", f"adapter={self.adapter}"
+
+
+def write_tiny_models(folder: Path) -> TinyModels:
+    """Write the three below `folder`."""
+    base, image_encoder = tiny_base(folder / "base"), tiny_image_encoder(folder / "image_encoder")
+    adapter = tiny_adapter(folder / "adapter.safetensors", base, image_encoder)
+    return TinyModels(base=base, image_encoder=image_encoder, adapter=adapter)

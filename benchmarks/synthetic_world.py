@@ -1,7 +1,7 @@
-"""What the shipped models of the drawn world reach, on identities that no model has met, judged by ground truth.
+"""What the shipped models of the synthetic world reach, on identities that no model has met, judged by ground truth.
 
-    python benchmarks/drawn_world.py                      # about 15 minutes on two idle cores
-    python benchmarks/drawn_world.py --only table models  # some parts
+    python benchmarks/synthetic_world.py                      # about 15 minutes on two idle cores
+    python benchmarks/synthetic_world.py --only table models  # some parts
 
 `table`: the same prompts and starting noise as plain text-to-image, with a subject without and with its mask, and with
 another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: the second shipped
@@ -38,9 +38,9 @@ from realcustom.evaluation.table import Case, Scores, Setting, evaluate
 from realcustom.image_encoder import load_image_encoder
 from realcustom.model import SCORING, RealCustomModel
 from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
+from realcustom.pipeline.zoo import measure_zoo
 from realcustom.settings import Fusion, MethodSettings
 from realcustom.sprites import zoo_path
-from realcustom.sprites.inspect_zoo import inspect_zoo
 from realcustom.sprites.world import draw
 
 RESULTS = record.RESULTS / "sprites.json"
@@ -171,7 +171,7 @@ def models(images: int) -> Iterator[Measure]:
 
     Intervals are those of shares (Wilson 1927), 95 %; for a mean IoU, which varies less than a share, they are wide.
     """
-    for name, value in inspect_zoo(images).items():
+    for name, value in measure_zoo(images).items():
         half = 1.96 / images * np.sqrt(value * (1 - value) * images + 0.9604)
         middle, scale = value + 1.9208 / images, 1 + 3.8416 / images
         low, high = (float(end) for end in ((middle - half) / scale, (middle + half) / scale))
@@ -254,7 +254,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.only or PARTS:
-        write(PARTS[name](options.images), f"python benchmarks/drawn_world.py --only {name} --images {options.images}")
+        write(
+            PARTS[name](options.images), f"python benchmarks/synthetic_world.py --only {name} --images {options.images}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Corpora that are spoiled in every known way at once: each entry is kept or stands aside under its true reason."""
+"""Corpora that are corrupted in every known way at once: each sample is kept or excluded for its true reason."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
-from tests.preprocessing.test_ingest import aside_of, table_of
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
+from tests.support.stages import excluded_of, table_of
 
 LATIN = "café".encode("latin-1")
 
@@ -54,7 +54,7 @@ def odd_but_sound() -> dict[str, bytes]:
     }
 
 
-def spoiled() -> dict[str, tuple[bytes, str]]:
+def corrupted() -> dict[str, tuple[bytes, str]]:
     """Pictures that are not: name -> bytes, reason."""
     good = jpeg(picture(1))
     bomb = encoded(Image.new("1", (5000, 5000)), "PNG")
@@ -71,10 +71,10 @@ def spoiled() -> dict[str, tuple[bytes, str]]:
     }
 
 
-def check_account(result: StageResult, kept: set[str], reasons: dict[str, str]) -> None:
-    """The account is exact, entry by entry, in total, and in what was written."""
+def check_ledger(result: StageResult, kept: set[str], reasons: dict[str, str]) -> None:
+    """The ledger is exact, row by row, in total, and in what was written."""
     report = result.report
-    assert {key: entry["reason"] for key, entry in aside_of(result).items()} == reasons
+    assert {key: row["reason"] for key, row in excluded_of(result).items()} == reasons
     table = table_of(result)
     assert set(table["key"].to_pylist()) == kept and table.num_rows == len(kept)
     assert report["quarantined"] == Counter(reasons.values()) and report["dropped"] == {}
@@ -82,8 +82,8 @@ def check_account(result: StageResult, kept: set[str], reasons: dict[str, str]) 
 
 
 @pytest.mark.parametrize("source", ["folder", "webdataset", "parquet"])
-def test_every_entry_has_its_outcome(source: str, tmp_path: Path) -> None:
-    sound, bad = odd_but_sound(), spoiled()
+def test_every_sample_is_kept_or_excluded_for_its_reason(source: str, tmp_path: Path) -> None:
+    sound, bad = odd_but_sound(), corrupted()
     pictures = {**sound, **{name: data for name, (data, _) in bad.items()}}
     where = tmp_path / "src"
     where.mkdir()
@@ -115,7 +115,7 @@ def test_every_entry_has_its_outcome(source: str, tmp_path: Path) -> None:
         names["empty.parquet"], reasons["empty.parquet"] = "empty.parquet", "torn_table"
     ingested = run(INGEST, where, tmp_path / "out")
     kept = {names[name] for name in pictures if name not in reasons}
-    check_account(ingested, kept, {names[name]: reason for name, reason in reasons.items()})
+    check_ledger(ingested, kept, {names[name]: reason for name, reason in reasons.items()})
     scored = run(SCORE, ingested.directory, tmp_path / "out")
     assert scored.report["in"] == scored.report["kept"] == len(kept)  # what ingest kept can be decoded
     selected = run(SELECT, scored.directory, tmp_path / "out").report
@@ -130,7 +130,7 @@ def test_the_first_frame_of_a_moving_picture_is_the_picture() -> None:
 
 
 def test_torn_tars_lose_what_the_tear_touches_and_no_more(tmp_path: Path) -> None:
-    """Cut at 10 places, the account by Python's own reader of the whole archive."""
+    """Cut at 10 places, what is kept by Python's own reader of the whole archive."""
     members = [item for number in range(6) for item in sample(f"{number}", jpeg(picture(number))).items()]
     whole = tar_bytes(members)
     with tarfile.open(fileobj=io.BytesIO(whole)) as reader:
@@ -147,4 +147,4 @@ def test_torn_tars_lose_what_the_tear_touches_and_no_more(tmp_path: Path) -> Non
         kept |= {f"{name}/{member.name}" for member in complete if member.name.endswith(".jpg")}
         kept.discard(f"{name}/{last}.jpg")  # no following key closes it
         torn.add(f"{name}@{min(cut, archive[len(complete)].offset)}")
-    check_account(run(INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))
+    check_ledger(run(INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))
