@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from realcustom.diffusion_pipeline import Subject
+from realcustom.errors import UsageError
 from realcustom.inference.engine import Engine, Generation, Job
 from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
@@ -62,6 +63,11 @@ class Service:
             return State.FAILED, str(self._failure)
         return (State.READY, "") if self._engine is not None else (State.LOADING, "")
 
+    @property
+    def failed_by_mistake(self) -> bool:
+        """Whether loading failed by a mistake of the user's, which the message says all of; else the log has a trace."""
+        return isinstance(self._failure, UsageError)
+
     def engine(self) -> Engine:
         """The engine. Raises Loading or Unavailable."""
         state, message = self.state()
@@ -86,7 +92,10 @@ class Service:
         try:
             self._engine = load()
         except Exception as error:  # shown by the readiness route; a thread's exception would go unseen
-            logger.exception("loading the models failed")
+            if isinstance(error, UsageError):
+                logger.error("the models were not loaded: %s", error)
+            else:
+                logger.exception("loading the models failed")
             self._failed_at = time.monotonic()
             self._failure = error
 

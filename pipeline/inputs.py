@@ -61,7 +61,9 @@ def table_refusals(uri: str) -> Iterator[None]:
     with refusals("read", uri):
         try:
             yield
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:  # pyarrow says either of broken bytes
+            if isinstance(error, (UsageError, FileNotFoundError)) or getattr(error, "errno", None) is not None:
+                raise
             raise UsageError(f"{uri} is not a Parquet table, or a broken one: {error}") from error
 
 

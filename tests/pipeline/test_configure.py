@@ -76,7 +76,7 @@ def test_a_setting_that_was_renamed_is_refused_with_its_new_name() -> None:
     with pytest.raises(SettingError, match=r"^setting 'inner.learning_rate' is called 'inner.lr' now$"):
         config.override(_Outer(steps=1), {"inner": {"learning_rate": 2.0}})
     assert config.to_dict(_Outer(steps=1)) == {"steps": 1, "inner": {"lr": 1.0}}
-    with pytest.raises(SettingError, match="unknown setting 'inner.RENAMED'"):
+    with pytest.raises(SettingError, match=r"unknown setting 'inner\.RENAMED'"):
         config.build(_Outer, {"steps": 1, "inner": {"RENAMED": {}}})
 
 
