@@ -51,7 +51,7 @@ def inspect(
     for line in describe(target, images, seed):
         print(line, flush=True)
     if sheet is not None:
-        from realcustom.pipeline.sheet import write_sheet
+        from realcustom.preprocessing.report.sheet import write_sheet
 
         print(write_sheet(target, sheet, rows))
 

@@ -215,7 +215,6 @@ def _report(
     from_scratch: bool,
     clock: Clock,
 ) -> Path:
-    from realcustom.pipeline.page import write_page
     from realcustom.pipeline.quickstart import page, truth
     from realcustom.sprites.inspect_zoo import inspect_zoo
 
@@ -241,7 +240,7 @@ def _report(
         }
         content = page.content(report, corpus, records, trained, request, table, cases, settings, drawn)
         index = output / "index.html"
-        write_page(index, content)
+        page.write_page(index, content)
         storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
     print(f"Done in {clock.total() / 60:.1f} minutes. Look at {index}")
     print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}")
