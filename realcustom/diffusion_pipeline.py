@@ -28,7 +28,7 @@ from realcustom.schedule import check_scheduler, make_scheduler
 from realcustom.settings import MethodSettings, Never, SamplerSettings, Uncond, without_effect
 from realcustom.words import WordMatch
 
-__all__ = ["RealCustomOutput", "RealCustomPipeline", "Subject"]
+__all__ = ["RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
 OWN_PARTS = ("scheduler", "image_encoder")  # attributes of ours that a stock pipeline's part may have the name of
 

@@ -14,9 +14,11 @@ from pycocotools import mask as coco
 
 from realcustom import storage
 from realcustom.errors import UsageError
+from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.report.excluded import Excluded, excluded_sections
 from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
 from realcustom.preprocessing.report.pictures import decoded, fit, jpeg_uri, thumbnail
+from realcustom.storage import FileEntry
 from realcustom.store import Store
 
 TABLES = 12  # that rows are taken from, spread over all
@@ -167,19 +169,27 @@ def _excluded(target: str) -> list[Section]:
     stage = _json(storage.join(target, "stage.json")) if _STORE.is_dir(target) else None
     if stage is None:
         return []
-    folder = storage.join(target, "aside")
-    names = _STORE.list_names(folder)
+    files = _excluded_files(target)
     upstream = _upstream(target, stage["upstream"])
-    files = [
-        Excluded(uri=storage.join(folder, names[index]), table=_table(upstream, names[index]))
-        for index in spread(len(names), EXCLUDED_FILES)
+    chosen = [
+        Excluded(uri=files[index].uri, table=_table(upstream, files[index].name))
+        for index in spread(len(files), EXCLUDED_FILES)
     ]
     report = _report(target)
     outcomes = ("dropped", "quarantined")
     wanted = (
         {f"{outcome}: {name}": n for outcome in outcomes for name, n in report[outcome].items()} if report else None
     )
-    return excluded_sections(files, _STORE.read, PER_REASON, wanted)
+    return excluded_sections(chosen, _STORE.read, PER_REASON, wanted)
+
+
+def _excluded_files(target: str) -> list[FileEntry]:
+    """Those that list rows."""
+    try:
+        files = _STORE.list_files(StageDirectory(target, _STORE).excluded_folder, recursive=False)
+    except FileNotFoundError:  # no unit is done
+        return []
+    return [entry for entry in files if entry.size]
 
 
 def _upstream(target: str, upstream: str) -> str | None:
