@@ -89,10 +89,11 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not sign or not all(parts):
         raise SettingError(f"--set wants NAME=VALUE with a dotted name, got {text!r} (for example --set train.lr=1e-4)")
     try:
-        nested: Any = yaml.safe_load(value) if value.strip() else ""
+        parsed: Any = yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError as error:
         raise SettingError(f"--set {name}: {value!r} is not a valid value ({error.__class__.__name__})") from error
-    for part in reversed(parts):
+    nested: dict[str, Any] = {parts[-1]: parsed}
+    for part in reversed(parts[:-1]):
         nested = {part: nested}
     return nested
 

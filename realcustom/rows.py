@@ -159,7 +159,8 @@ def starting_noise(
     if latents is None:
         one = generators is not None and all(generator is generators[0] for generator in generators)
         drawn = generators[0] if one and generators is not None else generators
-        return randn_tensor(shape, generator=drawn, device=base.device, dtype=base.unet.dtype)
+        noise: Tensor = randn_tensor(shape, generator=drawn, device=base.device, dtype=base.unet.dtype)
+        return noise
     if tuple(latents.shape) != shape:
         raise UsageError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
     return latents.to(base.device, base.unet.dtype)

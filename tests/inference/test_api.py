@@ -117,7 +117,7 @@ def _broadcast(*_: Any, **__: Any) -> None:
 
 
 def _missing_key(*_: Any, **__: Any) -> None:
-    {}["uid"]
+    dict[str, str]()["uid"]
 
 
 def _arrow(*_: Any, **__: Any) -> None:

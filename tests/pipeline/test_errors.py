@@ -29,7 +29,7 @@ def broadcast(*_: Any, **__: Any) -> None:
 
 
 def missing_key(*_: Any, **__: Any) -> None:
-    {}["uid"]
+    dict[str, str]()["uid"]
 
 
 def arrow(*_: Any, **__: Any) -> None:
@@ -43,7 +43,8 @@ BUGS = pytest.mark.parametrize(
 
 def planted(error: BaseException) -> list[str]:
     """Names of the functions that a trace shows, that of what the error came from included."""
-    names, seen = [], error
+    names: list[str] = []
+    seen: BaseException | None = error
     while seen is not None:
         trace = seen.__traceback__
         while trace is not None:
