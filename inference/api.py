@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from realcustom.errors import UsageError
 from realcustom.inference.errors import Cancelled, RequestError, TooLarge, Unauthorized
 from realcustom.inference.schema import GenerationRequest, GenerationResponse
 from realcustom.inference.service import Service, State
@@ -30,6 +31,7 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
     """
     api = FastAPI(title="RealCustom", description="Subject-driven text-to-image generation.")
     api.add_exception_handler(RequestError, _answer_request_error)
+    api.add_exception_handler(UsageError, _answer_mistake)
     api.add_exception_handler(HTTPException, _answer_http_error)
     api.add_exception_handler(ClientDisconnect, _answer_disconnect)
     api.add_exception_handler(Exception, _answer_bug)
@@ -70,7 +72,9 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
     async def ready() -> JSONResponse:
         """200 when images can be asked for; 503 while the models load or when they could not be loaded."""
         state, message = service.state()
-        body = {"status": state.value, "message": message, "instance": service.instance}
+        body: dict[str, Any] = {"status": state.value, "message": message, "instance": service.instance}
+        if state is State.FAILED:
+            body["mistake"] = service.failed_by_mistake
         return JSONResponse(body, status_code=200 if state is State.READY else 503)
 
     return api
@@ -99,6 +103,11 @@ def _request_schema() -> dict[str, Any]:
 async def _answer_request_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _answer_mistake(_: Request, error: Exception) -> Response:
+    refused = RequestError(str(error))
+    return JSONResponse(refused.body(), status_code=refused.status)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.inference.address import check_port
 from realcustom.inference.api import build_api
@@ -39,7 +40,11 @@ class ModelSource:
 class GenerationServer:
     """One replica: a service and its HTTP face."""
 
-    def __init__(self, settings: ServeSettings, source: ModelSource, key_digest: bytes | None, instance: str) -> None:
+    def __init__(
+        self, settings: ServeSettings, source: ModelSource, key_digest: bytes | None, instance: str, log_level: str
+    ) -> None:
+        log.configure(log_level)
+
         def load() -> Engine:
             return load_engine(settings, source.base, source.adapter, source.image_encoder)
 
@@ -65,9 +70,9 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
     Returns:
         The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
     Raises:
-        ValueError: the port is taken, the key's variable is not set, or the models could not be loaded.
-        RuntimeError: Ray Serve could not start the replica.
-        TimeoutError: not loaded within `settings.load_timeout_seconds`.
+        UsageError: the port is taken, the key's variable is not set, the models are not what they should be, or were not
+            loaded within `settings.load_timeout_seconds`.
+        RuntimeError: Ray Serve could not start the replica, or loading failed by a bug.
     """
     key_digest = _key_digest(settings)
     running = serve.status()
@@ -75,9 +80,9 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         check_port(settings.host, settings.port)
     if APP_NAME in running.applications:  # replaced, not updated: two replicas may not fit
         serve.delete(APP_NAME)
-    log = LoggingConfig(enable_access_log=settings.access_log, log_level="INFO" if settings.access_log else "WARNING")
-    logging.getLogger("ray.serve").setLevel(log.log_level)
-    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=log)
+    lines = LoggingConfig(enable_access_log=settings.access_log, log_level="INFO" if settings.access_log else "WARNING")
+    logging.getLogger("ray.serve").setLevel(lines.log_level)
+    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=lines)
     instance = uuid.uuid4().hex
     source = ModelSource(base=base, adapter=adapter, image_encoder=image_encoder)
     deployment = serve.deployment(
@@ -86,10 +91,10 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         num_replicas=1,
         max_ongoing_requests=settings.max_queue + 1 + _SPARE_REQUESTS,
         graceful_shutdown_timeout_s=5.0,
-        logging_config=log,
+        logging_config=lines,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
-    application = deployment.bind(settings, source, key_digest, instance)
+    application = deployment.bind(settings, source, key_digest, instance, log.level())
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{settings.port}"
     try:
@@ -126,7 +131,11 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
             if answer["status"] == State.READY.value:
                 return
             if answer["status"] == State.FAILED.value:
-                raise UsageError(answer["message"])
+                if answer["mistake"]:
+                    raise UsageError(answer["message"])
+                raise RuntimeError(
+                    f"the models could not be loaded; the replica's log has the trace: {answer['message']}"
+                )
             silent_since = None
         elif application.status == ApplicationStatus.RUNNING:
             silent_since = silent_since or time.monotonic()
@@ -136,7 +145,7 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
                     "host or port before; stop it there first, or use that address"
                 )
         time.sleep(0.2)
-    raise TimeoutError(
+    raise UsageError(
         f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); the cluster has "
         f"{ray.available_resources().get('CPU', 0):g} CPUs and {ray.available_resources().get('GPU', 0):g} GPUs free, "
         f"a replica takes {settings.num_cpus:g} and {settings.num_gpus:g}"

@@ -26,6 +26,7 @@ from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
 from realcustom.inference.settings import ServeSettings
+from realcustom.sampling import SamplingParams
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
@@ -33,23 +34,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request, checked and decoded. None = as the adapter's settings say."""
+    """A request, checked and decoded."""
 
     prompt: str
-    seed: int
-    n: int = 1
-    width: int | None = None  # pixels
-    height: int | None = None  # pixels
     subjects: tuple[Subject, ...] = ()
-    negative_prompt: str | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    subject_guidance_scale: float | None = None
-    influence_scope: float | None = None
-    influence_quantity: float | None = None
-    mask_reuse_after: int | None = None
-    use_mask: bool = True
-    return_masks: bool = False
+    sampling: SamplingParams  # its seed is given
+
+    def seeds(self) -> list[int]:
+        """The seed of each image."""
+        assert self.sampling.seed is not None
+        return [self.sampling.seed + i for i in range(self.sampling.n)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +136,7 @@ class Engine:
             except UsageError as error:  # empty, or behind what the text encoder reads
                 raise RequestError(str(error), f"subjects[{i}].word") from error
         factor = self.pipeline.base.vae_scale_factor
-        for name, side in (("width", job.width), ("height", job.height)):
+        for name, side in (("width", job.sampling.width), ("height", job.sampling.height)):
             if side is not None and side % factor:
                 raise RequestError(f"size: the {name} must be a multiple of {factor} pixels, got {side}", "size")
 
@@ -205,38 +199,20 @@ class Engine:
     def _generate(self, ticket: Ticket) -> Generation:
         ticket.check()
         job = ticket.job
-        seeds = [job.seed + i for i in range(job.n)]
 
         def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             ticket.check()
             return tensors
 
         try:
-            output = self.pipeline(
-                prompt=job.prompt,
-                subjects=list(job.subjects),
-                height=job.height,
-                width=job.width,
-                num_inference_steps=job.num_inference_steps,
-                guidance_scale=job.guidance_scale,
-                subject_guidance_scale=job.subject_guidance_scale,
-                influence_scope=job.influence_scope,
-                influence_quantity=job.influence_quantity,
-                mask_reuse_after=job.mask_reuse_after,
-                negative_prompt=job.negative_prompt,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: the same on any device
-                num_images_per_prompt=job.n,
-                return_masks=job.return_masks,
-                use_mask=job.use_mask,
-                callback_on_step_end=after_step,
-            )
+            output = self.pipeline.draw(job.prompt, job.subjects, job.sampling, callback_on_step_end=after_step)
         except UsageError as error:  # how the pipeline refuses what `check` does not know of
             raise RequestError(str(error)) from error
         assert isinstance(output.images, list)
         masks = None
         if output.masks:  # (steps, n, subjects, h, w)
             masks = torch.stack([torch.cat(step, 1) for step in output.masks]).float().cpu().numpy()
-        return Generation(images=output.images, seeds=seeds, masks=masks)
+        return Generation(images=output.images, seeds=job.seeds(), masks=masks)
 
 
 def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:

@@ -1,6 +1,6 @@
 """The request and the answer of `POST /v1/images/generations`; what is wrong with a request is said before any work.
 
-The shape is OpenAI's images API with `subjects` and the sampler's settings beside it. Unknown fields are errors.
+The shape is OpenAI's images API with `subjects` and the knobs of `SamplingParams` beside it. Unknown fields are errors.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import difflib
 import typing
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from realcustom.inference.errors import RequestError
 from realcustom.inference.settings import ServeSettings
+from realcustom.sampling import KNOBS, SamplingParams
 
-MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
+_BY_NAME = {knob.name: knob for knob in KNOBS}
 
 
 class _Strict(BaseModel):
@@ -31,24 +32,21 @@ class SubjectRequest(_Strict):
     mask: str | None = Field(None, description="base64 of a picture of `image`'s size, white where the subject is")
 
 
-class GenerationRequest(_Strict):
-    """One request. A setting left out is as the adapter's own settings say."""
+def _field(name: str) -> Any:
+    """A knob's default, range and help as pydantic takes them."""
+    knob = _BY_NAME[name]
+    return Field(knob.default, ge=knob.ge, le=knob.le, description=knob.help)
+
+
+class ImagesRequest(_Strict):
+    """OpenAI's part of a request, and the subjects."""
 
     prompt: str = Field(min_length=1)
-    n: int = Field(1, ge=1, description="images; image i is drawn from seed + i")
+    n: int = _field("n")
     size: str | None = Field(None, pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="drawn at random and returned if left out")
+    seed: int | None = _field("seed")
     response_format: Literal["b64_json"] = "b64_json"
     subjects: list[SubjectRequest] = Field(default_factory=list)
-    negative_prompt: str | None = None
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0.0, le=1000.0)
-    subject_guidance_scale: float | None = Field(None, ge=0.0, le=1000.0)
-    influence_scope: float | None = Field(None, ge=0.0, le=1.0, description="part of the picture a subject may act on")
-    influence_quantity: float | None = Field(None, gt=0.0, le=1.0, description="part of a subject's features that act")
-    mask_reuse_after: int | None = Field(None, ge=0, description="steps with a fresh mask; then the last one stays")
-    use_mask: bool = Field(True, description="false: the subject acts everywhere (for comparison)")
-    return_masks: bool = Field(False, description="the influence mask of every subject and step, in the answer")
 
     def width_height(self) -> tuple[int, int] | None:
         """`size` as numbers of pixels."""
@@ -56,6 +54,25 @@ class GenerationRequest(_Strict):
             return None
         width, height = self.size.split("x")
         return int(width), int(height)
+
+    def sampling(self) -> SamplingParams:
+        """The request's knobs."""
+        width, height = self.width_height() or (None, None)
+        given = {name: getattr(self, name) for name in _BY_NAME if name in type(self).model_fields}
+        return SamplingParams(width=width, height=height, **given)
+
+
+_KNOBS: dict[str, Any] = {
+    knob.name: (knob.type | None if knob.optional else knob.type, _field(knob.name))
+    for knob in KNOBS
+    if knob.name not in ("width", "height", *ImagesRequest.model_fields)  # `size` says both sides
+}
+GenerationRequest = create_model(
+    "GenerationRequest",
+    __base__=ImagesRequest,
+    __doc__="One request. A setting left out is as the adapter's own settings say.",
+    **_KNOBS,
+)
 
 
 class MaskResponse(BaseModel):
@@ -82,7 +99,7 @@ class GenerationResponse(BaseModel):
     data: list[ImageResponse]
 
 
-def parse_request(body: bytes, settings: ServeSettings) -> GenerationRequest:
+def parse_request(body: bytes, settings: ServeSettings) -> ImagesRequest:
     """The checked request in `body` (JSON). Raises RequestError naming the field and the way out."""
     try:
         request = GenerationRequest.model_validate_json(body)
@@ -92,16 +109,17 @@ def parse_request(body: bytes, settings: ServeSettings) -> GenerationRequest:
     return request
 
 
-def _check_limits(request: GenerationRequest, settings: ServeSettings) -> None:
+def _check_limits(request: ImagesRequest, settings: ServeSettings) -> None:
     """The server's own limits, which the schema cannot know."""
+    sampling = request.sampling()
     for param, value, limit in (
-        ("n", request.n, settings.max_n),
-        ("num_inference_steps", request.num_inference_steps or 0, settings.max_steps),
+        ("n", sampling.n, settings.max_n),
+        ("num_inference_steps", sampling.num_inference_steps or 0, settings.max_steps),
         ("subjects", len(request.subjects), settings.max_subjects),
     ):
         if value > limit:
             raise RequestError(f"{param}: {value} is more than this server's limit of {limit}", param)
-    for param, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or "")):
+    for param, text in (("prompt", request.prompt), ("negative_prompt", sampling.negative_prompt or "")):
         if len(text) > settings.max_prompt_characters:
             message = (
                 f"{param}: {len(text)} characters are over this server's limit of {settings.max_prompt_characters}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 import logging
 import random
@@ -11,19 +12,20 @@ import time
 from collections.abc import Callable
 
 from realcustom.diffusion_pipeline import Subject
+from realcustom.errors import UsageError
 from realcustom.inference.engine import Engine, Generation, Job
 from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
 from realcustom.inference.schema import (
-    MAX_SEED,
-    GenerationRequest,
     GenerationResponse,
     ImageResponse,
+    ImagesRequest,
     MaskResponse,
     SubjectRequest,
     parse_request,
 )
 from realcustom.inference.settings import ServeSettings
+from realcustom.sampling import MAX_SEED
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,11 @@ class Service:
             return State.FAILED, str(self._failure)
         return (State.READY, "") if self._engine is not None else (State.LOADING, "")
 
+    @property
+    def failed_by_mistake(self) -> bool:
+        """Whether loading failed by a mistake of the user's, which the message says all of; else the log has a trace."""
+        return isinstance(self._failure, UsageError)
+
     def engine(self) -> Engine:
         """The engine. Raises Loading or Unavailable."""
         state, message = self.state()
@@ -85,7 +92,10 @@ class Service:
         try:
             self._engine = load()
         except Exception as error:  # shown by the readiness route; a thread's exception would go unseen
-            logger.exception("loading the models failed")
+            if isinstance(error, UsageError):
+                logger.error("the models were not loaded: %s", error)
+            else:
+                logger.exception("loading the models failed")
             self._failed_at = time.monotonic()
             self._failure = error
 
@@ -109,8 +119,7 @@ class Service:
             ticket.cancel()  # without effect on a job that is done
         return await asyncio.to_thread(_response, generation, engine.adapter["sha256"] if engine.adapter else None)
 
-    def _job(self, request: GenerationRequest) -> Job:
-        size = request.width_height()
+    def _job(self, request: ImagesRequest) -> Job:
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
         pictures = [picture for subject in subjects for picture in (subject.image, subject.mask) if picture is not None]
         pixels = sum(picture.width * picture.height for picture in pictures)
@@ -119,25 +128,11 @@ class Service:
             raise TooLarge(
                 f"subjects: {pixels} pixels in all pictures are over this server's limit of {limit}", "subjects"
             )
-        return Job(
-            prompt=request.prompt,
-            seed=random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
-            if request.seed is None
-            else request.seed,
-            n=request.n,
-            width=size[0] if size else None,
-            height=size[1] if size else None,
-            subjects=subjects,
-            negative_prompt=request.negative_prompt,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            subject_guidance_scale=request.subject_guidance_scale,
-            influence_scope=request.influence_scope,
-            influence_quantity=request.influence_quantity,
-            mask_reuse_after=request.mask_reuse_after,
-            use_mask=request.use_mask,
-            return_masks=request.return_masks,
-        )
+        sampling = request.sampling()
+        if sampling.seed is None:
+            seed = random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
+            sampling = dataclasses.replace(sampling, seed=seed)
+        return Job(prompt=request.prompt, subjects=subjects, sampling=sampling)
 
     def _subject(self, subject: SubjectRequest, index: int) -> Subject:
         image = decode_image(subject.image, self._limits, f"subjects[{index}].image")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from realcustom import storage
+from realcustom import config
 from realcustom.errors import UsageError
 from realcustom.pipeline.configure import to_yaml
 from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
+from realcustom.sampling import SamplingParams
+from realcustom.store import Store, check_writable, refusals
 
 if TYPE_CHECKING:
     import torch
 
     from realcustom.diffusion_pipeline import RealCustomPipeline
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.yaml"
 MASK_CELL = 64  # pixels a side of one mask on a strip
@@ -30,7 +34,7 @@ _OURS = re.compile(r"(image|masks)-\d+\.png|settings\.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw. None = as the adapter's settings (sizes: the base model's) say."""
+    """What to draw, and with what."""
 
     prompt: str
     images: tuple[str, ...] = ()  # photographs, one per subject
@@ -39,18 +43,8 @@ class Request:
     adapter: str | None
     image_encoder: str | None = None
     recipes_image_encoder: str = ""  # used for an adapter that was trained with it
-    count: int = 1
-    seed: int = 0  # image i is drawn from seed + i
-    width: int | None = None  # pixels
-    height: int | None = None  # pixels
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    subject_guidance_scale: float | None = None
-    influence_scope: float | None = None
-    influence_quantity: float | None = None
-    use_mask: bool = True
-    negative_prompt: str | None = None
     device: str | None = None
+    sampling: SamplingParams  # its seed is given
 
 
 def check(request: Request, output: Path) -> list[Image.Image]:
@@ -85,9 +79,11 @@ def check_output(output: Path) -> None:
     """Raise ValueError unless `output` is a folder to be, an empty one, or one that holds an earlier result only."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output: {output} is a file; name a folder")
-    foreign = [path.name for path in output.iterdir() if not _OURS.fullmatch(path.name)] if output.exists() else []
+    with refusals("read", str(output)):
+        foreign = [path.name for path in output.iterdir() if not _OURS.fullmatch(path.name)] if output.exists() else []
     if foreign:
         raise UsageError(f"--output: {output} holds other files ({foreign[0]} ...); name a new folder")
+    check_writable(str(output))
 
 
 def draw(request: Request, photographs: list[Image.Image], output: Path) -> list[Path]:
@@ -107,27 +103,11 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
         request.base, adapter=request.adapter, image_encoder=encoder, device=request.device
     )
     subjects = [Subject(image=image, word=word) for image, word in zip(photographs, request.words, strict=True)]
-    generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
-    result = pipe(
-        prompt=request.prompt,
-        subjects=subjects,
-        height=request.height,
-        width=request.width,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        subject_guidance_scale=request.subject_guidance_scale,
-        influence_scope=request.influence_scope,
-        influence_quantity=request.influence_quantity,
-        negative_prompt=request.negative_prompt,
-        generator=generators,
-        num_images_per_prompt=request.count,
-        return_masks=bool(subjects),
-        use_mask=request.use_mask,
-        callback_on_step_end=_Progress(request.num_inference_steps or pipe.settings.sampler.num_inference_steps),
-    )
+    steps = request.sampling.num_inference_steps or pipe.settings.sampler.num_inference_steps
+    result = pipe.draw(request.prompt, subjects, request.sampling, callback_on_step_end=_Progress(steps))
     files = {f"image-{i}.png": _png(image) for i, image in enumerate(result.images)}
     if result.masks:
-        for i in range(request.count):
+        for i in range(request.sampling.n):
             files[f"masks-{i}.png"] = _png(mask_strip([torch.cat(step, 1)[i] for step in result.masks]))
     files[SETTINGS_FILE] = _settings(request, pipe).encode()
     return _write(files, output)
@@ -145,11 +125,12 @@ def mask_strip(masks: list[torch.Tensor]) -> Image.Image:
 
 
 def _settings(request: Request, pipe: RealCustomPipeline) -> str:
-    return to_yaml({"request": request, "method": pipe.settings})
+    plain = config.to_dict(request)
+    return to_yaml({"request": {**plain, **plain.pop("sampling")}, "method": pipe.settings})
 
 
 class _Progress:
-    """Says on stderr, every few seconds, which step is done."""
+    """Says, every few seconds, which step is done."""
 
     def __init__(self, steps: int, every: float = 3.0) -> None:
         self._steps, self._every, self._said = steps, every, time.monotonic()
@@ -157,7 +138,7 @@ class _Progress:
     def __call__(self, pipe: RealCustomPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if time.monotonic() - self._said > self._every:
             self._said = time.monotonic()
-            print(f"step {step + 1} of {self._steps}", file=sys.stderr, flush=True)
+            logger.info("step %d of %d", step + 1, self._steps)
         return {}
 
 
@@ -179,9 +160,10 @@ def _png(image: Image.Image) -> bytes:
 
 def _write(files: dict[str, bytes], output: Path) -> list[Path]:
     check_output(output)  # it may have been filled while the models drew
-    for path in output.iterdir() if output.exists() else ():
+    store = Store()
+    for path in list(output.iterdir()) if output.exists() else ():
         if path.name not in files:
-            path.unlink()
+            store.delete(path)
     for name, data in files.items():
-        storage.write_bytes(output / name, data)
+        store.write(output / name, data)
     return [output / name for name in files if name.startswith("image-")]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.pipeline.recipes import RunSettings
-
-
-def base_and_adapter(settings: RunSettings, base: str | None, adapter: str | None) -> tuple[str, str | None]:
-    """The base model and the adapter to use: the options where given, else the recipe's, which belong together."""
-    if base is not None and adapter is None:
-        return base, None  # the recipe's adapter was trained for another base
-    return base or settings.base, adapter or settings.adapter
+from realcustom.store import Store, refusals
 
 
 def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str | None:
@@ -49,7 +45,7 @@ def _check_zoo(place: str) -> None:
 
 
 def require_base(base: str) -> None:
-    """Raise ValueError if `base` is neither a diffusers folder nor like a hub id; imports no models' library."""
+    """Raise UsageError if `base` is neither a diffusers folder nor like a hub id; imports no models' library."""
     from realcustom.identity import check_base
 
     if not Path(base).exists():
@@ -60,16 +56,29 @@ def require_base(base: str) -> None:
         raise UsageError(f"--base: {error}") from error
 
 
-def require_records(records: str) -> None:
-    """Raise ValueError unless `records` holds a Parquet table in the schema of training records."""
-    require_path(records, "--input", "training records")
+@contextlib.contextmanager
+def table_refusals(uri: str) -> Iterator[None]:
+    """Within: a file that cannot be read, or is no Parquet table, becomes a UsageError."""
     import pyarrow as pa
+
+    with refusals("read", uri):
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:  # pyarrow says either of broken bytes
+            if isinstance(error, (UsageError, FileNotFoundError)) or getattr(error, "errno", None) is not None:
+                raise
+            raise UsageError(f"{uri} is not a Parquet table, or a broken one: {error}") from error
+
+
+def require_records(records: str) -> None:
+    """Raise UsageError unless `records` holds a Parquet table in the schema of training records."""
+    require_path(records, "--input", "training records")
     import pyarrow.parquet as pq
 
-    from realcustom import storage
     from realcustom.record import check_schema
 
-    files = [entry.uri for entry in storage.list_files(records)] if storage.is_dir(records) else [records]
+    store = Store()
+    files = [entry.uri for entry in store.list_files(records)] if store.is_dir(records) else [records]
     tables = [uri for uri in files if uri.endswith(".parquet")]
     if not tables:
         raise UsageError(
@@ -77,6 +86,7 @@ def require_records(records: str) -> None:
         )
     filesystem, path = storage.open_filesystem(tables[0])
     try:
-        check_schema(pq.read_schema(path, filesystem=filesystem))
-    except (UsageError, pa.ArrowInvalid) as error:
+        with table_refusals(tables[0]):
+            check_schema(pq.read_schema(path, filesystem=filesystem))
+    except UsageError as error:
         raise UsageError(f"--input: {tables[0]}: {error}") from error

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.pipeline.configure import to_yaml
-from realcustom.pipeline.inputs import require_path
+from realcustom.pipeline.inputs import require_path, table_refusals
 from realcustom.pipeline.stages import account
+from realcustom.store import Store
 
 ROWS = 3  # shown of a table
+_STORE = Store()
 
 
 def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
@@ -24,13 +27,13 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
         target: `zoo`, an adapter checkpoint, a stage's directory, a folder of records, or a Parquet file.
         images: drawings that `zoo` measures the shipped models on; other seeds give other ones.
     Raises:
-        ValueError: it is not there, or none of these.
+        UsageError: it is not there, none of these, or broken.
     """
     if target == "zoo":
         yield from _zoo(images, seed)
         return
     require_path(target, "inspect", "file or folder")
-    if storage.is_dir(target):
+    if _STORE.is_dir(target):
         yield from _folder(target)
     elif target.endswith(".safetensors"):
         yield from _adapter(target)
@@ -41,13 +44,13 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
 
 
 def _folder(folder: str) -> Iterator[str]:
-    names = {entry.name: entry.uri for entry in storage.list_files(folder, recursive=False)}
+    names = {entry.name: entry.uri for entry in _STORE.list_files(folder, recursive=False)}
     tables = [uri for name, uri in names.items() if name.endswith(".parquet")]
     if "stage.json" in names:
-        stage = json.loads(storage.read_bytes(names["stage.json"]))
+        stage = _json(names["stage.json"])
         yield yaml.safe_dump(stage, sort_keys=False, allow_unicode=True).rstrip()
         if "report.json" in names:
-            yield account(str(stage["stage"]), json.loads(storage.read_bytes(names["report.json"])))
+            yield account(str(stage["stage"]), _json(names["report.json"]))
         else:
             yield "unfinished: run the same command again to go on"
         if not tables:
@@ -61,6 +64,13 @@ def _folder(folder: str) -> Iterator[str]:
     yield from _table(tables)
 
 
+def _json(uri: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(_STORE.read(uri)))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{uri} is not valid JSON: {error}") from error
+
+
 def _table(files: list[str]) -> Iterator[str]:
     import pyarrow.parquet as pq
 
@@ -69,7 +79,8 @@ def _table(files: list[str]) -> Iterator[str]:
     rows, schema = 0, None
     for uri in files:
         filesystem, path = storage.open_filesystem(uri)
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        with table_refusals(uri):
+            metadata = pq.read_metadata(path, filesystem=filesystem)
         rows += metadata.num_rows
         schema = schema or metadata.schema.to_arrow_schema()
     assert schema is not None  # `files` is not empty
@@ -84,7 +95,9 @@ def _table(files: list[str]) -> Iterator[str]:
         yield f"  {field.name}: {field.type}" + (f"  [{note}]" if note else "")
     filesystem, path = storage.open_filesystem(files[0])
     shown = [name for name in ("uid", "alt_text", "caption", "target_word", "subject_box") if name in schema.names]
-    for row in pq.read_table(path, filesystem=filesystem, columns=shown).slice(0, ROWS).to_pylist():
+    with table_refusals(files[0]):
+        first = pq.read_table(path, filesystem=filesystem, columns=shown).slice(0, ROWS).to_pylist()
+    for row in first:
         yield "  " + json.dumps(row, ensure_ascii=False)
 
 

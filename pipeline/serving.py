@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.cluster import connected
 
+logger = logging.getLogger(__name__)
+
 
 def serve_until_interrupted(
     settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None, address: str | None
@@ -19,7 +22,7 @@ def serve_until_interrupted(
     if not (address or os.environ.get("RAY_ADDRESS")):  # on a cluster that is there, Serve may listen already
         check_port(settings.host, settings.port)
     signal.signal(signal.SIGTERM, _interrupt)
-    print("starting Ray and the models ...", flush=True)
+    logger.info("starting Ray and the models ...")
     with connected(address):
         from realcustom.inference.app import start, stop
 

@@ -1,6 +1,6 @@
 """RealCustom: a real word of the prompt narrowed to the subject of one picture. Free of Ray.
 
-from realcustom import RealCustomPipeline, Subject
+from realcustom import RealCustomPipeline, SamplingParams, Subject
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+    from realcustom.diffusion_pipeline import RealCustomPipeline, SamplingParams, Subject
 
-__all__ = ["RealCustomPipeline", "Subject"]
+__all__ = ["RealCustomPipeline", "SamplingParams", "Subject"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from PIL import Image
 
 from realcustom.errors import UsageError
-from realcustom.settings import MethodSettings, Never, Occurrence, Reference, without_effect
+from realcustom.sampling import KNOBS, SamplingParams
+from realcustom.settings import MethodSettings, Occurrence, Reference, without_effect
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -88,56 +88,32 @@ def negative_prompts(negative_prompt: str | Sequence[str] | None, count: int) ->
     return given
 
 
-def settings_with(
-    settings: MethodSettings,
-    *,
-    guidance_scale: float | None,
-    subject_guidance_scale: float | None,
-    influence_scope: float | None,
-    influence_quantity: float | None,
-    mask_reuse_after: int | Never | None,
-    num_inference_steps: int | None,
-) -> MethodSettings:
-    """The settings with a call's arguments laid over them; None = as the settings say.
+def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodSettings:
+    """The settings with a call's knobs laid over them; None = as the settings say.
 
     Warns of what then does nothing and was not idle in the settings themselves.
     """
-
-    def given(**values: Any) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if value is not None}
-
+    sections = {knob.section for knob in KNOBS if knob.section is not None}
     changed = replace(
-        settings,
-        guidance=replace(
-            settings.guidance, **given(guidance_scale=guidance_scale, subject_guidance_scale=subject_guidance_scale)
-        ),
-        mask=replace(settings.mask, **given(influence_scope=influence_scope, mask_reuse_after=mask_reuse_after)),
-        tokens=replace(settings.tokens, **given(influence_quantity=influence_quantity)),
-        sampler=replace(settings.sampler, **given(num_inference_steps=num_inference_steps)),
+        settings, **{name: replace(getattr(settings, name), **sampling.given(name)) for name in sorted(sections)}
     )
     for sentence in without_effect(changed):
         if sentence not in without_effect(settings):
-            warnings.warn(sentence, stacklevel=3)
+            warnings.warn(sentence, stacklevel=4)
     return changed
 
 
-def warn_of_idle(
-    settings: MethodSettings,
-    subjects: Sequence[Sequence[Subject]],
-    guidance_scale: float | None,
-    influence_scope: float | None,
-    use_mask: bool,
-) -> None:
+def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]], sampling: SamplingParams) -> None:
     """Warn of arguments of a call that do nothing in it."""
     everywhere = all(subjects)
-    if guidance_scale is not None and settings.guidance.mode.is_direct and everywhere:
+    if sampling.guidance_scale is not None and settings.guidance.mode.is_direct and everywhere:
         mode = settings.guidance.mode.value
-        warnings.warn(f"guidance_scale does nothing in mode {mode}: subject_guidance_scale is its weight", stacklevel=3)
-    if influence_scope is not None and not use_mask:
-        warnings.warn("influence_scope does nothing with use_mask=False: the subjects act everywhere", stacklevel=3)
+        warnings.warn(f"guidance_scale does nothing in mode {mode}: subject_guidance_scale is its weight", stacklevel=4)
+    if sampling.influence_scope is not None and not sampling.use_mask:
+        warnings.warn("influence_scope does nothing with use_mask=False: the subjects act everywhere", stacklevel=4)
     masks = any(subject.mask is not None for row in subjects for subject in row)
     if masks and settings.image_encoder.reference is Reference.IMAGE:
-        warnings.warn("a subject's mask does nothing with reference image: the whole picture is shown", stacklevel=3)
+        warnings.warn("a subject's mask does nothing with reference image: the whole picture is shown", stacklevel=4)
 
 
 def latent_size(height: int | None, width: int | None, default: int, factor: int) -> tuple[int, int]:
@@ -150,11 +126,13 @@ def latent_size(height: int | None, width: int | None, default: int, factor: int
 
 
 def generators_for(
-    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+    generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None, count: int
 ) -> list[torch.Generator] | None:
-    """One generator per image, all the same one where one is given."""
+    """One generator per image: all the same one where one is given; of seed + i, on the CPU, where a seed is."""
     if generator is None:
-        return None
+        if seed is None:
+            return None
+        return [torch.Generator().manual_seed(seed + i) for i in range(count)]  # the same numbers for any device
     given = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
     if len(given) != count:
         raise UsageError(f"{len(given)} generators for {count} images; give one, or one for each")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity, split_revision
+from realcustom.loading import load_refusals
 from realcustom.settings import PooledText
 
 MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -95,24 +96,11 @@ class TextFeatures:
 def load_base(base: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Base:
     """Load a base model from a folder or hub id (`owner/name` or `owner/name@revision`).
 
-    Raises ValueError if it lacks a part or has another shape than SD 1.x or SDXL.
+    Raises UsageError if it is not there, lacks a part or has another shape than SD 1.x or SDXL.
     """
     check_base(base)
-    name, revision = split_revision(base)
-    pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
-    if "text_encoder_2" in DiffusionPipeline.load_config(name, revision=revision):
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            name, revision=revision, dtype=dtype, add_watermarker=False
-        )
-    else:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    with load_refusals("base model", base):
+        pipeline = _load_pipeline(base, dtype)
     _check_shape(base, pipeline)
     for part in MODELS:
         model = getattr(pipeline, part, None)
@@ -124,6 +112,23 @@ def load_base(base: str, device: torch.device | str | None = None, dtype: torch.
         pipeline.vae.to(torch.float32)  # it overflows in float16 and says so
     pipeline.set_progress_bar_config(disable=True)
     return Base(pipeline=pipeline, identity=model_identity(base))
+
+
+def _load_pipeline(base: str, dtype: torch.dtype) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    name, revision = split_revision(base)
+    index = DiffusionPipeline.load_config(name, revision=revision)
+    if "_class_name" not in index:
+        raise UsageError(f"{base}: its model_index.json names no class of pipeline, as diffusers' does")
+    if "text_encoder_2" in index:
+        return StableDiffusionXLPipeline.from_pretrained(name, revision=revision, dtype=dtype, add_watermarker=False)
+    return StableDiffusionPipeline.from_pretrained(
+        name,
+        revision=revision,
+        dtype=dtype,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:

@@ -1,11 +1,13 @@
 """Settings are frozen dataclasses; this file builds them strictly from plain data. Imports neither torch nor ray.
 
 One rule of precedence: recipe < `--config FILE` < `--set a.b=c`. A mistyped key or value is a `SettingError`
-that names the nearest valid one, raised before anything is started.
+that names the nearest valid one, raised before anything is started. A settings class names its fields of old in
+`RENAMED: ClassVar[Mapping[str, str]]`, from the old name to the new one: an old name is refused with the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -43,14 +45,13 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     for key, value in data.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            raise SettingError(f"unknown setting '{name}'{_nearest(str(key), hints, where)}")
+            raise SettingError(_unknown(cls, str(key), hints, where))
         values[key] = _convert(hints[key], value, name)
+    missing = [name for name in _required(cls) if name not in values]
+    if missing:
+        raise SettingError(f"{where or cls.__name__}: {', '.join(missing)} is missing")
     try:
         return cls(**values)
-    except TypeError as error:  # a field without default is missing
-        raise SettingError(f"{where or cls.__name__}: {error}") from error
-    except SettingError:
-        raise
     except UsageError as error:  # a dataclass's own __post_init__ check
         raise SettingError(f"{where}: {error}" if where else str(error)) from error
 
@@ -88,10 +89,11 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not sign or not all(parts):
         raise SettingError(f"--set wants NAME=VALUE with a dotted name, got {text!r} (for example --set train.lr=1e-4)")
     try:
-        nested: Any = yaml.safe_load(value) if value.strip() else ""
+        parsed: Any = yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError as error:
         raise SettingError(f"--set {name}: {value!r} is not a valid value ({error.__class__.__name__})") from error
-    for part in reversed(parts):
+    nested: dict[str, Any] = {parts[-1]: parsed}
+    for part in reversed(parts[:-1]):
         nested = {part: nested}
     return nested
 
@@ -102,8 +104,10 @@ def load_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingError(f"no settings file at {path}")
     try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not valid YAML: {error}") from error
     if data is None:
         return {}
@@ -113,7 +117,23 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    """Types of the dataclass's fields, which what else it has (a ClassVar) is not among."""
+    types_of_all = typing.get_type_hints(cls)
+    return {field.name: types_of_all[field.name] for field in dataclasses.fields(cls)}
+
+
+def _required(cls: Any) -> list[str]:
+    """Fields that have no default."""
+    none = dataclasses.MISSING
+    return [field.name for field in dataclasses.fields(cls) if field.default is none and field.default_factory is none]
+
+
+def _unknown(cls: Any, key: str, hints: Mapping[str, Any], where: str) -> str:
+    prefix = f"{where}." if where else ""
+    renamed: Mapping[str, str] = getattr(cls, "RENAMED", {})
+    if key in renamed:
+        return f"setting '{prefix}{key}' is called '{prefix}{renamed[key]}' now"
+    return f"unknown setting '{prefix}{key}'{_nearest(key, hints, where)}"
 
 
 def _nearest(key: str, names: Mapping[str, Any], where: str) -> str:
@@ -130,33 +150,57 @@ def _nearest(key: str, names: Mapping[str, Any], where: str) -> str:
 def _convert(hint: Any, value: Any, name: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        choices = [arg for arg in args if arg is not type(None)]
-        for index, choice in enumerate(choices):
-            try:
-                return _convert(choice, value, name)
-            except SettingError:
-                if index == len(choices) - 1:
-                    raise
+        return _convert_union(args, value, name)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, name)  # type: ignore[arg-type]
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+    if _is_enum(hint):
         return _convert_enum(hint, value, name)
     if origin is tuple:
         return _convert_tuple(args, value, name)
     return _convert_scalar(hint, value, name)
 
 
+def _convert_union(choices: tuple[Any, ...], value: Any, name: str) -> Any:
+    """The value as the first of the types that takes it; where none does, all that is allowed is named."""
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    if len(choices) == 1:
+        return _convert(choices[0], value, name)
+    for choice in choices:
+        with contextlib.suppress(SettingError):
+            return _convert(choice, value, name)
+    names = [str(member.value) for choice in choices if _is_enum(choice) for member in choice]
+    kinds = [_kind(choice) for choice in choices if not _is_enum(choice)]
+    raise _not_allowed(name, value, names, kinds)
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
+def _kind(hint: Any) -> str:
+    """A type in words: `int`, `a list of int`."""
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_kind(typing.get_args(hint)[0])}"
+    return str(getattr(hint, "__name__", hint))
+
+
+def _not_allowed(name: str, value: Any, names: Sequence[str], kinds: Sequence[str] = ()) -> SettingError:
+    """An error that names the nearest of `names`, then all of them and the kinds of value that are allowed beside."""
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    allowed = [*names, *(f"or {kind}" for kind in kinds)]
+    return SettingError(f"{name}: {value!r} is not allowed; {guess}It is one of {', '.join(allowed)}")
+
+
 def _convert_enum(hint: type[enum.Enum], value: Any, name: str) -> enum.Enum:
     # YAML reads the bare words on/off as booleans
     plain = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
     allowed = {str(member.value): member for member in hint}
-    if str(plain) in allowed:
-        return allowed[str(plain)]
-    close = difflib.get_close_matches(str(plain), list(allowed), n=1, cutoff=0.4)
-    hint_text = f"did you mean '{close[0]}'? " if close else ""
-    raise SettingError(f"{name}: {value!r} is not allowed; {hint_text}It is one of {', '.join(allowed)}")
+    if str(plain) not in allowed:
+        raise _not_allowed(name, value, list(allowed))
+    return allowed[str(plain)]
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:

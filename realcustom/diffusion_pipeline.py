@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,39 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from realcustom import attention
-from realcustom.arguments import (
-    OUTPUT_TYPES,
-    Subject,
-    generators_for,
-    latent_size,
-    negative_prompts,
-    pair,
-    settings_with,
-    warn_of_idle,
-)
-from realcustom.base import Base, decode_latents, encode_negative_prompts, encode_prompts, load_base
+from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, pair, settings_with, warn_of_idle
+from realcustom.base import Base, decode_latents, load_base
 from realcustom.checkpoint import load_adapter
 from realcustom.errors import UsageError
 from realcustom.identity import same_content
 from realcustom.image_encoder import ImageEncoder, load_image_encoder
 from realcustom.model import RealCustomModel
-from realcustom.reference import prepare_reference
-from realcustom.sampler import Rows, Sampler
+from realcustom.rows import SubjectCache, make_rows, match_words, starting_noise
+from realcustom.sampler import Sampler
+from realcustom.sampling import SamplingParams
 from realcustom.schedule import check_scheduler, make_scheduler
-from realcustom.settings import MethodSettings, Never, SamplerSettings, TimeIdsOrder, Uncond, without_effect
+from realcustom.settings import MethodSettings, Never, SamplerSettings, Uncond, without_effect
 from realcustom.store import check_readable
-from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
+from realcustom.words import WordMatch
 
-__all__ = ["RealCustomOutput", "RealCustomPipeline", "Subject"]
+__all__ = ["RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
 OWN_PARTS = ("scheduler", "image_encoder")  # attributes of ours that a stock pipeline's part may have the name of
-BLACK = b"black"
-CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps, least recently used go first
 
 Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
 
@@ -78,7 +65,7 @@ class RealCustomPipeline:
         self.settings, self.model, self.image_encoder = settings, model, image_encoder
         self._scheduler: Any = None
         self._scheduler_of: SamplerSettings | None = None  # what it was built from; None = it was assigned
-        self._encoded: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._encoded = SubjectCache()
         for sentence in without_effect(settings):
             warnings.warn(sentence, stacklevel=2)
 
@@ -195,7 +182,6 @@ class RealCustomPipeline:
             "(scaled-dot-product attention needs no more memory); VAE slicing and tiling, and offload, work"
         )
 
-    @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -237,32 +223,72 @@ class RealCustomPipeline:
             TargetWordNotFound, TargetWordTruncated: the word is not usable; the message names the prompt's words.
             ValueError: any other argument that cannot be used.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
-        if num_images_per_prompt < 1:
-            raise UsageError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-        prompts, per_prompt = pair(prompt, subjects)
-        settings = settings_with(
-            self.settings,
+        sampling = SamplingParams(
+            n=num_images_per_prompt,
+            width=width,
+            height=height,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             subject_guidance_scale=subject_guidance_scale,
             influence_scope=influence_scope,
             influence_quantity=influence_quantity,
             mask_reuse_after=mask_reuse_after,
-            num_inference_steps=num_inference_steps,
+            use_mask=use_mask,
+            return_masks=return_masks,
         )
+        return self.draw(
+            prompt,
+            subjects,
+            sampling,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+        )
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompt: str | Sequence[str],
+        subjects: Sequence[Subject] | Sequence[Sequence[Subject]],
+        sampling: SamplingParams,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+    ) -> RealCustomOutput:
+        """The call with its knobs in one object: `sampling.n` images of each prompt, image i from seed + i.
+
+        Arguments and errors as `__call__`; a `generator` wins over `sampling.seed`.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
+        prompts, per_prompt = pair(prompt, subjects)
+        count = len(prompts) * sampling.n
+        settings = settings_with(self.settings, sampling)
+        sampling.check()
         matches = self.find_words(prompts, per_prompt)  # first: a wrong word costs no forward
-        warn_of_idle(settings, per_prompt, guidance_scale, influence_scope, use_mask)
+        warn_of_idle(settings, per_prompt, sampling)
         if self.model is not None:
             attention.check_processors(self.base.unet)
-        count = len(prompts) * num_images_per_prompt
-        generators = generators_for(generator, count)
-        noise = self._starting_noise(count, height, width, generators, latents)
+        generators = generators_for(generator, sampling.seed, count)
+        noise = starting_noise(self.base, count, sampling, generators, latents)
         scheduler = self.scheduler
         scheduler.set_timesteps(settings.sampler.num_inference_steps, device=self.base.device)
-        rows = self._rows(prompts, negative_prompt, per_prompt, matches, settings, num_images_per_prompt)
-        rows.generators, rows.latents = generators, noise * scheduler.init_noise_sigma
-        self._size_conditions(rows, settings)
+        rows = make_rows(
+            self.base,
+            settings,
+            sampling,
+            prompts=prompts,
+            subjects=per_prompt,
+            matches=matches,
+            tokens=[[self._tokens(subject) for subject in row] for row in per_prompt],
+            black=self._black_tokens(settings) if any(per_prompt) else None,
+            latents=noise * scheduler.init_noise_sigma,
+            generators=generators,
+        )
         sampler = Sampler(
             unet=self.base.unet,
             model=self.model,
@@ -270,12 +296,12 @@ class RealCustomPipeline:
             rows=rows,
             guidance=settings.guidance,
             mask=settings.mask,
-            use_mask=use_mask,
-            return_masks=return_masks,
+            use_mask=sampling.use_mask,
+            return_masks=sampling.return_masks,
         )
         masks = []
         for step in sampler.run():
-            if return_masks and step.masks is not None:
+            if sampling.return_masks and step.masks is not None:
                 masks.append(step.masks)
             if callback_on_step_end is not None:
                 tensors: dict[str, Any] = {"latents": step.latents, "masks": step.masks}
@@ -285,39 +311,15 @@ class RealCustomPipeline:
         self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
             images=images,
-            masks=masks if return_masks else None,
-            words=[[match.phrase for match in row] for row in matches for _ in range(num_images_per_prompt)],
+            masks=masks if sampling.return_masks else None,
+            words=[[match.phrase for match in row] for row in matches for _ in range(sampling.n)],
         )
 
     def find_words(self, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]) -> list[list[WordMatch]]:
         """Where each subject's word stands in its prompt. Raises as `find_word`, or ValueError without an adapter."""
         if any(subjects) and self.image_encoder is None:
             raise UsageError("subjects need an adapter: give one to from_pretrained(adapter=...)")
-        words, tokenizer = self.settings.words, self.base.tokenizer
-        found = []
-        for text, row in zip(prompts, subjects, strict=True):
-            if row and self.base.is_sdxl:
-                first, second = self.base.tokenizers
-                check_tokenizers_agree(first, second, text)
-            found.append(
-                [
-                    union(
-                        [
-                            find_word(
-                                tokenizer,
-                                text,
-                                word,
-                                subject.chosen_occurrence(words.occurrence),
-                                words.plural,
-                                words.match,
-                            )
-                            for word in subject.words
-                        ]
-                    )
-                    for subject in row
-                ]
-            )
-        return found
+        return match_words(self.base, self.settings, prompts, subjects)
 
     def _move_adapter(self, device: torch.device | str) -> None:
         for module in () if self.model is None else self.model.own_modules():
@@ -325,97 +327,17 @@ class RealCustomPipeline:
         if self.image_encoder is not None:
             self.image_encoder.to(device)
 
-    def _rows(
-        self,
-        prompts: Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        subjects: Sequence[Sequence[Subject]],
-        matches: Sequence[Sequence[WordMatch]],
-        settings: MethodSettings,
-        repeat: int,
-    ) -> Rows:
-        """Everything of a call but its latents, each row `repeat` times."""
-        most, length = max(len(row) for row in subjects), self.base.tokenizer.model_max_length
-        tokens = [[self._encode(subject) for subject in row] for row in subjects]
-        shape = next((token.shape for row in tokens for token in row), torch.Size((0, 1)))
-        device = self.base.device
-        embeds = torch.zeros(len(prompts), most, *shape, device=device, dtype=self.base.unet.dtype)
-        words = torch.zeros(len(prompts), most, length)
-        scopes = torch.zeros(len(prompts), most, dtype=torch.float64)
-        present = torch.zeros(len(prompts), most, dtype=torch.bool, device=device)
-        for i, row in enumerate(subjects):
-            for u, subject in enumerate(row):
-                embeds[i, u], present[i, u], words[i, u] = tokens[i][u], True, word_mask(matches[i][u], length)
-                scopes[i, u] = settings.mask.influence_scope if subject.scope is None else subject.scope
-        pooled = settings.base.sdxl_pooled
-        text = encode_prompts(self.base, prompts, pooled)
-        negative = encode_negative_prompts(self.base, negative_prompts(negative_prompt, len(prompts)), text, pooled)
-        black = most > 0 and settings.guidance.uncond is Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED
-
-        def repeated(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.repeat_interleave(repeat, 0)
-
-        return Rows(
-            latents=torch.empty(0),
-            prompt_embeds=repeated(text.hidden),
-            negative_prompt_embeds=repeated(negative.hidden),
-            pooled_prompt_embeds=repeated(text.pooled),
-            negative_pooled_prompt_embeds=repeated(negative.pooled),
-            words=repeated(words.to(device)),
-            image_embeds=repeated(embeds),
-            black_image_embeds=self._black_tokens() if black else None,
-            present=repeated(present),
-            influence_scope=repeated(scopes),
-            influence_quantity=settings.tokens.influence_quantity,
-        )
-
-    def _size_conditions(self, rows: Rows, settings: MethodSettings) -> None:
-        """SDXL is told the picture's size, as if it had never been cropped."""
-        if not self.base.is_sdxl:
-            return
-        sides = [side * self.base.vae_scale_factor for side in rows.latents.shape[-2:]]
-        if settings.base.time_ids_order is TimeIdsOrder.WH_COMPAT:
-            sides.reverse()
-        ids = rows.prompt_embeds.new_tensor([*sides, 0, 0, *sides])
-        rows.time_ids = ids.expand(len(rows.latents), -1)
-
-    def _black_tokens(self) -> Tensor:
-        """The tokens (S, Di) of a black picture, which are not zeros."""
+    def _tokens(self, subject: Subject) -> Tensor:
+        """The subject's tokens (S, Di)."""
         assert self.image_encoder is not None and self.model is not None
-        if BLACK not in self._encoded:
-            self._encoded[BLACK] = self.model.project(self.image_encoder.encode_black())[0].to(self.base.unet.dtype)
-        return self._encoded[BLACK]
+        return self._encoded.tokens(subject, self.model, self.image_encoder, self.settings)
 
-    def _encode(self, subject: Subject) -> Tensor:
-        """The subject's tokens (S, Di), kept by the content of what the encoder is shown."""
+    def _black_tokens(self, settings: MethodSettings) -> Tensor | None:
+        """What the unconditional branch attends to, (S, Di), where the settings give it anything."""
         assert self.image_encoder is not None and self.model is not None
-        reference = prepare_reference(subject.image, subject.mask, self.settings.image_encoder)
-        key = hashlib.sha256(f"{reference.size}".encode() + reference.tobytes()).digest()
-        if key not in self._encoded:
-            features = self.image_encoder.encode(self.image_encoder.prepare(reference)[None])
-            self._encoded[key] = self.model.project(features)[0]
-        self._encoded.move_to_end(key)
-        if len(self._encoded) > CACHED_SUBJECTS:
-            self._encoded.popitem(last=False)
-        return self._encoded[key]
-
-    def _starting_noise(
-        self,
-        count: int,
-        height: int | None,
-        width: int | None,
-        generators: list[torch.Generator] | None,
-        latents: Tensor | None,
-    ) -> Tensor:
-        size = latent_size(height, width, self.base.resolution, self.base.vae_scale_factor)
-        shape = (count, self.base.unet.config.in_channels, *size)
-        if latents is None:
-            one = generators is not None and all(generator is generators[0] for generator in generators)
-            drawn = generators[0] if one and generators is not None else generators
-            return randn_tensor(shape, generator=drawn, device=self.base.device, dtype=self.base.unet.dtype)
-        if tuple(latents.shape) != shape:
-            raise UsageError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-        return latents.to(self.base.device, self.base.unet.dtype)
+        if settings.guidance.uncond is not Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
+            return None
+        return self._encoded.black(self.model, self.image_encoder, self.base.unet.dtype)
 
     def _decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
         if output_type == "latent":

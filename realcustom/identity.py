@@ -38,7 +38,9 @@ def check_base(base: str) -> None:
 def _listed(folder: Path) -> list[str]:
     """Parts that the folder's own index names, those that no image is made with left out."""
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{folder / 'model_index.json'} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{folder / 'model_index.json'} is not valid JSON: {error}") from error
     unused = ("safety_checker", "feature_extractor", "image_encoder")

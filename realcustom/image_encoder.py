@@ -28,6 +28,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity, split_models, split_revision
+from realcustom.loading import load_refusals
 from realcustom.reference import on_white
 from realcustom.settings import EncoderKind, ImageEncoderSettings
 from realcustom.views import high_resolution, make_views, normalise
@@ -226,17 +227,25 @@ def _load(
     if found not in classes:
         raise UsageError(f"the image encoder {model} is a '{found}' model; {wanted}")
     name, revision = split_revision(model)
-    encoder, loading = classes[found].from_pretrained(name, revision=revision, dtype=dtype, output_loading_info=True)
-    if loading["missing_keys"]:  # transformers would leave them at random
-        raise UsageError(f"the image encoder {model} lacks weights: {', '.join(sorted(loading['missing_keys'])[:4])}")
-    return encoder.to(device or "cpu"), processor.from_pretrained(name, revision=revision)
+    with load_refusals("image encoder", model):
+        images = processor.from_pretrained(name, revision=revision)
+        encoder, report = classes[found].from_pretrained(name, revision=revision, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"]:  # transformers would leave them at random
+        raise UsageError(f"the image encoder {model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
+    return encoder.to(device or "cpu"), images
 
 
 def _config(model: str) -> Any:
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise UsageError(f"no image encoder at {model}: give a folder or a hub id")
     name, revision = split_revision(model)
-    return AutoConfig.from_pretrained(name, revision=revision)
+    try:
+        with load_refusals("image encoder", model):
+            return AutoConfig.from_pretrained(name, revision=revision)
+    except UsageError:
+        raise
+    except ValueError as error:  # of a folder without a `model_type`, or with one that transformers does not know
+        raise UsageError(f"the image encoder {model} is no model that transformers knows: {error}") from error
 
 
 def _two(names: list[str]) -> tuple[str, str]:

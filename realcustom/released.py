@@ -20,6 +20,7 @@ from realcustom.checkpoint import Adapter
 from realcustom.errors import MissingFile, UsageError
 from realcustom.identity import model_identity, resolve_model, split_revision
 from realcustom.image_encoder import count_local_views, feature_width
+from realcustom.loading import load_refusals
 from realcustom.model import RealCustomModel, adapter_problems
 from realcustom.presets import released_sdxl
 from realcustom.settings import MethodSettings
@@ -73,7 +74,8 @@ def _load(weights: Path) -> Mapping[str, Tensor]:
 def _expected_shapes(base: str, encoder: str, settings: MethodSettings) -> dict[str, tuple[int, ...]]:
     """Name and shape of each trained tensor, without any weights."""
     name, revision = split_revision(base)
-    config = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
+    with load_refusals("base model", base):
+        config = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
     with torch.device("meta"):
         model = RealCustomModel(
             UNet2DConditionModel.from_config(config),

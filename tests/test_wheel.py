@@ -47,7 +47,8 @@ def test_only_our_namespace_is_installed(site: Path) -> None:
     for file in (
         "py.typed",
         "sprites/zoo/adapter.safetensors",
-        "pipeline/sheet.html.j2",
+        "pipeline/quickstart/page.html.j2",
+        "preprocessing/report/page.html.j2",
         "preprocessing/select/near.py",
     ):
         assert (site / "realcustom" / file).is_file(), file

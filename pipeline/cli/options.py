@@ -1,9 +1,17 @@
-"""Options that the verbs share, and what is checked of their values before anything heavy is imported or started."""
+"""Options that the verbs share, in groups: a verb that has a parameter of a group's type has the group's options.
+
+A group is a frozen dataclass whose fields are options; `SamplingParams` is one whose options are made from its fields.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,72 +19,139 @@ import typer
 
 from realcustom.pipeline.configure import resolve, to_yaml
 from realcustom.pipeline.recipes import RunSettings
+from realcustom.sampling import KNOBS, Knob, SamplingParams
 
-Recipe = Annotated[str, typer.Option("--recipe", metavar="NAME", help="Complete settings to begin with.")]
-ConfigFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--config", metavar="FILE", help="YAML settings laid over the recipe; may be repeated."),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="One setting, laid over recipe and files; may be repeated."),
-]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address", metavar="HOST:PORT", help="Ray cluster to run on; else RAY_ADDRESS, else one of its own."
-    ),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base", metavar="FOLDER|HUB_ID", help="Diffusion model in diffusers' format, instead of the recipe's."
-    ),
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option("--adapter", metavar="FILE", help="Adapter checkpoint, path or URI, instead of the recipe's."),
-]
-ImageEncoder = Annotated[
-    str | None,
-    typer.Option("--image-encoder", metavar="FOLDER|HUB_ID", help="Instead of the one that the adapter names."),
-]
+logger = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = "sprites"
+# Where the command line has its own word for a knob, or gives it another way.
+FLAGS = {"n": "--count", "num_inference_steps": "--steps", "use_mask": "--no-mask"}
+NOT_OPTIONS = ("seed", "return_masks")
+OTHERWISE = {"width": "the base model's own", "height": "the base model's own", "negative_prompt": "the empty text"}
+
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to run on; else RAY_ADDRESS, else one of its own.")
+]
 
 
-def example(*commands: str) -> str:
-    """Commands as the closing lines of a verb's help, not wrapped."""
-    return "\b\nFor example:\n" + "\n".join(f"  {command}" for command in commands)
+@dataclass(frozen=True, kw_only=True)
+class SettingsOptions:
+    """Which settings a run has."""
+
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="Complete settings to begin with.")] = DEFAULT_RECIPE
+    config: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="YAML settings laid over the recipe; may be repeated.")
+    ] = None
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="One setting, laid over recipe and files; may be repeated."),
+    ] = None
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")
+    ] = False
+
+    def resolve(self, verb: str, used: Sequence[str], over: Mapping[str, Any] | None = None) -> RunSettings:
+        """The run's settings; with `--print-config` they are printed and the command ends.
+
+        Args:
+            used: the sections that `verb` reads; an assignment to another one warns that it has no effect.
+            over: nested settings that options of `verb` stand for.
+        """
+        settings = resolve(self.recipe, self.config or (), self.sets or (), over)
+        if self.print_config:
+            sys.stdout.write(to_yaml(settings))
+            raise typer.Exit
+        for text in self.sets or ():
+            name = text.partition("=")[0].strip()
+            if not any(name == section or name.startswith(section + ".") for section in used):
+                logger.warning("--set %s has no effect in '%s', which reads %s", name, verb, ", ".join(used))
+        return settings
 
 
-def settings_of(
-    recipe: str,
-    files: Sequence[Path] | None,
-    sets: Sequence[str] | None,
-    print_config: bool,
-    verb: str,
-    used: Sequence[str],
-    over: Mapping[str, Any] | None = None,
-) -> RunSettings:
-    """The run's settings; with `print_config` they are printed and the command ends.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which models draw."""
+
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|HUB_ID", help="Diffusion model in diffusers' format, instead of the recipe's."),
+    ] = None
+    adapter: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Adapter checkpoint, path or URI, instead of the recipe's.")
+    ] = None
+    image_encoder: Annotated[
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="Instead of the one that the adapter names.")
+    ] = None
+
+    def base_and_adapter(self, settings: RunSettings) -> tuple[str, str | None]:
+        """The options where given, else the recipe's two, which belong together."""
+        if self.base is not None and self.adapter is None:
+            return self.base, None  # the recipe's adapter was trained for another base
+        return self.base or settings.base, self.adapter or settings.adapter
+
+
+def add_verb(
+    app: typer.Typer, verb: Callable[..., None], *examples: str, name: str | None = None, help: str | None = None
+) -> None:
+    """Make `verb` a command of `app`, its groups of options spread out.
 
     Args:
-        used: the sections that `verb` reads; an assignment to another one warns that it has no effect.
-        over: nested settings that options of `verb` stand for.
+        examples: command lines that close its help.
+        name, help: None = the function's name and docstring.
     """
-    settings = resolve(recipe, files or (), sets or (), over)
-    if print_config:
-        sys.stdout.write(to_yaml(settings))
-        raise typer.Exit
-    for text in sets or ():
-        name = text.partition("=")[0].strip()
-        if not any(name == section or name.startswith(section + ".") for section in used):
-            warn(f"--set {name} has no effect in '{verb}', which reads {', '.join(used)}")
-    return settings
+    epilog = "\b\nFor example:\n" + "\n".join(f"  {example}" for example in examples)
+    app.command(name=name or verb.__name__, help=help, epilog=epilog)(_spread(verb))
 
 
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+def _spread(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb` as typer reads it: in place of a parameter that is a group, the group's options."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    groups: dict[str, tuple[Any, list[inspect.Parameter]]] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name], _parameters(hints[name])
+            parameters += groups[name][1]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(verb)
+    def call(**values: Any) -> None:
+        for name, (group, options) in groups.items():
+            values[name] = group(**{option.name: values.pop(option.name) for option in options})
+        verb(**values)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    if group is SamplingParams:
+        return [_knob_option(knob) for knob in KNOBS if knob.name not in NOT_OPTIONS]
+    hints = typing.get_type_hints(group, include_extras=True)
+    return [_parameter(field.name, hints[field.name], field.default) for field in fields(group)]
+
+
+def _knob_option(knob: Knob) -> inspect.Parameter:
+    help = knob.help.removeprefix("false: ")
+    otherwise = f"; else {OTHERWISE.get(knob.name, 'as the adapter says')}" if knob.optional else ""
+    flags = (FLAGS[knob.name],) if knob.name in FLAGS else ()
+    turned = knob.default is True  # its flag turns it off
+    option = typer.Option(
+        *flags,
+        min=knob.ge,
+        max=knob.le,
+        callback=_opposite if turned else None,
+        help=f"{help[0].upper()}{help[1:]}{otherwise}.",
+    )
+    kind: Any = knob.type | None if knob.optional else knob.type
+    return _parameter(knob.name, Annotated[kind, option], False if turned else knob.default)
+
+
+def _opposite(value: bool) -> bool:
+    return not value
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

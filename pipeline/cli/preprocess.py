@@ -1,204 +1,137 @@
-"""The verbs `realcustom preprocess ...`: each stage is a command of its own; `filter` is two in a row, `all` is six."""
+"""The verbs `realcustom preprocess ...`: one for each stage of the catalogue; `filter` is two in a row, `all` is six."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
 from realcustom.errors import UsageError
-from realcustom.pipeline.cli import options
-from realcustom.pipeline.cli.options import DEFAULT_RECIPE, settings_of
+from realcustom.pipeline.cli.options import Address, SettingsOptions, add_verb
 from realcustom.pipeline.inputs import require_path
-from realcustom.preprocessing.catalogue import (
-    CATALOGUE,
-    CHAIN,
-    ENCODE,
-    INGEST,
-    SCORE,
-    SELECT,
-)
+from realcustom.pipeline.recipes import RunSettings
+from realcustom.preprocessing.catalogue import CATALOGUE, CHAIN, ENCODE, SCORE, SELECT
 from realcustom.preprocessing.engine.stage import Stage
 
-preprocess = typer.Typer(
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(
     help="From an image-text corpus to training records: ingest, score, select, caption, subjects, encode.",
     epilog="Each stage reads the directory that the one before printed; run again, it does only what is not done.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-Input = Annotated[
-    str, typer.Option("--input", metavar="DIR", help="What the stage before wrote, or a table in its schema.")
-]
+Input = Annotated[str, typer.Option(metavar="DIR", help="What the stage before wrote, or a table in its schema.")]
 Source = Annotated[
     str,
-    typer.Option(
-        "--input", metavar="DIR", help="webdataset shards, Parquet tables, a folder of pictures, or a table of URLs."
-    ),
+    typer.Option(metavar="DIR", help="webdataset shards, Parquet tables, a folder of pictures, or a table of URLs."),
 ]
 Output = Annotated[
-    str, typer.Option("--output", metavar="ROOT", help="Root of all stages; the directory made below it is printed.")
-]
-Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray: for a few pictures.")]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Do at most N units more.")]
-DryRun = Annotated[
-    int | None,
-    typer.Option("--dry-run", metavar="N", min=1, help="Try N units, write nothing, say what all would take."),
-]
-HourlyPrice = Annotated[
-    float | None, typer.Option("--hourly-price", metavar="PRICE", min=0.0, help="With --dry-run: of one worker.")
-]
-Metadata = Annotated[
-    str | None, typer.Option("--metadata", metavar="CSV", help="Table that describes a folder's pictures.")
-]
-Join = Annotated[
-    str | None,
-    typer.Option("--join", metavar="PART=COLUMN", help="Whose row is whose; PART: folder, stem, file or path."),
-]
-CaptionTemplate = Annotated[
-    str | None,
-    typer.Option(
-        "--caption-template", metavar="TEXT", help='As "a photo of a {class}": columns of the CSV, or a PART.'
-    ),
+    str, typer.Option(metavar="ROOT", help="Root of all stages; the directory made below it is printed.")
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _How:
-    """The options that say how a verb runs."""
+class SourceOptions:
+    """How a source is read: options that stand for settings of `ingest`."""
 
-    local: bool
-    limit: int | None
-    dry_run: int | None
-    hourly_price: float | None
-    recipe: str
-    config: options.ConfigFiles
-    sets: options.Sets
-    print_config: bool
-    address: str | None
+    metadata: Annotated[str | None, typer.Option(metavar="CSV", help="Table that describes a folder's pictures.")] = (
+        None
+    )
+    join: Annotated[
+        str | None,
+        typer.Option(metavar="PART=COLUMN", help="Whose row is whose; PART: folder, stem, file or path."),
+    ] = None
+    caption_template: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='As "a photo of a {class}": columns of the CSV, or a PART.'),
+    ] = None
+
+    def settings(self) -> Mapping[str, Any] | None:
+        """The settings that they stand for, nested."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"preprocess": {"ingest": given}} if given else None
 
 
-def _run(name: str, stages: Sequence[Stage], input: str, output: str, how: _How, source: dict[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a verb runs."""
+
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for a few pictures.")] = False
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Do at most N units more.")] = None
+    dry_run: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Try N units, write nothing, say what all would take.")
+    ] = None
+    hourly_price: Annotated[
+        float | None, typer.Option(metavar="PRICE", min=0.0, help="With --dry-run: of one worker.")
+    ] = None
+    address: Address = None
+
+    def run(self, stages: Sequence[Stage], input: str, output: str, settings: RunSettings) -> Iterator[str]:
+        """Run the stages, or try them; lines that say what came of it."""
+        if self.dry_run is not None:
+            if self.limit is not None:
+                raise UsageError("--dry-run tries units and keeps nothing, --limit keeps them: give one of the two")
+            from realcustom.pipeline.dry_run import dry_run
+
+            return dry_run(stages, input, settings, units=self.dry_run, hourly_price=self.hourly_price)
+        if self.hourly_price is not None:
+            logger.warning("--hourly-price has no effect without --dry-run")
+        from realcustom.pipeline.stages import run_stages
+
+        return run_stages(stages, input, output, settings, local=self.local, limit=self.limit, address=self.address)
+
+
+def _verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
+    """A verb that runs `stages`; how it reads its input depends on the first."""
     used = [f"preprocess.{section}" for section in (*(stage.name for stage in stages), "compute", "execution")]
     if ENCODE in stages:
         used.append("method.image_encoder")
-    given = {key: value for key, value in source.items() if value is not None}
-    over = {"preprocess": {"ingest": given}} if given else None
-    settings = settings_of(how.recipe, how.config, how.sets, how.print_config, f"preprocess {name}", used, over)
-    require_path(input, "--input", "folder or table")
-    if how.dry_run is None and how.hourly_price is not None:
-        options.warn("--hourly-price has no effect without --dry-run")
-    if how.dry_run is not None:
-        if how.limit is not None:
-            raise UsageError("--dry-run tries units and keeps nothing, --limit keeps them: give one of the two")
-        from realcustom.pipeline.dry_run import dry_run
 
-        lines = dry_run(stages, input, settings, units=how.dry_run, hourly_price=how.hourly_price)
+    def run(input: str, output: str, source: SourceOptions, how: RunOptions, given: SettingsOptions) -> None:
+        settings = given.resolve(f"preprocess {name}", used, source.settings())
+        require_path(input, "--input", "folder or table")
+        for line in how.run(stages, input, output, settings):
+            print(line, flush=True)
+
+    def on_source(
+        input: Source, output: Output, *, source: SourceOptions, how: RunOptions, given: SettingsOptions
+    ) -> None:
+        run(input, output, source, how, given)
+
+    def on_stage(input: Input, output: Output, *, how: RunOptions, given: SettingsOptions) -> None:
+        run(input, output, SourceOptions(), how, given)
+
+    return on_stage if stages[0].open_source is None else on_source
+
+
+def _add(name: str, stages: Sequence[Stage], help: str) -> None:
+    verb = f"realcustom preprocess {name}"
+    if stages[0].open_source is None:
+        before = f"{stages[0].reads[0]}@0123456789ab"
+        examples: Sequence[str] = [f"{verb} --input outputs/records/{before} --output outputs/records"]
     else:
-        from realcustom.pipeline.stages import run_stages
-
-        lines = run_stages(stages, input, output, settings, local=how.local, limit=how.limit, address=how.address)
-    for line in lines:
-        print(line, flush=True)
-
-
-def _stage_verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
-    """A verb that reads what a stage wrote."""
-
-    def verb(
-        input: Input,
-        output: Output,
-        local: Local = False,
-        limit: Limit = None,
-        dry_run: DryRun = None,
-        hourly_price: HourlyPrice = None,
-        recipe: options.Recipe = DEFAULT_RECIPE,
-        config: options.ConfigFiles = None,
-        sets: options.Sets = None,
-        print_config: options.PrintConfig = False,
-        address: options.Address = None,
-    ) -> None:
-        how = _How(
-            local=local,
-            limit=limit,
-            dry_run=dry_run,
-            hourly_price=hourly_price,
-            recipe=recipe,
-            config=config,
-            sets=sets,
-            print_config=print_config,
-            address=address,
-        )
-        _run(name, stages, input, output, how, {})
-
-    return verb
+        examples = [
+            f"{verb} --input shards --output outputs/records",
+            f"{verb} --input photos --output outputs/records --metadata photos/list.csv --join folder=subject "
+            '--caption-template "a photo of a {class}"',
+            f"{verb} --input s3://bucket/urls.parquet --output s3://bucket/records --dry-run 2 --hourly-price 0.35",
+        ]
+    add_verb(app, _verb(name, stages), *examples, name=name, help=help)
 
 
-def _source_verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
-    """A verb that reads a corpus."""
-
-    def verb(
-        input: Source,
-        output: Output,
-        metadata: Metadata = None,
-        join: Join = None,
-        caption_template: CaptionTemplate = None,
-        local: Local = False,
-        limit: Limit = None,
-        dry_run: DryRun = None,
-        hourly_price: HourlyPrice = None,
-        recipe: options.Recipe = DEFAULT_RECIPE,
-        config: options.ConfigFiles = None,
-        sets: options.Sets = None,
-        print_config: options.PrintConfig = False,
-        address: options.Address = None,
-    ) -> None:
-        how = _How(
-            local=local,
-            limit=limit,
-            dry_run=dry_run,
-            hourly_price=hourly_price,
-            recipe=recipe,
-            config=config,
-            sets=sets,
-            print_config=print_config,
-            address=address,
-        )
-        source = {"metadata": metadata, "join": join, "caption_template": caption_template}
-        _run(name, stages, input, output, how, source)
-
-    return verb
+@app.callback(invoke_without_command=True)
+def _before_the_verb(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:  # the help is the message
+        sys.stderr.write(context.get_help() + "\n")
+        raise typer.Exit(2)
 
 
-_SOURCES = (
-    "--input shards --output outputs/records",
-    "--input photos --output outputs/records --metadata photos/list.csv --join folder=subject "
-    '--caption-template "a photo of a {class}"',
-    "--input s3://bucket/urls.parquet --output s3://bucket/records --dry-run 2 --hourly-price 0.35",
-)
 for _stage in CATALOGUE.values():
-    _verb = f"realcustom preprocess {_stage.name}"
-    if _stage is INGEST:
-        _examples = [f"{_verb} {arguments}" for arguments in _SOURCES]
-        _make = _source_verb
-    else:
-        _directory = f"{_stage.reads[0]}@0123456789ab"
-        _examples = [f"{_verb} --input outputs/records/{_directory} --output outputs/records"]
-        _make = _stage_verb
-    preprocess.command(name=_stage.name, help=_stage.help, epilog=options.example(*_examples))(
-        _make(_stage.name, (_stage,))
-    )
-preprocess.command(
-    name="filter",
-    help="score, then select on what it wrote.",
-    epilog=options.example(
-        "realcustom preprocess filter --input outputs/records/ingest@0123456789ab --output outputs/records"
-    ),
-)(_stage_verb("filter", (SCORE, SELECT)))
-preprocess.command(
-    name="all",
-    help="All six stages in order, from a source to training records.",
-    epilog=options.example(*(f"realcustom preprocess all {arguments}" for arguments in _SOURCES)),
-)(_source_verb("all", CHAIN))
+    _add(_stage.name, (_stage,), _stage.help)
+_add("filter", (SCORE, SELECT), "score, then select on what it wrote.")
+_add("all", CHAIN, "All six stages in order, from a source to training records.")

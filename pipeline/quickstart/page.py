@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,21 @@ import pyarrow as pa
 
 from realcustom import storage
 from realcustom.evaluation.table import Case, Setting, Table
-from realcustom.pipeline import page
+from realcustom.pipeline.quickstart.curve import curve_svg
 from realcustom.pipeline.recipes import RunSettings
+from realcustom.preprocessing.report.page import around, render_template
+from realcustom.preprocessing.report.pictures import data_uri
 from realcustom.sprites import corpus as drawn
+from realcustom.store import Store
 
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+SETTING_NAMES = {
+    "text_to_image": "text alone",
+    "subject_without_mask": "subject, no mask",
+    "subject_with_mask": "subject, masked (the method)",
+    "wrong_reference_with_mask": "wrong reference, masked",
+    "oracle": "oracle (drawn)",
+}
 SAMPLES = 8  # pictures of each kind on the page
 CASES = 6  # rows of the side-by-side sheet
 MASKS = 8  # steps of the mask that are shown
@@ -26,6 +38,11 @@ NEXT_STEPS = """\
   realcustom inspect {adapter}
   realcustom inspect zoo                                   # what the small models can do, measured live
   realcustom quickstart --from-scratch --set train.lr=3e-3 # train the adapter from nothing"""
+
+
+def write_page(path: Path, content: dict[str, Any]) -> None:
+    """Render the template with `content` and write it atomically."""
+    Store().write(path, render_template(TEMPLATE, names=SETTING_NAMES, **content))
 
 
 def content(
@@ -60,10 +77,10 @@ def _request(request: dict[str, Any]) -> dict[str, Any]:
     masks = [mask for mask in answer["data"][0]["masks"] if mask["subject"] == 0]
     chosen = np.unique(np.linspace(0, len(masks) - 1, MASKS).round().astype(int))
     return {
-        **page.around(case.prompt, start, start + len(case.target_word)),
+        **around(case.prompt, start, start + len(case.target_word)),
         "prompt": case.prompt,
         "seed": case.seed,
-        "reference": page.data_uri(case.reference),
+        "reference": data_uri(case.reference),
         "images": [f"data:image/png;base64,{data['b64_json']}" for data in answer["data"]],
         "masks": [
             {"step": masks[i]["step"] + 1, "image": f"data:image/png;base64,{masks[i]['b64_json']}"} for i in chosen
@@ -79,7 +96,7 @@ def _corpus_samples(corpus: str) -> list[dict[str, str]]:
         for name, file in files.items():
             text = files.get(name.replace(".jpg", ".txt"))
             if name.endswith(".jpg") and file is not None and text is not None:
-                samples.append({"image": page.data_uri(file.read()), "caption": text.read().decode() or "(no caption)"})
+                samples.append({"image": data_uri(file.read()), "caption": text.read().decode() or "(no caption)"})
     return samples
 
 
@@ -96,24 +113,24 @@ def _dropped(corpus: str, truth: dict[str, dict[str, Any]]) -> list[dict[str, st
         kind = row["corruption"]
         if kind is None or kind in shown:
             continue
-        image = page.data_uri(drawn.read_picture(corpus, row["key"])) if kind in readable else None
+        image = data_uri(drawn.read_picture(corpus, row["key"])) if kind in readable else None
         shown[kind] = {"image": image, "reason": kind.replace("_", " ") + KEPT.get(kind, "")}
     return list(shown.values())
 
 
 def _subject(row: dict[str, Any]) -> dict[str, str]:
     return {
-        "image": page.data_uri(row["image"]),
-        "subject": page.data_uri(row["subject_image"]),
-        **page.around(row["caption"], row["target_start"], row["target_end"]),
+        "image": data_uri(row["image"]),
+        "subject": data_uri(row["subject_image"]),
+        **around(row["caption"], row["target_start"], row["target_end"]),
     }
 
 
 def _case(case: Case, index: int, table: Table) -> dict[str, Any]:
     return {
         "prompt": case.prompt,
-        "reference": page.data_uri(case.reference),
-        "images": [page.data_uri(images[index]) for images in table.images.values()],
+        "reference": data_uri(case.reference),
+        "images": [data_uri(images[index]) for images in table.images.values()],
     }
 
 
@@ -126,7 +143,7 @@ def _training(trained: Any, settings: RunSettings, from_scratch: bool) -> dict[s
         "workers": settings.train.num_workers,
         "fewest_tokens": settings.method.tokens.gamma_num_train[0],
         "other_views": settings.train.p_multiview,
-        "curve": page.curve_svg(losses, validation),
+        "curve": curve_svg(losses, validation),
     }
 
 

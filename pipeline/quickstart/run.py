@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +21,8 @@ from realcustom.errors import UsageError
 from realcustom.pipeline import cluster, configure
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.catalogue import CHAIN
+
+logger = logging.getLogger(__name__)
 
 HTTP_IMAGES = 3
 DRAWINGS = 32  # that the diffusion model is measured on
@@ -37,7 +39,7 @@ class Clock:
     def heading(self, text: str) -> Iterator[None]:
         """One of the numbered parts that a person follows."""
         self._begun += 1
-        print(f"\n[{self._begun}/{self._parts}] {text}", file=sys.stderr, flush=True)
+        logger.info("[%d/%d] %s", self._begun, self._parts, text)
         yield
 
     @contextlib.contextmanager
@@ -164,7 +166,7 @@ def _ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
         timeout = settings.serve.deadline_seconds
         answer = httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=timeout)
         answer.raise_for_status()
-    print(f"  {url} drew {body['n']} images of “{case.prompt}”", file=sys.stderr, flush=True)
+    logger.info("%s drew %d images of “%s”", url, body["n"], case.prompt)
     return {"case": case, "answer": answer.json()}
 
 
@@ -197,7 +199,7 @@ def _api_key(settings: RunSettings) -> str | None:
 
 
 def _show(setting: Any, done: int, total: int) -> None:
-    print(f"  {setting.value}: {done}/{total}", file=sys.stderr, flush=True)
+    logger.info("%s: %d/%d", setting.value, done, total)
 
 
 def _report(
@@ -213,7 +215,6 @@ def _report(
     from_scratch: bool,
     clock: Clock,
 ) -> Path:
-    from realcustom.pipeline.page import write_page
     from realcustom.pipeline.quickstart import page, truth
     from realcustom.sprites.inspect_zoo import inspect_zoo
 
@@ -239,8 +240,8 @@ def _report(
         }
         content = page.content(report, corpus, records, trained, request, table, cases, settings, drawn)
         index = output / "index.html"
-        write_page(index, content)
+        page.write_page(index, content)
         storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
-    print(f"\nDone in {clock.total() / 60:.1f} minutes. Look at {index}", file=sys.stderr)
-    print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}", file=sys.stderr)
+    print(f"Done in {clock.total() / 60:.1f} minutes. Look at {index}")
+    print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}")
     return index

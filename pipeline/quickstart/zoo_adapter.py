@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
+import logging
 from pathlib import Path
 
-from realcustom import storage
+from realcustom import log, storage
 from realcustom.pipeline.recipes import RunSettings, sprites
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.settings import Reference
+
+logger = logging.getLogger(__name__)
 
 FIRST_SCENE = 10**6  # apart from the corpus of the quickstart, which is validated on
 PICTURES = 6000
@@ -61,7 +63,7 @@ def train_zoo_adapter(
         )
     records = str(corpus / "shards")
     for line in run_stages(CHAIN, records, str(work / "stages"), settings, local=True):
-        print(line, file=sys.stderr, flush=True)
+        logger.info("%s", line)
         records = line  # the last one is the directory of the last stage
     result = train(
         records=records,
@@ -73,7 +75,7 @@ def train_zoo_adapter(
         local=True,
     )
     storage.write_bytes(output, storage.read_bytes(result.adapter))
-    print(f"validation loss {result.loss_before:.5f} -> {result.loss_after:.5f}; saved {output}", file=sys.stderr)
+    print(f"validation loss {result.loss_before:.5f} -> {result.loss_after:.5f}; saved {output}")
 
 
 def main() -> None:
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the adapter goes (default: the zoo)")
     parser.add_argument("--work", type=Path, default=Path("outputs/zoo/adapter"), help="corpus, stages, checkpoints")
     options = parser.parse_args()
+    log.configure()
     reference = Reference(options.reference)
     output = options.output or ZOO / f"{NAMES[reference]}.safetensors"
     train_zoo_adapter(output, options.work, options.pictures, options.steps, reference)

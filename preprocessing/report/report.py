@@ -9,7 +9,7 @@ from realcustom import storage
 from realcustom.preprocessing.engine.directory import StageDirectory, to_json_bytes
 from realcustom.preprocessing.engine.unit import Counts, Unit
 from realcustom.preprocessing.errors import StageBug
-from realcustom.preprocessing.report.page import write_page
+from realcustom.preprocessing.report.stage_page import write_page
 
 
 def make_report(description: dict[str, Any], counts: Counts, units: int, extra: Mapping[str, Any]) -> dict[str, Any]:

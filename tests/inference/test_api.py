@@ -13,10 +13,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from realcustom import log
 from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.errors import UsageError
 from realcustom.inference.api import build_api
 from realcustom.inference.engine import Engine
 from realcustom.inference.service import Service, State
@@ -36,7 +39,8 @@ def _talk(
     service: Service, talk: Callable[[httpx.AsyncClient], Awaitable[Any]], key_digest: bytes | None = None
 ) -> Any:
     async def run() -> Any:
-        transport = httpx.ASGITransport(build_api(service, key_digest))
+        # a bug is answered and then raised once more, for the server that runs the application
+        transport = httpx.ASGITransport(build_api(service, key_digest), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60.0) as client:
             return await talk(client)
 
@@ -107,6 +111,55 @@ def test_errors_have_one_shape(
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["param"]) == (status, kind, param)
     assert message in error["message"] and "/root" not in error["message"]
+
+
+def _broadcast(*_: Any, **__: Any) -> None:
+    np.zeros(3) + np.zeros(4)
+
+
+def _missing_key(*_: Any, **__: Any) -> None:
+    dict[str, str]()["uid"]
+
+
+def _arrow(*_: Any, **__: Any) -> None:
+    raise pa.ArrowInvalid("planted")
+
+
+@pytest.mark.parametrize("bug", [_broadcast, _missing_key, _arrow])
+@pytest.mark.parametrize("place", ["drawing", "decoding"])
+def test_a_bug_is_500_with_its_trace_in_the_log(
+    service: Service, bug: Any, place: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log.configure()
+    if place == "drawing":
+        monkeypatch.setattr(service.engine().pipeline.scheduler, "step", bug)
+    else:
+        monkeypatch.setattr("realcustom.inference.service.decode_image", bug)
+    request = {
+        "prompt": "a cat in the snow",
+        "num_inference_steps": 1,
+        "subjects": [{"image": _reference(), "word": "cat"}],
+    }
+    answer = _send(service, "POST", URL, json=request)
+    error = {"type": "internal", "message": "the server failed on this request; its log says why", "param": None}
+    assert (answer.status_code, answer.json()) == (500, {"error": error})
+    said = capfd.readouterr().err
+    assert f"POST {URL} failed" in said and "Traceback" in said and f"in {bug.__name__}" in said
+
+
+@pytest.mark.parametrize("place", ["drawing", "decoding"])
+def test_a_mistake_found_late_is_422(service: Service, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UsageError("this cannot be drawn")
+
+    if place == "drawing":
+        monkeypatch.setattr(service.engine().pipeline.scheduler, "step", refuse)
+    else:
+        monkeypatch.setattr("realcustom.inference.service.decode_image", refuse)
+    subjects = [{"image": _reference(), "word": "cat"}]
+    answer = _send(service, "POST", URL, json={"prompt": "a cat in the snow", "subjects": subjects})
+    error = {"type": "invalid_request", "message": "this cannot be drawn", "param": None}
+    assert (answer.status_code, answer.json()) == (422, {"error": error})
 
 
 def test_a_body_without_a_length_is_bounded_too(service: Service) -> None:
@@ -204,7 +257,19 @@ def test_loading_and_failed(tiny_pipeline: RealCustomPipeline) -> None:
         time.sleep(0.01)
     answer = _send(service, "POST", URL, json={"prompt": "a cat"})
     assert answer.status_code == 503 and "unet" in answer.json()["error"]["message"]
-    assert _send(service, "GET", "/readyz").json()["status"] == "failed"
+    failed = _send(service, "GET", "/readyz").json()
+    assert failed["status"] == "failed" and failed["mistake"] is False  # a ValueError of Python's own is a bug
     service.check()  # not yet: the reason is to be read first
     with pytest.raises(RuntimeError, match="unet"):
         service.check(patience_seconds=-1.0)
+
+
+def test_a_mistake_while_loading_is_told_from_a_bug() -> None:
+    def refuse() -> Engine:
+        raise UsageError("no base model at nowhere")
+
+    service = Service(SETTINGS, refuse)
+    while service.state()[0] is State.LOADING:
+        time.sleep(0.01)
+    failed = _send(service, "GET", "/readyz").json()
+    assert failed["mistake"] is True and failed["message"] == "no base model at nowhere"

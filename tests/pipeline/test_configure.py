@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
+from realcustom import config
 from realcustom.config import SettingError
 from realcustom.pipeline.configure import resolve, to_yaml
 from realcustom.pipeline.recipes import RECIPES
@@ -41,12 +46,43 @@ def test_what_is_printed_is_read_back(recipe: str, tmp_path: Path) -> None:
         ("train.steps=many", "train.steps: expected int, got 'many'"),
         ("train.lr", "--set wants NAME=VALUE"),
         ("method.mask.influence_scope=1.5", "influence_scope is a ratio from 0 to 1, got 1.5"),
+        ("method.words.occurrence=frist", "did you mean 'first'? It is one of all, first, last, or int"),
+        ("preprocess.caption.batch_size=atuo", "did you mean 'auto'? It is one of auto, or int"),
+        ("preprocess.caption.batch_size=1.5", "1.5 is not allowed; It is one of auto, or int"),
+        ("method.mask.mask_reuse_after=nevr", "did you mean 'never'? It is one of never, or int"),
+        ("method.mask.layers=upp", "did you mean 'up'? It is one of all, up, or a list of int"),
+        ("train.validation_records=many", "expected int, got 'many'"),
     ],
 )
 def test_a_mistyped_assignment_names_the_nearest_valid_one(assignment: str, message: str) -> None:
     with pytest.raises(SettingError) as caught:
         resolve("sprites", sets=[assignment])
     assert message in str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inner:
+    RENAMED: ClassVar[Mapping[str, str]] = {"learning_rate": "lr"}
+    lr: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outer:
+    steps: int
+    inner: _Inner = field(default_factory=_Inner)
+
+
+def test_a_setting_that_was_renamed_is_refused_with_its_new_name() -> None:
+    with pytest.raises(SettingError, match=r"^setting 'inner.learning_rate' is called 'inner.lr' now$"):
+        config.override(_Outer(steps=1), {"inner": {"learning_rate": 2.0}})
+    assert config.to_dict(_Outer(steps=1)) == {"steps": 1, "inner": {"lr": 1.0}}
+    with pytest.raises(SettingError, match=r"unknown setting 'inner\.RENAMED'"):
+        config.build(_Outer, {"steps": 1, "inner": {"RENAMED": {}}})
+
+
+def test_a_setting_without_default_that_is_missing_is_named() -> None:
+    with pytest.raises(SettingError, match=r"^_Outer: steps is missing$"):
+        config.build(_Outer, {})
 
 
 def test_an_unknown_recipe_names_the_nearest_one() -> None:
@@ -61,6 +97,19 @@ def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
     file.write_text("- 1\n")
     with pytest.raises(SettingError, match="expected a mapping"):
         resolve("sprites", [file])
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingError, match="is not valid YAML"):
+        resolve("sprites", [file])
+
+
+def test_a_settings_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "secret.yaml").touch()
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SettingError, match="cannot be read: Permission denied"):
+        resolve("sprites", [tmp_path / "secret.yaml"])
 
 
 def test_the_whole_run_names_its_base_model_once() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from realcustom.checkpoint import adapter_sha256
-from realcustom.pipeline import page
 from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.quickstart.curve import curve_svg
 from realcustom.sprites import ZOO
 
 SHORT = (
@@ -98,5 +98,5 @@ def test_a_recipe_without_an_adapter_is_refused(capsys: pytest.CaptureFixture[st
 
 
 def test_the_curve_marks_every_validation() -> None:
-    svg = page.curve_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
+    svg = curve_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
     assert svg.count("<circle") == 3 and svg.count("<polyline") == 2 and "step 19" in svg

@@ -17,9 +17,8 @@ from pycocotools import mask as coco
 
 from realcustom import record
 from realcustom.pipeline.cli.main import run
-from realcustom.pipeline.sheet import BOX
-from realcustom.pipeline.sheet_aside import spread
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.report.sheet import BOX, spread
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.support.corpora import jpeg, picture, png, sample, tar_bytes, write_shards

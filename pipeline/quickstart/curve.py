@@ -1,51 +1,10 @@
-"""The page of a run: what was read, dropped, learnt and drawn, as one HTML file that needs nothing beside it."""
+"""The curve of a training run as an SVG."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
-
-from realcustom import storage
-
-TEMPLATE = Path(__file__).parent / "quickstart" / "page.html.j2"
-SETTING_NAMES = {
-    "text_to_image": "text alone",
-    "subject_without_mask": "subject, no mask",
-    "subject_with_mask": "subject, masked (the method)",
-    "wrong_reference_with_mask": "wrong reference, masked",
-    "oracle": "oracle (drawn)",
-}
-
-
-def write_page(path: Path, content: dict[str, Any]) -> None:
-    """Render the template with `content` and write it atomically. A name that the template lacks is an error."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text())
-    storage.write_bytes(path, template.render(names=SETTING_NAMES, **content).encode())
-
-
-def data_uri(image: Image.Image | np.ndarray | bytes) -> str:
-    """A picture as a `data:` URI: a PIL image, uint8 (H, W, 3), or encoded PNG or JPEG bytes."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        image = buffer.getvalue()
-    kind = "jpeg" if image[:2] == b"\xff\xd8" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def around(text: str, start: int, end: int) -> dict[str, str]:
-    """`text` in three parts, so that the characters from `start` to `end` can be set off."""
-    return {"before": text[:start], "word": text[start:end], "after": text[end:]}
 
 
 def curve_svg(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -16,18 +14,21 @@ from PIL import Image, ImageDraw
 from realcustom import storage
 from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
-from realcustom.pipeline.page import around, data_uri
-from realcustom.pipeline.sheet_aside import aside_samples, spread
-from realcustom.preprocessing.errors import DataError
-from realcustom.preprocessing.pictures import decode
+from realcustom.preprocessing.engine.directory import StageDirectory
+from realcustom.preprocessing.report.excluded import Excluded, excluded_sections
+from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
+from realcustom.preprocessing.report.pictures import decoded, fit, jpeg_uri, thumbnail
+from realcustom.storage import FileEntry
+from realcustom.store import Store
 
-TEMPLATE = Path(__file__).with_name("sheet.html.j2")
-FILES = 12  # tables that rows are taken from, spread over all
+TABLES = 12  # that rows are taken from, spread over all
 SIDE = 200  # pixels of a picture's longer side
 SUBJECT_SIDE = 88
-QUALITY = 75  # of JPEG
+PER_REASON = 6  # samples of excluded rows
+EXCLUDED_FILES = 200  # looked into at most, spread over all; fewer where every reason has its samples before
 TINT = (48, 86, 211)
 BOX = (255, 120, 0)
+_STORE = Store()
 _COLUMNS = (
     *("uid", "parent_uid", "key", "image", "width", "height", "alt_text", "synthetic_caption", "caption", "scores"),
     *("targets", "target_word", "target_start", "target_end", "subject_image", "subject_mask", "subject_box"),
@@ -45,31 +46,43 @@ def write_sheet(target: str, sheet: str, count: int) -> str:
         UsageError: `target` holds no table with pictures.
     """
     tables = _tables(target)
-    chosen = [tables[index] for index in spread(len(tables), FILES)]
+    chosen = [tables[index] for index in spread(len(tables), TABLES)]
     lengths = [_length(uri) for uri in chosen]
-    cards: list[dict[str, Any]] = []
+    cards: list[Card] = []
     wanted, first = spread(sum(lengths), count), 0
     for uri, length in zip(chosen, lengths, strict=True):
         cards += [_card(row) for row in _rows(uri, [index - first for index in wanted if 0 <= index - first < length])]
         first += length
-    report, aside = _account(target), aside_samples(target, lambda data: _thumbnail(data, SIDE // 2))
+    report, excluded = _report(target), _excluded(target)
+    subjects = any(card.subject for card in cards)
     name = posixpath.basename(target.rstrip("/")) or target
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text()).render(
-        name=name, report=report, cards=cards, aside=aside, tables=len(tables), chosen=len(chosen), total=sum(lengths)
+    drawn = "; subject tinted, its box drawn, its cut-out beside it" if subjects else ""
+    place = f"{len(cards)} rows of {sum(lengths):,} in {len(chosen)} of {len(tables)} tables, evenly spread{drawn}."
+    data = render(
+        Page(
+            title=name,
+            subtitle=place,
+            account=account_of(report) if report else [],
+            sections=[Section(title="Rows", cards=cards, width=322 if subjects else 216), *excluded],
+        )
     )
-    data = page.encode("utf-8", "replace")
-    storage.write_bytes(sheet, data)
-    samples = sum(len(entries) for entries in aside.values())
+    _STORE.write(sheet, data)
+    samples = sum(len(section.cards) for section in excluded)
     total, left_out = (report["rows_out"], report["in"] - report["kept"]) if report else (sum(lengths), samples)
     shown = f"{len(cards)} of {total} rows, {samples} of {left_out} left out"
     return f"{sheet}: {name}, {shown}, {len(data) / 1e6:.1f} MB"
 
 
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of the indices below `total`, evenly spread, ascending."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
+
+
 def _tables(target: str) -> list[str]:
-    if not storage.is_dir(target):
+    if not _STORE.is_dir(target):
         return [target]
-    entries = storage.list_files(target, recursive=False)
+    entries = _STORE.list_files(target, recursive=False)
     tables = [entry.uri for entry in entries if entry.name.endswith(".parquet")]
     if not tables:
         raise UsageError(f"--html shows tables of pictures, and {target} holds none (.parquet)")
@@ -101,37 +114,35 @@ def _rows(uri: str, wanted: list[int]) -> list[dict[str, Any]]:
         return rows
 
 
-def _card(row: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of a row."""
+def _card(row: Mapping[str, Any]) -> Card:
     caption = row.get("caption") or row.get("alt_text")
     start, end = row.get("target_start") or 0, row.get("target_end") or 0
     if row.get("targets"):  # of the caption stage: the first word that can name a subject
         start, end = row["targets"][0]["start"], row["targets"][0]["end"]
     others = {name: row.get(name) for name in ("alt_text", "synthetic_caption")}
     scores = row.get("scores") or {}
-    return {
-        "picture": _picture(row),
-        "subject": _thumbnail(row.get("subject_image"), SUBJECT_SIDE),
-        "caption": around(caption or "", start, end),
-        "captioned": bool(caption),
-        "others": {name.replace("_", " "): text for name, text in others.items() if text and text != caption},
-        "scores": {name: _number(value) for name, value in scores.items() if value is not None},
-        "size": f"{row['width']} × {row['height']}" if row.get("width") else "",
-        "key": row.get("key") or row.get("uid") or "",
-    }
+    size = f" · {row['width']} × {row['height']}" if row.get("width") else ""
+    return Card(
+        picture=_picture(row),
+        subject=thumbnail(row.get("subject_image"), SUBJECT_SIDE),
+        caption=around(caption, start, end) if caption else around("no caption"),
+        lines={name.replace("_", " "): text for name, text in others.items() if text and text != caption},
+        scores={name: _number(value) for name, value in scores.items() if value is not None},
+        foot=(f"{row.get('key') or row.get('uid') or ''}{size}",),
+    )
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _picture(row: dict[str, Any]) -> str:
+def _picture(row: Mapping[str, Any]) -> str:
     """The row's picture with its mask tinted and its box drawn, where there are some."""
-    picture = _decode(row.get("image"))
+    picture = decoded(row.get("image"))
     if picture is None:
         return ""
     mask, box = row.get("subject_mask"), row.get("subject_box")
-    small = _fit(picture, SIDE)
+    small = fit(picture, SIDE)
     size, scale = small.size, max(small.size) / max(picture.size)
     if mask is not None:
         inside = decode_mask(mask).astype(np.uint8) * 255
@@ -141,40 +152,53 @@ def _picture(row: dict[str, Any]) -> str:
         corners = [number * scale for number in box]
         right, bottom = min(corners[2], size[0] - 1), min(corners[3], size[1] - 1)
         ImageDraw.Draw(small).rectangle((corners[0], corners[1], right, bottom), outline=BOX, width=2)
-    return _jpeg(small)
+    return jpeg_uri(small)
 
 
-def _thumbnail(data: bytes | None, side: int) -> str:
-    picture = _decode(data)
-    if picture is None:
-        return ""
-    return _jpeg(_fit(picture, side))
-
-
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    """Longer side at most `side`; one that is less than half of it grows by whole pixels."""
-    longer = max(picture.size)
-    scale = side / longer if longer > side else max(1, side // longer)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
-
-
-def _decode(data: bytes | None) -> Image.Image | None:
-    try:
-        return decode(data) if data is not None else None
-    except DataError:
-        return None
-
-
-def _jpeg(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
-    return data_uri(buffer.getvalue())
-
-
-def _account(target: str) -> dict[str, Any] | None:
+def _report(target: str) -> dict[str, Any] | None:
     """report.json of a stage that is complete."""
-    uri = storage.join(target, "report.json")
-    if not storage.is_dir(target) or not storage.exists(uri):
-        return None
-    return dict(json.loads(storage.read_bytes(uri)))
+    return _json(storage.join(target, "report.json")) if _STORE.is_dir(target) else None
+
+
+def _json(uri: str) -> dict[str, Any] | None:
+    return dict(json.loads(_STORE.read(uri))) if _STORE.exists(uri) else None
+
+
+def _excluded(target: str) -> list[Section]:
+    """Samples of what a stage excluded; of anything else there is nothing to show."""
+    stage = _json(storage.join(target, "stage.json")) if _STORE.is_dir(target) else None
+    if stage is None:
+        return []
+    files = _excluded_files(target)
+    upstream = _upstream(target, stage["upstream"])
+    chosen = [
+        Excluded(uri=files[index].uri, table=_table(upstream, files[index].name))
+        for index in spread(len(files), EXCLUDED_FILES)
+    ]
+    report = _report(target)
+    outcomes = ("dropped", "quarantined")
+    wanted = (
+        {f"{outcome}: {name}": n for outcome in outcomes for name, n in report[outcome].items()} if report else None
+    )
+    return excluded_sections(chosen, _STORE.read, PER_REASON, wanted)
+
+
+def _excluded_files(target: str) -> list[FileEntry]:
+    """Those that list rows."""
+    try:
+        files = _STORE.list_files(StageDirectory(target, _STORE).excluded_folder, recursive=False)
+    except FileNotFoundError:  # no unit is done
+        return []
+    return [entry for entry in files if entry.size]
+
+
+def _upstream(target: str, upstream: str) -> str | None:
+    """The directory of the stage before, if it lies beside this one as it does under one root."""
+    place = storage.join(target.rstrip("/").rpartition("/")[0] or ".", upstream)
+    return place if "@" in upstream and " " not in upstream and _STORE.is_dir(place) else None
+
+
+def _table(upstream: str | None, name: str) -> str | None:
+    """The table that the unit of a file of excluded rows was read from, where it is there."""
+    uri = storage.join(upstream, name.removesuffix(".jsonl") + ".parquet") if upstream is not None else None
+    return uri if uri is not None and _STORE.exists(uri) else None

@@ -1,0 +1,24 @@
+"""The verb `realcustom serve`."""
+
+from __future__ import annotations
+
+from realcustom.pipeline.cli.options import Address, ModelOptions, SettingsOptions
+from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
+
+
+def serve(*, models: ModelOptions, given: SettingsOptions, address: Address = None) -> None:
+    """Answer POST /v1/images/generations until Ctrl-C."""
+    settings = given.resolve("serve", ("base", "adapter", "serve", "method.image_encoder"))
+    base, adapter = models.base_and_adapter(settings)
+    require_base(base)
+    if adapter is not None:
+        require_path(adapter, "--adapter", "adapter checkpoint")
+    from realcustom.pipeline.serving import serve_until_interrupted
+
+    image_encoder = image_encoder_for(adapter, models.image_encoder, settings.method.image_encoder.model)
+    serve_until_interrupted(settings.serve, base, adapter, image_encoder, address)
+
+
+VERBS = {
+    serve: ("realcustom serve", "realcustom serve --adapter adapter.safetensors --set serve.port=8080"),
+}

@@ -1,0 +1,77 @@
+"""Samples of what a stage excluded, by reason; with their pictures where a table of the stage before holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.report.page import Card, Section
+from realcustom.preprocessing.report.pictures import thumbnail
+
+SIDE = 100  # pixels of a picture's longer side
+MESSAGE = 300  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """The excluded rows of a unit."""
+
+    uri: str  # of the file that lists them
+    table: str | None  # URI of the table that was read, where it is one
+
+
+def excluded_sections(
+    files: Iterable[Excluded],
+    read: Callable[[str], bytes],
+    per_reason: int,
+    wanted: Mapping[str, int] | None = None,
+) -> list[Section]:
+    """A section for each `outcome: reason`, in order of its name, with at most `per_reason` samples.
+
+    Args:
+        read: of the files that list them.
+        wanted: how often each reason was given, where that is known: no file is read after the last sample is found.
+    """
+    samples: dict[str, list[Card]] = {}
+    for file in files:
+        chosen = _choose(read(file.uri), samples, per_reason)
+        pictures = _pictures(file.table, [entry["uid"] for entry in chosen]) if file.table and chosen else {}
+        for entry in chosen:
+            samples[_title(entry)].append(_card(entry, pictures.get(entry["uid"])))
+        if wanted and all(len(samples.get(title, [])) >= min(n, per_reason) for title, n in wanted.items()):
+            break
+    return [Section(title=title, cards=cards) for title, cards in sorted(samples.items())]
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    return f"{entry['outcome']}: {entry['reason']}"
+
+
+def _choose(lines: bytes, samples: dict[str, list[Card]], per_reason: int) -> list[dict[str, Any]]:
+    """The entries of a file whose reasons have too few samples yet; their places in `samples` are made."""
+    left: dict[str, int] = {}
+    chosen = []
+    for line in lines.splitlines():  # of bytes: text has other ends of lines too
+        entry = json.loads(line)
+        title = _title(entry)
+        left.setdefault(title, per_reason - len(samples.setdefault(title, [])))
+        if left[title] > 0:
+            left[title] -= 1
+            chosen.append(entry)
+    return chosen
+
+
+def _card(entry: Mapping[str, Any], picture: bytes | None) -> Card:
+    foot = (entry["key"], entry.get("message", "")[:MESSAGE])
+    return Card(picture=thumbnail(picture, SIDE), foot=[text for text in foot if text])
+
+
+def _pictures(table: str, uids: list[str]) -> dict[str, bytes]:
+    found = tables.read_columns(table, ["uid", "image"])
+    found = found.filter(pc.is_in(found["uid"], tables.strings(uids)))
+    return dict(zip(found["uid"].to_pylist(), found["image"].to_pylist(), strict=True))

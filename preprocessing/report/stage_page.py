@@ -1,0 +1,54 @@
+"""report.html: a stage's account with pictures of what it kept, dropped and quarantined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from realcustom import storage
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.directory import StageDirectory
+from realcustom.preprocessing.engine.unit import Unit, UnitKind
+from realcustom.preprocessing.report.excluded import SIDE, Excluded, excluded_sections
+from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
+from realcustom.preprocessing.report.pictures import thumbnail
+
+KEPT = 24  # pictures shown of what was kept
+PER_REASON = 8  # samples shown of each reason
+UNITS = 3  # that samples are taken from
+CAPTION = 160  # characters
+
+
+def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequence[Unit]) -> None:
+    """Write report.html for a stage that is complete. `units` are its input's; samples come from the first few."""
+    sampled = units[:UNITS]
+    excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in sampled]
+    page = Page(
+        title=f"{report['stage']}@{report['fingerprint']}",
+        subtitle=f"on {report['upstream']}",
+        account=account_of(report),
+        sections=[
+            Section(title="Kept", cards=_kept(directory, sampled)),
+            *excluded_sections(excluded, directory.store.read, PER_REASON),
+        ],
+    )
+    directory.store.write(storage.join(directory.uri, "report.html"), render(page))
+
+
+def _table(unit: Unit) -> str | None:
+    """Where the unit's pictures are, if it is a table of a stage's."""
+    return unit.files[0].uri if unit.kind is UnitKind.PART else None
+
+
+def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[Card]:
+    cards: list[Card] = []
+    for unit in units:
+        is_table = directory.suffix == ".parquet"  # else what was read is shown for what was written
+        uri = directory.rows_uri(unit.name) if is_table else unit.files[0].uri
+        names = tables.read_schema(uri).names
+        picture = "subject_image" if "subject_image" in names else "image"
+        words = [name for name in ("target_word", "caption", "alt_text", "key", "uid") if name in names]
+        for row in tables.read_columns(uri, [picture, *words]).slice(0, KEPT - len(cards)).to_pylist():
+            text = next((str(row[name]) for name in words if row[name]), "")
+            cards.append(Card(picture=thumbnail(row[picture], SIDE), caption=around(text[:CAPTION])))
+    return cards

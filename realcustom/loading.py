@@ -1,0 +1,24 @@
+"""What diffusers and transformers say of a model that they cannot load, as the user's mistake in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from safetensors import SafetensorError
+
+from realcustom.errors import UsageError
+
+
+@contextlib.contextmanager
+def load_refusals(kind: str, model: str) -> Iterator[None]:
+    """Within: a file that is missing or broken, or a hub that does not answer, becomes a UsageError.
+
+    Args:
+        kind: of model, for the message.
+        model: folder or hub id.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the libraries' errors about a folder or the hub are OSErrors
+        raise UsageError(f"cannot load the {kind} {model}: {error}") from error

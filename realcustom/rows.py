@@ -1,0 +1,166 @@
+"""A call becomes rows: prompts, words and subjects as the tensors that the sampler denoises together, one row an image.
+
+Letters: B rows, P prompts, U subjects, T text tokens, S image tokens, Di image width, c h w latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from realcustom.arguments import Subject, latent_size, negative_prompts
+from realcustom.base import Base, encode_negative_prompts, encode_prompts
+from realcustom.errors import UsageError
+from realcustom.image_encoder import ImageEncoder
+from realcustom.model import RealCustomModel
+from realcustom.reference import prepare_reference
+from realcustom.sampler import Rows
+from realcustom.sampling import SamplingParams
+from realcustom.settings import MethodSettings, TimeIdsOrder
+from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
+
+BLACK = b"black"
+CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps, least recently used go first
+
+
+class SubjectCache:
+    """Encoded references by the content of what the encoder is shown."""
+
+    def __init__(self) -> None:
+        self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def tokens(
+        self, subject: Subject, model: RealCustomModel, encoder: ImageEncoder, settings: MethodSettings
+    ) -> Tensor:
+        """The subject's projected tokens, (S, Di)."""
+        reference = prepare_reference(subject.image, subject.mask, settings.image_encoder)
+        key = hashlib.sha256(f"{reference.size}".encode() + reference.tobytes()).digest()
+        return self._get(key, lambda: model.project(encoder.encode(encoder.prepare(reference)[None]))[0])
+
+    def black(self, model: RealCustomModel, encoder: ImageEncoder, dtype: torch.dtype) -> Tensor:
+        """The tokens (S, Di) of a black picture, which are not zeros."""
+        return self._get(BLACK, lambda: model.project(encoder.encode_black())[0].to(dtype))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._tokens.clear()
+
+    def _get(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._tokens:
+            self._tokens[key] = make()
+        self._tokens.move_to_end(key)
+        if len(self._tokens) > CACHED_SUBJECTS:
+            self._tokens.popitem(last=False)
+        return self._tokens[key]
+
+
+def match_words(
+    base: Base, settings: MethodSettings, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
+) -> list[list[WordMatch]]:
+    """Where each subject's word stands in its prompt. Raises as `find_word`."""
+    found = []
+    for prompt, row in zip(prompts, subjects, strict=True):
+        if row and base.is_sdxl:
+            first, second = base.tokenizers
+            check_tokenizers_agree(first, second, prompt)
+        found.append([_match(base, settings, prompt, subject) for subject in row])
+    return found
+
+
+def _match(base: Base, settings: MethodSettings, prompt: str, subject: Subject) -> WordMatch:
+    words = settings.words
+    occurrence = subject.chosen_occurrence(words.occurrence)
+    return union(
+        [find_word(base.tokenizer, prompt, word, occurrence, words.plural, words.match) for word in subject.words]
+    )
+
+
+def make_rows(
+    base: Base,
+    settings: MethodSettings,
+    sampling: SamplingParams,
+    *,
+    prompts: Sequence[str],
+    subjects: Sequence[Sequence[Subject]],
+    matches: Sequence[Sequence[WordMatch]],
+    tokens: Sequence[Sequence[Tensor]],
+    black: Tensor | None,
+    latents: Tensor,
+    generators: Sequence[torch.Generator] | None,
+) -> Rows:
+    """The rows of a call, `sampling.n` for each prompt.
+
+    Args:
+        subjects, matches, tokens: of each prompt; the subjects' words as found, and their tokens (S, Di).
+        black: (S, Di), what the unconditional branch attends to, if anything.
+        latents: (B, c, h, w), at the first step's noise.
+    """
+    most, length, device = max(len(row) for row in subjects), base.tokenizer.model_max_length, base.device
+    shape = next((token.shape for row in tokens for token in row), torch.Size((0, 1)))
+    embeds = torch.zeros(len(prompts), most, *shape, device=device, dtype=base.unet.dtype)
+    words = torch.zeros(len(prompts), most, length)
+    scopes = torch.zeros(len(prompts), most, dtype=torch.float64)
+    present = torch.zeros(len(prompts), most, dtype=torch.bool, device=device)
+    for i, row in enumerate(subjects):
+        for u, subject in enumerate(row):
+            embeds[i, u], present[i, u], words[i, u] = tokens[i][u], True, word_mask(matches[i][u], length)
+            scopes[i, u] = settings.mask.influence_scope if subject.scope is None else subject.scope
+    pooled = settings.base.sdxl_pooled
+    text = encode_prompts(base, prompts, pooled)
+    given = negative_prompts(sampling.negative_prompt, len(prompts))
+    negative = encode_negative_prompts(base, given, text, pooled)
+
+    def repeated(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.repeat_interleave(sampling.n, 0)
+
+    return Rows(
+        latents=latents,
+        generators=generators,
+        prompt_embeds=repeated(text.hidden),
+        negative_prompt_embeds=repeated(negative.hidden),
+        pooled_prompt_embeds=repeated(text.pooled),
+        negative_pooled_prompt_embeds=repeated(negative.pooled),
+        time_ids=_time_ids(base, settings, latents, text.hidden),
+        words=repeated(words.to(device)),
+        image_embeds=repeated(embeds),
+        black_image_embeds=black,
+        present=repeated(present),
+        influence_scope=repeated(scopes),
+        influence_quantity=settings.tokens.influence_quantity,
+    )
+
+
+def _time_ids(base: Base, settings: MethodSettings, latents: Tensor, like: Tensor) -> Tensor | None:
+    """(B, 6): SDXL is told the picture's size, as if it had never been cropped."""
+    if not base.is_sdxl:
+        return None
+    sides = [side * base.vae_scale_factor for side in latents.shape[-2:]]
+    if settings.base.time_ids_order is TimeIdsOrder.WH_COMPAT:
+        sides.reverse()
+    return like.new_tensor([*sides, 0, 0, *sides]).expand(len(latents), -1)
+
+
+def starting_noise(
+    base: Base,
+    count: int,
+    sampling: SamplingParams,
+    generators: Sequence[torch.Generator] | None,
+    latents: Tensor | None,
+) -> Tensor:
+    """`count` noises (B, c, h, w), standard normal: `latents`, or drawn, of one generator together where all are one."""
+    size = latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor)
+    shape = (count, base.unet.config.in_channels, *size)
+    if latents is None:
+        one = generators is not None and all(generator is generators[0] for generator in generators)
+        drawn = generators[0] if one and generators is not None else generators
+        noise: Tensor = randn_tensor(shape, generator=drawn, device=base.device, dtype=base.unet.dtype)
+        return noise
+    if tuple(latents.shape) != shape:
+        raise UsageError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
+    return latents.to(base.device, base.unet.dtype)

@@ -1,0 +1,116 @@
+"""What a call may set of how its images are drawn: the one spelling, with each knob's range and help.
+
+The library's call, the verb `generate`, the HTTP schema and the engine are made from these fields. A new knob is a field
+here, an argument of `RealCustomPipeline.__call__`, and its use. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from realcustom.errors import UsageError
+from realcustom.settings import Never
+
+MAX_SEED = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
+
+
+def _knob(help: str, *, ge: float | None = None, le: float | None = None, section: str | None = None) -> dict[str, Any]:
+    """Metadata of a field of `SamplingParams`.
+
+    Args:
+        help: what it does, as a part of a sentence.
+        ge, le: smallest and largest value.
+        section: of MethodSettings, where it takes the place of the setting that has its name.
+    """
+    return {"help": help, "ge": ge, "le": le, "section": section}
+
+
+_WEIGHT: dict[str, Any] = {"ge": 0.0, "le": 1000.0, "section": "guidance"}
+_N = _knob("images; image i is drawn from seed + i", ge=1)
+_SEED = _knob("drawn at random and returned if left out", ge=0, le=MAX_SEED)
+_SIDE = _knob("pixels", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Knobs of one call. None = as the adapter's settings say (sizes: as the base model; seed: drawn at random).
+
+    A union's first type is what the command line and HTTP take; the others are the library's alone.
+    """
+
+    n: int = field(default=1, metadata=_N)
+    seed: int | None = field(default=None, metadata=_SEED)
+    width: int | None = field(default=None, metadata=_SIDE)
+    height: int | None = field(default=None, metadata=_SIDE)
+    negative_prompt: str | Sequence[str] | None = field(
+        default=None, metadata=_knob("what the picture should not show")
+    )
+    num_inference_steps: int | None = field(default=None, metadata=_knob("denoising steps", ge=1, section="sampler"))
+    guidance_scale: float | None = field(default=None, metadata=_knob("weight of the text", **_WEIGHT))
+    subject_guidance_scale: float | None = field(default=None, metadata=_knob("weight of the subject", **_WEIGHT))
+    influence_scope: float | None = field(
+        default=None, metadata=_knob("part of the picture a subject may act on", ge=0.0, le=1.0, section="mask")
+    )
+    influence_quantity: float | None = field(
+        default=None, metadata=_knob("part of a subject's features that act", ge=0.0, le=1.0, section="tokens")
+    )
+    mask_reuse_after: int | Never | None = field(
+        default=None, metadata=_knob("steps with a fresh mask; then the last one stays", ge=0, section="mask")
+    )
+    use_mask: bool = field(default=True, metadata=_knob("false: the subject acts everywhere (for comparison)"))
+    return_masks: bool = field(
+        default=False, metadata=_knob("the influence mask of every subject and step, in the answer")
+    )
+
+    def check(self) -> None:
+        """Raise UsageError for a number that is out of its range, or none."""
+        for knob in KNOBS:
+            knob.check(getattr(self, knob.name))
+
+    def given(self, section: str) -> dict[str, Any]:
+        """The knobs that take the place of settings in a section of MethodSettings."""
+        values = {knob.name: getattr(self, knob.name) for knob in KNOBS if knob.section == section}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """A field of `SamplingParams` as a face shows it: an option of the command line, a property of the HTTP schema."""
+
+    name: str
+    type: type  # bool, int, float or str
+    optional: bool  # None = as the adapter's settings say
+    default: Any
+    help: str
+    ge: float | None
+    le: float | None
+    section: str | None
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError for a number out of range, or one that is not a number."""
+        if value is None or isinstance(value, enum.Enum):
+            return
+        if self.ge is not None and self.le is not None and not self.ge <= value <= self.le:
+            raise UsageError(f"{self.name} must lie in {self.ge:g} to {self.le:g}, got {value}")
+        if self.ge is not None and not value >= self.ge:
+            raise UsageError(f"{self.name} must be at least {self.ge:g}, got {value}")
+
+
+def _knobs() -> tuple[Knob, ...]:
+    hints = typing.get_type_hints(SamplingParams)
+    return tuple(_knob_of(field, hints[field.name]) for field in dataclasses.fields(SamplingParams))
+
+
+def _knob_of(field: dataclasses.Field[Any], hint: Any) -> Knob:
+    types = typing.get_args(hint) or (hint,)
+    return Knob(
+        name=field.name, type=types[0], optional=type(None) in types, default=field.default, **dict(field.metadata)
+    )
+
+
+KNOBS = _knobs()
