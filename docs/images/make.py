@@ -55,12 +55,12 @@ def _left(column: int) -> int:
 
 
 def asked(
-    pipeline: RealCustomPipeline, case: Case, prompt: str, count: int = 1, **options: object
+    pipeline: RealCustomPipeline, case: Case, prompt: str, count: int = 1, use_mask: bool = True
 ) -> list[Image.Image]:
     """Images of a prompt with the case's subject, from the case's seed on."""
     subject = Subject(image=case.reference, word=case.target_word)
     generators = [torch.Generator().manual_seed(case.seed + i) for i in range(count)]
-    images = pipeline(prompt, [subject], generator=generators, num_images_per_prompt=count, **options).images
+    images = pipeline(prompt, [subject], generator=generators, num_images_per_prompt=count, use_mask=use_mask).images
     assert isinstance(images, list)
     return images
 
