@@ -19,7 +19,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from docs import settings
+from docs import settings_reference
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.errors import DataFault
@@ -192,7 +192,9 @@ def test_every_section_that_a_page_links_to_is_there() -> None:
 
 
 def test_the_reference_of_settings_is_that_of_the_dataclasses() -> None:
-    assert settings.PAGE.read_text() == settings.page(), "out of date: run `python docs/settings.py`"
+    assert settings_reference.PAGE.read_text() == settings_reference.page(), (
+        "out of date: run `python docs/settings_reference.py`"
+    )
 
 
 def test_every_fault_is_explained() -> None:

@@ -1,4 +1,4 @@
-"""Write docs/settings.md, the reference of all settings, from the dataclasses: `python docs/settings.py`.
+"""Write docs/settings.md, the reference of all settings, from the dataclasses: `python docs/settings_reference.py`.
 
 A field's description is the comment at its line, else the comment lines above it. If those are a sentence, with a full
 stop, they also describe the fields below, up to one that has its own.
@@ -23,10 +23,10 @@ import yaml
 from realcustom.config import to_dict
 from realcustom.pipeline.recipes import RunSettings
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-Made by `python docs/settings.py` from the dataclasses. Do not edit it by hand.
+Made by `python docs/settings_reference.py` from the dataclasses. Do not edit it by hand.
 
 `NAME` in the section `a.b` is given as `--set a.b.NAME=VALUE` or in a `--config` file ([configuration](configuration.md)).
 The defaults are the dataclasses'; a recipe sets some of them (`--print-config` shows what a command would run with).
