@@ -17,17 +17,18 @@ quickstart:  ## make an environment, install what the run needs, and show the wh
 	@infra/install.sh "$(PYTHON)" "$(VENV)"
 	@"$(VENV)/bin/realcustom" quickstart $(ARGS)
 
-test: environment  ## the fast test suite
+test: environment  ## the fast test suite; ARGS=--cov: with coverage
 	@"$(VENV)/bin/python" -m pytest $(ARGS)
 
 check: environment  ## lint, format and types
 	@"$(VENV)/bin/python" -m ruff check .
 	@"$(VENV)/bin/python" -m ruff format --check .
-	@"$(VENV)/bin/python" -m mypy $(PACKAGES)
+	@"$(VENV)/bin/python" -m mypy
+	@"$(VENV)/bin/basedpyright" --pythonpath "$(VENV)/bin/python" --warnings
 
 environment:  ## the environment that tests and checks need
 	@infra/install.sh "$(PYTHON)" "$(VENV)" dev
 
 clean:  ## remove the environment, caches and build files; outputs/ stays
-	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	find $(PACKAGES) tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ does what it says: it is read from the page and run."""
+"""Every command of the README and of docs/ does what it says: it is read from the page and run. References are current."""
 
 from __future__ import annotations
 
@@ -19,23 +19,31 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
+from docs import settings_reference
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.pipeline.cli.main import run
+from realcustom.preprocessing.errors import DataFault
 from realcustom.record import check_schema
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from tests.support.picture_server import served
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("realcustom", "preprocessing", "training", "inference", "evaluation", "pipeline", "sprites")
+MODULE = "python -m realcustom."
 # What makes training short; a command stays the page's own otherwise.
 SHORT = ("train.steps=2", "train.batch_size=4", "train.warmup=0", "train.sample_records=1", "train.sample_steps=2")
 
 
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 def commands(page: Path) -> list[str]:
-    """The lines of a page's bash blocks that begin with `realcustom`, without their comments."""
+    """The lines of a page's bash blocks that begin with `realcustom`, or run a module of ours, without their comments."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition(" # ")[0].strip() for line in lines if line.startswith("realcustom ")]
+    return [line.partition(" # ")[0].strip() for line in lines if line.startswith(("realcustom ", MODULE))]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +73,8 @@ def arguments_of(command: str) -> tuple[list[str], str | None]:
 
 def test_there_are_commands_to_run() -> None:
     assert len(commands(ROOT / "README.md")) >= 10
-    assert {page.name for page in PAGES if commands(page)} >= {"README.md", "configuration.md", "preprocessing.md"}
+    pages = {name_of(page) for page in PAGES if commands(page)}
+    assert pages >= {"README.md", "docs/configuration.md", "docs/preprocessing/tutorial.md"}
 
 
 def test_the_methods_equations_stand_beside_the_code_that_is_there() -> None:
@@ -76,7 +85,7 @@ def test_the_methods_equations_stand_beside_the_code_that_is_there() -> None:
         assert code in (ROOT / name).read_text(), f"{name} no longer has:\n{code}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_of_a_page_run(
     ray_cluster: str,
     place: Path,
@@ -88,6 +97,9 @@ def test_the_commands_of_a_page_run(
     for command in commands(page):
         if command.startswith(("realcustom serve", "realcustom quickstart")):
             continue  # below, and tests/pipeline/test_quickstart.py
+        if command.startswith(MODULE):
+            subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+            continue
         arguments, target = arguments_of(command)
         capfd.readouterr()
         status = run(arguments)
@@ -165,8 +177,42 @@ def test_every_file_that_a_page_names_is_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http") and not (page.parent / target).exists():
-                missing.append(f"{page.name}: {target}")
+                missing.append(f"{name_of(page)}: {target}")
     assert missing == []
+
+
+def test_every_section_that_a_page_links_to_is_there() -> None:
+    missing = []
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.MULTILINE)
+            if anchor not in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}:
+                missing.append(f"{name_of(page)}: {target}#{anchor}")
+    assert missing == []
+
+
+def test_the_reference_of_settings_is_that_of_the_dataclasses() -> None:
+    assert settings_reference.PAGE.read_text() == settings_reference.page(), (
+        "out of date: run `python docs/settings_reference.py`"
+    )
+
+
+def test_every_fault_is_explained() -> None:
+    page = (ROOT / "docs" / "preprocessing" / "reasons.md").read_text()
+    assert [fault.value for fault in DataFault if f"`{fault.value}`" not in page] == []
+
+
+def test_the_architecture_lists_the_files_that_are_there() -> None:
+    listing = (ROOT / "docs" / "architecture.md").read_text().partition("## Files")[2].split("```")[1]
+    listed, folder = set(), ""
+    for line in listing.strip().splitlines():
+        name = line.split()[0]
+        if line.startswith(" "):
+            listed.add(folder + name)
+        else:
+            folder = name
+    files = {path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert listed == {file for file in files if not file.endswith("__init__.py")}
 
 
 def test_the_library_example_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +54,13 @@ def _left(column: int) -> int:
     return GAP + column * (SIDE + GAP) + (GAP if column else 0)
 
 
-def asked(pipeline: RealCustomPipeline, case: Case, prompt: str, count: int = 1, **options: Any) -> list[Image.Image]:
+def asked(
+    pipeline: RealCustomPipeline, case: Case, prompt: str, count: int = 1, use_mask: bool = True
+) -> list[Image.Image]:
     """Images of a prompt with the case's subject, from the case's seed on."""
     subject = Subject(image=case.reference, word=case.target_word)
     generators = [torch.Generator().manual_seed(case.seed + i) for i in range(count)]
-    images = pipeline(prompt, [subject], generator=generators, num_images_per_prompt=count, **options).images
+    images = pipeline(prompt, [subject], generator=generators, num_images_per_prompt=count, use_mask=use_mask).images
     assert isinstance(images, list)
     return images
 
