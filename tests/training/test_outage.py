@@ -146,7 +146,7 @@ def test_a_store_that_is_not_there_at_the_start_is_said_within_seconds(
         monkeypatch.setenv(f"AWS_{name}", value)
     start = time.monotonic()
     with pytest.raises(StorageRefused, match="nothing answers at the store's address"):
-        fit(world, **{"output": str(tmp_path), argument: f"s3://bucket/{argument}"})
+        fit(world, **{"output": str(tmp_path), argument: f"s3://bucket/{argument}"})  # type: ignore[arg-type]
     assert time.monotonic() - start < 15
 
 
