@@ -80,7 +80,18 @@ def test_a_bug_while_drawing_keeps_its_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(SubjectCache, "tokens", bug)
-    arguments = ["generate", "--prompt", "a toy", "--image", photo, "--word", "toy", *tiny_models.options, "--steps", "1"]
+    arguments = [
+        "generate",
+        "--prompt",
+        "a toy",
+        "--image",
+        photo,
+        "--word",
+        "toy",
+        *tiny_models.options,
+        "--steps",
+        "1",
+    ]
     with pytest.raises(kind) as caught:
         run([*arguments, "--output", str(tmp_path / "out")])
     assert not isinstance(caught.value, UsageError) and bug.__name__ in planted(caught.value)
