@@ -55,7 +55,7 @@ from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SCORE, SU
 from realcustom.preprocessing.engine.fingerprint import identities_of
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
-from realcustom.preprocessing.engine.worker import Job, TableStage, TableWork, load_work
+from realcustom.preprocessing.engine.worker import StageJob, TableStage, TableWork, load_work
 from realcustom.preprocessing.run import check_stage
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
@@ -125,7 +125,7 @@ def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
         *_, source = run_stages([stage], source, str(folder / "stages"), sprites(), local=True)
 
 
-def job_of(stage: Stage, batch_size: int) -> Job:
+def job_of(stage: Stage, batch_size: int) -> StageJob:
     """What a worker of the sprites recipe is given, at another batch size."""
     run = sprites()
     section = dataclasses.replace(getattr(run.preprocess, stage.name), batch_size=batch_size)

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class GenerationJob:
     """A request, checked and decoded."""
 
     prompt: str
@@ -58,7 +58,7 @@ class Generation:
 class Ticket:
     """A job's place in the engine: its result to come, and the way to give it up."""
 
-    def __init__(self, job: Job, deadline: float) -> None:
+    def __init__(self, job: GenerationJob, deadline: float) -> None:
         self.job = job
         self.deadline = deadline  # time.monotonic() seconds
         self.future: Future[Generation] = Future()
@@ -120,7 +120,7 @@ class Engine:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
 
-    def check(self, job: Job) -> None:
+    def check(self, job: GenerationJob) -> None:
         """What would be refused when the job's turn comes is refused now. Raises RequestError; any thread may call."""
         if job.subjects and self.pipeline.image_encoder is None:
             raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
@@ -140,7 +140,7 @@ class Engine:
             if side is not None and side % factor:
                 raise RequestError(f"size: the {name} must be a multiple of {factor} pixels, got {side}", "size")
 
-    def submit(self, job: Job) -> Ticket:
+    def submit(self, job: GenerationJob) -> Ticket:
         """Queue `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed."""
         ticket = Ticket(job, time.monotonic() + self.deadline_seconds)
         with self._changed:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from realcustom.diffusion_pipeline import Subject
 from realcustom.errors import UsageError
-from realcustom.inference.engine import Engine, Generation, Job
+from realcustom.inference.engine import Engine, Generation, GenerationJob
 from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
 from realcustom.inference.schema import (
@@ -119,7 +119,7 @@ class Service:
             ticket.cancel()  # without effect on a job that is done
         return await asyncio.to_thread(_response, generation, engine.adapter["sha256"] if engine.adapter else None)
 
-    def _job(self, request: ImagesRequest) -> Job:
+    def _job(self, request: ImagesRequest) -> GenerationJob:
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
         pictures = [picture for subject in subjects for picture in (subject.image, subject.mask) if picture is not None]
         pixels = sum(picture.width * picture.height for picture in pictures)
@@ -132,7 +132,7 @@ class Service:
         if sampling.seed is None:
             seed = random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
             sampling = dataclasses.replace(sampling, seed=seed)
-        return Job(prompt=request.prompt, subjects=subjects, sampling=sampling)
+        return GenerationJob(prompt=request.prompt, subjects=subjects, sampling=sampling)
 
     def _subject(self, subject: SubjectRequest, index: int) -> Subject:
         image = decode_image(subject.image, self._limits, f"subjects[{index}].image")

@@ -18,7 +18,7 @@ from realcustom.preprocessing.engine.executors import Executor
 from realcustom.preprocessing.engine.model_check import check_weights
 from realcustom.preprocessing.engine.stage import ModelSetting, Prepared, Stage, StageInput
 from realcustom.preprocessing.engine.unit import identity_of
-from realcustom.preprocessing.engine.worker import Job, SourceWork, TableWork, Work
+from realcustom.preprocessing.engine.worker import SourceWork, StageJob, TableWork, Work
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.url_units import share_hosts
 from realcustom.preprocessing.settings import JUDGED, PreprocessSettings
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # ingest
 
 
-def _load_ingest(job: Job) -> Work:
+def _load_ingest(job: StageJob) -> Work:
     from realcustom.preprocessing.ingest.stage import Ingest
 
     return SourceWork(Ingest(job.settings.ingest, job.store))
@@ -44,7 +44,7 @@ def _describe_ingest(description: dict[str, Any], settings: PreprocessSettings, 
     parameters.pop("download")  # how, not what
 
 
-def _check_tables(job: Job, source: StageInput) -> None:
+def _check_tables(job: StageJob, source: StageInput) -> None:
     from realcustom.preprocessing.ingest.corpus import check_tables
 
     check_tables(source.units, job.settings.ingest, job.store)
@@ -65,7 +65,7 @@ INGEST = Stage(
 # score
 
 
-def _load_score(job: Job) -> Work:
+def _load_score(job: StageJob) -> Work:
     from realcustom.preprocessing.score.stage import Score
 
     return TableWork(Score(job.settings.score, job.models, job.runtime()))
@@ -95,7 +95,7 @@ SCORE = Stage(
 # select
 
 
-def _load_select(job: Job) -> Work:
+def _load_select(job: StageJob) -> Work:
     from realcustom.preprocessing.select.stage import Select
 
     return TableWork(Select(job.settings.select, job.store))
@@ -117,13 +117,13 @@ def _content(folder: str) -> str:
     return identity_of([[entry.name, entry.size, entry.version] for entry in storage.list_files(folder)])
 
 
-def _check_scores(job: Job, source: StageInput) -> None:
+def _check_scores(job: StageJob, source: StageInput) -> None:
     from realcustom.preprocessing.select.thresholds import check_scores
 
     check_scores(job.settings.select, source.description)
 
 
-def _find_copies(job: Job, source: StageInput, executor: Executor) -> Prepared:
+def _find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepared:
     from realcustom.preprocessing.select.search import find_copies
 
     return find_copies(job, source, executor)
@@ -145,7 +145,7 @@ SELECT = Stage(
 # caption
 
 
-def _load_caption(job: Job) -> Work:
+def _load_caption(job: StageJob) -> Work:
     from realcustom.preprocessing.caption.stage import Caption
 
     return TableWork(Caption(job.settings.caption, job.store.retries, job.models, job.runtime()))
@@ -159,7 +159,7 @@ def _describe_caption(description: dict[str, Any], settings: PreprocessSettings,
         parameters.pop("batch_size")
 
 
-def _ask_endpoint(job: Job) -> None:
+def _ask_endpoint(job: StageJob) -> None:
     if job.settings.caption.endpoint.url is not None:
         from realcustom.preprocessing.caption.endpoint import EndpointCaptioner  # an HTTP client only where one is used
 
@@ -182,7 +182,7 @@ CAPTION = Stage(
 # subjects
 
 
-def _load_subjects(job: Job) -> Work:
+def _load_subjects(job: StageJob) -> Work:
     from realcustom.preprocessing.subjects.stage import Subjects
 
     runtime = job.runtime()
@@ -212,7 +212,7 @@ SUBJECTS = Stage(
 # encode
 
 
-def _load_encode(job: Job) -> Work:
+def _load_encode(job: StageJob) -> Work:
     from realcustom.preprocessing.encode import Encode
 
     assert job.method is not None, "checked with the settings"
@@ -266,7 +266,7 @@ ENCODE = Stage(
 # export
 
 
-def _load_export(job: Job) -> Work:
+def _load_export(job: StageJob) -> Work:
     from realcustom.preprocessing.export import Export
 
     return TableWork(Export(job.settings.export))

@@ -22,7 +22,7 @@ from realcustom.preprocessing.engine.plan import Plan, make_plan
 from realcustom.preprocessing.engine.progress import Progress
 from realcustom.preprocessing.engine.stage import Prepared, Stage, StageInput
 from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import TooManyErrors
 from realcustom.preprocessing.inputs import open_input
 from realcustom.preprocessing.report.report import make_report, write_report
@@ -145,7 +145,7 @@ def _check_places(stage: Stage, input: str, output: str, settings: PreprocessSet
 
 def _make_job(
     stage: Stage, source: StageInput, output: str, settings: PreprocessSettings, method: MethodSettings | None
-) -> tuple[Job, dict[str, Any]]:
+) -> tuple[StageJob, dict[str, Any]]:
     """The job and the description (stage.json) of its directory."""
     models = identities_of(stage, settings)
     description = describe(stage, settings, source.upstream, models, method)
@@ -156,7 +156,7 @@ def _make_job(
 
 def _prepare(
     stage: Stage,
-    job: Job,
+    job: StageJob,
     source: StageInput,
     description: dict[str, Any],
     directory: StageDirectory,
@@ -196,7 +196,7 @@ def _clear(name: str, directory: StageDirectory, plan: Plan, todo: Sequence[Unit
 
 
 def _run_units(
-    job: Job, todo: Sequence[Unit], directory: StageDirectory, plan: Plan, executor: Executor, progress: Progress
+    job: StageJob, todo: Sequence[Unit], directory: StageDirectory, plan: Plan, executor: Executor, progress: Progress
 ) -> tuple[Counts, list[float]]:
     """Run what is to do; the counts of all units, and when each one ended (the first: when the work began)."""
     total = Counts()

@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer, get_device
 from realcustom import log, storage
 from realcustom.errors import UsageError
 from realcustom.machine import available_cores
-from realcustom.training.job import Job
+from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Failures:
         return self._kept
 
 
-def run_distributed(job: Job) -> None:
+def run_distributed(job: TrainingJob) -> None:
     """Train `job` with `settings.num_workers` workers on the cluster that this process is connected to.
 
     Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or for what the machine did
@@ -131,7 +131,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         ray.get(failures.report.remote(failure))
 
 
-def _train(job: Job) -> Failure | None:
+def _train(job: TrainingJob) -> Failure | None:
     """A worker's whole work. Returns a failure that all workers meet alike, so that all of them return."""
     from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
 

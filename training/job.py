@@ -11,7 +11,7 @@ from realcustom.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """What to train, on what, and where the result goes."""
 
     records: str

@@ -27,7 +27,7 @@ from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
 from realcustom.store import Store, check_readable, check_writable
 from realcustom.training.data import open_index, split
-from realcustom.training.job import Job
+from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
 from realcustom.training.metrics import read_rows
 from realcustom.training.settings import OPERATIONAL, TrainSettings
@@ -105,7 +105,7 @@ def _make_job(
     method: MethodSettings,
     settings: TrainSettings,
     initial_adapter: str | None,
-) -> Job:
+) -> TrainingJob:
     store = Store(settings.retries)
     index = open_index(records, store)
     described, reported = (store.exists(storage.join(records, name)) for name in ("stage.json", "report.json"))
@@ -130,7 +130,7 @@ def _make_job(
         "train": decisive,
     }
     _check_same_run(storage.join(output, "settings.yaml"), resolved, store)
-    return Job(
+    return TrainingJob(
         records=_absolute(records),
         output=output,
         base=base,
@@ -168,7 +168,7 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _finished(job: Job) -> TrainResult | None:
+def _finished(job: TrainingJob) -> TrainResult | None:
     store = Store(job.settings.retries)
     result_uri, adapter_uri = (storage.join(job.output, name) for name in ("result.json", "adapter.safetensors"))
     if not store.exists(result_uri) or not store.exists(adapter_uri):
@@ -187,7 +187,7 @@ def _finished(job: Job) -> TrainResult | None:
     )
 
 
-def _run_local(job: Job) -> None:
+def _run_local(job: TrainingJob) -> None:
     from realcustom.training.worker import Worker
 
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")

@@ -23,7 +23,7 @@ from realcustom.training.checkpoints import Checkpoint, list_checkpoints, load_c
 from realcustom.training.data import DataOrder, Views, open_index, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Kind
-from realcustom.training.job import Job
+from realcustom.training.job import TrainingJob
 from realcustom.training.loop import StepResult, Trainer, World
 from realcustom.training.metrics import Metrics
 from realcustom.training.objective import Objective
@@ -42,7 +42,7 @@ IDLE: dict[Fusion | Projector, tuple[str, ...]] = {
 class Worker:
     """One worker's models, data and place in the run."""
 
-    def __init__(self, job: Job, world: World) -> None:
+    def __init__(self, job: TrainingJob, world: World) -> None:
         """Load everything and continue from the latest checkpoint, if there is one.
 
         Raises UsageError where a part of the job cannot be used.

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.directory import to_json_bytes
-from realcustom.preprocessing.engine.worker import Job, ModelStage, TableWork, load_work
+from realcustom.preprocessing.engine.worker import ModelStage, StageJob, TableWork, load_work
 from realcustom.preprocessing.settings import BatchSize, Device, PreprocessSettings
 
 
-def is_auto(job: Job) -> bool:
+def is_auto(job: StageJob) -> bool:
     """Whether the job's models wait for a batch size."""
     return bool(job.models) and job.section.batch_size is BatchSize.AUTO
 
 
-def fix_batch_size(job: Job, output: str, probe: Callable[[Job], int]) -> PreprocessSettings:
+def fix_batch_size(job: StageJob, output: str, probe: Callable[[StageJob], int]) -> PreprocessSettings:
     """The settings with a number instead of `auto`: the one that is written down below `output`, else `probe`'s."""
     store = job.store
     uri = storage.join(output, "probes", f"{posixpath.basename(job.directory)}.json")
@@ -37,7 +37,7 @@ def fix_batch_size(job: Job, output: str, probe: Callable[[Job], int]) -> Prepro
     return dataclasses.replace(job.settings, **{job.name: section})
 
 
-def probe(job: Job) -> int:
+def probe(job: StageJob) -> int:
     """Load the models here and find the batch size. Raises UsageError where not even one picture fits."""
     import torch  # where models run
 
@@ -61,7 +61,7 @@ def probe(job: Job) -> int:
     )
 
 
-def probe_on_worker(job: Job) -> int:
+def probe_on_worker(job: StageJob) -> int:
     """`probe` on a worker of the Ray that is connected, one like those that will run the units."""
     import ray
 

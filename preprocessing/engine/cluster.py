@@ -9,11 +9,11 @@ import ray
 
 from realcustom.machine import available_cores
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.settings import Device
 
 
-def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
+def fit_to_cluster(job: StageJob, units: Sequence[Unit]) -> tuple[StageJob, list[str]]:
     """The job with what its workers share divided among them; and what the user should know."""
     notes = [lack] if (lack := _lacking(job)) is not None else []
     if job.share is None or not units:
@@ -22,7 +22,7 @@ def fit_to_cluster(job: Job, units: Sequence[Unit]) -> tuple[Job, list[str]]:
     return shared, [*notes, *more]
 
 
-def task_limit(job: Job) -> int | None:
+def task_limit(job: StageJob) -> int | None:
     """Tasks at a time of a stage without models, each of one CPU; None: as many as the cluster's CPUs allow.
 
     `execution.workers`; else, where Ray is this machine alone, its cores. An embedded Ray declares more CPUs than there
@@ -36,13 +36,13 @@ def task_limit(job: Job) -> int | None:
     return available_cores() if alone else None
 
 
-def task_workers(job: Job, units: Sequence[Unit]) -> int:
+def task_workers(job: StageJob, units: Sequence[Unit]) -> int:
     """How many workers the tasks of a stage without models have, by what the cluster is now."""
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     return min(task_limit(job) or cpus, cpus, len(units))
 
 
-def _lacking(job: Job) -> str | None:
+def _lacking(job: StageJob) -> str | None:
     """That no node has what a worker with models needs; Ray waits for one without a word, as an autoscaler may add it."""
     if not job.models:
         return None

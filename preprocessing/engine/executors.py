@@ -10,7 +10,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.batch_size import probe, probe_on_worker
 from realcustom.preprocessing.engine.model_check import check_loading
 from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import Job, Processor, commit_unit, read_unit
+from realcustom.preprocessing.engine.worker import Processor, StageJob, commit_unit, read_unit
 
 logger = logging.getLogger(__name__)
 
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 class Executor(Protocol):
     """Runs the units of a job."""
 
-    def check(self, job: Job) -> None:
+    def check(self, job: StageJob) -> None:
         """Raise UsageError, naming them, if the job's models cannot be loaded."""
         ...
 
-    def probe(self, job: Job) -> int:
+    def probe(self, job: StageJob) -> int:
         """The largest batch that fits where units are to run."""
         ...
 
-    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
         """Process and commit units; the counts of each as it is done."""
         ...
 
@@ -35,20 +35,20 @@ class InProcess:
     """Units one after the other in this process: for a few pictures, tests, previews and notebooks."""
 
     def __init__(self) -> None:
-        self._loaded: tuple[Job, Processor] | None = None  # by `check`: models are loaded once
+        self._loaded: tuple[StageJob, Processor] | None = None  # by `check`: models are loaded once
 
-    def check(self, job: Job) -> None:
+    def check(self, job: StageJob) -> None:
         """Load the models for good."""
         if job.models:
             processor = Processor(job)
             processor.load()
             self._loaded = (job, processor)
 
-    def probe(self, job: Job) -> int:
+    def probe(self, job: StageJob) -> int:
         """The largest batch that fits here."""
         return probe(job)
 
-    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
         """Process and commit units here."""
         loaded, self._loaded = self._loaded, None
         processor = loaded[1] if loaded is not None and loaded[0] == job else Processor(job)
@@ -69,12 +69,12 @@ class OnRay:
         self._start = start
         self._ready = False
 
-    def check(self, job: Job) -> None:
+    def check(self, job: StageJob) -> None:
         """Build the models without their weights: whether a worker could load them is known in seconds."""
         if job.models and job.loads_without_weights:
             check_loading(job)
 
-    def probe(self, job: Job) -> int:
+    def probe(self, job: StageJob) -> int:
         """The largest batch that fits a worker."""
         self.check(job)
         self._connect()
@@ -83,7 +83,7 @@ class OnRay:
         _tell(job, fit_to_cluster(job, ())[1])
         return probe_on_worker(job)
 
-    def run(self, job: Job, units: Sequence[Unit]) -> Iterator[Counts]:
+    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
         """Process and commit units on workers."""
         if not units:
             return
@@ -107,6 +107,6 @@ class OnRay:
         self._ready = True
 
 
-def _tell(job: Job, notes: Sequence[str]) -> None:
+def _tell(job: StageJob, notes: Sequence[str]) -> None:
     for note in notes:
         logger.warning("%s: %s", job.name, note)

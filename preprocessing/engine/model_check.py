@@ -10,7 +10,7 @@ from pathlib import Path
 from realcustom.errors import UsageError
 from realcustom.identity import split_models, split_revision
 from realcustom.preprocessing.engine.stage import ModelSetting, Stage
-from realcustom.preprocessing.engine.worker import Job, load_work
+from realcustom.preprocessing.engine.worker import StageJob, load_work
 from realcustom.preprocessing.settings import PreprocessSettings
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -32,7 +32,7 @@ def check_models(stage: Stage, settings: PreprocessSettings) -> None:
                 _check_config(model, _hub_config(model, setting), setting, wanted)
 
 
-def check_loading(job: Job) -> None:
+def check_loading(job: StageJob) -> None:
     """Raise UsageError, naming them, if the job's models cannot be loaded; their weights are not read, so in seconds.
 
     Models of the hub whose weights are not on this machine are left to the worker that loads them.

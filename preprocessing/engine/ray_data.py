@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.cluster import task_limit
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
-from realcustom.preprocessing.engine.worker import Job, Processor, commit_unit, read_unit
+from realcustom.preprocessing.engine.worker import Processor, StageJob, commit_unit, read_unit
 from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.settings import Device
@@ -33,7 +33,7 @@ class RemoteTrace(Exception):
         return f'\n"""\n{self.args[0]}"""'
 
 
-def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
+def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     """Process and commit all units on the Ray that is connected; the counts of each as it is done.
 
     Raises:
@@ -54,7 +54,7 @@ def run_units(job: Job, units: tuple[Unit, ...]) -> Iterator[Counts]:
         yield Counts.from_dict(json.loads(row["counts"]))
 
 
-def _with_models(dataset: ray.data.Dataset, job: Job, deaths: ActorHandle) -> ray.data.Dataset:
+def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle) -> ray.data.Dataset:
     compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
     # other num_cpus than the actors': equal ones would be fused, and reading would wait for the model
     reading = _counted("read", _reading(job), deaths, limit)
@@ -72,7 +72,7 @@ def _with_models(dataset: ray.data.Dataset, job: Job, deaths: ActorHandle) -> ra
     return dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
 
 
-def _without_models(dataset: ray.data.Dataset, job: Job, deaths: ActorHandle, units: int) -> ray.data.Dataset:
+def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: int) -> ray.data.Dataset:
     most = task_limit(job)
     return dataset.map_batches(
         _counted("whole", _whole(job), deaths, job.settings.execution.max_worker_deaths),
@@ -86,7 +86,7 @@ def _without_models(dataset: ray.data.Dataset, job: Job, deaths: ActorHandle, un
 class _ModelWorker:
     """An actor that holds a stage's models."""
 
-    def __init__(self, job: Job, deaths: ActorHandle, limit: int):
+    def __init__(self, job: StageJob, deaths: ActorHandle, limit: int):
         self._processor = Processor(job)
         self._work = _counted("model", self._process, deaths, limit)
 
@@ -119,7 +119,7 @@ def _counted(operator: str, work: _Operator, deaths: ActorHandle, limit: int) ->
     return run
 
 
-def _reading(job: Job) -> _Operator:
+def _reading(job: StageJob) -> _Operator:
     def read(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
         return _guarded(batch, lambda: _row(unit.to_json(), rows=read_unit(job, unit)))
@@ -127,7 +127,7 @@ def _reading(job: Job) -> _Operator:
     return read
 
 
-def _committing(job: Job) -> _Operator:
+def _committing(job: StageJob) -> _Operator:
     def commit(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
         counts = batch["counts"][0].as_py()
@@ -142,7 +142,7 @@ def _committing(job: Job) -> _Operator:
     return commit
 
 
-def _whole(job: Job) -> _Operator:
+def _whole(job: StageJob) -> _Operator:
     def run(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
 

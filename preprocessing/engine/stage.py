@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.engine.worker import Job, Work
+from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.store import Store
 
@@ -62,7 +62,7 @@ class Stage:
     name: str
     help: str  # one sentence for the command line
     version: int  # raised when its code is changed so that its output changes (tests/preprocessing/golden.json)
-    load: Callable[[Job], Work]  # the work, made where it runs: imports what it needs, loads models
+    load: Callable[[StageJob], Work]  # the work, made where it runs: imports what it needs, loads models
     reads: tuple[str, ...] = ()  # names of the stages whose output it can read, the usual one first; none: a source
     needs: tuple[pa.Field, ...] = ()  # columns of a user's own table
     models: tuple[ModelSetting, ...] = ()
@@ -74,13 +74,13 @@ class Stage:
     # Of a source: lists the units at a URI.
     open_source: Callable[[str, PreprocessSettings, Store], StageInput] | None = None
     # Raises UsageError for an input that does not fit, before anything is written.
-    check_input: Callable[[Job, StageInput], None] | None = None
+    check_input: Callable[[StageJob, StageInput], None] | None = None
     # Raises UsageError for what the work depends on and is not there; asked only where there is work to do.
-    check_services: Callable[[Job], None] | None = None
+    check_services: Callable[[StageJob], None] | None = None
     # A phase over all units before any of them is processed.
-    prepare: Callable[[Job, StageInput, Executor], Prepared] | None = None
+    prepare: Callable[[StageJob, StageInput, Executor], Prepared] | None = None
     # The job with what its workers have to share divided among so many of them, and what the user should know of it.
-    share: Callable[[Job, Sequence[Unit], int], tuple[Job, list[str]]] | None = None
+    share: Callable[[StageJob, Sequence[Unit], int], tuple[StageJob, list[str]]] | None = None
 
     def section(self, settings: PreprocessSettings) -> Any:
         """The stage's own settings."""
@@ -92,9 +92,9 @@ class Stage:
         directory: str,
         models: dict[str, str] | None = None,
         method: MethodSettings | None = None,
-    ) -> Job:
+    ) -> StageJob:
         """What its workers are told. `models`: setting -> identity; `directory`: that units are committed to."""
-        return Job(
+        return StageJob(
             name=self.name,
             load=self.load,
             settings=settings,

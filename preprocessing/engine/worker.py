@@ -49,11 +49,11 @@ class ModelStage(TableStage, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageJob:
     """Everything that a worker needs to know besides its unit. Travels to the workers once."""
 
     name: str  # of the stage, and of its section in the settings
-    load: Callable[[Job], Work]
+    load: Callable[[StageJob], Work]
     settings: PreprocessSettings
     method: MethodSettings | None = None  # how references are prepared, for a stage that does it
     models: dict[str, str] = field(default_factory=dict)  # setting -> identity
@@ -63,7 +63,7 @@ class Job:
     reads_table: bool = True  # each unit is one table, whose bytes are handed to the work; else the work reads
     weights: bool = True  # false: models are built as their files say, but no weight is read
     loads_without_weights: bool = True  # whether that can be done
-    share: Callable[[Job, Sequence[Unit], int], tuple[Job, list[str]]] | None = None  # as Stage has it
+    share: Callable[[StageJob, Sequence[Unit], int], tuple[StageJob, list[str]]] | None = None  # as Stage has it
 
     @property
     def section(self) -> Any:
@@ -111,7 +111,7 @@ class SourceWork:
             return self._source(unit).seal(unit)
 
 
-def read_unit(job: Job, unit: Unit) -> bytes:
+def read_unit(job: StageJob, unit: Unit) -> bytes:
     """The Parquet bytes of a unit's table. Empty where the work reads for itself."""
     return job.store.read(unit.files[0].uri) if job.reads_table else b""
 
@@ -119,7 +119,7 @@ def read_unit(job: Job, unit: Unit) -> bytes:
 class Processor:
     """A job's work on units. Models are loaded at the first one, once per worker."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: StageJob):
         self._job = job
         self._work: Work | None = None
 
@@ -139,7 +139,7 @@ class Processor:
         return self._work
 
 
-def load_work(job: Job) -> Work:
+def load_work(job: StageJob) -> Work:
     """The job's work with its models. Raises UsageError, naming them, where they cannot be loaded."""
     try:
         return job.load(job)
@@ -153,7 +153,7 @@ def load_work(job: Job) -> Work:
         raise UsageError(f"{names} cannot be loaded: {kind}{error}") from error
 
 
-def commit_unit(job: Job, unit: Unit, sealed: SealedUnit) -> None:
+def commit_unit(job: StageJob, unit: Unit, sealed: SealedUnit) -> None:
     """Write a unit's outputs, its manifest last."""
     job.stage_directory().commit(unit, sealed)
 
@@ -175,7 +175,7 @@ def table_of(unit: Unit, data: bytes) -> pa.Table:
     return table
 
 
-def _refuse_batch(job: Job, error: StageBug) -> None:
+def _refuse_batch(job: StageJob, error: StageBug) -> None:
     """Raise UsageError if a batch did not fit into memory: no bug, but a setting's fault."""
     from realcustom.preprocessing.engine.models import is_out_of_memory
 

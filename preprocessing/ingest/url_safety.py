@@ -44,7 +44,7 @@ class UrlTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PinnedRequest:
     """A URL by its address, with what the server needs to know of the name."""
 
     url: httpx.URL
@@ -52,7 +52,7 @@ class Request:
     extensions: dict[str, Any] = field(default_factory=dict)
 
 
-async def resolve(target: UrlTarget, private_addresses: bool) -> Request:
+async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
     """Look the host up and judge where it is.
 
     Raises:
@@ -74,7 +74,7 @@ async def resolve(target: UrlTarget, private_addresses: bool) -> Request:
     chosen = min(addresses, key=lambda address: address.version)  # IPv4 first: it is routed everywhere
     extensions = {"sni_hostname": target.host} if target.url.scheme == "https" else {}
     url = target.url.copy_with(host=str(chosen), username=None, password=None)
-    return Request(url=url, host_header=target.url.netloc.decode("ascii"), extensions=extensions)
+    return PinnedRequest(url=url, host_header=target.url.netloc.decode("ascii"), extensions=extensions)
 
 
 def is_public(address: _Address) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.ingest.csv_table import cut_rows, read_header
 from realcustom.preprocessing.ingest.parquet import require_column, require_texts
 from realcustom.preprocessing.settings import IngestSettings
@@ -76,7 +76,7 @@ def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) ->
     return [(min(settings.unit_size, metadata.num_rows - start), None) for start in starts]
 
 
-def share_hosts(job: Job, units: Sequence[Unit], workers: int) -> tuple[Job, list[str]]:
+def share_hosts(job: StageJob, units: Sequence[Unit], workers: int) -> tuple[StageJob, list[str]]:
     """The job with `per_host` of its downloads divided among so many workers; and what the user should know of it."""
     if not any(unit.kind is UnitKind.URLS for unit in units):
         return job, []

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
 from realcustom.preprocessing.ingest.folder import SIDECARS
@@ -17,7 +17,7 @@ from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS, 
 from realcustom.preprocessing.select.steps import evaluation_uri
 
 
-def prepare_evaluation(job: Job) -> bytes | None:
+def prepare_evaluation(job: StageJob) -> bytes | None:
     """The signatures of the evaluation folder's pictures as a table's bytes; None if there is no folder, or they are there.
 
     Raises ValueError for a picture that cannot be read: it could not be kept out of the corpus.

@@ -28,7 +28,7 @@ from realcustom.preprocessing.engine.plan import Plan, make_plan
 from realcustom.preprocessing.engine.progress import Progress
 from realcustom.preprocessing.engine.stage import Prepared, StageInput
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
-from realcustom.preprocessing.engine.worker import Job, Work
+from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.select.duplicates import ROW_BITS, priorities_of
 from realcustom.preprocessing.select.evaluation import prepare_evaluation
 from realcustom.preprocessing.select.partitions import (
@@ -78,7 +78,7 @@ class _Found:
     keys: pa.LargeStringArray  # theirs
 
 
-def find_copies(job: Job, source: StageInput, executor: Executor) -> Prepared:
+def find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepared:
     """Find the copies among all units' rows, or see that it is done; what stage `select` prepares.
 
     Returns:
@@ -125,7 +125,7 @@ def _has_uids_of_ingest(source: StageInput) -> bool:
     return upstream.startswith("ingest@")
 
 
-def _search(signatures: Sequence[Unit], job: Job, executor: Executor) -> _Found:
+def _search(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> _Found:
     settings = job.settings.select
     edges: list[Unit] = []
     if settings.exact_duplicates or settings.near_duplicate_radius is not None:
@@ -147,12 +147,12 @@ def _search(signatures: Sequence[Unit], job: Job, executor: Executor) -> _Found:
     return _Found(copies=copies, survivors=survivors, keys=keys)
 
 
-def _exclusions(block: Unit, job: Job) -> BlockExclusions:
+def _exclusions(block: Unit, job: StageJob) -> BlockExclusions:
     directory = StageDirectory(step_uri(job.directory, "signatures"), job.store)
     return read_exclusions(job.store.read(directory.excluded_uri(block.name)))
 
 
-def _named(block: Unit, column: str, job: Job) -> tuple[np.ndarray, pa.ChunkedArray]:
+def _named(block: Unit, column: str, job: StageJob) -> tuple[np.ndarray, pa.ChunkedArray]:
     """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are no twins, from its signatures."""
     columns = [column, "rank"]
     table = job.store.call(lambda uri: tables.read_columns(uri, columns), block.files[0].uri)
@@ -168,7 +168,7 @@ def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
     return slice(*np.searchsorted(numbers, bounds).tolist())
 
 
-def _pairs(signatures: Sequence[Unit], job: Job, executor: Executor) -> list[Unit]:
+def _pairs(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> list[Unit]:
     """The pairs of copies among all blocks."""
     settings = job.settings.select
     parts, blocks = list[Part](), list[Part]()
@@ -197,13 +197,13 @@ def _pairs(signatures: Sequence[Unit], job: Job, executor: Executor) -> list[Uni
     return _run_step("pairs", load_pairs, bucket_units(buckets, settings.partition_rows), job, executor)
 
 
-def _groups(unit: Unit, job: Job) -> list[tuple[int, int]]:
+def _groups(unit: Unit, job: StageJob) -> list[tuple[int, int]]:
     """Label and length of each row group of a step's output."""
     return job.store.call(tables.read_groups, unit.files[0].uri)
 
 
 def _run_step(
-    step: str, load: Callable[[Job], Work], units: Sequence[Unit], job: Job, executor: Executor
+    step: str, load: Callable[[StageJob], Work], units: Sequence[Unit], job: StageJob, executor: Executor
 ) -> list[Unit]:
     """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
     job = replace(job, load=load, directory=step_uri(job.directory, step), reads_table=False)
@@ -234,7 +234,7 @@ def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], unit
         directory.remove_strays(names)
 
 
-def _seal(block: Unit, found: _Found, job: Job) -> SealedUnit:
+def _seal(block: Unit, found: _Found, job: StageJob) -> SealedUnit:
     """A block's pictures that are dropped."""
     here, exclusions = _numbers_in(block, found.copies.numbers), _exclusions(block, job)
     numbers, uids = _named(block, "uid", job)

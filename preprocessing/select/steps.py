@@ -14,7 +14,7 @@ import pyarrow as pa
 from realcustom import storage
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
-from realcustom.preprocessing.engine.worker import Job, Work
+from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.select.duplicates import (
     COLUMNS,
     EDGES,
@@ -45,7 +45,7 @@ def step_uri(directory: str, step: str) -> str:
     return storage.join(directory, "global", step)
 
 
-def load_signatures(job: Job) -> Work:
+def load_signatures(job: StageJob) -> Work:
     """Step `signatures`, ready for units. `job.directory` is the step's."""
     settings, store, evaluation = job.settings.select, job.store, None
     if settings.evaluation_folder is not None:
@@ -54,12 +54,12 @@ def load_signatures(job: Job) -> Work:
     return lambda unit, data: _signatures(unit, settings, store, evaluation)
 
 
-def load_shuffle(job: Job) -> Work:
+def load_shuffle(job: StageJob) -> Work:
     """Step `shuffle`, ready for units."""
     return lambda unit, data: _shuffle(unit, job.store)
 
 
-def load_pairs(job: Job) -> Work:
+def load_pairs(job: StageJob) -> Work:
     """Step `pairs`, ready for units."""
     return lambda unit, data: _pairs(unit, job.settings.select, job.store)
 

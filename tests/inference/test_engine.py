@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
-from realcustom.inference.engine import Engine, Job, Ticket
+from realcustom.inference.engine import Engine, GenerationJob, Ticket
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
 from realcustom.sampling import SamplingParams
 
@@ -19,9 +19,9 @@ REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3
 PROMPT = "a cat in the snow"
 
 
-def _job(prompt: str = PROMPT, subjects: tuple[Subject, ...] = (), **knobs: Any) -> Job:
+def _job(prompt: str = PROMPT, subjects: tuple[Subject, ...] = (), **knobs: Any) -> GenerationJob:
     given: dict[str, Any] = {"seed": 7, "num_inference_steps": 3}
-    return Job(prompt=prompt, subjects=subjects, sampling=SamplingParams(**(given | knobs)))
+    return GenerationJob(prompt=prompt, subjects=subjects, sampling=SamplingParams(**(given | knobs)))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

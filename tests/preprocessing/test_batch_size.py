@@ -19,7 +19,7 @@ from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE, S
 from realcustom.preprocessing.engine import batch_size, ray_data
 from realcustom.preprocessing.engine.batch_size import probe
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     BatchSize,
@@ -84,7 +84,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_stage(INGEST, str(root / "src"), str(root), PreprocessSettings(), executor=InProcess()).directory
 
 
-def job(stage: Stage, settings: PreprocessSettings) -> Job:
+def job(stage: Stage, settings: PreprocessSettings) -> StageJob:
     models = dict.fromkeys(("clip", "model", "detector", "segmenter", "base", "image_encoder"), "m")
     return stage.job(settings, "nowhere", models, MethodSettings())
 
@@ -135,7 +135,7 @@ def test_a_batch_that_does_not_fit_is_said(ingested: str, models: PreprocessSett
         score(ingested, tmp_path / "given", models, 8)
 
 
-def limited_probe(job: Job) -> int:
+def limited_probe(job: StageJob) -> int:
     with memory_for(4):
         return probe(job)
 
@@ -143,7 +143,7 @@ def limited_probe(job: Job) -> int:
 class Watched(ray_data._ModelWorker):
     """Writes down which batch sizes its models are given, one file a worker."""
 
-    def __init__(self, job: Job, *others: Any):
+    def __init__(self, job: StageJob, *others: Any):
         super().__init__(job, *others)
         self._seen = Path(job.directory).parents[1] / "seen" / str(os.getpid())
         self._seen.parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from realcustom.preprocessing.catalogue import INGEST, SCORE
 from realcustom.preprocessing.engine import cluster
 from realcustom.preprocessing.engine.cluster import fit_to_cluster, task_limit, task_workers
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.settings import (
     ComputeSettings,
     Device,
@@ -26,7 +26,7 @@ TABLE = InputFile(name="t.csv", uri="/t.csv", size=1)
 UNITS = [Unit(name=str(n), identity="", kind=UnitKind.URLS, files=(TABLE,), first=n, count=1) for n in range(20)]
 
 
-def job(per_host: int, workers: int | None) -> Job:
+def job(per_host: int, workers: int | None) -> StageJob:
     ingest = IngestSettings(download=DownloadSettings(per_host=per_host))
     settings = PreprocessSettings(ingest=ingest, execution=ExecutionSettings(workers=workers))
     return INGEST.job(settings, "/out")

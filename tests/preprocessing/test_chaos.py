@@ -19,7 +19,7 @@ import pytest
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, INGEST
 from realcustom.preprocessing.engine import ray_data
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.engine.worker import Job
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.run import run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings
@@ -64,7 +64,7 @@ def test_a_unit_that_kills_its_workers_is_named(
 ) -> None:
     whole = ray_data._whole
 
-    def deadly(job: Job) -> Callable[[pa.Table], pa.Table]:
+    def deadly(job: StageJob) -> Callable[[pa.Table], pa.Table]:
         sound = whole(job)
 
         def run(batch: pa.Table) -> pa.Table:

@@ -18,7 +18,7 @@ from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.ray_data import _committing, _whole
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
-from realcustom.preprocessing.engine.worker import Job, Work
+from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.select import partitions, search
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings
@@ -128,5 +128,5 @@ def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.parquet"]
 
 
-def _broken(job: Job) -> Work:
+def _broken(job: StageJob) -> Work:
     return lambda unit, data: np.zeros(3) + np.zeros(2)  # type: ignore[return-value]
