@@ -59,10 +59,10 @@ def mask_iou(cell: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> np
     """Intersection over union of a cell's mask with each of `others`, (N,), computed on the run lengths."""
     if not others:
         return np.zeros(0)
-    overlaps: np.ndarray = coco.iou([_run_lengths(cell)], [_run_lengths(other) for other in others], [0] * len(others))
-    first: np.ndarray = overlaps[0]
+    overlaps = coco.iou([_run_lengths(cell)], [_run_lengths(other) for other in others], [0] * len(others))
+    first: np.ndarray = np.asarray(overlaps)[0]
     return first
 
 
-def _run_lengths(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _run_lengths(cell: Mapping[str, Any]) -> Any:  # pycocotools' own type of it is private
     return {"size": list(cell["size"]), "counts": cell["counts"]}

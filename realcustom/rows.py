@@ -158,7 +158,7 @@ def starting_noise(
     shape = (count, base.unet.config.in_channels, *size)
     if latents is None:
         one = generators is not None and all(generator is generators[0] for generator in generators)
-        drawn = generators[0] if one and generators is not None else generators
+        drawn = generators[0] if one and generators is not None else list(generators or ()) or None
         noise: Tensor = randn_tensor(shape, generator=drawn, device=base.device, dtype=base.unet.dtype)
         return noise
     if tuple(latents.shape) != shape:

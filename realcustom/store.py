@@ -207,7 +207,7 @@ def check_readable(uri: str) -> None:
 
     def list_one() -> None:
         # a session of its own: the shared one remembers the credentials that it saw first
-        client = boto3.session.Session().client("s3", config=Config(**patience))
+        client = boto3.Session().client("s3", config=Config(**patience))
         try:
             client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except client.exceptions.ClientError as error:
