@@ -274,7 +274,7 @@ class EncodeSettings:
     text_features: bool = True
     image_features: bool = True
     resolution: int = 512  # pixels: shorter side scaled to it, centre square encoded
-    dtype: Dtype = Dtype.FLOAT16
+    dtype: Dtype = Dtype.FLOAT16  # of cached tensors
     batch_size: int | BatchSize = 8  # records per forward
     keep_image: bool = True  # false: records hold no picture, only the caches
 

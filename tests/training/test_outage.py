@@ -36,6 +36,13 @@ def records(bucket: str, world: SimpleNamespace) -> str:
 
 
 @pytest.fixture
+def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names an address where nothing answers."""
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+
+
+@pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that this process slept between two tries."""
     sleep, seconds = time.sleep, []
@@ -140,10 +147,8 @@ def test_a_store_that_stays_away_ends_the_run_in_words_and_it_can_be_continued(
 
 @pytest.mark.parametrize("argument", ["records", "output", "initial_adapter"])
 def test_a_store_that_is_not_there_at_the_start_is_said_within_seconds(
-    argument: str, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argument: str, world: SimpleNamespace, tmp_path: Path, no_store: None
 ) -> None:
-    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
     start = time.monotonic()
     with pytest.raises(StorageRefused, match="nothing answers at the store's address"):
         fit(world, **{"output": str(tmp_path), argument: f"s3://bucket/{argument}"})  # type: ignore[arg-type]
@@ -151,9 +156,8 @@ def test_a_store_that_is_not_there_at_the_start_is_said_within_seconds(
 
 
 def test_the_command_line_says_so_in_one_line(
-    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: SimpleNamespace, tmp_path: Path, no_store: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     models = ["--base", world.base, "--image-encoder", world.image_encoder, "--local"]
     start = time.monotonic()
     for records, output in (("s3://bucket/records", str(tmp_path)), (world.caches, "s3://bucket/run")):
