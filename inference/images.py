@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from realcustom.inference.errors import NotAnImage, TooLarge
 
@@ -56,7 +56,7 @@ def decode_image(text: str, limits: ImageLimits, param: str) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"{param}: the picture is over {limits.max_pixels} pixels; send a smaller one", param) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise NotAnImage(f"{param}: not a {_names()} picture", param) from error
     except _READ_ERRORS as error:
         raise NotAnImage(f"{param}: the picture is damaged ({error})", param) from error

@@ -46,7 +46,8 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 def decode_mask(cell: Mapping[str, Any]) -> np.ndarray:
     """The mask of a cell, bool (H, W)."""
-    return coco.decode(_run_lengths(cell)).astype(bool)
+    mask: np.ndarray = coco.decode(_run_lengths(cell))
+    return mask.astype(bool)
 
 
 def mask_area(cell: Mapping[str, Any]) -> int:
@@ -58,8 +59,9 @@ def mask_iou(cell: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> np
     """Intersection over union of a cell's mask with each of `others`, (N,), computed on the run lengths."""
     if not others:
         return np.zeros(0)
-    return coco.iou([_run_lengths(cell)], [_run_lengths(other) for other in others], [0] * len(others))[0]
+    ious = coco.iou([_run_lengths(cell)], [_run_lengths(other) for other in others], [0] * len(others))  # (1, N)
+    return np.asarray(ious).reshape(-1)
 
 
-def _run_lengths(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _run_lengths(cell: Mapping[str, Any]) -> Any:
     return {"size": list(cell["size"]), "counts": cell["counts"]}

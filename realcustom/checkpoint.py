@@ -95,7 +95,7 @@ def _parse_header(data: bytes, uri: str | Path) -> Header:
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
-        safetensors.deserialize(data)  # offsets and sizes hold together
+        safetensors.deserialize(data)  # type: ignore[no-untyped-call]  # offsets and sizes hold together
     except (ValueError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise UsageError(f"{problem}: it is not a complete safetensors file ({error})") from error
     metadata = header.pop("__metadata__", {})

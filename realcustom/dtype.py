@@ -20,4 +20,5 @@ class Dtype(enum.Enum):
         """torch's own object for it."""
         import torch
 
-        return getattr(torch, self.value)
+        dtype: torch.dtype = getattr(torch, self.value)
+        return dtype

@@ -29,7 +29,7 @@ class RetrySettings:
 
     def wait(self, attempt: int) -> float:
         """Seconds between try number `attempt` (from 1) and the one after it."""
-        return min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+        return min(self.backoff * 2.0 ** (attempt - 1), LONGEST_WAIT)
 
 
 def retry(action: Callable[[], T], retries: RetrySettings, is_transient: Callable[[Exception], bool]) -> T:

@@ -157,9 +157,10 @@ def starting_noise(
     size = latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor)
     shape = (count, base.unet.config.in_channels, *size)
     if latents is None:
-        one = generators is not None and all(generator is generators[0] for generator in generators)
-        drawn = generators[0] if one and generators is not None else generators
-        noise: Tensor = randn_tensor(shape, generator=drawn, device=base.device, dtype=base.unet.dtype)
+        seeded: torch.Generator | list[torch.Generator] | None = None if generators is None else list(generators)
+        if generators is not None and all(generator is generators[0] for generator in generators):
+            seeded = generators[0]
+        noise: Tensor = randn_tensor(shape, generator=seeded, device=base.device, dtype=base.unet.dtype)
         return noise
     if tuple(latents.shape) != shape:
         raise UsageError(f"latents must have shape {shape}, got {tuple(latents.shape)}")

@@ -49,7 +49,8 @@ def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
         filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")
         return filesystem, f"{bucket}/{key}".rstrip("/")
     if is_remote(uri):
-        return fs.FileSystem.from_uri(str(uri))
+        filesystem, path = fs.FileSystem.from_uri(str(uri))
+        return filesystem, path
     return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).absolute())
 
 
@@ -66,19 +67,19 @@ def absolute(uri: str | Path) -> str:
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there."""
     filesystem, path = open_filesystem(uri)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def is_dir(uri: str | Path) -> bool:
     """Whether `uri` is a folder (on an object store: a key prefix that holds something)."""
     filesystem, path = open_filesystem(uri)
-    return filesystem.get_file_info(path).type == fs.FileType.Directory
+    return bool(filesystem.get_file_info(path).type == fs.FileType.Directory)
 
 
 def size_of(uri: str | Path) -> int:
     """Bytes of a file that is there."""
     filesystem, path = open_filesystem(uri)
-    return filesystem.get_file_info(path).size
+    return int(filesystem.get_file_info(path).size)
 
 
 def read_bytes(uri: str | Path) -> bytes:
@@ -87,7 +88,8 @@ def read_bytes(uri: str | Path) -> bytes:
     try:
         # knows its size: a stream's buffer grows as it is read, at ten times the cost
         with filesystem.open_input_file(path) as file:
-            return file.read()
+            data: bytes = file.read()
+            return data
     except FileNotFoundError as error:
         raise MissingFile(f"no file at {uri}") from error
 
@@ -184,7 +186,7 @@ def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
 
 
 def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
-    import boto3  # type: ignore[import-untyped]  # pyarrow's listing has no ETag
+    import boto3  # pyarrow's listing has no ETag
     from botocore.config import Config  # type: ignore[import-untyped]
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")

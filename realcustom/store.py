@@ -162,7 +162,7 @@ def is_transient(error: Exception) -> bool:
         response = getattr(error, "response", None)  # of a ClientError
         if response is None:
             return type(error).__name__ in _CONNECTION
-        return response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+        return int(response["ResponseMetadata"]["HTTPStatusCode"]) >= 500
     if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
         return False
     code = _CODES.get(_pyarrow_code(error) or "")
@@ -195,7 +195,7 @@ def check_readable(uri: str) -> None:
     """
     if not uri.startswith("s3://"):
         return
-    import boto3  # type: ignore[import-untyped]
+    import boto3
     from botocore.config import Config  # type: ignore[import-untyped]
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
@@ -207,7 +207,7 @@ def check_readable(uri: str) -> None:
 
     def list_one() -> None:
         # a session of its own: the shared one remembers the credentials that it saw first
-        client = boto3.session.Session().client("s3", config=Config(**patience))
+        client = boto3.Session().client("s3", config=Config(**patience))
         try:
             client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except client.exceptions.ClientError as error:

@@ -176,7 +176,7 @@ class Trainer:
                 errors = self.errors(self.model, batch, influence_quantity).double()
                 sums += torch.stack([(errors * batch.weights).sum(), batch.weights.double().sum()])
         error, weight = self.world.sum(sums).tolist()
-        return error / weight
+        return float(error / weight)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

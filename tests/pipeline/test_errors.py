@@ -19,9 +19,8 @@ from realcustom.errors import UsageError
 from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.ingest.stage import Ingest
 from realcustom.rows import SubjectCache
-from tests.pipeline.conftest import Models
 from tests.support.corpora import write_shards
-from tests.support.tiny import tiny_base
+from tests.support.tiny import TinyModels, tiny_base
 
 
 def broadcast(*_: Any, **__: Any) -> None:
@@ -75,13 +74,24 @@ def test_a_bug_in_a_stage_keeps_its_trace(
 def test_a_bug_while_drawing_keeps_its_trace(
     bug: Callable[..., None],
     kind: type[Exception],
-    models: Models,
+    tiny_models: TinyModels,
     photo: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(SubjectCache, "tokens", bug)
-    arguments = ["generate", "--prompt", "a toy", "--image", photo, "--word", "toy", *models.sets, "--steps", "1"]
+    arguments = [
+        "generate",
+        "--prompt",
+        "a toy",
+        "--image",
+        photo,
+        "--word",
+        "toy",
+        *tiny_models.options,
+        "--steps",
+        "1",
+    ]
     with pytest.raises(kind) as caught:
         run([*arguments, "--output", str(tmp_path / "out")])
     assert not isinstance(caught.value, UsageError) and bug.__name__ in planted(caught.value)
@@ -148,24 +158,34 @@ def broken(tmp_path: Path) -> Path:
     ],
 )
 def test_what_a_disk_or_the_hub_refuses_is_a_mistake(
-    arguments: list[str], message: str, broken: Path, models: Models, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, broken: Path, tiny_models: TinyModels, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = broken / "cut"
-    shutil.copytree(models.base, cut)
+    shutil.copytree(tiny_models.base, cut)
     weights = next((cut / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:100])
-    filled = [part.replace("{}", str(broken)).format(base=models.base, cut=cut) for part in arguments]
+    filled = [part.replace("{}", str(broken)).format(base=tiny_models.base, cut=cut) for part in arguments]
     assert message in refused(capsys, *filled)
 
 
 def test_an_output_without_room_is_a_mistake(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    arguments = ["generate", "--prompt", "a", "--base", models.base, "--steps", "1", "--output", str(tmp_path / "out")]
+    arguments = [
+        "generate",
+        "--prompt",
+        "a",
+        "--base",
+        tiny_models.base,
+        "--steps",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert "image-0.png: the disk is full" in refused(capsys, *arguments)
 
 

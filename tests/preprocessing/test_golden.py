@@ -16,7 +16,8 @@ HINT = "if the change is meant, raise the stage's version and run `python -m tes
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Any]:
-    return json.loads(golden.RECORD.read_text())
+    values: dict[str, Any] = json.loads(golden.RECORD.read_text())
+    return values
 
 
 @pytest.fixture(scope="module")

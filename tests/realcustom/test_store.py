@@ -57,7 +57,8 @@ def test_the_storages_errors_within_a_parquet_file_are_retried_and_keep_their_wo
             failures += 1
             if failures % 3:
                 raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
-            return self.file.read_at(size, offset)
+            data: bytes = self.file.read_at(size, offset)
+            return data
 
     def through(file: ChunkedFile, offset: int, count: int) -> bytes:
         if not isinstance(file._file, Failing):

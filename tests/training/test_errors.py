@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
+from realcustom import log
 from realcustom.config import SettingError
 from realcustom.errors import MissingFile, UsageError
 from realcustom.pipeline.cli.main import run
@@ -153,7 +154,7 @@ def test_a_mistake_that_one_ray_worker_meets_is_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """What workers log is seen, once; the mistake's trace is not seen."""
-    monkeypatch.setattr(distributed.log, "level", lambda: "info")
+    monkeypatch.setattr(log, "level", lambda: "info")
     with pytest.raises(UsageError, match=r"record [0-9a-f]{32}, latents: dtype 'float8' is none of") as caught:
         fit(world, tmp_path / "run", ENDLESS, records=broken_records, local=False)
     assert type(caught.value) is UsageError and "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -144,9 +145,10 @@ def test_a_store_that_is_not_there_at_the_start_is_said_within_seconds(
 ) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    arguments: dict[str, Any] = {"output": str(tmp_path), argument: f"s3://bucket/{argument}"}
     start = time.monotonic()
     with pytest.raises(StorageRefused, match="nothing answers at the store's address"):
-        fit(world, **{"output": str(tmp_path), argument: f"s3://bucket/{argument}"})
+        fit(world, **arguments)
     assert time.monotonic() - start < 15
 
 
