@@ -62,9 +62,8 @@ class HighResProjector(nn.Module):
 
     def fused(self, deep: Tensor, local: Tensor) -> Tensor:
         """The global view's tokens and, added, what they find in the local views: (B, S, C)."""
-        tokens: Tensor = self.projector_base(deep)
-        details: Tensor = self.projector(self.min_attention(deep, local))
-        return tokens + details
+        tokens: Tensor = self.projector_base(deep) + self.projector(self.min_attention(deep, local))
+        return tokens
 
 
 class ShallowProjector(HighResProjector):

@@ -5,6 +5,8 @@ Letters: B rows, T text tokens, c_t their width, S image tokens, c_i their width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -71,11 +73,10 @@ class AdaptiveScoring(nn.Module):
         return (torch.softmax(logits, 1) * text).sum(1)
 
     @staticmethod
-    def _score(scorer: nn.Module, image: Tensor, context: Tensor) -> Tensor:
+    def _score(scorer: Callable[[Tensor], Tensor], image: Tensor, context: Tensor) -> Tensor:
         """(B, S): the context is replicated beside every token (eq. 7)."""
         repeated = context[:, None].expand(-1, image.shape[1], -1)
-        scores: Tensor = scorer(torch.cat([image, repeated], -1))  # (B, S, 1)
-        return scores.squeeze(-1)
+        return scorer(torch.cat([image, repeated], -1)).squeeze(-1)
 
     def _fuse(self, text: Tensor, visual: Tensor, alphas_cumprod: Tensor) -> Tensor:
         """Eq. 8: early steps (large t) listen to the text, late ones to the latent."""
