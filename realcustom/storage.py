@@ -45,7 +45,7 @@ def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
             raise UsageError(f"{uri}: {bucket!r} cannot be a bucket's name")
         # Only the bucket goes through a URI: a key is data, whose ?, # and % must not be read as a URI's, and lead to
         # another object or to another host. With a delayed open a small object is written by one PUT, a larger one in
-        # parts still, which a kill leaves behind in the store (docs/preprocessing.md says how to be rid of them).
+        # parts still, which a kill leaves behind in the store (docs/preprocessing/how-to.md says how to remove them).
         filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")
         return filesystem, f"{bucket}/{key}".rstrip("/")
     if is_remote(uri):
