@@ -35,7 +35,9 @@ class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line."""
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            # not print(): Ray Train replaces it in its workers, and would show the line a second time
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
         except Exception:
             self.handleError(record)
 
@@ -43,6 +45,7 @@ class _Stderr(logging.Handler):
 def configure(level: str = "info") -> None:
     """Show our lines of `level` (one of `LEVELS`) and above on stderr, Python's warnings among them. May be called again."""
     _OURS.setLevel(level.upper())
+    _OURS.propagate = False  # Ray Train's workers have a handler at the root, which would show each line again
     if not any(isinstance(handler, _Stderr) for handler in _OURS.handlers):
         handler = _Stderr()
         handler.setFormatter(_Format())

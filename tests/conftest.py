@@ -13,6 +13,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("RAY_ADDRESS", None)  # a developer's own cluster is none of ours
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,15 @@ def few_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def silent_logger() -> None:
+    """Our logger as a library's user finds it: a command that an earlier test ran in this process set it up."""
+    logger = logging.getLogger("realcustom")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")
