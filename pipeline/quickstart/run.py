@@ -90,7 +90,10 @@ def run(
 def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
     from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
-    with clock.heading("Drawing a corpus of image-text pairs, some of them corrupted on purpose"), clock.timed("corpus"):
+    with (
+        clock.heading("Drawing a corpus of image-text pairs, some of them corrupted on purpose"),
+        clock.timed("corpus"),
+    ):
         corpus = str(output / "corpus")
         if not storage.exists(storage.join(corpus, "truth.parquet")):
             write_corpus(corpus, CorpusSettings(pictures=pictures))
