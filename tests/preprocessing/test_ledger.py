@@ -161,7 +161,7 @@ def test_an_excluded_row_holds_no_frame_and_so_no_picture() -> None:
             raise DataError(DataFault.UNREADABLE_IMAGE, "broken") from error
     except DataError as why:
         row = ExcludedRow(uid="1", key="1.jpg", why=why)
-    assert row.why.__traceback__ is row.why.__cause__ is row.why.__context__ is None
+    assert row.why.__traceback__ is None and row.why.__cause__ is None and row.why.__context__ is None
     assert row.to_dict() == {
         "uid": "1",
         "key": "1.jpg",

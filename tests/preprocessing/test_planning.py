@@ -293,7 +293,12 @@ def test_a_file_at_the_top_of_the_file_system_is_looked_for_there(monkeypatch: p
     entry = storage.FileEntry(name="pairs.parquet", uri="/pairs.parquet", size=1, version="1")
     listed: list[str] = []
     monkeypatch.setattr(storage, "is_dir", lambda uri: False)
-    monkeypatch.setattr(storage, "list_files", lambda uri, recursive: listed.append(uri) or [entry])
+
+    def list_files(uri: str, recursive: bool) -> list[storage.FileEntry]:
+        listed.append(uri)
+        return [entry]
+
+    monkeypatch.setattr(storage, "list_files", list_files)
     assert files_of("/pairs.parquet", Store()) == [entry] and listed == ["/"]
     files_of("s3://bucket/folder/pairs.parquet", Store())
     assert listed[-1] == "s3://bucket/folder"
