@@ -26,7 +26,7 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean of `values`, (n,), and the percentile interval of its bootstrap distribution.
 
-    Raises ValueError on fewer than 2 values (one value has no interval) and on values that are not finite.
+    Raises UsageError on fewer than 2 values (one value has no interval) and on values that are not finite.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) < 2:

@@ -118,7 +118,7 @@ def evaluate(
         judge: called once per row with all of its images.
         progress: told the setting, the images done and their number, after each batch.
     Raises:
-        ValueError: too few cases, a uid twice, or a generator or judge that returns another number than asked for.
+        UsageError: too few cases, a uid twice, or a generator or judge that returns another number than asked for.
     """
     if len(cases) < 2:
         raise UsageError(f"a table needs at least 2 cases, got {len(cases)}")

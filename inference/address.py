@@ -8,7 +8,7 @@ from realcustom.errors import UsageError
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ValueError if `port` of `host` is taken or the host is none of this machine's."""
+    """Raise UsageError if `port` of `host` is taken or the host is none of this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

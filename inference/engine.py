@@ -216,7 +216,7 @@ class Engine:
 
 
 def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:
-    """Load the models and start an engine. Raises ValueError or FileNotFoundError saying what is wrong with a source."""
+    """Load the models and start an engine. Raises UsageError saying what is wrong with a source."""
     pipeline = RealCustomPipeline.from_pretrained(
         base,
         adapter=adapter,

@@ -27,7 +27,7 @@ def connected(address: str | None = None) -> Iterator[None]:
             the environment variable RAY_ADDRESS, or else an embedded cluster of this machine's CPUs and GPUs. A
             connection that this process already has is used and left as it is.
     Raises:
-        ValueError: nothing answers at the address.
+        UsageError: nothing answers at the address.
     """
     check_address(address)
     _prepare_environment()

@@ -53,7 +53,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
     Returns:
         The photographs, decoded.
     Raises:
-        ValueError: the photo or word of a subject is missing or wrong, no such model, or `output` holds other files.
+        UsageError: the photo or word of a subject is missing or wrong, no such model, or `output` holds other files.
     """
     if len(request.images) != len(request.words):
         raise UsageError(
@@ -76,7 +76,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
 
 
 def check_output(output: Path) -> None:
-    """Raise ValueError unless `output` is a folder to be, an empty one, or one that holds an earlier result only."""
+    """Raise UsageError unless `output` is a folder to be, an empty one, or one that holds an earlier result only."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output: {output} is a file; name a folder")
     with refusals("read", str(output)):
@@ -126,7 +126,8 @@ def mask_strip(masks: list[torch.Tensor]) -> Image.Image:
 
 def _settings(request: Request, pipe: RealCustomPipeline) -> str:
     plain = config.to_dict(request)
-    return to_yaml({"request": {**plain, **plain.pop("sampling")}, "method": pipe.settings})
+    sampling = plain.pop("sampling")  # its knobs stand beside the request's own fields
+    return to_yaml({"request": {**plain, **sampling}, "method": pipe.settings})
 
 
 class _Progress:

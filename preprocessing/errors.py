@@ -75,10 +75,12 @@ class TooManyErrors(UsageError):
 
 @contextmanager
 def naming(row: str) -> Iterator[None]:
-    """Let an unforeseen exception within say which row it happened at."""
+    """Let an unforeseen exception, or a mistake that the row brings to light, say which row it happened at."""
     try:
         yield
-    except (RowExcluded, StageBug, UsageError):
+    except (RowExcluded, StageBug):
         raise
+    except UsageError as error:
+        raise UsageError(f"{row}: {error}") from error
     except Exception as error:
         raise StageBug(f"{row}: {type(error).__name__}: {error}") from error

@@ -7,6 +7,7 @@ and a CSV is read whole, for its lines are not counted anywhere.
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -90,7 +91,7 @@ def files_of(uri: str, store: Store) -> list[FileEntry]:
     """The files below a folder; or the one that `uri` is."""
     if store.is_dir(uri):
         return store.list_files(uri)
-    folder, _, name = uri.rstrip("/").rpartition("/")
+    folder, name = posixpath.split(uri.rstrip("/"))  # of /table.parquet the folder is /
     return [entry for entry in store.list_files(folder or ".", recursive=False) if entry.name == name]
 
 

@@ -185,7 +185,7 @@ class EndpointSettings:
     concurrency: int = 16  # requests at once, of one worker
     timeout: float = 120.0  # seconds for one try
     attempts: int = (
-        10  # tries of a picture; with the waits between them three minutes, in which a server can start again
+        10  # tries of a picture; with the waits between them two and a half minutes, in which a server can start again
     )
     backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 30
     key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key
@@ -224,7 +224,7 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
     batch_size: int | BatchSize = 16  # pictures per generation
     max_new_tokens: int = 30
-    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of targets.py
+    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of nouns.py
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
 
@@ -321,7 +321,7 @@ class ExecutionSettings:
     max_error_floor: int = 10  # so many quarantined rows never stop a job
     max_worker_deaths: int = 10  # one after the other at the same unit; more stop the job, any number elsewhere do not
     attempts: int = 4  # tries of a read or write that fails for a passing reason
-    backoff: float = 0.5  # seconds before the second try, doubled for each one after it
+    backoff: float = 0.5  # seconds before the second try, doubled for each one after it, at most 30
 
     def __post_init__(self) -> None:
         _at_least(0, max_worker_deaths=self.max_worker_deaths)
@@ -360,7 +360,7 @@ class PreprocessSettings:
 
 
 def fixed_batch(batch_size: int | BatchSize) -> int:
-    """The number. Raises ValueError where it has yet to be found (`run_stage` does that before the first unit)."""
+    """The number. Raises UsageError where it has yet to be found (`run_stage` does that before the first unit)."""
     if isinstance(batch_size, BatchSize):
         raise UsageError("batch_size=auto has not been probed yet; give a number")
     return batch_size

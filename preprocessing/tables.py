@@ -70,7 +70,7 @@ _FOOTER = 2**16  # bytes at a file's end that are fetched first: mostly its whol
 
 
 def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -> None:
-    """Raise ValueError that names the first column of `needed` that `schema` lacks or holds with another type."""
+    """Raise UsageError that names the first column of `needed` that `schema` lacks or holds with another type."""
     for field in needed:
         if field.name not in schema.names:
             raise UsageError(f"{where}: the column '{field.name}' is missing; it has {', '.join(schema.names)}")
@@ -80,7 +80,7 @@ def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -
 
 
 def require_filled(table: pa.Table, columns: Iterable[str], where: str) -> None:
-    """Raise ValueError that names the first of `columns` in which values are missing."""
+    """Raise UsageError that names the first of `columns` in which values are missing."""
     for name in columns:
         if table[name].null_count:
             missing = table[name].null_count
@@ -141,7 +141,7 @@ def from_parquet(data: bytes) -> pa.Table:
 
 
 def read_columns(uri: str, columns: list[str], needed: Iterable[pa.Field] = ()) -> pa.Table:
-    """Some columns of a Parquet file, fetching only their bytes and its footer. Raises ValueError as `require_columns`."""
+    """Some columns of a Parquet file, fetching only their bytes and its footer. Raises UsageError as `require_columns`."""
     filesystem, path = storage.open_filesystem(uri)
     with filesystem.open_input_file(path) as file:
         footer = _footer(file)

@@ -43,7 +43,7 @@ class Subject:
         return self.word if isinstance(self.word, tuple) else (self.word,)
 
     def chosen_occurrence(self, default: Occurrence | int) -> Occurrence | int:
-        """Which occurrences count. Raises ValueError for a value that says nothing."""
+        """Which occurrences count. Raises UsageError for a value that says nothing."""
         if self.occurrence is None:
             return default
         if isinstance(self.occurrence, (Occurrence, int)):
@@ -59,7 +59,7 @@ class Subject:
 def pair(
     prompt: str | Sequence[str], subjects: Sequence[Subject] | Sequence[Sequence[Subject]]
 ) -> tuple[list[str], list[list[Subject]]]:
-    """Prompts, and a list of subjects for each. Raises ValueError where the numbers do not match."""
+    """Prompts, and a list of subjects for each. Raises UsageError where the numbers do not match."""
     if isinstance(subjects, Subject):
         raise UsageError("subjects is a list: subjects=[Subject(...)]")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -117,7 +117,7 @@ def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]]
 
 
 def latent_size(height: int | None, width: int | None, default: int, factor: int) -> tuple[int, int]:
-    """(h, w) of the latent for a picture of this size in pixels. Raises ValueError for a side that has no latent."""
+    """(h, w) of the latent for a picture of this size in pixels. Raises UsageError for a side that has no latent."""
     sides = [default if side is None else side for side in (height, width)]
     for name, side in zip(("height", "width"), sides, strict=True):
         if not isinstance(side, int) or side < factor or side % factor:

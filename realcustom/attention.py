@@ -280,7 +280,7 @@ def mask_grid(unet: UNet2DConditionModel, grids: Sequence[tuple[int, int]]) -> t
 def mask_layers(
     unet: UNet2DConditionModel, which: MaskLayers | tuple[int, ...], grids: Sequence[tuple[int, int]]
 ) -> frozenset[Attention] | None:
-    """The cross-attentions whose maps count; None = all. Raises ValueError where that is none."""
+    """The cross-attentions whose maps count; None = all. Raises UsageError where that is none."""
     if which is MaskLayers.ALL:
         return None
     layers = text_cross_attentions(unet)
@@ -308,7 +308,7 @@ def install(unet: UNet2DConditionModel) -> None:
 
 
 def check_processors(unet: UNet2DConditionModel) -> None:
-    """Raise ValueError if something has replaced the processors: no subject could act then."""
+    """Raise UsageError if something has replaced the processors: no subject could act then."""
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
     if other:
         raise UsageError(

@@ -182,7 +182,7 @@ def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = Pool
     SD 1.x: the last hidden state after its final norm. SDXL: the last but one of both text encoders, side by side, and
     the second one's pooled text.
 
-    Raises ValueError where the second text encoder has no projection and a projected text is asked for.
+    Raises UsageError where the second text encoder has no projection and a projected text is asked for.
     """
     if not base.is_sdxl:
         ids = tokenize(base.tokenizer, prompts).to(base.device)

@@ -176,7 +176,7 @@ class RealCustomPipeline:
         self._move_adapter(self.base.device)
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Raises ValueError: sliced attention has processors of its own, in which no subject can act."""
+        """Raises UsageError: sliced attention has processors of its own, in which no subject can act."""
         raise UsageError(
             "attention slicing replaces the attention processors, and with them the subject's attention: leave it off "
             "(scaled-dot-product attention needs no more memory); VAE slicing and tiling, and offload, work"
@@ -221,8 +221,10 @@ class RealCustomPipeline:
             callback_on_step_end: (pipeline, step, timestep, {"latents", "masks"}) -> dict; may return new "latents".
         Raises:
             TargetWordNotFound, TargetWordTruncated: the word is not usable; the message names the prompt's words.
-            ValueError: any other argument that cannot be used.
+            UsageError: any other argument that cannot be used.
         """
+        if num_images_per_prompt < 1:  # said by the name that it has here
+            raise UsageError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
         sampling = SamplingParams(
             n=num_images_per_prompt,
             width=width,
@@ -316,7 +318,7 @@ class RealCustomPipeline:
         )
 
     def find_words(self, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]) -> list[list[WordMatch]]:
-        """Where each subject's word stands in its prompt. Raises as `find_word`, or ValueError without an adapter."""
+        """Where each subject's word stands in its prompt. Raises as `find_word`, or UsageError without an adapter."""
         if any(subjects) and self.image_encoder is None:
             raise UsageError("subjects need an adapter: give one to from_pretrained(adapter=...)")
         return match_words(self.base, self.settings, prompts, subjects)

@@ -18,7 +18,7 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of 
 
 
 def check_base(base: str) -> None:
-    """Raise ValueError if `base` is neither a folder in diffusers' format nor like a hub id; nothing is loaded."""
+    """Raise UsageError if `base` is neither a folder in diffusers' format nor like a hub id; nothing is loaded."""
     folder = Path(base)
     if folder.is_dir():
         missing = [part for part in PARTS if not (folder / part).is_dir()]
@@ -60,7 +60,7 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 
 def split_models(models: str) -> list[str]:
-    """`"a,b"` -> ["a", "b"]; a folder whose own name has a comma is one model. Raises ValueError for an empty name."""
+    """`"a,b"` -> ["a", "b"]; a folder whose own name has a comma is one model. Raises UsageError for an empty name."""
     names = [models] if Path(models).exists() else [name.strip() for name in models.split(",")]
     if not all(names):
         raise UsageError(f"'{models}' leaves a model's name empty: give folders or hub ids with a comma between two")
@@ -70,7 +70,7 @@ def split_models(models: str) -> list[str]:
 def resolve_model(model: str) -> str:
     """A model as workers are to load it: a folder's absolute path, or `id@revision` so that no later one is loaded.
 
-    Raises ValueError where it is neither a folder nor a model that the hub (or its local cache) knows.
+    Raises UsageError where it is neither a folder nor a model that the hub (or its local cache) knows.
     """
     names = split_models(model)
     if len(names) > 1:

@@ -117,7 +117,7 @@ class SiglipDinoEncoder(ImageEncoder):
     ) -> None:
         """Take over the models and their image processors, of which the mean and deviation are used.
 
-        Raises ValueError where a hidden state is not there, `high_res` is not a multiple of SigLIP's size, or the two
+        Raises UsageError where a hidden state is not there, `high_res` is not a multiple of SigLIP's size, or the two
         models cut that size into different numbers of patches.
         """
         self.siglip, self.dino = siglip.requires_grad_(False).eval(), dino.requires_grad_(False).eval()
@@ -184,7 +184,7 @@ def load_image_encoder(
             "SIGLIP,DINOV2", of a SigLIP (vision) model and a DINOv2, with registers or without.
         device: None = the CPU.
     Raises:
-        ValueError: they are not what the kind takes, lack weights, or do not fit the settings.
+        UsageError: they are not what the kind takes, lack weights, or do not fit the settings.
     """
     names, identity = split_models(model), model_identity(model)
     if settings.kind is EncoderKind.CLIP:

@@ -35,7 +35,7 @@ def influence_mask(
     Returns:
         (B, U, H*, W*) fp32 in [0, 1]; with norm `max` and no eps the largest kept value is exactly 1.
     Raises:
-        ValueError: no maps, a value that is not finite, or no self-attention where the settings ask for it.
+        UsageError: no maps, a value that is not finite, or no self-attention where the settings ask for it.
     Warns where a mask is zero everywhere although its scope is not.
     """
     if not maps:

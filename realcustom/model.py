@@ -92,7 +92,7 @@ class RealCustomModel(nn.Module):
 
     @torch.no_grad()
     def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over trained tensors. Raises ValueError naming what is missing, unexpected or of another shape."""
+        """Take over trained tensors. Raises UsageError naming what is missing, unexpected or of another shape."""
         own = self.trained_parameters()
         problems = adapter_problems(*({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (own, state)))
         if problems:

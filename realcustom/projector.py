@@ -99,7 +99,7 @@ def make_projector(
         local_views: n, as `ImageEncoder.local_views`; four in the release.
         shallow_layers: k, hidden states before the deepest; three in the released shallow configuration.
     Raises:
-        ValueError: these features do not have what the kind takes.
+        UsageError: these features do not have what the kind takes.
     """
     if kind is Projector.NONE:
         return None
@@ -117,7 +117,7 @@ def make_projector(
 def split_features(image_embeds: Tensor, shallow_layers: int, local_views: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, S_raw, D) -> deep (B, S, D), shallow (B, k*S, D), local (B, n*S, D).
 
-    Raises ValueError where the tokens are not those of 1 + k + n views with a square grid of patches each.
+    Raises UsageError where the tokens are not those of 1 + k + n views with a square grid of patches each.
     """
     parts = 1 + shallow_layers + local_views
     tokens, rest = divmod(image_embeds.shape[1], parts)

@@ -22,7 +22,7 @@ def prepare_reference(
         mask: where the subject is: (H, W), of the picture's size after EXIF orientation; non-zero = subject. For
             `reference: crop`; an alpha channel serves where there is none.
     Raises:
-        ValueError: a cut-out is asked for and neither a mask nor transparency is there, or the mask is empty or of
+        UsageError: a cut-out is asked for and neither a mask nor transparency is there, or the mask is empty or of
             another size.
     """
     image = ImageOps.exif_transpose(image)

@@ -38,7 +38,7 @@ def convert_released(
         settings: None = `presets.released_sdxl`.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds anything but a mapping of tensors, or tensors are missing, unexpected or of another shape.
+        UsageError: it holds anything but a mapping of tensors, or tensors are missing, unexpected or of another shape.
     """
     settings = settings or released_sdxl()
     encoder = resolve_model(image_encoder or settings.image_encoder.model)

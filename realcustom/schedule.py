@@ -21,7 +21,7 @@ SHORT_NAMES = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepSche
 def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
     """The scheduler that the settings name, built from the base model's own configuration.
 
-    Raises ValueError for a name that is not a diffusers scheduler, or one that the method is not defined on.
+    Raises UsageError for a name that is not a diffusers scheduler, or one that the method is not defined on.
     """
     kind: Any = type(own)
     if settings.scheduler != OWN:
@@ -43,7 +43,7 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise ValueError for a scheduler that the method is not defined on."""
+    """Raise UsageError for a scheduler that the method is not defined on."""
     if not hasattr(scheduler, "alphas_cumprod"):
         raise UsageError(
             f"{type(scheduler).__name__} is a flow-matching scheduler or has no alphas_cumprod; RealCustom's scores are "

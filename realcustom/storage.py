@@ -38,7 +38,7 @@ def is_remote(uri: str | Path) -> bool:
 
 
 def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem of `uri` and the path within it. Raises ValueError for what cannot be a bucket's name."""
+    """The pyarrow filesystem of `uri` and the path within it. Raises UsageError for what cannot be a bucket's name."""
     if str(uri).startswith("s3://"):
         bucket, _, key = str(uri).removeprefix("s3://").partition("/")
         if not _BUCKET.fullmatch(bucket):

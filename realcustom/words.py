@@ -65,7 +65,7 @@ def find_word(
     Raises:
         TargetWordNotFound: not there, or no such occurrence.
         TargetWordTruncated: there, but beyond the tokenizer's length.
-        ValueError: an empty phrase.
+        UsageError: an empty phrase.
     """
     if not phrase.strip():
         raise UsageError("the target word is empty; name a word of the prompt")
@@ -90,7 +90,7 @@ def find_word(
 
 
 def union(matches: Sequence[WordMatch]) -> WordMatch:
-    """One match of several words, for a subject that acts where any of them does; ValueError where none is given."""
+    """One match of several words, for a subject that acts where any of them does; UsageError where none is given."""
     if not matches:
         raise UsageError("no word to unite; give at least one")
     return WordMatch(
@@ -117,7 +117,7 @@ def check_tokenizers_agree(tokenizer: Any, tokenizer_2: Any, prompt: str) -> Non
     Where one pads with "!", a "!" of the prompt is its padding token, and the other's "!</w>" agrees with it.
 
     Raises:
-        ValueError: they read the prompt differently; the message names the first token where they do.
+        UsageError: they read the prompt differently; the message names the first token where they do.
     """
     read = [each(prompt, truncation=True).input_ids for each in (tokenizer, tokenizer_2)]
     for position, (one, two) in enumerate(zip_longest(*read)):

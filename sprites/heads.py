@@ -34,7 +34,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
         work: unused: there is nothing to resume in a fit of seconds.
         steps: of the optimiser (L-BFGS; default 100).
     Raises:
-        ValueError: there is no trained CLIP beside `output`.
+        UsageError: there is no trained CLIP beside `output`.
     """
     folder = output.parent / "clip"
     if not folder.is_dir():

@@ -94,7 +94,7 @@ class Judge:
         """Read `model.safetensors` and `config.json` of a folder.
 
         Raises:
-            ValueError: it was trained for other nouns, backgrounds, places or patterns than the world has now.
+            UsageError: it was trained for other nouns, backgrounds, places or patterns than the world has now.
         """
         config = json.loads((Path(folder) / "config.json").read_text())
         for name, kinds in HEADS.items():

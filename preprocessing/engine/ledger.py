@@ -24,6 +24,10 @@ class ExcludedRow:
     key: str  # what a person can find it by in the source
     why: RowExcluded
 
+    def __post_init__(self) -> None:
+        # kept until the unit is sealed, and a traceback holds the frames that it came through, pictures among their locals
+        self.why.__traceback__ = self.why.__cause__ = self.why.__context__ = None
+
     def to_dict(self) -> dict[str, str]:
         """As a line of the unit's file in `aside/`."""
         outcome = "quarantined" if self.why.quarantined else "dropped"

@@ -25,7 +25,7 @@ class Join:
 
 
 def parse_join(text: str) -> Join:
-    """`folder=subject` -> Join. Raises ValueError that says what is allowed."""
+    """`folder=subject` -> Join. Raises UsageError that says what is allowed."""
     part, equals, column = text.partition("=")
     if not equals or part not in PARTS or not column:
         raise UsageError(
@@ -36,7 +36,7 @@ def parse_join(text: str) -> Join:
 
 
 def template_fields(template: str) -> tuple[str, ...]:
-    """The names between braces. Raises ValueError for anything but text and plain names ({{ and }} are braces)."""
+    """The names between braces. Raises UsageError for anything but text and plain names ({{ and }} are braces)."""
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:

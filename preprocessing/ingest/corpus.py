@@ -134,7 +134,7 @@ def _picture_units(
 
 
 def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) -> None:
-    """Raise ValueError if one of a source's tables lacks a column that the settings name. Reads every footer."""
+    """Raise UsageError if one of a source's tables lacks a column that the settings name. Reads every footer."""
 
     def check(unit: Unit) -> None:
         file = unit.files[0]

@@ -17,7 +17,7 @@ _BUFFER = 2**16  # bytes that are decoded at a time
 
 
 def read_header(uri: str, store: Store) -> list[str]:
-    """The columns of a CSV. Raises ValueError if there are none, two of one name, or one that is not UTF-8."""
+    """The columns of a CSV. Raises UsageError if there are none, two of one name, or one that is not UTF-8."""
     first = next(_records(_Lines(uri, store, chunk=_HEADER), uri), [])
     if not any(name.strip() for name in first):
         raise UsageError(f"{uri} is not a CSV with a header line: its first line names no column")
@@ -43,7 +43,7 @@ def read_rows(
     Args:
         byte_range: only those of these bytes of the file (the first and the one behind the last), as `cut_rows` gives.
     Raises:
-        ValueError: the text is no CSV.
+        UsageError: the text is no CSV.
     """
     header = read_header(uri, store)
     records = _records(_Lines(uri, store, byte_range), uri)
@@ -58,7 +58,7 @@ def read_rows(
 
 
 def cut_rows(uri: str, store: Store, size: int) -> list[tuple[int, tuple[int, int]]]:
-    """How many rows there are, `size` at a time, and in which bytes of the file. Raises ValueError as `read_rows`."""
+    """How many rows there are, `size` at a time, and in which bytes of the file. Raises UsageError as `read_rows`."""
     lines = _Lines(uri, store)
     records = _records(lines, uri)
     next(records, None)

@@ -32,7 +32,7 @@ def describer(settings: IngestSettings, store: Store) -> Describe | None:
     row that lacks a value of the caption gives none.
 
     Raises:
-        ValueError: no such file, or no such column; the message names the columns that there are.
+        UsageError: no such file, or no such column; the message names the columns that there are.
     """
     template = settings.caption_template
     if settings.metadata is None:

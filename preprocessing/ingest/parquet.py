@@ -103,7 +103,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
-    """Raise ValueError if the columns that the settings name are not in the table, or not of a usable type."""
+    """Raise UsageError if the columns that the settings name are not in the table, or not of a usable type."""
     require_column(schema.names, settings.image_column, "image_column", where)
     require_texts(schema, settings, where)
     kind = schema.field(settings.image_column).type
@@ -114,7 +114,7 @@ def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) 
 
 
 def require_texts(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
-    """Raise ValueError if captions or view groups, where there are to be some, are not text; or a kept column lacks."""
+    """Raise UsageError if captions or view groups, where there are to be some, are not text; or a kept column lacks."""
     for kept in settings.keep_columns or ():
         require_column(schema.names, kept, "keep_columns", where)
     if settings.caption_column is not None:
@@ -136,7 +136,7 @@ def columns_read(columns: list[str], settings: IngestSettings) -> list[str] | No
 
 
 def require_column(columns: list[str], name: str, setting: str, where: str) -> None:
-    """Raise ValueError that names the columns there are if `name`, which a setting gives, is not among them."""
+    """Raise UsageError that names the columns there are if `name`, which a setting gives, is not among them."""
     if name not in columns:
         hint = " (null where there are no captions)" if setting == "caption_column" else ""
         raise UsageError(f"{where} has no column '{name}' but {', '.join(columns)}; set ingest.{setting}{hint}")

@@ -28,7 +28,7 @@ def url_units(files: Sequence[FileEntry], settings: IngestSettings, store: Store
     """The units of tables of URLs, `ingest.unit_size` rows each.
 
     Raises:
-        ValueError: a table lacks a column that the settings name; or a CSV is not one.
+        UsageError: a table lacks a column that the settings name; or a CSV is not one.
     """
     return [unit for entry in files for unit in _units(entry, settings, store)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.report.page import Card, Section
 from realcustom.preprocessing.report.pictures import thumbnail
+from realcustom.store import Store
 
 SIDE = 100  # pixels of a picture's longer side
 MESSAGE = 300  # characters
@@ -27,20 +28,20 @@ class Excluded:
 
 def excluded_sections(
     files: Iterable[Excluded],
-    read: Callable[[str], bytes],
+    store: Store,
     per_reason: int,
     wanted: Mapping[str, int] | None = None,
 ) -> list[Section]:
     """A section for each `outcome: reason`, in order of its name, with at most `per_reason` samples.
 
     Args:
-        read: of the files that list them.
+        store: reads the files that list them, and the tables.
         wanted: how often each reason was given, where that is known: no file is read after the last sample is found.
     """
     samples: dict[str, list[Card]] = {}
     for file in files:
-        chosen = _choose(read(file.uri), samples, per_reason)
-        pictures = _pictures(file.table, [entry["uid"] for entry in chosen]) if file.table and chosen else {}
+        chosen = _choose(store.read(file.uri), samples, per_reason)
+        pictures = _pictures(file.table, [entry["uid"] for entry in chosen], store) if file.table and chosen else {}
         for entry in chosen:
             samples[_title(entry)].append(_card(entry, pictures.get(entry["uid"])))
         if wanted and all(len(samples.get(title, [])) >= min(n, per_reason) for title, n in wanted.items()):
@@ -71,7 +72,7 @@ def _card(entry: Mapping[str, Any], picture: bytes | None) -> Card:
     return Card(picture=thumbnail(picture, SIDE), foot=[text for text in foot if text])
 
 
-def _pictures(table: str, uids: list[str]) -> dict[str, bytes]:
-    found = tables.read_columns(table, ["uid", "image"])
+def _pictures(table: str, uids: list[str], store: Store) -> dict[str, bytes]:
+    found = store.call(lambda uri: tables.read_columns(uri, ["uid", "image"]), table)
     found = found.filter(pc.is_in(found["uid"], tables.strings(uids)))
     return dict(zip(found["uid"].to_pylist(), found["image"].to_pylist(), strict=True))

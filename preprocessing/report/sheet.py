@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.report.excluded import Excluded, excluded_sections
 from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
 from realcustom.preprocessing.report.pictures import decoded, fit, jpeg_uri, thumbnail
+from realcustom.preprocessing.tables import read_footer
 from realcustom.storage import FileEntry
 from realcustom.store import Store
 
@@ -47,11 +49,12 @@ def write_sheet(target: str, sheet: str, count: int) -> str:
     """
     tables = _tables(target)
     chosen = [tables[index] for index in spread(len(tables), TABLES)]
-    lengths = [_length(uri) for uri in chosen]
+    lengths = [int(_STORE.call(read_footer, uri).num_rows) for uri in chosen]
     cards: list[Card] = []
     wanted, first = spread(sum(lengths), count), 0
     for uri, length in zip(chosen, lengths, strict=True):
-        cards += [_card(row) for row in _rows(uri, [index - first for index in wanted if 0 <= index - first < length])]
+        inside = [index - first for index in wanted if 0 <= index - first < length]
+        cards += [_card(row) for row in _STORE.call(partial(_rows, wanted=inside), uri)]
         first += length
     report, excluded = _report(target), _excluded(target)
     subjects = any(card.subject for card in cards)
@@ -87,11 +90,6 @@ def _tables(target: str) -> list[str]:
     if not tables:
         raise UsageError(f"--html shows tables of pictures, and {target} holds none (.parquet)")
     return tables
-
-
-def _length(uri: str) -> int:
-    filesystem, path = storage.open_filesystem(uri)
-    return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
 
 
 def _rows(uri: str, wanted: list[int]) -> list[dict[str, Any]]:
@@ -180,7 +178,7 @@ def _excluded(target: str) -> list[Section]:
     wanted = (
         {f"{outcome}: {name}": n for outcome in outcomes for name, n in report[outcome].items()} if report else None
     )
-    return excluded_sections(chosen, _STORE.read, PER_REASON, wanted)
+    return excluded_sections(chosen, _STORE, PER_REASON, wanted)
 
 
 def _excluded_files(target: str) -> list[FileEntry]:

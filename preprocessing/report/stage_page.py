@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from realcustom import storage
@@ -29,7 +30,7 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
         account=account_of(report),
         sections=[
             Section(title="Kept", cards=_kept(directory, sampled)),
-            *excluded_sections(excluded, directory.store.read, PER_REASON),
+            *excluded_sections(excluded, directory.store, PER_REASON),
         ],
     )
     directory.store.write(storage.join(directory.uri, "report.html"), render(page))
@@ -45,10 +46,11 @@ def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[Card]:
     for unit in units:
         is_table = directory.suffix == ".parquet"  # else what was read is shown for what was written
         uri = directory.rows_uri(unit.name) if is_table else unit.files[0].uri
-        names = tables.read_schema(uri).names
+        names = directory.store.call(tables.read_schema, uri).names
         picture = "subject_image" if "subject_image" in names else "image"
         words = [name for name in ("target_word", "caption", "alt_text", "key", "uid") if name in names]
-        for row in tables.read_columns(uri, [picture, *words]).slice(0, KEPT - len(cards)).to_pylist():
+        table = directory.store.call(partial(tables.read_columns, columns=[picture, *words]), uri)
+        for row in table.slice(0, KEPT - len(cards)).to_pylist():
             text = next((str(row[name]) for name in words if row[name]), "")
             cards.append(Card(picture=thumbnail(row[picture], SIDE), caption=around(text[:CAPTION])))
     return cards

@@ -48,7 +48,7 @@ class Classifier:
         return [{self._score: probability} for probability in probabilities]
 
     def _check_shapes(self, model: str) -> None:
-        """Raise ValueError if pictures of several shapes would not make a batch."""
+        """Raise UsageError if pictures of several shapes would not make a batch."""
         shapes = {self._processor(Image.new("RGB", size), return_tensors="pt").pixel_values.shape for size in _SIZES}
         if len(shapes) > 1:
             raise UsageError(

@@ -69,7 +69,7 @@ class ClipScorer:
 def load_heads(folder: str, embed_dim: int) -> dict[str, tuple[np.ndarray, float]]:
     """Heads of `folder`/heads.safetensors: name -> (weight (D,), bias).
 
-    Raises ValueError for an unknown or incomplete head, or one for another embedding size.
+    Raises UsageError for an unknown or incomplete head, or one for another embedding size.
     """
     path = posixpath.join(folder, "heads.safetensors")
     try:

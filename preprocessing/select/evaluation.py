@@ -20,7 +20,7 @@ from realcustom.preprocessing.select.steps import evaluation_uri
 def prepare_evaluation(job: StageJob) -> bytes | None:
     """The signatures of the evaluation folder's pictures as a table's bytes; None if there is no folder, or they are there.
 
-    Raises ValueError for a picture that cannot be read: it could not be kept out of the corpus.
+    Raises UsageError for a picture that cannot be read: it could not be kept out of the corpus.
     """
     folder = job.settings.select.evaluation_folder
     if folder is None or job.store.exists(evaluation_uri(job.directory)):

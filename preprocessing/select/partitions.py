@@ -24,9 +24,7 @@ from realcustom.preprocessing.settings import SelectSettings
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
 _MOST_PARTS = 20_000_000  # that the driver is to know of, half a kilobyte each
-_CROWDED = (
-    4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, and some patterns are frequent
-)
+_CROWDED = 4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, some are frequent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +62,12 @@ class BitTable:
 
 def parts_of(unit: Unit, right: bool) -> list[Part]:
     """The parts on one side of a unit of step `pairs`."""
-    return [
-        Part(uri=file.uri, content="", group=file.group, rows=file.rows)
-        for file in unit.files
-        if file.right is right and file.group is not None and file.rows is not None
-    ]
+    parts = []
+    for file in unit.files:
+        assert file.group is not None and file.rows is not None, unit.name
+        if file.right is right:
+            parts.append(Part(uri=file.uri, content="", group=file.group, rows=file.rows))
+    return parts
 
 
 def block_units(units: Sequence[Unit]) -> list[Unit]:

@@ -20,7 +20,7 @@ _UID = tables.INGESTED.field("uid")
 
 
 def check_uids(units: Sequence[Unit], store: Store) -> None:
-    """Raise ValueError, naming the two files, if a uid is there twice.
+    """Raise UsageError, naming the two files, if a uid is there twice.
 
     Reads one column; holds 16 bytes a row, and the uids of the files that are being read.
     """

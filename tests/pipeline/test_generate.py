@@ -40,6 +40,7 @@ def test_a_photograph_becomes_images_masks_and_settings(
     assert strip.size == (2 * 66, 66) and np.asarray(strip).max() == 255
     saved = yaml.safe_load((output / "settings.yaml").read_text())
     assert saved["request"]["prompt"] == "a toy in the snow" and saved["request"]["seed"] == 5
+    assert "sampling" not in saved["request"]  # each knob is there once
     assert saved["method"]["tokens"]["hidden"] == 16  # the adapter's own settings, not the recipe's
 
     command(*arguments, "--seed", "6", "--steps", "2", "--output", str(output))

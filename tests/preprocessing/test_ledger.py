@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from realcustom.errors import UsageError
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine.ledger import ExcludedRow
 from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.errors import DataError, DataFault, naming
 from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
@@ -148,3 +151,29 @@ def test_torn_tars_lose_what_the_tear_touches_and_no_more(tmp_path: Path) -> Non
         kept.discard(f"{name}/{last}.jpg")  # no following key closes it
         torn.add(f"{name}@{min(cut, archive[len(complete)].offset)}")
     check_ledger(run(INGEST, source, tmp_path / "out"), kept, dict.fromkeys(torn, "torn_tar"))
+
+
+def test_an_excluded_row_holds_no_frame_and_so_no_picture() -> None:
+    try:
+        try:
+            raise ValueError("of a decoder")
+        except ValueError as error:
+            raise DataError(DataFault.UNREADABLE_IMAGE, "broken") from error
+    except DataError as why:
+        row = ExcludedRow(uid="1", key="1.jpg", why=why)
+    assert row.why.__traceback__ is None and row.why.__cause__ is None and row.why.__context__ is None
+    assert row.to_dict() == {
+        "uid": "1",
+        "key": "1.jpg",
+        "outcome": "quarantined",
+        "reason": "unreadable_image",
+        "message": "broken",
+    }
+
+
+def test_a_mistake_that_a_row_brings_to_light_names_the_row() -> None:
+    with (
+        pytest.raises(UsageError, match=r"^unit a, row 1: the mask is 2 x 2, the picture 4 x 4$"),
+        naming("unit a, row 1"),
+    ):
+        raise UsageError("the mask is 2 x 2, the picture 4 x 4")

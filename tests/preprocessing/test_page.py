@@ -12,6 +12,7 @@ from PIL import Image
 from realcustom.preprocessing.report.excluded import Excluded, excluded_sections
 from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
 from realcustom.preprocessing.report.pictures import data_uri, fit, thumbnail
+from realcustom.store import Store
 from tests.support.corpora import jpeg, picture
 
 REPORT = {
@@ -56,15 +57,16 @@ def test_so_many_samples_of_each_reason_and_no_file_more_than_needed(tmp_path: P
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     read: list[str] = []
 
-    def reader(uri: str) -> bytes:
-        read.append(uri)
-        return lines
+    class Recorder(Store):
+        def read(self, uri: str | Path) -> bytes:
+            read.append(str(uri))
+            return lines
 
     files = [Excluded(uri=str(number), table=None) for number in range(3)]
-    (section,) = excluded_sections(files, reader, per_reason=7)
+    (section,) = excluded_sections(files, Recorder(), per_reason=7)
     assert section.title == "dropped: small" and len(section.cards) == 7 and read == ["0", "1", "2"]
     read.clear()
-    (section,) = excluded_sections(files, reader, per_reason=4, wanted={"dropped: small": 15})
+    (section,) = excluded_sections(files, Recorder(), per_reason=4, wanted={"dropped: small": 15})
     assert section.cards[0].foot == ["0.jpg", "m"] and read == ["0"]
 
 

@@ -22,6 +22,7 @@ from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit, UnitKind, unit_name
 from realcustom.preprocessing.errors import StageBug
+from realcustom.preprocessing.inputs import files_of
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
@@ -286,3 +287,18 @@ def test_manifest_names_carry_input_and_output(tmp_path: Path) -> None:
     assert (manifest.unit, manifest.identity) == ("a.b", "0123") and len(manifest.output) == 16
     assert directory.rows_present() == {"a.b"}
     assert Unit.from_json(unit.to_json()) == unit
+
+
+def test_a_file_at_the_top_of_the_file_system_is_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = storage.FileEntry(name="pairs.parquet", uri="/pairs.parquet", size=1, version="1")
+    listed: list[str] = []
+    monkeypatch.setattr(storage, "is_dir", lambda uri: False)
+
+    def list_files(uri: str, recursive: bool) -> list[storage.FileEntry]:
+        listed.append(uri)
+        return [entry]
+
+    monkeypatch.setattr(storage, "list_files", list_files)
+    assert files_of("/pairs.parquet", Store()) == [entry] and listed == ["/"]
+    files_of("s3://bucket/folder/pairs.parquet", Store())
+    assert listed[-1] == "s3://bucket/folder"
