@@ -118,7 +118,8 @@ def evaluate(
         judge: called once per row with all of its images.
         progress: told the setting, the images done and their number, after each batch.
     Raises:
-        UsageError: too few cases, a uid twice, or a generator or judge that returns another number than asked for.
+        UsageError: too few cases, or a uid twice.
+        ValueError: a generator or judge returned another number than it was asked for.
     """
     if len(cases) < 2:
         raise UsageError(f"a table needs at least 2 cases, got {len(cases)}")
@@ -130,7 +131,7 @@ def evaluate(
         images[setting] = _draw(setting, cases, generator, settings.batch_size, progress)
         scores[setting] = list(judge(images[setting], cases))
         if len(scores[setting]) != len(cases):
-            raise UsageError(f"the judge returned {len(scores[setting])} scores for {len(cases)} images")
+            raise ValueError(f"the judge returned {len(scores[setting])} scores for {len(cases)} images")
     return Table(
         rows=[_row(setting, scores[setting], settings) for setting in rows],
         wrong_reference=_wrong_reference(scores, settings),
@@ -153,7 +154,7 @@ def _draw(
         batch = cases[start : start + batch_size]
         drawn = list(generator(setting, batch))
         if len(drawn) != len(batch):
-            raise UsageError(f"the generator returned {len(drawn)} images for {len(batch)} cases ({setting.value})")
+            raise ValueError(f"the generator returned {len(drawn)} images for {len(batch)} cases ({setting.value})")
         images += drawn
         if progress:
             progress(setting, len(images), len(cases))

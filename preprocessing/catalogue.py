@@ -22,7 +22,7 @@ from realcustom.preprocessing.engine.worker import SourceWork, StageJob, TableWo
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.url_units import share_hosts
 from realcustom.preprocessing.settings import JUDGED, PreprocessSettings
-from realcustom.store import refusals
+from realcustom.store import Store, refusals
 
 if TYPE_CHECKING:
     from realcustom.settings import MethodSettings
@@ -104,17 +104,18 @@ def _load_select(job: StageJob) -> Work:
 def _describe_select(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
     folder = settings.select.evaluation_folder
     if folder is not None:
+        store = Store(settings.execution.retries)
+        if not store.is_dir(folder):
+            raise UsageError(f"select.evaluation_folder: no folder at {folder}")
         with refusals("read", folder):
-            if not storage.is_dir(folder):
-                raise UsageError(f"select.evaluation_folder: no folder at {folder}")
-            description["parameters"]["evaluation_folder"] = _content(folder)
+            description["parameters"]["evaluation_folder"] = _content(folder, store)
 
 
-def _content(folder: str) -> str:
+def _content(folder: str, store: Store) -> str:
     """What is in a folder of pictures, wherever it lies; of an object store's by its ETags."""
     if not storage.is_remote(folder):
         return model_identity(folder).rpartition("@")[2]
-    return identity_of([[entry.name, entry.size, entry.version] for entry in storage.list_files(folder)])
+    return identity_of([[entry.name, entry.size, entry.version] for entry in store.list_files(folder)])
 
 
 def _check_scores(job: StageJob, source: StageInput) -> None:

@@ -6,7 +6,6 @@ and a CSV is read whole, for its lines are not counted anywhere.
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.directory import StageDirectory
+from realcustom.preprocessing.engine.directory import StageDirectory, read_description
 from realcustom.preprocessing.engine.stage import Stage, StageInput
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
 from realcustom.preprocessing.settings import PreprocessSettings
@@ -39,7 +38,7 @@ def open_input(stage: Stage, uri: str, settings: PreprocessSettings, store: Stor
 
 
 def _open_stage(stage: Stage, uri: str, store: Store) -> StageInput:
-    description = json.loads(store.read(storage.join(uri, "stage.json")))
+    description = read_description(uri, store)
     wrote = str(description["stage"])
     if wrote not in stage.reads:
         raise UsageError(f"{stage.name} reads what {' or '.join(stage.reads)} wrote, and {uri} was written by {wrote}")
@@ -50,14 +49,17 @@ def _open_stage(stage: Stage, uri: str, store: Store) -> StageInput:
         units.append(Unit(name=manifest.unit, identity=manifest.output, kind=UnitKind.PART, files=(file,)))
     if not units:
         raise UsageError(f"{uri}: {wrote} has finished no unit yet; run it first")
-    _check_columns(stage, units[0].files[0].uri, store)
     finished = store.exists(storage.join(uri, "report.json"))
     upstream = f"{wrote}@{description['fingerprint']}"
     return StageInput(units=sorted_units(units), upstream=upstream, description=description, finished=finished)
 
 
-def _check_columns(stage: Stage, uri: str, store: Store) -> None:
-    """Raise UsageError if a table lacks what the stage needs: each passes on what it read, and a user's own may lack it."""
+def check_columns(stage: Stage, source: StageInput, store: Store) -> None:
+    """Raise UsageError if a table that another stage wrote lacks what the stage needs.
+
+    A stage passes on what it read, and columns may be missing in a user's own table.
+    """
+    uri = source.units[0].files[0].uri
     try:
         schema = store.call(tables.read_schema, uri)
     except pa.ArrowInvalid:  # judged where it is read

@@ -24,7 +24,7 @@ from realcustom.preprocessing.engine.stage import Prepared, Stage, StageInput
 from realcustom.preprocessing.engine.unit import Counts, Unit
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import TooManyErrors
-from realcustom.preprocessing.inputs import open_input
+from realcustom.preprocessing.inputs import check_columns, open_input
 from realcustom.preprocessing.report.report import make_report, write_report
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings
 from realcustom.store import Store, check_readable, check_writable
@@ -138,7 +138,7 @@ def _check_places(stage: Stage, input: str, output: str, settings: PreprocessSet
     if stage.open_source is not None and settings.ingest.metadata is not None:
         check_readable(settings.ingest.metadata)
     check_writable(output)
-    if storage.exists(storage.join(output, "stage.json")):
+    if Store(settings.execution.retries).exists(storage.join(output, "stage.json")):
         parent = output.rstrip("/").rpartition("/")[0]
         raise UsageError(f"{output} is a stage's own directory, and the root of all stages is wanted: give {parent}")
 
@@ -165,6 +165,8 @@ def _prepare(
     """All that may refuse the work, then the description, then the phase over all units; what there is to do."""
     fresh = not directory.store.exists(storage.join(directory.uri, "stage.json"))
     if fresh:
+        if source.description is not None:
+            check_columns(stage, source, directory.store)
         executor.check(job)
         if stage.check_input is not None:
             stage.check_input(job, source)

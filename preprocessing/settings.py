@@ -185,7 +185,7 @@ class EndpointSettings:
     concurrency: int = 16  # requests at once, of one worker
     timeout: float = 120.0  # seconds for one try
     attempts: int = (
-        10  # tries of a picture; with the waits between them two and a half minutes, in which a server can start again
+        13  # tries of a picture; with the waits between them four minutes, in which a server can start again
     )
     backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 30
     key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key

@@ -20,5 +20,12 @@ def load_refusals(kind: str, model: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:  # the libraries' errors about a folder or the hub are OSErrors
+    except UsageError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        SafetensorError,
+    ) as error:  # what the libraries say of folders and the hub
         raise UsageError(f"cannot load the {kind} {model}: {error}") from error

@@ -213,7 +213,10 @@ def check_readable(uri: str) -> None:
         except client.exceptions.ClientError as error:
             if error.response["Error"]["Code"] != "AccessDenied" or not prefix:
                 raise
-            client.head_object(Bucket=bucket, Key=prefix)  # one file may be open to us where its folder is not
+            try:  # one file may be open to us where its folder is not
+                client.head_object(Bucket=bucket, Key=prefix)
+            except client.exceptions.ClientError:
+                raise error from None
         except Exception as error:
             # a store that answers is given more time than one that takes no connection
             if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):

@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer, get_device
 from realcustom import log, storage
 from realcustom.errors import UsageError
 from realcustom.machine import available_cores
+from realcustom.store import StorageRefused
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
 
@@ -47,8 +48,9 @@ class Failure:
     def of(cls, error: Exception) -> Failure:
         """The failure that `error` is."""
         mistake = error if isinstance(error, UsageError) else None
-        # a lost peer is a RuntimeError to those who wait for it, a node's disk or network an OSError
-        final = mistake is not None or not isinstance(error, (RuntimeError, OSError))
+        # a lost peer is a RuntimeError to those who wait for it; a node's disk an OSError, or a refusal that one caused
+        of_machine = isinstance(error, (RuntimeError, OSError)) and mistake is None
+        final = not of_machine and not (isinstance(error, StorageRefused) and isinstance(error.__cause__, OSError))
         return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final)
 
     def to_error(self) -> Exception:

@@ -111,7 +111,7 @@ class StageDirectory:
         """
         uri = storage.join(self.uri, "stage.json")
         if self.store.exists(uri):
-            if json.loads(self.store.read(uri)) != description:
+            if read_description(self.uri, self.store) != description:
                 raise UsageError(
                     f"{self.uri} holds the files of another fingerprint: its stage.json is not this run's. Move it "
                     f"away or give another --output"
@@ -131,6 +131,16 @@ class StageDirectory:
         """Leave nothing of an input that was refused when it was read, unless some of the work is done."""
         if not any("/manifests/" in f"/{entry.name}" for entry in self.store.list_files(self.uri)):
             self.store.delete_folder(self.uri)
+
+
+def read_description(directory: str, store: Store) -> dict[str, Any]:
+    """A stage's stage.json. Raises UsageError if it is none."""
+    uri = storage.join(directory, "stage.json")
+    try:
+        description: dict[str, Any] = json.loads(store.read(uri))
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{uri} is not valid JSON: {error}") from error
+    return description
 
 
 def to_json_bytes(data: dict[str, Any]) -> bytes:

@@ -143,7 +143,7 @@ def load_work(job: StageJob) -> Work:
     """The job's work with its models. Raises UsageError, naming them, where they cannot be loaded."""
     try:
         return job.load(job)
-    except (AssertionError, AttributeError, NameError, ImportError):  # bugs, whatever the models are
+    except (AssertionError, AttributeError, NameError):  # bugs, whatever the models are
         raise
     except Exception as error:  # transformers and safetensors raise all kinds for files that are not theirs
         if not job.given:
