@@ -1,7 +1,7 @@
-"""What each stage is: one row each. A new stage is a folder of its own, and a row here.
+"""The stages, one row each. A new stage is a folder and a row here.
 
 A row's functions import the stage's code when they are called: a worker of a cheap stage loads neither torch nor
-transformers, and a command's mistakes are found before either.
+transformers, and a command's mistakes are found before they load.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _load_ingest(job: StageJob) -> Work:
 def _describe_ingest(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
     parameters = description["parameters"]
     parameters.pop("corpus")  # is in `upstream`
-    parameters.pop("metadata")  # what it says of a unit's pictures is in the unit's identity
-    parameters.pop("download")  # how, not what
+    parameters.pop("metadata")  # its content about a unit's pictures is in the unit's identity
+    parameters.pop("download")  # how it downloads, not what
 
 
 def _check_tables(job: StageJob, source: StageInput) -> None:
@@ -52,7 +52,7 @@ def _check_tables(job: StageJob, source: StageInput) -> None:
 
 INGEST = Stage(
     name="ingest",
-    help="Read a source: each picture decoded, sized, hashed and named; what is of no use excluded with its reason.",
+    help="Read a source: each picture decoded, sized, hashed and named; unusable ones excluded with the reason.",
     version=5,
     load=_load_ingest,
     open_source=open_corpus,
@@ -112,7 +112,7 @@ def _describe_select(description: dict[str, Any], settings: PreprocessSettings, 
 
 
 def _content(folder: str, store: Store) -> str:
-    """What is in a folder of pictures, wherever it lies; of an object store's by its ETags."""
+    """The content of a folder of pictures, independent of its place; in an object store by the ETags."""
     if not storage.is_remote(folder):
         return model_identity(folder).rpartition("@")[2]
     return identity_of([[entry.name, entry.size, entry.version] for entry in store.list_files(folder)])
@@ -132,7 +132,7 @@ def _find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepa
 
 SELECT = Stage(
     name="select",
-    help="Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again at will.",
+    help="Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again as often as needed.",
     version=4,
     load=_load_select,
     reads=("score",),
@@ -155,7 +155,7 @@ def _load_caption(job: StageJob) -> Work:
 def _describe_caption(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
     parameters = description["parameters"]
     endpoint = parameters.pop("endpoint")
-    if settings.caption.endpoint.model is not None:  # its place, and how it is asked, decide no word
+    if settings.caption.endpoint.model is not None:  # its URL and its limits do not change a caption
         parameters["endpoint"] = {name: endpoint[name] for name in ("model", "prompt", "seed", "longest_side")}
         parameters.pop("batch_size")
 
@@ -169,7 +169,7 @@ def _ask_endpoint(job: StageJob) -> None:
 
 CAPTION = Stage(
     name="caption",
-    help="Put a synthetic caption beside the alt text, and find the words that can name a subject.",
+    help="Add a synthetic caption to the alt text, and find the words that can name a subject.",
     version=2,
     load=_load_caption,
     reads=("select", "score", "ingest"),
@@ -231,7 +231,7 @@ def _require_encode(settings: PreprocessSettings, method: MethodSettings | None)
         raise UsageError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
     _require_set("encode", missing)
     if method is None:
-        raise UsageError("encode needs the method's settings: they say how a reference is prepared")
+        raise UsageError("encode needs the method's settings: they define how a reference is prepared")
 
 
 def _describe_encode(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
@@ -249,7 +249,7 @@ def _check_base(model: str) -> None:
 
 ENCODE = Stage(
     name="encode",
-    help="Put latents, text features and image features of the training recipe beside each record.",
+    help="Add latents, text features and image features of the training recipe to each record.",
     version=1,
     load=_load_encode,
     reads=("subjects",),
@@ -275,7 +275,7 @@ def _load_export(job: StageJob) -> Work:
 
 EXPORT = Stage(
     name="export",
-    help="Write rows as webdataset shards; what came from such shards goes back byte for byte.",
+    help="Write rows as webdataset shards; rows that came from such shards are written back byte for byte.",
     version=1,
     load=_load_export,
     reads=("select", "caption", "score", "ingest"),
@@ -289,5 +289,5 @@ def _require_set(stage: str, missing: list[str]) -> None:
         raise UsageError(f"{stage} needs {' and '.join(f'{stage}.{name}' for name in missing)}")
 
 
-CHAIN = (INGEST, SCORE, SELECT, CAPTION, SUBJECTS, ENCODE)  # in the order in which a corpus passes through them
+CHAIN = (INGEST, SCORE, SELECT, CAPTION, SUBJECTS, ENCODE)  # in the order in which they run
 CATALOGUE = {stage.name: stage for stage in (*CHAIN, EXPORT)}

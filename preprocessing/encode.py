@@ -1,4 +1,4 @@
-"""Stage `encode`: the features that training reads of a record, computed once. Each cache can be left out.
+"""Stage `encode`: the features of a record that training reads, computed once. Each cache can be left out.
 
 Latents are of the centre square at `encode.resolution` (aspect-ratio buckets are not made yet); image features are of
 the reference as training and serving prepare it.

@@ -1,4 +1,4 @@
-"""Why a row does not go on, and what stops a job. Transient errors are retried in realcustom/store.py."""
+"""Why a row is excluded, and errors that stop a job. Transient errors are retried in realcustom/store.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from realcustom.errors import UsageError
 
 
 class DataFault(enum.Enum):
-    """Why a row is quarantined: its data cannot be used as they are."""
+    """Why a row is quarantined: its data cannot be used."""
 
     TRUNCATED_IMAGE = "truncated_image"
     UNREADABLE_IMAGE = "unreadable_image"
@@ -36,26 +36,26 @@ class DataFault(enum.Enum):
 
 
 class RowExcluded(Exception):
-    """A row does not go on: raised where that is found out, and kept in the row ledger as it is.
+    """A row is excluded: raised where that is found, and kept unchanged in the row ledger.
 
     `reason` is counted in the report, `message` kept beside the row's uid.
     """
 
-    quarantined: bool  # true: its data are at fault; false: a rule drops it
+    quarantined: bool  # true: its data are faulty; false: a rule drops it
 
     def __init__(self, reason: str, message: str = ""):
-        super().__init__(reason, message)  # both, so that it survives pickling
+        super().__init__(reason, message)  # both arguments, for pickling
         self.reason, self.message = reason, message
 
 
 class RowDropped(RowExcluded):
-    """A rule leaves a row out, though nothing is wrong with its data."""
+    """A rule drops a row; its data are correct."""
 
     quarantined = False
 
 
 class DataError(RowExcluded):
-    """A row's data are at fault."""
+    """A row's data are faulty."""
 
     quarantined = True
 
@@ -75,7 +75,7 @@ class TooManyErrors(UsageError):
 
 @contextmanager
 def naming(row: str) -> Iterator[None]:
-    """Let an unforeseen exception, or a mistake that the row brings to light, say which row it happened at."""
+    """A context that adds the row to an unforeseen exception or to a mistake found in that row."""
     try:
         yield
     except (RowExcluded, StageBug):

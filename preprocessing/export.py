@@ -1,7 +1,7 @@
 """`export`: a stage's rows as webdataset shards, one per unit.
 
-What came from a webdataset goes back under its names and byte for byte; a picture of another source becomes a sample of
-its own. Samples are sorted by key and their members by name, and headers hold no time and no owner.
+Samples that came from a webdataset are written back with their names, byte for byte; a picture of another source
+becomes a new sample. Samples are sorted by key and their members by name, and headers hold no time and no owner.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from realcustom.preprocessing.ingest.tar import write_archive
 from realcustom.preprocessing.ingest.webdataset import split_key
 from realcustom.preprocessing.settings import ExportSettings
 
-ANNOTATIONS = "realcustom.json"  # extension of the member that says what the stages found out
+ANNOTATIONS = "realcustom.json"  # extension of the member with the stages' results
 
 _SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
-_Members = dict[str, bytes]  # by name in the archive
+_Members = dict[str, bytes]  # members by name in the archive
 
 
 class Export:
-    """Table of pictures -> a tar. A row is quarantined if the unit has another one for the same sample."""
+    """Table of pictures -> a tar. A row is quarantined if an earlier row of the unit has the same sample key."""
 
     def __init__(self, settings: ExportSettings):
         self._settings = settings
@@ -40,7 +40,7 @@ class Export:
         def add(index: int) -> None:
             row = table.slice(index, 1).to_pylist()[0]
             key, members = self._sample(row)
-            if key in samples:  # of another shard, in a table that somebody put together
+            if key in samples:  # from another shard, in a table that a user combined
                 raise DataError(DataFault.DUPLICATE_KEY, f"an earlier row of the table is the sample '{key}'")
             samples[key] = members
 
@@ -68,7 +68,7 @@ class Export:
 
 
 def facts_of(row: dict[str, Any]) -> bytes:
-    """What is known of a picture besides its bytes, as JSON: every column but those of bytes; sha256 in hex."""
+    """A row as JSON: every column that does not hold bytes; sha256 in hex."""
     known = {name: value for name, value in row.items() if name != "members" and not isinstance(value, bytes)}
     known["sha256"] = row["sha256"].hex()
     if row.get("columns") is not None:
@@ -77,5 +77,5 @@ def facts_of(row: dict[str, Any]) -> bytes:
 
 
 def _extension(data: bytes) -> str:
-    """By the picture's first bytes: its name in the source may have said something else."""
+    """The extension by the picture's first bytes: its name in the source may be wrong."""
     return next((extension for start, extension in _SIGNATURES if data.startswith(start)), "webp")

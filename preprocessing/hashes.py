@@ -19,13 +19,13 @@ INSETS = (0.025, 0.05, 0.075, 0.1)  # fraction of the side that is cut away on e
 VIEWS = 1 + len(INSETS)
 SHORT_BYTES = 8  # of a view's hash for searching: 64 bits
 LONG_BYTES = 32  # of a view's hash for verifying: 256 bits
-COLOR_SIDE = 12  # of the colour thumbnail; fine enough to read those of the insets off it
+COLOR_SIDE = 12  # of the colour thumbnail; fine enough to compute the insets' thumbnails from it
 COMPARED_SIDE = 8  # of the thumbnails that are compared
-COLOR_UNIT = 256**2  # one step of 8 bits in them
+COLOR_UNIT = 256**2  # one step of 8 bits in these units
 
 BASE_SIDE = 96  # pixels: views are cut from the picture scaled to this square; a JPEG need not be decoded larger
-# A coefficient counts as above the median if it is so by this much. Among the 64 lowest ones only rounding matters; of
-# the 256, those of a smooth picture are noise, which 6 (a wave of 0.2 grey values) leaves out.
+# A coefficient counts as above the median from this difference on. For the 64 lowest ones only rounding matters; of the
+# 256, those of a smooth picture are noise, which 6 (a wave of 0.2 grey values) excludes.
 _SHORT_MARGIN, _LONG_MARGIN = 1e-6, 6.0
 
 
@@ -43,7 +43,7 @@ def signature(image: Image.Image) -> Signature:
 
     A hash holds the signs, about their median, of the lowest DCT coefficients (pHash, Zauner 2010): 8 x 8 of a 32 x 32
     grey thumbnail for searching, 16 x 16 of a 64 x 64 one for verifying, where a bit is set only for a coefficient that
-    is well above the median. Flat pictures give one hash, whatever their colour and the rounding. Cutting a view out of
+    is well above the median. All flat pictures have the same hash. Cutting a view out of
     the base, its thumbnail (means over equal parts) and the DCT are linear: one matrix a view.
     """
     base = image.resize((BASE_SIDE, BASE_SIDE), Image.Resampling.HAMMING, reducing_gap=2.0)
@@ -79,7 +79,7 @@ def _signs(grey: np.ndarray, rows: np.ndarray, margin: float) -> bytes:
     """Grey values (BASE_SIDE, BASE_SIDE), rows (V, k, BASE_SIDE) of each view's DCT -> V x k^2 bits."""
     along = (rows.reshape(-1, BASE_SIDE) @ grey).reshape(rows.shape)  # one large product: half the time of V small ones
     low = (along @ rows.transpose(0, 2, 1)).reshape(VIEWS, -1)  # (V, k * k)
-    # the first one is the mean brightness and would shift the median, here of an odd number
+    # without the first one, the mean brightness, which would shift the median; the number is odd
     middle = (low.shape[1] - 2) // 2
     bits = low > np.partition(low[:, 1:], middle, axis=1)[:, middle : middle + 1] + margin
     return np.packbits(bits).tobytes()
@@ -106,7 +106,7 @@ def _dct_rows(size: int, rows: int) -> np.ndarray:
 
 
 def _color_view(inset: float) -> np.ndarray:
-    """How an inset's thumbnail is read off the whole's: triangle-filtered weights in 1/COLOR_UNIT, (64, 144)."""
+    """How an inset's thumbnail is computed from the whole's: triangle-filtered weights in 1/COLOR_UNIT, (64, 144)."""
     box = (COLOR_SIDE * inset, 0, COLOR_SIDE * (1 - inset), COLOR_SIDE)
     unit = Image.fromarray(np.eye(COLOR_SIDE, dtype=np.float32))
     along = np.asarray(unit.resize((COMPARED_SIDE, COLOR_SIDE), Image.Resampling.BILINEAR, box=box)).T  # (8, 12)

@@ -1,4 +1,4 @@
-"""How requests over HTTP are tried again: which answers say so, and the one loop that does it."""
+"""Retries of HTTP requests: which answers ask for one, and the loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_WAIT = 60.0  # seconds that a Retry-After is obeyed for
 
 
 def is_passing(status: int) -> bool:
-    """Whether an HTTP status says to try again: a server's own troubles, those of proxies before it, too many requests."""
+    """Whether an HTTP status says to try again: an error of the server or of a proxy, or too many requests."""
     return status in (408, 425, 429) or status >= 500
 
 
@@ -28,7 +28,7 @@ def retry_after(value: str | None) -> float:
     """Seconds that a Retry-After header (a number of seconds, or a date) asks for, 0 .. `LONGEST_WAIT`."""
     if value is None:
         return 0.0
-    if value.strip().isdigit() and value.isascii():  # not a superscript 2, a digit that is no number
+    if value.strip().isdigit() and value.isascii():  # isascii: excludes digits such as a superscript 2
         return min(float(value), LONGEST_WAIT)
     try:
         seconds = parsedate_to_datetime(value).timestamp() - time.time()
@@ -38,15 +38,15 @@ def retry_after(value: str | None) -> float:
 
 
 def no_answer(error: Exception) -> str:
-    """In words, that a request came to an error of the transport or took too long."""
+    """The message for a request that failed in transport or took too long."""
     name = "TimeoutError" if isinstance(error, (TimeoutError, httpx.TimeoutException)) else type(error).__name__
     return f"no answer ({name})"
 
 
 class TryAgain(Exception):
-    """An answer that may be another one later. After the last try it is raised as it is.
+    """A transient failure. After the last try this error is raised unchanged.
 
-    `after`: seconds that the server asks for. `fault`: what it can be of the row's if it lasts; None: nothing.
+    `after`: seconds that the server asks for. `fault`: the row's fault if it lasts; None: never the row's.
     """
 
     def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
@@ -55,7 +55,7 @@ class TryAgain(Exception):
 
 
 async def with_retries(action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
-    """`action()`, called again for as long as it raises TryAgain, in all `retries.attempts` times."""
+    """`action()`, called again while it raises TryAgain, at most `retries.attempts` times."""
     for attempt in range(1, retries.attempts + 1):
         try:
             return await action()
@@ -68,6 +68,6 @@ async def with_retries(action: Callable[[], Awaitable[T]], retries: RetrySetting
 
 
 def run_in_thread(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, run in an event loop of its own: the caller may be inside one (a notebook)."""
+    """The result of `work`, run in an event loop of its own: the caller may be inside one (a notebook)."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, work).result()

@@ -1,7 +1,7 @@
 """The input of a stage: a corpus, the directory that another stage wrote, or a user's own table, as units.
 
-From listings: nothing of a picture or a manifest is opened here. Of tables the footer of one is, or of those of URLs each,
-and a CSV is read whole, for its lines are not counted anywhere.
+Made from listings: no picture or manifest is opened here. The footer of one table is read (of tables of URLs the footer
+of each), and a CSV is read completely, because no file stores its number of lines.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def _open_stage(stage: Stage, uri: str, store: Store) -> StageInput:
 
 
 def check_columns(stage: Stage, source: StageInput, store: Store) -> None:
-    """Raise UsageError if a table that another stage wrote lacks what the stage needs.
+    """Raise UsageError if a table that another stage wrote lacks a column that the stage needs.
 
     A stage passes on what it read, and columns may be missing in a user's own table.
     """
     uri = source.units[0].files[0].uri
     try:
         schema = store.call(tables.read_schema, uri)
-    except pa.ArrowInvalid:  # judged where it is read
+    except pa.ArrowInvalid:  # reported where it is read
         return
     tables.require_columns(schema, stage.needs, f"{stage.name} cannot read {uri}")
 
@@ -90,7 +90,7 @@ def file_unit(entry: FileEntry, kind: UnitKind) -> Unit:
 
 
 def files_of(uri: str, store: Store) -> list[FileEntry]:
-    """The files below a folder; or the one that `uri` is."""
+    """The files below a folder; or the one file at `uri`."""
     if store.is_dir(uri):
         return store.list_files(uri)
     folder, name = posixpath.split(uri.rstrip("/"))  # of /table.parquet the folder is /
@@ -98,7 +98,7 @@ def files_of(uri: str, store: Store) -> list[FileEntry]:
 
 
 def sorted_units(units: Sequence[Unit]) -> tuple[Unit, ...]:
-    """Units by name. Raises UsageError if two have one."""
+    """Units by name. Raises UsageError if two have the same."""
     names = [unit.name for unit in units]
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:

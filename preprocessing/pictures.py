@@ -1,4 +1,4 @@
-"""From encoded bytes to an upright RGB picture, with the limits that untrusted bytes need; and picture measures."""
+"""Decoding of untrusted bytes to an upright RGB picture, within limits; and measures of pictures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.reference import on_white
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the decoders that untrusted bytes may reach
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the decoders that are used on untrusted bytes
 EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp")
-# Names of pictures that none of these decoders reads: counted where they are found, and quarantined.
+# Extensions of picture formats that none of these decoders reads: such pictures are counted and quarantined.
 UNDECODED_EXTENSIONS = (
     *("avif", "heic", "heif", "hif", "ico", "j2k", "jp2", "jxl", "pcx", "ppm", "psd", "svg", "tga", "tif", "tiff"),
     *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"),  # cameras' raw formats
@@ -33,8 +33,8 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
     Args:
         data: encoded bytes in one of `FORMATS`; of an animation the first frame is taken.
         max_pixels: width x height above this is refused before any pixel is decoded.
-        draft_side: a JPEG may be decoded at a fraction of its size, both sides at least this many pixels (faster:
-            all of its coefficients are read, so that what is truncated is found, but fewer pixels are made of them).
+        draft_side: a JPEG may be decoded at a fraction of its size, both sides at least this many pixels (faster: all
+            coefficients are read, so that truncation is found, but fewer pixels are computed).
     Raises:
         DataError: the bytes are truncated, broken, of no known format, or a decompression bomb.
     """
@@ -44,7 +44,7 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
 def decode_with_size(
     data: bytes, max_pixels: int | None = None, draft_side: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """`decode`, and the full width and height, upright, which a draft no longer tells."""
+    """`decode`, and the full width and height, upright, which a draft does not have."""
     with _opened(data, max_pixels) as image:
         width, height = image.size
         if draft_side is not None:
@@ -62,18 +62,18 @@ def decode_small(data: bytes, longest_side: int) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture turned by its EXIF and as RGB; without a copy where it is so already, which most are."""
+    """The picture turned by its EXIF orientation and as RGB; not copied where it is so already, as most are."""
     ImageOps.exif_transpose(image, in_place=True)
     return image if image.mode == "RGB" and "transparency" not in image.info else on_white(image)
 
 
 @contextmanager
 def _opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
-    """The picture with its header read; what decoders raise within becomes a DataError."""
+    """A context with the opened picture; errors of the decoders become a DataError."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "a truncated picture must never pass"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of sizes that max_pixels judges
+            warnings.simplefilter("ignore")  # Pillow warns of invalid EXIF and of sizes that max_pixels limits
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     message = f"{image.width} x {image.height} pixels, more than ingest.max_pixels={max_pixels}"
@@ -84,7 +84,7 @@ def _opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     except _DECODE_ERRORS as error:
         cut = "truncated" in str(error).lower()
         fault = DataFault.TRUNCATED_IMAGE if cut else DataFault.UNREADABLE_IMAGE
-        # Pillow names the memory address of our buffer in "cannot identify": not the same in two runs
+        # Pillow's "cannot identify" contains the buffer's memory address, which differs between runs
         message = "no picture of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(fault, message) from error
 

@@ -1,4 +1,4 @@
-"""Run a stage over an input, or see that there is nothing to do. The story of preprocessing, from top to bottom."""
+"""Run a stage over an input, or find that there is nothing to do. Read this file from top to bottom first."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a run of a stage came to."""
+    """The result of a stage's run."""
 
     directory: str  # of the stage: the input of the next one
     report: dict[str, Any]  # as in report.json
-    units_run: int  # by this run; the others were done before
+    units_run: int  # units done by this run; the others were done before
     units_left: int  # not done, because of `limit`
     seconds: float
-    unit_seconds: tuple[float, ...] = ()  # from one unit's end to the next one's, of this run; the first loads models
+    unit_seconds: tuple[float, ...] = ()  # seconds per unit of this run; the first loads models
 
 
 def run_stage(
@@ -59,7 +59,7 @@ def run_stage(
     executor: Executor | None = None,
     limit: int | None = None,
 ) -> StageResult:
-    """Run one stage. Units that are done are left alone; with nothing to do neither Ray nor a model is started.
+    """Run one stage. Units that are done are skipped; with nothing to do neither Ray nor a model is started.
 
     Args:
         stage: a row of the catalogue.
@@ -117,12 +117,12 @@ def run_stage(
 
 
 def check_stage(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> PreprocessSettings:
-    """The settings with models by absolute path or revision. Raises UsageError for what is not set, or is no model."""
+    """The settings with models by absolute path or revision. Raises UsageError for a missing model."""
     stage.check_settings(settings, method)
     models = {}
     for name, model in stage.models_of(settings).items():
         try:
-            models[name] = resolve_model(model)  # a worker's folder is another one, and a hub model may move on
+            models[name] = resolve_model(model)  # a worker's working directory differs, and a hub model may change
         except UsageError as error:
             raise UsageError(f"{stage.name}.{name}: {error}") from error
     if models:
@@ -133,7 +133,7 @@ def check_stage(stage: Stage, settings: PreprocessSettings, method: MethodSettin
 
 
 def _check_places(stage: Stage, input: str, output: str, settings: PreprocessSettings) -> None:
-    """Find out within seconds that a store refuses us, or that the output cannot be one."""
+    """Check within seconds that the stores accept us and that the output is valid."""
     check_readable(input)
     if stage.open_source is not None and settings.ingest.metadata is not None:
         check_readable(settings.ingest.metadata)
@@ -162,7 +162,7 @@ def _prepare(
     directory: StageDirectory,
     executor: Executor,
 ) -> tuple[Prepared, Plan]:
-    """All that may refuse the work, then the description, then the phase over all units; what there is to do."""
+    """Run all checks, write the description, run the phase over all units; returns the plan."""
     fresh = not directory.store.exists(storage.join(directory.uri, "stage.json"))
     if fresh:
         if source.description is not None:
@@ -175,7 +175,7 @@ def _prepare(
         plan = make_plan(prepared.units, directory.manifests(), directory.rows_present())
         if stage.check_services is not None and (fresh or plan.todo):
             stage.check_services(job)
-        directory.describe(description)  # also where all is done: by whom, no manifest says
+        directory.describe(description)  # also where all is done: manifests do not say what made them
         return prepared, plan
     directory.describe(description)
     try:
@@ -188,7 +188,7 @@ def _prepare(
 
 
 def _clear(name: str, directory: StageDirectory, plan: Plan, todo: Sequence[Unit]) -> None:
-    """Before anything changes: the report, which says that the stage is complete, and what is out of date."""
+    """Before anything changes, remove the report, which marks the stage as complete, and units that are out of date."""
     directory.store.delete(storage.join(directory.uri, "report.json"))
     names = {unit.name for unit in todo}
     directory.remove(manifest for manifest in plan.stale if manifest.unit in names)
@@ -200,7 +200,7 @@ def _clear(name: str, directory: StageDirectory, plan: Plan, todo: Sequence[Unit
 def _run_units(
     job: StageJob, todo: Sequence[Unit], directory: StageDirectory, plan: Plan, executor: Executor, progress: Progress
 ) -> tuple[Counts, list[float]]:
-    """Run what is to do; the counts of all units, and when each one ended (the first: when the work began)."""
+    """Run the planned units; returns the counts of all units, and when each one ended (first: when the work began)."""
     total = Counts()
     for counts in directory.counts(plan.done):
         total.add(counts)
@@ -226,7 +226,7 @@ def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageD
 
 
 def _finish(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit]) -> None:
-    """Nothing is left to do: remove what killed runs have left, and write the report."""
+    """All is done: remove what killed runs left, and write the report."""
     if not directory.store.exists(storage.join(directory.uri, "report.json")):
         storage.remove_partial_files(directory.uri)
         directory.remove_strays({unit.name for unit in units})

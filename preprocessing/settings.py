@@ -1,4 +1,4 @@
-"""Settings of the preprocessing stages. Imports neither torch nor ray: a typo is found before anything starts.
+"""Settings of the preprocessing stages. Imports neither torch nor ray: a typing error is found before anything starts.
 
 The sections `ingest` to `export` and `compute` decide what the output is and so belong to a stage's fingerprint;
 `execution` decides only how the work runs and does not.
@@ -16,7 +16,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.ingest.captions import parse_join, template_fields
 from realcustom.retry import RetrySettings
 
-_PILLOWS_LIMIT = 178_956_970  # pixels: twice its warning at 1/4 GiB of RGB
+_PILLOWS_LIMIT = 178_956_970  # pixels: twice the limit of its warning, which is 1/4 GiB of RGB
 
 
 # Scores of a picture that either a head on CLIP's embedding gives, or an image classification model.
@@ -24,13 +24,13 @@ JUDGED = ("aesthetic", "nsfw", "watermark")
 
 
 class SourceKind(enum.Enum):
-    """What the input of `ingest` is; `auto` looks at the files and refuses a mixture."""
+    """The kind of input of `ingest`; `auto` looks at the files and refuses a mixture."""
 
     AUTO = "auto"
     WEBDATASET = "webdataset"  # .tar shards
     PARQUET = "parquet"  # tables that hold the pictures
-    PICTURES = "pictures"  # a folder of them
-    URLS = "urls"  # Parquet or CSV tables of addresses, which are downloaded
+    PICTURES = "pictures"  # a folder of pictures
+    URLS = "urls"  # Parquet or CSV tables of URLs, which are downloaded
 
 
 class CaptionPolicy(enum.Enum):
@@ -48,7 +48,7 @@ class Device(enum.Enum):
 
 
 class ModelDtype(enum.Enum):
-    """Number format that models compute in. Weights, and what loses by it (norms, softmax), stay in float32."""
+    """Number format that models compute in. Weights, norms and softmax stay in float32."""
 
     AUTO = "auto"  # bfloat16 on cuda, float32 on cpu
     FLOAT32 = "float32"
@@ -56,7 +56,7 @@ class ModelDtype(enum.Enum):
 
 
 class BatchSize(enum.Enum):
-    """A batch size that is found out before the first unit."""
+    """A batch size that is found before the first unit."""
 
     AUTO = "auto"  # the largest that fits, from compute.largest_batch down by halves
 
@@ -68,7 +68,7 @@ class DownloadSettings:
     connections: int = 32  # at once, of one worker
     per_host: int = 4  # at once to one host, of all workers together (each has a share, at least one)
     timeout: float = 30.0  # seconds for one try, from the first byte sent to the last received
-    user_agent: str = "realcustom"  # sent along, and the name by which a robots opt-out can mean us
+    user_agent: str = "realcustom"  # HTTP User-Agent, and the name by which a robots opt-out can address us
 
     def __post_init__(self) -> None:
         _at_least(1, connections=self.connections, per_host=self.per_host)
@@ -88,9 +88,9 @@ class IngestSettings:
     image_column: str = "image"  # Parquet source: encoded bytes, or a struct with a `bytes` field
     url_column: str = "url"  # table of URLs
     caption_column: str | None = "caption"  # of a table, and of a .json beside a picture; null: no captions there
-    keep_columns: tuple[str, ...] | None = None  # of a table's other columns, those to carry along; null: all
+    keep_columns: tuple[str, ...] | None = None  # other columns of a table that are kept; null: all
     metadata: str | None = None  # CSV that describes a folder's pictures: path or URI
-    join: str | None = None  # which row is which picture's: PART=COLUMN, PART one of folder, stem, file, path
+    join: str | None = None  # which row describes which picture: PART=COLUMN, PART one of folder, stem, file, path
     caption_template: str | None = (
         None  # "a photo of a {class}": columns of `metadata`, or a PART; null: caption_column
     )
@@ -116,7 +116,7 @@ class IngestSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """Scores that are computed once; no row leaves here."""
+    """Scores that are computed once; no row is dropped here."""
 
     sharpness_side: int = 512  # longest side, pixels, at which sharpness is measured (larger pictures are scaled down)
     clip: str | None = None  # CLIPModel, hub id or folder; null: no neural score
@@ -144,15 +144,15 @@ class SelectSettings:
     min_image_text: float | None = None  # cosine, -1..1
     max_nsfw: float | None = None  # 0..1
     max_watermark: float | None = None  # 0..1
-    exact_duplicates: bool = True  # drop pictures of equal bytes but one
+    exact_duplicates: bool = True  # of pictures with equal bytes keep one
     near_duplicate_radius: int | None = (
-        8  # bits of 64 that may differ for a pair to be looked at, 0..16; null: keep all
+        8  # bits of 64 that may differ in a candidate pair, 0..16; null: keep all near duplicates
     )
-    near_duplicate_bits: int = 40  # and of 256 set bits of the long hashes, for it to be a near duplicate, 0..128
-    near_duplicate_color: float = 0.15  # and the largest difference in tint over brightness in an 8 x 8 thumbnail
-    exact_search_rows: int = 4_000_000  # in a larger corpus the search is locality-sensitive: it may miss a few
+    near_duplicate_bits: int = 40  # bits of 256 set bits of the long hashes that may differ in a near duplicate, 0..128
+    near_duplicate_color: float = 0.15  # of a near duplicate: largest difference in tint over brightness, 8 x 8 pixels
+    exact_search_rows: int = 4_000_000  # rows; in a larger corpus the search is locality-sensitive: it may miss a few
     partition_rows: int = (
-        200_000  # rows of a partition of the search: a worker holds two, some 0.7 kB a row; or one, some 4 kB
+        200_000  # rows of a partition of the search: a worker holds two at about 0.7 kB a row, or one at about 4 kB
     )
     evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped
 
@@ -174,21 +174,20 @@ class SelectSettings:
 class EndpointSettings:
     """A large captioner behind an OpenAI-compatible endpoint.
 
-    `model`, `prompt`, `seed` and `longest_side` are part of the fingerprint; where and how it is asked is not.
+    `model`, `prompt`, `seed` and `longest_side` are part of the fingerprint; the other settings are not.
     """
 
-    url: str | None = None  # as http://127.0.0.1:8000/v1; null: no endpoint
-    model: str | None = None  # the name that the endpoint knows it by
+    url: str | None = None  # for example http://127.0.0.1:8000/v1; null: no endpoint
+    model: str | None = None  # the model's name at the endpoint
     prompt: str = "Describe this picture in one short sentence. Name its main objects. Answer with the sentence alone."
-    seed: int = 0  # sent along, beside temperature 0
+    seed: int = 0  # sent with every request, with temperature 0
     longest_side: int = 1024  # pixels: larger pictures are sent scaled down
     concurrency: int = 16  # requests at once, of one worker
     timeout: float = 120.0  # seconds for one try
-    attempts: int = (
-        13  # tries of a picture; with the waits between them four minutes, in which a server can start again
-    )
+    # tries of a picture; with the waits between them four minutes, enough for a server to restart
+    attempts: int = 13
     backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 30
-    key_variable: str = "CAPTION_API_KEY"  # environment variable that holds the key, of every worker; unset: no key
+    key_variable: str = "CAPTION_API_KEY"  # environment variable of every worker that holds the key; unset: no key
 
     def __post_init__(self) -> None:
         _at_least(1, longest_side=self.longest_side, concurrency=self.concurrency)
@@ -200,7 +199,7 @@ class EndpointSettings:
             raise UsageError(f"caption.endpoint.{given} needs caption.endpoint.{lacking}")
         if self.url is not None:
             parts = urlsplit(self.url)
-            if parts.username is not None or parts.query:  # before the URL is said in any message
+            if parts.username is not None or parts.query:  # before any message shows the URL
                 raise UsageError(
                     f"caption.endpoint.url holds a name, a key or a query, and would be seen: put the key into the "
                     f"environment variable {self.key_variable}"
@@ -221,7 +220,7 @@ class CaptionSettings:
     """Synthetic captions and the words in a caption that can name a subject."""
 
     model: str | None = None  # BlipForConditionalGeneration, hub id or folder; null: alt texts only
-    endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # in the place of `model`
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # used instead of `model`
     batch_size: int | BatchSize = 16  # pictures per generation
     max_new_tokens: int = 30
     nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of nouns.py
@@ -253,7 +252,7 @@ class SubjectsSettings:
     max_per_word: int = 1  # subjects of one word in one picture
     min_box_side: int = 48  # shorter side of the box, pixels
     max_border_contact: float = (
-        1.0  # share of the outline of the mask's box that is mask on the picture's border; 1: not checked
+        1.0  # largest share of the outline of the mask's box that is mask on the picture's border; 1: not checked
     )
     min_segmentation_score: float = 0.7  # SAM's predicted IoU, 0..1
     min_area: float = 0.02  # mask area / picture area
@@ -266,7 +265,7 @@ class SubjectsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """Caches of the training recipe; each one can be left out."""
+    """Caches of the training recipe; each can be left out."""
 
     base: str | None = None  # diffusers folder or hub id: VAE and text encoder
     image_encoder: str | None = None  # as method.image_encoder.model: hub id or folder, two for siglip_dino
@@ -293,12 +292,12 @@ class ExportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeSettings:
-    """What a model runs on. Part of the fingerprint of stages that run one: other values, other last bits."""
+    """What models run on. Part of the fingerprint of stages with models: it changes the last bits of results."""
 
     device: Device = Device.CPU
     dtype: ModelDtype = ModelDtype.AUTO
     threads: int = 1  # torch threads of one worker
-    largest_batch: int = 64  # where `batch_size: auto` begins; in no fingerprint, the number that it finds is
+    largest_batch: int = 64  # where `batch_size: auto` begins; not in the fingerprint, unlike the number that is found
 
     def __post_init__(self) -> None:
         _at_least(1, threads=self.threads, largest_batch=self.largest_batch)
@@ -318,8 +317,8 @@ class ExecutionSettings:
     # workers of a stage; null: one for a stage with models, else one per core of this machine, or per CPU of a cluster
     workers: int | None = None
     max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
-    max_error_floor: int = 10  # so many quarantined rows never stop a job
-    max_worker_deaths: int = 10  # one after the other at the same unit; more stop the job, any number elsewhere do not
+    max_error_floor: int = 10  # this many quarantined rows never stop a job
+    max_worker_deaths: int = 10  # in a row on the same unit; more stop the job (deaths on different units do not)
     attempts: int = 4  # tries of a read or write that fails for a passing reason
     backoff: float = 0.5  # seconds before the second try, doubled for each one after it, at most 30
 
@@ -337,7 +336,7 @@ class ExecutionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NoSettings:
-    """The section of a stage that can be told nothing."""
+    """The section of a stage that has no settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +359,7 @@ class PreprocessSettings:
 
 
 def fixed_batch(batch_size: int | BatchSize) -> int:
-    """The number. Raises UsageError where it has yet to be found (`run_stage` does that before the first unit)."""
+    """The number. Raises UsageError for `auto` (`run_stage` replaces it before the first unit)."""
     if isinstance(batch_size, BatchSize):
         raise UsageError("batch_size=auto has not been probed yet; give a number")
     return batch_size

@@ -1,6 +1,6 @@
-"""The tables that pass between stages, and the one way they are written to Parquet.
+"""The tables that stages exchange, and the one way they are written to Parquet.
 
-Columns that a later stage does not know are carried on unchanged, each with its metadata (which model made it).
+Columns that a later stage does not know are kept unchanged, each with its metadata (which model made it).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INGESTED = pa.schema(
         pa.field("uid", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),  # source-relative name: shard-00012.tar/000031.jpg
         pa.field("sha256", pa.binary(32), nullable=False),  # of `image`
-        pa.field("image", pa.large_binary(), nullable=False),  # the encoded bytes as they came
+        pa.field("image", pa.large_binary(), nullable=False),  # the encoded bytes, unchanged
         pa.field("width", pa.int32(), nullable=False),  # pixels, after EXIF orientation
         pa.field("height", pa.int32(), nullable=False),
         pa.field("alt_text", pa.string()),  # null: none was given; it may be empty
@@ -32,19 +32,20 @@ INGESTED = pa.schema(
     ]
 )
 SIGNATURE_FIELDS = (  # named as in hashes.Signature
-    pa.field("phashes", pa.binary(VIEWS * SHORT_BYTES), nullable=False),  # of the whole and of its insets
+    pa.field("phashes", pa.binary(VIEWS * SHORT_BYTES), nullable=False),  # hashes of the whole and of its insets
     pa.field("long_hashes", pa.binary(VIEWS * LONG_BYTES), nullable=False),  # the same, 256 bits each
     pa.field("color", pa.binary(3 * COLOR_SIDE**2), nullable=False),  # RGB thumbnail, row-major
 )
-# What ingest writes: hashed while the picture is decoded there anyway.
+# The output of ingest: hashes are computed there because the picture is decoded there.
 HASHED = (*INGESTED, *SIGNATURE_FIELDS)
-# All that a webdataset sample consists of, in the archive's order and under its names there, to be written back byte for
-# byte. `data` is null for the member that is the row's `image`; the column is null for a picture of another source.
+# All members of a webdataset sample, in the archive's order and with their names, so that they can be written back
+# unchanged. `data` is null for the member that is the row's `image`; the column is null for a picture of another
+# source.
 MEMBERS = pa.field("members", pa.list_(pa.struct([("name", pa.string()), ("data", pa.large_binary())])))
-# What a row of a source's table held besides what has a column of its own here, as JSON; null: nothing, or no table.
+# The other columns of a row of a source's table, as JSON; null: none, or the source is not a table.
 COLUMNS = pa.field("columns", pa.string())
 SCORES = pa.field("scores", record.SCORES)
-IMAGE_BYTES = pa.field("image_bytes", pa.int64(), nullable=False)  # of `image`: of two copies the longer lost less
+IMAGE_BYTES = pa.field("image_bytes", pa.int64(), nullable=False)  # of `image`: the larger of two copies lost less
 SCORE_FIELDS = (SCORES, IMAGE_BYTES)
 TARGET = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 CAPTION_FIELDS = (
@@ -66,7 +67,7 @@ _WRITER: dict[str, Any] = {
 }
 
 
-_FOOTER = 2**16  # bytes at a file's end that are fetched first: mostly its whole footer
+_FOOTER = 2**16  # bytes at a file's end that are fetched first: usually its whole footer
 
 
 def require_columns(schema: pa.Schema, needed: Iterable[pa.Field], where: str) -> None:
@@ -96,20 +97,20 @@ def with_column(table: pa.Table, field: pa.Field, values: pa.Array | list[Any]) 
 
 
 def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
-    """`field` with its maker in the metadata: the model's identity (id and revision) and what else is to be known."""
+    """`field` with its maker in the metadata: the model's identity (id and revision) and other parameters."""
     return field.with_metadata({"model": model, **details})
 
 
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet bytes with every writer option fixed, so that equal rows give equal files."""
-    sink = pa.BufferOutputStream()  # Python's own would be called for every page
+    sink = pa.BufferOutputStream()  # a Python file would be called for every page
     pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=256, **_WRITER)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: list[int] | None = None) -> bytes:
-    """Parquet bytes with one row group per table; `labels`, if given, say in the footer what each group is."""
+    """Parquet bytes with one row group per table; `labels`, if given, describe each group in the footer."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, **_WRITER) as writer:
         for group in groups:
@@ -141,7 +142,10 @@ def from_parquet(data: bytes) -> pa.Table:
 
 
 def read_columns(uri: str, columns: list[str], needed: Iterable[pa.Field] = ()) -> pa.Table:
-    """Some columns of a Parquet file, fetching only their bytes and its footer. Raises UsageError as `require_columns`."""
+    """Some columns of a Parquet file, fetching only their bytes and its footer.
+
+    Raises UsageError as `require_columns`.
+    """
     filesystem, path = storage.open_filesystem(uri)
     with filesystem.open_input_file(path) as file:
         footer = _footer(file)
@@ -155,7 +159,7 @@ def strings(values: list[str]) -> pa.Array:
 
 
 def read_footer(uri: str) -> pq.FileMetaData:
-    """A Parquet file's footer. Raises pa.ArrowInvalid if there is none, or a broken one; OSError for the storage's faults.
+    """A Parquet file's footer. Raises pa.ArrowInvalid if it is missing or broken; OSError for errors of the storage.
 
     Arrow would raise OSError for either.
     """
@@ -182,7 +186,7 @@ def read_schema(uri: str) -> pa.Schema:
 
 
 def first_schema(files: Sequence[FileEntry], store: Store) -> tuple[FileEntry, pa.Schema]:
-    """The first Parquet file whose footer can be read, and its schema. A torn one is judged where it is read.
+    """The first Parquet file whose footer can be read, and its schema. A torn one is reported where it is read.
 
     Raises:
         UsageError: none of them can be read.

@@ -1,1 +1,1 @@
-"""Stage `caption`: a synthetic caption beside the alt text, and the words that can name a subject."""
+"""Stage `caption`: a synthetic caption for each picture, and the words of a caption that can name a subject."""

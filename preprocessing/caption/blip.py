@@ -1,4 +1,4 @@
-"""BLIP captions, greedy and at one batch shape: the same picture gets the same words in whatever company."""
+"""BLIP captions, greedy and at one batch shape: a picture's caption does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class BlipCaptioner:
         return [" ".join(text.split()) for text in texts]
 
     def try_batch(self, pictures: Sequence[Image.Image]) -> None:
-        """One batch, every caption as long as may be. Raises torch.OutOfMemoryError where it does not fit."""
+        """One batch, every caption of the greatest length allowed.
+
+        Raises torch.OutOfMemoryError where it does not fit.
+        """
         self._generate(pictures, min_new_tokens=self._longest)
 
     def _generate(self, pictures: Sequence[Image.Image], min_new_tokens: int | None = None) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """Captions from a large model behind an OpenAI-compatible endpoint (vLLM, SGLang ...), one request for each picture.
 
-The answers are data: an empty or refused caption leaves its row out, under that name. What may pass is tried again. If
-a picture fails to the last try and a plain one is captioned then, its row is excluded; what lasts for every picture, a
-wrong key and an unknown model stop the job, as they are nothing of the row's.
+A row with an empty or refused caption is excluded for that reason. Transient errors are retried. If all tries of a
+picture fail, a plain picture is sent: if that one is captioned, the row is excluded; if it fails too, the job stops. A
+wrong key or an unknown model stops the job at once.
 
-A client inside the stage, and not an operator of Ray Data's: the same code runs in this process and in a worker, and a
-unit stays the one thing that is done or not done.
+The client runs inside the stage, not as a Ray Data operator: the same code runs in this process and in a worker, and a
+unit is still done entirely or not at all.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from realcustom.retry import RetrySettings
 EMPTY = "empty_caption"
 REFUSED = "refused_caption"
 CUT = "cut_caption"
-_NOT_THIS_PICTURE = frozenset({400, 413, 415, 422})  # statuses that speak of what one request holds
-_BUSY = frozenset({425, 429, 503})  # statuses that speak of the server's load, never of a picture
+_NOT_THIS_PICTURE = frozenset({400, 413, 415, 422})  # statuses about the content of one request
+_BUSY = frozenset({425, 429, 503})  # statuses about the server's load, never about a picture
 _APOLOGY = re.compile(
     r"sorry,|(?:i[’']m sorry|i am sorry|i can[’']?t|i cannot|i[’']m unable|i am unable)\b", re.IGNORECASE
 )
 
-_PLAIN = (64, 64)  # pixels, width and height, of the picture that tells a bad picture from a bad endpoint
+_PLAIN = (64, 64)  # pixels, width and height, of the plain picture that tells a bad picture from a bad endpoint
 
 Result = str | RowExcluded
 T = TypeVar("T")
 
 
 class EndpointRefused(UsageError):
-    """The endpoint does not caption, and going on would not help."""
+    """The endpoint cannot caption any picture; the job has to stop."""
 
 
 class EndpointCaptioner:
@@ -67,9 +67,9 @@ class EndpointCaptioner:
         return run_in_thread(self._all(pictures))
 
     def check(self) -> None:
-        """Ask for the list of models. Raises EndpointRefused if nothing answers, the key is wrong or ours is not there.
+        """Ask for the list of models. Raises EndpointRefused if nothing answers, the key is wrong or the model missing.
 
-        A server that has no such list is taken at its word when it captions.
+        A server without such a list passes; its first caption shows whether it has the model.
         """
         names = run_in_thread(self._models())
         if names is not None and self._endpoint.model not in names:
@@ -77,7 +77,7 @@ class EndpointCaptioner:
 
     async def _models(self) -> list[str] | None:
         async with self._client() as client:
-            # not patient: a wrong address is to be said soon
+            # no retries: a wrong URL is reported at once
             response = await self._patiently(lambda: self._send(client, "GET", "models"), self._retries)
         try:
             return [str(entry["id"]) for entry in response.json()["data"]]
@@ -90,7 +90,7 @@ class EndpointCaptioner:
             tasks = [asyncio.create_task(self._one(client, slots, picture)) for picture in pictures]
             try:
                 return await asyncio.gather(*tasks)
-            finally:  # after an error none may be opening a connection when the client closes
+            finally:  # after an error no request may still be opening a connection when the client closes
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -100,11 +100,11 @@ class EndpointCaptioner:
         # httpx's own limits are 100 connections, of which 20 are kept
         most = self._endpoint.concurrency
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
-        # without trust_env: a .netrc must not put another key in the place of ours
+        # without trust_env: a .netrc must not replace our key
         return httpx.AsyncClient(headers=headers, limits=limits, timeout=self._endpoint.timeout, trust_env=False)
 
     async def _one(self, client: httpx.AsyncClient, slots: asyncio.Semaphore, picture: Image.Image) -> Result:
-        async with slots:  # kept while waiting for another try: a busy server is not to be asked more
+        async with slots:  # held between tries too: a busy server must not get more requests
             try:
                 return await self._caption(client, picture)
             except DataError as why:
@@ -119,7 +119,7 @@ class EndpointCaptioner:
         return await self._patiently(lambda: self._ask(client, body), self._endpoint.retries)
 
     async def _check_plain(self, client: httpx.AsyncClient) -> None:
-        """Raise EndpointRefused if a plain picture fails as well: then the endpoint is down, whatever still answers there."""
+        """Raise EndpointRefused if a plain picture fails as well: then the endpoint cannot caption."""
         try:
             await self._caption(client, Image.new("RGB", _PLAIN, "grey"))
         except RowDropped:
@@ -153,9 +153,9 @@ class EndpointCaptioner:
             raise self._down(error.what) from error
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:
-        """One try. The answer, unless it says to try again or that nothing will help."""
+        """One try. Returns the answer; raises where it asks for another try or where no try can help."""
         address = f"{str(self._endpoint.url).rstrip('/')}/{path}"
-        fault = DataFault.ENDPOINT_FAILED if body is not None else None  # a picture can be what a server fails at
+        fault = DataFault.ENDPOINT_FAILED if body is not None else None  # one picture can make a server fail
         try:
             async with asyncio.timeout(self._endpoint.timeout):
                 response = await client.request(method, address, json=body)
@@ -184,7 +184,7 @@ class EndpointCaptioner:
             choice = response.json()["choices"][0]
             message = choice["message"]
             text, refusal, reason = message.get("content"), message.get("refusal"), choice.get("finish_reason")
-            # JSON can hold half of a surrogate pair, which no table can
+            # JSON can hold a lone surrogate, a table cannot
             caption = " ".join((text or "").encode("utf-8", "replace").decode().split())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             what = f"the answer is no chat completion: {self._said(response)}"
@@ -215,6 +215,6 @@ class EndpointCaptioner:
         return self._plain(response.text)
 
     def _plain(self, text: str) -> str:
-        """The beginning of what a server said, without our key: it goes into reports."""
+        """The beginning of a server's answer, without our key: it goes into reports."""
         text = text.replace(self._key, "[key]") if self._key else text
         return repr(text[:200])

@@ -26,7 +26,7 @@ from realcustom.preprocessing.caption.word_lists import (
 
 _ENGLISH = (CLOSED | DETERMINERS) - FOREIGN
 _JUNK = re.compile(r"[\d_@#\\]|://|\w\.\w")  # file names, addresses, sizes, numbers
-_WORD = re.compile(r"(?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)(?:(?<=s)['’]\Z)?|\S")  # or a sign, with no such group
+_WORD = re.compile(r"(?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)(?:(?<=s)['’]\Z)?|\S")  # or punctuation, without this group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def find_targets(caption: str, nouns: Sequence[str], limit: int) -> list[Target]
     """At most `limit` target words of `caption`, in its order, each word once.
 
     Args:
-        nouns: vocabulary (a noun may hold spaces); matched as whole words whatever the case, the longest first. Empty:
+        nouns: vocabulary (a noun may hold spaces); matched as whole words, case ignored, the longest first. Empty:
             the last word of each English noun phrase that names something visible (`_from_phrases`).
     """
     found = _from_vocabulary(caption, nouns) if nouns else _from_phrases(caption)
@@ -73,13 +73,13 @@ def _from_vocabulary(caption: str, nouns: Sequence[str]) -> list[tuple[int, int]
 
 
 def _from_phrases(caption: str) -> list[tuple[int, int]]:
-    """Noun phrases are what lies between signs, determiners and words of the closed classes, cut at participles."""
+    """Noun phrases are the runs of words between punctuation, determiners and closed-class words, cut at participles."""
     tokens = _tokens(caption)
     words = [token for token in tokens if token is not None]
     if not _is_english(words):
         return []
     content = [word for word in words if word.text not in CLOSED | DETERMINERS and not word.opens]
-    names = not all(word.capital for word in content)  # in a title capitals say nothing
+    names = not all(word.capital for word in content)  # in a title capitals do not mark names
     found = []
     run: list[_Word] = []
     opener = ""
@@ -91,7 +91,7 @@ def _from_phrases(caption: str) -> list[tuple[int, int]]:
             run.append(token)
             continue
         if text in DETERMINERS and (len(run) > 1 or not opener):
-            run = run[:-1]  # before a determiner stands a verb: "the kids built a castle"
+            run = run[:-1]  # the word before a determiner is a verb: "the kids built a castle"
         found += [head for part in _cut_at_verbs(run, opener) if (head := _head(part, names)) is not None]
         run, opener = [], text if text in DETERMINERS else ""
     return [(word.start, word.end) for word in found]
@@ -141,12 +141,12 @@ def _cut_at_verbs(run: Sequence[_Word], opener: str) -> Iterator[list[_Word]]:
 
 
 def _is_verb(word: _Word, before: _Word | None, *, last: bool, singular: bool) -> bool:
-    """Whether a word is a verb or participle in its run, not a noun or what describes one.
+    """Whether a word is a verb or participle in its run, not a noun or a word that describes one.
 
     Args:
         before: the word of the noun phrase before it; None: the phrase begins here.
         last: no word of the run follows: "a dog running", but "a running dog".
-        singular: the phrase opened as one of a single thing: "a wolf howls".
+        singular: the phrase began as a singular one: "a wolf howls".
     """
     text = word.text
     if text.endswith("ing"):
@@ -169,7 +169,7 @@ def _is_adjective(text: str) -> bool:
 
 
 def _head(part: Sequence[_Word], names: bool) -> _Word | None:
-    """The noun of a phrase: its last word that is no adverb and, where capitals tell, no name."""
+    """The noun of a phrase: its last word that is not an adverb and, where capitals mark names, not a name."""
     left = [word for word in part if not word.text.endswith("ly") or word.text in LY_NOUNS]
     named = False
     while names and left and left[-1].name:

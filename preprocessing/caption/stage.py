@@ -1,4 +1,4 @@
-"""Stage `caption`: a synthetic caption beside the alt text, and the word of one of them that is to name the subject."""
+"""Stage `caption`: a synthetic caption for each picture, and the words that can name its subject."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_TARGET_WORD = "no_target_word"
 class Caption:
     """Table of pictures -> the same with both captions, the one to use, and its target words.
 
-    A picture of whose captions none holds a target word is dropped.
+    A picture is dropped if neither caption holds a target word.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Caption:
             self._captioner.try_batch(blank_pictures(size))
 
     def _choose(self, alt_text: str | None, synthetic: str | None) -> tuple[str, str, list[Target]] | None:
-        """Caption, its source and its targets: by policy where both hold a target word, else the one that does."""
+        """Caption, its source and its targets: chosen by policy where both hold a target word, else the one that does."""
         sources = [("alt_text", alt_text), ("synthetic", synthetic)]
         if self._settings.caption_policy is CaptionPolicy.SYNTHETIC:
             sources.reverse()
@@ -108,7 +108,7 @@ class Caption:
         assert self._endpoint is not None
         captions: dict[int, str] = {}
         endpoint = self._settings.endpoint
-        # several rounds of requests at a time: few wait for the slowest
+        # several rounds of requests at a time, so that few requests wait for the slowest
         for batch, pictures in ledger.picture_batches(4 * endpoint.concurrency, endpoint.longest_side):
             for index, answer in zip(batch, self._endpoint(pictures), strict=True):
                 if isinstance(answer, RowExcluded):

@@ -1,4 +1,4 @@
-"""Words by their part in a caption: what the noun-phrase rule of `targets` goes by. All lower case."""
+"""Words by their role in a caption, for the noun-phrase rule of nouns.py. All lower case."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SINGULAR = _words("a an one another this that each every")  # a noun that follow
 DETERMINERS = SINGULAR | _words(
     "the these those my your his her its our their two three four five six seven eight nine ten some several many any no"
 )
-# Words that are part of no noun phrase: prepositions, conjunctions, pronouns, auxiliaries, and what captions say most
-# of a subject: that it stands, sits or is worn somewhere.
+# Words outside noun phrases: prepositions, conjunctions, pronouns, auxiliaries, and the verbs that captions use most
+# often for a subject (stands, sits, worn).
 CLOSED = _words(
     "of on in at by with without from to into onto over under above below behind beside besides between near next",
     "against along around across through throughout toward towards for during after before until since about among",
@@ -25,7 +25,7 @@ CLOSED = _words(
     "plays flies rides swims sleeps jumps leans floats carries shows show contains contain works got get gets let seen",
     "shown taken made worn held built cut drawn bought sold kept left click read share buy guess choose learn subscribe",
 )
-# Of the picture, of amounts, of places in it, of times; and what web pages say around a picture.
+# Words for the picture itself, amounts, places in it and times; and words of the web page around a picture.
 NO_SUBJECT = _words(
     "photo photograph photography picture image pic snapshot screenshot thumbnail view shot close closeup close-up",
     "portrait painting drawing illustration sketch render rendering icon vector clipart cartoon wallpaper background",
@@ -45,12 +45,12 @@ ADJECTIVES = _words(
     "new old big small large little long short tall good great best happy beautiful cute free available open empty",
     "modern vintage antique fresh adorable high low hot cold isolated outdoor indoor matte",
 )
-# -ing and -ed, -s, -able and -ly where they end no participle, no verb, no adjective and no adverb
+# words in -ing, -ed, -s, -able and -ly that are no participle, verb, adjective or adverb
 ING_NOUNS = _words(
     "ring earring king wing string spring swing sling thing building painting drawing ceiling railing pudding clothing",
     "wedding dumpling duckling lightning awning icing stocking crossing filling frosting lining opening plumbing",
 )
-ING_MODIFIERS = _words(  # "an old sewing machine", where others follow their subject: "a man riding horses"
+ING_MODIFIERS = _words(  # "an old sewing machine", while other participles follow their subject: "a man riding horses"
     "dining living running hiking washing sewing cutting shopping swimming parking cooling watering fishing rocking",
     "sleeping baking building wedding knitting frying folding charging serving mixing measuring boxing camping vending waiting",
 )
@@ -64,7 +64,7 @@ NAMED = _words(
     "house hotel mountain lake river waterfall canyon beach island park garden street market square gate fountain tree",
     "flag bear dog cat horse terrier retriever shepherd car truck bus train boat ship bike camera phone",
 )
-# Function words of other languages that are none in English.
+# Function words of other languages that are not English words.
 FOREIGN = _words(
     "der die das dem des ein eine einen einem einer und mit auf im am vom zu zum zur für ist nicht",
     "le la les un une du de et dans sur avec en à au aux est",

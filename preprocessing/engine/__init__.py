@@ -1,1 +1,1 @@
-"""What runs a stage, whichever it is: units, plan, fingerprint, row ledger, models, executors. Names no stage."""
+"""The engine that runs any stage: units, plan, fingerprint, row ledger, models, executors. Names no stage."""

@@ -1,8 +1,8 @@
-"""`batch_size: auto`: one worker finds the largest batch that fits before the first unit; then it is the whole job's.
+"""`batch_size: auto`: one worker finds the largest batch that fits before the first unit; the whole job uses it.
 
-The number is part of the fingerprint, as one that the user gave is, so the stage has no directory before it is known.
-What was found is written to `<root>/probes/STAGE@FINGERPRINT.json`, the fingerprint being the one with `auto` in it: the
-same command, run again, finds the number there and with it the directory, whatever device it has this time.
+The number is part of the fingerprint, like one that the user gave, so the stage has no directory before it is known. It
+is written to `<root>/probes/STAGE@FINGERPRINT.json`, where FINGERPRINT is that of the settings with `auto`. The same
+command, run again, reads the number there and so uses the same directory, also on another device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from realcustom.preprocessing.settings import BatchSize, Device, PreprocessSetti
 
 
 def is_auto(job: StageJob) -> bool:
-    """Whether the job's models wait for a batch size."""
+    """Whether the job's batch size still has to be found."""
     return bool(job.models) and job.section.batch_size is BatchSize.AUTO
 
 
 def fix_batch_size(job: StageJob, output: str, probe: Callable[[StageJob], int]) -> PreprocessSettings:
-    """The settings with a number instead of `auto`: the one that is written down below `output`, else `probe`'s."""
+    """The settings with a number instead of `auto`: the stored one below `output`, else the result of `probe`."""
     store = job.store
     uri = storage.join(output, "probes", f"{posixpath.basename(job.directory)}.json")
     if store.exists(uri):
@@ -38,7 +38,7 @@ def fix_batch_size(job: StageJob, output: str, probe: Callable[[StageJob], int])
 
 
 def probe(job: StageJob) -> int:
-    """Load the models here and find the batch size. Raises UsageError where not even one picture fits."""
+    """Load the models in this process and find the batch size. Raises UsageError where not even one picture fits."""
     import torch  # where models run
 
     from realcustom.preprocessing.engine.models import is_out_of_memory
@@ -54,7 +54,7 @@ def probe(job: StageJob) -> int:
             if not is_out_of_memory(error):
                 raise
         size //= 2
-        torch.cuda.empty_cache()  # after the except clause, whose error holds on to what did not fit
+        torch.cuda.empty_cache()  # after the except clause, whose error keeps the failed batch in memory
     raise UsageError(
         f"{job.name}.batch_size=auto: the memory of compute.device={job.settings.compute.device.value} holds the "
         f"models and not even one picture; take smaller models or a larger device"
@@ -62,12 +62,12 @@ def probe(job: StageJob) -> int:
 
 
 def probe_on_worker(job: StageJob) -> int:
-    """`probe` on a worker of the Ray that is connected, one like those that will run the units."""
+    """`probe` on a worker of the connected Ray cluster, with the same resources as the workers that run the units."""
     import ray
 
     compute = job.settings.compute
     gpus = 1 if compute.device is Device.CUDA else 0
-    # max_calls: its process ends with it, and leaves the device's memory to the workers
+    # max_calls: its process ends with it and frees the device's memory for the workers
     task = ray.remote(num_cpus=compute.threads, num_gpus=gpus, max_calls=1, max_retries=0)(probe)
     try:
         return int(ray.get(task.remote(job)))

@@ -1,4 +1,4 @@
-"""What a cluster means for a job: how many workers run, and share its limits, and whether any node can hold one."""
+"""A job's workers on a cluster: how many run, how they share its limits, and whether a node has room for one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from realcustom.preprocessing.settings import Device
 
 
 def fit_to_cluster(job: StageJob, units: Sequence[Unit]) -> tuple[StageJob, list[str]]:
-    """The job with what its workers share divided among them; and what the user should know."""
+    """The job with its shared limits divided among its workers; and warnings for the user."""
     notes = [lack] if (lack := _lacking(job)) is not None else []
     if job.share is None or not units:
         return job, notes
@@ -25,9 +25,9 @@ def fit_to_cluster(job: StageJob, units: Sequence[Unit]) -> tuple[StageJob, list
 def task_limit(job: StageJob) -> int | None:
     """Tasks at a time of a stage without models, each of one CPU; None: as many as the cluster's CPUs allow.
 
-    `execution.workers`; else, where Ray is this machine alone, its cores. An embedded Ray declares more CPUs than there
-    are cores, for pools that wait for each other. Tasks beyond the cores would only start more workers, each a second
-    or two of CPU, and compete for the caches.
+    `execution.workers`; else, where Ray runs on this machine alone, its cores. An embedded Ray declares more CPUs than
+    there are cores, because actor pools wait for each other. Tasks beyond the cores would only start more workers, each
+    a second or two of CPU, and compete for the caches.
     """
     if job.settings.execution.workers is not None:
         return job.settings.execution.workers
@@ -37,13 +37,13 @@ def task_limit(job: StageJob) -> int | None:
 
 
 def task_workers(job: StageJob, units: Sequence[Unit]) -> int:
-    """How many workers the tasks of a stage without models have, by what the cluster is now."""
+    """The number of workers for the tasks of a stage without models, on the cluster as it is now."""
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     return min(task_limit(job) or cpus, cpus, len(units))
 
 
 def _lacking(job: StageJob) -> str | None:
-    """That no node has what a worker with models needs; Ray waits for one without a word, as an autoscaler may add it."""
+    """A warning if no node has the resources of a worker with models: Ray waits for one silently, as an autoscaler may add it."""
     if not job.models:
         return None
     compute = job.settings.compute

@@ -1,6 +1,6 @@
-"""The directory of a stage: what is done, and how a unit is committed.
+"""The directory of a stage: which units are done, and how a unit is committed.
 
-    stage.json                              what the stage is: its parameters, models, upstream; hashed to its name
+    stage.json                              the stage's parameters, models and upstream; their hash is in its name
     UNIT.parquet                            rows that were kept, or made (a stage may write another kind of file)
     aside/UNIT.jsonl                        rows that were excluded, one line each with the reason
     manifests/UNIT.INPUT.OUTPUT.json        counts and hashes; written last, and a unit is done when it is there
@@ -27,7 +27,7 @@ from realcustom.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestName:
-    """What the name of a manifest says."""
+    """The parts of a manifest's name."""
 
     unit: str
     identity: str
@@ -36,24 +36,24 @@ class ManifestName:
 
 
 class StageDirectory:
-    """`<root>/<stage>@<fingerprint>/`. Everything that is written there is written here."""
+    """`<root>/<stage>@<fingerprint>/`. Only this class writes there."""
 
     def __init__(self, uri: str, store: Store, suffix: str = ".parquet"):
         self.uri = uri
         self.store = store
-        self.suffix = suffix  # of the files of rows
+        self.suffix = suffix  # suffix of the files of rows
 
     def rows_uri(self, unit: str) -> str:
-        """Where a unit's rows are."""
+        """The URI of a unit's rows."""
         return storage.join(self.uri, f"{unit}{self.suffix}")
 
     def excluded_uri(self, unit: str) -> str:
-        """Where the rows are that a unit did not keep."""
+        """The URI of a unit's excluded rows."""
         return storage.join(self.excluded_folder, f"{unit}.jsonl")
 
     @property
     def excluded_folder(self) -> str:
-        """Where the files of excluded rows are."""
+        """The folder of the files of excluded rows."""
         return storage.join(self.uri, "aside")
 
     def manifests(self) -> list[ManifestName]:
@@ -63,7 +63,7 @@ class StageDirectory:
         return [_parse_manifest(name, f"{folder}/{name}") for name in names if name.endswith(".json")]
 
     def rows_present(self) -> set[str]:
-        """Names of the units whose rows are there, from a listing."""
+        """Names of the units whose rows exist, from a listing."""
         names = self.store.list_names(self.uri)
         return {name.removesuffix(self.suffix) for name in names if name.endswith(self.suffix)}
 
@@ -82,14 +82,14 @@ class StageDirectory:
         self.store.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
 
     def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
-        """What the manifests count."""
+        """The sum of the manifests' counts."""
         with ThreadPoolExecutor(max_workers=16) as pool:
             documents = pool.map(lambda manifest: self.store.read(manifest.uri), manifests)
             return [Counts.from_dict(json.loads(document)["counts"]) for document in documents]
 
     def remove(self, manifests: Iterable[ManifestName], with_outputs: bool = False) -> None:
-        """Make units not done. The manifest goes first, so that none ever names outputs that are not there, and the
-        rows last, so that a listing of them tells what a kill has left."""
+        """Make units not done. The manifest is deleted first, so that none names missing outputs; the
+        rows last, so that a listing of them shows what a killed run left."""
         for manifest in manifests:
             uris = [manifest.uri]
             uris += [self.excluded_uri(manifest.unit), self.rows_uri(manifest.unit)] if with_outputs else []
@@ -97,7 +97,7 @@ class StageDirectory:
                 self.store.delete(uri)
 
     def remove_strays(self, units: Collection[str]) -> None:
-        """Delete outputs of others than `units`: of those that `remove` was at when it was killed."""
+        """Delete outputs of units that are not in `units`: a killed `remove` leaves them."""
         folders = ((self.uri, self.suffix), (self.excluded_folder, ".jsonl"))
         for folder, suffix in folders:
             for name in self.store.list_names(folder):
@@ -105,9 +105,9 @@ class StageDirectory:
                     self.store.delete(storage.join(folder, name))
 
     def describe(self, description: dict[str, Any]) -> None:
-        """Write stage.json, which says what the directory is, before anything else lies there.
+        """Write stage.json, which describes the directory, before anything else is written there.
 
-        Raises UsageError if it is something else's.
+        Raises UsageError if the directory belongs to something else.
         """
         uri = storage.join(self.uri, "stage.json")
         if self.store.exists(uri):
@@ -128,7 +128,7 @@ class StageDirectory:
         self.store.write(uri, to_json_bytes(description))
 
     def withdraw(self) -> None:
-        """Leave nothing of an input that was refused when it was read, unless some of the work is done."""
+        """Delete the directory of an input that was refused when it was read, unless some unit is done."""
         if not any("/manifests/" in f"/{entry.name}" for entry in self.store.list_files(self.uri)):
             self.store.delete_folder(self.uri)
 
@@ -144,7 +144,7 @@ def read_description(directory: str, store: Store) -> dict[str, Any]:
 
 
 def to_json_bytes(data: dict[str, Any]) -> bytes:
-    """JSON for people and for equal bytes: indented, in the order given."""
+    """Readable JSON with equal bytes for equal data: indented, keys in the order given."""
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 

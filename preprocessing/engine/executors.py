@@ -1,4 +1,4 @@
-"""Where units are run: in this process, or on Ray. run_stage is handed one of the two."""
+"""Where units run: in this process, or on Ray. `run_stage` takes one of the two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Executor(Protocol):
         ...
 
     def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
-        """Process and commit units; the counts of each as it is done."""
+        """Process and commit units; yields the counts of each when it is done."""
         ...
 
 
@@ -35,21 +35,21 @@ class InProcess:
     """Units one after the other in this process: for a few pictures, tests, previews and notebooks."""
 
     def __init__(self) -> None:
-        self._loaded: tuple[StageJob, Processor] | None = None  # by `check`: models are loaded once
+        self._loaded: tuple[StageJob, Processor] | None = None  # loaded by `check`: models are loaded once
 
     def check(self, job: StageJob) -> None:
-        """Load the models for good."""
+        """Load the models; they stay loaded."""
         if job.models:
             processor = Processor(job)
             processor.load()
             self._loaded = (job, processor)
 
     def probe(self, job: StageJob) -> int:
-        """The largest batch that fits here."""
+        """The largest batch that fits this process's device."""
         return probe(job)
 
     def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
-        """Process and commit units here."""
+        """Process and commit units in this process."""
         loaded, self._loaded = self._loaded, None
         processor = loaded[1] if loaded is not None and loaded[0] == job else Processor(job)
         for unit in units:
@@ -62,7 +62,8 @@ class OnRay:
     """Units on the Ray cluster that this process is connected to.
 
     Args:
-        start: connects to Ray; called just before work is distributed, if there is any. None: it is connected already.
+        start: connects to Ray; called just before work is distributed; not called if there is no work. None: it is
+            connected already.
     """
 
     def __init__(self, start: Callable[[], object] | None = None):
@@ -70,7 +71,7 @@ class OnRay:
         self._ready = False
 
     def check(self, job: StageJob) -> None:
-        """Build the models without their weights: whether a worker could load them is known in seconds."""
+        """Build the models without their weights: shows in seconds whether a worker could load them."""
         if job.models and job.loads_without_weights:
             check_loading(job)
 
@@ -100,7 +101,7 @@ class OnRay:
             return
         if self._start is not None:
             self._start()
-        import ray  # after what it reads of the environment has been set
+        import ray  # after the environment variables that it reads have been set
 
         if not ray.is_initialized():
             raise UsageError("no Ray is initialised: call ray.init() first, or run in this process (--local)")

@@ -1,4 +1,7 @@
-"""What a stage's output depends on, hashed to the name of its directory: change a parameter, and it is another one."""
+"""A hash of all that a stage's output depends on.
+
+It is part of the directory's name, so each parameter value has its own.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def describe(
     """
     parameters = to_dict(stage.section(settings))
     for model in stage.models:
-        parameters.pop(model.name)  # the identity in `models` says it; a folder may move
+        parameters.pop(model.name)  # given by the identity in `models`; a folder may move
     description: dict[str, Any] = {
         "stage": stage.name,
         "version": stage.version,
@@ -47,7 +50,7 @@ def describe(
     if models:
         compute = {**to_dict(settings.compute), "dtype": settings.compute.number_format.value}
         if parameters.get("batch_size") != BatchSize.AUTO.value:
-            compute.pop("largest_batch")  # decides what the number becomes, and nothing once it is known
+            compute.pop("largest_batch")  # decides the number that is found; has no effect once it is known
         description["compute"] = compute
     return description
 

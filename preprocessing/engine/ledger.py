@@ -1,4 +1,4 @@
-"""What a stage made of a unit: rows, and a ledger in which no row of the input is missing."""
+"""A stage's result for a unit: rows, and a ledger that accounts for every input row."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from realcustom.preprocessing.pictures import decode, decode_small
 
 @dataclass(frozen=True, kw_only=True)
 class ExcludedRow:
-    """An input row that did not go on."""
+    """An input row that was excluded."""
 
     uid: str
-    key: str  # what a person can find it by in the source
+    key: str  # its name in the source, for people
     why: RowExcluded
 
     def __post_init__(self) -> None:
@@ -37,17 +37,17 @@ class ExcludedRow:
 
 @dataclass(kw_only=True)
 class UnitResult:
-    """What became of a unit. `table` holds the rows that go on; one input row may have become several there."""
+    """A unit's result. `table` holds the rows that go on; one input row may give several."""
 
     rows_in: int  # counted at the source
     table: pa.Table
     excluded: list[ExcludedRow] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)  # candidates, by reason
-    parent: str = "uid"  # column of `table` that names the input row
-    file: bytes | None = None  # what is written in the place of `table`, where it is no table
+    parent: str = "uid"  # column of `table` that identifies the input row
+    file: bytes | None = None  # the bytes written instead of `table`, where the stage writes no table
 
     def seal(self, unit: Unit) -> SealedUnit:
-        """The outputs as bytes. Raises StageBug if the account does not close."""
+        """The outputs as bytes. Raises StageBug if the counts do not add up."""
         counts = Counts(
             rows_in=self.rows_in,
             kept=pc.count_distinct(self.table[self.parent]).as_py(),
@@ -69,7 +69,7 @@ class UnitResult:
 
 
 class RowLedger:
-    """Goes over a unit's table row by row and notes those that do not go on."""
+    """Goes through a unit's table row by row and notes the excluded rows."""
 
     def __init__(self, table: pa.Table, unit: str):
         self.table = table
@@ -80,15 +80,15 @@ class RowLedger:
 
     @property
     def excluded(self) -> list[ExcludedRow]:
-        """The rows that do not go on, in the table's order: when each was found out depends on batches."""
+        """The excluded rows in the table's order: the order in which they were found depends on batches."""
         return [self._excluded[index] for index in sorted(self._excluded)]
 
     def name(self, index: int) -> str:
-        """How messages call a row."""
+        """A row's name in messages."""
         return f"unit {self._unit}, row {self._uids[index]} ({self._keys[index]})"
 
     def exclude(self, index: int, why: RowExcluded) -> None:
-        """Note that a row does not go on."""
+        """Exclude a row."""
         assert index not in self._excluded, self.name(index)
         self._excluded[index] = ExcludedRow(uid=self._uids[index], key=self._keys[index], why=why)
 
@@ -129,7 +129,7 @@ class RowLedger:
                 yield indices, pictures
 
     def batch_name(self, indices: list[int]) -> str:
-        """How messages call a batch of rows."""
+        """The name of a batch of rows in messages."""
         return f"{self.name(indices[0])} and the {len(indices) - 1} after it"
 
     def rows(self) -> pa.Table:

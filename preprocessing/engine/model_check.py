@@ -1,4 +1,4 @@
-"""Models looked at before anything starts: a wrong one is said at once, not by the worker that loads it."""
+"""Checks of models before anything starts: a wrong one is reported at once, not by the worker that loads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_models(stage: Stage, settings: PreprocessSettings) -> None:
-    """Raise UsageError for what cannot be the model that a setting wants: by its files, of a hub's its config.json."""
+    """Raise UsageError if this cannot be the model that a setting wants: by its files; for a hub model by its config.json."""
     given = stage.models_of(settings)
     for wanted in stage.models:
         setting = f"{stage.name}.{wanted.name}"
@@ -33,9 +33,9 @@ def check_models(stage: Stage, settings: PreprocessSettings) -> None:
 
 
 def check_loading(job: StageJob) -> None:
-    """Raise UsageError, naming them, if the job's models cannot be loaded; their weights are not read, so in seconds.
+    """Raise UsageError, naming them, if the job's models cannot be loaded; takes seconds, as no weights are read.
 
-    Models of the hub whose weights are not on this machine are left to the worker that loads them.
+    Hub models whose weights are not on this machine are not checked; the worker that loads them reports errors.
     """
     if all(_is_here(model) for models in job.given.values() for model in split_models(models)):
         load_work(dataclasses.replace(job, weights=False))
@@ -44,7 +44,7 @@ def check_loading(job: StageJob) -> None:
 def find_label(labels: Mapping[str | int, str], name: str, setting: str, model: str) -> int:
     """The index of the label of that name. Raises UsageError, naming the labels, if there is none.
 
-    One label alone is a regression's, and has no probability.
+    A model with one label is a regression, which has no probability.
     """
     for index, label in labels.items():
         if label.lower() == name and len(labels) > 1:
@@ -53,7 +53,7 @@ def find_label(labels: Mapping[str | int, str], name: str, setting: str, model: 
 
 
 def check_weights(folder: Path, setting: str) -> None:
-    """Raise UsageError if a folder holds no weights, or safetensors files that are not whole."""
+    """Raise UsageError if a folder holds no weights, or incomplete safetensors files."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
@@ -62,7 +62,7 @@ def check_weights(folder: Path, setting: str) -> None:
     for path in files:
         if path.suffix == ".safetensors":
             try:
-                with safe_open(path, framework="numpy"):  # its header says how long it has to be
+                with safe_open(path, framework="numpy"):  # its header gives its full length
                     pass
             except (SafetensorError, OSError) as error:
                 raise UsageError(f"{setting}: {path} cannot be loaded: {error}") from error
@@ -85,21 +85,21 @@ def _check_config(model: str, config: Path, setting: str, wanted: ModelSetting) 
 
 
 def _hub_config(model: str, setting: str) -> Path:
-    """config.json of a hub's model, fetched if it is not here yet."""
+    """config.json of a hub model, fetched if it is not in the cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, revision = split_revision(model)
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
-    except Exception as error:  # of the hub's library, of whichever HTTP client it uses, or of the network
+    except Exception as error:  # errors of the hub's library, of its HTTP client, or of the network
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise UsageError(f"{setting}: {model} is no model: it has no config.json") from error
         raise UsageError(f"{setting}: config.json of {model} cannot be fetched: {error}") from error
 
 
 def _is_here(model: str) -> bool:
-    """Whether a model's weights are on this machine: a folder's, or a hub's in the cache."""
+    """Whether a model's weights are on this machine: in a folder, or in the hub's cache."""
     if Path(model).is_dir():
         return True
     name, revision = split_revision(model)

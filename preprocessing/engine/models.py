@@ -20,12 +20,12 @@ M = TypeVar("M", bound=PreTrainedModel)
 
 
 class Runtime:
-    """Where models run: torch set up as the settings (and so the fingerprint) say, and a device.
+    """The device that models run on, with torch set up as the settings (and so the fingerprint) say.
 
     Args:
-        weights: false: models are built as their files say, but no weight is read: in seconds, to see if a worker could.
+        weights: false: models are built as their files say, but no weights are read. Takes seconds.
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device does not exist.
     """
 
     def __init__(self, compute: ComputeSettings, weights: bool = True):
@@ -45,7 +45,7 @@ class Runtime:
     def load(self, kind: type[M], model: str) -> M:
         """A model of a folder or hub id (`id@revision`) in fp32, for inference only.
 
-        Raises UsageError where weights are missing: transformers would leave them at random.
+        Raises UsageError where weights are missing: transformers would initialise them at random.
         """
         name, revision = split_revision(model)
         loaded, report = kind.from_pretrained(
@@ -62,10 +62,10 @@ class Runtime:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Inside: forwards in the dtype of the settings, without gradients.
+        """A context in which forwards run in the dtype of the settings, without gradients.
 
-        Autocast and not models in bf16, since norms and softmax are to stay in fp32, and Grounding DINO and SAM mix in
-        tensors that they make in fp32 themselves.
+        Autocast instead of models in bf16: norms and softmax must stay in fp32, and Grounding DINO and SAM create fp32
+        tensors themselves.
         """
         lower = self._compute.number_format is ModelDtype.BFLOAT16
         with torch.inference_mode(), torch.autocast(self._compute.device.value, torch.bfloat16, enabled=lower):
@@ -78,11 +78,14 @@ def pad_batch(items: Sequence[T], size: int) -> list[T]:
 
 
 def blank_pictures(number: int) -> list[Image.Image]:
-    """Pictures to try a batch size with: processors scale any size to their model's one shape."""
+    """Pictures for trying a batch size.
+
+    Their size does not matter: processors scale every picture to the model's shape.
+    """
     return [Image.new("RGB", (64, 64))] * number
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that a device's memory did not suffice."""
+    """Whether an error means that a device's memory was too small."""
     known = isinstance(error, Exception) and should_reduce_batch_size(error)
     return known or isinstance(error, torch.OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""What there is to do: the units of an input against the manifests that are there."""
+"""The units to do: those of the input compared with the manifests of the directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from realcustom.preprocessing.engine.unit import Unit
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a stage has to do in its directory."""
+    """The work of a stage in its directory."""
 
     todo: tuple[Unit, ...]
     done: tuple[ManifestName, ...]
@@ -20,10 +20,10 @@ class Plan:
 
 
 def make_plan(units: Sequence[Unit], manifests: Sequence[ManifestName], present: Collection[str]) -> Plan:
-    """Compare the input's units with what is there. A unit is done if its only manifest fits it.
+    """Compare the input's units with the directory. A unit is done if it has exactly one manifest and that matches it.
 
     Args:
-        present: units whose rows are there; one whose rows somebody removed is done again.
+        present: units whose rows exist; a unit whose rows were deleted is done again.
     """
     by_unit: dict[str, list[ManifestName]] = {}
     for manifest in manifests:

@@ -1,4 +1,4 @@
-"""What a stage says while it runs, through the logger."""
+"""The log lines of a running stage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Progress:
         self._stage, self._total, self._done, self._every = stage, total, done, every
         self._skipped = done
         self._start = self._last = time.monotonic()
-        self._first: float | None = None  # when the first unit was done: before it workers started and loaded models
+        self._first: float | None = None  # end of the first unit, which includes starting workers and loading models
         self._counts = Counts()
         if done:
             self._log(f"{done} of {total} units are done already")
 
     def unit_done(self, counts: Counts) -> None:
-        """Count a unit and say how it goes."""
+        """Count a unit and log the progress."""
         self._done += 1
         self._counts.add(counts)
         now = time.monotonic()

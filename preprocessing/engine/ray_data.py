@@ -27,19 +27,19 @@ _Operator = Callable[[pa.Table], pa.Table]
 
 
 class RemoteTrace(Exception):
-    """The trace of a worker's error as text: the cause of what the driver raises, so that it is shown above it."""
+    """The trace of a worker's error as text: the cause of the driver's error, so that Python shows it above that one."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
 
 
 def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
-    """Process and commit all units on the Ray that is connected; the counts of each as it is done.
+    """Process and commit all units on the connected Ray cluster; yields the counts of each when it is done.
 
     Raises:
-        StageBug: at the first unforeseen error, naming the row, with the worker's trace as its cause; or naming the unit
-            that its workers keep dying of.
-        UsageError: for settings that only a worker could judge.
+        StageBug: at the first unforeseen error, naming the row, with the worker's trace as its cause; or naming the
+            unit on which workers keep dying.
+        UsageError: for settings that only a worker can check.
     """
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
@@ -56,7 +56,7 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
 
 def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle) -> ray.data.Dataset:
     compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
-    # other num_cpus than the actors': equal ones would be fused, and reading would wait for the model
+    # not the actors' num_cpus: Ray fuses operators with equal ones, and reading would wait for the model
     reading = _counted("read", _reading(job), deaths, limit)
     dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     dataset = dataset.map_batches(
@@ -78,7 +78,7 @@ def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandl
         _counted("whole", _whole(job), deaths, job.settings.execution.max_worker_deaths),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, units)),  # Ray warns of more
+        compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, units)),  # Ray warns of more tasks
         num_cpus=1,
     )
 
@@ -99,7 +99,7 @@ class _ModelWorker:
 
 
 def _counted(operator: str, work: _Operator, deaths: ActorHandle, limit: int) -> _Operator:
-    """`work`, unless more than `limit` workers have died of the unit: then an error that names it."""
+    """`work`, or, after more than `limit` worker deaths on the unit, an error that names it."""
 
     def run(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
@@ -133,8 +133,8 @@ def _committing(job: StageJob) -> _Operator:
         counts = batch["counts"][0].as_py()
 
         def work() -> pa.Table:
-            excluded, account = batch["excluded"][0].as_py(), Counts.from_dict(json.loads(counts))
-            commit_unit(job, unit, SealedUnit(rows=batch["rows"][0].as_py(), excluded=excluded, counts=account))
+            excluded, counted = batch["excluded"][0].as_py(), Counts.from_dict(json.loads(counts))
+            commit_unit(job, unit, SealedUnit(rows=batch["rows"][0].as_py(), excluded=excluded, counts=counted))
             return _row(unit.to_json(), counts=counts)
 
         return _guarded(batch, work)
@@ -157,7 +157,7 @@ def _whole(job: StageJob) -> _Operator:
 
 
 def _guarded(batch: pa.Table, work: Callable[[], pa.Table]) -> pa.Table:
-    """`work()`; an error becomes part of the row, so that the driver says it plainly and stops at once."""
+    """`work()`; an error becomes part of the row, so that the driver reports it and stops at once."""
     if "bug" in batch.column_names and (batch["bug"][0].as_py() or batch["refusal"][0].as_py()):
         return batch  # an operator before this one failed
     unit = _unit(batch)

@@ -1,4 +1,4 @@
-"""What the engine is told of a stage: one frozen row, of which preprocessing/catalogue.py holds one for each."""
+"""The description of a stage for the engine: one frozen row. preprocessing/catalogue.py has one for each stage."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class StageInput:
     """The units that a stage reads."""
 
     units: tuple[Unit, ...]  # sorted by name
-    upstream: str  # what identifies where they come from; part of the fingerprint
-    description: dict[str, Any] | None  # stage.json of the stage that wrote them; null: not one of ours
-    finished: bool  # whether that stage says it is complete
+    upstream: str  # identity of their source; part of the fingerprint
+    description: dict[str, Any] | None  # stage.json of the stage that wrote them; null: no stage wrote them
+    finished: bool  # whether that stage is complete
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The units that are to be processed, after a phase that looks at all of them at once."""
+    """The units to process, after the phase that looks at all of them at once."""
 
     units: tuple[Unit, ...]
-    report: Mapping[str, Any] = field(default_factory=dict)  # what it adds to report.json
+    report: Mapping[str, Any] = field(default_factory=dict)  # what that phase adds to report.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ class ModelSetting:
     """A setting of a stage that names a model: a folder or a hub id."""
 
     name: str
-    model_type: str | None = None  # as its config.json has to say; null: any
-    has_label: bool = False  # an image classification model with a label that is called as the setting is
-    check: Callable[[str], None] | None = None  # raises UsageError; instead of looking at config.json
+    model_type: str | None = None  # `model_type` in its config.json; null: any
+    has_label: bool = False  # an image classification model with a label of the setting's name
+    check: Callable[[str], None] | None = None  # a check instead of that of config.json; raises UsageError
     wanted: Callable[[Any], bool] = lambda section: True  # whether these settings of the stage use it
 
 
@@ -61,25 +61,25 @@ class Stage:
 
     name: str
     help: str  # one sentence for the command line
-    version: int  # raised when its code is changed so that its output changes (tests/preprocessing/golden.json)
-    load: Callable[[StageJob], Work]  # the work, made where it runs: imports what it needs, loads models
-    reads: tuple[str, ...] = ()  # names of the stages whose output it can read, the usual one first; none: a source
-    needs: tuple[pa.Field, ...] = ()  # columns of a user's own table
+    version: int  # increased when a change of code changes the output (tests/preprocessing/golden.json)
+    load: Callable[[StageJob], Work]  # makes the work in the process that runs it: imports what it needs, loads models
+    reads: tuple[str, ...] = ()  # stages whose output it can read, the usual one first; none: it reads a corpus
+    needs: tuple[pa.Field, ...] = ()  # required columns of a user's own table
     models: tuple[ModelSetting, ...] = ()
     suffix: str = ".parquet"  # of the files it writes
-    loads_without_weights: bool = True  # whether its models can be built without their weights, to see if they fit
+    loads_without_weights: bool = True  # whether its models can be built without their weights, as a check
     check_settings: Callable[[PreprocessSettings, MethodSettings | None], None] = _no_check
-    # Changes the description (stage.json) so that it holds what decides the output and nothing else.
+    # Changes the description (stage.json) so that it holds only what decides the output.
     describe: Callable[[dict[str, Any], PreprocessSettings, MethodSettings | None], None] = _as_it_is
-    # Of a source: lists the units at a URI.
+    # For a stage that reads a corpus: lists the units at a URI.
     open_source: Callable[[str, PreprocessSettings, Store], StageInput] | None = None
-    # Raises UsageError for an input that does not fit, before anything is written.
+    # Raises UsageError for an unsuitable input, before anything is written.
     check_input: Callable[[StageJob, StageInput], None] | None = None
-    # Raises UsageError for what the work depends on and is not there; asked only where there is work to do.
+    # Raises UsageError if something that the work needs is missing; called only where there is work to do.
     check_services: Callable[[StageJob], None] | None = None
     # A phase over all units before any of them is processed.
     prepare: Callable[[StageJob, StageInput, Executor], Prepared] | None = None
-    # The job with what its workers have to share divided among so many of them, and what the user should know of it.
+    # The job with its shared limits divided among that many workers, and a warning for the user.
     share: Callable[[StageJob, Sequence[Unit], int], tuple[StageJob, list[str]]] | None = None
 
     def section(self, settings: PreprocessSettings) -> Any:
@@ -93,7 +93,7 @@ class Stage:
         models: dict[str, str] | None = None,
         method: MethodSettings | None = None,
     ) -> StageJob:
-        """What its workers are told. `models`: setting -> identity; `directory`: that units are committed to."""
+        """The job for its workers. `models`: setting -> identity; `directory`: units are committed to it."""
         return StageJob(
             name=self.name,
             load=self.load,
@@ -109,7 +109,7 @@ class Stage:
         )
 
     def models_of(self, settings: PreprocessSettings) -> dict[str, str]:
-        """The models that it runs under these settings: setting -> hub id or folder."""
+        """The models that it runs with these settings: setting -> hub id or folder."""
         section = self.section(settings)
         named = {model.name: getattr(section, model.name) for model in self.models if model.wanted(section)}
         return {name: model for name, model in named.items() if model is not None}

@@ -1,4 +1,4 @@
-"""Units of work: pieces of an input that are done entirely or not at all, and what is counted of them."""
+"""Units of work: pieces of an input that are done entirely or not at all, and their counts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ID_DIGITS = 16  # hex digits of an identity in a file name
 
 
 class UnitKind(enum.Enum):
-    """What a unit's input is."""
+    """The kind of a unit's input."""
 
     TAR = "tar"
     TABLE = "table"  # a Parquet table of a source
     PICTURES = "pictures"
     URLS = "urls"  # rows of a table of URLs
-    PART = "part"  # a table that a stage wrote, or a user's own in that schema
+    PART = "part"  # a table that a stage wrote, or a user's table in that schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class InputFile:
 
     name: str  # source-relative
     uri: str
-    size: int  # bytes; 0 for a part, which is known by its hash
-    caption: str | None = None  # of a picture that a table or a template describes
+    size: int  # bytes; 0 for a part, which its hash identifies
+    caption: str | None = None  # caption of a picture that a table or a template describes
     unlisted: str = ""  # why a picture does not belong to the corpus; empty: it does
-    number: int | None = None  # of the unit that wrote it among the input's
+    number: int | None = None  # number of the unit that wrote it, among the input's units
     group: int | None = None  # the row group that is read; None: all
-    rows: int | None = None  # in that group
-    right: bool = False  # of two sides that are compared, on the second one
+    rows: int | None = None  # rows in that group
+    right: bool = False  # whether it is on the second of two sides that are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,16 @@ class Unit:
     """A piece of the work: done entirely or not at all."""
 
     name: str  # names its outputs
-    identity: str  # of its input; another one: to be done again
+    identity: str  # identity of its input; if it changes, the unit is done again
     kind: UnitKind
     files: tuple[InputFile, ...]
     first: int = 0  # row of the table that the unit begins with
     count: int | None = None  # rows of the table that belong to the unit; null: all
-    byte_range: tuple[int, int] | None = None  # of a CSV: what holds those rows, the first and the one behind the last
+    byte_range: tuple[int, int] | None = None  # CSV only: the bytes of those rows, the first and the one after the last
     bits: tuple[int, int] | None = None  # the hash bits that it sorts by: number of the bit table, width
 
     def to_json(self) -> str:
-        """As text, to travel through Ray."""
+        """As text, for sending through Ray."""
         return json.dumps({**dataclasses.asdict(self), "kind": self.kind.value})
 
     @classmethod
@@ -68,7 +68,7 @@ class Unit:
 
 @dataclass(kw_only=True)
 class Counts:
-    """The account of a unit or a stage: rows_in = kept + sum(dropped) + sum(quarantined), always."""
+    """The counts of a unit or a stage: always rows_in = kept + sum(dropped) + sum(quarantined)."""
 
     rows_in: int = 0  # counted at the source
     kept: int = 0  # input rows that go on, counted from the rows written
@@ -83,7 +83,7 @@ class Counts:
         return sum(self.quarantined.values())
 
     def add(self, other: Counts) -> None:
-        """Sum into this one."""
+        """Add other counts to these."""
         self.rows_in += other.rows_in
         self.kept += other.kept
         self.rows_out += other.rows_out
@@ -108,9 +108,9 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedUnit:
-    """A unit's outputs as the bytes that are to be written."""
+    """A unit's outputs as bytes."""
 
-    rows: bytes  # a Parquet table, or what the stage writes instead
+    rows: bytes  # a Parquet table, or the file that the stage writes instead
     excluded: bytes  # JSON lines
     counts: Counts
 
@@ -121,7 +121,7 @@ def identity_of(*parts: str | int | Sequence[Any]) -> str:
 
 
 def unit_name(file: str) -> str:
-    """A unit's name from its file's: a plain file name; the hash of the full one is added where it is changed."""
+    """A unit's name from its file's name: only plain characters; where that changes it, a hash of the full name is added."""
     stem = posixpath.splitext(file)[0]
     plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", stem).strip("-.")
     return plain if plain == stem else f"{plain}-{identity_of(file)[:8]}"

@@ -1,4 +1,4 @@
-"""A stage's work on one unit: read, process, commit. What runs in a Ray worker, and in this process."""
+"""A stage's work on one unit: read, process, commit. Runs in a Ray worker or in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Work(Protocol):
     """A stage, ready for units."""
 
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
-        """A unit's outputs. `data` are the bytes of its table, empty where the work reads for itself."""
+        """A unit's outputs. `data`: the bytes of its table, empty where the work reads its input itself."""
         ...
 
 
@@ -35,13 +35,13 @@ class TableStage(Protocol):
     """A stage that reads a table."""
 
     def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
-        """What became of a unit's rows."""
+        """The result for a unit's rows."""
         ...
 
 
 @runtime_checkable
 class ModelStage(TableStage, Protocol):
-    """One that runs models on batches."""
+    """A work that runs models on batches."""
 
     def try_batch(self, size: int) -> None:
         """Run the models on a batch of that size; torch.OutOfMemoryError where it does not fit."""
@@ -50,19 +50,19 @@ class ModelStage(TableStage, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StageJob:
-    """Everything that a worker needs to know besides its unit. Travels to the workers once."""
+    """Everything that a worker needs besides its unit. Sent to the workers once."""
 
     name: str  # of the stage, and of its section in the settings
     load: Callable[[StageJob], Work]
     settings: PreprocessSettings
-    method: MethodSettings | None = None  # how references are prepared, for a stage that does it
+    method: MethodSettings | None = None  # how references are prepared, for a stage that prepares them
     models: dict[str, str] = field(default_factory=dict)  # setting -> identity
     given: dict[str, str] = field(default_factory=dict)  # setting -> hub id or folder of the same models
-    directory: str  # that units are committed to
+    directory: str  # units are committed to it
     suffix: str = ".parquet"  # of the files of rows
-    reads_table: bool = True  # each unit is one table, whose bytes are handed to the work; else the work reads
+    reads_table: bool = True  # the work gets the bytes of a unit's one table; else it reads its input itself
     weights: bool = True  # false: models are built as their files say, but no weight is read
-    loads_without_weights: bool = True  # whether that can be done
+    loads_without_weights: bool = True  # whether that is possible
     share: Callable[[StageJob, Sequence[Unit], int], tuple[StageJob, list[str]]] | None = None  # as Stage has it
 
     @property
@@ -72,15 +72,15 @@ class StageJob:
 
     @property
     def store(self) -> Store:
-        """What the job reads and writes with."""
+        """The store that the job reads and writes with."""
         return Store(self.settings.execution.retries)
 
     def stage_directory(self) -> StageDirectory:
-        """Where the outputs go."""
+        """The directory of the outputs."""
         return StageDirectory(self.directory, self.store, self.suffix)
 
     def runtime(self) -> Runtime | None:
-        """Where its models run; None: it has none, and torch is not loaded."""
+        """The device of its models; None: it has no models, and torch is not loaded."""
         if not self.models:
             return None
         from realcustom.preprocessing.engine.models import Runtime
@@ -89,13 +89,13 @@ class StageJob:
 
 
 class TableWork:
-    """The work of a stage that reads one table a unit."""
+    """The work of a stage that reads one table per unit."""
 
     def __init__(self, stage: TableStage):
         self.stage = stage
 
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
-        """The sealed outcome of the table in `data`."""
+        """The outputs for the table in `data`."""
         return self.stage(unit, table_of(unit, data)).seal(unit)
 
 
@@ -106,13 +106,13 @@ class SourceWork:
         self._source = source
 
     def __call__(self, unit: Unit, data: bytes) -> SealedUnit:
-        """The sealed outcome of the unit's files."""
+        """The outputs for the unit's files."""
         with refusals("read", unit.files[0].uri):
             return self._source(unit).seal(unit)
 
 
 def read_unit(job: StageJob, unit: Unit) -> bytes:
-    """The Parquet bytes of a unit's table. Empty where the work reads for itself."""
+    """The Parquet bytes of a unit's table. Empty where the work reads its input itself."""
     return job.store.read(unit.files[0].uri) if job.reads_table else b""
 
 
@@ -143,9 +143,9 @@ def load_work(job: StageJob) -> Work:
     """The job's work with its models. Raises UsageError, naming them, where they cannot be loaded."""
     try:
         return job.load(job)
-    except (AssertionError, AttributeError, NameError):  # bugs, whatever the models are
+    except (AssertionError, AttributeError, NameError):  # bugs, independent of the models
         raise
-    except Exception as error:  # transformers and safetensors raise all kinds for files that are not theirs
+    except Exception as error:  # transformers and safetensors raise many kinds of errors for wrong files
         if not job.given:
             raise
         names = " and ".join(f"{job.name}.{name}={model}" for name, model in job.given.items())
@@ -159,7 +159,7 @@ def commit_unit(job: StageJob, unit: Unit, sealed: SealedUnit) -> None:
 
 
 def table_of(unit: Unit, data: bytes) -> pa.Table:
-    """A unit's table. Raises UsageError if it is none, or if two of its rows have one uid."""
+    """A unit's table. Raises UsageError if it is not a table, or if two of its rows have the same uid."""
     uri = unit.files[0].uri
     try:
         table = tables.from_parquet(data)
@@ -170,13 +170,13 @@ def table_of(unit: Unit, data: bytes) -> pa.Table:
         ) from error
     counts = pc.value_counts(table["uid"]) if "uid" in table.schema.names else []
     twice = next((str(count["values"]) for count in counts if count["counts"].as_py() > 1), None)
-    if twice is not None:  # in a table that somebody put together of two sources
+    if twice is not None:  # happens in a table that a user made of two sources
         raise UsageError(f"{uri}: two rows have the uid {twice}; every picture needs its own")
     return table
 
 
 def _refuse_batch(job: StageJob, error: StageBug) -> None:
-    """Raise UsageError if a batch did not fit into memory: no bug, but a setting's fault."""
+    """Raise UsageError if a batch did not fit into memory: a wrong setting, not a bug."""
     from realcustom.preprocessing.engine.models import is_out_of_memory
 
     if is_out_of_memory(error.__cause__):

@@ -1,7 +1,7 @@
-"""Which units are being executed, and how often a worker died of one: Ray tries a lost task again without end.
+"""Which units are being executed, and how many workers died on each: Ray retries a lost task without limit.
 
-A worker's death (out of memory, a preempted node, a crash in native code) says nothing about the unit it had. Many
-deaths at many units are expected at scale; a unit that takes every worker down with it is to be named.
+A worker's death (out of memory, a preempted node, a crash in native code) says nothing about its unit. Many deaths at
+many units are expected at scale; a unit that ends every worker is reported by name.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 import ray
 from ray.actor import ActorHandle
 
-NAMESPACE = "preprocessing"  # where the counts of a run can be found, for as long as the run lasts
+NAMESPACE = "preprocessing"  # name of the counting actor of a run, as long as the run lasts
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitInWork:
-    """A unit in an operator, from before its work to after it."""
+    """One execution of a unit in an operator."""
 
     operator: str
     unit: str
     pid: int
-    token: str  # of this execution alone: Ray may say a beginning twice
+    token: str  # identifies this execution: Ray may report a start twice
 
 
 class WorkerDeaths:
-    """The counts of one run of units, in an actor of its own. If that dies, counting begins anew."""
+    """The counts of one run of units, in an actor of its own. If the actor dies, counting starts again from zero."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], UnitInWork] = {}
@@ -35,7 +35,7 @@ class WorkerDeaths:
         self._lost: list[UnitInWork] = []
 
     def begin(self, work: UnitInWork) -> int:
-        """Note a beginning. Returns how many workers have died of this unit in this operator, one after the other."""
+        """Note a start. Returns how many workers in a row have died on this unit in this operator."""
         key = (work.operator, work.unit)
         if self._running.get(key, work) != work:
             self._lost.append(self._running[key])
@@ -50,20 +50,20 @@ class WorkerDeaths:
         self._deaths.pop(key, None)
 
     def running(self) -> list[UnitInWork]:
-        """What was begun and has not ended."""
+        """Executions that have started and not ended."""
         return list(self._running.values())
 
     def lost(self) -> list[UnitInWork]:
-        """What was begun, never ended, and was begun again elsewhere."""
+        """Executions that never ended and were started again elsewhere."""
         return list(self._lost)
 
 
 def start_counting(stage: str) -> ActorHandle:
-    """The counts of a run that begins now; they end with their handle or with the driver."""
+    """The counts of a new run; they end with their handle or with the driver."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(WorkerDeaths)
     return actor.options(name=f"{stage}-{secrets.token_hex(4)}", namespace=NAMESPACE).remote()
 
 
 def in_this_process(operator: str, unit: str) -> UnitInWork:
-    """The work on a unit that begins here."""
+    """The execution of a unit that starts in this process."""
     return UnitInWork(operator=operator, unit=unit, pid=os.getpid(), token=secrets.token_hex(8))

@@ -1,1 +1,1 @@
-"""Stage `ingest`: a corpus, whatever its form, read into one table of pictures with captions."""
+"""Stage `ingest`: a corpus of any supported form, read into one table of pictures with captions."""

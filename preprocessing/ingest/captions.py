@@ -1,6 +1,6 @@
-"""Where a picture's caption comes from when it does not stand beside it: the rules of `ingest.join` and its template.
+"""Captions that are not stored beside their picture: the rules of `ingest.join` and `ingest.caption_template`.
 
-Text only, no tables: settings are checked with it before anything is read.
+Works on text alone, so that settings are checked before a table is read.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from realcustom.errors import UsageError
 
-# What is known of a picture by its name alone. `shoes/red.boot.jpg`: folder shoes, stem red.boot, file red.boot.jpg.
+# The parts of a picture's name. `shoes/red.boot.jpg`: folder shoes, stem red.boot, file red.boot.jpg.
 PARTS = ("folder", "stem", "file", "path")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """Whose row is whose: the picture whose `part` is what the row holds in `column`."""
+    """Which row describes which picture: the one whose `part` equals the row's value in `column`."""
 
     part: str
     column: str
@@ -52,13 +52,13 @@ def template_fields(template: str) -> tuple[str, ...]:
 
 
 def parts_of(path: str) -> dict[str, str]:
-    """What `PARTS` are of a picture's source-relative path. A picture at the top has the empty folder."""
+    """The `PARTS` of a picture's source-relative path. A picture at the top has the empty folder."""
     folder, file = posixpath.split(path)
     return {"folder": posixpath.basename(folder), "stem": posixpath.splitext(file)[0], "file": file, "path": path}
 
 
 def fill(template: str, values: Mapping[str, str]) -> str | None:
-    """The template with its names replaced; None where a value that it needs is empty, which makes no sentence."""
+    """The template with its names replaced; None where a value that it needs is empty."""
     wanted = {name: values[name].strip() for name in template_fields(template)}
     if not all(wanted.values()):
         return None

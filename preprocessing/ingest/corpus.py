@@ -1,4 +1,4 @@
-"""The units of a corpus that `ingest` is to read: from listings, the tables of URLs, and a table of captions."""
+"""Units of a corpus, read from its listings, its tables of URLs and its table of captions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _units(uri: str, settings: IngestSettings, store: Store) -> list[Unit]:
 
 
 def _without_stages(entries: Sequence[FileEntry]) -> list[FileEntry]:
-    """What is no part of a stage's directory that lies below the corpus."""
+    """The files that are not in a stage's directory below the corpus."""
     homes = {posixpath.dirname(entry.name) for entry in entries if posixpath.basename(entry.name) == "stage.json"}
     stages = tuple(f"{home}/" for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home)))
     return [entry for entry in entries if not entry.name.startswith(stages)]
@@ -96,8 +96,8 @@ def _source(
 
 
 def _detect(uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: IngestSettings, store: Store) -> SourceKind:
-    """By the names of the files; a table is one of URLs if it has such a column and none of pictures. A .csv counts only
-    where nothing else is: beside pictures it is somebody's list of them."""
+    """By the names of the files; a table is one of URLs if it has such a column and none of pictures. A .csv counts
+    only where there is nothing else: beside pictures it is a list of them."""
     found = [kind for kind, files in by_kind.items() if files and kind is not SourceKind.URLS]
     if len(found) > 1:
         counts = ", ".join(f"{len(by_kind[kind])} of {kind.value}" for kind in found)
@@ -140,7 +140,7 @@ def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) 
         file = unit.files[0]
         try:
             schema = store.call(tables.read_schema, file.uri)
-        except pa.ArrowInvalid:  # judged where it is read
+        except pa.ArrowInvalid:  # reported where it is read
             return
         check_source_table(schema, settings, file.name)
 

@@ -36,14 +36,14 @@ def read_header(uri: str, store: Store) -> list[str]:
 def read_rows(
     uri: str, store: Store, byte_range: tuple[int, int] | None = None
 ) -> Iterator[dict[str, str | None] | DataError]:
-    """The rows after the header. A value that the row is too short for is None; a row that is too long is an error.
+    """The rows after the header. Missing values at the end of a row are None; a row that is too long is an error.
 
-    Bytes that are not UTF-8 come as surrogates (`errors="surrogateescape"`), for the caller to judge.
+    Bytes that are not UTF-8 come as surrogates (`errors="surrogateescape"`), for the caller to check.
 
     Args:
-        byte_range: only those of these bytes of the file (the first and the one behind the last), as `cut_rows` gives.
+        byte_range: read only these bytes of the file (the first and the one after the last), as given by `cut_rows`.
     Raises:
-        UsageError: the text is no CSV.
+        UsageError: the text is not a CSV.
     """
     header = read_header(uri, store)
     records = _records(_Lines(uri, store, byte_range), uri)
@@ -58,7 +58,10 @@ def read_rows(
 
 
 def cut_rows(uri: str, store: Store, size: int) -> list[tuple[int, tuple[int, int]]]:
-    """How many rows there are, `size` at a time, and in which bytes of the file. Raises UsageError as `read_rows`."""
+    """Cut the rows into pieces of `size`: yields each piece's number of rows and its bytes in the file.
+
+    Raises UsageError as `read_rows`.
+    """
     lines = _Lines(uri, store)
     records = _records(lines, uri)
     next(records, None)
@@ -73,7 +76,7 @@ def cut_rows(uri: str, store: Store, size: int) -> list[tuple[int, tuple[int, in
 
 
 class _Lines:
-    """A file's lines with their ends, of all its bytes or of some; a mark of byte order at its start is left out."""
+    """A file's lines with their ends, of all its bytes or of some; a byte order mark at its start is left out."""
 
     def __init__(self, uri: str, store: Store, byte_range: tuple[int, int] | None = None, chunk: int = _CHUNK):
         if byte_range is not None:
@@ -83,7 +86,7 @@ class _Lines:
         buffered = io.BufferedReader(raw, _BUFFER)
         self._uri = uri
         self._text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
-        self.position = raw.position  # byte behind the last line that was given
+        self.position = raw.position  # byte after the last line that was returned
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -119,7 +122,7 @@ class _Bytes(io.RawIOBase):
 
 def _records(lines: Iterator[str], uri: str) -> Iterator[list[str]]:
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(lines, strict=True)  # else a quote that is not closed makes one row of many
+    reader = csv.reader(lines, strict=True)  # else an unclosed quote joins many rows into one
     while True:
         try:
             yield next(reader)

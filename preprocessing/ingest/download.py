@@ -1,7 +1,7 @@
-"""Pictures fetched by URL over HTTP, within limits, and only from where an untrusted table may lead.
+"""Pictures fetched by URL over HTTP, within limits, and only from addresses that an untrusted table may use.
 
-A server that says no, a robots opt-out, and an address that is not to be followed are rules: the row is dropped under
-that name. No answer after all tries is a fault: many of them stop the job, as an outage of the network must.
+A refusal by the server, a robots opt-out and a forbidden address are rules: the row is dropped for that reason. No
+answer after all tries is a fault: many faults stop the job, as an outage of the network must.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from realcustom.preprocessing.settings import IngestSettings
 from realcustom.retry import RetrySettings
 
 MAX_REDIRECTS = 5
-_WITH_VALUE = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})  # no robots
-_ROBOT = re.compile(r"[a-z][^\s:]*")  # a robot's name; the date of `unavailable_after` has a colon too
+_WITH_VALUE = frozenset(
+    {"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"}
+)  # no robots' names
+_ROBOT = re.compile(r"[a-z][^\s:]*")  # a robot's name; the date of `unavailable_after` also has a colon
 OPT_OUT = frozenset({"noai", "noimageai"})  # directives of X-Robots-Tag against use in the training of models
 _ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/bmp, */*;q=0.1"  # what is decoded here
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -37,7 +39,7 @@ Result = bytes | RowExcluded
 
 
 def download(urls: Sequence[bytes | None], settings: IngestSettings, retries: RetrySettings) -> list[Result]:
-    """What each URL gave, in their order: the bytes, or why there are none."""
+    """The result of each URL, in their order: the bytes, or why there are none."""
     return run_in_thread(_Downloader(settings, retries).all(urls))
 
 
@@ -54,7 +56,7 @@ class _Downloader:
     async def all(self, urls: Sequence[bytes | None]) -> list[Result]:
         """All URLs at once, within the limits."""
         headers = {"User-Agent": self._settings.download.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"}
-        # a connection is opened to an address, for the name that was asked for: none is used again for another name
+        # a connection belongs to an address and a host name: it is not reused for another name
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             headers=headers, limits=limits, timeout=self._settings.download.timeout, trust_env=False
@@ -75,7 +77,7 @@ class _Downloader:
             raise DataError(DataFault.UNREACHABLE, f"{error.what}: {url}") from error
 
     async def _follow(self, client: httpx.AsyncClient, url: str) -> bytes:
-        """One try: the picture, through redirects, each of them judged as the first URL was."""
+        """One try: the picture. Each redirect is checked as the first URL was."""
         for _ in range(MAX_REDIRECTS + 1):
             host = UrlTarget.parse(url).host
             async with self._hosts[host], self._all:
@@ -91,7 +93,7 @@ class _Downloader:
                 return await self._get(client, url)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
             raise TryAgain(no_answer(error)) from error
-        except OSError as error:  # of the look-up of a name
+        except OSError as error:  # the host name was not found
             raise TryAgain(f"no such host ({type(error).__name__})") from error
 
     async def _get(self, client: httpx.AsyncClient, url: str) -> bytes | str:

@@ -30,7 +30,7 @@ def sidecar_name(name: str) -> str:
 
 
 def read_pictures(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """The unit's pictures, each with what stands beside it. A caption of a table comes before one of a sidecar."""
+    """The unit's pictures, each with the texts beside it. A caption from a table wins over one from a sidecar."""
     sidecars = {sidecar_name(file.name): file for file in unit.files if sidecar_name(file.name)}
     for file in unit.files:
         if sidecar_name(file.name):

@@ -16,10 +16,10 @@ from realcustom.store import Store, refusals
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What is said of a picture: a caption, none, or that it does not belong to the corpus."""
+    """What the table says about a picture: a caption, no caption, or that it does not belong to the corpus."""
 
     caption: str | None = None
-    unlisted: str = ""  # why the picture is left out; empty: it is not
+    unlisted: str = ""  # why the picture is dropped; empty: it is kept
 
 
 Describe = Callable[[str], Described]  # of a picture's source-relative path
@@ -28,8 +28,8 @@ Describe = Callable[[str], Described]  # of a picture's source-relative path
 def describer(settings: IngestSettings, store: Store) -> Describe | None:
     """How `settings` describe pictures; None where they name neither a CSV nor a template. The CSV is read here, once.
 
-    A picture that no row is about is left out with that reason: who brings a table says with it what the corpus is. A
-    row that lacks a value of the caption gives none.
+    A picture without a row is dropped for that reason: a table defines which pictures belong to the corpus. A row that
+    lacks a value of the caption gives no caption.
 
     Raises:
         UsageError: no such file, or no such column; the message names the columns that there are.

@@ -18,11 +18,11 @@ from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text,
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
 
-VIEW_GROUP = "view_group"  # of any table: pictures of one group show the same subject
+VIEW_GROUP = "view_group"  # column of any table: pictures of one group show the same subject
 
 
 def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """The rows of a table in its order. A broken row group is a fault for each of its rows; a torn file is one."""
+    """The rows of a table in its order. A broken row group is a fault of each of its rows; a torn file is one fault."""
     file = unit.files[0]
     data = store.read(file.uri)
     try:
@@ -51,7 +51,7 @@ def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
 
 
 def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
-    """The rows as Python objects. Arrow has not checked that texts are UTF-8: bytes that are not come as surrogates."""
+    """The rows as Python objects. Arrow has not checked that texts are UTF-8: invalid bytes come as surrogates."""
     names = table.schema.names
     texts = [name for name, field in zip(names, table.schema, strict=True) if _is_text(field.type)]
     for name in texts:
@@ -59,7 +59,7 @@ def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         column = column.cast(kind, safe=False).cast(pa.large_binary())
         table = table.set_column(names.index(name), name, column)
-    for batch in table.to_batches(max_chunksize=64):  # so few rows at a time become Python objects
+    for batch in table.to_batches(max_chunksize=64):  # rows that become Python objects at a time
         for row in _to_pylist(batch):
             if isinstance(row, dict):
                 row |= {name: row[name].decode("utf-8", "surrogateescape") for name in texts if row[name] is not None}
@@ -75,7 +75,7 @@ def _to_pylist(batch: pa.RecordBatch) -> list[dict[str, Any] | DataError]:
 
 
 def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
-    """The row of a batch of one, each value that Python has no type for as Arrow's text of it."""
+    """The row of a batch of one. A value without a Python type is given as Arrow's text of it."""
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
@@ -90,7 +90,7 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
 def _as_text(column: pa.Array) -> str:
     """The only value of a column as text."""
     if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp(column.type.unit))  # in UTC: the zone may be what is wrong
+        column = column.cast(pa.timestamp(column.type.unit))  # in UTC: the time zone may be invalid
     try:
         return str(column.cast(pa.string())[0].as_py())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -114,7 +114,7 @@ def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) 
 
 
 def require_texts(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
-    """Raise UsageError if captions or view groups, where there are to be some, are not text; or a kept column lacks."""
+    """Raise UsageError if captions or view groups, where the settings name them, are not text; or a kept column is missing."""
     for kept in settings.keep_columns or ():
         require_column(schema.names, kept, "keep_columns", where)
     if settings.caption_column is not None:
@@ -153,7 +153,7 @@ def _sample(row: dict[str, Any], settings: IngestSettings) -> Sample:
 
 
 def sample_of(data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sample:
-    """The picture `data` with what its row says of it. Raises DataError if the caption is not UTF-8."""
+    """The picture `data` with the texts of its row. Raises DataError if the caption is not UTF-8."""
     known = (settings.image_column, settings.caption_column, VIEW_GROUP)
     caption = row.get(settings.caption_column) if settings.caption_column is not None else None
     keep = settings.keep_columns
@@ -167,10 +167,10 @@ def sample_of(data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sam
 
 
 def to_json(values: Mapping[str, Any]) -> str | None:
-    """A row's columns that no stage reads, by name, as JSON: one schema, whatever tables a corpus has. None: there are none.
+    """A row's columns that no stage reads, by name, as JSON: all tables of a corpus get one schema. None: no such column.
 
-    Bytes become base64, dates and times ISO 8601, numbers that are not finite null, and in texts that are not UTF-8 each
-    broken byte U+FFFD. What else JSON does not know becomes its text.
+    Bytes become base64, dates and times ISO 8601, numbers that are not finite null, and in texts that are not UTF-8
+    each broken byte U+FFFD. Other types become text.
     """
     if not values:
         return None
@@ -194,5 +194,5 @@ def _plain(value: Any) -> Any:
 
 
 def _valid_text(value: Any) -> str:
-    """Valid text; lone surrogates, which stand for bytes that were none, replaced."""
+    """Valid text; lone surrogates, which stand for invalid bytes, are replaced."""
     return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

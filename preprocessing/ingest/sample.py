@@ -1,4 +1,4 @@
-"""An entry of a source: a sample, or why there is none; and what the texts beside a picture say."""
+"""A sample of a source, or why it has none; and the texts beside a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from realcustom.preprocessing.settings import IngestSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture of a source with what stands beside it."""
+    """One picture of a source with the texts beside it."""
 
     data: bytes
     alt_text: str | None  # null: none was given
@@ -43,7 +43,7 @@ def text_of(data: bytes) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: bytes of a file's name, or half a character of a .json's escapes, cannot."""
+    """Whether it can be written as UTF-8: invalid bytes of a file's name and lone surrogates of a .json cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -52,7 +52,7 @@ def is_text(value: str) -> bool:
 
 
 def optional_text(value: str | None) -> str | None:
-    """`text_of`, of a value that may be missing, bytes that are not UTF-8 being surrogates in it."""
+    """`text_of` for a value that may be missing, in which bytes that are not UTF-8 are surrogates."""
     return text_of(value.encode("utf-8", "surrogateescape")) if value is not None else None
 
 

@@ -1,7 +1,7 @@
-"""What `ingest` reads: webdataset tars, Parquet tables, folders of pictures, tables of URLs; on a disk or on `s3://`.
+"""Sources of `ingest`: webdataset tars, Parquet tables, folders of pictures, tables of URLs; on a disk or on `s3://`.
 
-Every entry of a source comes out once, as its key and its `Sample` or why there is none, so that counting the entries
-counts the source.
+Every sample of a source is yielded once: its key, and a `Sample` or why there is none. So the number of samples is that
+of the source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realcustom.store import Store
 
 
 def read_source(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """All entries of a unit, in the source's own order."""
+    """All samples of a unit, in the source's own order."""
     if unit.kind is UnitKind.TAR:
         return read_shard(unit, settings, store)
     if unit.kind is UnitKind.TABLE:

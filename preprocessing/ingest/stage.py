@@ -1,4 +1,4 @@
-"""Stage `ingest`: every picture of a source decoded once: checked to its last byte, sized, hashed, given an identity."""
+"""Stage `ingest`: every picture of a source decoded once: checked to its last byte, sized, hashed and given a uid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Ingest:
         self._settings, self._store = settings, store
 
     def __call__(self, unit: Unit) -> UnitResult:
-        """Read and check all entries of `unit`, in the source's order."""
+        """Read and check all samples of `unit`, in the source's order."""
         rows_in, excluded, good = 0, list[ExcludedRow](), list[dict[str, Any]]()
         seen: set[str] = set()
         for name, entry in read_source(unit, self._settings, self._store):

@@ -1,7 +1,7 @@
-"""Tar archives read member by member with byte offsets, so that a torn one is told from one that ends.
+"""Tar archives read member by member with byte offsets, so that a torn archive is not taken for a complete one.
 
 Python's `tarfile` takes a cut or broken header for the end of the archive; here the end is the end marker (a block of
-zeros) and nothing else. Archives written one after the other into one file are read to the last.
+zeros) and nothing else. Of several archives concatenated in one file all are read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or a pax header
 class TornTar(Exception):
     """The archive cannot be read from byte `offset` (the header of the member concerned) on.
 
-    `name` is the member's where its header could be read and only its data end early.
+    `name` is the member's name where its header could be read but its data end early.
     """
 
     def __init__(self, offset: int, reason: str, name: str | None = None):
@@ -66,7 +66,7 @@ def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
         extended = header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
         name = None if extended else _readable(next_name if next_name is not None else header.name)
         stored = header.isreg() or extended or header.type not in tarfile.SUPPORTED_TYPES
-        size = header.size if stored else 0  # a link or folder has no data, whatever its header says
+        size = header.size if stored else 0  # a link or folder has no data, also if its header gives a size
         if size < 0:
             raise TornTar(offset, f"a member of {size} bytes")
         if file.size < offset + _BLOCK + size:
@@ -87,7 +87,7 @@ def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
 
 
 def write_archive(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """A tar of `members` in their order: equal members give equal bytes, whoever writes them and when."""
+    """A tar of `members` in their order: equal members give equal bytes, on any machine and at any time."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in members:
@@ -120,6 +120,6 @@ def _pax_path(data: bytes, offset: int) -> str | None:
         if key == b"path":
             path = value.decode("utf-8", "surrogateescape")
         elif key == b"size":
-            raise TornTar(offset, "a member above 8 GiB")  # no picture is; its data cannot be skipped by the header
+            raise TornTar(offset, "a member above 8 GiB")  # no picture is so large; the header does not give its size
         position += int(digits)
     return path

@@ -1,7 +1,6 @@
-"""Which addresses a URL of an untrusted table may lead to, and requests that go to the address that was judged.
+"""Which addresses a URL of an untrusted table may use, and requests to exactly the address that was checked.
 
-A name is looked up once and the connection opened to that very address: a name that is looked up again for the
-connection could mean another one by then.
+A host name is looked up once and the connection opened to that address: a second look-up could give another address.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, kw_only=True)
 class UrlTarget:
-    """A URL whose scheme and form are in order."""
+    """A URL with a valid scheme and form."""
 
     url: httpx.URL
     host: str
 
     @classmethod
     def parse(cls, url: str) -> UrlTarget:
-        """Raises DataError for what is no URL, RowDropped for another scheme than http and https."""
+        """Raises DataError for an invalid URL, RowDropped for a scheme other than http and https."""
         try:
             parsed = httpx.URL(url)
-            host = parsed.host  # decodes an international name, and may find it to be none
+            host = parsed.host  # decodes an international name, which may be invalid
         except (httpx.InvalidURL, ValueError) as error:
             raise DataError(DataFault.INVALID_URL, f"{error}: {url[:200]!r}") from error
         if parsed.scheme not in ("http", "https"):
@@ -45,7 +44,7 @@ class UrlTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class PinnedRequest:
-    """A URL by its address, with what the server needs to know of the name."""
+    """A URL by its address, with the host name that the server needs."""
 
     url: httpx.URL
     host_header: str
@@ -53,7 +52,7 @@ class PinnedRequest:
 
 
 async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
-    """Look the host up and judge where it is.
+    """Look the host up and check its address.
 
     Raises:
         RowDropped: it is not on the public internet, and `private_addresses` is false.
@@ -71,14 +70,14 @@ async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
         if inner is not None:
             message = f"'{target.host}' is {inner}, not a public address; ingest.private_addresses=true allows such"
             raise RowDropped("private_address", message)
-    chosen = min(addresses, key=lambda address: address.version)  # IPv4 first: it is routed everywhere
+    chosen = min(addresses, key=lambda address: address.version)  # IPv4 first: every network routes it
     extensions = {"sni_hostname": target.host} if target.url.scheme == "https" else {}
     url = target.url.copy_with(host=str(chosen), username=None, password=None)
     return PinnedRequest(url=url, host_header=target.url.netloc.decode("ascii"), extensions=extensions)
 
 
 def is_public(address: _Address) -> bool:
-    """Whether an address is on the public internet and leads nowhere else: no wrapped IPv4, no group."""
+    """Whether an address is on the public internet: no embedded IPv4 address, no multicast group."""
     if isinstance(address, ipaddress.IPv6Address):
         wrapped = address.ipv4_mapped or address.sixtofour or address.teredo
         if wrapped is not None or address in ipaddress.ip_network("64:ff9b::/96"):

@@ -1,4 +1,4 @@
-"""Tables of URLs cut into units of rows, so that a unit is a bounded amount of fetching whatever the table's size."""
+"""Tables of URLs cut into units of rows, so that the work of a unit is bounded for a table of any size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def url_units(files: Sequence[FileEntry], settings: IngestSettings, store: Store
     """The units of tables of URLs, `ingest.unit_size` rows each.
 
     Raises:
-        UsageError: a table lacks a column that the settings name; or a CSV is not one.
+        UsageError: a table lacks a column that the settings name; or a CSV is not valid.
     """
     return [unit for entry in files for unit in _units(entry, settings, store)]
 
@@ -42,7 +42,7 @@ def _units(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator
         pieces = _csv_pieces(entry, settings, store)
     else:
         pieces = _parquet_pieces(entry, settings, store)
-    if pieces is None:  # torn: one unit, whose only entry says so
+    if pieces is None:  # a torn table is one unit, whose only sample is a fault
         yield replace(whole, identity=identity_of(entry.size, entry.version))
         return
     first = 0
@@ -77,7 +77,7 @@ def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) ->
 
 
 def share_hosts(job: StageJob, units: Sequence[Unit], workers: int) -> tuple[StageJob, list[str]]:
-    """The job with `per_host` of its downloads divided among so many workers; and what the user should know of it."""
+    """The job with `per_host` of its downloads divided among that many workers; and a warning for the user."""
     if not any(unit.kind is UnitKind.URLS for unit in units):
         return job, []
     ingest = job.settings.ingest

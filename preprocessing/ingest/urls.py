@@ -24,7 +24,7 @@ _BUFFER = 2**23  # bytes of a column that are fetched at a time
 
 
 def read_urls(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """The unit's rows, fetched. What a URL gives may change with time: only a row's key and place do not."""
+    """The unit's rows, fetched. The content of a URL may change with time; a row's key and place do not."""
     file = unit.files[0]
     if unit.count is None:
         yield file.name, DataError(DataFault.TORN_TABLE, "not a readable Parquet file: its footer is damaged")
@@ -52,7 +52,7 @@ def _sample(row: _Row | DataError, result: bytes | RowExcluded, settings: Ingest
 
 
 def _table_rows(unit: Unit, settings: IngestSettings, store: Store) -> list[_Row | DataError]:
-    """The unit's rows. Raises DataError if the table is torn there; what the storage raises is no fault of the table's."""
+    """The unit's rows. Raises DataError if the table is torn there; errors of the storage pass unchanged."""
     assert unit.count is not None, "a torn table has no rows"
     uri = unit.files[0].uri
     if unit.files[0].name.endswith(".csv"):
@@ -64,7 +64,7 @@ def _table_rows(unit: Unit, settings: IngestSettings, store: Store) -> list[_Row
     try:
         with _open(uri) as source:
             return list(_read_parquet(unit, source, settings))
-    except (pa.ArrowInvalid, OSError):  # the storage's fault, or broken data: from memory it can only be the latter
+    except (pa.ArrowInvalid, OSError):  # an error of the storage or broken data; from memory it can only be broken data
         data = store.read(uri)
     try:
         return list(_read_parquet(unit, pa.BufferReader(data), settings))
@@ -73,7 +73,7 @@ def _table_rows(unit: Unit, settings: IngestSettings, store: Store) -> list[_Row
 
 
 def _open(uri: str) -> pa.NativeFile:
-    """A file opened for reading at any place."""
+    """A file with random access."""
     filesystem, path = storage.open_filesystem(uri)
     return filesystem.open_input_file(path)
 

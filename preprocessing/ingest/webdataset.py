@@ -44,7 +44,7 @@ def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
                 group.repeated = extension.lower()
             group.members.setdefault(extension.lower(), member)
     except TornTar as torn:
-        # a sample that no following key closes belongs to the torn entry
+        # a sample without a following key belongs to the torn sample
         if group is not None and torn.name is not None and split_key(torn.name)[0] != group.key:
             yield _finish(file.name, group, settings)
         message = f"torn at byte {torn.offset} of {source.size}: {torn.reason}"
@@ -55,7 +55,7 @@ def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Key and extension of a member, as webdataset has them: split at the first dot. Hidden files have no extension."""
+    """Key and extension of a member, split at the first dot as in webdataset. Hidden files have no extension."""
     folder, file = posixpath.split(name)
     stem, _, extension = file.partition(".")
     return posixpath.join(folder, stem), extension if stem else ""
@@ -82,7 +82,7 @@ def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> S
     for name, member in group.members.items():
         if member.link is not None:
             raise DataError(DataFault.LINK, f".{name} is a link to {member.link}, and only files are read")
-        if member.data is None:  # what was not read could not be written back
+        if member.data is None:  # a member that was not read could not be written back
             raise too_large(member.size, settings, "" if name == extension else f".{name} has ")
     data = {name: member.data for name, member in group.members.items()}
     alt_text, view_group = beside(data.get("txt"), data.get("json"), settings)

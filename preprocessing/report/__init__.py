@@ -1,1 +1,1 @@
-"""What a stage tells when it is done: report.json and report.html."""
+"""Reports of a finished stage: report.json and report.html."""

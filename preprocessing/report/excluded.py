@@ -1,4 +1,4 @@
-"""Samples of what a stage excluded, by reason; with their pictures where a table of the stage before holds them."""
+"""Samples of the rows that a stage excluded, by reason; with pictures where the previous stage's table holds them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MESSAGE = 300  # characters
 class Excluded:
     """The excluded rows of a unit."""
 
-    uri: str  # of the file that lists them
-    table: str | None  # URI of the table that was read, where it is one
+    uri: str  # URI of the file that lists them
+    table: str | None  # URI of the table that was read; null: not a table
 
 
 def excluded_sections(
@@ -36,39 +36,39 @@ def excluded_sections(
 
     Args:
         store: reads the files that list them, and the tables.
-        wanted: how often each reason was given, where that is known: no file is read after the last sample is found.
+        wanted: how often each reason occurs, if known: reading stops after the last wanted sample.
     """
     samples: dict[str, list[Card]] = {}
     for file in files:
         chosen = _choose(store.read(file.uri), samples, per_reason)
-        pictures = _pictures(file.table, [entry["uid"] for entry in chosen], store) if file.table and chosen else {}
-        for entry in chosen:
-            samples[_title(entry)].append(_card(entry, pictures.get(entry["uid"])))
+        pictures = _pictures(file.table, [row["uid"] for row in chosen], store) if file.table and chosen else {}
+        for row in chosen:
+            samples[_title(row)].append(_card(row, pictures.get(row["uid"])))
         if wanted and all(len(samples.get(title, [])) >= min(n, per_reason) for title, n in wanted.items()):
             break
     return [Section(title=title, cards=cards) for title, cards in sorted(samples.items())]
 
 
-def _title(entry: Mapping[str, Any]) -> str:
-    return f"{entry['outcome']}: {entry['reason']}"
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['outcome']}: {row['reason']}"
 
 
 def _choose(lines: bytes, samples: dict[str, list[Card]], per_reason: int) -> list[dict[str, Any]]:
-    """The entries of a file whose reasons have too few samples yet; their places in `samples` are made."""
+    """The rows of a file whose reasons have too few samples so far; adds a place in `samples` for each."""
     left: dict[str, int] = {}
     chosen = []
-    for line in lines.splitlines():  # of bytes: text has other ends of lines too
-        entry = json.loads(line)
-        title = _title(entry)
+    for line in lines.splitlines():  # split bytes: in text other characters end a line too
+        row = json.loads(line)
+        title = _title(row)
         left.setdefault(title, per_reason - len(samples.setdefault(title, [])))
         if left[title] > 0:
             left[title] -= 1
-            chosen.append(entry)
+            chosen.append(row)
     return chosen
 
 
-def _card(entry: Mapping[str, Any], picture: bytes | None) -> Card:
-    foot = (entry["key"], entry.get("message", "")[:MESSAGE])
+def _card(row: Mapping[str, Any], picture: bytes | None) -> Card:
+    foot = (row["key"], row.get("message", "")[:MESSAGE])
     return Card(picture=thumbnail(picture, SIDE), foot=[text for text in foot if text])
 
 

@@ -1,6 +1,6 @@
-"""One page of an account and of samples with their pictures: the stage's report.html, and `inspect --html`.
+"""One page with counts and sample pictures: the stage's report.html, and `inspect --html`.
 
-A page is one file that needs nothing beside it. It holds no time and no host: equal outputs have equal pages.
+A page is one self-contained file. It holds no time and no host: equal outputs have equal pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Card:
     caption: Mapping[str, str] | None = None  # as `around` cuts it
     lines: Mapping[str, str] = field(default_factory=dict)  # other texts by their name
     scores: Mapping[str, str] = field(default_factory=dict)
-    foot: Sequence[str] = ()  # where it comes from, and what is said of it
+    foot: Sequence[str] = ()  # its source, and notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What the template shows."""
+    """The content of a page."""
 
     title: str
     subtitle: str
@@ -47,7 +47,7 @@ class Page:
 
 
 def render(page: Page) -> bytes:
-    """The page as HTML. What a corpus brings is text in it, never markup."""
+    """The page as HTML. Text of a corpus is escaped."""
     return render_template(TEMPLATE, page=page)
 
 
@@ -58,7 +58,7 @@ def render_template(template: Path, **content: Any) -> bytes:
 
 
 def account_of(report: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """The lines of a stage's report: rows by what became of them."""
+    """The rows of a stage's report: counts by outcome and reason."""
     lines = [("in", report["in"]), ("kept", report["kept"])]
     for outcome in ("dropped", "quarantined"):
         lines += [(f"{outcome}: {reason}", number) for reason, number in report[outcome].items()]
@@ -69,5 +69,5 @@ def account_of(report: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def around(text: str, start: int = 0, end: int = 0) -> dict[str, str]:
-    """`text` in three parts, so that the characters from `start` to `end` can be set off."""
+    """`text` in three parts, so that the characters from `start` to `end` can be marked."""
     return {"before": text[:start], "word": text[start:end], "after": text[end:]}

@@ -1,4 +1,4 @@
-"""Pictures as parts of a page: `data:` URIs, so that the page needs nothing beside it."""
+"""Pictures as `data:` URIs, so that a page is self-contained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data_uri(image: Image.Image | np.ndarray | bytes) -> str:
 
 
 def thumbnail(data: bytes | None, side: int) -> str:
-    """Encoded bytes as a small JPEG's `data:` URI; empty where there is none, or it cannot be decoded."""
+    """Encoded bytes as a small JPEG's `data:` URI; empty where there is no picture or it cannot be decoded."""
     picture = decoded(data, side)
     return jpeg_uri(fit(picture, side)) if picture is not None else ""
 
@@ -41,7 +41,7 @@ def decoded(data: bytes | None, side: int | None = None) -> Image.Image | None:
 
 
 def fit(picture: Image.Image, side: int) -> Image.Image:
-    """Longer side at most `side`; one that is less than half of it grows by whole pixels."""
+    """Longer side at most `side`; a side of less than half of that is enlarged by an integer factor."""
     longer = max(picture.size)
     scale = side / longer if longer > side else max(1, side // longer)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

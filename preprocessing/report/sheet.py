@@ -1,4 +1,4 @@
-"""Rows of a stage or of records as pictures: one HTML file that needs nothing beside it, bounded whatever the corpus."""
+"""Rows of a stage or of records as pictures: one self-contained HTML file of bounded size."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from realcustom.preprocessing.tables import read_footer
 from realcustom.storage import FileEntry
 from realcustom.store import Store
 
-TABLES = 12  # that rows are taken from, spread over all
+TABLES = 12  # tables that rows are taken from, spread over all
 SIDE = 200  # pixels of a picture's longer side
 SUBJECT_SIDE = 88
 PER_REASON = 6  # samples of excluded rows
-EXCLUDED_FILES = 200  # looked into at most, spread over all; fewer where every reason has its samples before
+EXCLUDED_FILES = 200  # files that are read at most, spread over all; fewer if every reason has its samples sooner
 TINT = (48, 86, 211)
 BOX = (255, 120, 0)
 _STORE = Store()
@@ -38,7 +38,7 @@ _COLUMNS = (
 
 
 def write_sheet(target: str, sheet: str, count: int) -> str:
-    """Write the sheet of `target`; returns a line that says what is on it.
+    """Write the sheet of `target`; returns a line that describes it.
 
     Args:
         target: a stage's directory, a folder of tables, or a Parquet file.
@@ -163,7 +163,7 @@ def _json(uri: str) -> dict[str, Any] | None:
 
 
 def _excluded(target: str) -> list[Section]:
-    """Samples of what a stage excluded; of anything else there is nothing to show."""
+    """Samples of the rows that a stage excluded; none for other tables."""
     stage = _json(storage.join(target, "stage.json")) if _STORE.is_dir(target) else None
     if stage is None:
         return []
@@ -191,12 +191,12 @@ def _excluded_files(target: str) -> list[FileEntry]:
 
 
 def _upstream(target: str, upstream: str) -> str | None:
-    """The directory of the stage before, if it lies beside this one as it does under one root."""
+    """The directory of the previous stage, if it is below the same root."""
     place = storage.join(target.rstrip("/").rpartition("/")[0] or ".", upstream)
     return place if "@" in upstream and " " not in upstream and _STORE.is_dir(place) else None
 
 
 def _table(upstream: str | None, name: str) -> str | None:
-    """The table that the unit of a file of excluded rows was read from, where it is there."""
+    """The table that the unit of a file of excluded rows was read from, if it exists."""
     uri = storage.join(upstream, name.removesuffix(".jsonl") + ".parquet") if upstream is not None else None
     return uri if uri is not None and _STORE.exists(uri) else None

@@ -1,4 +1,4 @@
-"""report.html: a stage's account with pictures of what it kept, dropped and quarantined."""
+"""report.html: a stage's counts, with pictures of kept, dropped and quarantined rows."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
 
 
 def _table(unit: Unit) -> str | None:
-    """Where the unit's pictures are, if it is a table of a stage's."""
+    """The table with the unit's pictures, if a stage wrote it."""
     return unit.files[0].uri if unit.kind is UnitKind.PART else None
 
 
 def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[Card]:
     cards: list[Card] = []
     for unit in units:
-        is_table = directory.suffix == ".parquet"  # else what was read is shown for what was written
+        is_table = directory.suffix == ".parquet"  # else the input would be shown instead of the output
         uri = directory.rows_uri(unit.name) if is_table else unit.files[0].uri
         names = directory.store.call(tables.read_schema, uri).names
         picture = "subject_image" if "subject_image" in names else "image"

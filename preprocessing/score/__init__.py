@@ -1,1 +1,1 @@
-"""Stage `score`: what each picture is worth, measured and judged by models. No row leaves here."""
+"""Stage `score`: quality scores of each picture, measured and predicted by models. No row is dropped here."""

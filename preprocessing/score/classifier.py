@@ -1,4 +1,4 @@
-"""Scores of image classification models of any architecture: the probability of the label that the score is named after."""
+"""Scores of image classification models of any architecture: the probability of the label with the score's name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SIZES = ((64, 64), (96, 64), (64, 96))
 
 
 class Classifier:
-    """Pictures -> a score by its name, the probability 0..1 of the label of that name, in whatever case it is written."""
+    """Pictures -> a score by its name, the probability 0..1 of the label of that name, case ignored."""
 
     def __init__(self, score: str, model: str, runtime: Runtime):
         name, revision = split_revision(model)
         self._runtime = runtime
         self._model = runtime.load(AutoModelForImageClassification, model)
-        # of the two that transformers has the one that needs no torchvision, so that scores do not depend on it
+        # the image processor of transformers that needs no torchvision, so that scores do not depend on it
         self._processor = AutoImageProcessor.from_pretrained(name, revision=revision, backend="pil")
         self._is_multi_label = self._model.config.problem_type == "multi_label_classification"
         self._check_shapes(model)
@@ -48,7 +48,7 @@ class Classifier:
         return [{self._score: probability} for probability in probabilities]
 
     def _check_shapes(self, model: str) -> None:
-        """Raise UsageError if pictures of several shapes would not make a batch."""
+        """Raise UsageError if pictures of different shapes would not fit into one batch."""
         shapes = {self._processor(Image.new("RGB", size), return_tensors="pt").pixel_values.shape for size in _SIZES}
         if len(shapes) > 1:
             raise UsageError(

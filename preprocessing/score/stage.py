@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """A model that gives scores."""
+    """A model that computes scores."""
 
     @property
     def names(self) -> tuple[str, ...]:

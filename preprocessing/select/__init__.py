@@ -1,1 +1,1 @@
-"""Stage `select`: rows kept or dropped by thresholds over the scores; copies found over the whole corpus."""
+"""Stage `select`: rows kept or dropped by thresholds over the scores; copies found in the whole corpus."""

@@ -1,8 +1,8 @@
 """Which pictures are copies of others: signatures (what is compared) -> edges (pairs of copies, the worse first).
 
-Of two copies the better one has a caption where the other has none, else is larger in pixels, or then in bytes, or comes
-first in the corpus. A picture's number is its place there: its unit's number (they are sorted by name) and its row in that
-unit's table.
+The better of two copies is the one with a caption; if equal, with more pixels, then more bytes, then the earlier one in
+the corpus. A picture's number is its place in the corpus: its unit's number (units are sorted by name) and its row
+there.
 
 Legend: n pictures, k pairs.
 """
@@ -22,9 +22,9 @@ from realcustom.preprocessing.select.near import Limits, Signatures, Wanted, nea
 from realcustom.preprocessing.select.thresholds import integers
 from realcustom.preprocessing.settings import SelectSettings
 
-ROW_BITS = 32  # of a picture's number: its row; those above are its unit's
-_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # larger ones have the priority of these
-# Better copies that are remembered of one picture in one partition: keeps a dense cluster's edges linear in its size.
+ROW_BITS = 32  # bits of a picture's number for its row; those above are its unit's
+_MOST_PIXELS, _MOST_BYTES = 2**32 - 1, 2**31 - 1  # larger values count as this one
+# Better copies that are kept per picture and partition, so that a dense cluster's edges stay linear in its size.
 _REMEMBERED = 64
 
 # Sorts pictures, the best first; no two are equal: two words of 64 bits, big-endian, the second the picture's number.
@@ -33,7 +33,7 @@ SIGNATURES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
-        pa.field("rank", PRIORITY, nullable=False),  # the priority; the column's name is on disks already
+        pa.field("rank", PRIORITY, nullable=False),  # the priority; existing files have this column name
         pa.field("sha256", pa.binary(32), nullable=False),
         *tables.SIGNATURE_FIELDS,
     ]
@@ -51,7 +51,7 @@ COLUMNS = ["uid", "key", "sha256", "width", "height", "alt_text", "image_bytes",
 
 @dataclass(frozen=True, kw_only=True)
 class Twins:
-    """Pictures that no search can tell from a better one: they stay or go with that one."""
+    """Pictures with the same signature as a better one: they are kept or dropped together with it."""
 
     numbers: np.ndarray  # int64 (n,)
     of: np.ndarray  # int64 (n,), the better one's number
@@ -84,7 +84,7 @@ def priorities_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def limits_of(settings: SelectSettings) -> Limits:
-    """How far a near duplicate may be; with near duplicates kept, those of the evaluation folder have equal hashes."""
+    """How far a near duplicate may be; if near duplicates are kept, copies of evaluation pictures need equal hashes."""
     return Limits(
         radius=settings.near_duplicate_radius or 0,
         long_radius=settings.near_duplicate_bits,
@@ -120,17 +120,17 @@ def collapse(table: pa.Table, settings: SelectSettings) -> tuple[pa.Table, Twins
 
 
 class _Best(Wanted):
-    """Of a picture with many better copies the best `_REMEMBERED`, by the places of left and right rows in the order of priority.
+    """Keeps the best `_REMEMBERED` better copies of each picture, by the rows' places in the order of priority.
 
-    A picture may be on both sides, and is no copy of itself.
+    A picture may be on both sides; it is not a copy of itself.
     """
 
     def __init__(self, left: np.ndarray, right: np.ndarray):
         self._left, self._right = left, right
-        self._limits = np.full(int(left.max(initial=-1)) + 1, len(left))  # by place: what a better copy must be before
+        self._limits = np.full(int(left.max(initial=-1)) + 1, len(left))  # by place: a better copy must be before it
 
     def order(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Those with the best first, so that soon the others need not be compared."""
+        """Pairs with the best copies first, so that later ones need not be compared."""
         return np.argsort(self._sides(left, right)[0], kind="stable")
 
     def may_matter(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -215,7 +215,7 @@ def fixed_bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 
 def _places(priorities: np.ndarray) -> np.ndarray:
-    """Place of each priority, uint64 (n, 2), in their order, equal ones (one picture on both sides) on one place: int64 (n,)."""
+    """Place of each priority, uint64 (n, 2), in their order; equal ones (one picture on both sides) share a place: int64 (n,)."""
     order = np.lexsort(priorities.T[::-1])
     fresh = np.ones(len(order), bool)
     fresh[1:] = priorities[order[1:], 1] != priorities[order[:-1], 1]

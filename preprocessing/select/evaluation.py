@@ -1,4 +1,4 @@
-"""Pictures of an evaluation set, whose copies `select` keeps out of a corpus: their signatures."""
+"""Signatures of an evaluation set's pictures, whose copies `select` drops from a corpus."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from realcustom.preprocessing.select.steps import evaluation_uri
 
 
 def prepare_evaluation(job: StageJob) -> bytes | None:
-    """The signatures of the evaluation folder's pictures as a table's bytes; None if there is no folder, or they are there.
+    """The signatures of the evaluation folder's pictures as a table's bytes; None without a folder, or if it exists.
 
-    Raises UsageError for a picture that cannot be read: it could not be kept out of the corpus.
+    Raises UsageError for a picture that cannot be read: its copies could not be dropped from the corpus.
     """
     folder = job.settings.select.evaluation_folder
     if folder is None or job.store.exists(evaluation_uri(job.directory)):

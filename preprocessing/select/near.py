@@ -1,8 +1,8 @@
 """Near duplicates among signatures: candidates by Hamming radius over 64 bits, verified by 256 bits and by colour.
 
-The search is exact: 64 bits are cut into m bands, and of two hashes that differ in at most r bits, one band at least
-differs in no more than its share of them (pigeonhole: the bands' shares sum to r - m + 1). So each query looks up, in
-a table per band, every key within the band's share. Nothing here depends on the order of rows; memory is bounded.
+The search is exact: 64 bits are cut into m bands, and if two hashes differ in at most r bits, at least one band differs
+in at most its share of them (pigeonhole: the bands' shares sum to r - m + 1). So each query looks up, in a table per
+band, every key within the band's share. Nothing here depends on the order of rows; memory is bounded.
 
 Legend: n rows of the index, k pairs, V views (hashes.py).
 """
@@ -24,8 +24,8 @@ _PIECE = 1 << 11  # pairs that are compared together
 _HELD = 1 << 16  # pairs that are found before they are trimmed
 _MAX_WIDTH = 22  # bits of a band: its table has 2^width entries
 _BRIGHTER = 1.5  # a copy may be this much brighter or darker
-_ZERO = 1e-9  # in place of a limit of zero, which only zero is within
-_NEARLY_BLACK = 40  # of 255: where compression leaves little of a colour
+_ZERO = 1e-9  # used for a limit of zero, which only zero satisfies
+_NEARLY_BLACK = 40  # of 255: below it compression destroys colours
 # Rough costs of looking up one key, and of comparing one candidate found there; only their ratio matters.
 _LOOK_UP, _COMPARE = 1.0, 1.5
 
@@ -37,7 +37,8 @@ class Limits:
     radius: int  # bits of 64
     long_radius: int  # bits of 256 that are set
     color: float  # difference in tint over brightness
-    # The two as shares of their limits, squared, may sum to 1: a pair at the limit of both is none.
+    # The squares of both, as shares of their limits, may sum to at most 1: a pair at both limits is not a near
+    # duplicate.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +54,18 @@ class Signatures:
 
 
 class Wanted:
-    """Which pairs matter: here all, each once. Another rule spares a dense cluster most of its comparisons."""
+    """Which pairs matter: here all, each once. A subclass skips most comparisons of a dense cluster."""
 
     def order(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """In which order k pairs are to be compared: their indices."""
+        """The order in which k pairs are compared: their indices."""
         return np.arange(len(left))
 
     def may_matter(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Whether pairs are worth a comparison still, after what `trim` has seen: bool (k,)."""
+        """Whether pairs still need a comparison, after the pairs that `trim` has seen: bool (k,)."""
         return np.ones(len(left), bool)
 
     def trim(self, pairs: np.ndarray) -> np.ndarray:
-        """Of pairs that were found, int64 (k, 2), those that matter, each once."""
+        """Those of the pairs found, int64 (k, 2), that matter, each once."""
         return np.unique(pairs, axis=0)
 
 
@@ -91,7 +92,7 @@ def _both_ways(left: Signatures, right: Signatures | None, limits: Limits, wante
         yield from (np.sort(pairs, axis=1) for pairs in _one_way(left, left, limits, wanted, range(VIEWS), same=True))
     else:
         yield from _one_way(left, right, limits, wanted, range(VIEWS))
-        views = range(1, VIEWS)  # wholes with wholes need one direction only
+        views = range(1, VIEWS)  # whole against whole needs one direction only
         yield from (pairs[:, ::-1] for pairs in _one_way(right, left, limits, wanted, views, swapped=True))
 
 
@@ -137,7 +138,7 @@ def hash_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """In how many of 256 set bits k pairs of long hashes, uint64 (k, 4), differ: float64 (k,).
 
     A textured picture sets half of its 256 bits, a smooth one few, and the two together count as 256 however many they
-    set: so that little detail is not likeness.
+    set: so that little detail does not count as similarity.
     """
     differ, ours, theirs = (
         np.bitwise_count(words).sum(axis=1, dtype=np.int64) for words in (left ^ right, left, right)
@@ -155,11 +156,11 @@ def _tints(left: np.ndarray, i: np.ndarray, view: int, right: np.ndarray, j: np.
 def tint_distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """How far k pairs of thumbnails, int64 (k, 64, 3), are apart in tint: float64 (k,), inf where brightness forbids.
 
-    Both are brought to the same energy. Then, of the worst cell: by how much the difference is another for one channel
-    than for the next, over the cell's brightness (+ 40, where black is nearly reached). What is brighter in all
-    channels alike is the hashes' business, and clips in a copy that was made brighter.
+    Both are scaled to the same energy. The distance is that of the worst cell: how much the difference varies between
+    channels, over the cell's brightness (+ 40, for nearly black cells). A difference equal in all channels is left to
+    the hashes, as it clips in a copy that was made brighter.
 
-    A pair's answer depends neither on its place in a batch nor on which side is which.
+    The result of a pair depends neither on its place in a batch nor on the order of its two sides.
     """
     a, b = (np.sqrt(np.maximum(1, np.einsum("kpc,kpc->k", pixels, pixels))) for pixels in (ours, theirs))
     middle = np.sqrt(a * b)
@@ -190,14 +191,14 @@ class BandIndex:
         """For uint64 (m,): indices (query, value) of pairs within the radius, in chunks, each pair once."""
         for number, band in enumerate(self._bands):
             keys = band.keys(queries)
-            order = np.argsort(keys, kind="stable")  # neighbours look up neighbours: kind to caches
+            order = np.argsort(keys, kind="stable")  # sorted: successive queries read nearby memory
             for start in range(0, len(queries), _CHUNK):
                 chunk = order[start : start + _CHUNK]
                 for mask in band.masks:
                     for i, values in band.look_up(keys[chunk] ^ mask):
                         difference = queries[chunk[i]] ^ band.values[values]
                         near = np.flatnonzero(np.bitwise_count(difference) <= self._radius)
-                        for earlier in self._bands[:number]:  # which has found the pair
+                        for earlier in self._bands[:number]:  # which already found the pair
                             near = near[~earlier.finds(difference[near])]
                         if len(near):
                             yield chunk[i[near]], band.order[values[near]]

@@ -1,12 +1,12 @@
-"""How the search for copies is cut into units, so that each holds little of the corpus at a time.
+"""How the search for copies is cut into units, so that each holds a small part of the corpus at a time.
 
     signatures   a block of the input's units -> its pictures that pass the thresholds, with priorities, twins collapsed
-    shuffle      (large corpora only) some blocks and a table -> its pictures by the bits that the table looks at
+    shuffle      (large corpora only) some blocks and a table -> its pictures by the bits that the table uses
     pairs        two partitions, or a table's pictures with the same bits -> the pairs of copies among them
 
-Up to `select.exact_search_rows` every partition is compared with every other. Beyond, pictures meet only if a view of
-theirs agrees with the other's whole in all bits of one of several tables (disjoint bits of the 64-bit hash): linear
-work, and the few copies that differ in every table are missed.
+Up to `select.exact_search_rows` every partition is compared with every other. Beyond that, two pictures are compared
+only if a view of one agrees with the whole of the other in all bits of one of several tables (disjoint bits of the
+64-bit hash): linear work, and the few copies that differ in every table are missed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from realcustom.preprocessing.settings import SelectSettings
 
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
-_MOST_PARTS = 20_000_000  # that the driver is to know of, half a kilobyte each
-_CROWDED = 4  # a bit pattern is to hold 1/4 of a partition on average: views fall into several, some are frequent
+_MOST_PARTS = 20_000_000  # parts that the driver keeps track of, half a kilobyte each
+_CROWDED = 4  # a bit pattern holds 1/4 of a partition on average: views fall into several, some are frequent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def pair_units(parts: Sequence[Part], settings: SelectSettings) -> list[Unit]:
 
 
 def fitted(blocks: Sequence[Part], settings: SelectSettings) -> SelectSettings:
-    """The settings with partitions doubled until the driver can know where each pattern's pictures are."""
+    """The settings with partitions doubled until the driver can keep track of every pattern's parts."""
     total = sum(block.rows for block in blocks)
     while True:
         patterns = sum(2**table.width for table in bit_tables(total, settings))
@@ -114,7 +114,7 @@ def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int)
 
 
 def bucket_units(parts: dict[tuple[int, int], list[Part]], rows: int) -> list[Unit]:
-    """The bit patterns of each table, as many to a unit as make up about `rows` rows (one larger is not cut).
+    """The bit patterns of each table, grouped into units of about `rows` rows (a larger pattern is not cut).
 
     Args:
         parts: (table, pattern) -> where its pictures are.
@@ -134,7 +134,7 @@ def bucket_units(parts: dict[tuple[int, int], list[Part]], rows: int) -> list[Un
 
 
 def pack(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
-    """Consecutive parts, about `rows` rows together (a part is never cut)."""
+    """Groups of consecutive parts, about `rows` rows each (a part is never cut)."""
     packed: list[Part] = []
     for part in parts:
         if packed and sum(other.rows for other in packed) + part.rows > rows:

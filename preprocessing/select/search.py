@@ -1,11 +1,11 @@
-"""The global phase of `select`: over the small columns of the whole corpus, who is a copy of whom.
+"""The global phase of `select`: over the small columns of the whole corpus, which pictures are copies of which.
 
     global/signatures, shuffle, pairs       steps of the search (partitions.py), each a directory of units
-    global/duplicates                       for each block its pictures that are dropped, and which ones stay instead
-    global/clusters.json                    how many sets of copies of each size there are
+    global/duplicates                       for each block the pictures that are dropped, and which ones are kept
+    instead global/clusters.json                    how many sets of copies of each size there are
 
-Every step's units are planned against what is there, as a stage's are: a kill loses the units in flight, and what did
-not change is not done again. Who survives is decided where the driver is; its memory grows with the number of copies.
+Every step's units are planned against what is there, as a stage's are: a kill loses only the units being processed, and
+unchanged units are not done again. The survivors are chosen in the driver; its memory grows with the number of copies.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
 EVALUATION = "in_evaluation_folder"
-# What `select` needs to know of a block, in the corpus's order; then the copies of evaluation pictures.
+# The columns of a block's duplicates, in the corpus's order; then the copies of evaluation pictures.
 DUPLICATES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -71,15 +71,15 @@ DUPLICATES = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What the search came to. m survivors."""
+    """The result of the search. m survivors."""
 
     copies: Copies
     survivors: np.ndarray  # int64 (m,), sorted numbers
-    keys: pa.LargeStringArray  # theirs
+    keys: pa.LargeStringArray  # their uids or keys
 
 
 def find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepared:
-    """Find the copies among all units' rows, or see that it is done; what stage `select` prepares.
+    """Find the copies among all units' rows, unless that is done: `prepare` of stage `select`.
 
     Returns:
         The units with one more file, the duplicates of their block, whose hash is part of their identity; and how many
@@ -120,7 +120,7 @@ def find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepar
 
 
 def _has_uids_of_ingest(source: StageInput) -> bool:
-    """Whether the rows' identities are those that `ingest` gave, which cannot clash; else they are a user's."""
+    """Whether `ingest` made the rows' uids, which are then unique; else they are a user's."""
     upstream = source.upstream if source.description is None else str(source.description["upstream"])
     return upstream.startswith("ingest@")
 
@@ -153,14 +153,14 @@ def _exclusions(block: Unit, job: StageJob) -> BlockExclusions:
 
 
 def _named(block: Unit, column: str, job: StageJob) -> tuple[np.ndarray, pa.ChunkedArray]:
-    """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are no twins, from its signatures."""
+    """Sorted numbers, int64 (n,), and uids or keys of a block's pictures that are not twins, from its signatures."""
     columns = [column, "rank"]
     table = job.store.call(lambda uri: tables.read_columns(uri, columns), block.files[0].uri)
     return priorities_of(table["rank"])[:, 1].astype(np.int64), table[column].cast(pa.large_string())
 
 
 def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
-    """Where a block's pictures are among sorted numbers."""
+    """The range of a block's pictures among sorted numbers."""
     number = block.files[0].number
     assert number is not None, block.name
     first = UNITS_PER_BLOCK * number
@@ -205,14 +205,14 @@ def _groups(unit: Unit, job: StageJob) -> list[tuple[int, int]]:
 def _run_step(
     step: str, load: Callable[[StageJob], Work], units: Sequence[Unit], job: StageJob, executor: Executor
 ) -> list[Unit]:
-    """Do what is to do of a step; its outputs as the next one's inputs, in the order of `units`."""
+    """Do the open units of a step; its outputs as the next step's inputs, in the order of `units`."""
     job = replace(job, load=load, directory=step_uri(job.directory, step), reads_table=False)
     directory = job.stage_directory()
     present = directory.rows_present()
     plan = make_plan(units, directory.manifests(), present)
     _clear(directory, plan, present, units)
     progress = Progress(f"{job.name}, {step}", len(units), len(plan.done))
-    # the only unit of a step is not worth the seconds that Ray needs
+    # a single unit runs here: Ray would take seconds to start
     where = InProcess() if len(plan.todo) == 1 else executor
     for counts in where.run(job, plan.todo):
         progress.unit_done(counts)
@@ -226,7 +226,7 @@ def _output(number: int, unit: Unit, output: str, directory: StageDirectory) -> 
 
 
 def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], units: Sequence[Unit]) -> None:
-    """Remove what is out of date, and what a kill has left of such a removal."""
+    """Remove units that are out of date, and the rest of a removal that was killed."""
     directory.remove(plan.stale)
     directory.remove(plan.gone, with_outputs=True)
     names = {unit.name for unit in units}
@@ -254,5 +254,5 @@ def _seal(block: Unit, found: _Found, job: StageJob) -> SealedUnit:
         schema=DUPLICATES,
     )
     counts = {count["values"]: count["counts"] for count in pc.value_counts(table["reason"]).to_pylist()}
-    account = Counts(rows_in=table.num_rows, dropped=counts, rows_out=table.num_rows)
-    return SealedUnit(rows=tables.to_parquet(table), excluded=b"", counts=account)
+    counted = Counts(rows_in=table.num_rows, dropped=counts, rows_out=table.num_rows)
+    return SealedUnit(rows=tables.to_parquet(table), excluded=b"", counts=counted)

@@ -1,7 +1,7 @@
-"""Stage `select`: thresholds over scores, and duplicates over the whole corpus. Cheap, to be run again at will.
+"""Stage `select`: thresholds over scores, and duplicates in the whole corpus. Cheap: run it again as often as needed.
 
-First a global phase over small columns (search.py) finds the duplicates; then each unit is selected by itself,
-its input's identity including the hash of the duplicates that it may hold.
+First a global phase over small columns (search.py) finds the duplicates; then each unit is selected by itself, its
+input's identity includes the hash of its block's duplicates.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from realcustom.store import Store
 
 
 class Select:
-    """Scored table -> its rows that pass every threshold and are no copies."""
+    """Scored table -> its rows that pass every threshold and are not dropped as copies."""
 
     def __init__(self, settings: SelectSettings, store: Store):
         self._settings, self._store = settings, store
 
     def __call__(self, unit: Unit, table: pa.Table) -> UnitResult:
-        """Each row is kept or dropped, because. The unit's second file holds the duplicates of its block."""
+        """Keep each row, or drop it with a reason. The unit's second file holds the duplicates of its block."""
         tables.require_columns(table.schema, (*tables.HASHED, *tables.SCORE_FIELDS), f"select, unit {unit.name}")
         duplicates = tables.from_parquet(self._store.read(unit.files[1].uri))
         columns = (duplicates[name].to_pylist() for name in ("uid", "reason", "survivor"))

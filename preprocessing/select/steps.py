@@ -1,4 +1,7 @@
-"""The steps of the search for copies, each on one unit: what runs in a worker. partitions.py says how they are cut."""
+"""The steps of the search for copies, each on one unit: the code that runs in a worker.
+
+partitions.py cuts the units.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from realcustom.store import Store
 
 
 def evaluation_uri(directory: str) -> str:
-    """Where the signatures of the evaluation folder's pictures are. `directory` is the stage's."""
+    """The file with the signatures of the evaluation folder's pictures. `directory` is the stage's."""
     return storage.join(directory, "global", "evaluation.parquet")
 
 
@@ -66,22 +69,22 @@ def load_pairs(job: StageJob) -> Work:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockExclusions:
-    """What step `signatures` excluded of a block."""
+    """The rows that step `signatures` excluded from a block."""
 
     twins: Twins
     uids: list[str]  # of the twins
-    evaluation: dict[str, str]  # uid of a copy of an evaluation picture -> that one's name
+    evaluation: dict[str, str]  # uid of a copy of an evaluation picture -> the evaluation picture's name
 
 
 def read_exclusions(data: bytes) -> BlockExclusions:
-    """The file that step `signatures` left beside a block's rows."""
-    entries = [json.loads(line) for line in data.splitlines()]  # bytes: in a text other characters end a line as well
-    twins = [entry for entry in entries if "of" in entry]
-    numbers, of = (np.array([entry[name] for entry in twins], np.int64) for name in ("number", "of"))
+    """The file that step `signatures` wrote beside a block's rows."""
+    rows = [json.loads(line) for line in data.splitlines()]  # bytes: in a text other characters end a line as well
+    twins = [row for row in rows if "of" in row]
+    numbers, of = (np.array([row[name] for row in twins], np.int64) for name in ("number", "of"))
     return BlockExclusions(
-        twins=Twins(numbers=numbers, of=of, equal=np.array([entry["equal"] for entry in twins], bool)),
-        uids=[entry["uid"] for entry in twins],
-        evaluation={entry["uid"]: entry["evaluation"] for entry in entries if "evaluation" in entry},
+        twins=Twins(numbers=numbers, of=of, equal=np.array([row["equal"] for row in twins], bool)),
+        uids=[row["uid"] for row in twins],
+        evaluation={row["uid"]: row["evaluation"] for row in rows if "evaluation" in row},
     )
 
 
@@ -102,7 +105,7 @@ def _signatures(unit: Unit, settings: SelectSettings, store: Store, evaluation: 
         groups.append(table)
     counts.rows_out = sum(group.num_rows for group in groups)
     counts.kept = counts.rows_in - sum(counts.dropped.values())
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in excluded)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
     return SealedUnit(rows=tables.to_parquet_groups(groups, SIGNATURES), excluded=lines.encode(), counts=counts)
 
 
@@ -134,10 +137,11 @@ def _read_scored(uri: str) -> pa.Table:
 def _shuffle(unit: Unit, store: Store) -> SealedUnit:
     """Some blocks' signatures -> row groups by the bits of one table, labelled with them.
 
-    A picture is in the group of each of its views, so that one whose inset is another's whole meets it.
+    A picture is in the group of each of its views, so that it is compared with pictures whose whole is like one of its
+    insets.
     """
     blocks = [tables.from_parquet(store.read(file.uri)) for file in unit.files]
-    whole = pa.concat_tables(blocks).combine_chunks()  # else each `take` below would do it
+    whole = pa.concat_tables(blocks).combine_chunks()  # once here, not in each `take` below
     keys = BitTable.of(unit).keys(arrays_of(whole).short)  # (n, V)
     index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
     pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted
@@ -167,7 +171,7 @@ def _pairs(unit: Unit, settings: SelectSettings, store: Store) -> SealedUnit:
 
 
 def _read(parts: list[Part], store: Store) -> pa.Table:
-    """The rows of some parts, each picture once: it may lie under several bit patterns."""
+    """The rows of some parts, each picture once: it may be in several bit patterns."""
     groups: dict[str, list[int]] = {}
     for part in parts:
         groups.setdefault(part.uri, []).append(part.group)

@@ -1,8 +1,8 @@
-"""Which of a set of copies stays: from all pairs of copies in the corpus, who is dropped, and for whom.
+"""Which of a set of copies is kept: from all pairs of copies in the corpus, which pictures are dropped, and for which.
 
-In order of priority a picture is dropped if a better copy of it stays (of those that the search remembers: `find_edges`).
-So it does not matter in which order pictures were read or pairs found, and every picture that is dropped is a copy of
-the one that stays instead of it, not of a copy's copy: chains do not grow.
+In order of priority a picture is dropped if a better copy of it is kept (one of those in the result of `find_edges`).
+So the order in which pictures were read or pairs found does not matter, and every dropped picture is a copy of the one
+that is kept instead, not a copy of its copy: chains do not merge.
 
 Legend: n pictures that are in pairs, e pairs, k pictures that are dropped.
 """
@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from realcustom.preprocessing.select.duplicates import Twins, priorities_of
 
-_FEW = 1 << 16  # rows that are collected before the equal ones among them are looked for
-_EQUAL = np.uint64(1 << 63)  # no number has this bit
-_CHUNK = 1 << 20  # pairs that are Python objects at a time
+_FEW = 1 << 16  # rows that are collected before duplicates among them are removed
+_EQUAL = np.uint64(1 << 63)  # a bit that no number uses
+_CHUNK = 1 << 20  # pairs converted to Python objects at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Copies:
     """The pictures that are dropped, in the corpus's order."""
 
     numbers: np.ndarray  # int64 (k,)
-    survivors: np.ndarray  # int64 (k,), the number of the one that stays
+    survivors: np.ndarray  # int64 (k,), the number of the one that is kept
     equal: np.ndarray  # bool (k,), in every byte
 
     def cluster_sizes(self) -> dict[str, int]:
@@ -39,7 +39,10 @@ class Copies:
 
 
 def resolve(edges: Iterable[pa.Table], twins: Iterable[Twins]) -> Copies:
-    """Who is dropped, from all edges of the corpus. Arrays only: memory grows with the copies, not with the corpus."""
+    """The dropped pictures, from all edges of the corpus.
+
+    Memory grows with the number of copies, not with the corpus.
+    """
     pictures, pairs = _Distinct(), _Distinct()
     for table in edges:
         worse, better = priorities_of(table["rank"]), priorities_of(table["better"])
@@ -59,7 +62,7 @@ def _chosen(by_priority: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
     Args:
         by_priority: numbers of the pictures, the best first: uint64 (n,).
-        pairs: numbers; of two that are equal the second with `_EQUAL` set.
+        pairs: numbers; in a pair of equal pictures the second has `_EQUAL` set.
     """
     by_number = np.argsort(by_priority)
     numbers = by_priority[by_number]
@@ -70,18 +73,18 @@ def _chosen(by_priority: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     for start in range(0, len(order), _CHUNK):
         piece = order[start : start + _CHUNK]
         for index, place, other in zip(piece.tolist(), worse[piece].tolist(), better[piece].tolist(), strict=True):
-            if not dropped[other] and not dropped[place]:  # of `other` all is known: it is before `place`
+            if not dropped[other] and not dropped[place]:  # `other` is decided already: it is before `place`
                 dropped[place] = True
                 chosen.append(index)
     return pairs[np.frombuffer(chosen, np.int64)]
 
 
 def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, twins: Iterable[Twins]) -> Copies:
-    """The dropped ones, each with its twins; and the twins of those that stay."""
+    """The dropped pictures, each with its twins; and the twins of the kept ones."""
     order = np.argsort(numbers)
     numbers, survivors, equal = (values[order] for values in (numbers, survivors, equal))
     parts = [(numbers, survivors, equal)]
-    numbers = np.append(numbers, np.iinfo(np.int64).max)  # for what would be behind all of them
+    numbers = np.append(numbers, np.iinfo(np.int64).max)  # for values greater than all of them
     for some in twins:
         place = np.searchsorted(numbers, some.of)
         gone = numbers[place] == some.of
@@ -95,7 +98,10 @@ def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, t
 
 
 class _Distinct:
-    """The distinct rows of what is added, uint64 (n, 2), sorted. At most 5/4 n are held, and as many more while sorted."""
+    """The distinct rows of all that are added, uint64 (n, 2), sorted.
+
+    Holds at most 5/4 n, and twice that while sorting.
+    """
 
     def __init__(self) -> None:
         self._held = [np.empty((0, 2), np.uint64)]

@@ -1,4 +1,4 @@
-"""Thresholds over scores: cheap, to be changed at will, the scores being computed once."""
+"""Thresholds over scores: cheap to change, as the scores are computed once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from realcustom.errors import UsageError
 from realcustom.preprocessing.settings import SelectSettings
 
-COLUMNS = ["width", "height", "scores"]  # what thresholds read
+COLUMNS = ["width", "height", "scores"]  # columns that thresholds read
 
 
 def failed_threshold(table: pa.Table, settings: SelectSettings) -> list[str | None]:
@@ -52,10 +52,10 @@ def explain(table: pa.Table, index: int, reason: str, settings: SelectSettings) 
 
 
 def check_scores(settings: SelectSettings, description: dict[str, Any] | None) -> None:
-    """Raise UsageError if a threshold is set over scores that the stage before did not compute.
+    """Raise UsageError if a threshold is set for a score that the previous stage did not compute.
 
     Args:
-        description: its stage.json; null: a user's own table, and what that holds is known when it is read.
+        description: its stage.json; null: a user's own table, whose scores are known when it is read.
     """
     if description is None:
         return

@@ -1,6 +1,6 @@
-"""That no two rows of a table which somebody put together have one uid: `select` is where a corpus is seen as a whole.
+"""A check that no two rows of a user's tables have the same uid. `select` does it, as it reads the corpus as a whole.
 
-What `ingest` wrote need not be looked at: a uid is the hash of a key, and keys begin with the file's name.
+Tables of `ingest` need no check: a uid is the hash of a key, and keys begin with the file's name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UID = tables.INGESTED.field("uid")
 
 
 def check_uids(units: Sequence[Unit], store: Store) -> None:
-    """Raise UsageError, naming the two files, if a uid is there twice.
+    """Raise UsageError, naming the two files, if a uid occurs twice.
 
     Reads one column; holds 16 bytes a row, and the uids of the files that are being read.
     """
@@ -36,7 +36,7 @@ def check_uids(units: Sequence[Unit], store: Store) -> None:
         uids = _uids(uri, store)
         for index in np.flatnonzero(np.isin(_marks(uids), twice)).tolist():
             uid = uids[index]
-            if uid in seen:  # else two uids of one mark
+            if uid in seen:  # else two uids with the same 64 bits
                 raise UsageError(
                     f"two rows have the uid {uid}, one in {seen[uid]} and one in {uri}; every picture needs its own"
                 )
@@ -51,6 +51,6 @@ def _uids(uri: str, store: Store) -> list[str]:
 
 
 def _marks(uids: Sequence[str]) -> np.ndarray:
-    """uint64 (n,): 64 bits that stand for each uid."""
+    """uint64 (n,): 64 bits of each uid."""
     digests = (hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
     return np.frombuffer(b"".join(digests), np.uint64)

@@ -1,4 +1,4 @@
-"""Open-vocabulary detection with Grounding DINO: where in a picture is "a dog"?"""
+"""Open-vocabulary detection with Grounding DINO: the boxes of a phrase in a picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What the model says of one phrase in one picture: each of its queries is a candidate or counted."""
+    """The result for one phrase in one picture: each of the model's queries is a candidate or counted as rejected."""
 
     candidates: list[Detection]  # of at least `min_detection_score`, best first
     below: int  # queries with less
@@ -47,11 +47,11 @@ class Detector:
         self._processor = GroundingDinoImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         size = self._processor.size
-        side = size.longest_edge  # where it is set pictures keep their aspect and are padded to one square shape
+        side = size.longest_edge  # if set, pictures keep their aspect ratio and are padded to one square shape
         self._pad_size = {"height": side or size.height, "width": side or size.width}
 
     def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int) -> list[Detections]:
-        """What is found of each one's phrase in at most `batch_size` RGB pictures."""
+        """The candidates in at most `batch_size` RGB pictures, each for its phrase."""
         padded = pad_batch(list(pictures), batch_size)
         texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), batch_size)]
         tokens = self._tokenizer(

@@ -1,4 +1,4 @@
-"""From a box to a mask with SAM (the first one), prompted by the box alone."""
+"""Masks from boxes with SAM (version 1), prompted by the box alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Segmenter:
             output = self._model(
                 pixel_values=inputs.pixel_values.to(self._runtime.device),
                 input_boxes=inputs.input_boxes.to(self._runtime.device, torch.float32),
-                multimask_output=False,  # a box is not ambiguous as a point is
+                multimask_output=False,  # a box is not ambiguous, unlike a point
             )
         masks = self._processor.post_process_masks(
             output.pred_masks[: len(pictures)].float().cpu(),
@@ -65,7 +65,7 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def border_contact(mask: np.ndarray) -> float:
-    """How much of a subject the picture's border cuts: mask pixels on it over the outline of the mask's box, 0..1."""
+    """How much the picture's border cuts a subject: mask pixels on the border over the outline of the mask's box, 0..1."""
     x0, y0, x1, y1 = mask_box(mask)
     touching = int(mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum())
     return touching / (2 * (x1 - x0 + y1 - y0))

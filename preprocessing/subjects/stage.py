@@ -1,7 +1,7 @@
 """Stage `subjects`: each target word found in its picture, cut out, and written as a training record.
 
 One picture becomes as many records as it has subjects that pass the checks; one that has none is dropped. Candidates
-that the checks reject are counted by reason, beside the account of the rows.
+that the checks reject are counted by reason, separately from the rows.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Subjects:
         return None
 
     def _distinct(self, found: list[dict[str, Any]], rejected: Counter[str]) -> list[dict[str, Any]]:
-        """A picture's subjects without those that show what a better one shows, whichever words found the two."""
+        """A picture's subjects without those that show the same as a better one, also if different words found them."""
         taken: list[int] = []
         for index in sorted(range(len(found)), key=lambda index: -found[index]["detection"]):
             masks = [found[other]["subject_mask"] for other in taken]
@@ -212,7 +212,7 @@ class Subjects:
         return [{**(known[row] or {}), **{name: values[name] for name in names}} for row, values in kept]
 
     def _fields(self, schema: pa.Schema) -> dict[str, pa.Field]:
-        """The record's fields with the makers of their values."""
+        """The record's fields, with the models that made their values."""
         upstream = {name: schema.field(name).metadata for name in record.SCHEMA.names if name in schema.names}
         fields = {
             name: record.SCHEMA.field(name).with_metadata(metadata) for name, metadata in upstream.items() if metadata
