@@ -1,1 +1,4 @@
-"""Ray Train: training records -> adapter and scoring module. The loss, the order of data and the loop are free of Ray."""
+"""Ray Train: training records -> adapter and scoring module.
+
+The loss, the order of data and the loop do not use Ray.
+"""

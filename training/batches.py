@@ -1,4 +1,4 @@
-"""From record numbers to a batch of tensors: features, and each sample's own noise, timestep, dropout and reference."""
+"""Batches of tensors from record numbers: features, and each sample's own noise, timestep, dropout and reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BatchMaker:
 
         Args:
             features: by record number.
-            views: other views that may stand in as a sample's reference.
+            views: other views that may be used as a sample's reference.
             num_train_timesteps: T, of the base model's scheduler.
         """
         self.features, self.views, self.settings = features, views, settings
@@ -45,7 +45,7 @@ class BatchMaker:
         return self._batch(numbers, draws, share.weights, share.total_weight, training=True)
 
     def validation(self, numbers: np.ndarray) -> Iterator[Batch]:
-        """This worker's share of the held-out records: fixed noise, timesteps evenly spread, undropped, their own reference."""
+        """This worker's share of the held-out records: fixed noise, evenly spread timesteps, no dropout, their own reference."""
         settings, size = self.settings, -(-self.settings.batch_size // self.world.size)
         count = settings.validation_timesteps
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]

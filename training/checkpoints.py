@@ -1,6 +1,6 @@
-"""Training checkpoints: all that a resume needs, one safetensors file each, written atomically to a folder or a store.
+"""Training checkpoints: all data for a resume, one safetensors file each, written atomically to a folder or a store.
 
-There is no random state and no reader position in them: both follow from the step (`draws.py`, `data.py`).
+They hold no random state and no reader position: both follow from the step (`draws.py`, `data.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Checkpoint:
 
     tensors: dict[str, torch.Tensor]
     counters: dict[str, int]
-    progress: dict[str, float]  # of the metrics: the sums of the line being gathered, the first validation loss
-    identity: str  # of the run's configuration
+    progress: dict[str, float]  # state of the metrics: the sums of the current line, the first validation loss
+    identity: str  # hash of the run's configuration
 
 
 def save_checkpoint(folder: str, checkpoint: Checkpoint, keep: int, store: Store) -> str:

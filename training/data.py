@@ -1,7 +1,7 @@
-"""Which record is seen when: an index over Parquet files of training records and the order of an epoch. No tensors.
+"""The order of training records: an index over their Parquet files, and the permutation of an epoch. No tensors.
 
 The order is a function of (seed, epoch) alone and the position in it is the optimizer step, so a resumed run, on any
-number of workers, goes on with exactly the records that are due: each once per epoch.
+number of workers, continues with exactly the next records: each once per epoch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from realcustom.training.draws import uniform
 
 @dataclass(frozen=True, kw_only=True)
 class RecordIndex:
-    """Where each training record is. Record number i is row `row[i]` of file `files[file[i]]`."""
+    """The place of each training record: record number i is row `row[i]` of file `files[file[i]]`."""
 
     files: tuple[str, ...]  # uris, sorted by name
-    schema: pa.Schema  # of the first file, with its metadata (which model made which cache)
+    schema: pa.Schema  # schema of the first file, with its metadata (which model made which cache)
     uids: pa.ChunkedArray  # (N,) of string
     parent_uids: pa.ChunkedArray  # (N,) of string
     view_uids: pa.ChunkedArray  # (N,) of list of string
@@ -45,7 +45,7 @@ def open_index(records: str, store: Store | None = None) -> RecordIndex:
     """Read the index of all Parquet files below `records` (a folder, a file, or a storage URI).
 
     Raises:
-        MissingFile: nothing there.
+        MissingFile: `records` does not exist.
         UsageError: no Parquet file, another schema, no rows, or a uid that occurs twice.
     """
     store = store or Store()
@@ -109,10 +109,10 @@ def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:
 def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray, np.ndarray]:
     """Record numbers (training, validation), each ascending. A picture's records are all on one side.
 
-    Held out are the pictures whose hash lies below `fraction`, those of the smallest hash first, up to `at_most`
-    records; the one of the smallest hash always is.
+    Held out are the pictures whose hash is below `fraction`, in order of the hash, up to `at_most` records; the picture
+    with the smallest hash always is.
 
-    Raises UsageError where that leaves nothing to train on.
+    Raises UsageError if no record is left to train on.
     """
     parents = index.parent_uids.to_pylist()
     ranks = {parent: uniform("validation", parent) for parent in set(parents)}
@@ -147,16 +147,16 @@ def epoch_order(index: RecordIndex, numbers: np.ndarray, seed: int, epoch: int, 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one worker does in one step: some of the batch's records."""
+    """A worker's share of a step: some of the batch's records."""
 
     epoch: int
     numbers: np.ndarray  # (n,) record numbers; n is the same on every worker, in every step
     weights: np.ndarray  # (n,) float32: 1, or 0 for padding
-    total_weight: float  # of the whole batch, over all workers
+    total_weight: float  # sum of the weights of the whole batch, over all workers
 
 
 class DataOrder:
-    """The stateless walk through the records: (step, worker) -> that worker's share of the step's batch."""
+    """The stateless order of the records: (step, worker) -> that worker's share of the step's batch."""
 
     def __init__(self, index: RecordIndex, numbers: np.ndarray, batch_size: int, seed: int, open_files: int) -> None:
         self.index, self.numbers, self.batch_size = index, numbers, batch_size
@@ -167,7 +167,8 @@ class DataOrder:
     def share(self, step: int, rank: int, world_size: int) -> Share:
         """The share of worker `rank` of `world_size` in optimizer step `step` (from 0).
 
-        The epoch's last batch, and one that does not divide by the workers, is padded with rows of weight zero.
+        The epoch's last batch, and one that does not divide by the number of workers, is padded with rows of weight
+        zero.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:

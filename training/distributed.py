@@ -1,11 +1,11 @@
 """A training job on a Ray cluster: data-parallel workers of Ray Train, replaced when they are lost.
 
 Checkpoints go through `checkpoints.py`, not through Ray's own upload: the same files resume a run in-process, on
-another number of workers, after the driver's death; and a file is complete once it has its name.
+another number of workers, after the driver's death; and a file that has its final name is complete.
 
-Ray Train knows one kind of failure and answers it with new workers. Ours are of two kinds. A worker that is lost, or that
-the machine or the network let down, is replaced. A mistake of the user's, and a bug, would come again: they are kept in a
-small actor, workers that Ray starts after them end at once, and the driver raises what was kept.
+Ray Train has one kind of failure and replaces the workers. We distinguish two kinds. A worker that is lost, or that
+failed because of the machine or the network, is replaced. A UsageError or a bug would occur again: it is kept in a
+small actor, workers that Ray starts afterwards end at once, and the driver raises it.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ class WorkerFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An exception of a worker, as it travels to the driver."""
+    """An exception of a worker, in the form sent to the driver."""
 
-    mistake: UsageError | None  # what the user can mend; None: a bug, or the machine's fault
+    mistake: UsageError | None  # a mistake that the user can correct; None: a bug or a failure of the machine
     trace: str
-    final: bool  # would come again with other workers
+    final: bool  # would occur again with other workers
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """The failure that `error` is."""
+        """The failure for an exception."""
         mistake = error if isinstance(error, UsageError) else None
-        # a lost peer is a RuntimeError to those who wait for it; a node's disk an OSError, or a refusal that one caused
+        # a lost peer is a RuntimeError in the workers that wait for it; a node's disk an OSError, or a refusal due to one
         of_machine = isinstance(error, (RuntimeError, OSError)) and mistake is None
         final = not of_machine and not (isinstance(error, StorageRefused) and isinstance(error.__cause__, OSError))
         return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final)
 
     def to_error(self) -> Exception:
-        """What the driver raises."""
+        """The exception for the driver to raise."""
         if self.mistake is None:
             return WorkerFailed(self.trace)
-        self.mistake.add_note(self.trace)  # shown where a trace is asked for
+        self.mistake.add_note(self.trace)  # shown if traces are requested
         return self.mistake
 
 
@@ -80,8 +80,8 @@ class Failures:
 def run_distributed(job: TrainingJob) -> None:
     """Train `job` with `settings.num_workers` workers on the cluster that this process is connected to.
 
-    Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or for what the machine did
-    to it more often than `settings.max_failures`; RuntimeError where workers were lost more often than that.
+    Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or for a failure of
+    the machine more often than `settings.max_failures`; RuntimeError where workers were lost more often than that.
     """
     settings = job.settings
     kind = "GPU" if settings.use_gpu else "CPU"
@@ -97,13 +97,13 @@ def run_distributed(job: TrainingJob) -> None:
         run_config=RunConfig(
             storage_path=storage.join(job.output, "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            logging_config=LoggingConfig(log_level="CRITICAL"),  # below it traces of what we say ourselves, as is due
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # below it: traces of errors that we report ourselves
         ),
     )
     lost: TrainingFailedError | None = None
     try:
         trainer.fit()
-    except SystemExit as error:  # what Ray Train makes of Ctrl-C
+    except SystemExit as error:  # Ray Train's error for Ctrl-C
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         lost = error
@@ -120,7 +120,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     failures = config["failures"]
     kept = ray.get(failures.kept.remote())
     if kept is not None and kept.final:
-        return  # it ended the workers before these
+        return  # it ended the previous workers
     try:
         failure = _train(config["job"])
     except Exception as error:
@@ -134,7 +134,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def _train(job: TrainingJob) -> Failure | None:
-    """A worker's whole work. Returns a failure that all workers meet alike, so that all of them return."""
+    """A worker's whole work. Returns a failure that all workers have, so that all of them return."""
     from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
 
     context = ray.train.get_context()
@@ -159,7 +159,7 @@ def _train(job: TrainingJob) -> Failure | None:
 
 
 def _agree(failure: Failure | None, world: World) -> Failure | None:
-    """The first worker's failure, on every worker: none goes on while another has stopped."""
+    """The first worker's failure, on every worker: no worker continues if another has stopped."""
     failures: list[Failure | None] = [None] * world.size
     dist.all_gather_object(failures, failure)
     return next((found for found in failures if found is not None), None)

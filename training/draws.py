@@ -1,4 +1,4 @@
-"""Randomness that belongs to a sample or a step, never to a process: what a hash of its name gives.
+"""Random numbers of a sample or a step, derived from a hash of its name, never from a process's state.
 
 Neither the number of workers nor a resume changes any of it, and there is no generator state to save.
 """
@@ -32,7 +32,7 @@ class Draw:
     """The random choices of one sample in one epoch."""
 
     noise: torch.Tensor  # (C, h, w), fp32, CPU
-    time: float  # in [0, 1): the timestep, as `train.timestep_shift` spreads it
+    time: float  # in [0, 1): the timestep, before `train.timestep_shift`
     drop_text: float  # in [0, 1): below p_drop_text the caption is dropped
     drop_image: float
     multiview: float  # below p_multiview the reference is another view

@@ -1,4 +1,4 @@
-"""The frozen models that make a record's features where its caches are empty, and the check that caches are theirs."""
+"""The frozen models that compute a record's features where its caches are empty, and the check that they made the caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FrozenEncoders:
     """Latents and text features by the base model's parts, image features by the image encoder."""
 
     def __init__(self, base: Base, image_encoder: str, method: MethodSettings, device: torch.device) -> None:
-        """Take the loaded base model; the image encoder is loaded when it is first needed.
+        """Use the loaded base model; the image encoder is loaded when it is first needed.
 
         Args:
             base: the loaded base model.
@@ -37,7 +37,7 @@ class FrozenEncoders:
 
     @functools.cached_property
     def image_encoder(self) -> ImageEncoder:
-        """Loaded at its first use: never, where the records' caches hold its features."""
+        """Loaded at its first use; never if the records' caches hold its features."""
         return load_image_encoder(self._image_encoder, self.settings, self.device, torch.float32)
 
     @functools.cached_property
@@ -59,13 +59,13 @@ class FrozenEncoders:
         return self.image_encoder.encode(self.image_encoder.prepare(self.reference(picture))[None])[0]
 
     def reference(self, picture: Picture) -> Image.Image:
-        """The square picture that the image encoder is shown."""
+        """The square picture that is the image encoder's input."""
         mask = None if picture.subject_mask is None else decode_mask(picture.subject_mask)
         return prepare_reference(decode_picture(picture.image), mask, self.settings)
 
 
 def decode_picture(data: bytes | None) -> Image.Image:
-    """An upright picture of a record's bytes. Raises UsageError where there are none, or broken ones."""
+    """An upright picture from a record's bytes. Raises UsageError if they are missing or broken."""
     if data is None:
         raise UsageError("it has no cached value and no picture to compute one from; run the encode stage over it")
     try:
@@ -77,9 +77,9 @@ def decode_picture(data: bytes | None) -> Image.Image:
 
 
 def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
-    """Raise UsageError if the records' metadata say that a cache was made by another model than this run's.
+    """Raise UsageError if the records' metadata name another model for a cache than this run's.
 
-    Tables that do not say what made their caches pass.
+    Tables without this metadata pass.
     """
     base, settings = encoders.base.identity, encoders.settings
     expected = {

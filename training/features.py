@@ -25,7 +25,7 @@ from realcustom.training.data import RecordIndex
 
 
 class Kind(enum.Enum):
-    """A feature, by the record's column that caches it."""
+    """A feature, named after the record's column that caches it."""
 
     LATENTS = "latents"
     TEXT = "text_features"
@@ -34,7 +34,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What features are computed from: the record's columns of the same names."""
+    """Sources of features: the record's columns of the same names."""
 
     uid: str
     caption: str
@@ -44,7 +44,7 @@ class Picture:
 
 
 class Encoders(Protocol):
-    """The frozen models that make features. Each method raises UsageError where the record lacks what it needs."""
+    """The frozen models that compute features. Each method raises UsageError if the record lacks the data for it."""
 
     def latents(self, picture: Picture) -> torch.Tensor:
         """(C, h, w)."""
@@ -66,10 +66,10 @@ class FeatureStore:
 
         Args:
             index: of the records.
-            encoders: asked for what a record's caches lack.
+            encoders: compute the features that a record's caches lack.
             cache_gib: decoded features are kept until they fill this many GiB; later ones are read at each use.
             open_files: Parquet files whose columns are held at a time.
-            store: reads them; None: one with the default patience.
+            store: reads them; None: one with the default retries.
         """
         self.index, self.encoders = index, encoders
         self._store = store or Store()

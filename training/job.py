@@ -1,4 +1,4 @@
-"""A training run as plain data that travels to workers. Imports neither torch nor ray."""
+"""A training run as plain data that is sent to workers. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from realcustom.training.settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What to train, on what, and where the result goes."""
+    """The inputs, settings and output of a training run."""
 
     records: str
     output: str
@@ -21,5 +21,5 @@ class TrainingJob:
     method: MethodSettings
     settings: TrainSettings
     initial_adapter: str | None
-    resolved: Mapping[str, Any]  # all that decides the result, as settings.yaml says it
+    resolved: Mapping[str, Any]  # all settings that decide the result, as in settings.yaml
     identity: str  # hash of it, 16 hex digits

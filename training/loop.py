@@ -29,7 +29,7 @@ class TrainingDiverged(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This worker's place among the data-parallel ones. Without a process group there is one."""
+    """This worker's rank among the data-parallel workers. Without a process group there is one worker."""
 
     rank: int = 0
     size: int = 1
@@ -72,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step says of itself; equal on all workers."""
+    """The result of a step; equal on all workers."""
 
     loss: float  # over the whole batch
     grad_norm: float  # before clipping
@@ -90,7 +90,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 class Trainer:
-    """The trained parameters, their optimizer and their EMA; all randomness comes in with the batch and the step."""
+    """The trained parameters, their optimizer and their EMA; all random numbers come with the batch and the step."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class Trainer:
         """Prepare the optimizer for a model's trained parameters.
 
         Args:
-            model: a `RealCustomModel` on the worker's device, the same weights on every worker. Those of its trained
-                parameters that require no gradient (the settings leave them out of the forward) stay as they are.
-            objective: of the base model's scheduler, on the same device.
+            model: a `RealCustomModel` on the worker's device, the same weights on every worker. Its trained
+                parameters that require no gradient (the settings leave them out of the forward) do not change.
+            objective: made for the base model's scheduler, on the same device.
             influence_quantities: the two ends of gamma_num's range in training.
         """
         self.objective, self.settings, self.world = objective, settings, world
@@ -123,7 +123,7 @@ class Trainer:
 
     @functools.cached_property
     def forward_model(self) -> nn.Module:
-        """The model that exchanges gradients; made at the first step, for all workers have to take part in it."""
+        """The model that exchanges gradients; made at the first step, because all workers have to take part."""
         return self.model if self.world.size == 1 else DistributedDataParallel(self.model)
 
     def step(self, batch: Batch) -> StepResult:
@@ -145,7 +145,7 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(gradients)
         grad_norm = float(norm)
         rate = learning_rate(settings, self.step_count)
-        finite = math.isfinite(loss_value) and math.isfinite(grad_norm)  # of reduced values: the same on all workers
+        finite = math.isfinite(loss_value) and math.isfinite(grad_norm)  # from reduced values: the same on all workers
         if finite:
             self._update(rate, norm)
         self._count(finite)
@@ -169,8 +169,8 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch], influence_quantity: float) -> float:
-        """The weighted mean error over the `batches` of all workers, with the weights an adapter would be saved with."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # of error, of weight
+        """The weighted mean error over the `batches` of all workers, with the weights that an adapter would be saved with."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # sums of error and of weight
         with self.averaged_weights():
             for batch in batches:
                 errors = self.errors(self.model, batch, influence_quantity).double()
@@ -180,7 +180,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within: the model has the EMA weights (where EMA is on)."""
+        """A context in which the model has the EMA weights (if EMA is on)."""
         kept = {name: self.parameters[name].detach().clone() for name in self.ema}
         self._assign(self.ema)
         try:
@@ -207,7 +207,7 @@ class Trainer:
         self.optimizer.step()
         if self.ema:
             taken = self.step_count - self.skipped_total
-            decay = min(self.settings.ema_decay, (1 + taken) / (10 + taken))  # young averages forget the start
+            decay = min(self.settings.ema_decay, (1 + taken) / (10 + taken))  # lower in early steps: forget the start
             torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
 
     def _count(self, finite: bool) -> None:
@@ -221,7 +221,7 @@ class Trainer:
             )
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """All that a resume needs: tensors by name, and counters."""
+        """All data for a resume: tensors by name, and counters."""
         tensors = {f"weights.{name}": value.detach() for name, value in self.parameters.items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for name, parameter in self.parameters.items():

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, log lines, TensorBoard where it is installed."""
+"""Metrics of a run: metrics.jsonl, log lines, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from realcustom.training.loop import StepResult
 
 logger = logging.getLogger(__name__)
 
-WRITE_SECONDS = 5.0  # a store has no appending: the whole file is written, at most this often
+WRITE_SECONDS = 5.0  # a store cannot append: the whole file is written, at most this often
 
 
 def read_rows(uri: str, store: Store) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def read_rows(uri: str, store: Store) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Gathers steps into rows. Only the first worker makes one."""
+    """Averages steps into rows. Only the first worker has one."""
 
     def __init__(self, output: str, store: Store, steps: int, step: int, progress: dict[str, float]) -> None:
         """Continue the metrics of `output` after `step` of `steps` steps; `progress` is the checkpoint's."""
@@ -48,7 +48,7 @@ class Metrics:
             self._board = SummaryWriter(storage.join(output, "tensorboard"), purge_step=step)
 
     def progress(self) -> dict[str, float]:
-        """The sums of the row being gathered and the validation losses, for the checkpoint."""
+        """The sums of the current row and the validation losses, for the checkpoint."""
         assert self.loss_before is not None and self.loss_after is not None  # one comes before the first step
         losses = {"loss_before": self.loss_before, "loss_after": self.loss_after}
         return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped} | losses
@@ -86,7 +86,7 @@ class Metrics:
             )
 
     def add_validation(self, step: int, loss: float) -> None:
-        """A validation loss; the time it took counts in no row."""
+        """Add a validation loss; its time is not counted in any row."""
         self.loss_before = loss if self.loss_before is None else self.loss_before
         self.loss_after = loss
         self._add({"step": step, "val_loss": loss})
@@ -94,7 +94,7 @@ class Metrics:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out of images/s what went before."""
+        """Restart the clock of images/s."""
         self._since = time.monotonic()
 
     def flush(self) -> None:
@@ -105,7 +105,7 @@ class Metrics:
             self._board.flush()
 
     def close(self) -> None:
-        """Write what is left to write."""
+        """Write the remaining rows."""
         self.flush()
         if self._board is not None:
             self._board.close()

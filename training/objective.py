@@ -14,7 +14,7 @@ from realcustom.errors import UsageError
 
 
 class NoiseSchedule(Protocol):
-    """What is used of a diffusers scheduler."""
+    """The part of a diffusers scheduler that is used."""
 
     alphas_cumprod: torch.Tensor  # (T,)
 
@@ -27,11 +27,11 @@ class Objective:
     """E||target - model(z_t, t, ...)||^2 of the paper's eq. 1 for a base model's noise schedule and prediction type."""
 
     def __init__(self, scheduler: NoiseSchedule, device: torch.device | None = None) -> None:
-        """Take over a scheduler's noise schedule and prediction type.
+        """Use a scheduler's noise schedule and prediction type.
 
         Args:
             scheduler: a variance-preserving diffusers scheduler (it has `alphas_cumprod`).
-            device: where batches live.
+            device: the device of the batches.
 
         Raises:
             UsageError: a flow-matching scheduler, or a prediction type other than epsilon and v_prediction.
@@ -54,7 +54,7 @@ class Objective:
         return signal * latents + spread * noise
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """What the model is to output: eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0; (B, C, h, w)."""
+        """The target of the model's output: eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0; (B, C, h, w)."""
         if self.prediction_type == "epsilon":
             return noise
         signal, spread = self._coefficients(timesteps)

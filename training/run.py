@@ -1,8 +1,9 @@
-"""A training run as one call: check the inputs, continue or begin, train in-process or on a Ray cluster, tell the result.
+"""A training run as one call: check the inputs, continue or begin, train in-process or on a Ray cluster, return the
+result.
 
 The output folder holds `settings.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end
-`adapter.safetensors` and `result.json`. Calling again with the same arguments continues an unfinished run from its
-last checkpoint and returns a finished one's result at once.
+`adapter.safetensors` and `result.json`. Calling again with the same arguments continues an unfinished run from its last
+checkpoint and returns a finished run's result at once.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ def train(
         initial_adapter: adapter checkpoint to start from; None: new weights.
         local: train in this process, without Ray, as the only worker.
     Raises:
-        UsageError: an input that is missing or does not fit, or an `output` that belongs to a run of another
-            configuration: nothing is written then; a storage that is away longer than `settings.retries` wait;
-            TrainingDiverged where the loss stayed non-finite.
+        UsageError: a missing or unsuitable input, or an `output` of a run with another configuration (nothing is
+            written then); a storage that does not answer within `settings.retries`; TrainingDiverged if the loss stayed
+            non-finite.
         RuntimeError: workers were lost more often than `settings.max_failures`; or a bug in one, with its trace.
     """
     output = output if storage.is_remote(output) else os.path.abspath(output)
     for place in (records, output, *([initial_adapter] if initial_adapter else [])):
-        check_readable(place)  # a wrong address is said at once, an outage later on is waited through
+        check_readable(place)  # a wrong address is reported at once, a later outage is retried
     job = _make_job(
         records, output, base, image_encoder or method.image_encoder.model, method, settings, initial_adapter
     )
@@ -116,7 +117,7 @@ def _make_job(
     if initial_adapter is not None:
         read_header(initial_adapter, store)
         adapter_hash = adapter_sha256(initial_adapter, store)
-    # absolute, or with the revision: as the stage `encode` names them, and the same for a resumed run
+    # absolute, or with the revision: as in the stage `encode`, and the same for a resumed run
     base, image_encoder = resolve_model(base), resolve_model(image_encoder)
     encoder_identity = model_identity(image_encoder)
     method = replace(method, image_encoder=replace(method.image_encoder, model=encoder_identity))  # a folder may move
@@ -144,7 +145,7 @@ def _make_job(
 
 
 def _absolute(path: str) -> str:
-    """A local path so that a worker with another working directory finds it; a hub id or URI as it is."""
+    """A local path as absolute, so that a worker with another working directory finds it; a hub id or URI unchanged."""
     return os.path.abspath(path) if os.path.exists(path) else path
 
 

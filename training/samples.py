@@ -1,4 +1,4 @@
-"""Sample sheets: what the adapter makes of held-out records, from fixed seeds."""
+"""Sample sheets: images by the adapter for held-out records, from fixed seeds."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def draw_sample_sheet(
     method: MethodSettings,
     steps: int,
 ) -> bytes | None:
-    """A PNG with a row per record: its reference, the picture of the base model alone, that with the subject.
+    """A PNG with a row per record: its reference, the image of the base model alone, and the image with the subject.
 
-    Both are drawn from the same noise with the record's caption, in `steps` denoising steps. Records without a
-    picture, or with a target word that the tokenizer cannot find, are left out with a line that says so; None where none is left.
+    Both are drawn from the same noise with the record's caption, in `steps` denoising steps. Records without a picture,
+    or with a target word that the tokenizer cannot find, are left out with a log line; None if none is left.
     """
     # its own copy of the settings: the run's number of steps is not the adapter's
     settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))

@@ -25,19 +25,19 @@ class Schedule(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """One training run. `lr` and `steps` are the paper's (section 4.1); what it does not state is our decision."""
+    """One training run. `lr` and `steps` are the paper's (section 4.1); the other values are our decisions."""
 
     lr: float = 1e-5  # AdamW's peak learning rate
     steps: int = 160_000  # optimizer steps
     batch_size: int = 64  # records per optimizer step, over all workers
-    gradient_accumulation: int = 1  # forwards that a worker's share of the batch is cut into
+    gradient_accumulation: int = 1  # number of forwards that a worker's share of the batch is split into
     weight_decay: float = 1e-2  # AdamW, decoupled
     schedule: Schedule = Schedule.CONSTANT
     warmup: int = 500  # steps of linear warm-up
     grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
     ema_decay: float = 0.0  # of the trained weights, in [0, 1); 0 = off. When on, the adapter holds the EMA weights
     precision: Precision = Precision.FP32
-    seed: int = 0  # of the order of data, noise, timesteps, dropout and new weights
+    seed: int = 0  # seed of the order of data, noise, timesteps, dropout and new weights
 
     timestep_shift: float = 1.0  # t = s u / (1 + (s - 1) u), u uniform: 1 = uniform, as the paper; more = noisier
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
@@ -45,7 +45,7 @@ class TrainSettings:
     p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
     open_files: int = 8  # record files whose rows are mixed with each other; the rest is read in sequence
 
-    validation_fraction: float = 0.05  # of the pictures, held out by a hash of their uid
+    validation_fraction: float = 0.05  # share of the pictures that is held out, chosen by a hash of their uid
     validation_records: int = 64  # at most this many are held out
     validation_timesteps: int = 4  # fixed timesteps per held-out record
     val_every: int = 500  # steps between validations; one is made before the first step and one after the last
@@ -57,13 +57,13 @@ class TrainSettings:
     checkpoint_every: int = 500  # steps
     keep_checkpoints: int = 2  # the latest ones
     max_skipped_steps: int = 10  # consecutive steps with a non-finite loss or gradient before the run stops
-    max_failures: int = 2  # times that lost workers are replaced; -1 = always
+    max_failures: int = 2  # times that lost workers are replaced; -1 = without limit
 
     num_workers: int = 2  # data-parallel processes
     threads: int = 0  # CPU threads per worker; 0 = the machine's cores over its workers
     use_gpu: bool = False  # one GPU per worker
     cache_gib: float = 2.0  # memory per worker, GiB, for decoded features; records beyond it are read at each use
-    retries: RetrySettings = field(default_factory=RetrySettings)  # of reading and writing where the storage fails
+    retries: RetrySettings = field(default_factory=RetrySettings)  # of reading and writing when the storage fails
 
     def __post_init__(self) -> None:
         counts = (
@@ -93,7 +93,7 @@ class TrainSettings:
             raise UsageError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
 
 
-# What may differ when a run is continued: how it is carried out, not what comes out of it.
+# Settings that may differ when a run is continued: they change how it runs, not its result.
 OPERATIONAL = frozenset(
     {
         *("keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "cache_gib"),

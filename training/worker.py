@@ -1,4 +1,4 @@
-"""What one data-parallel worker does, from loading the base model to the last step. No Ray: `run.py` and
+"""The work of one data-parallel worker, from loading the base model to the last step. No Ray: `run.py` and
 `distributed.py` call it, in-process or in each of a cluster's workers.
 """
 
@@ -53,7 +53,7 @@ class Worker:
         self.base: Base = load_base(job.base, world.device, torch.float32)
         if self.base.is_sdxl:
             raise UsageError(
-                f"training on an SDXL-shaped base ({self.base.identity}) is not there yet: records hold no pooled text. "
+                f"training on an SDXL-shaped base ({self.base.identity}) is not possible yet: records hold no pooled text. "
                 "Train on a Stable Diffusion 1.x-shaped one, or convert released weights (realcustom convert)"
             )
         index = open_index(job.records, self.store)
@@ -89,7 +89,7 @@ class Worker:
             initial = load_adapter(self.job.initial_adapter, self.store)
             if self.world.rank == 0 and initial.image_encoder != self.encoders.image_encoder_identity:
                 logger.warning(
-                    "the initial adapter knows the image encoder %s, this run has another one", initial.image_encoder
+                    "the initial adapter was trained with image encoder %s, this run has another", initial.image_encoder
                 )
             model.load_adapter_state_dict(initial.tensors)
         return model
@@ -160,7 +160,7 @@ class Worker:
         numbers = [int(number) for number in self.validation[: self.settings.sample_records]]
         pictures = [picture for picture in map(self.features.picture, numbers) if picture.image is not None]
         if not pictures:
-            return  # none wanted, or the records keep no pictures
+            return  # none requested, or the records keep no pictures
         with self.trainer.averaged_weights():
             sheet = draw_sample_sheet(
                 pictures, self.base, self.model, self.encoders, self.job.method, self.settings.sample_steps
