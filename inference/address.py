@@ -1,4 +1,4 @@
-"""Whether an address can be listened on: said at once, where Serve would try for half a minute and die with a trace."""
+"""A check that an address is free: it fails at once, while Serve would try for half a minute and end with a trace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from realcustom.errors import UsageError
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise UsageError if `port` of `host` is taken or the host is none of this machine's."""
+    """Raise UsageError if `port` of `host` is taken or `host` is not an address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,7 @@
-"""The HTTP face as a plain FastAPI application: routes, limits on what is read, one shape for every error. No Ray."""
+"""The HTTP interface as a plain FastAPI application: routes, limits on the body's size, one format of errors.
+
+No Ray.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
 
     Args:
         service: loads and owns the engine.
-        key_digest: SHA-256 of the bearer key that every /v1 route asks for; None = open.
+        key_digest: SHA-256 of the bearer key that every /v1 route requires; None = no key.
     """
     api = FastAPI(title="RealCustom", description="Subject-driven text-to-image generation.")
     api.add_exception_handler(RequestError, _answer_request_error)
@@ -65,12 +68,12 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
 
     @api.get("/healthz")
     async def live() -> dict[str, str]:
-        """200 as long as the process answers, loaded or not."""
+        """200 as long as the process answers, also while models load."""
         return {"status": "live"}
 
     @api.get("/readyz")
     async def ready() -> JSONResponse:
-        """200 when images can be asked for; 503 while the models load or when they could not be loaded."""
+        """200 when requests are served; 503 while the models load or if they could not be loaded."""
         state, message = service.state()
         body: dict[str, Any] = {"status": state.value, "message": message, "instance": service.instance}
         if state is State.FAILED:
@@ -81,7 +84,7 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """The request's body; reading stops at the limit, whatever length the client declared."""
+    """The request's body; reading stops at the limit, also if the client declared a smaller length."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"the body's {declared} bytes are over this server's limit of {limit}")
@@ -94,7 +97,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 def _request_schema() -> dict[str, Any]:
-    """The request's JSON schema with the subject's put in place: the body is parsed by hand, so FastAPI knows none."""
+    """The request's JSON schema with the subject's inserted: FastAPI does not parse the body, so it has no schema."""
     schema = GenerationRequest.model_json_schema()
     schema["properties"]["subjects"]["items"] = schema.pop("$defs")["SubjectRequest"]
     return schema

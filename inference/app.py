@@ -24,21 +24,21 @@ from realcustom.inference.service import Service, State
 from realcustom.inference.settings import ServeSettings
 
 APP_NAME = "realcustom"
-_SPARE_REQUESTS = 64  # beyond queue and engine: health checks, and those who get their 429 from us
-_PATIENCE_SECONDS = 60.0  # for a proxy to learn of a running application
+_SPARE_REQUESTS = 64  # beyond queue and engine: health checks, and requests that are answered with 429
+_PATIENCE_SECONDS = 60.0  # seconds for a proxy to learn of a running application
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """What a replica loads: hub ids, folders, or (the adapter) a storage URI."""
+    """The models of a replica: hub ids, folders, or (the adapter) a storage URI."""
 
     base: str
     adapter: str | None = None  # none = plain text-to-image
-    image_encoder: str | None = None  # none = the one that the adapter names
+    image_encoder: str | None = None  # none = the one named by the adapter
 
 
 class GenerationServer:
-    """One replica: a service and its HTTP face."""
+    """One replica: a service and its HTTP interface."""
 
     def __init__(
         self, settings: ServeSettings, source: ModelSource, key_digest: bytes | None, instance: str, log_level: str
@@ -55,24 +55,24 @@ class GenerationServer:
         return build_api(self._service, self._key_digest)
 
     def check_health(self) -> None:
-        """Called by Serve; a raise replaces the replica."""
+        """Called by Serve, which replaces the replica if this raises."""
         self._service.check()
 
 
 def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None = None) -> str:
-    """Run the endpoint on the Ray cluster this process is connected to, and wait until it can be asked for images.
+    """Run the endpoint on the Ray cluster this process is connected to, and wait until it serves requests.
 
     Args:
-        settings: where to listen, what to use, what to allow.
+        settings: address, resources and limits.
         base: diffusers folder or hub id.
         adapter: adapter checkpoint, path or storage URI; None = plain text-to-image.
         image_encoder: overrides the image encoder that the adapter names.
     Returns:
         The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
     Raises:
-        UsageError: the port is taken, the key's variable is not set, the models are not what they should be, or were not
+        UsageError: the port is taken, the key's variable is not set, the models are wrong, or were not
             loaded within `settings.load_timeout_seconds`.
-        RuntimeError: Ray Serve could not start the replica, or loading failed by a bug.
+        RuntimeError: Ray Serve could not start the replica, or a bug made loading fail.
     """
     key_digest = _key_digest(settings)
     running = serve.status()
@@ -98,7 +98,7 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{settings.port}"
     try:
-        # not serve.run, which waits without end for a replica that the cluster has no room for
+        # not serve.run, which waits without limit for a replica that the cluster has no room for
         serve.run_many([serve.RunTarget(application, name=APP_NAME)], wait_for_applications_running=False)
         _wait_until_ready(url, instance, settings)
     except BaseException:
@@ -108,7 +108,7 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
 
 
 def stop() -> None:
-    """End the endpoint, and Serve where nothing else runs on it; nothing happens where none runs."""
+    """End the endpoint, and Serve if nothing else runs on it. Does nothing if no endpoint runs."""
     others = serve.status().applications.keys() - {APP_NAME}
     if others:
         serve.delete(APP_NAME)
@@ -118,14 +118,14 @@ def stop() -> None:
 
 def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
     deadline = time.monotonic() + settings.load_timeout_seconds
-    silent_since: float | None = None  # the application runs, yet nobody answers
+    silent_since: float | None = None  # the application runs, but nothing answers
     while time.monotonic() < deadline:
         application = serve.status().applications[APP_NAME]
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise RuntimeError(f"Ray Serve could not start the endpoint: {application.message}")
         try:
             answer = httpx.get(f"{url}/readyz", timeout=10.0).json()
-        except (httpx.TransportError, ValueError):  # ValueError: no JSON, for the proxy has no routes yet
+        except (httpx.TransportError, ValueError):  # ValueError: no JSON, because the proxy has no routes yet
             answer = None
         if isinstance(answer, dict) and answer.get("instance") == instance:
             if answer["status"] == State.READY.value:
@@ -153,7 +153,10 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
 
 
 def _key_digest(settings: ServeSettings) -> bytes | None:
-    """Only the key's hash travels to the replica: what Serve keeps of a deployment is readable to the whole cluster."""
+    """The key's hash.
+
+    Only the hash is sent to the replica: the whole cluster can read Serve's data about a deployment.
+    """
     if settings.api_key_variable is None:
         return None
     key = os.environ.get(settings.api_key_variable, "").strip()

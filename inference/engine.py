@@ -1,6 +1,6 @@
 """The engine: one pipeline, one thread, one request at a time, a bounded queue before it. Pure: no Ray, no HTTP.
 
-A request is stopped within one denoising step when it is cancelled or past its deadline, and its place is free at once.
+A request that is cancelled or past its deadline is stopped within one denoising step; its place is free at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GenerationJob:
 
     prompt: str
     subjects: tuple[Subject, ...] = ()
-    sampling: SamplingParams  # its seed is given
+    sampling: SamplingParams  # with a seed
 
     def seeds(self) -> list[int]:
         """The seed of each image."""
@@ -48,7 +48,7 @@ class GenerationJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What a job gives: image i was drawn from `seeds[i]`."""
+    """The result of a job: image i was generated from `seeds[i]`."""
 
     images: list[Image.Image]
     seeds: list[int]
@@ -56,7 +56,7 @@ class Generation:
 
 
 class Ticket:
-    """A job's place in the engine: its result to come, and the way to give it up."""
+    """A job's place in the engine: its future result, and its cancellation."""
 
     def __init__(self, job: GenerationJob, deadline: float) -> None:
         self.job = job
@@ -66,15 +66,15 @@ class Ticket:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Give the job up: never started if it still waits, stopped within one step if it runs."""
+        """Cancel the job: it is not started if it still waits, and stopped within one step if it runs."""
         self._cancelled.set()
 
     def seconds_left(self) -> float:
-        """Until the deadline; 0 after it."""
+        """Seconds until the deadline; 0 after it."""
         return max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """Raises Cancelled or DeadlineExceeded when the job must not go on."""
+        """Raises Cancelled or DeadlineExceeded if the job must stop."""
         if self._cancelled.is_set():
             raise Cancelled("the request was cancelled")
         if time.monotonic() > self.deadline:
@@ -85,11 +85,11 @@ class Engine:
     """Serves jobs from a bounded queue with one pipeline, in a thread of its own.
 
     Args:
-        pipeline: owned by the engine from here on.
+        pipeline: owned by the engine from now on.
         max_queue: jobs that may wait behind the one that runs.
         deadline_seconds: from `submit` to the last step.
         threads: CPU threads of torch in the engine's thread.
-        adapter: what is told of the loaded adapter; `sha256` is its checkpoint's.
+        adapter: description of the loaded adapter; `sha256` is its checkpoint's.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Engine:
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._running: Ticket | None = None
         self._closed = False
-        self._seconds_per_job = 1.0  # running mean: what Retry-After rests on
+        self._seconds_per_job = 1.0  # running mean of seconds per job, for Retry-After
         self._thread = threading.Thread(target=self._work, args=(threads,), name="engine", daemon=True)
         self._thread.start()
 
@@ -121,7 +121,7 @@ class Engine:
         return self._thread.is_alive()
 
     def check(self, job: GenerationJob) -> None:
-        """What would be refused when the job's turn comes is refused now. Raises RequestError; any thread may call."""
+        """Refuse a job that would be refused when it runs. Raises RequestError; any thread may call."""
         if job.subjects and self.pipeline.image_encoder is None:
             raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
         words = self.pipeline.settings.words
@@ -133,7 +133,7 @@ class Engine:
                         find_word(self._tokenizer, job.prompt, word, occurrence, words.plural, words.match)
             except TargetWordNotFound as error:
                 raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
-            except UsageError as error:  # empty, or behind what the text encoder reads
+            except UsageError as error:  # empty, or after the last token that the text encoder reads
                 raise RequestError(str(error), f"subjects[{i}].word") from error
         factor = self.pipeline.base.vae_scale_factor
         for name, side in (("width", job.sampling.width), ("height", job.sampling.height)):
@@ -156,7 +156,7 @@ class Engine:
         return ticket
 
     def close(self) -> None:
-        """Stop the running job at its next step, give up those that wait, end the thread."""
+        """Stop the running job at its next step, cancel the waiting ones, end the thread."""
         with self._changed:
             self._closed = True
             for ticket in [*self._waiting, *([self._running] if self._running else [])]:
@@ -189,7 +189,7 @@ class Engine:
                 self._seconds_per_job += 0.3 * (time.monotonic() - started - self._seconds_per_job)
             except RequestError as error:
                 ticket.future.set_exception(error)
-            except Exception as error:  # a bug: this request's answer, not the end of the engine
+            except Exception as error:  # a bug fails this request, not the engine
                 logger.exception("a job failed")
                 ticket.future.set_exception(error)
             finally:
@@ -206,7 +206,7 @@ class Engine:
 
         try:
             output = self.pipeline.draw(job.prompt, job.subjects, job.sampling, callback_on_step_end=after_step)
-        except UsageError as error:  # how the pipeline refuses what `check` does not know of
+        except UsageError as error:  # the pipeline's refusal of arguments that `check` does not test
             raise RequestError(str(error)) from error
         assert isinstance(output.images, list)
         masks = None
@@ -216,7 +216,7 @@ class Engine:
 
 
 def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:
-    """Load the models and start an engine. Raises UsageError saying what is wrong with a source."""
+    """Load the models and start an engine. Raises UsageError that says what is wrong with a model."""
     pipeline = RealCustomPipeline.from_pretrained(
         base,
         adapter=adapter,
@@ -234,7 +234,7 @@ def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_e
 
 
 def describe_adapter(uri: str) -> dict[str, Any]:
-    """What an adapter checkpoint says of itself, as plain data; never where it lies."""
+    """An adapter checkpoint's metadata as plain data; without its path."""
     header, digest = read_header(uri), adapter_sha256(uri)
     return {
         "id": digest[:12],

@@ -1,4 +1,4 @@
-"""What can go wrong with a request: one class per kind, each with its HTTP status and its stable name."""
+"""Errors of a request: one class per kind, each with its HTTP status and its stable name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RequestError(Exception):
         self.param = param
 
     def body(self) -> dict[str, Any]:
-        """The one JSON shape of every error."""
+        """The JSON form of every error."""
         return {"error": {"type": self.kind, "message": self.message, "param": self.param}}
 
     def headers(self) -> dict[str, str]:
@@ -32,7 +32,7 @@ class WordNotInPrompt(RequestError):
 
 
 class NotAnImage(RequestError):
-    """A picture of the request cannot be read as one."""
+    """A picture of the request cannot be decoded."""
 
     kind = "not_an_image"
 
@@ -45,7 +45,7 @@ class TooLarge(RequestError):
 
 
 class QueueFull(RequestError):
-    """As many requests as allowed are waiting already."""
+    """The queue already holds as many requests as allowed."""
 
     status = 429
     kind = "queue_full"

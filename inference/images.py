@@ -1,4 +1,4 @@
-"""Pictures in and out of requests, as base64. What a stranger sends is bounded before it is decoded.
+"""Pictures in and out of requests, as base64. Untrusted data are limited in size before they are decoded.
 
 Only the bytes in the request are read: nothing here opens a path or a URL.
 """
@@ -19,7 +19,7 @@ from realcustom.inference.errors import NotAnImage, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
-# what Pillow's readers raise on spoiled bytes, by format and by the place of the damage
+# errors of Pillow's readers on corrupted bytes, by format and place of the damage
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
@@ -50,7 +50,7 @@ def decode_image(text: str, limits: ImageLimits, param: str) -> Image.Image:
                 raise TooLarge(
                     f"{param}: {width} x {height} is over {limits.max_pixels} pixels; send a smaller one", param
                 )
-            image.verify()  # checksums, which decoding passes over; the file is spent after it
+            image.verify()  # checks the checksums, which decoding ignores; the file cannot be used afterwards
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             return ImageOps.exif_transpose(image)
@@ -83,7 +83,7 @@ def _decode_base64(text: str, limits: ImageLimits, param: str) -> bytes:
         prefix, comma, text = text.partition(",")
         if not comma or not prefix.rstrip().lower().endswith(";base64"):
             raise NotAnImage(f"{param}: a data: prefix must end in ';base64,'", param)
-    if len(text) // 4 * 3 > limits.max_bytes + 3:  # line breaks count in: a picture near the limit should have none
+    if len(text) // 4 * 3 > limits.max_bytes + 3:  # line breaks count: a picture near the limit should have none
         raise TooLarge(f"{param}: over {limits.max_bytes} bytes; send a smaller picture", param)
     try:
         data = base64.b64decode("".join(text.split()), validate=True)

@@ -1,6 +1,6 @@
-"""The request and the answer of `POST /v1/images/generations`; what is wrong with a request is said before any work.
+"""The request and the answer of `POST /v1/images/generations`; a request's mistakes are reported before any work.
 
-The shape is OpenAI's images API with `subjects` and the knobs of `SamplingParams` beside it. Unknown fields are errors.
+The shape is OpenAI's images API plus `subjects` and the fields of `SamplingParams`. Unknown fields are errors.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class SubjectRequest(_Strict):
     """One subject: its picture, and the real word of the prompt that it narrows."""
 
     image: str = Field(description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
-    word: str = Field(min_length=1, description="a word (or words in a row) that stands in the prompt")
+    word: str = Field(min_length=1, description="a word of the prompt (or several words in a row)")
     occurrence: Literal["all", "first", "last"] | int | None = Field(None, description="which of its places, from 0")
     scope: float | None = Field(None, ge=0.0, le=1.0, description="this subject's own influence_scope")
     mask: str | None = Field(None, description="base64 of a picture of `image`'s size, white where the subject is")
 
 
 def _field(name: str) -> Any:
-    """A knob's default, range and help as pydantic takes them."""
+    """A parameter's default, range and help for pydantic."""
     knob = _BY_NAME[name]
     return Field(knob.default, ge=knob.ge, le=knob.le, description=knob.help)
 
 
 class ImagesRequest(_Strict):
-    """OpenAI's part of a request, and the subjects."""
+    """The fields of OpenAI's API, and the subjects."""
 
     prompt: str = Field(min_length=1)
     n: int = _field("n")
@@ -56,7 +56,7 @@ class ImagesRequest(_Strict):
         return int(width), int(height)
 
     def sampling(self) -> SamplingParams:
-        """The request's knobs."""
+        """The request's sampling parameters."""
         width, height = self.width_height() or (None, None)
         given = {name: getattr(self, name) for name in _BY_NAME if name in type(self).model_fields}
         return SamplingParams(width=width, height=height, **given)
@@ -65,7 +65,7 @@ class ImagesRequest(_Strict):
 _KNOBS: dict[str, Any] = {
     knob.name: (knob.type | None if knob.optional else knob.type, _field(knob.name))
     for knob in KNOBS
-    if knob.name not in ("width", "height", *ImagesRequest.model_fields)  # `size` says both sides
+    if knob.name not in ("width", "height", *ImagesRequest.model_fields)  # `size` gives both sides
 }
 GenerationRequest = create_model(
     "GenerationRequest",
@@ -110,7 +110,7 @@ def parse_request(body: bytes, settings: ServeSettings) -> ImagesRequest:
 
 
 def _check_limits(request: ImagesRequest, settings: ServeSettings) -> None:
-    """The server's own limits, which the schema cannot know."""
+    """The server's own limits, which are not in the schema."""
     sampling = request.sampling()
     for param, value, limit in (
         ("n", sampling.n, settings.max_n),
@@ -131,9 +131,9 @@ def _check_limits(request: ImagesRequest, settings: ServeSettings) -> None:
 
 
 def _first_problem(error: ValidationError) -> RequestError:
-    """The first of pydantic's findings as one line; the count of the others behind it."""
+    """The first of pydantic's errors as one line, with the number of others."""
     found = error.errors(include_url=False, include_context=False)
-    # an unknown field is usually the cause of a missing one: say that first
+    # an unknown field is usually the cause of a missing one: report it first
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     param = _param(first["loc"])
     if first["type"] == "json_invalid":

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """Where the service stands."""
+    """The state of the service."""
 
     LOADING = "loading"
     READY = "ready"
@@ -43,8 +43,8 @@ class Service:
 
     Args:
         settings: limits of a request.
-        load: makes the engine; its error's text is what `state` then says.
-        instance: told by the readiness route, so that a starter knows its own service from an older one.
+        load: makes the engine; the text of its error becomes the reason in `state`.
+        instance: returned by the readiness route, so that `start` can tell its own service from an older one.
     """
 
     def __init__(self, settings: ServeSettings, load: Callable[[], Engine], instance: str = "") -> None:
@@ -65,7 +65,7 @@ class Service:
 
     @property
     def failed_by_mistake(self) -> bool:
-        """Whether loading failed by a mistake of the user's, which the message says all of; else the log has a trace."""
+        """Whether loading failed by the user's mistake, which the message describes fully; else the log has a trace."""
         return isinstance(self._failure, UsageError)
 
     def engine(self) -> Engine:
@@ -76,7 +76,7 @@ class Service:
         return self._engine
 
     def check(self, patience_seconds: float = 60.0) -> None:
-        """Raises RuntimeError when only a new process helps: the engine's thread died, or loading failed long ago."""
+        """Raises RuntimeError if only a new process can help: the engine's thread died, or loading failed long ago."""
         if self._engine is not None and not self._engine.alive:
             raise RuntimeError("the engine's thread is dead")
         if self._failure is not None and time.monotonic() - self._failed_at > patience_seconds:
@@ -91,7 +91,7 @@ class Service:
     def _load(self, load: Callable[[], Engine]) -> None:
         try:
             self._engine = load()
-        except Exception as error:  # shown by the readiness route; a thread's exception would go unseen
+        except Exception as error:  # shown by the readiness route; a thread's exception would not be seen
             if isinstance(error, UsageError):
                 logger.error("the models were not loaded: %s", error)
             else:
@@ -100,7 +100,7 @@ class Service:
             self._failure = error
 
     async def generate(self, body: bytes) -> GenerationResponse:
-        """The answer to the request in `body`. A cancelled caller stops the engine's work within one step.
+        """The answer to the request in `body`. If the caller is cancelled, the engine stops within one step.
 
         Raises RequestError of the kind that says what is wrong.
         """
@@ -116,14 +116,14 @@ class Service:
                 f"not done within {self.settings.deadline_seconds:g} s; ask for fewer steps or images, or try later"
             ) from error
         finally:
-            ticket.cancel()  # without effect on a job that is done
+            ticket.cancel()  # no effect on a job that is done
         return await asyncio.to_thread(_response, generation, engine.adapter["sha256"] if engine.adapter else None)
 
     def _job(self, request: ImagesRequest) -> GenerationJob:
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
         pictures = [picture for subject in subjects for picture in (subject.image, subject.mask) if picture is not None]
         pixels = sum(picture.width * picture.height for picture in pictures)
-        if pixels > self.settings.max_request_pixels:  # what one place in the queue may hold in memory
+        if pixels > self.settings.max_request_pixels:  # limits the memory of one place in the queue
             limit = self.settings.max_request_pixels
             raise TooLarge(
                 f"subjects: {pixels} pixels in all pictures are over this server's limit of {limit}", "subjects"

@@ -10,29 +10,29 @@ from realcustom.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Where the endpoint listens, what one replica uses, and what a request may ask for."""
+    """The endpoint's address, the resources of one replica, and the limits of a request."""
 
-    host: str = "127.0.0.1"  # address the HTTP proxy binds; 0.0.0.0 = every interface
+    host: str = "127.0.0.1"  # address that the HTTP proxy listens on; 0.0.0.0 = every interface
     port: int = 8000  # TCP port
-    api_key_variable: str | None = None  # environment variable that holds the bearer key; none = no key is asked for
+    api_key_variable: str | None = None  # environment variable that holds the bearer key; none = no key is required
 
     device: str | None = None  # torch device of the replica; none = cuda where there is one, else cpu
-    dtype: Dtype = Dtype.FLOAT32  # of the models' weights
-    threads: int = 2  # CPU threads of the replica's torch
+    dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
+    threads: int = 2  # torch's CPU threads in the replica
     num_cpus: float = 1.0  # logical CPUs the replica takes of the Ray cluster
     num_gpus: float = 0.0  # GPUs the replica takes of the Ray cluster
-    load_timeout_seconds: float = 600.0  # how long `start` waits for the models
+    load_timeout_seconds: float = 600.0  # seconds that `start` waits for the models
 
     access_log: bool = False  # a line in the replica's log for each request
 
-    max_queue: int = 16  # requests that may wait behind the one that runs; beyond: 429
-    deadline_seconds: float = 300.0  # from a request's arrival to its last step; beyond: 408
+    max_queue: int = 16  # requests that may wait while one runs; beyond: 429
+    deadline_seconds: float = 300.0  # seconds from a request's arrival to its last step; beyond: 408
 
     max_pixels: int = 1024 * 1024  # width x height of one generated image
     max_n: int = 4  # images in one request
     max_steps: int = 100  # denoising steps of a request
     max_subjects: int = 4  # subjects of a request
-    max_prompt_characters: int = 2000  # of the prompt and of the negative prompt
+    max_prompt_characters: int = 2000  # of the prompt, and of the negative prompt
     max_image_bytes: int = 10 * 1024 * 1024  # one encoded picture of a request
     max_image_pixels: int = 25_000_000  # width x height of one picture of a request, decoded
     max_request_pixels: int = 32_000_000  # width x height of all pictures of a request
