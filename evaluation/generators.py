@@ -1,6 +1,6 @@
-"""Two ways to draw a table's images: the pipeline in this process, batched, and a running endpoint over HTTP.
+"""Two ways to generate a table's images: the pipeline in this process, batched, and a running endpoint over HTTP.
 
-Both start case i from the noise of its own seed, so that a row differs from another in its setting only.
+Both start case i from the noise of its own seed, so that rows differ only in their setting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PipelineGenerator:
     """Draws a batch of cases in one call of `pipeline`."""
 
     pipeline: RealCustomPipeline
-    num_inference_steps: int | None = None  # None = as the adapter says
+    num_inference_steps: int | None = None  # None = the adapter's setting
 
     def __call__(self, setting: Setting, cases: Sequence[Case]) -> list[Image.Image]:
         subjects = [_reference(setting, case) for case in cases]
@@ -47,7 +47,7 @@ class EndpointGenerator:
     """Draws cases one by one with `POST /v1/images/generations`."""
 
     url: str  # of the server, http://host:port
-    num_inference_steps: int | None = None  # None = as the adapter says
+    num_inference_steps: int | None = None  # None = the adapter's setting
     api_key: str | None = None
     timeout_seconds: float = 600.0  # of one request
 
@@ -72,7 +72,7 @@ class EndpointGenerator:
 
 
 def _reference(setting: Setting, case: Case) -> Image.Image | None:
-    """The picture that `setting` gives as the subject."""
+    """The subject's picture under `setting`."""
     if setting is Setting.ORACLE:
         raise UsageError("the oracle's images are given, not drawn")
     if setting is Setting.TEXT_TO_IMAGE:
@@ -81,7 +81,7 @@ def _reference(setting: Setting, case: Case) -> Image.Image | None:
 
 
 def to_base64(image: Image.Image) -> str:
-    """`image` as the endpoint takes it: base64 of a PNG."""
+    """`image` for the endpoint: base64 of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")

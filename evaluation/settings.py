@@ -9,14 +9,14 @@ from realcustom.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
-    """How many images a row rests on, and how its interval is made."""
+    """The number of images of a row, and how its interval is computed."""
 
     images: int = 32  # cases of every row
     batch_size: int = 16  # images of one sampler call
     confidence: float = 0.95  # of the bootstrap intervals
     resamples: int = 4000  # bootstrap resamples
     seed: int = 0  # of the bootstrap
-    num_inference_steps: int | None = None  # denoising steps; none = as the adapter says
+    num_inference_steps: int | None = None  # denoising steps; none = the adapter's setting
 
     def __post_init__(self) -> None:
         if self.images < 2:

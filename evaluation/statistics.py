@@ -9,7 +9,7 @@ import numpy as np
 
 from realcustom.errors import UsageError
 
-_CHUNK = 1 << 22  # drawn indices held at once: bounds the memory, not the result's size
+_CHUNK = 1 << 22  # drawn indices held at once: limits the memory, not the number of resamples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The table: every case drawn under every setting from the same starting noise, judged, with intervals.
+"""The table: every case generated under every setting from the same starting noise, scored, with intervals.
 
-Who generates and who judges is handed in: the in-process pipeline or an HTTP endpoint, ground truth or a neural judge.
+Generator and judge are arguments: the in-process pipeline or an HTTP endpoint, ground truth or a neural judge.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from realcustom.evaluation.statistics import Interval, bootstrap_difference, boo
 class Setting(enum.Enum):
     """A row of the table."""
 
-    TEXT_TO_IMAGE = "text_to_image"  # no subject: the floor
+    TEXT_TO_IMAGE = "text_to_image"  # no subject: the lower bound
     SUBJECT_WITHOUT_MASK = "subject_without_mask"  # the subject acts everywhere
     SUBJECT_WITH_MASK = "subject_with_mask"  # the method
-    WRONG_REFERENCE = "wrong_reference_with_mask"  # another subject of the same noun is given: must lie below
-    ORACLE = "oracle"  # the real thing; above it means copying
+    WRONG_REFERENCE = "wrong_reference_with_mask"  # another subject of the same noun is given: must score lower
+    ORACLE = "oracle"  # the true image; a higher score means copying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,16 @@ class Case:
     wrong_reference: Image.Image  # another subject of the same noun
     oracle: Image.Image  # the right answer: the subject itself in the prompt's scene
     seed: int  # of the starting noise, the same in every setting
-    truth: Any = None  # what the judge needs to know; passed through unread
+    truth: Any = None  # data for the judge; passed on unread
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The judge's word on one image."""
+    """The judge's scores of one image."""
 
-    similarity: float  # to the case's subject, in [0, 1]
-    background: bool  # the prompt's background is there
-    noun: bool  # the prompt's noun is there
+    similarity: float  # similarity to the case's subject, in [0, 1]
+    background: bool  # the prompt's background is shown
+    noun: bool  # the prompt's noun is shown
 
 
 class Judge(Protocol):
@@ -64,7 +64,7 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One setting's line."""
+    """One setting's row."""
 
     setting: Setting
     similarity: Interval
@@ -75,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The rows, what the reference is worth, and the images and scores they rest on (in the cases' order)."""
+    """The rows, the gain of the right reference over a wrong one, and the images and scores (in the cases' order)."""
 
     rows: list[Row]
     wrong_reference: Interval | None  # similarity with the right reference minus with the wrong one, paired
@@ -110,13 +110,13 @@ def evaluate(
     rows: Sequence[Setting] = tuple(Setting),
     progress: Callable[[Setting, int, int], None] | None = None,
 ) -> Table:
-    """Draw and judge every case under every setting of `rows`.
+    """Generate and score every case under every setting of `rows`.
 
     Args:
         cases: at least 2; all of them are used (their number, not `settings.images`, is the row's `images`).
         generator: called with at most `settings.batch_size` cases at a time, never for the oracle.
         judge: called once per row with all of its images.
-        progress: told the setting, the images done and their number, after each batch.
+        progress: called after each batch with the setting, the number of images done and of all images.
     Raises:
         UsageError: too few cases, or a uid twice.
         ValueError: a generator or judge returned another number than it was asked for.
