@@ -1,4 +1,4 @@
-"""The Ray that a command runs on: a cluster that is there, or an embedded one that lives as long as the command."""
+"""The Ray cluster of a command: an existing one, or an embedded one that ends with the command."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+    """A context that is connected to Ray.
 
     Args:
         address: `host:port` or `ray://host:port` of a cluster, or `auto` for the one that runs on this machine; None =
             the environment variable RAY_ADDRESS, or else an embedded cluster of this machine's CPUs and GPUs. A
-            connection that this process already has is used and left as it is.
+            connection that this process already has is used and stays open.
     Raises:
         UsageError: nothing answers at the address.
     """
     check_address(address)
     _prepare_environment()
-    import ray  # here, so that a command's help and its mistakes do not wait for it
+    import ray  # imported here, so that a command's help and mistakes do not wait for it
 
     if ray.is_initialized():
         yield
@@ -59,16 +59,16 @@ def start_local(num_cpus: int | None = None) -> str:
     cpus = num_cpus or max(LOCAL_CPUS, available_cores())
     try:
         return _init_local(cpus)
-    except Exception as error:  # a loaded machine misses Ray's fixed time limits now and then
+    except Exception as error:  # a busy machine sometimes misses Ray's fixed time limits
         logger.warning("Ray did not start (%s); trying once more", error)
         ray.shutdown()
         return _init_local(cpus)
 
 
 def check_address(address: str | None) -> None:
-    """Say within seconds that nothing answers at `address` (None: RAY_ADDRESS), what Ray says after minutes.
+    """Report within seconds that nothing answers at `address` (None: RAY_ADDRESS); Ray takes minutes.
 
-    Imports no Ray, so that it can come before anything is written. `auto` and other names are Ray's to look up.
+    Imports no Ray, so that it can come before anything is written. `auto` and other names are looked up by Ray.
     """
     address = address or os.environ.get("RAY_ADDRESS") or ""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -81,18 +81,18 @@ def check_address(address: str | None) -> None:
         raise UsageError(message) from error
 
 
-HARMLESS = (  # what Ray's own parts say of no consequence
-    "Failed to query Ray Train Controller actor state",  # for want of a dashboard, which an embedded cluster has not
-    "Task ServeController.graceful_shutdown failed",  # as it always does: the controller has gone by then
-    "PYTHON worker processes have been started",  # as wanted: more logical CPUs than cores
+HARMLESS = (  # log lines of Ray's own parts that do not matter
+    "Failed to query Ray Train Controller actor state",  # an embedded cluster has no dashboard
+    "Task ServeController.graceful_shutdown failed",  # always fails: the controller has ended by then
+    "PYTHON worker processes have been started",  # intended: more logical CPUs than cores
     "Set ray log level from environment variable",
 )
 
 
 def _prepare_environment() -> None:
-    """What Ray and its workers read while they are imported and never after: Ray's own authentication default, said
-    explicitly so that all processes agree; no lines about the inner life of datasets and actors; no progress bars of
-    libraries, which a worker's log turns into lines."""
+    """Environment variables that Ray and its workers read only while they are imported: Ray's default of
+    authentication, explicit so that all processes agree; no log lines about internals of datasets and actors; no
+    progress bars of libraries, which a worker's log turns into lines."""
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")

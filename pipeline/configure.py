@@ -1,4 +1,4 @@
-"""Which settings a run has: recipe < `--config FILE` < `--set a.b=c`. Imports neither torch nor ray."""
+"""Settings of a run: recipe < `--config FILE` < `--set a.b=c`. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def resolve(
     sets: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> RunSettings:
-    """The recipe with settings files laid over it, then single assignments; a later one wins over an earlier one.
+    """The recipe with settings files over it, then single assignments; a later one wins over an earlier one.
 
     Args:
         recipe: a name of `recipes.RECIPES`.
         files: YAML files of (partial, nested) settings.
         sets: `NAME=VALUE` with a dotted name.
-        options: nested settings that a verb has options of its own for; they win over all.
+        options: nested settings from a verb's own options; they win over all others.
     Raises:
         config.SettingError: an unknown recipe, name or value; the message names the nearest valid one.
     """

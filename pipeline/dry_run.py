@@ -1,4 +1,4 @@
-"""Some units of a stage or of several, tried in this process and thrown away: what all of them would take and cost."""
+"""A trial of some units of one or more stages in this process, without output: estimates the time and cost of all units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a stage would take over its whole input, from the units that were tried."""
+    """The estimate for a stage's whole input, from the units that were tried."""
 
     units: int  # of the whole input
     startup: float  # seconds of one worker before its first unit: planning, models
@@ -26,9 +26,9 @@ class Estimate:
 def dry_run(
     stages: Sequence[Stage], input: str, settings: RunSettings, *, units: int, hourly_price: float | None = None
 ) -> Iterator[str]:
-    """Try `units` units of each stage, each on what the one before made of them; yields lines of what all would take.
+    """Try `units` units of each stage, each on the output of the one before; yields lines with the estimates.
 
-    Nothing is written but a temporary folder, which goes again.
+    Writes only to a temporary folder, which is removed.
 
     Args:
         hourly_price: of one worker.
@@ -50,7 +50,10 @@ def dry_run(
 
 
 def estimate_of(result: StageResult, total: int) -> Estimate:
-    """From what the units took that were tried, to all `total`. The first one loads models and is left out if it can."""
+    """The estimate for all `total` units from those that were tried.
+
+    The first one loads models and is left out if possible.
+    """
     if not result.unit_seconds:
         return Estimate(units=total, startup=result.seconds, seconds=0.0, bytes=0)
     steady = result.unit_seconds[1:] or result.unit_seconds

@@ -1,4 +1,4 @@
-"""From photographs and a prompt to images, mask strips and the settings that made them. torch is imported last."""
+"""Images, mask strips and settings from photographs and a prompt. torch is imported last."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.yaml"
-MASK_CELL = 64  # pixels a side of one mask on a strip
+MASK_CELL = 64  # side of one mask on a strip, pixels
 _OURS = re.compile(r"(image|masks)-\d+\.png|settings\.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw, and with what."""
+    """The inputs of a generation."""
 
     prompt: str
     images: tuple[str, ...] = ()  # photographs, one per subject
@@ -42,13 +42,13 @@ class Request:
     base: str
     adapter: str | None
     image_encoder: str | None = None
-    recipes_image_encoder: str = ""  # used for an adapter that was trained with it
+    recipes_image_encoder: str = ""  # used if the adapter was trained with it
     device: str | None = None
-    sampling: SamplingParams  # its seed is given
+    sampling: SamplingParams  # with a seed
 
 
 def check(request: Request, output: Path) -> list[Image.Image]:
-    """Find in a fraction of a second what would fail after minutes of loading.
+    """Check in a fraction of a second what would fail after minutes of loading.
 
     Returns:
         The photographs, decoded.
@@ -60,7 +60,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
             f"{len(request.images)} --image and {len(request.words)} --word given; each subject needs both"
         )
     for word in request.words:
-        # the exact rule is the pipeline's; only a word that is nowhere in the prompt is refused here
+        # the pipeline has the exact rule; only a word that is nowhere in the prompt is refused here
         letters, text = (" ".join(string.lower().split()) for string in (word, request.prompt))
         if not letters or letters not in text:
             words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt))) or "none"
@@ -76,7 +76,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
 
 
 def check_output(output: Path) -> None:
-    """Raise UsageError unless `output` is a folder to be, an empty one, or one that holds an earlier result only."""
+    """Raise UsageError unless `output` does not exist, is an empty folder, or holds only an earlier result."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output: {output} is a file; name a folder")
     with refusals("read", str(output)):
@@ -89,7 +89,7 @@ def check_output(output: Path) -> None:
 def draw(request: Request, photographs: list[Image.Image], output: Path) -> list[Path]:
     """Load the models, draw, and write `image-I.png`, `masks-I.png` (with subjects) and settings.yaml below `output`.
 
-    Everything is drawn before the first file is written; an earlier result in `output` is replaced.
+    All images are made before the first file is written; an earlier result in `output` is replaced.
 
     Returns:
         The images' paths.
@@ -131,7 +131,7 @@ def _settings(request: Request, pipe: RealCustomPipeline) -> str:
 
 
 class _Progress:
-    """Says, every few seconds, which step is done."""
+    """Logs the current step every few seconds."""
 
     def __init__(self, steps: int, every: float = 3.0) -> None:
         self._steps, self._every, self._said = steps, every, time.monotonic()
@@ -160,7 +160,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _write(files: dict[str, bytes], output: Path) -> list[Path]:
-    check_output(output)  # it may have been filled while the models drew
+    check_output(output)  # another process may have written there in the meantime
     store = Store()
     for path in list(output.iterdir()) if output.exists() else ():
         if path.name not in files:

@@ -1,4 +1,4 @@
-"""What a command is given to work on: which models it uses, and what is found out about inputs before anything starts."""
+"""Inputs of a command: which models it uses, and checks of inputs before anything starts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from realcustom.store import Store, refusals
 
 
 def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str | None:
-    """The image encoder to load for `adapter`; None = the one that it names.
+    """The image encoder to load for `adapter`; None = the one named by the adapter.
 
-    An adapter names a local encoder by its content, not by where it lies: the recipe's (`own`) is used if it is that one.
+    An adapter names a local encoder by its content, not by its path: the recipe's (`own`) is used if it is that one.
     """
     if adapter is None or given is not None:
         return given
@@ -25,7 +25,7 @@ def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str |
 
 
 def require_path(place: str, option: str, kind: str) -> None:
-    """Raise UsageError if the local path `place` is not there, or an object store does not let us read `place`."""
+    """Raise UsageError if the local path `place` does not exist, or an object store refuses to read it."""
     if "://" in place:
         from realcustom.store import check_readable
 
@@ -37,7 +37,7 @@ def require_path(place: str, option: str, kind: str) -> None:
 
 
 def _check_zoo(place: str) -> None:
-    """For a model that ships with the repository: raise the error that says how to make it."""
+    """For a model that ships with the repository: raise the error with the command that trains it."""
     from realcustom.sprites import ZOO, zoo_path
 
     if Path(place).is_relative_to(ZOO):
@@ -45,7 +45,7 @@ def _check_zoo(place: str) -> None:
 
 
 def require_base(base: str) -> None:
-    """Raise UsageError if `base` is neither a diffusers folder nor like a hub id; imports no models' library."""
+    """Raise UsageError if `base` is neither a diffusers folder nor shaped like a hub id; imports no model library."""
     from realcustom.identity import check_base
 
     if not Path(base).exists():
@@ -58,13 +58,13 @@ def require_base(base: str) -> None:
 
 @contextlib.contextmanager
 def table_refusals(uri: str) -> Iterator[None]:
-    """Within: a file that cannot be read, or is no Parquet table, becomes a UsageError."""
+    """A context in which a file that cannot be read, or is not a Parquet table, becomes a UsageError."""
     import pyarrow as pa
 
     with refusals("read", uri):
         try:
             yield
-        except (pa.ArrowInvalid, OSError) as error:  # pyarrow says either of broken bytes
+        except (pa.ArrowInvalid, OSError) as error:  # pyarrow raises either for broken bytes
             if isinstance(error, (UsageError, FileNotFoundError)) or getattr(error, "errno", None) is not None:
                 raise
             raise UsageError(f"{uri} is not a Parquet table, or a broken one: {error}") from error

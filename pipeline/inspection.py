@@ -1,4 +1,4 @@
-"""What a file or folder of ours is: an adapter, a stage's output, training records, or the shipped models."""
+"""Descriptions of files and folders: an adapter, a stage's output, training records, or the shipped models."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _STORE = Store()
 
 
 def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
-    """Lines that say what `target` is.
+    """Lines that describe `target`.
 
     Args:
         target: `zoo`, an adapter checkpoint, a stage's directory, a folder of records, or a Parquet file.
-        images: drawings that `zoo` measures the shipped models on; other seeds give other ones.
+        images: drawings that `zoo` measures the shipped models on; other seeds give other drawings.
     Raises:
-        UsageError: it is not there, none of these, or broken.
+        UsageError: it does not exist, is none of these, or is broken.
     """
     if target == "zoo":
         yield from _zoo(images, seed)

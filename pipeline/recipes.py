@@ -1,4 +1,4 @@
-"""Complete runs, one function each. Nothing here imports torch or ray, and no model is looked for before it is used."""
+"""Complete runs, one function each. Nothing here imports torch or ray, and no model is looked up before it is used."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from realcustom.training.settings import Schedule, TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Everything that a run is told. The two models that several parts share are named once, here."""
+    """All settings of a run. The two models that several parts share are named once, here."""
 
     base: str  # diffusers folder or hub id of the frozen text-to-image model
-    adapter: str | None = None  # trained for that base: what `generate` and `serve` use unless told otherwise
+    adapter: str | None = None  # adapter trained for that base, the default of `generate` and `serve`
     method: MethodSettings = field(default_factory=MethodSettings)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -37,7 +37,7 @@ class RunSettings:
 
 
 def sprites() -> RunSettings:
-    """The drawn world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
+    """The synthetic world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
     from realcustom.sprites import ZOO
     from realcustom.sprites.world import NOUNS, NUM_INFERENCE_STEPS, SIZE
 
@@ -48,8 +48,8 @@ def sprites() -> RunSettings:
         method=MethodSettings(
             image_encoder=ImageEncoderSettings(model=image_encoder),
             tokens=TokenSettings(hidden=128),
-            # the subject's weight well above the text's, as the paper's; both are small, since every guidance
-            # costs some similarity here (sprites/README.md)
+            # the subject's weight is well above the text's, as in the paper; both are small, because any guidance costs
+            # some similarity here (sprites/README.md)
             guidance=GuidanceSettings(guidance_scale=1.0, subject_guidance_scale=3.0),
             sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
         ),
@@ -63,14 +63,14 @@ def sprites() -> RunSettings:
             encode=EncodeSettings(base=str(ZOO / "pipeline"), image_encoder=image_encoder, resolution=SIZE),
         ),
         train=TrainSettings(
-            lr=1e-4,  # to go on from the shipped adapter; 3e-3 from nothing
+            lr=1e-4,  # for the shipped adapter; 3e-3 for new weights
             schedule=Schedule.COSINE,
             steps=200,
             batch_size=16,
             warmup=20,
-            # whose colours a subject has is decided where noise hides them; another view cannot be copied, but mostly the
-            # reference is the picture itself and sometimes nothing else tells what it shows, as in the paper: then a
-            # subject brings its background along, and it is the mask that holds it back
+            # a subject's colours are decided at high noise levels, where the latents do not show them. Other views
+            # cannot be copied, but as in the paper the reference is mostly the picture itself, and the text is
+            # sometimes dropped: the adapter then also learns the reference's background, which the mask suppresses
             timestep_shift=6.0,
             p_multiview=0.15,
             p_drop_text=0.2,
@@ -103,7 +103,7 @@ def paper_sd15() -> RunSettings:
 
 
 def released_sdxl() -> RunSettings:
-    """RealCustom++ on SDXL as released; `realcustom convert` makes an adapter of the released weights."""
+    """RealCustom++ on SDXL as released; `realcustom convert` makes an adapter from the released weights."""
     base = "stabilityai/stable-diffusion-xl-base-1.0"
     method = presets.released_sdxl()
     return dataclasses.replace(

@@ -19,7 +19,7 @@ def serve_until_interrupted(
     settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None, address: str | None
 ) -> None:
     """Run the endpoint until SIGINT or SIGTERM, then stop it. Raises KeyboardInterrupt at the end."""
-    if not (address or os.environ.get("RAY_ADDRESS")):  # on a cluster that is there, Serve may listen already
+    if not (address or os.environ.get("RAY_ADDRESS")):  # on an existing cluster Serve may listen already
         check_port(settings.host, settings.port)
     signal.signal(signal.SIGTERM, _interrupt)
     logger.info("starting Ray and the models ...")
@@ -35,7 +35,7 @@ def serve_until_interrupted(
 
 
 def announcement(url: str, settings: ServeSettings) -> str:
-    """Where the endpoint is, and a request to try."""
+    """The endpoint's URL, and an example request."""
     key = f' -H "Authorization: Bearer ${settings.api_key_variable}"' if settings.api_key_variable else ""
     return (
         f"ready at {url} (Ctrl-C stops it); for example:\n"

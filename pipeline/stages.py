@@ -1,4 +1,4 @@
-"""One or more preprocessing stages on a table, and what they did in words."""
+"""Run one or more preprocessing stages, with lines about the results."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def run_stages(
     limit: int | None = None,
     address: str | None = None,
 ) -> Iterator[str]:
-    """Run `stages` one after the other, the first on `input`; yields lines that tell the result of each.
+    """Run `stages` one after the other, the first on `input`; yields lines with the result of each.
 
     The last line of a stage is the directory that it wrote. Ray is started when there is work for it, not before.
 
     Args:
         local: in this process, without Ray.
-        limit: at most so many units of each stage.
+        limit: at most this many units of each stage.
         address: of the Ray cluster, as `cluster.connected` takes it.
     """
     if not local:
         check_address(address)
-    for stage in stages:  # a model of the last stage that is not there is not to be found out after days
+    for stage in stages:  # a missing model of the last stage must not be found only after days
         check_stage(stage, settings.preprocess, settings.method)
     with contextlib.ExitStack() as stack:
         for stage in stages:

@@ -1,4 +1,4 @@
-"""The shipped models measured, those of the data pipeline run by the classes that its stages run them with."""
+"""Measures of the shipped models; those of preprocessing are run by the classes of its stages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def captioner(settings: PreprocessSettings) -> inspect_zoo.Captioner:
 
 
 def _in_batches(model: Callable[..., list[T]], *inputs: Sequence[Any]) -> list[T]:
-    """The model's answers to pictures and what is asked of each, `BATCH` of them at a time."""
+    """The model's answers to pictures and a question for each, `BATCH` of them at a time."""
     answers: list[T] = []
     for start in range(0, len(inputs[0]), BATCH):
         answers += model(*(values[start : start + BATCH] for values in inputs), BATCH)

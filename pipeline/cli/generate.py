@@ -13,10 +13,10 @@ from realcustom.sampling import MAX_SEED, SamplingParams
 
 
 def generate(
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the picture shows; holds every --word.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Description of the picture; contains every --word.")],
     images: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="PHOTO", help="Picture of the subject; repeat for several; none: text alone."),
+        typer.Option("--image", metavar="PHOTO", help="Picture of the subject; repeat for several; none: only text."),
     ] = None,
     words: Annotated[
         list[str] | None,
@@ -30,11 +30,11 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the starting noise.")] = 0,
     sampling: SamplingParams,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="torch device; else a GPU where there is one.")
+        str | None, typer.Option(metavar="NAME", help="torch device; else a GPU, if there is one.")
     ] = None,
     given: SettingsOptions,
 ) -> None:
-    """Draw a prompt with one of its words narrowed to the subject of a photograph. Runs without Ray."""
+    """Generate images of a prompt with one of its words narrowed to the subject of a photograph. Runs without Ray."""
     settings = given.resolve("generate", ("base", "adapter", "method.image_encoder"))
     base, adapter = models.base_and_adapter(settings)
     from realcustom.pipeline.generate import Request, check, draw

@@ -14,13 +14,15 @@ from realcustom.store import check_writable
 
 def convert(
     weights: Annotated[Path, typer.Argument(metavar="FILE", help="The released RealCustom++ weights, a .pth file.")],
-    base: Annotated[str, typer.Option(metavar="FOLDER|HUB_ID", help="SDXL model in diffusers' format they act on.")],
+    base: Annotated[
+        str, typer.Option(metavar="FOLDER|HUB_ID", help="SDXL model in diffusers' format to use them with.")
+    ],
     output: Annotated[str, typer.Option(metavar="FILE", help="Adapter checkpoint to write; path or URI.")],
     image_encoder: Annotated[
         str | None, typer.Option(metavar="SIGLIP,DINOV2", help="Folders or hub ids, instead of the preset's.")
     ] = None,
 ) -> None:
-    """Turn the released RealCustom++ weights into an adapter; every name and shape is checked, nothing in it is run."""
+    """Turn the released RealCustom++ weights into an adapter; every name and shape is checked, no code in it is run."""
     require_base(base)
     _check_file(output)
     from realcustom.checkpoint import save_adapter
@@ -32,16 +34,16 @@ def convert(
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="ADAPTER|STAGE_DIR|RECORDS|zoo", help="What to look into.")],
+    target: Annotated[str, typer.Argument(metavar="ADAPTER|STAGE_DIR|RECORDS|zoo", help="What to describe.")],
     images: Annotated[int, typer.Option(min=1, help="For zoo: drawings to measure on.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="For zoo: other seeds, other drawings.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="For zoo: other seeds give other drawings.")] = 0,
     sheet: Annotated[
         str | None,
         typer.Option("--html", metavar="FILE", help="Of a stage or records: write rows as pictures; path or URI."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=500, help="With --html: rows to show, spread over all.")] = 48,
 ) -> None:
-    """Say what an adapter, a stage's output or a table of records is; `zoo` measures the shipped models live."""
+    """Describe an adapter, a stage's output or a table of records; `zoo` measures the shipped models."""
     if sheet is not None and (target == "zoo" or target.endswith(".safetensors")):
         raise UsageError(f"--html shows the rows of a stage's output or of records as pictures, and {target} has none")
     if sheet is not None:

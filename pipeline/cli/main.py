@@ -1,4 +1,4 @@
-"""The command line `realcustom`. Nothing heavy is imported until a verb has found its arguments in order."""
+"""The command line `realcustom`. Nothing heavy is imported until a verb has checked its arguments."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from realcustom.errors import UsageError
 from realcustom.pipeline.cli import generate, inspect, preprocess, quickstart, serve, train
 from realcustom.pipeline.cli.options import add_verb
 
-DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # set: mistakes show their trace too
+DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
 MISTAKE = 2
-INTERRUPTED = 130  # exit status of a program that SIGINT ended
+INTERRUPTED = 130  # exit status of a program ended by SIGINT
 
 app = typer.Typer(
     name="realcustom",
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a bug of ours (its trace on stderr), 2 a mistake of the user's (one line
+    """Run the command line and exit: 0 done, 1 a bug (its trace on stderr), 2 the user's mistake (one line
     on stderr), 130 interrupted.
     """
     sys.exit(run(arguments))
@@ -39,17 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. What is not a user's mistake is raised, and keeps its trace."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their warnings are about what we chose; workers inherit this
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their warnings are about our choices; workers inherit this
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except typer.TyperException as error:  # an option or a verb that does not exist, or lacks its value
+    except typer.TyperException as error:  # an option or verb that does not exist, or a missing value
         return _refuse(error.format_message(), error)
     except UsageError as error:
         return _refuse(str(error), error)
-    if status == INTERRUPTED:  # typer turns an interrupt into this status, without a word
+    if status == INTERRUPTED:  # typer turns an interrupt into this status, without a message
         sys.stderr.write("interrupted\n")
     return int(status or 0)
 

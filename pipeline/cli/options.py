@@ -1,6 +1,7 @@
-"""Options that the verbs share, in groups: a verb that has a parameter of a group's type has the group's options.
+"""Options that the verbs share, in groups: a verb with a parameter of a group's type has the group's options.
 
-A group is a frozen dataclass whose fields are options; `SamplingParams` is one whose options are made from its fields.
+A group is a frozen dataclass whose fields are options. `SamplingParams` is a group too: its options are made from its
+fields.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from realcustom.sampling import KNOBS, Knob, SamplingParams
 logger = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = "sprites"
-# Where the command line has its own word for a knob, or gives it another way.
+# Parameters whose option has another name, or that another option gives.
 FLAGS = {"n": "--count", "num_inference_steps": "--steps", "use_mask": "--no-mask"}
 NOT_OPTIONS = ("seed", "return_masks")
 OTHERWISE = {"width": "the base model's own", "height": "the base model's own", "negative_prompt": "the empty text"}
 
 Address = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to run on; else RAY_ADDRESS, else one of its own.")
+    str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to run on; else RAY_ADDRESS, else a new local one.")
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsOptions:
-    """Which settings a run has."""
+    """Options for a run's settings."""
 
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Complete settings to begin with.")] = DEFAULT_RECIPE
     config: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="YAML settings laid over the recipe; may be repeated.")
+        list[Path] | None, typer.Option(metavar="FILE", help="YAML settings that override the recipe; may be repeated.")
     ] = None
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="One setting, laid over recipe and files; may be repeated."),
+        typer.Option("--set", metavar="A.B=C", help="One setting, which overrides recipe and files; may be repeated."),
     ] = None
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")
@@ -55,7 +56,7 @@ class SettingsOptions:
 
         Args:
             used: the sections that `verb` reads; an assignment to another one warns that it has no effect.
-            over: nested settings that options of `verb` stand for.
+            over: nested settings given by options of `verb`.
         """
         settings = resolve(self.recipe, self.config or (), self.sets or (), over)
         if self.print_config:
@@ -70,7 +71,7 @@ class SettingsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which models draw."""
+    """Options for the models that generate."""
 
     base: Annotated[
         str | None,
@@ -80,11 +81,11 @@ class ModelOptions:
         str | None, typer.Option(metavar="FILE", help="Adapter checkpoint, path or URI, instead of the recipe's.")
     ] = None
     image_encoder: Annotated[
-        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="Instead of the one that the adapter names.")
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="Instead of the one named by the adapter.")
     ] = None
 
     def base_and_adapter(self, settings: RunSettings) -> tuple[str, str | None]:
-        """The options where given, else the recipe's two, which belong together."""
+        """The options if given, else the recipe's two models, which belong together."""
         if self.base is not None and self.adapter is None:
             return self.base, None  # the recipe's adapter was trained for another base
         return self.base or settings.base, self.adapter or settings.adapter
@@ -96,7 +97,7 @@ def add_verb(
     """Make `verb` a command of `app`, its groups of options spread out.
 
     Args:
-        examples: command lines that close its help.
+        examples: command lines at the end of its help.
         name, help: None = the function's name and docstring.
     """
     epilog = "\b\nFor example:\n" + "\n".join(f"  {example}" for example in examples)
@@ -104,7 +105,7 @@ def add_verb(
 
 
 def _spread(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb` as typer reads it: in place of a parameter that is a group, the group's options."""
+    """`verb` for typer: a parameter that is a group is replaced by the group's options."""
     hints = typing.get_type_hints(verb, include_extras=True)
     groups: dict[str, tuple[Any, list[inspect.Parameter]]] = {}
     parameters: list[inspect.Parameter] = []
@@ -135,7 +136,7 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
 
 def _knob_option(knob: Knob) -> inspect.Parameter:
     help = knob.help.removeprefix("false: ")
-    otherwise = f"; else {OTHERWISE.get(knob.name, 'as the adapter says')}" if knob.optional else ""
+    otherwise = f"; else {OTHERWISE.get(knob.name, 'as in the adapter')}" if knob.optional else ""
     flags = (FLAGS[knob.name],) if knob.name in FLAGS else ()
     turned = knob.default is True  # its flag turns it off
     option = typer.Option(

@@ -1,4 +1,4 @@
-"""The verbs `realcustom preprocess ...`: one for each stage of the catalogue; `filter` is two in a row, `all` is six."""
+"""The verbs `realcustom preprocess ...`: one for each stage of the catalogue; `filter` runs two stages, `all` six."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="From an image-text corpus to training records: ingest, score, select, caption, subjects, encode.",
-    epilog="Each stage reads the directory that the one before printed; run again, it does only what is not done.",
+    epilog="Each stage reads the directory that the one before printed; run again, it does only the rest.",
     rich_markup_mode=None,
 )
 
-Input = Annotated[str, typer.Option(metavar="DIR", help="What the stage before wrote, or a table in its schema.")]
+Input = Annotated[str, typer.Option(metavar="DIR", help="Directory of the stage before, or a table in its schema.")]
 Source = Annotated[
     str,
     typer.Option(metavar="DIR", help="webdataset shards, Parquet tables, a folder of pictures, or a table of URLs."),
@@ -37,14 +37,14 @@ Output = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """How a source is read: options that stand for settings of `ingest`."""
+    """How a source is read: options for settings of `ingest`."""
 
     metadata: Annotated[str | None, typer.Option(metavar="CSV", help="Table that describes a folder's pictures.")] = (
         None
     )
     join: Annotated[
         str | None,
-        typer.Option(metavar="PART=COLUMN", help="Whose row is whose; PART: folder, stem, file or path."),
+        typer.Option(metavar="PART=COLUMN", help="Matches rows to pictures; PART: folder, stem, file or path."),
     ] = None
     caption_template: Annotated[
         str | None,
@@ -52,7 +52,7 @@ class SourceOptions:
     ] = None
 
     def settings(self) -> Mapping[str, Any] | None:
-        """The settings that they stand for, nested."""
+        """The settings given by the options, nested."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return {"preprocess": {"ingest": given}} if given else None
 
@@ -62,9 +62,9 @@ class RunOptions:
     """How a verb runs."""
 
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for a few pictures.")] = False
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Do at most N units more.")] = None
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Do at most N more units.")] = None
     dry_run: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Try N units, write nothing, say what all would take.")
+        int | None, typer.Option(metavar="N", min=1, help="Try N units, write nothing, estimate the time of all.")
     ] = None
     hourly_price: Annotated[
         float | None, typer.Option(metavar="PRICE", min=0.0, help="With --dry-run: of one worker.")
@@ -72,7 +72,7 @@ class RunOptions:
     address: Address = None
 
     def run(self, stages: Sequence[Stage], input: str, output: str, settings: RunSettings) -> Iterator[str]:
-        """Run the stages, or try them; lines that say what came of it."""
+        """Run the stages, or try them; yields lines about the results."""
         if self.dry_run is not None:
             if self.limit is not None:
                 raise UsageError("--dry-run tries units and keeps nothing, --limit keeps them: give one of the two")

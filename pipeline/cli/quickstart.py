@@ -16,10 +16,10 @@ USED = ("base", "adapter", "method", "preprocess", "train", "serve", "evaluate")
 
 
 def quickstart(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Page, report and all that they rest on.")] = Path(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Page, report and all files that they use.")] = Path(
         "outputs/quickstart"
     ),
-    pictures: Annotated[int, typer.Option(min=48, help="Of the corpus that is drawn.")] = 240,
+    pictures: Annotated[int, typer.Option(min=48, help="Number of pictures of the synthetic corpus.")] = 240,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train from new weights, not the shipped ones.")
     ] = False,
@@ -27,7 +27,7 @@ def quickstart(
     given: SettingsOptions,
     address: Address = None,
 ) -> None:
-    """The whole system at work on a synthetic world: corpus, preprocessing, training, serving, measuring, a page."""
+    """Run the whole system on a synthetic world: corpus, preprocessing, training, serving, evaluation, a page."""
     settings = given.resolve("quickstart", USED)
     require_base(settings.base)
     if not from_scratch:

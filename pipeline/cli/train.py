@@ -31,7 +31,7 @@ def train(
     given: SettingsOptions,
     address: Address = None,
 ) -> None:
-    """Train adapter and scoring module on training records; a run that OUTPUT holds unfinished is continued."""
+    """Train adapter and scoring module on training records; an unfinished run in OUTPUT is continued."""
     settings = given.resolve("train", ("base", "method", "train"))
     base = base or settings.base
     require_records(records)

@@ -1,1 +1,1 @@
-"""`realcustom quickstart`: the whole system at work on the synthetic world, ending in one page."""
+"""`realcustom quickstart`: a run of the whole system on the synthetic world, with one page of results."""

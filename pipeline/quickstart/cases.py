@@ -1,4 +1,4 @@
-"""Questions whose answers are known: evaluation cases of the drawn world, and its judge in the form evaluation takes."""
+"""Evaluation cases of the synthetic world, whose ground truth is known, and its judge in the form that evaluation takes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from realcustom.sprites.judge import Judge as SpritesJudge
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What the judge may know of a case."""
+    """The judge's data about a case."""
 
     identity: world.Identity
     background: str
-    reference: world.Scene  # that the reference is a picture of
+    reference: world.Scene  # the identity that the reference shows
 
 
 def drawn_cases(count: int, first: int = 0) -> list[Case]:
-    """`count` cases on identities and seeds that nobody was trained on.
+    """`count` cases on identities and seeds that no model was trained on.
 
     The reference is a whole picture of the subject with its own background and place; the wrong reference is the same
     picture with another identity of the same noun; the oracle is the prompt's scene drawn with the right one.
@@ -66,7 +66,7 @@ class DrawnJudge:
         self.judge = SpritesJudge.load(zoo_path("judge"))
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case]) -> list[Scores]:
-        """Score images, any size, against their cases' truth, in order."""
+        """Score images of any size against their cases' truth, in order."""
         side = (world.SIZE, world.SIZE)
         pixels = np.stack([np.asarray(image.convert("RGB").resize(side)) for image in images])
         verdict = self.judge(pixels)

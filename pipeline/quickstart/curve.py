@@ -47,7 +47,7 @@ def curve_svg(
 
 
 def _smooth(points: Sequence[tuple[int, float]], window: int = 9) -> list[tuple[int, float]]:
-    """Running mean over so many neighbours."""
+    """Running mean over this many neighbours."""
     half = window // 2
     losses = [loss for _, loss in points]
     return [

@@ -1,4 +1,4 @@
-"""What the quickstart's page shows, gathered from the outputs of the run."""
+"""The content of the quickstart's page, from the outputs of the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEXT_STEPS = """\
   realcustom generate --image tests/data/photos/duck_toy.jpg --prompt "a star at the left on grass" --word star
   realcustom serve --set serve.port=8000                   # the endpoint; its README section has a curl example
   realcustom inspect {adapter}
-  realcustom inspect zoo                                   # what the small models can do, measured live
+  realcustom inspect zoo                                   # measures of the small models
   realcustom quickstart --from-scratch --set train.lr=3e-3 # train the adapter from nothing"""
 
 
@@ -101,7 +101,7 @@ def _corpus_samples(corpus: str) -> list[dict[str, str]]:
 
 
 def _dropped(corpus: str, truth: dict[str, dict[str, Any]]) -> list[dict[str, str | None]]:
-    """One picture of each kind that was corrupted, as it lies in the shards; None where it cannot be read."""
+    """One picture of each kind of corruption, as it is in the shards; None if it cannot be read."""
     shown: dict[str, dict[str, str | None]] = {}
     readable = {
         drawn.Corruption.EXACT_DUPLICATE.value,
@@ -148,7 +148,7 @@ def _training(trained: Any, settings: RunSettings, from_scratch: bool) -> dict[s
 
 
 def _verdict(table: Table) -> str:
-    """What the numbers say, in words."""
+    """The numbers in words."""
     rows = {row.setting: row for row in table.rows}
     plain, masked = rows[Setting.TEXT_TO_IMAGE], rows[Setting.SUBJECT_WITH_MASK]
     gap = table.wrong_reference

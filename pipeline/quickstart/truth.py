@@ -1,4 +1,4 @@
-"""How right the preprocessing models were, held against the truth that lies beside a drawn corpus."""
+"""Accuracy of the preprocessing models against the ground truth of a synthetic corpus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measure_models(captioned: pa.Table, records: pa.Table, truth: Mapping[str, M
         truth: rows of a corpus' truth, by uid.
     Returns:
         `detection_recall` of the pictures, `detection_precision` of the records, `mask_iou` averaged over the records,
-        `caption_accuracy` (noun and background both named right), `caption_background`.
+        `caption_accuracy` (noun and background both correct), `caption_background`.
     """
     rows = captioned.select(["uid", "synthetic_caption"]).to_pylist()
     found, precise, mask_ious = set(), [], []

@@ -1,10 +1,10 @@
-"""Train the adapter that ships with the drawn world.
+"""Train the adapter that ships with the synthetic world.
 
     python -m realcustom.pipeline.quickstart.zoo_adapter [--pictures 6000] [--steps N]
 
-A drawn corpus goes through the six stages and `train`, all in this process, exactly as the verbs of the command line run
-them; what comes of it is copied to `sprites/zoo/adapter.safetensors`. Run again, it goes on where it stopped.
-`--reference crop` trains `adapter_crop.safetensors`, which is shown its subject cut out on white, to compare.
+A synthetic corpus is processed by the six stages and `train`, all in this process, as by the verbs of the command line;
+the result is copied to `sprites/zoo/adapter.safetensors`. Run again, it continues where it stopped. `--reference crop`
+trains `adapter_crop.safetensors` for comparison, whose reference is the subject cut out on white.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from realcustom.settings import Reference
 
 logger = logging.getLogger(__name__)
 
-FIRST_SCENE = 10**6  # apart from the corpus of the quickstart, which is validated on
+FIRST_SCENE = 10**6  # first scene, so that it shares none with the quickstart's corpus, which is used for validation
 PICTURES = 6000
 VIEWS = 3  # pictures of one subject
 NAMES = {Reference.IMAGE: "adapter", Reference.CROP: "adapter_crop"}
 
 
 def settings_of(steps: int | None = None, reference: Reference = Reference.IMAGE) -> RunSettings:
-    """The sprites recipe with a longer training, from nothing, and the learning rate that goes with it."""
+    """The sprites recipe with a longer training, from new weights, with the learning rate for that."""
     run = sprites()
     image_encoder = dataclasses.replace(run.method.image_encoder, reference=reference)
     method = dataclasses.replace(run.method, image_encoder=image_encoder)
@@ -50,7 +50,7 @@ def settings_of(steps: int | None = None, reference: Reference = Reference.IMAGE
 def train_zoo_adapter(
     output: Path, work: Path, pictures: int, steps: int | None, reference: Reference = Reference.IMAGE
 ) -> None:
-    """Draw, preprocess, train, and copy the adapter to `output`. Intermediate results lie below `work`."""
+    """Draw, preprocess, train, and copy the adapter to `output`. Intermediate results are below `work`."""
     from realcustom.pipeline.stages import run_stages
     from realcustom.sprites.corpus import CorpusSettings, write_corpus
     from realcustom.training.run import train
