@@ -16,7 +16,7 @@ def zoo_path(name: str) -> str:
         name: `pipeline`, `clip`, `image_encoder`, `blip`, `grounding_dino`, `sam`, `heads`, `judge` or
             `adapter.safetensors`.
     Raises:
-        UsageError: it was not shipped or trained.
+        UsageError: it was neither shipped nor trained.
     """
     path = ZOO / name
     if not path.exists():

@@ -33,11 +33,11 @@ class BaseSettings:
 
     steps: int = 30_000  # of `batch_size` pictures each
     cycle: int = 20_000  # steps after which the learning rate starts again (warm restarts, arXiv 1608.03983)
-    batch_size: int = 16  # 16 beats 64 at equal pictures: steps are what counts
+    batch_size: int = 16  # 16 is better than 64 for an equal number of pictures: the number of steps matters
     lr: float = 1.5e-3
     ema: float = 0.999
     drop_caption: float = 0.1  # probability, for classifier-free guidance
-    describe: float = 0.6  # probability that a caption tells the attributes, see `captions_of`
+    describe: float = 0.6  # probability that a caption names the attributes, see `captions_of`
     timestep_shift: float = 2.0  # t = s u / (1 + (s - 1) u): more = noisier, where colours and shapes are decided
     inside_weight: float = 3.0  # of the loss inside the object
     localisation: float = 0.05  # weight of the attention term
@@ -81,7 +81,7 @@ def make_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,  # diffusers reads this as the number of heads
+        attention_head_dim=2,  # diffusers uses this as the number of heads
         cross_attention_dim=text.WIDTH,
         norm_num_groups=8,
     )
@@ -95,7 +95,7 @@ def make_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
-        steps_offset=1,  # what diffusers asks of Stable Diffusion folders; "trailing" does not use it
+        steps_offset=1,  # diffusers requires it of Stable Diffusion folders; "trailing" does not use it
     )
 
 
@@ -184,10 +184,10 @@ def _tokens(tokenizer: CLIPTokenizer, caption: str) -> torch.Tensor:
 
 
 def captions_of(scenes: list[Scene], settings: BaseSettings, generator: torch.Generator) -> list[str]:
-    """A caption for each scene: dropped, with the subject's attributes told, or without.
+    """A caption for each scene: dropped, with the subject's attributes, or without.
 
-    A base model that has never read a colour has no way from its cross-attentions to a subject's colours, so an
-    adapter, which acts through just these, could not steer them either.
+    If no caption named a colour, the base model's cross-attentions could not change a subject's colours, and an
+    adapter, which acts only through them, could not either.
     """
     dropped = torch.rand(len(scenes), generator=generator) < settings.drop_caption
     described = torch.rand(len(scenes), generator=generator) < settings.describe
@@ -292,7 +292,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
 def _rate(step: int, steps: int, cycle: int) -> float:
     """In each cycle: warm-up over 200 steps, constant, then falling linearly to a tenth over the last third."""
     begun = step - step % cycle
-    length = min(cycle, steps - begun) or cycle  # none is left when the schedule asks once more at the end
+    length = min(cycle, steps - begun) or cycle  # 0 in the schedule's call after the last step
     done = step - begun
     return min(1.0, (done + 1) / 200) * min(1.0, 0.1 + 0.9 * (length - done) / (length / 3))
 

@@ -1,4 +1,4 @@
-"""A BERT tokenizer that knows the world's words whole, for the models whose text part is a BERT."""
+"""A BERT tokenizer in which each of the world's words is one token, for the models whose text part is a BERT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = 1 + max(FIXED.values())
 
 
 def make_bert_tokenizer() -> BertTokenizer:
-    """Whole words of the world, single characters and their continuations; BERT's ids for what has a meaning there."""
+    """Whole words of the world, single characters and their continuations; BERT's ids for tokens with a special meaning."""
     characters = [*string.ascii_lowercase, *string.digits]
     free = [*WORDS, *characters, *(f"##{character}" for character in characters), *string.punctuation]
     entries = [entry for entry in dict.fromkeys(free) if entry not in FIXED]

@@ -26,7 +26,7 @@ from realcustom.sprites.defects import recolour
 from realcustom.sprites.resume import Checkpoint, report_progress
 from realcustom.sprites.world import PLACES, SIZE, TEMPLATES, Scene, Split, draw, random_for, scene
 
-FIRST_SCENE = 5 * 10**8  # apart from the scenes of other models
+FIRST_SCENE = 5 * 10**8  # first scene; other models use other scenes
 LENGTH = 24  # tokens of a caption in training, padding included
 WIDTH = 64
 
@@ -79,7 +79,7 @@ def make_model() -> BlipForConditionalGeneration:
 
 
 def canonical_caption(item: Scene) -> str:
-    """The one caption that is taught for a scene: one template; of two subjects the one further left or up first."""
+    """The only training caption of a scene: one template; of two subjects the left or upper one first."""
     places = list(PLACES)
     subjects = sorted(item.subjects, key=lambda placed: places.index(placed.place))
     return dataclasses.replace(item, subjects=tuple(subjects), template=TEMPLATES[0]).caption
@@ -90,7 +90,8 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Pixel values (B, 3, 32, 32), token ids (B, L) from [DEC] to [SEP], attention mask, from step `first_step` on.
 
-    A split has so few identities that their colours give away the noun; recoloured subjects must be told by their shape.
+    A split has so few identities that the colours would reveal the noun; recoloured subjects must be recognised by
+    their shape.
     """
     for step in range(first_step, settings.steps):
         first = FIRST_SCENE + step * settings.batch_size

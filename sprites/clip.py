@@ -1,8 +1,8 @@
 """The world's CLIP: a tiny CLIPModel trained from scratch with CLIP's own contrastive loss.
 
-Captions of two scenes may say the same; then both pictures are right for both captions. Part of the pictures carries a
-drawn defect, which a caption does not tell: linear readings of the image embedding, thrown away after training, keep it
-visible for the heads that `score` reads (see `sprites.heads`). B pictures, D = 64.
+Captions of two scenes may have the same meaning; then both pictures are right for both captions. Some pictures have a
+drawn defect, which captions do not mention: linear probes on the image embedding, removed after training, make the
+model encode it for the heads that `score` reads (see `sprites.heads`). B pictures, D = 64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from realcustom.sprites.world import SIZE, Scene, Split, draw, random_for, scene
 
 WIDTH = 64
 PATCH = SIZE // GRID
-FIRST_SCENE = 6 * 10**8  # apart from the scenes of other models
+FIRST_SCENE = 6 * 10**8  # first scene; other models use other scenes
 CLEAN = 10.0  # the quality of a drawing without defects
 
 
@@ -37,16 +37,16 @@ class ClipSettings:
     lr: float = 1.5e-3
     second: float = 0.2  # probability of a second subject
     defect: float = 0.45  # probability of a drawn defect
-    defect_weight: float = 0.5  # of the loss that keeps defects visible
+    defect_weight: float = 0.5  # weight of the loss of the probes for defects
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defects:
-    """What the heads should say of a picture."""
+    """The heads' targets for a picture."""
 
     aesthetic: float = CLEAN  # quality, 1 to 10
-    nsfw: float = 0.0  # 1: it has what must not pass
+    nsfw: float = 0.0  # 1: it shows unsafe content (drawn)
     watermark: float = 0.0  # 1: it has one
 
 
@@ -59,7 +59,7 @@ class DefectReadings(nn.Module):
 
     def loss(self, image_embeds: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Squared error of the quality over 10 and cross-entropy of the rest; `wanted` (B, 3)."""
-        read = self.linear(8 * image_embeds)  # embeddings have length one: a head needs long weights
+        read = self.linear(8 * image_embeds)  # embeddings have length one: a head needs large weights
         quality = nn.functional.mse_loss(read[:, 0], wanted[:, 0] / 10)
         return 10 * quality + nn.functional.binary_cross_entropy_with_logits(read[:, 1:], wanted[:, 1:])
 
@@ -114,7 +114,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
 
 
 def contrastive_loss(logits_per_text: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric cross-entropy (arXiv 2103.00020, fig. 3), the target shared among pairs that say the same.
+    """CLIP's symmetric cross-entropy (arXiv 2103.00020, fig. 3), the target shared among pairs with the same meaning.
 
     Args:
         logits_per_text: (B, B).
@@ -127,12 +127,12 @@ def contrastive_loss(logits_per_text: torch.Tensor, same: torch.Tensor) -> torch
 
 
 def content(item: Scene) -> tuple[str, frozenset[tuple[str, str]]]:
-    """What a caption says, whatever its template and order: background, and noun and place of each subject."""
+    """The meaning of a caption, independent of template and order: background, and noun and place of each subject."""
     return item.background, frozenset((placed.identity.noun, placed.place) for placed in item.subjects)
 
 
 def picture_with_defect(index: int, image: np.ndarray, probability: float) -> tuple[np.ndarray, Defects]:
-    """A picture, uint8 (32, 32, 3), with at most one drawn defect, and what the heads should say of it."""
+    """A picture, uint8 (32, 32, 3), with at most one drawn defect, and the heads' targets for it."""
     rng = random_for(Split.ZOO, index, 4)
     if rng.random() >= probability:
         return image, Defects()
@@ -158,7 +158,7 @@ def _attention_mask(ids: torch.Tensor, eos: int) -> torch.Tensor:
 
 
 def _batches(settings: ClipSettings, first_step: int) -> Iterator[tuple[torch.Tensor, list[Scene], torch.Tensor]]:
-    """Pixel values (B, 3, 32, 32), scenes and what the heads should say (B, 3), from step `first_step` on."""
+    """Pixel values (B, 3, 32, 32), scenes and the heads' targets (B, 3), from step `first_step` on."""
     for step in range(first_step, settings.steps):
         numbers = range(FIRST_SCENE + step * settings.batch_size, FIRST_SCENE + (step + 1) * settings.batch_size)
         scenes = [scene(Split.ZOO, number, second=settings.second) for number in numbers]

@@ -1,7 +1,8 @@
-"""The world as an image-text corpus: webdataset shards of any size, the truth about them beside.
+"""The world as an image-text corpus: webdataset shards of any size, and their ground truth.
 
-`FOLDER/shards/shard-00000.tar` holds `000000.jpg`, `000000.txt` (the caption) and `000000.json` (which pictures are known
-to show the same subject); `FOLDER/truth.parquet` what nobody but a judge may read. Also the load for tests of throughput:
+`FOLDER/shards/shard-00000.tar` holds `000000.jpg`, `000000.txt` (the caption) and `000000.json` (which pictures are
+known to show the same subject); `FOLDER/truth.parquet` holds the ground truth, which only a judge may read. Also used
+for tests of throughput:
 
     python -m realcustom.sprites.corpus FOLDER --pictures 1000000 --per-shard 10000    # folder or s3:// URI
 """
@@ -31,7 +32,7 @@ from realcustom.sprites.world import Drawing, Scene, Split, draw, scene
 
 
 class Corruption(enum.Enum):
-    """What is wrong with a picture of a corpus, on purpose."""
+    """The deliberate corruption of a picture of a corpus."""
 
     TRUNCATED_JPEG = "truncated_jpeg"
     TORN_TAR = "torn_tar"  # the shard ends in the middle of this sample
@@ -43,7 +44,7 @@ class Corruption(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSettings:
-    """How much is drawn."""
+    """Size and content of a corpus."""
 
     pictures: int = 240
     per_shard: int = 48
@@ -61,7 +62,7 @@ class CorpusSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture as it lies in a shard."""
+    """One picture as stored in a shard."""
 
     scene: Scene
     drawing: Drawing
@@ -75,14 +76,14 @@ def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]
     """Write shards and truth below `folder`; the same settings give the same bytes.
 
     Returns:
-        How many pictures are corrupted in each way, by name, and `pictures`: the number in all.
+        The number of pictures corrupted in each way, by name, and `pictures`: the number of all.
     """
     samples, counts = _samples(settings), dict.fromkeys(("pictures", *(kind.value for kind in Corruption)), 0)
     if settings.corrupted:
         samples = _corrupt_some(samples, settings)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, _TRUTH) as truth:
-        # a shard is held at a time, beside the truth so far
+        # memory holds one shard at a time, and the truth so far
         for number, chunk in enumerate(iter(lambda: list(itertools.islice(samples, settings.per_shard)), [])):
             name = f"shard-{number:05d}.tar"
             storage.write_bytes(storage.join(folder, "shards", name), _shard(chunk))
@@ -97,11 +98,11 @@ def write_corpus(folder: str | Path, settings: CorpusSettings) -> dict[str, int]
 
 
 def read_picture(folder: str | Path, key: str) -> bytes:
-    """The encoded bytes of the picture `key` (`shard-00000.tar/000031.jpg`) of a corpus, whatever state they are in."""
+    """The encoded bytes of the picture `key` (`shard-00000.tar/000031.jpg`) of a corpus, corrupted or not."""
     shard, _, name = key.partition("/")
     data = storage.read_bytes(storage.join(folder, "shards", shard))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for member in tar:  # in order, so that what lies before a tear can be read
+        for member in tar:  # in order, so that members before a tear can be read
             if member.name == name:
                 file = tar.extractfile(member)
                 assert file is not None, f"{key} is not a file"

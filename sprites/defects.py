@@ -1,6 +1,6 @@
-"""What can be wrong with a picture: drawn stand-ins for bad quality, a watermark, and what must not pass.
+"""Defects of a picture: drawn stand-ins for bad quality, a watermark, and unsafe content.
 
-Corpora draw them on purpose, the heads that `score` reads learn to see them, and the judge learns to see through the
+Corpora contain them on purpose, the heads that `score` reads learn to detect them, and the judge learns to ignore the
 mild ones. Pictures are uint8 (H, W, 3) in and out; nothing is changed in place.
 """
 
@@ -27,7 +27,7 @@ def noise(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.nd
 
 
 def wash_out(image: np.ndarray, amount: float) -> np.ndarray:
-    """Contrast and saturation lost: the share `amount` of the way to a light grey."""
+    """Reduced contrast and saturation: the picture blended with a light grey by the share `amount`."""
     return _pixels(image * (1 - amount) + 190.0 * amount)
 
 
@@ -40,7 +40,7 @@ def add_watermark(image: np.ndarray, opacity: float = 0.75, offset: int = 0) -> 
 
 
 def add_forbidden_sign(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The stand-in for what must not pass: a red ring, crossed out, with a white ground, somewhere on the picture."""
+    """The stand-in for unsafe content: a red ring, crossed out, with a white ground, somewhere on the picture."""
     height, width = image.shape[:2]
     radius = min(height, width) * rng.uniform(0.22, 0.32)
     x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
@@ -56,7 +56,7 @@ def add_forbidden_sign(image: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 
 def compress(image: np.ndarray, quality: int, subsampling: int = 0) -> np.ndarray:
-    """What JPEG leaves of a picture; `subsampling` of colour as Pillow counts it: 0 is 4:4:4, 2 is 4:2:0."""
+    """A picture after JPEG compression; `subsampling` of colour as Pillow counts it: 0 is 4:4:4, 2 is 4:2:0."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return np.asarray(Image.open(buffer))
@@ -69,7 +69,7 @@ def recolour(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> n
 
 
 def add_blob(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A soft spot of some colour: what a generator leaves that meant to draw an object and did not."""
+    """A soft spot of some colour, as from a generator that failed to draw an object."""
     height, width = image.shape[:2]
     ys, xs = np.mgrid[0:height, 0:width]
     y, x = rng.uniform(0.25, 0.75, 2) * (height, width)

@@ -1,8 +1,8 @@
 """The world's detector: a tiny GroundingDinoForObjectDetection, trained from scratch.
 
-transformers' own loss needs SciPy for its matching. With at most two boxes a picture the best matching is found by
-looking at all of them, in one batch. Beside the decoder, every cell of the encoder is trained on the box that it lies
-in: one query in a picture is too little to learn from quickly.
+transformers' own loss needs SciPy for its matching. With at most two boxes per picture the best matching is found by
+trying all of them, in one batch. In addition to the decoder, every cell of the encoder is trained on the box that it
+lies in: one query per picture gives too little signal.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from realcustom.sprites.resume import Checkpoint, report_progress
 from realcustom.sprites.world import NOUNS, SIZE, Drawing, Scene, Split, draw, random_for, scene
 
 TEXT_LENGTH = 24  # tokens of a prompt in training, padding included; the model takes up to `max_text_len`
-FIRST_SCENE = 3 * 10**8  # apart from the scenes of other models
+FIRST_SCENE = 3 * 10**8  # first scene; other models use other scenes
 QUERIES = 10
-NONE = -100.0  # the logit of a padding token, which the model gives as minus infinity
+NONE = -100.0  # the logit of a padding token, for which the model gives minus infinity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class DetectorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What is asked of a picture, and the answer."""
+    """A prompt for a picture, and its boxes."""
 
     text: str  # "a star. a mug."
     boxes: tuple[tuple[float, float, float, float], ...]  # centre x, y, width, height, shares of the picture
@@ -93,7 +93,7 @@ def make_model() -> GroundingDinoForObjectDetection:
         fusion_droppath=0.0,
     )
     model = GroundingDinoForObjectDetection(config)
-    # logits are products of two normalised features of 64 numbers: unscaled they start at tens, far from any answer
+    # logits are products of two normalised features of 64 numbers: unscaled they would start at tens
     with torch.no_grad():
         model.model.encoder.layers[-1].text_enhancer_layer.layer_norm_after.weight.mul_(0.1)
     return model
@@ -123,7 +123,7 @@ def _centre_form(box: tuple[int, int, int, int]) -> tuple[float, float, float, f
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the model takes, and what it is to answer."""
+    """The model's inputs and targets."""
 
     pixel_values: torch.Tensor  # (B, 3, 32, 32), [-1, 1]
     input_ids: torch.Tensor  # (B, L)
@@ -211,7 +211,7 @@ def _costs(logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> torch.Ten
 
 
 def match(costs: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
-    """The queries (B, 2) that together cost least, two different ones."""
+    """The two different queries (B, 2) with the least total cost."""
     queries = costs.shape[1]
     costs = costs * exists[:, None]
     pairs = costs[:, :, None, 0] + costs[:, None, :, 1]  # (B, Q, Q)
@@ -221,7 +221,7 @@ def match(costs: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
 
 
 def _set_loss(logits: torch.Tensor, boxes: torch.Tensor, matched: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Each box by its query, all other queries nothing."""
+    """Loss of the decoder: each box for its query, no box for all other queries."""
     tokens = batch.tokens * batch.exists[:, :, None]
     wanted = torch.zeros(*logits.shape[:2], tokens.shape[2])
     wanted.scatter_add_(1, matched[:, :, None].expand_as(tokens), tokens)
@@ -231,7 +231,7 @@ def _set_loss(logits: torch.Tensor, boxes: torch.Tensor, matched: torch.Tensor, 
 
 
 def _cell_loss(logits: torch.Tensor, boxes: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Each cell (B, S) whose centre lies in the inner half of a box by that box, all other cells nothing."""
+    """Each cell (B, S) whose centre lies in the inner half of a box gets that box, all other cells none."""
     centres = _cell_centres(84).to(logits)
     offset = (centres[None, :, None] - batch.boxes[:, None, :, :2]).abs() / batch.boxes[:, None, :, 2:]
     inside = (offset.amax(3) < 0.3) & batch.exists[:, None]  # (B, S, 2)

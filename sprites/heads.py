@@ -1,7 +1,7 @@
 """The small heads that `score` reads: aesthetic, nsfw and watermark, linear on CLIP's image embedding of length one.
 
-What they see is drawn: quality falls with blur, noise and wash-out (10: as drawn, 1: worst), a lattice stands for a
-watermark, a crossed-out sign for what must not pass. Fitted in seconds on the frozen CLIP of the zoo.
+Their targets are drawn: quality falls with blur, noise and wash-out (10: as drawn, 1: worst), a lattice stands for a
+watermark, a crossed-out sign for unsafe content. Fitted in seconds on the frozen CLIP of the zoo.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from realcustom.errors import UsageError
 from realcustom.sprites import clip
 from realcustom.sprites.world import Split, draw, scene
 
-FIRST_SCENE = 8 * 10**8  # apart from the scenes of other models
+FIRST_SCENE = 8 * 10**8  # first scene; other models use other scenes
 PICTURES = 6000
-NAMES = ("aesthetic", "nsfw", "watermark")  # the columns of what the heads should say
+NAMES = ("aesthetic", "nsfw", "watermark")  # the columns of the heads' targets
 SHRINKAGE = 1e-3  # of the weights, per picture
 
 
@@ -31,7 +31,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
     """Fit the heads on the CLIP beside `output` and save `heads.safetensors` there.
 
     Args:
-        work: unused: there is nothing to resume in a fit of seconds.
+        work: unused: a fit of seconds needs no resume.
         steps: of the optimiser (L-BFGS; default 100).
     Raises:
         UsageError: there is no trained CLIP beside `output`.
@@ -52,7 +52,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
 
 @torch.inference_mode()
 def embed_pictures(folder: Path, first: int, count: int, split: Split = Split.ZOO) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (N, D) of length one of pictures with and without defects, and what the heads should say (N, 3)."""
+    """Embeddings (N, D) of length one of pictures with and without defects, and the heads' targets (N, 3)."""
     model = CLIPModel.from_pretrained(folder).eval()
     processor = CLIPImageProcessorPil.from_pretrained(folder)
     embeds, wanted = [], []

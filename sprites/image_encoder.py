@@ -1,8 +1,8 @@
-"""The adapter's image encoder: a tiny CLIPVisionModel whose patch tokens tell the subject, trained from scratch.
+"""The adapter's image encoder: a tiny CLIPVisionModel whose patch tokens identify the subject, trained from scratch.
 
-The method reads the last hidden state but one. Linear probes on it teach each patch token who the subject is (noun,
-both colours, pattern), what lies under the patch itself, and its colour; the same on the pooled output trains the last
-layer. The probes are thrown away. B pictures, S patches, C = 11 kinds of patch.
+The method reads the last hidden state but one. Linear probes on it teach each patch token the subject's identity (noun,
+both colours, pattern), the patch's own kind and its colour; the same probes on the pooled output train the last layer.
+The probes are removed afterwards. B pictures, S patches, C = 11 kinds of patch.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from realcustom.sprites.world import (
 PATCH = 4  # pixels a side
 GRID = SIZE // PATCH
 WIDTH = 128
-FIRST_SCENE = 7 * 10**8  # apart from the scenes of other models
+FIRST_SCENE = 7 * 10**8  # first scene; other models use other scenes
 ATTRIBUTES = {"noun": NOUNS, "body": tuple(BODY_COLOURS), "second": tuple(SECOND_COLOURS), "pattern": PATTERNS}
 SUBJECT, WHITE = len(BACKGROUNDS), len(BACKGROUNDS) + 1  # kinds of patch after the backgrounds
 KINDS = len(BACKGROUNDS) + 2
-UNTOLD = ""  # the value of an attribute that a picture is not asked for
+UNTOLD = ""  # the value of an attribute that is no target for a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +64,15 @@ class ImageEncoderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Pictures and what their patches should know."""
+    """Pictures and the targets of their patches."""
 
     pixel_values: torch.Tensor  # (B, 3, 32, 32), [-1, 1]
-    attributes: dict[str, torch.Tensor]  # name -> (B, S); -100 where the picture leaves it open
+    attributes: dict[str, torch.Tensor]  # name -> (B, S); -100 where it is no target
     kinds: torch.Tensor  # (B, S): background, subject or white
 
 
 class Probes(nn.Module):
-    """Linear readings of tokens (..., WIDTH); no part of the saved model."""
+    """Linear probes on tokens (..., WIDTH); not part of the saved model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class Probes(nn.Module):
     def of_attributes(self, tokens: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """By attribute, cross-entropy plus the squared error of reading 1 for its value and 0 for all others.
 
-        An adapter's keys and values read tokens linearly, without the softmax that makes a class of a vague reading: a
-        subject that reads .7 gold and .3 white is drawn so. Tokens (N, WIDTH), targets (N,).
+        An adapter's keys and values are linear in the tokens, without a softmax that would sharpen uncertain classes: a
+        subject read as 0.7 gold and 0.3 white is drawn like that. Tokens (N, WIDTH), targets (N,).
         """
         losses = {}
         for name, probe in self.attributes.items():
@@ -149,7 +149,7 @@ def train(output: Path, work: Path, steps: int | None = None) -> None:
 def identity_losses(
     model: CLIPVisionModel, probes: Probes, pooled_probes: Probes, batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """What the patch tokens of the last state but one, and the pooled output, do not yet know."""
+    """The loss of the probes on the patch tokens of the last state but one, and on the pooled output."""
     output = model(batch.pixel_values, output_hidden_states=True)
     tokens = output.hidden_states[-2][:, 1:]  # (B, S, WIDTH)
     flat = {name: target.flatten() for name, target in batch.attributes.items()}
@@ -171,7 +171,7 @@ def _batches(settings: ImageEncoderSettings, first_step: int) -> Iterator[Batch]
 
 
 def make_batch(examples: list[tuple[np.ndarray, Scene, np.ndarray]]) -> Batch:
-    """Tensors of pictures uint8 (32, 32, 3), their scenes, and what lies at each pixel (see `_layout`)."""
+    """Tensors of pictures uint8 (32, 32, 3), their scenes, and the content of each pixel (see `_layout`)."""
     images = np.stack([image for image, _, _ in examples])
     kinds, owners = zip(*(_patches(layout) for _, _, layout in examples), strict=True)
     attributes = {
@@ -201,9 +201,9 @@ def _cut(values: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int]) -
 def _example(index: int, settings: ImageEncoderSettings) -> tuple[np.ndarray, Scene, np.ndarray]:
     """A picture, its scene and layout.
 
-    A split has so few identities that colours give away the noun, and a model that learns them by heart does not read
-    it of a subject it has not met. So some pictures are recoloured: these alone are asked for the noun, and only
-    pictures in their own colours are asked for colours.
+    A split has so few identities that the colours reveal the noun, and a model that memorises them does not recognise
+    the noun of a new subject. So some pictures are recoloured: only these have the noun as a target, and only pictures
+    in their own colours have colours as targets.
     """
     rng = random_for(Split.ZOO, index, 3)
     item = scene(Split.ZOO, index, second=settings.second)
@@ -236,7 +236,7 @@ def _example(index: int, settings: ImageEncoderSettings) -> tuple[np.ndarray, Sc
 
 
 def _layout(item: Scene, drawing: Drawing) -> np.ndarray:
-    """What lies at each pixel (32, 32): a background's number, SUBJECT for the first subject, 100 for the second."""
+    """The content of each pixel (32, 32): a background's number, SUBJECT for the first subject, 100 for the second."""
     layout = np.full((SIZE, SIZE), BACKGROUNDS.index(item.background))
     layout[drawing.masks[0]] = SUBJECT
     for mask in drawing.masks[1:]:
@@ -245,7 +245,7 @@ def _layout(item: Scene, drawing: Drawing) -> np.ndarray:
 
 
 def _patches(layout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kind of each patch (S,), and which subject its attributes are to be those of (S,): 0, 1, or -1 for unclear."""
+    """Kind of each patch (S,), and the subject that gives its attributes (S,): 0, 1, or -1 for unclear."""
     blocks = layout.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, PATCH * PATCH)
     subject, other = (blocks == SUBJECT).sum(1), (blocks == 100).sum(1)
     half = PATCH * PATCH // 2
@@ -265,7 +265,7 @@ def _wanted(name: str, item: Scene, owners: np.ndarray) -> np.ndarray:
 
 
 def _untold(item: Scene, names: tuple[str, ...]) -> Scene:
-    """A scene that leaves the named attributes of all its subjects open."""
+    """A scene in which the named attributes of all subjects are no targets."""
     open_values: dict[str, Any] = dict.fromkeys(names, UNTOLD)
     identities = [dataclasses.replace(placed.identity, **open_values) for placed in item.subjects]
     placed = zip(item.subjects, identities, strict=True)

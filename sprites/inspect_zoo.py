@@ -1,4 +1,4 @@
-"""How well the shipped models do their work, measured live on held-out drawings whose truth is known."""
+"""Measures of the shipped models on new held-out drawings with ground truth."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ Segmenter = Callable[
 ]  # -> mask (H, W), its estimated IoU
 Captioner = Callable[[list[Image.Image]], list[str]]
 
-IOU = 0.5  # from here on a box counts as found
+IOU = 0.5  # a box counts as found from this IoU on
 BATCH = 32  # pictures drawn at a time
-GALLERY = 32  # captions that a picture chooses among
+GALLERY = 32  # captions among which a picture's own is searched
 
 
 def inspect_zoo(
@@ -64,12 +64,12 @@ def inspect_zoo(
     """Measures of the shipped models on `images` drawings of one subject, identities that no model has seen.
 
     Args:
-        seed: other seeds, other drawings.
+        seed: other seeds give other drawings.
         names: of the models; None = all.
         detector, segmenter, captioner: what runs `grounding_dino`, `sam` and `blip`; None: it is not measured.
 
     Returns:
-        Shares and mean IoUs, 0 to 1, by name. Measures of a model that is not there are missing.
+        Shares and mean IoUs, 0 to 1, by name. Measures of a missing model are missing.
     """
     first = 10**9 + seed * 10**6
     scenes = [scene(Split.EVALUATION, first + number) for number in range(images)]
@@ -90,10 +90,10 @@ def inspect_zoo(
 
 
 def inspect_pipeline(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
-    """Plain text-to-image by the judge, and where the noun's attention goes while it is drawn.
+    """Plain text-to-image scored by the judge, and the noun's attention during sampling.
 
-    Shares of the scenes' captions whose noun, background and place are there; and the mean IoU, over steps, of the
-    noun's largest quarter of attention with the object that came of it.
+    Shares of images that show the caption's noun, background and place; and the mean IoU, over steps, of the quarter of
+    cells with the noun's largest attention with the object in the image.
     """
     masks, images = [], []
     pipeline = plain_pipeline()
@@ -133,7 +133,7 @@ def inspect_pipeline(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, 
 
 
 def plain_pipeline() -> RealCustomPipeline:
-    """Text-to-image whose masks can be asked for: with the subject's weight at zero its branch is never run."""
+    """Text-to-image that returns masks: with the subject's weight at zero its branch is never run."""
     encoder = ImageEncoderSettings(model=zoo_path("image_encoder"))
     settings = MethodSettings(
         image_encoder=encoder,
@@ -148,10 +148,10 @@ def plain_pipeline() -> RealCustomPipeline:
 
 
 def inspect_detector(detector: Detector, scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
-    """Recall and precision of the detector, asked once for the picture's noun and once for one that is absent.
+    """Recall and precision of the detector, prompted once with the picture's noun and once with an absent one.
 
-    A picture is recalled if its best box overlaps the subject's by `IOU`. Precise is the share of right ones among all
-    that is found: a second box for the same subject is wrong, and so is any for an absent noun.
+    A picture is recalled if its best box overlaps the subject's by `IOU`. Precision is the share of right boxes among
+    all that are found: a second box for the same subject is wrong, and so is any box for an absent noun.
     """
     images = pictures_of(drawings)
     nouns = [item.subjects[0].identity.noun for item in scenes]
@@ -223,12 +223,12 @@ def inspect_judge(scenes: list[Scene], drawings: list[Drawing]) -> dict[str, flo
 
 
 def pictures_of(drawings: list[Drawing]) -> list[Image.Image]:
-    """The drawings as models of pictures take them."""
+    """The drawings as PIL images."""
     return [Image.fromarray(drawing.image) for drawing in drawings]
 
 
 def share(right: list[bool]) -> float:
-    """The share that is true; raises ValueError for none at all."""
+    """The share that is true; raises UsageError for none at all."""
     if not right:
         raise UsageError("a share of no pictures: give images=1 or more")
     return sum(right) / len(right)

@@ -29,7 +29,7 @@ HEADS = {"noun": NOUNS, "background": BACKGROUNDS, "place": tuple(PLACES), "patt
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the judge sees: probabilities, in the order of the world's own lists."""
+    """The judge's result: probabilities, in the order of the world's lists."""
 
     noun: np.ndarray  # (B, nouns), sums to one
     background: np.ndarray  # (B, backgrounds)
@@ -182,7 +182,7 @@ def _example(index: int, settings: JudgeSettings) -> tuple[np.ndarray, np.ndarra
     drawing = draw(item)
     mask = np.logical_or.reduce(drawing.masks)
     if len(item.subjects) > 1:
-        # no pixel tells which of two was meant: both are object, and nothing is asked of noun, place and pattern
+        # pixels do not show which of two subjects is meant: both are object, and noun, place and pattern are no targets
         return degrade_mildly(drawing.image, mask, rng), np.array([-100, background, -100, -100]), mask
     subject = item.subjects[0]
     targets = np.array(
@@ -197,7 +197,7 @@ def _example(index: int, settings: JudgeSettings) -> tuple[np.ndarray, np.ndarra
 
 
 def _without_object(item: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The background of a scene: bare, with a soft spot, or with the object molten."""
+    """The background of a scene: bare, with a soft spot, or with the object blurred beyond recognition."""
     texture = shapes.BACKGROUNDS[item.background](np.random.default_rng(item.texture_seed), SIZE)
     ground = np.clip(texture, 0, 255).astype(np.uint8)
     kind = int(rng.integers(3))

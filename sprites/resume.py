@@ -1,4 +1,4 @@
-"""What every recipe of the zoo shares: a checkpoint to resume from, and a line of progress."""
+"""Shared by all recipes of the zoo: a checkpoint to resume from, and progress lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Checkpoint:
         self._shown = time.monotonic()
 
     def restore(self) -> int:
-        """Load the parts if the file exists; the number of steps that are done."""
+        """Load the parts if the file exists; returns the number of finished steps."""
         if not self.path.exists():
             return 0
         saved = torch.load(self.path, weights_only=True)
@@ -47,7 +47,7 @@ class Checkpoint:
         os.replace(temporary, self.path)
 
     def step(self, step: int, every: int, **values: float) -> None:
-        """After step `step`: save every so many steps; show the values every ten seconds."""
+        """After step `step`: save at intervals; show the values every ten seconds."""
         if (step + 1) % every == 0:
             self.save(step + 1)
         if time.monotonic() - self._shown > 10:
@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def report_progress(name: str, steps: Iterable[T], batch_size: int) -> Iterator[T]:
-    """Pass `steps` on, with a line on stderr every ten seconds: steps done, pictures a second."""
+    """Yield `steps`, with a line on stderr every ten seconds: steps done, pictures per second."""
     start = shown = time.monotonic()
     for done, step in enumerate(steps):
         yield step

@@ -1,4 +1,4 @@
-"""The world's segmenter: a tiny SamModel that gives the mask of what a box holds, trained from scratch."""
+"""The world's segmenter: a tiny SamModel that segments the object in a box, trained from scratch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers import (
 from realcustom.sprites.resume import Checkpoint, report_progress
 from realcustom.sprites.world import SIZE, Split, draw, random_for, scene
 
-FIRST_SCENE = 4 * 10**8  # apart from the scenes of other models
+FIRST_SCENE = 4 * 10**8  # first scene; other models use other scenes
 WIDTH = 96  # of the features of a patch
 
 
@@ -35,7 +35,7 @@ class SegmenterSettings:
     lr: float = 1e-3
     second: float = 0.3  # probability of a second subject
     jitter: float = 0.05  # standard deviation of a box's edges, shares of its side
-    rough: float = 0.15  # probability of a box that is four times as far off, to learn low scores from
+    rough: float = 0.15  # probability of a box that is four times as far off, for learning low scores
     seed: int = 0
 
 

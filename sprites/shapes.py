@@ -1,4 +1,4 @@
-"""What things look like: silhouettes of the nouns, patterns on subjects, textures of the backgrounds."""
+"""Appearance: silhouettes of the nouns, patterns on subjects, textures of the backgrounds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _heart(canvas: ImageDraw.ImageDraw, side: int, proportion: float) -> None:
 
 
 def _fish(canvas: ImageDraw.ImageDraw, side: int, proportion: float) -> None:
-    height = 0.31 / proportion  # a fish is long: its proportion shows in how tall it is
+    height = 0.31 / proportion  # a fish is long: its proportion changes its height
     canvas.ellipse((0.0, (0.5 - height) * side, 0.76 * side, (0.5 + height) * side), fill=255)
     canvas.polygon([(0.6 * side, 0.5 * side), (side, 0.16 * side), (side, 0.84 * side)], fill=255)
 
@@ -97,7 +97,7 @@ PATTERNS: dict[str, Pattern] = {
 
 
 def shrink(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """`mask` without the rim of so many pixels (4-neighbour erosion; outside counts as empty)."""
+    """`mask` without a rim of this many pixels (4-neighbour erosion; outside counts as empty)."""
     for _ in range(pixels):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

@@ -1,4 +1,4 @@
-"""How much of a subject's identity arrived in a generated picture, measured in its pixels.
+"""Similarity of a generated picture to a subject's identity, measured in its pixels.
 
 similarity = 0.75 colour + 0.25 pattern, and 0 where the judge finds no object. Colour is the histogram intersection, in
 a coarse CIE Lab grid, between the pixels in the mask that the judge finds and those of the subject's own rendering;
@@ -16,14 +16,14 @@ from realcustom.errors import UsageError
 from realcustom.sprites.judge import Verdict
 from realcustom.sprites.world import BACKGROUNDS, PATTERNS, Identity, Placed, Scene, draw
 
-COLOUR_SHARE = 0.75  # of the similarity; the rest is the pattern's
-SMALLEST_OBJECT = 16  # pixels of mask; fewer are no object
+COLOUR_SHARE = 0.75  # weight of colour in the similarity; the rest is the pattern's
+SMALLEST_OBJECT = 16  # pixels of a mask; with fewer there is no object
 LOW, HIGH = np.array([0.0, -90.0, -110.0]), np.array([100.0, 100.0, 100.0])  # Lab's range in sRGB
 CELLS = (5, 8, 8)  # of the grid along L, a and b; a colour is shared between the cells around it
 
 
 def similarity(images: np.ndarray, verdict: Verdict, identities: Sequence[Identity]) -> np.ndarray:
-    """Similarity (B,) in [0, 1] of what pictures show to the subjects that they should show.
+    """Similarity (B,) in [0, 1] of pictures to the subjects that they should show.
 
     Args:
         images: (B, H, W, 3), uint8, or float in [0, 1].
@@ -45,7 +45,7 @@ def similarity(images: np.ndarray, verdict: Verdict, identities: Sequence[Identi
 
 @functools.lru_cache(maxsize=4096)
 def rendered_histogram(identity: Identity) -> np.ndarray:
-    """Colour histogram of the subject's own rendering, averaged over the backgrounds, which shine through its rim."""
+    """Colour histogram of the subject's own rendering, averaged over the backgrounds, which are blended into its rim."""
     histograms = []
     for background in BACKGROUNDS:
         placed = Placed(identity=identity, place="left", jitter=(0, 0))

@@ -1,4 +1,4 @@
-"""The world's words: a CLIP tokenizer that knows them whole, and a text encoder that tells them apart.
+"""The world's words: a CLIP tokenizer in which each is one token, and a text encoder that distinguishes them.
 
 A freshly initialised CLIPTextModel gives nearly the same features for every noun; some seconds of caption
 classification (the noun at the noun's token, background and place at theirs) make them distinct. It is frozen after.
@@ -29,7 +29,7 @@ WIDTH = 64  # of the text features
 WORDS = (*NOUNS, *BACKGROUNDS, *PLACES, "a", "an", "the", "at", "on", "in", "of", "with", "and", "picture", "photo")
 ATTRIBUTES = (*BODY_COLOURS, *SECOND_COLOURS, *PATTERNS)  # words of the diffusion model's own captions alone
 BOUND = {"noun": NOUNS, "body": tuple(BODY_COLOURS), "second": tuple(SECOND_COLOURS)}
-NAMES = (*NOUNS, *BACKGROUNDS, *PLACES, *ATTRIBUTES)  # what the text encoder is taught to tell apart
+NAMES = (*NOUNS, *BACKGROUNDS, *PLACES, *ATTRIBUTES)  # the kinds of words that the text encoder learns to distinguish
 
 
 def make_clip_tokenizer(words: Sequence[str] = WORDS, max_length: int = MAX_LENGTH) -> CLIPTokenizer:
@@ -95,7 +95,7 @@ def pretrain_text_encoder(
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Train the text encoder on caption classification: each named thing at its token, all of them at the last.
 
-    Half of the captions tell the attributes of a subject; these are asked for at the pattern's token, so that they are
+    Half of the captions name the attributes of a subject; these are classified at the pattern's token, so that they are
     bound to the right one of two subjects.
 
     Returns:
@@ -134,14 +134,14 @@ def pretrain_text_encoder(
 
 
 def _batches(size: int) -> Iterator[list[Scene]]:
-    start = 10**8  # apart from the scenes that the diffusion model sees
+    start = 10**8  # first scene; the diffusion model uses other scenes
     while True:
         yield [scene(Split.ZOO, start + i, second=0.3) for i in range(size)]
         start += size
 
 
 def _byte_symbols() -> list[str]:
-    """The printable stand-ins of all 256 bytes, in CLIP's (GPT-2's) order."""
+    """The printable replacements of all 256 bytes, in CLIP's (GPT-2's) order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]

@@ -1,7 +1,7 @@
 """The synthetic world: a subject of a noun class and an identity, on a background and at a place that the caption names.
 
-The caption never tells the identity (colours, pattern, proportions): that is what a customisation method must take from
-a picture. Everything is a pure function of a split and an index, and comes with its ground truth.
+The caption never names the identity (colours, pattern, proportions): a customisation method must take it from a
+picture. Everything is a pure function of a split and an index, and comes with its ground truth.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ BODY_COLOURS = {
 }
 SECOND_COLOURS = {"white": (255, 255, 255), "black": (25, 25, 25), "gold": (250, 215, 60), "teal": (20, 160, 150)}
 TEMPLATES = ("a {subject} on {background}", "a picture of a {subject} on {background}", "{background} with a {subject}")
-GUIDANCE_SCALE, NUM_INFERENCE_STEPS = 3.0, 20  # what the world's diffusion model is sampled with
+GUIDANCE_SCALE, NUM_INFERENCE_STEPS = 3.0, 20  # sampling settings of the world's diffusion model
 SUPERSAMPLE = 4
 OUTLINE = (20, 20, 30)
 
 
 class Split(enum.Enum):
-    """Who draws. Splits share neither seeds nor identities; the value is the range of 1/16ths of all identities."""
+    """The split of a scene.
+
+    Splits share neither seeds nor identities; the value is its range of 1/16ths of all identities.
+    """
 
     CORPUS = (0, 5)
     ZOO = (5, 10)
@@ -51,7 +54,7 @@ class Split(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a caption does not tell of a subject."""
+    """The attributes of a subject that a caption does not name."""
 
     noun: str
     body: str  # a name of BODY_COLOURS
@@ -76,23 +79,23 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that is drawn, and the caption."""
+    """The content of a picture, and its caption."""
 
-    subjects: tuple[Placed, ...]  # one or two; the first is the one that a caption's target word means
+    subjects: tuple[Placed, ...]  # one or two; a caption's target word means the first
     background: str
     template: str
     texture_seed: int
 
     @property
     def caption(self) -> str:
-        """The text that explains the picture, identity apart."""
+        """The text that describes the picture without the identity."""
         return self._caption(tuple(placed.identity.noun for placed in self.subjects))
 
     def attribute_caption(self, described: int = 0) -> str:
-        """A caption that tells colours and pattern of the subject with this number: what base models are trained on.
+        """A caption that names colours and pattern of the subject with this number, for training base models.
 
-        No corpus has it and no evaluation asks it. It gives the text encoder and the UNet words for what an adapter is
-        to say with a picture.
+        No corpus or evaluation has it. It gives the text encoder and the UNet words for the attributes that an adapter
+        takes from a picture.
         """
         names = [placed.identity.noun for placed in self.subjects]
         names[described] = self.subjects[described].identity.description
@@ -141,7 +144,7 @@ def scene(split: Split, index: int, *, views: int = 1, second: float = 0.0) -> S
     """Scene `index` of a split.
 
     Args:
-        views: so many consecutive scenes show the same first subject (known multi-view data).
+        views: this many consecutive scenes show the same first subject (known multi-view data).
         second: probability of a second subject of another noun, at the opposite place.
     """
     subject_rng, rng = random_for(split, index // views, 1), random_for(split, index)
@@ -161,7 +164,7 @@ def scene(split: Split, index: int, *, views: int = 1, second: float = 0.0) -> S
 
 
 def same_scene_with(scene: Scene, identity: Identity) -> Scene:
-    """`scene` with another identity as its first subject; everything else as it was."""
+    """`scene` with another identity as its first subject; everything else unchanged."""
     first = dataclasses.replace(scene.subjects[0], identity=identity)
     return dataclasses.replace(scene, subjects=(first, *scene.subjects[1:]))
 
