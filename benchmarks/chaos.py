@@ -46,7 +46,7 @@ HARNESS = ("tests/preprocessing", "benchmarks/*.py")
 
 
 def main() -> None:
-    """Disturb the stages and write the result file."""
+    """Run the stages with kills and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", action="append", choices=[stage.name for stage in CHAIN], help="just this one")
     parser.add_argument("--seed", type=int, default=0, help="of the first stage; the next ones' follow it")
@@ -100,7 +100,7 @@ def disturb_stages(root: Path, wanted: list[str], seed: int, kills: int) -> None
 
 
 def disturbed(task: Task, address: str, kills: int, seed: int) -> Outcome:
-    """The stage after all kills. With the next seed where its last units went by before the last kills."""
+    """The stage after all kills. Tries the next seed if the last units were done before the last kills."""
     for later in range(TRIES):
         shutil.rmtree(task.output, ignore_errors=True)
         try:

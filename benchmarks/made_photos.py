@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = (384, 320)  # pixels of a picture
-TRUNCATED = 200  # every so many pictures one is cut short
+TRUNCATED = 200  # one picture in this many is truncated
 
 
 def write_shards(folder: Path, photos: list[Path], count: int, per_shard: int = 500, workers: int = 2) -> Path:

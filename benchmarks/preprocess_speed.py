@@ -58,7 +58,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(record.ROOT), "OMP_NUM_THREADS": 
 
 
 def corpus(work: Path, photos: list[Path], count: int, per_shard: int = 500) -> Path:
-    """A made corpus, made once."""
+    """A synthesised corpus, made once."""
     folder = work / f"pictures-{count}-{per_shard}"
     if not (folder / "done").exists():
         made_photos.write_shards(folder, photos, count, per_shard)
@@ -105,7 +105,7 @@ def ray_vs_loop(work: Path, photos: list[Path], pairs: int) -> record.Record:
 def memory_growth(work: Path, photos: list[Path]) -> record.Record:
     """Peak PSS of the stages on Ray at ten times the rows."""
     sizes, rounds = (PICTURES // 10, PICTURES), []
-    for _ in range(3):  # a peak is sampled once a second, and may be missed
+    for _ in range(3):  # sampled once a second, so a peak may be missed
         rounds.append(
             [run(STAGES, corpus(work, photos, size), work / "output", memory=True).peak_pss for size in sizes]
         )
@@ -175,7 +175,7 @@ def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
 def made(
     metric: str, value: float, unit: str, n: int, values: list[float], detail: dict[str, Any], only: str = ""
 ) -> record.Record:
-    """A record of this file, with what its value is made of."""
+    """A record of this file, with the details of its value."""
     command = f"python benchmarks/preprocess_speed.py --photos FOLDER --only {only or metric}"
     low, high = float(np.percentile(values, 5)), float(np.percentile(values, 95))
     item = record.record(metric, value, unit, n=n, spread=(low, high), command=command, commit=record.head())
@@ -183,7 +183,7 @@ def made(
 
 
 def main() -> None:
-    """Measure and write the result file, each measure as it is there."""
+    """Measure and write the result file after each measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side of a ratio")

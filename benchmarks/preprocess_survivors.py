@@ -1,4 +1,4 @@
-"""Memory of the one step of `select` that is in one place: who of all copies survives.
+"""Memory of the step of `select` that runs in one process: which copies survive.
 
     python benchmarks/preprocess_survivors.py            # a minute of one core
 

@@ -1,7 +1,7 @@
-"""What a command takes of the machine, its descendants included: CPU seconds and peak memory.
+"""Resources of a command and its descendants: CPU seconds and peak memory.
 
 Linux only. The measuring process adopts orphans (Ray's daemons and workers among them), so that none of the tree is
-missed, and waits until the last has gone.
+missed, and waits until the last has ended.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
         while not done.wait(0.1):
             tree = this.children(recursive=True)
             for process in tree:
-                with contextlib.suppress(psutil.Error):  # it has ended in between
+                with contextlib.suppress(psutil.Error):  # it has ended in the meantime
                     times = process.cpu_times()
                     seen[process] = times.user + times.system
             if memory and time.monotonic() - last >= 1:
@@ -80,7 +80,7 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
 
 
 def tree_pss(root: int) -> int:
-    """PSS in bytes of a process and its descendants; a process that has ended in between counts as nothing."""
+    """PSS in bytes of a process and its descendants; a process that has ended in the meantime counts as zero."""
     try:
         process = psutil.Process(root)
         return sum(map(_pss, [process, *process.children(recursive=True)]))

@@ -1,4 +1,4 @@
-"""The records that benchmarks leave: what was measured, on which revision and machine, and by which command."""
+"""The records of benchmarks: what was measured, on which revision and machine, and by which command."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def head(folder: Path = ROOT) -> str:
 
 
 def is_clean(folders: Sequence[str]) -> bool:
-    """Whether these folders hold what the commit says."""
+    """Whether these folders are unchanged since the commit."""
     command = ["git", "status", "--porcelain", "--", *folders]
     return not subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def is_same(commit: str, folders: Sequence[str]) -> bool:
-    """Whether these folders hold what they held in a commit."""
+    """Whether these folders are equal to those of a commit."""
     command = ["git", "diff", "--quiet", commit, "--", *folders]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0  # an unknown commit: 128
 
@@ -46,7 +46,7 @@ def record(
     commit: str,
     hardware: str = "",
 ) -> Record:
-    """One record; the spread of a single value is the value, and of no hardware named the processor's."""
+    """One record; the spread of a single value is the value, and the default hardware is the processor."""
     low, high = (value, value) if spread is None else spread
     return {
         "metric": metric,
@@ -62,7 +62,7 @@ def record(
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Lay new records over those of a result file."""
+    """Merge new records into a result file."""
     old = json.loads(path.read_text()) if path.exists() else []
     newest = {item["metric"]: item for item in [*old, *records]}
     path.parent.mkdir(parents=True, exist_ok=True)

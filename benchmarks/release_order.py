@@ -1,10 +1,11 @@
-"""The opponent that RealCustom's released sampler is: its order of work, written from its description.
+"""RealCustom's released sampler as a baseline: its order of work, written from its description.
 
-Three forwards a step, one after another, while the mask is live: text alone, whose prediction is thrown away and whose
-maps make the mask; text and image; negative text with the mask. Every cross-attention of every forward takes the softmax
-over all text tokens in fp32 and keeps it, all heads and all tokens, until the forward ends, as the release does outside
-training. What the release leaves open is done in the cheapest way: the softmax is what the output is made of, maps are
-views, the mask reads only the word's columns and is resized once for each grid, and self-attention is stock diffusers.
+Three forwards a step, one after another, while the mask is updated: text alone, whose prediction is discarded and whose
+maps make the mask; text and image; negative text with the mask. Every cross-attention of every forward takes the
+softmax over all text tokens in fp32 and keeps it, all heads and all tokens, until the forward ends, as the release does
+outside training. Details that the description leaves open are done in the cheapest way: the output is computed from the
+same softmax, maps are views, the mask reads only the word's columns and is resized once for each grid, and
+self-attention is stock diffusers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Text = tuple[Tensor, dict[str, Tensor] | None]  # (B, T, D), and SDXL's further 
 
 @dataclass(kw_only=True)
 class Collected:
-    """What a forward hands to its cross-attention layers, and the maps that they leave."""
+    """The arguments of a forward for its cross-attention layers, and the maps that they record."""
 
     grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w)
     tokens: Tensor | None = None  # (B, S, Di)
@@ -70,7 +71,7 @@ def _heads(attn: Attention, tokens: Tensor) -> Tensor:
 
 
 class StockIgnoringProcessor:
-    """diffusers' own, in self-attention, which is handed the cross-attention's argument as well."""
+    """diffusers' own, in self-attention, which also gets the cross-attention's argument."""
 
     def __init__(self) -> None:
         self._stock = AttnProcessor2_0()
@@ -122,7 +123,10 @@ class ReleaseOrder:
     def __call__(
         self, latents: Tensor, steps: int, mask_reused_step: int, replay: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Denoise; the last latents and each step's mask. `replay`: masks that take the place of its own, at the same cost."""
+        """Denoise; the last latents and each step's mask.
+
+        `replay`: masks that are used instead of its own, at the same cost.
+        """
         sides = [torch.Size(latents.shape[2:])]
         for _ in self.unet.config.block_out_channels:
             sides.append(torch.Size((side + 1) // 2 for side in sides[-1]))

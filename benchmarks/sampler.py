@@ -4,16 +4,16 @@
     python benchmarks/sampler.py --device cuda      # a GPU: bf16, eager and compiled, sizes of SD 1.5 and SDXL
     python benchmarks/sampler.py --quick            # a smoke run at tiny size; writes nothing
 
-Opponents: the order of the released code (benchmarks/release_order.py), diffusers' IP-Adapter pipeline with a given mask,
-and stock Stable Diffusion with classifier-free guidance. All are the public calls at random weights, up to the latents;
-diffusers' take their text embeddings ready-made, ours encodes its two prompts with a small text encoder inside the time.
-The subject's picture is encoded beforehand. Before anything is timed, what is computed is held equal: the release order
-on our masks, the IP-Adapter with a mask of ones.
+Baselines: the order of the released code (benchmarks/release_order.py), diffusers' IP-Adapter pipeline with a given
+mask, and stock Stable Diffusion with classifier-free guidance. All are the public calls at random weights, up to the
+latents; diffusers' take their text embeddings ready-made, ours encodes its two prompts with a small text encoder inside
+the time. The subject's picture is encoded beforehand. Before the timing the results are checked to be equal: the
+release order on our masks, the IP-Adapter with a mask of ones.
 
 Two sides alternate, A B B A, and the median of the paired ratios counts; its spread is the 5th to the 95th percentile.
 Memory is what the allocator holds at most during a call above what it held before (the weights): on a CPU it is added
 up from every allocation and release that torch's profiler reports, which does not depend on the machine's load, on
-fragments, or on what earlier calls left to be used again, as the process's resident size does.
+fragmentation, or on memory cached by earlier calls, as the process's resident size does.
 
 Writes benchmarks/results/sampler.json.
 """
@@ -62,10 +62,10 @@ GPU_SIZES = (
 
 
 def check_equal(sides: Sides, tolerance: float) -> None:
-    """Assert that all compute the same: the release order on our masks, the IP-Adapter with a mask of ones.
+    """Assert that all results are equal: the release order on our masks, the IP-Adapter with a mask of ones.
 
-    A mask's selection is discontinuous, so each side's own may differ in a cell; the first, which both make of the same
-    latents, is compared by itself.
+    A mask's selection is discontinuous, so the masks of two sides may differ in a cell; the first masks, made from the
+    same latents, are compared directly.
     """
     steps = sides.size.steps
     ours = sides.run_ours(steps, return_masks=True)
@@ -104,7 +104,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 def paired(
     a: Callable[[], object], b: Callable[[], object], pairs: int, device: str
 ) -> tuple[list[float], list[float]]:
-    """Seconds of A and of B, which alternate, every second pair the other way round."""
+    """Seconds of A and of B, which alternate; every second pair in reverse order."""
     run_a: list[float] = []
     run_b: list[float] = []
     gc.collect()
@@ -133,7 +133,7 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
 
 @contextlib.contextmanager
 def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
-    """The rows of each call of a UNet while this is open."""
+    """The rows of each call of a UNet inside this context."""
     rows: list[int] = []
     handle = unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:

@@ -68,11 +68,11 @@ SDXL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What is drawn, and by how large a model."""
+    """The sizes of the images and of the model."""
 
-    name: str  # what its metrics begin with
+    name: str  # prefix of its metrics
     unet: dict[str, Any]
-    latent: int  # cells a side
+    latent: int  # side in latent cells
     batch: int = 1
     image_tokens: int = 16  # a square number
     image_width: int = 256
@@ -88,7 +88,7 @@ SMALL = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256, 
 
 
 def stock_pipeline(size: Size) -> DiffusionPipeline:
-    """A whole diffusers pipeline with random weights; only its UNet is of the size in question."""
+    """A whole diffusers pipeline with random weights; only its UNet has the size of the setting."""
     torch.manual_seed(0)
     tokenizer = make_clip_tokenizer(tuple(PROMPT.split()), TEXT_TOKENS)
     vae = AutoencoderTiny(
@@ -160,14 +160,14 @@ def method(mask_reuse_after: int) -> MethodSettings:
 
 @dataclass(kw_only=True)
 class Sides:
-    """All that take part, on one set of weights; each method is one call from noise to latents."""
+    """All sides, on one set of weights; each method is one call from noise to latents."""
 
     size: Size
     ours: RealCustomPipeline
     plain: DiffusionPipeline
     ip_adapter: DiffusionPipeline
     release: ReleaseOrder
-    latents: Tensor  # (B, c, h, w), the noise that all begin with
+    latents: Tensor  # (B, c, h, w), the initial noise of all sides
     embeds: dict[str, Tensor]  # the text as diffusers takes it, one row
     tokens: Tensor  # (1, S, Di)
     subject: Subject
@@ -175,7 +175,7 @@ class Sides:
 
     @classmethod
     def make(cls, size: Size, folder: Path, device: str, dtype: torch.dtype) -> Sides:
-        """Write the folders that a user would have, and load every side from them."""
+        """Write model folders as a user would have them, and load every side from them."""
         stock, settings = stock_pipeline(size).to(dtype=dtype), method(size.steps)
         stock.save_pretrained(folder / "base")
         image_encoder(size, folder / "encoder")
@@ -238,7 +238,7 @@ class Sides:
         }
 
     def run_ours(self, reuse_after: int, use_mask: bool = True, return_masks: bool = False) -> Any:
-        """`RealCustomPipeline`, with fresh masks in so many steps; its output."""
+        """`RealCustomPipeline`, with new masks in this many steps; its output."""
         return self.ours(
             PROMPT,
             [self.subject],
@@ -266,7 +266,7 @@ class Sides:
         )
 
     def run_release(self, reused_step: int, replay: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The release order, with fresh masks in so many steps."""
+        """The release order, with new masks in this many steps."""
         return self.release(self.latents, self.size.steps, reused_step, replay)
 
     @torch.no_grad()
@@ -303,7 +303,7 @@ def loaded(size: Size, folder: Path, device: str, dtype: torch.dtype) -> Diffusi
 
 
 def install_ip_adapter(unet: UNet2DConditionModel, vision: dict[str, tuple[Tensor, Tensor]], tokens: int) -> None:
-    """What `load_ip_adapter` does, with our weights; the tokens arrive projected, which costs diffusers nothing."""
+    """The same as `load_ip_adapter`, with our weights; the tokens arrive projected, which costs diffusers nothing."""
     layers, processors = text_cross_attentions(unet), {}
     for name in unet.attn_processors:
         path = name.removesuffix(".processor")
@@ -330,7 +330,7 @@ def text_embeds(pipeline: DiffusionPipeline, size: Size, device: str) -> dict[st
     names = ["prompt_embeds", "negative_prompt_embeds"]
     if size.is_xl:
         names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
-        asked["negative_prompt"] = ""  # SDXL's pipeline would take zeros for none
+        asked["negative_prompt"] = ""  # SDXL's pipeline would use zeros if none are given
     return dict(zip(names, pipeline.encode_prompt(**({"negative_prompt": ""} | asked)), strict=True))
 
 

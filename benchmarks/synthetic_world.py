@@ -1,14 +1,14 @@
-"""What the shipped models of the synthetic world reach, on identities that no model has met, judged by ground truth.
+"""Results of the shipped models of the synthetic world, on identities that no model was trained on, by ground truth.
 
     python benchmarks/synthetic_world.py                      # about 15 minutes on two idle cores
     python benchmarks/synthetic_world.py --only table models  # some parts
 
 `table`: the same prompts and starting noise as plain text-to-image, with a subject without and with its mask, and with
-another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: the second shipped
-adapter, which is shown its subject cut out on white. `scope` and `scoring`: the paper's tables 2 and 3. The scoring rows
-change the scoring of one trained adapter when it is used; none is trained anew. `seconds`: one customised image of 20 steps
-on two cores. Writes benchmarks/results/sprites.json (this file is not named so: it would hide the package from every
-script beside it).
+another subject of the same noun, beside the true drawing. `models`: the data pipeline's models. `crop`: the second
+shipped adapter, which is shown its subject cut out on white. `scope` and `scoring`: the paper's tables 2 and 3. The
+scoring rows change the scoring of one trained adapter at inference; none is trained again. `seconds`: one customised
+image of 20 steps on two cores. Writes benchmarks/results/sprites.json (this file is not called sprites.py, as that
+would hide the package from the scripts beside it).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MODELS = ("detection_recall", "detection_precision", "mask_iou", "caption_accura
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One record of the result file, without what all have in common."""
+    """One record of the result file, without the common fields."""
 
     metric: str
     value: float
@@ -111,7 +111,7 @@ def row(name: str, scores: Sequence[Scores]) -> Iterator[Measure]:
 
 
 def table(images: int) -> Iterator[Measure]:
-    """The cells, and what the targets say of them."""
+    """The cells, compared with the targets."""
     names = {
         Setting.TEXT_TO_IMAGE: "plain",
         Setting.SUBJECT_WITHOUT_MASK: "no_mask",
@@ -150,7 +150,7 @@ def crop(images: int) -> Iterator[Measure]:
 
 
 def see_through_reference(case: Case) -> Image.Image:
-    """A case's reference, see-through beside its subject."""
+    """A case's reference, transparent outside its subject."""
     drawing = draw(case.truth.reference)
     return Image.fromarray(np.dstack([drawing.image, drawing.masks[0].astype(np.uint8) * 255]))
 
@@ -180,7 +180,7 @@ def models(images: int) -> Iterator[Measure]:
 
 
 def scope(images: int) -> Iterator[Measure]:
-    """The paper's table 2: how much of the picture the subject may act on."""
+    """The paper's table 2: the part of the picture that the subject may act on."""
     cases = drawn_cases(images)
     for value, binary in [*((value, False) for value in SCOPES), (0.25, True)]:
         name = f"scope_{value}{'_binary' if binary else ''}"
@@ -193,7 +193,7 @@ def scope(images: int) -> Iterator[Measure]:
 
 
 def scoring(images: int) -> Iterator[Measure]:
-    """The paper's table 3: what scores the image tokens, and how many of them act."""
+    """The paper's table 3: how image tokens are scored, and how many of them act."""
     cases = drawn_cases(images)
     choices: dict[str, dict[str, Any]] = {"none": {"scoring": False}}
     choices |= {fusion.value: {"fusion": fusion} for fusion in Fusion}
@@ -209,7 +209,7 @@ def scoring(images: int) -> Iterator[Measure]:
 
 
 def seconds(images: int) -> Iterator[Measure]:
-    """One customised image at a time, its reference encoded anew each time."""
+    """One customised image at a time, its reference encoded each time."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     pipeline, times = shipped(), []

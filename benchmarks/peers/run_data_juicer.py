@@ -3,7 +3,7 @@
 import sys
 import types
 
-# imagededup imports its CNN and with it torchvision, which the hash needs nothing of
+# imagededup imports its CNN and with it torchvision, which the hash does not need
 for module, name in (("imagededup.methods.cnn", "CNN"), ("imagededup.utils.models", "CustomModel")):
     sys.modules[module] = types.ModuleType(module)
     setattr(sys.modules[module], name, None)
@@ -15,5 +15,5 @@ from data_juicer.ops.filter.image_shape_filter import ImageShapeFilter  # noqa: 
 if len(sys.argv) > 1:
     dataset = NestedDataset.from_list([{"text": "", "images": [path]} for path in sys.argv[1:]])
     dataset = ImageShapeFilter(num_proc=1).run(dataset)
-    dataset = dataset.map(ImageDeduplicator().compute_hash)  # not the dropping of copies: files come more than once
+    dataset = dataset.map(ImageDeduplicator().compute_hash)  # without dropping copies: files occur more than once
     print(len(dataset))
