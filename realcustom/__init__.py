@@ -1,4 +1,4 @@
-"""RealCustom: a real word of the prompt narrowed to the subject of one picture. Free of Ray.
+"""RealCustom: a real word of the prompt narrowed to the subject of one picture. Does not use Ray.
 
 from realcustom import RealCustomPipeline, SamplingParams, Subject
 """

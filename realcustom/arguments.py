@@ -1,4 +1,4 @@
-"""What a call of the pipeline is given, checked and laid out: prompts with their subjects, settings with arguments over them."""
+"""Arguments of a pipeline call, checked and normalised: prompts with their subjects, and settings with the call's overrides."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Subject:
 
     image: Image.Image
     word: str | tuple[str, ...]  # several words share one mask, made of all their maps
-    occurrence: Occurrence | int | str | None = None  # all, first, last or a number from 0; None = as the adapter says
-    scope: float | None = None  # influence scope of this subject; None = the call's
+    occurrence: Occurrence | int | str | None = None  # all, first, last or a number from 0; None = the adapter's
+    scope: float | None = None  # influence scope of this subject; None = that of the call
     mask: Image.Image | None = None  # where the subject is in its picture, for adapters with `reference: crop`
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Subject:
         return self.word if isinstance(self.word, tuple) else (self.word,)
 
     def chosen_occurrence(self, default: Occurrence | int) -> Occurrence | int:
-        """Which occurrences count. Raises UsageError for a value that says nothing."""
+        """Which occurrences count. Raises UsageError for an invalid value."""
         if self.occurrence is None:
             return default
         if isinstance(self.occurrence, (Occurrence, int)):
@@ -79,7 +79,7 @@ def pair(
 
 
 def negative_prompts(negative_prompt: str | Sequence[str] | None, count: int) -> list[str] | None:
-    """One for each prompt; None = none was given."""
+    """One negative prompt for each prompt; None = none given."""
     if negative_prompt is None:
         return None
     given = [negative_prompt] * count if isinstance(negative_prompt, str) else list(negative_prompt)
@@ -89,9 +89,9 @@ def negative_prompts(negative_prompt: str | Sequence[str] | None, count: int) ->
 
 
 def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodSettings:
-    """The settings with a call's knobs laid over them; None = as the settings say.
+    """The settings with a call's arguments over them; None = the value of the settings.
 
-    Warns of what then does nothing and was not idle in the settings themselves.
+    Warns of settings that have no effect only because of the call's arguments.
     """
     sections = {knob.section for knob in KNOBS if knob.section is not None}
     changed = replace(
@@ -117,7 +117,10 @@ def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]]
 
 
 def latent_size(height: int | None, width: int | None, default: int, factor: int) -> tuple[int, int]:
-    """(h, w) of the latent for a picture of this size in pixels. Raises UsageError for a side that has no latent."""
+    """(h, w) of the latent for a picture of this size in pixels.
+
+    Raises UsageError for a side that is not a multiple of the VAE's factor.
+    """
     sides = [default if side is None else side for side in (height, width)]
     for name, side in zip(("height", "width"), sides, strict=True):
         if not isinstance(side, int) or side < factor or side % factor:
@@ -128,7 +131,7 @@ def latent_size(height: int | None, width: int | None, default: int, factor: int
 def generators_for(
     generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None, count: int
 ) -> list[torch.Generator] | None:
-    """One generator per image: all the same one where one is given; of seed + i, on the CPU, where a seed is."""
+    """One generator per image: the given one for all, or, for a seed, one on the CPU with seed + i."""
     if generator is None:
         if seed is None:
             return None

@@ -1,11 +1,11 @@
-"""Visual cross-attention beside each text cross-attention (paper, eq. 4 and 12), and the record of the word's maps.
+"""Visual cross-attention beside each text cross-attention (paper, eq. 4 and 12), and the recorder of the word's maps.
 
 The processor holds no state: tokens, masks, grids and the recorder arrive as one argument of each UNet call
-(`cross_attention_kwargs={"conditioning": ...}`), so that gradient checkpointing, offload and a second call see what
-they should and nothing leaks from one call to the next.
+(`cross_attention_kwargs={"conditioning": ...}`), so that gradient checkpointing, offload and a second call see the
+right values and nothing leaks between calls.
 
-Letters: B rows of a launch, R rows with subjects, N = h*w queries of a layer, T text tokens, S image tokens, n selected ones,
-H heads, d head width, D image width, U subjects.
+Letters: B rows of a UNet call, R rows with subjects, N = h*w queries of a layer, T text tokens, S image tokens, n
+selected ones, H heads, d head width, D image width, U subjects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
 
 @dataclass(kw_only=True)
 class TextTokens:
-    """The text of some rows of a launch. With a `cache` its keys and values are made once and kept by the caller."""
+    """The text of some rows of a UNet call.
+
+    With a `cache` its keys and values are computed once and kept by the caller.
+    """
 
     embeds: Tensor  # (B, T, D_text)
     cache: dict[Attention, KeyValue] | None = None
@@ -44,7 +47,7 @@ class TextTokens:
 
 @dataclass(kw_only=True)
 class SubjectTokens:
-    """One subject's image tokens for a launch, and which of them act.
+    """One subject's image tokens for a UNet call, and which of them act.
 
     The gate commutes with the bias-free projections (W(g f) = g (W f)), so keys and values of all tokens can be made
     once, kept in `cache`, and each step gathers and scales them.
@@ -54,7 +57,7 @@ class SubjectTokens:
     index: Tensor | None = None  # (R, n) selected tokens, ascending; None = all
     gate: Tensor | None = None  # (R, n) factor of each selected token, fp32
     mask: Tensor | None = None  # (R, 1, H*, W*) influence mask in [0, 1]; None = 1 everywhere
-    cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps; None = made anew each time
+    cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps; None = computed each time
 
     def keys_values(self, attn: Attention) -> KeyValue:
         """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
@@ -76,20 +79,18 @@ class SubjectTokens:
 
 @dataclass(kw_only=True)
 class MapRecorder:
-    """Collects, layer by layer, the attention that each query pays to the target words; fresh for every forward."""
+    """Collects, layer by layer, the attention that each query pays to the target words; a new one for every forward."""
 
     words: Tensor  # (B, U, T) token masks, one per subject
     layers: frozenset[Attention] | None = None  # the cross-attentions whose maps count; None = all
-    self_grid: tuple[int, int] | None = None  # the grid whose self-attention counts; None = of no layer
+    self_grid: tuple[int, int] | None = None  # the grid whose self-attention is recorded; None = of no layer
     maps: list[Tensor] = field(default_factory=list)  # (B, U, h, w) per layer, fp32, heads averaged
     self_maps: Tensor | None = None  # (B, N, N), rows = queries: the self-attentions' sum, heads averaged
 
     def record(self, query: Tensor, key: Tensor, scale: float, grid: tuple[int, int]) -> None:
         """Add a layer: softmax over all text tokens in fp32, then only the words' columns are kept."""
         with torch.autocast(query.device.type, enabled=False):
-            scores = query.float() @ (key.float() * scale).transpose(
-                2, 3
-            )  # (B, H, N, T); there are fewer keys to scale
+            scores = query.float() @ (key.float() * scale).transpose(2, 3)  # (B, H, N, T); scales the (fewer) keys
             weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
         self.maps.append(weights.mean(1).transpose(1, 2).unflatten(2, grid))
 
@@ -106,19 +107,19 @@ class MapRecorder:
 
 @dataclass(kw_only=True)
 class Conditioning:
-    """Everything that one UNet call hands to its attention layers."""
+    """The arguments that one UNet call passes to its attention layers."""
 
     grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level, see `by_queries`
     subjects: Sequence[SubjectTokens] = ()
-    rows: slice = field(default_factory=lambda: slice(None))  # the launch's rows that have subjects
-    scale: float = 1.0  # of the visual term
+    rows: slice = field(default_factory=lambda: slice(None))  # the call's rows that have subjects
+    scale: float = 1.0  # weight of the visual term
     mask_resize: MaskResize = MaskResize.BILINEAR
     recorder: MapRecorder | None = None
-    texts: Sequence[TextTokens] = ()  # of the launch's rows, in order; none = what the UNet is called with
+    texts: Sequence[TextTokens] = ()  # texts of the call's rows, in order; none = the UNet's own argument
     _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def mask_at(self, subject: int, queries: int) -> Tensor | None:
-        """The subject's mask on the grid of a layer with so many queries, flattened row-major: (R, N, 1)."""
+        """The subject's mask on the grid of a layer with this many queries, flattened row-major: (R, N, 1)."""
         mask = self.subjects[subject].mask
         if mask is None:
             return None
@@ -127,7 +128,7 @@ class Conditioning:
         return self._resized[subject, queries]
 
     def grid(self, queries: int) -> tuple[int, int]:
-        """(h, w) of a layer with so many queries."""
+        """(h, w) of a layer with this many queries."""
         assert queries in self.grids, f"a layer has {queries} queries, the latent's levels have {dict(self.grids)}"
         return self.grids[queries]
 
@@ -147,7 +148,7 @@ def by_queries(grids: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
-    """A mask (R, 1, H, W) at a layer's exact size (R, 1, h, w); its own size is the identity."""
+    """A mask (R, 1, H, W) at a layer's exact size (R, 1, h, w); at its own size it is unchanged."""
     if tuple(mask.shape[-2:]) == tuple(grid):
         return mask
     if how is MaskResize.AREA:
@@ -165,9 +166,9 @@ def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
 
 
 class DecoupledAttentionProcessor:
-    """diffusers' scaled-dot-product attention, plus, in cross-attention, the masked visual term and the record.
+    """diffusers' scaled-dot-product attention, plus, in cross-attention, the masked visual term and the recorder.
 
-    The layer's own output is left on the same kernels as stock diffusers, so that with no subject it is the same to the bit.
+    The layer's own output uses the same kernels as stock diffusers, so that without a subject it is bitwise equal.
     """
 
     def __call__(
@@ -223,7 +224,7 @@ def _text_keys_values(
 def _record(
     attn: Attention, query: Tensor, key: Tensor, conditioning: Conditioning, recorder: MapRecorder, is_self: bool
 ) -> None:
-    """Hand the layer's queries and keys to the recorder, where its maps count."""
+    """Pass the layer's queries and keys to the recorder, if its maps count."""
     grid = conditioning.grid(query.shape[2])
     if is_self:
         if grid == recorder.self_grid:
@@ -237,7 +238,7 @@ def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: 
     if not conditioning.subjects:
         return output
     if output.requires_grad:
-        output = output.clone()  # autograd keeps it as the attention left it
+        output = output.clone()  # not in place: autograd needs the attention's output
     query = query[conditioning.rows]  # (R, H, N, d)
     rows = output[conditioning.rows].unflatten(2, (attn.heads, -1)).transpose(1, 2)  # (R, H, N, d), a view
     for number, subject in enumerate(conditioning.subjects):
@@ -264,7 +265,7 @@ def text_cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
 
 
 def level_of(path: str, levels: int) -> int:
-    """The level (0 = finest) of a layer by its module path in a UNet of so many levels."""
+    """The level (0 = finest) of a layer by its module path in a UNet with this many levels."""
     block, _, rest = path.partition(".")
     if block == "mid_block":
         return levels - 1
@@ -280,7 +281,7 @@ def mask_grid(unet: UNet2DConditionModel, grids: Sequence[tuple[int, int]]) -> t
 def mask_layers(
     unet: UNet2DConditionModel, which: MaskLayers | tuple[int, ...], grids: Sequence[tuple[int, int]]
 ) -> frozenset[Attention] | None:
-    """The cross-attentions whose maps count; None = all. Raises UsageError where that is none."""
+    """The cross-attentions whose maps count; None = all. Raises UsageError if no layer counts."""
     if which is MaskLayers.ALL:
         return None
     layers = text_cross_attentions(unet)
@@ -308,12 +309,12 @@ def install(unet: UNet2DConditionModel) -> None:
 
 
 def check_processors(unet: UNet2DConditionModel) -> None:
-    """Raise UsageError if something has replaced the processors: no subject could act then."""
+    """Raise UsageError if the processors have been replaced: subjects would have no effect."""
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
     if other:
         raise UsageError(
             f"the UNet's attention processors were replaced by {', '.join(sorted(other))}, in which no subject can act: "
-            "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline anew"
+            "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline again"
         )
 
 

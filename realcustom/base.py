@@ -1,4 +1,4 @@
-"""The frozen base model: a diffusers folder or hub id of Stable Diffusion 1.x's or SDXL's shape, of any size."""
+"""The frozen base model: a diffusers folder or hub id of Stable Diffusion 1.x's or SDXL's architecture, of any size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 class Base:
     """A stock diffusers pipeline, its models frozen and in evaluation mode.
 
-    The parts are read from the pipeline each time: what diffusers changes there (another VAE, a LoRA, offload) counts here.
+    The parts are read from the pipeline each time: changes made there (another VAE, a LoRA, offload) take effect here.
     """
 
     pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
@@ -71,23 +71,23 @@ class Base:
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent cell, a side."""
+        """Pixels per latent cell and side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def resolution(self) -> int:
-        """Pixels a side of the pictures that the model was made for."""
+        """Side in pixels of the pictures that the model was trained for."""
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
     @property
     def device(self) -> torch.device:
-        """Where the models run; with offload not where they rest."""
+        """The device that the models run on; with offload they are stored on another."""
         return torch.device(self.pipeline._execution_device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFeatures:
-    """What the UNet is told of prompts."""
+    """The text conditioning of the UNet."""
 
     hidden: Tensor  # (B, T, D)
     pooled: Tensor | None = None  # (B, P), SDXL alone
@@ -109,7 +109,7 @@ def load_base(base: str, device: torch.device | str | None = None, dtype: torch.
             if device is not None:
                 model.to(device)
     if pipeline.vae.dtype is torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
-        pipeline.vae.to(torch.float32)  # it overflows in float16 and says so
+        pipeline.vae.to(torch.float32)  # it overflows in float16, and its configuration says so
     pipeline.set_progress_bar_config(disable=True)
     return Base(pipeline=pipeline, identity=model_identity(base))
 
@@ -177,10 +177,10 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = PooledText.PROJECTED) -> TextFeatures:
-    """What the UNet is told of prompts.
+    """The text conditioning of the UNet.
 
-    SD 1.x: the last hidden state after its final norm. SDXL: the last but one of both text encoders, side by side, and
-    the second one's pooled text.
+    SD 1.x: the last hidden state after its final norm. SDXL: the last but one hidden states of both text encoders,
+    concatenated, and the second one's pooled text.
 
     Raises UsageError where the second text encoder has no projection and a projected text is asked for.
     """
@@ -208,7 +208,7 @@ def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = Pool
 def encode_negative_prompts(
     base: Base, prompts: Sequence[str] | None, like: TextFeatures, pooled: PooledText = PooledText.PROJECTED
 ) -> TextFeatures:
-    """What the unconditional branch is told; without prompts the empty text, or zeros where an SDXL base says so."""
+    """The conditioning of the unconditional branch; without prompts the empty text, or zeros if an SDXL base says so."""
     count = len(like.hidden)
     if prompts is None and base.is_sdxl and base.pipeline.config.get("force_zeros_for_empty_prompt", True):
         assert like.pooled is not None
@@ -240,7 +240,7 @@ def decode_latents(base: Base, latents: Tensor) -> Tensor:
 
 
 def _latent_statistics(base: Base, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Mean and deviation of each latent channel, (1, c, 1, 1), for VAEs whose configuration knows them."""
+    """Mean and deviation of each latent channel, (1, c, 1, 1), for VAEs whose configuration has them."""
     mean, deviation = base.vae.config.get("latents_mean"), base.vae.config.get("latents_std")
     if mean is None or deviation is None:
         return None

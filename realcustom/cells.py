@@ -26,7 +26,7 @@ def encode_tensor(tensor: torch.Tensor, dtype: Dtype) -> dict[str, Any]:
 
 
 def decode_tensor(cell: Mapping[str, Any]) -> torch.Tensor:
-    """The tensor of a cell, in the dtype that it was kept in. Raises UsageError where the cell's parts do not fit."""
+    """The tensor of a cell, in the dtype that it was stored in. Raises UsageError where the cell's parts do not fit."""
     import torch
 
     names = [dtype.value for dtype in Dtype]
@@ -64,5 +64,5 @@ def mask_iou(cell: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> np
     return first
 
 
-def _run_lengths(cell: Mapping[str, Any]) -> Any:  # pycocotools' own type of it is private
+def _run_lengths(cell: Mapping[str, Any]) -> Any:  # pycocotools' type for it is private
     return {"size": list(cell["size"]), "counts": cell["counts"]}

@@ -1,8 +1,8 @@
 """The adapter checkpoint: what training writes and serving reads. The only reader and writer.
 
 One safetensors file. Tensors: the trained ones only, by module path. Metadata: format version, the full settings, which
-base model and image encoder it was trained with, and where it came from. The same adapter gives the same bytes.
-Files are read and written through the caller's `Store`, or one with the default patience.
+base model and image encoder it was trained with, and its provenance. The same adapter gives the same bytes. Files are
+read and written through the caller's `Store`, or one with the default retries.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a checkpoint says of itself."""
+    """A checkpoint's metadata."""
 
     settings: MethodSettings
     base: str
     image_encoder: str
     provenance: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]  # of the tensors
+    shapes: Mapping[str, tuple[int, ...]]  # shapes of the tensors
 
 
 def save_adapter(uri: str | Path, adapter: Adapter, store: Store | None = None) -> str:
     """Write an adapter atomically to a path or storage URI; returns the file's sha256, 64 hex digits.
 
-    Its settings name the image encoder as the adapter does: by identity, not by where a folder lay.
+    Its settings name the image encoder as the adapter does: by identity, not by a folder's path.
     """
     encoder = replace(adapter.settings.image_encoder, model=adapter.image_encoder)
     metadata = {
@@ -68,7 +68,10 @@ def save_adapter(uri: str | Path, adapter: Adapter, store: Store | None = None) 
 
 
 def load_adapter(uri: str | Path, store: Store | None = None) -> Adapter:
-    """Read an adapter. Raises MissingFile, StorageRefused, or UsageError if the file is not one of ours."""
+    """Read an adapter.
+
+    Raises MissingFile, StorageRefused, or UsageError if the file is not an adapter checkpoint of this project.
+    """
     data = (store or Store()).read(uri)
     header = _parse_header(data, uri)
     return Adapter(
@@ -81,7 +84,7 @@ def load_adapter(uri: str | Path, store: Store | None = None) -> Adapter:
 
 
 def read_header(uri: str | Path, store: Store | None = None) -> Header:
-    """What the checkpoint says of itself, without its tensors. Raises as `load_adapter`."""
+    """The checkpoint's metadata, without its tensors. Raises as `load_adapter`."""
     return _parse_header((store or Store()).read(uri), uri)
 
 
@@ -111,7 +114,7 @@ def _parse_header(data: bytes, uri: str | Path) -> Header:
 
 
 def _with_sorted_metadata(data: bytes) -> bytes:
-    """safetensors writes its metadata in a hash map's order; sorted, the same adapter gives the same bytes."""
+    """Sort the metadata, which safetensors writes in a hash map's order, so that the same adapter gives the same bytes."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -1,8 +1,9 @@
 """Settings are frozen dataclasses; this file builds them strictly from plain data. Imports neither torch nor ray.
 
 One rule of precedence: recipe < `--config FILE` < `--set a.b=c`. A mistyped key or value is a `SettingError`
-that names the nearest valid one, raised before anything is started. A settings class names its fields of old in
-`RENAMED: ClassVar[Mapping[str, str]]`, from the old name to the new one: an old name is refused with the new one.
+that names the nearest valid one, raised before anything is started. A settings class lists renamed fields in
+`RENAMED: ClassVar[Mapping[str, str]]`, from the old name to the new one: an old name is refused and the message gives
+the new one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 class SettingError(UsageError):
-    """A setting's name or value is not one that exists; the message names the setting and what is allowed."""
+    """A setting's name or value does not exist; the message names the setting and what is allowed."""
 
 
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -57,7 +58,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 def override(settings: T, data: Mapping[str, Any]) -> T:
-    """`settings` with the (nested, partial) plain `data` laid over it; strict as `build`."""
+    """`settings` with the (nested, partial) plain `data` over it; as strict as `build`."""
     return build(type(settings), merge(to_dict(settings), data))
 
 
@@ -117,7 +118,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    """Types of the dataclass's fields, which what else it has (a ClassVar) is not among."""
+    """Types of the dataclass's fields; other attributes (a ClassVar) are left out."""
     types_of_all = typing.get_type_hints(cls)
     return {field.name: types_of_all[field.name] for field in dataclasses.fields(cls)}
 
@@ -139,7 +140,7 @@ def _unknown(cls: Any, key: str, hints: Mapping[str, Any], where: str) -> str:
 def _nearest(key: str, names: Mapping[str, Any], where: str) -> str:
     prefix = f"{where}." if where else ""
     inner = next((name for name, hint in names.items() if dataclasses.is_dataclass(hint) and key in _hints(hint)), None)
-    if inner is not None:  # a name without the section that it is in
+    if inner is not None:  # a name without its section
         return f"; did you mean '{prefix}{inner}.{key}'?"
     close = difflib.get_close_matches(key, list(names), n=1, cutoff=0.4)
     if close:
@@ -161,7 +162,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, name: str) -> Any:
-    """The value as the first of the types that takes it; where none does, all that is allowed is named."""
+    """The value as the first type that accepts it; if none does, the error names all that are allowed."""
     if value is None and type(None) in choices:
         return None
     choices = tuple(choice for choice in choices if choice is not type(None))
@@ -187,7 +188,7 @@ def _kind(hint: Any) -> str:
 
 
 def _not_allowed(name: str, value: Any, names: Sequence[str], kinds: Sequence[str] = ()) -> SettingError:
-    """An error that names the nearest of `names`, then all of them and the kinds of value that are allowed beside."""
+    """An error that names the nearest of `names`, then all of them and the other kinds of value that are allowed."""
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     guess = f"did you mean '{close[0]}'? " if close else ""
     allowed = [*names, *(f"or {kind}" for kind in kinds)]

@@ -31,26 +31,26 @@ from realcustom.words import WordMatch
 
 __all__ = ["RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
-OWN_PARTS = ("scheduler", "image_encoder")  # attributes of ours that a stock pipeline's part may have the name of
+OWN_PARTS = ("scheduler", "image_encoder")  # our attributes whose names a stock pipeline's part may also have
 
 Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealCustomOutput:
-    """What a call returns."""
+    """The result of a call."""
 
     images: list[Image.Image] | np.ndarray | Tensor  # as `output_type` says; (B, H, W, 3) in [0, 1], or latents
     masks: list[tuple[Tensor, ...]] | None  # per step, per subject, (B, 1, H*, W*) in [0, 1]
-    words: list[list[str]]  # per image, each subject's word as it was found
+    words: list[list[str]]  # per image, each subject's word as found in the prompt
 
 
 class RealCustomPipeline:
     """Subject-driven text-to-image generation with a frozen base model and a trained adapter.
 
-    `diffusers` is the base as a stock pipeline; everything that it can do to its parts acts here too, and its attributes
-    and methods can be named on this object: `pipe.load_lora_weights(...)`, `pipe.vae.enable_slicing()`. Assign
-    `scheduler` to change the sampler; it then wins over the adapter's settings. Subjects are encoded once and kept: after
+    `diffusers` is the base as a stock pipeline; all its changes to its parts take effect here, and its attributes and
+    methods are available on this object: `pipe.load_lora_weights(...)`, `pipe.vae.enable_slicing()`. Assign `scheduler`
+    to change the sampler; it then wins over the adapter's settings. Subjects are encoded once and cached: after
     changing the adapter's own weights make a new pipeline.
     """
 
@@ -61,10 +61,10 @@ class RealCustomPipeline:
         model: RealCustomModel | None = None,
         image_encoder: ImageEncoder | None = None,
     ) -> None:
-        self.base = base  # first: other names are looked for in it
+        self.base = base  # first: other names are looked up in it
         self.settings, self.model, self.image_encoder = settings, model, image_encoder
         self._scheduler: Any = None
-        self._scheduler_of: SamplerSettings | None = None  # what it was built from; None = it was assigned
+        self._scheduler_of: SamplerSettings | None = None  # the settings that it was built from; None = it was assigned
         self._encoded = SubjectCache()
         for sentence in without_effect(settings):
             warnings.warn(sentence, stacklevel=2)
@@ -86,15 +86,15 @@ class RealCustomPipeline:
             image_encoder: folder or hub id (for RealCustom++ two, "SIGLIP,DINOV2"); None = the adapter's own, which must
                 then be a hub id.
             device: None = CUDA where there is one.
-            torch_dtype: of the models' weights; None = float32. Maps, scores and gates are float32 always.
+            torch_dtype: of the models' weights; None = float32. Maps, scores and gates are always float32.
         Raises:
-            UsageError: something is not what it should be; the message says what and what to do. MissingFile where no
-                adapter is there.
+            UsageError: an argument is wrong; the message says which and what to do. MissingFile if the
+                adapter does not exist.
         """
         dtype = torch_dtype or torch.float32
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if adapter is not None:
-            check_readable(str(adapter))  # a wrong address is said at once, an outage is waited through
+            check_readable(str(adapter))  # a wrong address is reported at once, an outage is retried
         checkpoint = None if adapter is None else load_adapter(adapter)
         loaded = load_base(base, device, dtype)
         if checkpoint is None:
@@ -118,17 +118,17 @@ class RealCustomPipeline:
         return self.base.pipeline
 
     def __getattr__(self, name: str) -> Any:
-        # while copying or unpickling there is no base yet; a name of our own comes here when its property has failed
+        # while copying or unpickling there is no base yet; our own names come here when their property has failed
         if name.startswith("__") or "base" not in self.__dict__ or name in type(self).__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         return getattr(self.base.pipeline, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A part of the stock pipeline (another VAE or text encoder) is replaced there."""
+        """Replace a part of the stock pipeline (another VAE or text encoder)."""
         if "base" in self.__dict__ and name not in OWN_PARTS and name in self.base.pipeline.components:
             if name == "unet":
                 raise AttributeError(
-                    "the UNet holds the adapter and cannot be replaced: load the pipeline anew with another base; to "
+                    "the UNet holds the adapter and cannot be replaced: load the pipeline again with another base; to "
                     "compile it, pipe.unet.compile()"
                 )
             setattr(self.base.pipeline, name, value)
@@ -160,7 +160,7 @@ class RealCustomPipeline:
                     self.model.encoder_hidden_states_vision_projection.to(value)
                 if self.image_encoder is not None:
                     self.image_encoder.to(value)
-        self._encoded.clear()  # they are where the models were
+        self._encoded.clear()  # cached tokens are on the old device
         return self
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
@@ -207,13 +207,14 @@ class RealCustomPipeline:
         """Generate images. An argument of None means "as the adapter's settings say".
 
         Args:
-            prompt: one prompt or several; several are drawn as one batch.
-            subjects: of the prompt; for several prompts, a list for each (they may differ in number).
+            prompt: one prompt or several; several are generated as one batch.
+            subjects: subjects of the prompt; for several prompts, a list for each (of any lengths).
             height, width: pixels, multiples of the VAE's factor; None = the base model's own size.
             guidance_scale: w_t; subject_guidance_scale: w_i (in the direct modes the only weight).
-            influence_scope: gamma_scope, ratio of the mask's cells kept; influence_quantity: gamma_num, ratio of tokens.
-            mask_reuse_after: steps with a fresh mask; then the last one stays. 0 counts as 1.
-            negative_prompt: takes the place of the empty text.
+            influence_scope: gamma_scope, ratio of the mask's cells kept; influence_quantity: gamma_num, ratio of
+                tokens.
+            mask_reuse_after: steps with a new mask; then the last one is reused. 0 counts as 1.
+            negative_prompt: used instead of the empty text.
             generator: one, or one per image.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
             use_mask: False = the subjects act everywhere, for comparison.
@@ -261,7 +262,7 @@ class RealCustomPipeline:
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> RealCustomOutput:
-        """The call with its knobs in one object: `sampling.n` images of each prompt, image i from seed + i.
+        """The call with its parameters in one object: `sampling.n` images of each prompt, image i from seed + i.
 
         Arguments and errors as `__call__`; a `generator` wins over `sampling.seed`.
         """
@@ -271,7 +272,7 @@ class RealCustomPipeline:
         count = len(prompts) * sampling.n
         settings = settings_with(self.settings, sampling)
         sampling.check()
-        matches = self.find_words(prompts, per_prompt)  # first: a wrong word costs no forward
+        matches = self.find_words(prompts, per_prompt)  # first: a wrong word is reported before any forward
         warn_of_idle(settings, per_prompt, sampling)
         if self.model is not None:
             attention.check_processors(self.base.unet)
@@ -335,7 +336,7 @@ class RealCustomPipeline:
         return self._encoded.tokens(subject, self.model, self.image_encoder, self.settings)
 
     def _black_tokens(self, settings: MethodSettings) -> Tensor | None:
-        """What the unconditional branch attends to, (S, Di), where the settings give it anything."""
+        """The image tokens of the unconditional branch, (S, Di), if the settings give it any."""
         assert self.image_encoder is not None and self.model is not None
         if settings.guidance.uncond is not Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
             return None
@@ -354,7 +355,7 @@ class RealCustomPipeline:
 
 
 def _same_schedule(one: SamplerSettings, other: SamplerSettings) -> bool:
-    """The number of steps aside, which each call sets."""
+    """Whether two settings are equal except for the number of steps, which each call sets."""
     return (one.scheduler, one.timestep_spacing) == (other.scheduler, other.timestep_spacing)
 
 

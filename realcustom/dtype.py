@@ -1,4 +1,4 @@
-"""The number formats that tensors are kept in: a record's cached features, a served model's weights. Imports no torch."""
+"""Number formats of stored tensors: a record's cached features, a served model's weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Dtype(enum.Enum):
-    """A number format, by the name that torch and numpy have for it."""
+    """A number format, by its name in torch and numpy."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
 
     def to_torch(self) -> torch.dtype:
-        """torch's own object for it."""
+        """The torch dtype."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.value)

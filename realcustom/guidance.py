@@ -27,7 +27,7 @@ class Weights:
 
     settings: GuidanceSettings
     has_subjects: bool  # any row of the call has one
-    all_have_subjects: bool = True  # no: the rows without one are plain classifier-free guidance
+    all_have_subjects: bool = True  # False: rows without subjects use plain classifier-free guidance
 
     @property
     def text(self) -> float:
@@ -41,11 +41,11 @@ class Weights:
 
     @property
     def rescale(self) -> float:
-        """phi, 0 where nothing is rescaled."""
+        """phi; 0 in modes that do not rescale."""
         return self.settings.guidance_rescale if self.has_subjects and self.settings.mode.rescales else 0.0
 
     def coefficients(self) -> dict[Branch, float]:
-        """The combination written as one weight per branch; they sum to one. A weight of zero needs no forward."""
+        """The combination as one weight per branch; they sum to one. A weight of zero needs no forward."""
         if not self.has_subjects:  # plain classifier-free guidance in every mode
             return {Branch.UNCONDITIONAL: 1 - self.text, Branch.GUIDANCE: self.text, Branch.GENERATION: 0.0}
         if self.settings.mode.is_direct:
@@ -94,11 +94,11 @@ def combine(
 
     Args:
         predictions: at least `weights.branches()`.
-        mask: (B, U, H*, W*), what `cascade_rescale_masked` tells inside from outside by; None = inside everywhere.
+        mask: (B, U, H*, W*), the inside and outside of `cascade_rescale_masked`; None = inside everywhere.
         has_subjects: (B,) bool, for a call in which not all rows have subjects; None = all or none.
     """
     combined = _weighted(predictions, weights)
-    if weights.rescale:  # 0 / 0 of a constant prediction is not even asked for
+    if weights.rescale:  # this also avoids 0 / 0 of a constant prediction
         combined = _rescaled(combined, predictions, weights, mask)
     if has_subjects is None or weights.all_have_subjects:
         return combined
@@ -117,7 +117,7 @@ def _plain(predictions: Mapping[Branch, Tensor], scale: float) -> Tensor:
 
 
 def _rescaled(combined: Tensor, predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None) -> Tensor:
-    """The combined prediction, its deviation brought towards that of the generation branch as far as phi says."""
+    """The combined prediction, its deviation scaled towards that of the generation branch by phi."""
     target = _deviation(predictions[Branch.GENERATION])
     if weights.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED and mask is not None:
         marked = (mask.amax(1, keepdim=True) > 0).float()  # (B, 1, H*, W*)
@@ -129,7 +129,7 @@ def _rescaled(combined: Tensor, predictions: Mapping[Branch, Tensor], weights: W
 
 
 def _weighted(predictions: Mapping[Branch, Tensor], weights: Weights) -> Tensor:
-    """The difference form where all its branches are there (statements to the bit refer to it), else the weights."""
+    """The difference form if all its branches are given (bitwise guarantees refer to it), else the weighted sum."""
     needed = weights.combined()
     if len(needed) == 1:
         return predictions[needed[0]]

@@ -1,6 +1,6 @@
-"""Which model this is: a hub id with its revision, or a local folder by its name and content, never by its path.
+"""Identities of models: a hub id with its revision, or a local folder's name and content hash, never its path.
 
-Models that are used together are named together, with commas between them, and so are their identities.
+Models that are used together are given in one string, separated by commas, and so are their identities.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of 
 
 
 def check_base(base: str) -> None:
-    """Raise UsageError if `base` is neither a folder in diffusers' format nor like a hub id; nothing is loaded."""
+    """Raise UsageError if `base` is neither a folder in diffusers' format nor shaped like a hub id; nothing is loaded."""
     folder = Path(base)
     if folder.is_dir():
         missing = [part for part in PARTS if not (folder / part).is_dir()]
@@ -36,7 +36,7 @@ def check_base(base: str) -> None:
 
 
 def _listed(folder: Path) -> list[str]:
-    """Parts that the folder's own index names, those that no image is made with left out."""
+    """Parts named by the folder's index, without those that generation does not use."""
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
     except OSError as error:
@@ -68,7 +68,7 @@ def split_models(models: str) -> list[str]:
 
 
 def resolve_model(model: str) -> str:
-    """A model as workers are to load it: a folder's absolute path, or `id@revision` so that no later one is loaded.
+    """A model for workers to load: a folder's absolute path, or `id@revision`, so that no later revision is loaded.
 
     Raises UsageError where it is neither a folder nor a model that the hub (or its local cache) knows.
     """
@@ -92,7 +92,7 @@ def _hub_revision(model: str) -> str:
             if isinstance(cached, str):
                 return cached.replace(os.sep, "/").split("/snapshots/")[1].split("/")[0]
         return str(HfApi().model_info(model, timeout=10).sha)
-    except Exception as error:  # of the hub's library, of whichever HTTP client it uses, or of the network
+    except Exception as error:  # errors of the hub's library, of its HTTP client, or of the network
         raise UsageError(f"'{model}' is neither a folder here nor a model that the hub answers for: {error}") from error
 
 
@@ -109,14 +109,14 @@ def model_identity(model: str) -> str:
 
 
 def same_content(identity: str, other: str) -> bool:
-    """Whether two identities are of the same weights, whatever their folders are called."""
+    """Whether two identities are of the same weights; folder names are ignored."""
     contents = [[name.rpartition("@")[2] for name in names.split(",")] for names in (identity, other)]
     return contents[0] == contents[1]
 
 
 @functools.lru_cache(maxsize=64)
 def _content_hash(folder: str, entries: tuple[tuple[str, int, str], ...]) -> str:
-    # the listing is part of the key: a folder that was changed is hashed again
+    # the listing is part of the key: a changed folder is hashed again
     digest = hashlib.sha256()
     for name, size, _ in entries:
         digest.update(f"{name}\0{size}\0".encode())

@@ -1,4 +1,4 @@
-"""The frozen image encoders, whose patch tokens carry the subject: CLIP, or SigLIP and DINOv2 side by side.
+"""The frozen image encoders, whose patch tokens represent the subject: CLIP, or SigLIP and DINOv2 concatenated.
 
 Letters: B pictures, S patch tokens of a view, S_raw all tokens of a picture, D their width, V views, k shallow layers,
 f factor between the high resolution and the encoder's own, R the encoder's side in pixels, H the high resolution.
@@ -39,7 +39,7 @@ _DINO: Mapping[str, Any] = {"dinov2": Dinov2Model, "dinov2_with_registers": Dino
 
 
 class ImageEncoder(abc.ABC):
-    """`prepare` makes pixels, `encode` makes tokens; both are the same in training, caches and serving."""
+    """`prepare` makes pixels, `encode` makes tokens; both are used in training, caches and serving alike."""
 
     identity: str  # as `model_identity`
     settings: ImageEncoderSettings
@@ -52,7 +52,7 @@ class ImageEncoder(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
-        """A square picture as `encode` takes it: (3, H, W)."""
+        """A square picture as input of `encode`: (3, H, W)."""
 
     @abc.abstractmethod
     def encode(self, pixel_values: Tensor) -> Tensor:
@@ -99,7 +99,8 @@ class ClipEncoder(ImageEncoder):
 
 
 class SiglipDinoEncoder(ImageEncoder):
-    """SigLIP's and DINOv2's hidden states, channel beside channel, of a picture at two scales (RealCustom++, released code).
+    """SigLIP's and DINOv2's hidden states, concatenated by channel, of a picture at two scales (RealCustom++, released
+    code).
 
     Tokens of a picture, in this order, S_raw = (1 + k + f*f) S of them (`projector.split_features` takes them apart):
         global deep         S       the last of `layers`, of the global view
@@ -115,9 +116,9 @@ class SiglipDinoEncoder(ImageEncoder):
         identity: str,
         settings: ImageEncoderSettings,
     ) -> None:
-        """Take over the models and their image processors, of which the mean and deviation are used.
+        """Use the models, and the mean and deviation of their image processors.
 
-        Raises UsageError where a hidden state is not there, `high_res` is not a multiple of SigLIP's size, or the two
+        Raises UsageError where a hidden state does not exist, `high_res` is not a multiple of SigLIP's size, or the two
         models cut that size into different numbers of patches.
         """
         self.siglip, self.dino = siglip.requires_grad_(False).eval(), dino.requires_grad_(False).eval()
@@ -131,7 +132,7 @@ class SiglipDinoEncoder(ImageEncoder):
             raise UsageError(
                 f"at {self.size} px SigLIP has {counts[0]} patch tokens and DINOv2 {counts[1]}: they must be equally many"
             )
-        # DINOv2 puts a class token, then its registers, before the patches; SigLIP nothing
+        # DINOv2 has a class token and registers before the patches; SigLIP has nothing before them
         self._prefixes = 0, 1 + int(getattr(dino.config, "num_register_tokens", 0))
 
     @property
@@ -184,7 +185,7 @@ def load_image_encoder(
             "SIGLIP,DINOV2", of a SigLIP (vision) model and a DINOv2, with registers or without.
         device: None = the CPU.
     Raises:
-        UsageError: they are not what the kind takes, lack weights, or do not fit the settings.
+        UsageError: the models are not of the required kinds, lack weights, or do not fit the settings.
     """
     names, identity = split_models(model), model_identity(model)
     if settings.kind is EncoderKind.CLIP:
@@ -230,7 +231,7 @@ def _load(
     with load_refusals("image encoder", model):
         images = processor.from_pretrained(name, revision=revision)
         encoder, report = classes[found].from_pretrained(name, revision=revision, dtype=dtype, output_loading_info=True)
-    if report["missing_keys"]:  # transformers would leave them at random
+    if report["missing_keys"]:  # transformers would initialise them at random
         raise UsageError(f"the image encoder {model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
     return encoder.to(device or "cpu"), images
 
@@ -264,7 +265,7 @@ def _count_views(size: int, settings: ImageEncoderSettings) -> int:
 
 
 def _move(model: nn.Module, where: torch.device | str | torch.dtype) -> None:
-    """transformers' models: their own `to` has types that no call fits."""
+    """transformers' models: the types of their `to` fit no call."""
     model.to(where)
 
 

@@ -1,4 +1,4 @@
-"""What diffusers and transformers say of a model that they cannot load, as the user's mistake in one line."""
+"""Errors of diffusers and transformers about a model that they cannot load, as a UsageError in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from realcustom.errors import UsageError
 
 @contextlib.contextmanager
 def load_refusals(kind: str, model: str) -> Iterator[None]:
-    """Within: a file that is missing or broken, or a hub that does not answer, becomes a UsageError.
+    """A context in which a missing or broken file, or a hub that does not answer, becomes a UsageError.
 
     Args:
         kind: of model, for the message.

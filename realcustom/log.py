@@ -1,7 +1,7 @@
-"""Where our log lines go: standard logging, one logger per module below `realcustom`, one format, one handler on stderr.
+"""Logging of this project: one standard logger per module below `realcustom`, one format, one handler on stderr.
 
-A library leaves logging to its user: nothing is shown until `configure` is called, which the command line does, and a
-worker in another process with the level that its job carries.
+A library does not configure logging: nothing is shown until `configure` is called. The command line calls it, and so
+does a worker in another process, with the level in its job.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Format(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Writes to what `sys.stderr` is at that moment: a test, or Ray, may have put another stream in its place."""
+    """Writes to the current `sys.stderr`: a test, or Ray, may have replaced the stream."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line."""
@@ -54,7 +54,7 @@ def configure(level: str = "info") -> None:
 
 
 def level() -> str:
-    """The level that is shown now, to be handed to a worker's `configure`."""
+    """The level that is shown now, for a worker's `configure`."""
     return logging.getLevelName(_OURS.getEffectiveLevel()).lower()
 
 

@@ -1,4 +1,4 @@
-"""The machine that this process runs on: its CPU cores, and how many threads torch computes with."""
+"""CPU cores of this process, and torch's number of threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Within: torch computes with `count` CPU threads."""
+    """A context in which torch computes with `count` CPU threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -31,7 +31,7 @@ def influence_mask(
         influence_scope: gamma_scope in [0, 1], one number or (B, U). 0 gives an all-zero mask, 1 keeps every cell.
         settings: norm, selection, binary, overlap.
         grid: (H*, W*); None = the largest of the maps.
-        self_attention: (B, N, N), rows = queries: what `settings.self_refine` spreads the map along.
+        self_attention: (B, N, N), rows = queries: `settings.self_refine` spreads the map along it.
     Returns:
         (B, U, H*, W*) fp32 in [0, 1]; with norm `max` and no eps the largest kept value is exactly 1.
     Raises:
@@ -60,7 +60,7 @@ def refine(combined: Tensor, self_attention: Tensor) -> Tensor:
 
     Args:
         combined: (B, U, H*, W*).
-        self_attention: A, (B, N, N) fp32; its rows are brought to the sum 1.
+        self_attention: A, (B, N, N) fp32; its rows are normalised to the sum 1.
     """
     rows = self_attention / self_attention.sum(-1, keepdim=True)
     with torch.autocast(rows.device.type, enabled=False):
@@ -88,14 +88,14 @@ def _to_grid(layer: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _select(combined: Tensor, scope: Tensor, settings: MaskSettings) -> Tensor:
-    """The normalised values of the cells that stay, zero elsewhere; scope 0 leaves none, a map without values none."""
+    """The normalised values of the kept cells, zero elsewhere; none are kept for scope 0 or for a map of zeros."""
     values = _normalise(combined, settings)
     if settings.select is MaskSelect.THRESHOLD:
         level = (1 - scope).to(values.device, torch.float32)[..., None, None]
         kept = (values >= level) & (scope > 0).to(values.device)[..., None, None]
         return torch.where((values > level) & kept, 1.0, values * kept) if settings.binary else values * kept
     kept = _largest(combined, scope)
-    # a map that says nothing marks nothing, though top-k picks cells of it
+    # an all-zero map keeps no cell, although top-k selects some
     return (kept & (values.amax((-2, -1), keepdim=True) > 0)).float() if settings.binary else values * kept
 
 
@@ -114,7 +114,7 @@ def _minmax(values: Tensor, eps: float) -> Tensor:
 
 
 def _ratio(values: Tensor, divisor: Tensor, eps: float) -> Tensor:
-    """values / (divisor + eps), 0 where the divisor is."""
+    """values / (divisor + eps), 0 where the divisor is 0."""
     return torch.where(divisor > 0, values / (divisor + eps).clamp(min=torch.finfo(torch.float32).tiny), 0.0)
 
 
@@ -129,7 +129,7 @@ def _largest(values: Tensor, scope: Tensor) -> Tensor:
 
 
 def _exclusive(mask: Tensor) -> Tensor:
-    """Where masks of subjects overlap the larger value alone; of equal ones the first subject's."""
+    """Where masks of subjects overlap, only the larger value is kept; of equal values the first subject's."""
     winner = mask.argmax(1, keepdim=True)
     subjects = torch.arange(mask.shape[1], device=mask.device)[None, :, None, None]
     return torch.where(subjects == winner, mask, 0.0)

@@ -16,7 +16,7 @@ from realcustom.scoring import AdaptiveScoring, select_tokens
 from realcustom.settings import MaskResize, MethodSettings, VisualContext
 
 SCORING = "adaptive_scoring"
-PROJECTOR = "encoder_hidden_states_vision_projection"  # the attribute; released checkpoints have this name
+PROJECTOR = "encoder_hidden_states_vision_projection"  # the attribute's name; released checkpoints use it
 
 
 class RealCustomModel(nn.Module):
@@ -28,7 +28,7 @@ class RealCustomModel(nn.Module):
         unet: SD 1.x- or SDXL-shaped, of any size; its attention processors are replaced and projections added to it.
         settings: the method.
         image_embed_dim: width of the image encoder's tokens, before the projector.
-        generator: of the new weights; None = torch's own.
+        generator: for the new weights; None = torch's default.
         local_views: of the image encoder, for a projector; four in the release.
     """
 
@@ -68,12 +68,12 @@ class RealCustomModel(nn.Module):
             projector.to(unet.device, unet.dtype)
 
     def own_modules(self) -> list[nn.Module]:
-        """What stands beside the UNet, not in it."""
+        """The trained modules outside the UNet."""
         modules = (self.encoder_hidden_states_vision_projection, self.adaptive_scoring)
         return [module for module in modules if module is not None]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that is trained, by the name it has in a checkpoint."""
+        """All trained parameters, by their name in a checkpoint."""
         trained = {
             f"{path}.{name}.weight": getattr(attn, name).weight
             for path, attn in attention.text_cross_attentions(self.unet).items()
@@ -92,7 +92,7 @@ class RealCustomModel(nn.Module):
 
     @torch.no_grad()
     def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over trained tensors. Raises UsageError naming what is missing, unexpected or of another shape."""
+        """Load trained tensors. Raises UsageError naming what is missing, unexpected or of another shape."""
         own = self.trained_parameters()
         problems = adapter_problems(*({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (own, state)))
         if problems:
@@ -123,14 +123,14 @@ class RealCustomModel(nn.Module):
         mask: Tensor | None = None,
         mask_resize: MaskResize = MaskResize.BILINEAR,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Which tokens act, and how strongly.
+        """Select the tokens that act, and their gates.
 
         Args:
             latents: (B, c, h, w), as the UNet sees them.
             image_embeds: (B, S, D), of `project`.
             words: (B, T) the target word's tokens; None while training.
             mask: (B, 1, H*, W*) the influence mask, for `mask_latent`; None while training.
-            The others are as `AdaptiveScoring` has them.
+            The others are those of `AdaptiveScoring`.
         Returns:
             Indices (B, n) and gates (B, n); (None, None) = all tokens, ungated.
         """
@@ -152,7 +152,7 @@ class RealCustomModel(nn.Module):
         if conv.weight.device.type in (latents.device.type, "meta"):
             features: Tensor = conv(latents)
             return features
-        # offloaded with the whole UNet, which is moved when it is called itself
+        # offload moves the UNet as a whole, and only when the UNet itself is called
         weight, bias = (value.to(latents.device) for value in (conv.weight, conv.bias))
         return nn.functional.conv2d(latents, weight, bias, conv.stride, conv.padding)
 
@@ -166,7 +166,7 @@ class RealCustomModel(nn.Module):
         influence_quantity: float,
         added_cond_kwargs: dict[str, Tensor] | None = None,  # SDXL: text_embeds (B, P), time_ids (B, 6)
     ) -> Tensor:
-        """The model's output (B, c, h, w) as training sees it: no mask, no word mask (section 3.2)."""
+        """The model's output (B, c, h, w) in training: no influence mask, no word mask (section 3.2)."""
         tokens = self.project(image_embeds)  # (B, S, D)
         index, gate = self.score(encoder_hidden_states, noisy_latents, tokens, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
@@ -188,7 +188,7 @@ class RealCustomModel(nn.Module):
 
 
 def adapter_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    """What is wrong with an adapter's tensors, by name and shape; empty = nothing."""
+    """Problems with an adapter's tensors, by name and shape; empty = none."""
     shapes = [
         f"{name} {found[name]}, here {expected[name]}"
         for name in sorted(expected.keys() & found.keys())

@@ -15,13 +15,13 @@ from realcustom.store import ChunkedFile, Store
 
 
 class ParquetFile:
-    """A Parquet file of which some columns are read."""
+    """A Parquet file from which some columns are read."""
 
     def __init__(self, uri: str | Path, store: Store) -> None:
         """Read the footer.
 
         Raises:
-            MissingFile: nothing is there.
+            MissingFile: the file does not exist.
             UsageError: it is no Parquet file, or the storage refuses (StorageRefused).
         """
         self.uri = str(uri)
@@ -31,7 +31,7 @@ class ParquetFile:
 
     @property
     def schema(self) -> pa.Schema:
-        """The schema as it was written, with its metadata."""
+        """The schema, with its metadata."""
         return self._file.schema_arrow
 
     def read(self, columns: Sequence[str]) -> pa.Table:
@@ -41,7 +41,7 @@ class ParquetFile:
 
 
 class _Fetched(io.RawIOBase):
-    """A file of a store as Python's own kind of file, which pyarrow reads from."""
+    """A file of a store as a Python file object, for pyarrow."""
 
     def __init__(self, file: ChunkedFile) -> None:
         self._file, self._position = file, 0
@@ -69,10 +69,13 @@ class _Fetched(io.RawIOBase):
 
 @contextlib.contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """Within: what pyarrow finds wrong with the bytes is said of the file. Errors of the storage have their words already."""
+    """A context in which pyarrow's errors become a UsageError that names the file.
+
+    Errors of the storage pass unchanged.
+    """
     try:
         yield
     except UsageError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:  # Arrow says either of a damaged page
+    except (pa.ArrowInvalid, OSError) as error:  # Arrow raises either for a damaged page
         raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error

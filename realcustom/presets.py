@@ -1,4 +1,4 @@
-"""The two settings that carry most users, complete. Imports neither torch nor ray."""
+"""Two complete presets. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def paper_sd15() -> MethodSettings:
 
 
 def released_sdxl() -> MethodSettings:
-    """RealCustom++ on SDXL as its released code samples, defects that the weights may rely on included.
+    """RealCustom++ on SDXL as sampled by its released code, including defects that the weights may rely on.
 
-    The release gives every call a long negative prompt of its own; pass yours as `negative_prompt`.
+    The release uses its own long negative prompt in every call; pass yours as `negative_prompt`.
     """
     return MethodSettings(
         variant=Variant.REALCUSTOM_PP,

@@ -20,18 +20,18 @@ HIDDEN = 4  # the MLP's first hidden width, in widths of the features
 
 
 class MinAttention(nn.Module):
-    """Every query token gathers from all tokens of another stream: no output projection, no residual."""
+    """Cross-attention from each query token to all tokens of another stream: no output projection, no residual."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.heads = dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else 1
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)  # of the queries; of what they look at
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)  # of the queries; of the keys and values
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(dim, dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        """(B, S, D) looks at (B, N, D) -> (B, S, D)."""
+        """Queries (B, S, D), keys and values of (B, N, D) -> (B, S, D)."""
         queries, context = self.norm1(queries), self.norm2(context)
         q, k, v = (
             tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, S or N, d)
@@ -41,7 +41,7 @@ class MinAttention(nn.Module):
 
 
 class HighResProjector(nn.Module):
-    """A token per patch of the global view, with the detail of the local views added; the default released weights.
+    """One token per patch of the global view, with detail of the local views added; the default released weights.
 
     Parameter names are the released ones. A time-aware fusion (drawn in a figure, ignored by the released code) would
     weigh the two terms of `fused` by the timestep's embedding.
@@ -61,16 +61,16 @@ class HighResProjector(nn.Module):
         return self.fused(deep, local)
 
     def fused(self, deep: Tensor, local: Tensor) -> Tensor:
-        """The global view's tokens and, added, what they find in the local views: (B, S, C)."""
+        """The global view's tokens plus their attention to the local views: (B, S, C)."""
         tokens: Tensor = self.projector_base(deep) + self.projector(self.min_attention(deep, local))
         return tokens
 
 
 class ShallowProjector(HighResProjector):
-    """As many tokens again beside them, with the structure that the global view finds in its shallow layers.
+    """The same tokens and as many again, from the global view's attention to its shallow layers (structure).
 
     The released code makes the tokens with detail and then overwrites them with `projector_base` alone: `detail=False`
-    does as it does, and `min_attention` and `projector` have no effect. Names of parameters are the released code's.
+    does the same, and `min_attention` and `projector` have no effect. Parameter names are those of the released code.
     """
 
     def __init__(self, image_dim: int, text_dim: int, local_views: int, shallow_layers: int, detail: bool) -> None:
@@ -99,7 +99,7 @@ def make_projector(
         local_views: n, as `ImageEncoder.local_views`; four in the release.
         shallow_layers: k, hidden states before the deepest; three in the released shallow configuration.
     Raises:
-        UsageError: these features do not have what the kind takes.
+        UsageError: the features lack the layers or views that the kind needs.
     """
     if kind is Projector.NONE:
         return None
@@ -117,7 +117,7 @@ def make_projector(
 def split_features(image_embeds: Tensor, shallow_layers: int, local_views: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, S_raw, D) -> deep (B, S, D), shallow (B, k*S, D), local (B, n*S, D).
 
-    Raises UsageError where the tokens are not those of 1 + k + n views with a square grid of patches each.
+    Raises UsageError if the tokens are not 1 + k + n square grids of patches.
     """
     parts = 1 + shallow_layers + local_views
     tokens, rest = divmod(image_embeds.shape[1], parts)

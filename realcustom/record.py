@@ -1,7 +1,7 @@
 """The training record: what preprocessing writes and training reads. The only definition of its schema.
 
-One row per subject. Each field is explained beside it; a user's own Parquet table in this schema is
-as good as one that our stages wrote.
+One row per subject. Each field is explained beside it; a user's own Parquet table in this schema can be used instead of
+one that our stages wrote.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the image encoder is shown of a subject: one function for training, caches and serving alike."""
+"""The image encoder's input for a subject: one function for training, caches and serving."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from realcustom.errors import UsageError
 from realcustom.settings import EncoderKind, Fit, ImageEncoderSettings, Reference
 
 WHITE = (255, 255, 255)
-MARGIN = 0.05  # of the subject's longer side, left white around a cut-out
+MARGIN = 0.05  # white margin around a cut-out, as a share of the subject's longer side
 
 
 def prepare_reference(
     image: Image.Image, mask: Image.Image | np.ndarray | None, settings: ImageEncoderSettings
 ) -> Image.Image:
-    """A subject's picture, any size and mode, as the RGB picture that the encoder takes, a square.
+    """A subject's picture, any size and mode, as the square RGB picture that the encoder takes.
 
     Args:
-        image: the picture; EXIF orientation is applied, transparency laid on white.
+        image: the picture; EXIF orientation is applied, transparency becomes white.
         mask: where the subject is: (H, W), of the picture's size after EXIF orientation; non-zero = subject. For
-            `reference: crop`; an alpha channel serves where there is none.
+            `reference: crop`; without a mask the alpha channel is used.
     Raises:
         UsageError: a cut-out is asked for and neither a mask nor transparency is there, or the mask is empty or of
             another size.
@@ -31,12 +31,12 @@ def prepare_reference(
     if settings.reference is Reference.CROP:
         rgb = cut_out(rgb, _subject_mask(mask, alpha, rgb.size))
     if settings.kind is EncoderKind.SIGLIP_DINO and settings.fit is Fit.STRETCH:
-        return rgb  # the encoder's own single resize stretches it
+        return rgb  # the encoder's own resize stretches it
     return square(rgb, settings.fit)
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, 8 bit, with transparency laid on white; grey, palette and CMYK pictures converted."""
+    """RGB, 8 bit, with transparency on white; grey, palette and CMYK pictures converted."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         values = np.asarray(image, dtype=np.int64)
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")

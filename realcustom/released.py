@@ -1,8 +1,8 @@
 """The released RealCustom++ weights (`RealCustom_highres.pth`) as an adapter checkpoint of this project.
 
 Their tensors have our names already: two K/V projections for each of SDXL's 70 cross-attentions, and the 17 tensors of
-the projector. What is done here is the check that the file holds exactly those, in the shapes that base model and image
-encoder ask for, and that nothing in it is run.
+the projector. This file checks that the released file holds exactly those, in the shapes that base model and image
+encoder require, and loads it without running any code in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def convert_released(
         image_encoder: "SIGLIP,DINOV2", folders or hub ids; None = the preset's.
         settings: None = `presets.released_sdxl`.
     Raises:
-        FileNotFoundError: no such file.
+        MissingFile: no such file.
         UsageError: it holds anything but a mapping of tensors, or tensors are missing, unexpected or of another shape.
     """
     settings = settings or released_sdxl()

@@ -1,4 +1,4 @@
-"""How often, and how soon, what failed for a passing reason is tried again. Imports nothing heavy: it is a setting."""
+"""Retries of transient failures. Imports nothing heavy: it is a setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_WAIT = 30.0  # seconds between two tries
 
 @dataclass(frozen=True, kw_only=True)
 class RetrySettings:
-    """Tries of a read or write that fails for a passing reason."""
+    """Tries of a read or write with transient failures."""
 
     attempts: int = 8  # tries in all; with the waits between them about a minute and a half
     backoff: float = 1.0  # seconds before the second try, doubled for each one after it, at most 30
@@ -33,7 +33,7 @@ class RetrySettings:
 
 
 def retry(action: Callable[[], T], retries: RetrySettings, is_transient: Callable[[Exception], bool]) -> T:
-    """`action()`, tried again while its error is transient."""
+    """`action()`, retried while its error is transient."""
     for attempt in range(1, retries.attempts + 1):
         try:
             return action()

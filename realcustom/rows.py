@@ -1,4 +1,4 @@
-"""A call becomes rows: prompts, words and subjects as the tensors that the sampler denoises together, one row an image.
+"""Rows of a call: prompts, words and subjects as the tensors that the sampler denoises together, one row per image.
 
 Letters: B rows, P prompts, U subjects, T text tokens, S image tokens, Di image width, c h w latent.
 """
@@ -26,11 +26,11 @@ from realcustom.settings import MethodSettings, TimeIdsOrder
 from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
 
 BLACK = b"black"
-CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps, least recently used go first
+CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps; the least recently used are removed first
 
 
 class SubjectCache:
-    """Encoded references by the content of what the encoder is shown."""
+    """Encoded references by the content of the encoder's input."""
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -48,7 +48,7 @@ class SubjectCache:
         return self._get(BLACK, lambda: model.project(encoder.encode_black())[0].to(dtype))
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all."""
         self._tokens.clear()
 
     def _get(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
@@ -63,7 +63,7 @@ class SubjectCache:
 def match_words(
     base: Base, settings: MethodSettings, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
 ) -> list[list[WordMatch]]:
-    """Where each subject's word stands in its prompt. Raises as `find_word`."""
+    """Positions of each subject's word in its prompt. Raises as `find_word`."""
     found = []
     for prompt, row in zip(prompts, subjects, strict=True):
         if row and base.is_sdxl:
@@ -97,7 +97,7 @@ def make_rows(
     """The rows of a call, `sampling.n` for each prompt.
 
     Args:
-        subjects, matches, tokens: of each prompt; the subjects' words as found, and their tokens (S, Di).
+        subjects, matches, tokens: for each prompt: its subjects, their words as found, and their tokens (S, Di).
         black: (S, Di), what the unconditional branch attends to, if anything.
         latents: (B, c, h, w), at the first step's noise.
     """
@@ -137,7 +137,7 @@ def make_rows(
 
 
 def _time_ids(base: Base, settings: MethodSettings, latents: Tensor, like: Tensor) -> Tensor | None:
-    """(B, 6): SDXL is told the picture's size, as if it had never been cropped."""
+    """(B, 6): SDXL's size conditioning: the picture's size, without cropping."""
     if not base.is_sdxl:
         return None
     sides = [side * base.vae_scale_factor for side in latents.shape[-2:]]
@@ -153,7 +153,7 @@ def starting_noise(
     generators: Sequence[torch.Generator] | None,
     latents: Tensor | None,
 ) -> Tensor:
-    """`count` noises (B, c, h, w), standard normal: `latents`, or drawn, of one generator together where all are one."""
+    """`count` noises (B, c, h, w), standard normal: `latents`, or drawn: in one tensor if all generators are the same one."""
     size = latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor)
     shape = (count, base.unet.config.in_channels, *size)
     if latents is None:

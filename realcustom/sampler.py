@@ -1,7 +1,7 @@
 """The denoising loop: guidance pass -> mask -> generation pass -> scheduler step (paper, section 3.3).
 
-Every step of a batch of rows runs exactly the forwards that its guidance needs: while the mask is live, one launch with
-the guidance branch, whose maps make the mask, then one with all other branches; after that a single launch.
+Every step of a batch of rows runs exactly the forwards that its guidance needs: while the mask is updated, one UNet
+call for the guidance branch, whose maps make the mask, then one for all other branches; after that a single call.
 
 Letters: B rows, c h w latent, T text tokens, D text width, U subjects, S image tokens, Di image width.
 """
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Rows:
-    """What is denoised together: one row per image. Rows with fewer subjects are padded with absent ones."""
+    """The rows that are denoised together, one per image. Rows with fewer subjects are padded with absent ones."""
 
     latents: Tensor  # (B, c, h, w)
     prompt_embeds: Tensor  # (B, T, D)
@@ -44,8 +44,8 @@ class Rows:
     pooled_prompt_embeds: Tensor | None = None  # (B, P), SDXL alone, as the two below
     negative_pooled_prompt_embeds: Tensor | None = None  # (B, P)
     time_ids: Tensor | None = None  # (B, 6)
-    black_image_embeds: Tensor | None = None  # (S, Di): what the unconditional branch attends to, if anything
-    generators: Sequence[torch.Generator] | None = None  # of schedulers that draw noise
+    black_image_embeds: Tensor | None = None  # (S, Di): image tokens of the unconditional branch, if any
+    generators: Sequence[torch.Generator] | None = None  # for schedulers that draw noise
 
     @property
     def subjects(self) -> int:
@@ -55,7 +55,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a step leaves behind."""
+    """The result of a step."""
 
     index: int
     timestep: Tensor
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class Sampler:
-    """Denoises rows with a frozen model under its guidance; holds what a call computes once."""
+    """Denoises rows with a frozen model under its guidance; holds tensors that a call computes once."""
 
     unet: UNet2DConditionModel
     model: RealCustomModel | None  # None: plain text-to-image on a UNet with any processors
@@ -76,10 +76,10 @@ class Sampler:
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
     return_masks: bool = False  # record maps even where no branch needs them
     _masks: tuple[Tensor, ...] | None = None
-    # The prompt's keys and values are made once and shared by all launches. The negative prompt's, in one branch alone,
-    # are made anew in each: kept too, they would cost more memory than they save time.
+    # The prompt's keys and values are computed once and shared by all UNet calls. The negative prompt's, used by one
+    # branch only, are computed in each call: keeping them would cost much memory and save little time.
     _prompt: dict[Any, KeyValue] = field(default_factory=dict)
-    _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by launch and subject
+    _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by UNet call and subject
 
     def __post_init__(self) -> None:
         _, _, height, width = self.rows.latents.shape
@@ -96,7 +96,7 @@ class Sampler:
         self._layers = attention.mask_layers(self.unet, self.mask.layers, grids) if self._makes_masks() else None
 
     def run(self) -> Iterator[Step]:
-        """All steps, one after another; the consumer may stop at any of them."""
+        """All steps, one after another; the consumer may stop after any of them."""
         for index, timestep in enumerate(self.scheduler.timesteps):
             yield self.step(index, timestep)
 
@@ -123,17 +123,17 @@ class Sampler:
         return Step(index=index, timestep=timestep, latents=self.rows.latents, masks=self._masks)
 
     def _makes_masks(self) -> bool:
-        """Whether somebody uses masks."""
+        """Whether any subject uses a mask."""
         masked = any(branch in self.weights.with_subjects() for branch in self.weights.branches())
         return self.rows.subjects > 0 and self.use_mask and (masked or self.return_masks)
 
     def _mask_is_live(self, index: int) -> bool:
-        """Whether this step makes a fresh mask: it is used, and not yet frozen."""
+        """Whether this step computes a new mask: masks are used, and not yet frozen."""
         reuse_after = self.mask.mask_reuse_after
         return self._makes_masks() and (not isinstance(reuse_after, int) or index < max(1, reuse_after))
 
     def _build_masks(self, recorder: MapRecorder) -> tuple[Tensor, ...]:
-        """Each subject's mask (B, 1, H*, W*) of this step's maps."""
+        """Each subject's mask (B, 1, H*, W*) from this step's maps."""
         scope = self.rows.influence_scope
         mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
         masks: tuple[Tensor, ...] = (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
@@ -186,7 +186,7 @@ class Sampler:
         return {"text_embeds": _joined(pooled), "time_ids": _joined([rows.time_ids] * len(branches))}
 
     def _subject(self, acting: Branches, number: int, scaled: Tensor, timestep: Tensor) -> SubjectTokens:
-        """The subject's tokens in the rows of these branches, as this step selects them, under this step's mask."""
+        """The subject's tokens in the rows of these branches, as selected in this step, with this step's mask."""
         assert self.model is not None  # without one there are no subjects
         rows, count = self.rows, len(acting)
         if (acting, number) not in self._visual:
@@ -223,7 +223,7 @@ class Sampler:
 
 
 def _of(branches: Branches, own: T, unconditional: T) -> list[T]:
-    """What each branch is given."""
+    """The UNet's inputs for each branch."""
     return [unconditional if branch is Branch.UNCONDITIONAL else own for branch in branches]
 
 

@@ -1,7 +1,7 @@
-"""What a call may set of how its images are drawn: the one spelling, with each knob's range and help.
+"""Sampling parameters of a call: the one definition of each, with its range and help.
 
-The library's call, the verb `generate`, the HTTP schema and the engine are made from these fields. A new knob is a field
-here, an argument of `RealCustomPipeline.__call__`, and its use. Imports neither torch nor ray.
+The library's call, the verb `generate`, the HTTP schema and the engine are made from these fields. A new parameter is a
+field here, an argument of `RealCustomPipeline.__call__`, and its use. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def _knob(help: str, *, ge: float | None = None, le: float | None = None, sectio
     """Metadata of a field of `SamplingParams`.
 
     Args:
-        help: what it does, as a part of a sentence.
+        help: its effect, as part of a sentence.
         ge, le: smallest and largest value.
-        section: of MethodSettings, where it takes the place of the setting that has its name.
+        section: section of MethodSettings with the setting of the same name, which it overrides.
     """
     return {"help": help, "ge": ge, "le": le, "section": section}
 
@@ -38,7 +38,7 @@ _SIDE = _knob("pixels", ge=1)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """Knobs of one call. None = as the adapter's settings say (sizes: as the base model; seed: drawn at random).
+    """Parameters of one call. None = the adapter's setting (sizes: the base model's; seed: random).
 
     A union's first type is what the command line and HTTP take; the others are the library's alone.
     """
@@ -60,7 +60,7 @@ class SamplingParams:
         default=None, metadata=_knob("part of a subject's features that act", ge=0.0, le=1.0, section="tokens")
     )
     mask_reuse_after: int | Never | None = field(
-        default=None, metadata=_knob("steps with a fresh mask; then the last one stays", ge=0, section="mask")
+        default=None, metadata=_knob("steps with a new mask; then the last one is reused", ge=0, section="mask")
     )
     use_mask: bool = field(default=True, metadata=_knob("false: the subject acts everywhere (for comparison)"))
     return_masks: bool = field(
@@ -68,19 +68,19 @@ class SamplingParams:
     )
 
     def check(self) -> None:
-        """Raise UsageError for a number that is out of its range, or none."""
+        """Raise UsageError for a number that is out of its range or not finite."""
         for knob in KNOBS:
             knob.check(getattr(self, knob.name))
 
     def given(self, section: str) -> dict[str, Any]:
-        """The knobs that take the place of settings in a section of MethodSettings."""
+        """The parameters that override settings in a section of MethodSettings."""
         values = {knob.name: getattr(self, knob.name) for knob in KNOBS if knob.section == section}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """A field of `SamplingParams` as a face shows it: an option of the command line, a property of the HTTP schema."""
+    """A field of `SamplingParams` for an interface: an option of the command line, a property of the HTTP schema."""
 
     name: str
     type: type  # bool, int, float or str

@@ -1,4 +1,4 @@
-"""The sampling schedule: a diffusers scheduler as the settings name it, and the noise level that the scores go by."""
+"""The sampling schedule: the diffusers scheduler that the settings name, and the noise level that weights the scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from realcustom.errors import UsageError
 from realcustom.settings import SamplerSettings, TimestepSpacing
 
 OWN = "base"
-BENDING = ("clip_sample", "thresholding")  # what makes a step no longer affine in the prediction
+BENDING = ("clip_sample", "thresholding")  # options that make a step no longer affine in the prediction
 SHORT_NAMES = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepScheduler"}
 
 
@@ -34,7 +34,7 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
             )
     changes: dict[str, Any] = {name: False for name in BENDING if name in own.config or settings.scheduler != OWN}
     if kind is diffusers.DPMSolverSinglestepScheduler:
-        changes["lower_order_final"] = True  # it does so anyway, with a line in the log
+        changes["lower_order_final"] = True  # it does so anyway, and logs a line
     if settings.timestep_spacing is not TimestepSpacing.BASE:
         changes["timestep_spacing"] = settings.timestep_spacing.value
     scheduler = kind.from_config({**own.config, **changes})
@@ -67,8 +67,8 @@ def check_scheduler(scheduler: Any) -> None:
 def alphas_cumprod_at(scheduler: Any, timestep: Tensor) -> Tensor:
     """alphas_cumprod at a step, a scalar, in variance-preserving form.
 
-    Between integers sigma = sqrt((1 - abar) / abar) is interpolated by its logarithm, as diffusers' schedulers do that
-    come to such timesteps; then abar = 1 / (1 + sigma^2).
+    Between integers sigma = sqrt((1 - abar) / abar) is interpolated by its logarithm, as in diffusers' schedulers with
+    such timesteps; then abar = 1 / (1 + sigma^2).
     """
     table: Tensor = scheduler.alphas_cumprod
     value = float(timestep)

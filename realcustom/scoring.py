@@ -41,7 +41,7 @@ class AdaptiveScoring(nn.Module):
         alphas_cumprod: Tensor,  # (B,) of the timestep, variance-preserving
         words: Tensor | None = None,  # (B, T) the target word's tokens; None while training
     ) -> Tensor:
-        """S, (B, S): positive, fp32 also under autocast, sums to one over the tokens."""
+        """S, (B, S): positive, fp32 also under autocast; the sum over the tokens is one."""
         with torch.autocast(latents.device.type, enabled=False):  # bf16 scores tie, and ties go to the lower index
             return self._scores(encoder_hidden_states, latents, image_embeds, alphas_cumprod, words)
 
@@ -61,14 +61,14 @@ class AdaptiveScoring(nn.Module):
         return torch.softmax(self._fuse(text_score, visual_score, alphas_cumprod.float()), -1)
 
     def _text_context(self, text: Tensor, words: Tensor | None) -> Tensor:
-        """C_text, (B, c_t): eq. 6; the word's mask acts as the settings say (figure 3b)."""
+        """C_text, (B, c_t): eq. 6; the word's mask is used as in the settings (figure 3b)."""
         if words is None or self.text_mask_mode is TextMask.NONE:
             logits = self.text_attention(text)  # (B, T, 1)
         elif self.text_mask_mode is TextMask.MULTIPLY:
             text = text * words[..., None].float()
             logits = self.text_attention(text)
         else:
-            other = (words == 0) & (words > 0).any(1, keepdim=True)  # an absent subject's row has no word to stay with
+            other = (words == 0) & (words > 0).any(1, keepdim=True)  # an absent subject's row has no word token
             logits = self.text_attention(text).masked_fill(other[..., None], -torch.inf)
         return (torch.softmax(logits, 1) * text).sum(1)
 
@@ -79,7 +79,7 @@ class AdaptiveScoring(nn.Module):
         return scorer(torch.cat([image, repeated], -1)).squeeze(-1)
 
     def _fuse(self, text: Tensor, visual: Tensor, alphas_cumprod: Tensor) -> Tensor:
-        """Eq. 8: early steps (large t) listen to the text, late ones to the latent."""
+        """Eq. 8: early steps (large t) weigh the text score more, late ones the visual score."""
         if self.fusion is Fusion.TEXT:
             return text
         if self.fusion is Fusion.VISUAL:
@@ -91,7 +91,8 @@ class AdaptiveScoring(nn.Module):
 
 
 def _scorer(width: int, settings: TokenSettings) -> nn.Sequential:
-    # non-linear, or the replicated context would cancel in the softmax; a last bias would too, so there is none
+    # non-linear, else the replicated context would cancel in the softmax; a last bias would cancel too, so there is
+    # none
     hidden, act = settings.hidden, ACTIVATIONS[settings.act]
     return nn.Sequential(nn.Linear(width, hidden), act(), nn.Linear(hidden, 1, bias=False))
 
@@ -102,7 +103,8 @@ def select_tokens(scores: Tensor, influence_quantity: float) -> tuple[Tensor, Te
     Args:
         scores: (B, S).
     Returns:
-        Indices (B, n) in ascending order, and the gate 1 + score of each, (B, n) fp32, through which the scorer learns.
+        Indices (B, n) in ascending order, and the gate 1 + score of each, (B, n) fp32, which passes the gradient to the
+        scorer.
     """
     count = max(1, int(influence_quantity * scores.shape[1]))
     order = torch.sort(scores.detach(), dim=1, descending=True, stable=True).indices

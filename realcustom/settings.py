@@ -1,7 +1,7 @@
-"""Settings of the method: what an adapter is and how it acts. Imports neither torch nor ray.
+"""Settings of the method: an adapter's structure and its use. Imports neither torch nor ray.
 
-Every key is that of `RealCustomPipeline.__call__` where it can be given there; an argument of None means "as these
-settings say". [P] is stated in the paper (arXiv 2403.00483), [D] is our decision where the paper is silent.
+A key has the same name in `RealCustomPipeline.__call__` if it can be given there; an argument of None means the value
+of these settings. [P] is stated in the paper (arXiv 2403.00483), [D] is our decision where the paper is silent.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ class Variant(enum.Enum):
 
 
 class PooledText(enum.Enum):
-    """What SDXL's pooled text is."""
+    """SDXL's pooled text."""
 
     PROJECTED = "projected"  # the second text encoder's `text_embeds`, as SDXL was trained
-    UNPROJECTED_COMPAT = "unprojected_compat"  # its `pooler_output`, as the released RealCustom++ code has it
+    UNPROJECTED_COMPAT = "unprojected_compat"  # its `pooler_output`, as in the released RealCustom++ code
 
 
 class TimeIdsOrder(enum.Enum):
     """The order of a picture's sides in SDXL's size conditioning."""
 
     HW = "hw"  # height first, as SDXL was trained
-    WH_COMPAT = "wh_compat"  # width first, as the released RealCustom++ code has it; wrong for pictures not square
+    WH_COMPAT = "wh_compat"  # width first, as in the released RealCustom++ code; wrong for pictures that are not square
 
 
 class EncoderKind(enum.Enum):
-    """Which frozen encoder sees the reference."""
+    """Which frozen encoder encodes the reference."""
 
     CLIP = "clip"  # patch tokens of a CLIP vision model [P]
-    SIGLIP_DINO = "siglip_dino"  # SigLIP and DINOv2 side by side, at two scales (RealCustom++)
+    SIGLIP_DINO = "siglip_dino"  # SigLIP and DINOv2 concatenated, at two scales (RealCustom++)
 
 
 class Reference(enum.Enum):
-    """What the image encoder sees of a subject's picture."""
+    """The image encoder's input from a subject's picture."""
 
     IMAGE = "image"  # the whole picture [P]
     CROP = "crop"  # the subject cut out on white
@@ -57,7 +57,7 @@ class Fit(enum.Enum):
 
 
 class Fusion(enum.Enum):
-    """How the textual and the visual score become one (paper, eq. 8 and table 3)."""
+    """How the textual and the visual score are combined (paper, eq. 8 and table 3)."""
 
     TIMESTEP = "timestep"  # (1 - sqrt(alphas_cumprod)) text + sqrt(alphas_cumprod) visual [P]
     TEXT = "text"
@@ -66,7 +66,7 @@ class Fusion(enum.Enum):
 
 
 class Activation(enum.Enum):
-    """Between the two layers of a scoring network; linear ones would cancel in the softmax."""
+    """Activation between the two layers of a scoring network; linear layers would cancel in the softmax."""
 
     SILU = "silu"
     GELU = "gelu"
@@ -74,23 +74,23 @@ class Activation(enum.Enum):
 
 
 class VisualContext(enum.Enum):
-    """What the visual score sees of the noised latent."""
+    """The visual score's input from the noised latent."""
 
     LATENT = "latent"  # the latent itself
     CONV_IN = "conv_in"  # the features of the UNet's first convolution
 
 
 class Projector(enum.Enum):
-    """What makes subject tokens of the encoder's features (RealCustom++)."""
+    """How the encoder's features become subject tokens (RealCustom++)."""
 
     NONE = "none"  # the features are the tokens [P]
-    HIGHRES = "highres"  # global view, detail added from the local ones; the default released weights
-    SHALLOW_FIG = "shallow_fig"  # as the figure draws it: structure from shallow layers beside it
+    HIGHRES = "highres"  # global view, with detail added from the local views; the default released weights
+    SHALLOW_FIG = "shallow_fig"  # as in the figure: structure tokens from shallow layers appended
     SHALLOW_V1_COMPAT = "shallow_v1_compat"  # as released: the detail branch has no effect
 
 
 class TextMask(enum.Enum):
-    """What the target word's mask does to the text features on their way into the scoring module."""
+    """The effect of the target word's mask on the text features in the scoring module."""
 
     MULTIPLY = "multiply"  # features of other tokens become zero [P, figure 3]
     EXCLUDE = "exclude"  # other tokens take no part in the average
@@ -111,7 +111,7 @@ class WordMatching(enum.Enum):
 
     IDS = "ids"  # whole words, by token ids
     OFFSETS = "offsets"  # whole words, by characters
-    RELEASE_COMPAT = "release_compat"  # substrings, case-sensitive, as the released code; the defects included
+    RELEASE_COMPAT = "release_compat"  # substrings, case-sensitive, as in the released code, including its defects
 
 
 class Occurrence(enum.Enum):
@@ -123,19 +123,19 @@ class Occurrence(enum.Enum):
 
 
 class MaskNorm(enum.Enum):
-    """How the map becomes a mask."""
+    """How the map is normalised."""
 
     MAX = "max"  # divided by the largest value [P, eq. 11]
-    MINMAX = "minmax"  # the least value to 0, the largest to 1, then the selection
+    MINMAX = "minmax"  # the smallest value to 0, the largest to 1, then the selection
     MINMAX_PER_LAYER = "minmax_per_layer"  # each layer's map first, then their mean again; the released default
     NONE = "none"  # the raw map
 
 
 class MaskSelect(enum.Enum):
-    """Which cells of the map stay."""
+    """Which cells of the map are kept."""
 
     TOPK = "topk"  # the influence_scope * N largest [P]
-    THRESHOLD = "threshold"  # those of 1 - influence_scope and more; needs a normalised map
+    THRESHOLD = "threshold"  # those with a value of at least 1 - influence_scope; needs a normalised map
 
 
 class MaskLayers(enum.Enum):
@@ -146,18 +146,18 @@ class MaskLayers(enum.Enum):
 
 
 class Overlap(enum.Enum):
-    """What happens where the masks of several subjects overlap."""
+    """The rule where the masks of several subjects overlap."""
 
     SUM = "sum"  # both act
-    ARGMAX = "argmax"  # the larger one alone
+    ARGMAX = "argmax"  # only the one with the larger value
 
 
 class MaskResize(enum.Enum):
-    """How the mask comes to a layer's grid."""
+    """How the mask is resized to a layer's grid."""
 
     BILINEAR = "bilinear"  # align_corners=False, no antialias
     AREA = "area"
-    RELEASE_COMPAT = "release_compat"  # one factor for both sides, as the released code; fails on some sizes
+    RELEASE_COMPAT = "release_compat"  # one factor for both sides, as in the released code; fails on some sizes
 
 
 class GuidanceMode(enum.Enum):
@@ -165,7 +165,7 @@ class GuidanceMode(enum.Enum):
 
     CASCADE = "cascade"  # e0 + w_t (eT - e0) + w_i (eTI - eT)   [P, eq. 13]
     DIRECT = "direct"  # e0 + w_i (eTI - e0)
-    DIRECT_RESCALE = "direct_rescale"  # then scaled towards the deviation of eTI, as far as guidance_rescale says
+    DIRECT_RESCALE = "direct_rescale"  # then scaled towards the deviation of eTI, by the share guidance_rescale
     CASCADE_RESCALE = "cascade_rescale"
     CASCADE_RESCALE_MASKED = "cascade_rescale_masked"  # towards eTI's inside the mask, eT's outside
 
@@ -181,7 +181,7 @@ class GuidanceMode(enum.Enum):
 
 
 class Uncond(enum.Enum):
-    """What the unconditional branch sees."""
+    """The input of the unconditional branch."""
 
     NULL_TEXT_NO_IMAGE = "null_text_no_image"  # the empty or negative prompt [P]
     NEGATIVE_TEXT_BLACK_IMAGE_MASKED = "negative_text_black_image_masked"  # and a black reference under the same mask
@@ -197,7 +197,7 @@ class Launches(enum.Enum):
     """How forwards are grouped."""
 
     BATCHED = "batched"  # the guidance pass, then all other branches in one batch
-    SEPARATE = "separate"  # each branch alone: the mode in which bitwise statements about whole steps hold
+    SEPARATE = "separate"  # each branch alone: the mode in which bitwise guarantees about whole steps hold
 
 
 class TimestepSpacing(enum.Enum):
@@ -219,20 +219,20 @@ class BaseSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderSettings:
-    """The frozen image encoder and what it is shown. Its picture size is read from the model."""
+    """The frozen image encoder and its input. Its picture size is read from the model."""
 
     kind: EncoderKind = EncoderKind.CLIP
     # hub id (`id@revision`) or folder of a CLIP vision model [D]; for siglip_dino two, "SIGLIP,DINOV2"
     model: str = "openai/clip-vit-large-patch14"
-    layers: tuple[int, ...] = (-2,)  # hidden states that give tokens, the deepest last; -2 = the last but one
-    dino_layers: tuple[int, ...] = (-2,)  # the same of DINOv2 (siglip_dino)
-    high_res: int = 768  # pixels a side of the picture whose parts are the local views (siglip_dino)
+    layers: tuple[int, ...] = (-2,)  # hidden states used as tokens, the deepest last; -2 = the last but one
+    dino_layers: tuple[int, ...] = (-2,)  # the same for DINOv2 (siglip_dino)
+    high_res: int = 768  # side in pixels of the picture whose parts are the local views (siglip_dino)
     drop_prefix: bool = True  # leave class and register tokens out
     reference: Reference = Reference.IMAGE
     fit: Fit = Fit.PAD
 
     def of_features(self) -> dict[str, str]:
-        """All that decides cached features beside the model, as a table's metadata say it."""
+        """All settings that decide cached features besides the model, as in a table's metadata."""
         details = {
             "kind": self.kind.value,
             "reference": self.reference.value,
@@ -270,7 +270,7 @@ class TokenSettings:
     gamma_num_train: tuple[float, float] = (0.3, 1.0)  # range of the ratio of tokens kept while training [P]
     influence_quantity: float = 0.8  # ratio of tokens kept at inference, gamma_num [P]
     text_mask_mode: TextMask = TextMask.MULTIPLY
-    mask_latent: bool = True  # the influence mask multiplies the latent on its way into the scoring module [P]
+    mask_latent: bool = True  # the influence mask multiplies the latent in the scoring module's input [P]
     projector: Projector = Projector.NONE
 
     def __post_init__(self) -> None:
@@ -295,8 +295,8 @@ class WordSettings:
     """How the target word is found in the prompt."""
 
     match: WordMatching = WordMatching.IDS
-    occurrence: Occurrence | int = Occurrence.ALL  # or the number of one, counted from 0
-    plural: bool = False  # where the word is not there, try word + 's' and word + 'es'
+    occurrence: Occurrence | int = Occurrence.ALL  # or the number of an occurrence, from 0
+    plural: bool = False  # if the word is not found, try word + 's' and word + 'es'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,10 +309,10 @@ class MaskSettings:
     select: MaskSelect = MaskSelect.TOPK
     layers: MaskLayers | tuple[int, ...] = MaskLayers.ALL  # or the longer sides of the grids whose maps count
     self_refine: bool = False  # spread the map along the self-attention of the largest grid (RealCustom++)
-    eps: float = 0.0  # added to a norm's divisor; the released code has 1e-6
+    eps: float = 0.0  # added to a norm's divisor; 1e-6 in the released code
     mask_resize: MaskResize = MaskResize.BILINEAR
     overlap: Overlap = Overlap.SUM
-    mask_reuse_after: Never | int = Never.NEVER  # steps with a fresh mask, then the last one stays
+    mask_reuse_after: Never | int = Never.NEVER  # steps with a new mask; then the last one is reused
 
     def __post_init__(self) -> None:
         _ratio("influence_scope", self.influence_scope)
@@ -358,7 +358,7 @@ class SamplerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """All that an adapter checkpoint says of its method. The defaults are the paper's on SD 1.x."""
+    """All settings of the method in an adapter checkpoint. The defaults are the paper's on SD 1.x."""
 
     variant: Variant = Variant.REALCUSTOM
     base: BaseSettings = field(default_factory=BaseSettings)
@@ -391,7 +391,7 @@ class MethodSettings:
 
 
 def without_effect(settings: MethodSettings) -> list[str]:
-    """Settings that were changed and do nothing beside the others, each as a sentence."""
+    """Changed settings that have no effect with the others, each as a sentence."""
     tokens, mask, encoder = settings.tokens, settings.mask, settings.image_encoder
     idle: list[str] = []
     names: tuple[str, ...]
@@ -422,7 +422,7 @@ def without_effect(settings: MethodSettings) -> list[str]:
 
 
 def _changed(section: Any, names: tuple[str, ...]) -> list[str]:
-    """Those of the fields that do not have their default."""
+    """The fields that differ from their default."""
     return [name for name in names if getattr(section, name) != getattr(type(section)(), name)]
 
 

@@ -1,4 +1,4 @@
-"""Files on a local disk or an object store behind one set of calls; a path or a URI (`s3://bucket/key`) names them.
+"""Files on a local disk or an object store through one set of functions, by path or URI (`s3://bucket/key`).
 
 `pyarrow.fs` does the work; `AWS_ENDPOINT_URL` and the usual AWS variables are honoured. Writes are atomic: a reader
 sees the old file, the new one, or none, never a part.
@@ -18,7 +18,7 @@ from pyarrow import fs
 from realcustom.errors import MissingFile, UsageError
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
-LISTING_ATTEMPTS = 8  # of a page, with a growing wait between: about a minute of a store that is overloaded
+LISTING_ATTEMPTS = 8  # tries of a page of a listing, with growing waits: about a minute for an overloaded store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
         bucket, _, key = str(uri).removeprefix("s3://").partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise UsageError(f"{uri}: {bucket!r} cannot be a bucket's name")
-        # Only the bucket goes through a URI: a key is data, whose ?, # and % must not be read as a URI's, and lead to
-        # another object or to another host. With a delayed open a small object is written by one PUT, a larger one in
-        # parts still, which a kill leaves behind in the store (docs/preprocessing/how-to.md says how to remove them).
+        # Only the bucket goes through a URI: ?, # and % in a key must not be parsed as parts of a URI, which would name
+        # another object or host. With a delayed open a small object is written by one PUT, a larger one in parts, which
+        # a killed process leaves in the store (docs/preprocessing/how-to.md says how to remove them).
         filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")
         return filesystem, f"{bucket}/{key}".rstrip("/")
     if is_remote(uri):
@@ -55,12 +55,12 @@ def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def join(uri: str | Path, *parts: str) -> str:
-    """`uri` with `parts` below it, one slash between."""
+    """`uri` and `parts`, joined with one slash."""
     return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def absolute(uri: str | Path) -> str:
-    """A local path in full, so that a process in another folder finds it; a URI as it is."""
+    """A local path as absolute, so that a process in another folder finds it; a URI unchanged."""
     return str(uri) if is_remote(uri) else str(Path(str(uri).removeprefix("file://")).expanduser().absolute())
 
 
@@ -77,16 +77,16 @@ def is_dir(uri: str | Path) -> bool:
 
 
 def size_of(uri: str | Path) -> int:
-    """Bytes of a file that is there."""
+    """Size of an existing file in bytes."""
     filesystem, path = open_filesystem(uri)
     return int(filesystem.get_file_info(path).size)
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """The whole file. Raises FileNotFoundError with the uri."""
+    """The content of a file. Raises MissingFile with the uri."""
     filesystem, path = open_filesystem(uri)
     try:
-        # knows its size: a stream's buffer grows as it is read, at ten times the cost
+        # the size is known: a stream's buffer grows while reading, at ten times the cost
         with filesystem.open_input_file(path) as file:
             data: bytes = file.read()
             return data
@@ -118,22 +118,22 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 
 def delete(uri: str | Path) -> None:
-    """Remove a file; one that is not there is left so."""
+    """Remove a file, if it exists."""
     filesystem, path = open_filesystem(uri)
     if exists(uri):
         filesystem.delete_file(path)
 
 
 def delete_folder(uri: str | Path) -> None:
-    """Remove a folder and all that is in it."""
+    """Remove a folder and its content."""
     filesystem, path = open_filesystem(uri)
     filesystem.delete_dir(path)
 
 
 def remove_partial_files(uri: str | Path) -> None:
-    """Remove what writers that were killed left below a local folder. Nobody may be writing there.
+    """Remove temporary files of killed writers below a local folder. No process may be writing there.
 
-    What a store keeps of an upload in parts no listing shows: it is the store's to remove.
+    An object store's unfinished uploads are in no listing; the store has to remove them.
     """
     if not is_remote(uri):
         for path in Path(open_filesystem(uri)[1]).rglob(".tmp-*"):
@@ -154,7 +154,7 @@ def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
 
 
 def list_names(uri: str | Path) -> list[str]:
-    """Names of the files directly in a folder, sorted, as `list_files` has them; nothing of a file is looked at.
+    """Names of the files directly in a folder, sorted, as in `list_files`; no file's metadata is read.
 
     Raises FileNotFoundError if the folder does not exist.
     """
@@ -192,7 +192,7 @@ def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     client = boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}))
-    # with a delimiter the store leaves out what lies in folders below: a page brings 1000 keys, wanted or not
+    # with a delimiter the store leaves out keys in folders below, which would fill the pages of 1000 keys
     options = {} if recursive else {"Delimiter": "/"}
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
     entries, exists = [], False

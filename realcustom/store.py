@@ -1,6 +1,7 @@
-"""Reading and writing with patience: transient errors are retried, refusals become one sentence that says the way out.
+"""Reading and writing with retries: transient errors are retried; a refusal becomes one sentence that says what to do.
 
-A `Store` is made once from its retry settings and handed to whoever reads or writes. storage.py has the plain calls.
+A `Store` is made once from its retry settings and passed to the code that reads or writes. storage.py has the plain
+calls.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from realcustom.storage import FileEntry
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 5.0  # for an object store to take a connection, before any work begins
+CONNECT_SECONDS = 5.0  # seconds for an object store to accept a connection, before any work begins
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for a store that is not Amazon's)"
 _UNREACHABLE = "nothing answers at the store's address; is AWS_ENDPOINT_URL right?"
 _DENIED = "access denied; the credentials that are set have no right to it"
@@ -29,10 +30,10 @@ _DENIED = "access denied; the credentials that are set have no right to it"
 
 @dataclass(frozen=True, kw_only=True)
 class _Code:
-    """What an answer of an object store means."""
+    """The meaning of an object store's answer."""
 
     reason: str
-    permanent: bool = True  # trying again cannot help
+    permanent: bool = True  # a retry cannot help
 
 
 # By the code of S3's answers in boto3's and in pyarrow's spelling, without underscores and in lower case.
@@ -40,7 +41,7 @@ _CODES = {
     "nosuchbucket": _Code(reason="the bucket does not exist; create it or correct its name"),
     "accessdenied": _Code(reason=_DENIED),
     "forbidden": _Code(reason=_DENIED),
-    "403": _Code(reason=_DENIED),  # of an answer without a body, as to HEAD
+    "403": _Code(reason=_DENIED),  # of an answer without a body, as for HEAD
     "invalidaccesskeyid": _Code(reason=f"wrong credentials, the key is not known there; {_CREDENTIALS}"),
     "signaturedoesnotmatch": _Code(reason=f"wrong credentials, the secret does not fit the key; {_CREDENTIALS}"),
     "expiredtoken": _Code(reason="the credentials have expired; renew them"),
@@ -50,12 +51,12 @@ _CODES = {
     "connecttimeout": _Code(reason=_UNREACHABLE, permanent=False),
     "networkconnection": _Code(reason=_UNREACHABLE, permanent=False),
 }
-# boto3's errors of a connection that was not made, or that broke off before the answer's end.
+# boto3's errors for a connection that failed, or that ended before the answer was complete.
 _CONNECTION = (
     *("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError"),
     *("ResponseStreamingError", "IncompleteReadError"),
 )
-# By the number of a local file system's refusal.
+# By the errno of a local file system's error.
 _LOCAL = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
@@ -67,27 +68,27 @@ _LOCAL = {
     errno.ENAMETOOLONG: "the file system takes no name as long as that",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
 }
-# A fact about the file or our rights, not a passing state of the network or the disk.
+# Errors about the file or our rights, not transient ones of the network or the disk.
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _PERMANENT_ERRNO = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG})
 
 
 class StorageRefused(UsageError):
-    """A storage does not let us do what is asked, and trying again did not or would not help."""
+    """A storage refuses an operation, and a retry did not or would not help."""
 
 
 class Store:
     """Files on a disk or an object store, by path or URI.
 
-    Every call retries transient errors and raises StorageRefused for what the storage will not do. A missing file is a
-    MissingFile: callers know what it means.
+    Every call retries transient errors and raises StorageRefused if the storage refuses. A missing file is a
+    MissingFile, which callers may handle.
     """
 
     def __init__(self, retries: RetrySettings | None = None):
         self.retries = retries or RetrySettings()
 
     def call(self, action: Callable[[str], T], uri: str | Path, doing: str = "read") -> T:
-        """`action(uri)`, with retries; `doing` is what a refusal says could not be done."""
+        """`action(uri)`, with retries; `doing` names the operation in a refusal's message."""
         uri = str(uri)
         with refusals(doing, uri):
             return retry(lambda: action(uri), self.retries, is_transient)
@@ -157,7 +158,7 @@ class ChunkedFile:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether trying again can help: an I/O error that is not about a missing file, rights or a full disk."""
+    """Whether a retry can help: an I/O error that is not about a missing file, rights or a full disk."""
     if type(error).__module__.startswith("botocore"):
         response = getattr(error, "response", None)  # of a ClientError
         if response is None:
@@ -171,9 +172,9 @@ def is_transient(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def refusals(doing: str, uri: str) -> Iterator[None]:
-    """Within: an error of the storage becomes a StorageRefused that says what could not be done, where and why.
+    """A context in which an error of the storage becomes a StorageRefused that says what failed, where and why.
 
-    A missing file becomes a MissingFile, and what nobody has words for stays as it is.
+    A missing file becomes a MissingFile; unknown errors pass unchanged.
     """
     try:
         yield
@@ -191,7 +192,7 @@ def refusals(doing: str, uri: str) -> Iterator[None]:
 def check_readable(uri: str) -> None:
     """Raise StorageRefused within seconds if an object store lets us neither list nor read `uri`.
 
-    Of a local path it says nothing, nor of what is not there.
+    Does nothing for a local path or for a missing file.
     """
     if not uri.startswith("s3://"):
         return
@@ -206,19 +207,19 @@ def check_readable(uri: str) -> None:
     }
 
     def list_one() -> None:
-        # a session of its own: the shared one remembers the credentials that it saw first
+        # a session of its own: the shared one keeps the first credentials it read
         client = boto3.Session().client("s3", config=Config(**patience))
         try:
             client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except client.exceptions.ClientError as error:
             if error.response["Error"]["Code"] != "AccessDenied" or not prefix:
                 raise
-            try:  # one file may be open to us where its folder is not
+            try:  # a file may be readable although its folder may not be listed
                 client.head_object(Bucket=bucket, Key=prefix)
             except client.exceptions.ClientError:
                 raise error from None
         except Exception as error:
-            # a store that answers is given more time than one that takes no connection
+            # a store that accepts connections gets more time than one that does not
             if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
                 raise StorageRefused(f"cannot read {uri}: {_reason(error)}") from error
             raise
@@ -228,7 +229,7 @@ def check_readable(uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Raise StorageRefused if nothing can be written below `uri`, as far as can be seen without writing there."""
+    """Raise StorageRefused if nothing can be written below `uri`, as far as a check without writing can tell."""
     check_readable(uri)
     if storage.is_remote(uri):
         return
@@ -242,7 +243,7 @@ def check_writable(uri: str) -> None:
 
 
 def _reason(error: Exception) -> str | None:
-    """Why, in our words; None for what is not the storage's."""
+    """The reason in words; None if the error is not the storage's."""
     if isinstance(error, OSError) and error.errno is not None:
         return _LOCAL.get(error.errno)
     if type(error).__module__.startswith("botocore"):
@@ -258,6 +259,6 @@ def _reason(error: Exception) -> str | None:
 
 
 def _pyarrow_code(error: Exception) -> str | None:
-    """The code in pyarrow's words for an object store's answer, which carries no errno."""
+    """The error code in pyarrow's message for an object store's answer, which has no errno."""
     found = re.search(r"AWS Error ([A-Z_]+)", str(error)) if isinstance(error, OSError) else None
     return found[1].replace("_", "").lower() if found is not None else None

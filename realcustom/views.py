@@ -1,4 +1,5 @@
-"""The views of one picture that RealCustom++ encodes: the whole at low resolution, and sub-samplings that keep its detail.
+"""The views of one picture that RealCustom++ encodes: the whole at low resolution, and subsampled views with its full
+detail.
 
 Letters: B pictures, H their side in pixels, R the encoder's side, f = H / R, V = 1 + f*f views.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 def high_resolution(image: Image.Image, side: int) -> Tensor:
     """An RGB picture as (3, H, H) in [0, 1]; bilinear, no antialias, corners not aligned (released code).
 
-    One that is not square is stretched, as there: `prepare_reference` makes squares.
+    A picture that is not square is stretched, as in the release: `prepare_reference` makes squares.
     """
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)  # (3, h, w)
     return F.interpolate(pixels[None], size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -24,9 +25,9 @@ def high_resolution(image: Image.Image, side: int) -> Tensor:
 def make_views(pixel_values: Tensor, size: int) -> Tensor:
     """The global view, then the f*f local ones (RealCustom++, framework figure; released code).
 
-    The global view is bilinear with aligned corners. Local view f*a + b is made of the pixels (f*y + a, f*x + b): each
-    shows the whole picture, and together they hold all of its pixels. The figure draws tiles; the released weights
-    were trained with these.
+    The global view is bilinear with aligned corners. Local view f*a + b consists of the pixels (f*y + a, f*x + b): each
+    shows the whole picture, and together they hold all of its pixels. The figure shows tiles; the released weights
+    were trained with subsampling.
 
     Args:
         pixel_values: (B, 3, H, H) in [0, 1]; H is a multiple of `size`.

@@ -1,7 +1,7 @@
-"""Where the target word stands in the prompt: positions of its tokens under CLIP's byte-pair rules.
+"""Positions of the target word's tokens in the prompt under CLIP's byte-pair rules.
 
 CLIP puts text into Unicode's composed form (NFC), makes all whitespace one space, lowers the case and marks the token
-that ends a word with `</w>`. Position 0 is BOS, so token i of the bare prompt stands at position i + 1.
+that ends a word with `</w>`. Position 0 is BOS, so token i of the plain prompt is at position i + 1.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from realcustom.errors import UsageError
 from realcustom.settings import Occurrence, WordMatching
 
 WORD_END = "</w>"
-# the bare text, all of it
+# the plain text, without truncation
 BARE: dict[str, bool] = {"add_special_tokens": False, "truncation": False, "verbose": False}
-EDGE = r"(?!(?<=[^\W_])[^\W_])"  # a place that is not between two letters or digits
+EDGE = r"(?!(?<=[^\W_])[^\W_])"  # a position that is not between two letters or digits
 
 
 class TargetWordNotFound(UsageError):
-    """The prompt does not hold the word; the message lists the words that are there."""
+    """The prompt does not hold the word; the message lists the prompt's words."""
 
 
 class TargetWordTruncated(UsageError):
-    """The word stands behind the last token that the text encoder reads."""
+    """The word comes after the last token that the text encoder reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordMatch:
     """A target word in a prompt."""
 
-    phrase: str  # as it was found; another than asked for where a plural was
+    phrase: str  # as found; with a plural ending if that was found
     positions: tuple[int, ...]  # of its tokens, ascending, BOS counted as position 0
 
 
@@ -53,14 +53,15 @@ def find_word(
 
     Occurrences are counted from the left and do not overlap ("dog dog" is once in "dog dog dog"). `occurrence` selects
     among all of the prompt's; of those selected, the ones that the text encoder reads to their last token are used.
-    With `plural`, the first of the phrase, phrase + "s" and phrase + "es" that is there is the one.
+    With `plural`, the first of phrase, phrase + "s" and phrase + "es" that occurs is used.
 
     `match` says what an occurrence is:
         IDS: a run of the phrase's token ids where the token before it ends a word ("suit" is not in "spacesuit").
-        OFFSETS: the phrase's characters, case ignored, as whole words. It differs from IDS where CLIP's words are not
-            the reader's: by ids alone, "dog" is in "dog7" and "hot-dog" in "hot - dog".
-        RELEASE_COMPAT: the phrase's characters as they stand, overlapping ones and parts of words too, each from the
-            number of tokens of the text before it to that of the text up to its end, cut off where the encoder stops.
+        OFFSETS: the phrase's characters, case ignored, as whole words. It differs from IDS where CLIP splits words
+            differently: by ids alone, "dog" is in "dog7" and "hot-dog" in "hot - dog".
+        RELEASE_COMPAT: the phrase's exact characters, including overlaps and parts of words; an occurrence extends from
+            the number of tokens of the text before it to that of the text up to its end, cut off where the encoder
+            stops.
 
     Raises:
         TargetWordNotFound: not there, or no such occurrence.
@@ -75,7 +76,7 @@ def find_word(
         if not (spans := _spans(tokenizer, prompt, candidate, match)):
             continue
         chosen = _choose(spans, occurrence, candidate, prompt)
-        last = tokenizer.model_max_length - 2  # the one behind it is EOS
+        last = tokenizer.model_max_length - 2  # the next one is EOS
         read = {position for span in chosen for position in span if position <= last and (compat or span[-1] <= last)}
         if not read:
             raise TargetWordTruncated(
@@ -90,7 +91,7 @@ def find_word(
 
 
 def union(matches: Sequence[WordMatch]) -> WordMatch:
-    """One match of several words, for a subject that acts where any of them does; UsageError where none is given."""
+    """One match of several words, for a subject that acts where any of them acts; UsageError where none is given."""
     if not matches:
         raise UsageError("no word to unite; give at least one")
     return WordMatch(
@@ -112,9 +113,9 @@ def words_of(prompt: str) -> list[str]:
 
 
 def check_tokenizers_agree(tokenizer: Any, tokenizer_2: Any, prompt: str) -> None:
-    """A position means the same word to both of SDXL's tokenizers; what they pad with may differ.
+    """Check that a position is the same word in both of SDXL's tokenizers; their padding may differ.
 
-    Where one pads with "!", a "!" of the prompt is its padding token, and the other's "!</w>" agrees with it.
+    If one pads with "!", a "!" of the prompt is its padding token, which is accepted for the other's "!</w>".
 
     Raises:
         UsageError: they read the prompt differently; the message names the first token where they do.
@@ -145,7 +146,7 @@ def _spans(tokenizer: Any, prompt: str, phrase: str, match: WordMatching) -> lis
 
 def _by_ids(tokenizer: Any, prompt: str, phrase: str) -> list[range]:
     ids, pattern = _ids(tokenizer, prompt), _ids(tokenizer, phrase)
-    added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}  # textual inversion adds words of its own
+    added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}  # textual inversion adds words
     ends = [token.endswith(WORD_END) or token in added for token in tokenizer.convert_ids_to_tokens(ids)]
     spans: list[range] = []
     start = 0
@@ -168,7 +169,7 @@ def _by_characters(tokenizer: Any, prompt: str, phrase: str) -> list[range]:
 
 
 def _by_offsets(tokenizer: Any, text: str, start: int, end: int) -> range:
-    """Positions of the tokens of `text[start:end]`; none where that cuts a word of CLIP's, which "..." is."""
+    """Positions of the tokens of `text[start:end]`; none if that cuts a CLIP word (such as "...")."""
     encoded = tokenizer(text, **BARE, return_offsets_mapping=True)
     offsets, words = encoded.offset_mapping, encoded.word_ids()
     touched = {word for word, (first, behind) in zip(words, offsets, strict=True) if first < end and behind > start}
@@ -179,7 +180,7 @@ def _by_offsets(tokenizer: Any, text: str, start: int, end: int) -> range:
 
 
 def _by_prefixes(tokenizer: Any, text: str, start: int, end: int) -> range:
-    """The same without offsets: text that ends where a word does has the first tokens of the whole."""
+    """The same without offsets: a text that ends at a word's end has the first tokens of the whole text."""
     ids, before, through = (_ids(tokenizer, part) for part in (text, text[:start], text[:end]))
     whole = ids[: len(before)] == before and ids[: len(through)] == through
     return range(len(before) + 1, len(through) + 1) if whole else range(0)
