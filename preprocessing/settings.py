@@ -319,7 +319,7 @@ class ExecutionSettings:
     max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
     max_error_floor: int = 10  # this many quarantined rows never stop a job
     max_worker_deaths: int = 10  # in a row on the same unit; more stop the job (deaths on different units do not)
-    attempts: int = 4  # tries of a read or write that fails for a passing reason
+    attempts: int = 4  # tries of a read or write with transient failures
     backoff: float = 0.5  # seconds before the second try, doubled for each one after it, at most 30
 
     def __post_init__(self) -> None:
