@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import pyarrow as pa
 import pytest
 
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.engine.ray_data import _committing, _whole
+from realcustom.preprocessing.engine.ray_data import RemoteTrace, _committing, _whole
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob, Work
+from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.select import partitions, search
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings
@@ -107,6 +109,16 @@ def test_an_error_on_a_worker_is_said_plainly(ray_cluster: str, tmp_path: Path) 
     (Path(ingested.directory) / "shard-00000.parquet").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"unit shard-00000: .* is not a readable table"):
         run(SCORE, ingested.directory, tmp_path / "out", PreprocessSettings(), local=False)
+
+
+def test_a_bug_on_a_worker_brings_its_trace_to_the_driver(ray_cluster: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 1, 2)
+    buggy = replace(INGEST, load=lambda job: lambda unit, data: np.zeros(3) + np.zeros(2))  # type: ignore[arg-type, return-value]
+    with pytest.raises(StageBug, match="unit shard-00000: ValueError: operands could not be broadcast") as caught:
+        run(buggy, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=False)
+    assert isinstance(caught.value.__cause__, RemoteTrace)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "np.zeros(3) + np.zeros(2)" in shown and "ray_data.py" in shown
 
 
 def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
