@@ -1,4 +1,4 @@
-"""The stages, one row each. A new stage is a folder and a row here.
+"""The stages, one row each. A new stage is a folder (a small one a file) and a row here.
 
 A row's functions import the stage's code when they are called: a worker of a cheap stage loads neither torch nor
 transformers, and a command's mistakes are found before they load.

@@ -1,4 +1,4 @@
-"""Why a row is excluded, and errors that stop a job. Transient errors are retried in realcustom/store.py."""
+"""Why a row is excluded, and errors that stop a job. Retries: realcustom/store.py, http_retry.py."""
 
 from __future__ import annotations
 

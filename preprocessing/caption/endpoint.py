@@ -77,7 +77,7 @@ class EndpointCaptioner:
 
     async def _models(self) -> list[str] | None:
         async with self._client() as client:
-            # no retries: a wrong URL is reported at once
+            # the few tries of a file, not those of a picture: a wrong URL is reported soon
             response = await self._patiently(lambda: self._send(client, "GET", "models"), self._retries)
         try:
             return [str(entry["id"]) for entry in response.json()["data"]]

@@ -36,7 +36,7 @@ class ManifestName:
 
 
 class StageDirectory:
-    """`<root>/<stage>@<fingerprint>/`. Only this class writes there."""
+    """`<root>/<stage>@<fingerprint>/`. Units are written only here."""
 
     def __init__(self, uri: str, store: Store, suffix: str = ".parquet"):
         self.uri = uri

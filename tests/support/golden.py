@@ -137,7 +137,8 @@ def main() -> int:
         before = json.loads(RECORD.read_text())
         for name, files in now["sha256"].items():
             stage = name.partition(" ")[0]
-            same_place = before["machine"] == now["machine"]
+            exact = "models" in name and not name.endswith(", values")  # last bits differ between processors
+            same_place = before["machine" if exact else "writer"] == now["machine" if exact else "writer"]
             raised = before["versions"].get(stage) != now["versions"][stage]
             if same_place and not raised and before["sha256"].get(name, files) != files:
                 print(f"{name}: its bytes changed; raise the version of {stage} first", file=sys.stderr)
