@@ -29,10 +29,10 @@ from realcustom.preprocessing.engine.progress import Progress
 from realcustom.preprocessing.engine.stage import Prepared, StageInput
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
 from realcustom.preprocessing.engine.worker import StageJob, Work
+from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.select.duplicates import ROW_BITS, priorities_of
 from realcustom.preprocessing.select.evaluation import prepare_evaluation
 from realcustom.preprocessing.select.partitions import (
-    UNITS_PER_BLOCK,
     BitTable,
     Part,
     bit_tables,
@@ -112,7 +112,7 @@ def find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepar
     outputs = {manifest.unit: manifest.output for manifest in place.manifests()}
     selected = []
     for number, unit in enumerate(units):
-        block_name = blocks[number // UNITS_PER_BLOCK].name
+        block_name = blocks[number // partitions.UNITS_PER_BLOCK].name
         file = InputFile(name=f"{block_name}.parquet", uri=place.rows_uri(block_name), size=0)
         identity = identity_of(unit.identity, outputs[block_name])
         selected.append(replace(unit, identity=identity, files=(*unit.files, file)))
@@ -163,8 +163,8 @@ def _numbers_in(block: Unit, numbers: np.ndarray) -> slice:
     """The range of a block's pictures among sorted numbers."""
     number = block.files[0].number
     assert number is not None, block.name
-    first = UNITS_PER_BLOCK * number
-    bounds = np.array([first, first + UNITS_PER_BLOCK], np.int64) << ROW_BITS
+    first = partitions.UNITS_PER_BLOCK * number
+    bounds = np.array([first, first + partitions.UNITS_PER_BLOCK], np.int64) << ROW_BITS
     return slice(*np.searchsorted(numbers, bounds).tolist())
 
 

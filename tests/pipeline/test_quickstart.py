@@ -76,7 +76,7 @@ def test_the_page_shows_it_and_needs_nothing_beside_it(output: Path) -> None:
     assert not [attributes for tag, attributes in tags if tag in ("script", "link", "iframe")]
     report = json.loads((output / "report.json").read_text())
     assert report["training"]["adapter_sha256"][:16] in html
-    assert "starts from nothing" in html  # it says that training began with the shipped adapter
+    assert "starts from new weights" in html  # it says that training began with the shipped adapter
 
 
 def test_a_second_run_does_nothing_twice(output: Path) -> None:

@@ -22,7 +22,7 @@ from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
-from realcustom.preprocessing.select import partitions, search
+from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings
 from realcustom.preprocessing.tables import to_parquet
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
@@ -88,7 +88,6 @@ def test_a_distributed_search_for_copies_gives_the_same_bytes(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
-    monkeypatch.setattr(search, "UNITS_PER_BLOCK", 2)
     source = write_scored(tmp_path / "scored", planted(300, 60)[0], 60)
     base = PreprocessSettings(execution=ExecutionSettings(workers=2))
     cuts = {

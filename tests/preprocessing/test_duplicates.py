@@ -46,7 +46,6 @@ def test_planted_copies_are_found_and_nothing_else(
     tmp_path: Path, cut: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 3)
-    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 3)
     table, pairs = planted(800, 200)
     source = write_scored(tmp_path / "scored", table, 100)
     result = select(source, tmp_path / "out", **cut)
@@ -62,7 +61,6 @@ def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_searc
     rows_together: int, shuffles: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
-    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, pairs = planted(30, 10, seed=7)
     source = write_scored(tmp_path / "scored", table, 5)
     exact = select(source, tmp_path / "exact")
@@ -89,11 +87,11 @@ def test_a_passing_error_of_the_search_is_tried_again(
 ) -> None:
     read, failed = getattr(tables, name), list[str]()
 
-    def failing_once(uri: str, wanted: list[str], *needed: object) -> pa.Table:
-        if wanted != ["uid"] and not failed:  # the uids are looked at before the search
+    def failing_once(uri: str, columns: list[str], *needed: object) -> pa.Table:
+        if columns != ["uid"] and not failed:  # the uids are looked at before the search
             failed.append(uri)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(uri, wanted, *needed)
+        return read(uri, columns, *needed)
 
     monkeypatch.setattr(tables, name, failing_once)
     table, pairs = planted(60, 20, seed=6)
@@ -112,7 +110,6 @@ def test_a_corpus_in_another_order_gives_the_same_survivors(tmp_path: Path) -> N
 
 def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
-    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, _ = planted(300, 60, seed=4)
     source = write_scored(tmp_path / "scored", table.slice(0, 200), 100)
     first = select(source, tmp_path / "out", partition_rows=100)
@@ -140,7 +137,6 @@ def test_units_that_come_or_go_leave_what_a_fresh_run_would(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
-    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 2)
     table, _ = planted(250, 80, seed=8)
     source = write_scored(tmp_path / "scored", table.slice(0, 200), 40)
     select(source, tmp_path / "out", partition_rows=60)
@@ -317,7 +313,6 @@ def test_a_table_that_is_no_scored_one_is_named(tmp_path: Path) -> None:
 
 def test_what_a_removal_or_somebody_left_or_took_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 1)
-    monkeypatch.setattr("realcustom.preprocessing.select.search.UNITS_PER_BLOCK", 1)
     table, pairs = planted(200, 50, seed=5)
     source = write_scored(tmp_path / "scored", table, 50)
     first = select(source, tmp_path / "out", partition_rows=60)

@@ -32,11 +32,11 @@ DRIVER = """
 import pickle, sys, ray
 from realcustom.preprocessing.catalogue import CATALOGUE
 from realcustom.preprocessing.run import OnRay, run_stage
-from realcustom.preprocessing.select import partitions, search
+from realcustom.preprocessing.select import partitions
 from realcustom.settings import MethodSettings
 with open(sys.argv[1], "rb") as file:
     name, source, output, settings, units_per_block = pickle.load(file)
-partitions.UNITS_PER_BLOCK = search.UNITS_PER_BLOCK = units_per_block
+partitions.UNITS_PER_BLOCK = units_per_block
 executor = OnRay(lambda: ray.init(address=sys.argv[2], log_to_driver=False, logging_level="error"))
 result = run_stage(CATALOGUE[name], source, output, settings, method=MethodSettings(), executor=executor)
 print("units run:", result.units_run)

@@ -8,7 +8,7 @@ from unittest import mock
 
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
-from realcustom.preprocessing.select import partitions, search
+from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.settings import (
     CaptionSettings,
     EncodeSettings,
@@ -88,7 +88,6 @@ def run_here(
     """Run the stage in this process, with blocks as a disturbed one's."""
     with (
         mock.patch.object(partitions, "UNITS_PER_BLOCK", units_per_block),
-        mock.patch.object(search, "UNITS_PER_BLOCK", units_per_block),
     ):
         return run_stage(stage, source, str(output), settings, method=METHOD, executor=InProcess())
 
