@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional as F
 
-from realcustom.attention import text_cross_attentions
+from realcustom.maps import text_cross_attentions
 
 Text = tuple[Tensor, dict[str, Tensor] | None]  # (B, T, D), and SDXL's further conditions
 

@@ -42,6 +42,8 @@ from diffusers import UNet2DConditionModel
 from sampler_sides import SD1, SDXL, SMALL, Sides, Size
 from torch import Tensor
 
+from realcustom.settings import MaskSource
+
 RESULTS = record.RESULTS / "sampler.json"
 SETTING_S = Size(name="sampler", unet=SMALL, latent=32)
 WIDE = Size(name="sampler_64_batch4", unet=SMALL, latent=64, batch=4, steps=6, pairs=2)
@@ -150,11 +152,13 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     steps = sides.size.steps
     half = partial(sides.run_ours, steps // 2)
     early = partial(sides.run_ours, 2)
+    free = partial(sides.run_ours, steps, source=MaskSource.PREVIOUS)
     release = partial(sides.run_release, steps)
     release_reusing = partial(sides.run_release, steps // 2)
     runs: dict[str, tuple[Callable[[], object], str]] = {
         "half_reuse": (half, "ours"),
         "early_reuse": (early, "ours"),
+        "free_mask": (free, "ours"),
         "release_order": (release, "release"),
         "ip_adapter": (sides.run_ip_adapter, "ip_adapter"),
         "plain_sd": (sides.run_plain, "plain"),
@@ -189,12 +193,14 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     compare("half_reuse_vs_ip_adapter", "half_reuse", "ip_adapter")
     compare("early_reuse_vs_ip_adapter", "early_reuse", "ip_adapter")
     compare("half_reuse_vs_plain_sd", "half_reuse", "plain_sd")
+    compare("free_mask_vs_plain_sd", "free_mask", "plain_sd")
     few = max(1, pairs // 2)
     for metric, a, b in (
         ("release_order_vs_three_stock_forwards", release, sides.run_three_forwards),
         ("half_reuse_vs_release_order_reusing", half, release_reusing),
+        ("map_overhead", partial(sides.run_guidance_passes, True), partial(sides.run_guidance_passes, False)),
     ):
-        records.append(ratio(metric, *paired(a, b, few, device)))
+        records.append(ratio(metric, *paired(a, b, pairs if metric == "map_overhead" else few, device)))
         print(f"{name}_{metric}: {shown(records[-1])}", file=sys.stderr)
     for side, values in times.items():
         per_image = np.array(values) / sides.size.batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from PIL import Image
 from release_order import ReleaseOrder
@@ -33,9 +33,11 @@ from transformers import (
 )
 
 from realcustom import RealCustomPipeline, Subject
-from realcustom.attention import text_cross_attentions
+from realcustom.attention import Conditioning, KeyValue, TextTokens
 from realcustom.checkpoint import Adapter, save_adapter
 from realcustom.identity import model_identity
+from realcustom.maps import MapRecorder, WordTokens, by_queries, level_grids, text_cross_attentions
+from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.settings import (
     AttentionSettings,
@@ -43,6 +45,7 @@ from realcustom.settings import (
     GuidanceSettings,
     KVInit,
     MaskSettings,
+    MaskSource,
     MethodSettings,
     TokenSettings,
 )
@@ -228,6 +231,30 @@ class Sides:
             subject=subject,
         )
 
+    @torch.no_grad()
+    def run_guidance_passes(self, maps: bool) -> list[Tensor]:
+        """The prompt alone through our UNet, once a step; with `maps` the word's mask is made each time as well."""
+        unet, batch = self.ours.base.unet, self.size.batch
+        text = self.embeds["prompt_embeds"].expand(batch, -1, -1)
+        words = WordTokens.of(self.release.word.expand(batch, 1, -1))
+        grids = by_queries(level_grids(self.size.latent, self.size.latent, len(unet.config.block_out_channels)))
+        conditions, settings = self.release.text[1], self.ours.settings.mask
+        cache: dict[Attention, KeyValue] = {}
+        made = []
+        for timestep in range(self.size.steps):
+            recorder = MapRecorder(words=words) if maps else None
+            conditioning = Conditioning(grids=grids, recorder=recorder, texts=[TextTokens(embeds=text, cache=cache)])
+            out = unet(
+                self.latents,
+                timestep,
+                text,
+                added_cond_kwargs=conditions,
+                cross_attention_kwargs={"conditioning": conditioning},
+                return_dict=False,
+            )[0]
+            made.append(out if recorder is None else influence_mask(recorder.maps, SCOPE, settings))
+        return made
+
     @property
     def unets(self) -> dict[str, UNet2DConditionModel]:
         return {
@@ -237,8 +264,15 @@ class Sides:
             "release": self.release.unet,
         }
 
-    def run_ours(self, reuse_after: int, use_mask: bool = True, return_masks: bool = False) -> Any:
+    def run_ours(
+        self,
+        reuse_after: int,
+        use_mask: bool = True,
+        return_masks: bool = False,
+        source: MaskSource = MaskSource.GUIDANCE,
+    ) -> Any:
         """`RealCustomPipeline`, with new masks in this many steps; its output."""
+        self.ours.settings = replace(self.ours.settings, mask=replace(self.ours.settings.mask, source=source))
         return self.ours(
             PROMPT,
             [self.subject],

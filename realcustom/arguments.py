@@ -11,7 +11,7 @@ from PIL import Image
 
 from realcustom.errors import UsageError
 from realcustom.sampling import KNOBS, SamplingParams
-from realcustom.settings import MethodSettings, Occurrence, Reference, without_effect
+from realcustom.settings import GuidanceMode, MethodSettings, Occurrence, Reference, without_effect
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -106,7 +106,7 @@ def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodS
 def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]], sampling: SamplingParams) -> None:
     """Warn of arguments of a call that do nothing in it."""
     everywhere = all(subjects)
-    if sampling.guidance_scale is not None and settings.guidance.mode.is_direct and everywhere:
+    if sampling.guidance_scale is not None and settings.guidance.mode is GuidanceMode.DIRECT and everywhere:
         mode = settings.guidance.mode.value
         warnings.warn(f"guidance_scale does nothing in mode {mode}: subject_guidance_scale is its weight", stacklevel=4)
     if sampling.influence_scope is not None and not sampling.use_mask:

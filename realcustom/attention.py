@@ -1,4 +1,4 @@
-"""Visual cross-attention beside each text cross-attention (paper, eq. 4 and 12), and the recorder of the word's maps.
+"""Visual cross-attention beside each text cross-attention (paper, eq. 4 and 12).
 
 The processor holds no state: tokens, masks, grids and the recorder arrive as one argument of each UNet call
 (`cross_attention_kwargs={"conditioning": ...}`), so that gradient checkpointing, offload and a second call see the
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from realcustom.errors import UsageError
-from realcustom.settings import AttentionSettings, KVInit, MaskLayers, MaskResize
+from realcustom.maps import MapRecorder, text_cross_attentions
+from realcustom.sdpa import attention_with_normaliser
+from realcustom.settings import AttentionSettings, KVInit, MaskResize
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TextTokens:
     """The text of some rows of a UNet call.
 
@@ -45,7 +47,7 @@ class TextTokens:
         return pair
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SubjectTokens:
     """One subject's image tokens for a UNet call, and which of them act.
 
@@ -78,34 +80,6 @@ class SubjectTokens:
 
 
 @dataclass(kw_only=True)
-class MapRecorder:
-    """Collects, layer by layer, the attention that each query pays to the target words; a new one for every forward."""
-
-    words: Tensor  # (B, U, T) token masks, one per subject
-    layers: frozenset[Attention] | None = None  # the cross-attentions whose maps count; None = all
-    self_grid: tuple[int, int] | None = None  # the grid whose self-attention is recorded; None = of no layer
-    maps: list[Tensor] = field(default_factory=list)  # (B, U, h, w) per layer, fp32, heads averaged
-    self_maps: Tensor | None = None  # (B, N, N), rows = queries: the self-attentions' sum, heads averaged
-
-    def record(self, query: Tensor, key: Tensor, scale: float, grid: tuple[int, int]) -> None:
-        """Add a layer: softmax over all text tokens in fp32, then only the words' columns are kept."""
-        with torch.autocast(query.device.type, enabled=False):
-            scores = query.float() @ (key.float() * scale).transpose(2, 3)  # (B, H, N, T); scales the (fewer) keys
-            weights = torch.softmax(scores, -1) @ self.words.float().transpose(1, 2)[:, None]  # (B, H, N, U)
-        self.maps.append(weights.mean(1).transpose(1, 2).unflatten(2, grid))
-
-    def record_self(self, query: Tensor, key: Tensor, scale: float) -> None:
-        """Add a self-attention layer, head by head: all heads of (N, N) at once would be the largest tensor of a call."""
-        total = self.self_maps
-        with torch.autocast(query.device.type, enabled=False):
-            for head in range(query.shape[1]):
-                scores = (query[:, head].float() * scale) @ key[:, head].float().mT  # (B, N, N)
-                weights = torch.softmax(scores, -1) / query.shape[1]
-                total = weights if total is None else total.add_(weights)
-        self.self_maps = total
-
-
-@dataclass(kw_only=True)
 class Conditioning:
     """The arguments that one UNet call passes to its attention layers."""
 
@@ -128,23 +102,13 @@ class Conditioning:
         return self._resized[subject, queries]
 
     def grid(self, queries: int) -> tuple[int, int]:
-        """(h, w) of a layer with this many queries."""
-        assert queries in self.grids, f"a layer has {queries} queries, the latent's levels have {dict(self.grids)}"
+        """(h, w) of a layer with this many queries. Raises UsageError if the latent has no level of this size."""
+        if queries not in self.grids:
+            raise UsageError(
+                f"a cross-attention layer has {queries} queries, where the latent's levels have {sorted(self.grids)}: a patch "
+                "of the UNet merges or drops tokens (as tomesd does with merge_crossattn=True); take it off"
+            )
         return self.grids[queries]
-
-
-def level_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
-    """(h, w) of each level of a UNet, the finest first; a stride-2 convolution leaves ceil(side / 2)."""
-    grids = []
-    for _ in range(levels):
-        grids.append((height, width))
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return grids
-
-
-def by_queries(grids: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-    """The levels' grids by their number of cells."""
-    return {height * width: (height, width) for height, width in grids}
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
@@ -188,13 +152,10 @@ class DecoupledAttentionProcessor:
             attention_mask = prepared.view(batch, attn.heads, -1, prepared.shape[-1])
         query = _split(attn, attn.to_q(hidden_states))  # (B, H, N, d)
         key, value = _text_keys_values(attn, hidden_states, encoder_hidden_states, conditioning)
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)  # (B, H, N, d)
+        output = _attend(attn, query, key, value, attention_mask, conditioning, is_self=encoder_hidden_states is None)
         output = output.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, H*d)
-        if conditioning is not None:
-            if conditioning.recorder is not None:
-                _record(attn, query, key, conditioning, conditioning.recorder, encoder_hidden_states is None)
-            if encoder_hidden_states is not None:
-                output = _add_subjects(attn, output, query, conditioning)
+        if conditioning is not None and encoder_hidden_states is not None:
+            output = _add_subjects(attn, output, query, conditioning)
         projected: Tensor = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
             projected = projected + residual
@@ -221,16 +182,30 @@ def _text_keys_values(
     return torch.cat([key for key, _ in pairs]), torch.cat([value for _, value in pairs])
 
 
-def _record(
-    attn: Attention, query: Tensor, key: Tensor, conditioning: Conditioning, recorder: MapRecorder, is_self: bool
-) -> None:
-    """Pass the layer's queries and keys to the recorder, if its maps count."""
-    grid = conditioning.grid(query.shape[2])
+def _attend(
+    attn: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    conditioning: Conditioning | None,
+    *,
+    is_self: bool,
+) -> Tensor:
+    """Attention (B, H, N, d), bitwise that of stock diffusers; the recorder, if there is one, takes its map."""
+    recorder = None if conditioning is None else conditioning.recorder
+    if conditioning is None or recorder is None or not recorder.takes(attn, query.shape[2], is_self=is_self):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
     if is_self:
-        if grid == recorder.self_grid:
-            recorder.record_self(query, key, attn.scale)
-    elif recorder.layers is None or attn in recorder.layers:
-        recorder.record(query, key, attn.scale, grid)
+        recorder.record_self(query, key)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+    grid = conditioning.grid(query.shape[2])
+    if attention_mask is not None:  # maps are over all text tokens
+        recorder.record(query, key, grid)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+    output, normaliser = attention_with_normaliser(query, key, value)
+    recorder.record(query, key, grid, normaliser)
+    return output
 
 
 def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: Conditioning) -> Tensor:
@@ -250,57 +225,6 @@ def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: 
         else:
             rows.addcmul_(visual, mask[:, None].to(visual.dtype), value=conditioning.scale)
     return output
-
-
-def text_cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
-    """The UNet's text cross-attention layers by module path, in construction order (down, up, mid in `named_modules`)."""
-    layers = {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention) and module.is_cross_attention
-    }
-    if not layers:
-        raise UsageError("this UNet has no text cross-attention: RealCustom needs one with cross_attention_dim")
-    return layers
-
-
-def level_of(path: str, levels: int) -> int:
-    """The level (0 = finest) of a layer by its module path in a UNet with this many levels."""
-    block, _, rest = path.partition(".")
-    if block == "mid_block":
-        return levels - 1
-    number = int(rest.partition(".")[0])
-    return number if block == "down_blocks" else levels - 1 - number
-
-
-def mask_grid(unet: UNet2DConditionModel, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(H*, W*): the largest grid that has text cross-attention."""
-    return grids[min(level_of(path, len(grids)) for path in text_cross_attentions(unet))]
-
-
-def mask_layers(
-    unet: UNet2DConditionModel, which: MaskLayers | tuple[int, ...], grids: Sequence[tuple[int, int]]
-) -> frozenset[Attention] | None:
-    """The cross-attentions whose maps count; None = all. Raises UsageError if no layer counts."""
-    if which is MaskLayers.ALL:
-        return None
-    layers = text_cross_attentions(unet)
-    sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
-    if isinstance(which, MaskLayers):
-        chosen = frozenset(attn for path, attn in layers.items() if path.startswith("up_blocks."))
-    else:
-        chosen = frozenset(attn for path, attn in layers.items() if sides[path] in which)
-    if not chosen:
-        there = (
-            ""
-            if isinstance(which, MaskLayers)
-            else f"; longer sides of the grids there are: {sorted(set(sides.values()))}"
-        )
-        wanted = which.value if isinstance(which, MaskLayers) else list(which)
-        raise UsageError(
-            f"mask.layers {wanted}: no text cross-attention of this UNet at this size is one of them{there}"
-        )
-    return chosen
 
 
 def install(unet: UNet2DConditionModel) -> None:

@@ -309,8 +309,8 @@ class RealCustomPipeline:
             if callback_on_step_end is not None:
                 tensors: dict[str, Any] = {"latents": step.latents, "masks": step.masks}
                 changed = callback_on_step_end(self, step.index, step.timestep, tensors)
-                sampler.rows.latents = (changed or {}).get("latents", step.latents)
-        images = self._decode(sampler.rows.latents, output_type)
+                sampler.latents = (changed or {}).get("latents", step.latents)
+        images = self._decode(sampler.latents, output_type)
         self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
             images=images,

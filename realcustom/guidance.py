@@ -41,14 +41,14 @@ class Weights:
 
     @property
     def rescale(self) -> float:
-        """phi; 0 in modes that do not rescale."""
-        return self.settings.guidance_rescale if self.has_subjects and self.settings.mode.rescales else 0.0
+        """phi; 0 without subjects."""
+        return self.settings.guidance_rescale if self.has_subjects else 0.0
 
     def coefficients(self) -> dict[Branch, float]:
         """The combination as one weight per branch; they sum to one. A weight of zero needs no forward."""
         if not self.has_subjects:  # plain classifier-free guidance in every mode
             return {Branch.UNCONDITIONAL: 1 - self.text, Branch.GUIDANCE: self.text, Branch.GENERATION: 0.0}
-        if self.settings.mode.is_direct:
+        if self.settings.mode is GuidanceMode.DIRECT:
             return {Branch.UNCONDITIONAL: 1 - self.subject, Branch.GUIDANCE: 0.0, Branch.GENERATION: self.subject}
         return {
             Branch.UNCONDITIONAL: 1 - self.text,
@@ -71,7 +71,7 @@ class Weights:
                 needed.add(Branch.GENERATION)  # under a zero mask it is the guidance branch
         if self.rescale:
             needed.add(Branch.GENERATION)
-            if self.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED:
+            if self.settings.rescale_by_mask:
                 needed.add(Branch.GUIDANCE)
         return tuple(branch for branch in Branch if branch in needed)
 
@@ -94,7 +94,7 @@ def combine(
 
     Args:
         predictions: at least `weights.branches()`.
-        mask: (B, U, H*, W*), the inside and outside of `cascade_rescale_masked`; None = inside everywhere.
+        mask: (B, U, H*, W*), the inside and outside of `rescale_by_mask`; None = inside everywhere.
         has_subjects: (B,) bool, for a call in which not all rows have subjects; None = all or none.
     """
     combined = _weighted(predictions, weights)
@@ -119,7 +119,7 @@ def _plain(predictions: Mapping[Branch, Tensor], scale: float) -> Tensor:
 def _rescaled(combined: Tensor, predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None) -> Tensor:
     """The combined prediction, its deviation scaled towards that of the generation branch by phi."""
     target = _deviation(predictions[Branch.GENERATION])
-    if weights.settings.mode is GuidanceMode.CASCADE_RESCALE_MASKED and mask is not None:
+    if weights.settings.rescale_by_mask and mask is not None:
         marked = (mask.amax(1, keepdim=True) > 0).float()  # (B, 1, H*, W*)
         inside = F.interpolate(marked, size=combined.shape[-2:], mode="nearest") > 0
         target = torch.where(inside, target, _deviation(predictions[Branch.GUIDANCE]))

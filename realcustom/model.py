@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from realcustom import attention
+from realcustom import attention, maps
 from realcustom.attention import Conditioning, SubjectTokens
 from realcustom.errors import UsageError
 from realcustom.projector import make_projector
@@ -76,7 +76,7 @@ class RealCustomModel(nn.Module):
         """All trained parameters, by their name in a checkpoint."""
         trained = {
             f"{path}.{name}.weight": getattr(attn, name).weight
-            for path, attn in attention.text_cross_attentions(self.unet).items()
+            for path, attn in maps.text_cross_attentions(self.unet).items()
             for name in ("to_k_vision", "to_v_vision")
         }
         if self.adaptive_scoring is not None:
@@ -170,9 +170,7 @@ class RealCustomModel(nn.Module):
         tokens = self.project(image_embeds)  # (B, S, D)
         index, gate = self.score(encoder_hidden_states, noisy_latents, tokens, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
-            grids=attention.by_queries(
-                attention.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels)
-            ),
+            grids=maps.by_queries(maps.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels)),
             subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate)],
             scale=self.settings.attn.scale,
         )

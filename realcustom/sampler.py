@@ -1,7 +1,8 @@
 """The denoising loop: guidance pass -> mask -> generation pass -> scheduler step (paper, section 3.3).
 
 Every step of a batch of rows runs exactly the forwards that its guidance needs: while the mask is updated, one UNet
-call for the guidance branch, whose maps make the mask, then one for all other branches; after that a single call.
+call for the guidance branch, whose maps make the mask, then one for all other branches; after that a single call. With
+`mask.source: previous` the maps come from a forward of the step before, and only the first step has two calls.
 
 Letters: B rows, c h w latent, T text tokens, D text width, U subjects, S image tokens, Di image width.
 """
@@ -9,31 +10,32 @@ Letters: B rows, c h w latent, T text tokens, D text width, U subjects, S image 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from realcustom import attention
-from realcustom.attention import Conditioning, KeyValue, MapRecorder, SubjectTokens, TextTokens
+from realcustom import maps
+from realcustom.attention import Conditioning, KeyValue, SubjectTokens, TextTokens
 from realcustom.guidance import Branch, Weights, combine
+from realcustom.maps import MapRecorder, WordTokens
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.schedule import alphas_cumprod_at
-from realcustom.settings import GuidanceMode, GuidanceSettings, Launches, MaskSettings
+from realcustom.settings import GuidanceSettings, Launches, MaskSettings, MaskSource, Never
 
 Branches = tuple[Branch, ...]
 T = TypeVar("T")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """The rows that are denoised together, one per image. Rows with fewer subjects are padded with absent ones."""
 
-    latents: Tensor  # (B, c, h, w)
+    latents: Tensor  # (B, c, h, w), at the first step's noise
     prompt_embeds: Tensor  # (B, T, D)
     negative_prompt_embeds: Tensor  # (B, T, D)
     words: Tensor  # (B, U, T): 1 at the tokens of each subject's word
@@ -75,16 +77,19 @@ class Sampler:
     mask: MaskSettings
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
     return_masks: bool = False  # record maps even where no branch needs them
+    latents: Tensor = field(init=False)  # (B, c, h, w), after the last step; a caller may replace them
     _masks: tuple[Tensor, ...] | None = None
+    _recorded: MapRecorder | None = None  # maps of the last step, for the mask of the next
     # The prompt's keys and values are computed once and shared by all UNet calls. The negative prompt's, used by one
     # branch only, are computed in each call: keeping them would cost much memory and save little time.
     _prompt: dict[Any, KeyValue] = field(default_factory=dict)
     _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by UNet call and subject
 
     def __post_init__(self) -> None:
-        _, _, height, width = self.rows.latents.shape
-        grids = attention.level_grids(height, width, len(self.unet.config.block_out_channels))
-        self._grids, self._mask_grid = attention.by_queries(grids), attention.mask_grid(self.unet, grids)
+        self.latents = self.rows.latents
+        _, _, height, width = self.latents.shape
+        grids = maps.level_grids(height, width, len(self.unet.config.block_out_channels))
+        self._grids, self._mask_grid = maps.by_queries(grids), maps.mask_grid(self.unet, grids)
         present = self.rows.present  # (B, U)
         self._with_subjects = present.any(1)  # (B,)
         self._absent = [number for number in range(present.shape[1]) if not bool(present[:, number].all())]
@@ -93,7 +98,10 @@ class Sampler:
             has_subjects=self.rows.subjects > 0,
             all_have_subjects=bool(self._with_subjects.all()),
         )
-        self._layers = attention.mask_layers(self.unet, self.mask.layers, grids) if self._makes_masks() else None
+        self._live = self._steps_with_new_masks()
+        if self._live:
+            self._layers = maps.mask_layers(self.unet, self.mask.layers, grids)
+            self._words = WordTokens.of(self.rows.words)
 
     def run(self) -> Iterator[Step]:
         """All steps, one after another; the consumer may stop after any of them."""
@@ -103,54 +111,81 @@ class Sampler:
     @torch.no_grad()
     def step(self, index: int, timestep: Tensor) -> Step:
         """One denoising step of all rows."""
-        scaled = self.scheduler.scale_model_input(self.rows.latents, timestep)
-        needed = self.weights.branches()
+        scaled = self.scheduler.scale_model_input(self.latents, timestep)
         predictions: dict[Branch, Tensor] = {}
-        if self._mask_is_live(index):
-            recorder = MapRecorder(
-                words=self.rows.words,
-                layers=self._layers,
-                self_grid=self._mask_grid if self.mask.self_refine else None,
-            )
-            predictions |= self._launch((Branch.GUIDANCE,), scaled, timestep, recorder)
+        recorder = self._recorded
+        if index < self._live:
+            if recorder is None:
+                recorder = self._recorder()
+                predictions |= self._launch((Branch.GUIDANCE,), scaled, timestep, recorder)
             self._masks = self._build_masks(recorder)
-        rest = tuple(branch for branch in needed if branch not in predictions)
-        for launch in [rest] if self.guidance.launches is Launches.BATCHED else [(branch,) for branch in rest]:
-            if launch:
-                predictions |= self._launch(launch, scaled, timestep)
+        source, self._recorded = self._source_of_next(index), None
+        if source in predictions:
+            self._recorded = recorder
+        for branches in self._launches(predictions):
+            if source in branches:
+                self._recorded = self._recorder()
+            predictions |= self._launch(
+                branches, scaled, timestep, self._recorded if source in branches else None, source
+            )
         combined = combine(predictions, self.weights, self._all_masks(), self._with_subjects)
-        self.rows.latents = self._scheduler_step(combined, timestep)
-        return Step(index=index, timestep=timestep, latents=self.rows.latents, masks=self._masks)
+        self.latents = self._scheduler_step(combined, timestep)
+        return Step(index=index, timestep=timestep, latents=self.latents, masks=self._masks)
 
-    def _makes_masks(self) -> bool:
-        """Whether any subject uses a mask."""
+    def _steps_with_new_masks(self) -> int:
+        """The number of steps, from the first, that compute a new mask; 0 where no subject uses one."""
         masked = any(branch in self.weights.with_subjects() for branch in self.weights.branches())
-        return self.rows.subjects > 0 and self.use_mask and (masked or self.return_masks)
+        if self.rows.subjects == 0 or not self.use_mask or not (masked or self.return_masks):
+            return 0
+        steps, reuse_after = len(self.scheduler.timesteps), self.mask.mask_reuse_after
+        return steps if isinstance(reuse_after, Never) else min(steps, max(1, reuse_after))
 
-    def _mask_is_live(self, index: int) -> bool:
-        """Whether this step computes a new mask: masks are used, and not yet frozen."""
-        reuse_after = self.mask.mask_reuse_after
-        return self._makes_masks() and (not isinstance(reuse_after, int) or index < max(1, reuse_after))
+    def _source_of_next(self, index: int) -> Branch | None:
+        """The branch of this step whose maps make the mask of the next; None = the next runs a guidance pass, or no new mask."""
+        if self.mask.source is MaskSource.GUIDANCE or index + 1 >= self._live:
+            return None
+        needed = self.weights.branches()
+        return next((branch for branch in (Branch.GUIDANCE, Branch.GENERATION) if branch in needed), None)
+
+    def _launches(self, predictions: Mapping[Branch, Tensor]) -> list[Branches]:
+        """The UNet calls for the branches whose prediction is needed and not there yet."""
+        rest = tuple(branch for branch in self.weights.branches() if branch not in predictions)
+        if self.guidance.launches is Launches.SEPARATE:
+            return [(branch,) for branch in rest]
+        return [rest] if rest else []
+
+    def _recorder(self) -> MapRecorder:
+        return MapRecorder(
+            words=self._words, layers=self._layers, self_grid=self._mask_grid if self.mask.self_refine else None
+        )
 
     def _build_masks(self, recorder: MapRecorder) -> tuple[Tensor, ...]:
-        """Each subject's mask (B, 1, H*, W*) from this step's maps."""
+        """Each subject's mask (B, 1, H*, W*) from recorded maps."""
         scope = self.rows.influence_scope
         mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
         masks: tuple[Tensor, ...] = (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
         return masks
 
     def _all_masks(self) -> Tensor | None:
-        """(B, U, H*, W*), for the mode that asks for it."""
-        if self._masks is None or self.guidance.mode is not GuidanceMode.CASCADE_RESCALE_MASKED:
+        """(B, U, H*, W*), for the rescaling that asks for it."""
+        if self._masks is None or not self.guidance.rescale_by_mask:
             return None
         return torch.cat(self._masks, 1)
 
     def _launch(
-        self, branches: Branches, scaled: Tensor, timestep: Tensor, recorder: MapRecorder | None = None
+        self,
+        branches: Branches,
+        scaled: Tensor,
+        timestep: Tensor,
+        recorder: MapRecorder | None = None,
+        recorded: Branch | None = None,
     ) -> dict[Branch, Tensor]:
-        """One UNet call for the rows of these branches."""
+        """One UNet call for the rows of these branches; the recorder takes those of one of them."""
         acting = tuple(branch for branch in branches if branch in self.weights.with_subjects())
         branches = (*(branch for branch in branches if branch not in acting), *acting)  # their rows in one slice
+        if recorder is not None and recorded is not None:
+            first = branches.index(recorded) * len(scaled)
+            recorder.rows = slice(first, first + len(scaled))
         rows = self.rows
         prompt = TextTokens(embeds=rows.prompt_embeds, cache=self._prompt)
         conditioning = (
@@ -193,24 +228,24 @@ class Sampler:
             own = rows.image_embeds[:, number]  # (B, S, Di)
             black = own if rows.black_image_embeds is None else rows.black_image_embeds.expand_as(own)
             self._visual[acting, number] = SubjectTokens(embeds=_joined(_of(acting, own, black)), cache={})
-        subject = self._visual[acting, number]
+        subject, index, gate = self._visual[acting, number], None, None
         mask = None if self._masks is None else self._masks[number]  # (B, 1, H*, W*)
         if mask is None and number in self._absent:
             present = rows.present[:, number, None, None, None]  # (B, 1, 1, 1)
             mask = present.to(torch.float32).expand(-1, -1, *self._mask_grid)
-        subject.mask = None if mask is None else _joined([mask] * count)
+        mask = None if mask is None else _joined([mask] * count)
         if self.model.adaptive_scoring is not None:
-            subject.index, subject.gate = self.model.score(
+            index, gate = self.model.score(
                 _joined([rows.prompt_embeds] * count),
                 _joined([scaled] * count),
                 subject.embeds,
                 alphas_cumprod_at(self.scheduler, timestep).to(scaled.device).expand(len(subject.embeds)),
                 rows.influence_quantity,
                 words=_joined([rows.words[:, number]] * count),
-                mask=subject.mask,
+                mask=mask,
                 mask_resize=self.mask.mask_resize,
             )
-        return subject
+        return replace(subject, index=index, gate=gate, mask=mask)
 
     def _scheduler_step(self, prediction: Tensor, timestep: Tensor) -> Tensor:
         extra: dict[str, Any] = {}
@@ -218,7 +253,7 @@ class Sampler:
             first = self.rows.generators[0]
             same = all(generator is first for generator in self.rows.generators)
             extra["generator"] = first if same else list(self.rows.generators)
-        latents: Tensor = self.scheduler.step(prediction, timestep, self.rows.latents, **extra, return_dict=False)[0]
+        latents: Tensor = self.scheduler.step(prediction, timestep, self.latents, **extra, return_dict=False)[0]
         return latents
 
 

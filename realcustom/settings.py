@@ -138,6 +138,13 @@ class MaskSelect(enum.Enum):
     THRESHOLD = "threshold"  # those with a value of at least 1 - influence_scope; needs a normalised map
 
 
+class MaskSource(enum.Enum):
+    """Which forward the maps of a step's mask come from."""
+
+    GUIDANCE = "guidance"  # a guidance pass of the same step, before the others [P]
+    PREVIOUS = "previous"  # the step before: its guidance branch, or where none runs its generation branch; ours
+
+
 class MaskLayers(enum.Enum):
     """Which cross-attention layers' maps make the mask."""
 
@@ -165,19 +172,6 @@ class GuidanceMode(enum.Enum):
 
     CASCADE = "cascade"  # e0 + w_t (eT - e0) + w_i (eTI - eT)   [P, eq. 13]
     DIRECT = "direct"  # e0 + w_i (eTI - e0)
-    DIRECT_RESCALE = "direct_rescale"  # then scaled towards the deviation of eTI, by the share guidance_rescale
-    CASCADE_RESCALE = "cascade_rescale"
-    CASCADE_RESCALE_MASKED = "cascade_rescale_masked"  # towards eTI's inside the mask, eT's outside
-
-    @property
-    def is_direct(self) -> bool:
-        """Two terms instead of three."""
-        return self in (GuidanceMode.DIRECT, GuidanceMode.DIRECT_RESCALE)
-
-    @property
-    def rescales(self) -> bool:
-        """Whether `guidance_rescale` acts."""
-        return self not in (GuidanceMode.CASCADE, GuidanceMode.DIRECT)
 
 
 class Uncond(enum.Enum):
@@ -304,6 +298,7 @@ class MaskSettings:
     """Adaptive mask guidance (section 3.3, eq. 11)."""
 
     influence_scope: float = 0.25  # ratio of pixels kept, gamma_scope; robust within 0.2 to 0.4 [P]
+    source: MaskSource = MaskSource.GUIDANCE
     norm: MaskNorm = MaskNorm.MAX
     binary: bool = False  # kept cells become 1
     select: MaskSelect = MaskSelect.TOPK
@@ -334,8 +329,10 @@ class GuidanceSettings:
     mode: GuidanceMode = GuidanceMode.CASCADE
     launches: Launches = Launches.BATCHED
     guidance_scale: float = 7.5  # w_t
-    subject_guidance_scale: float = 12.5  # w_i; in the direct modes the only weight
-    guidance_rescale: float = 0.0  # phi of the rescaling modes, from 0 (nothing) to 1
+    subject_guidance_scale: float = 12.5  # w_i; in mode direct the only weight
+    # phi, from 0 (nothing) to 1: the share by which the result is scaled to the standard deviation of the generation branch
+    guidance_rescale: float = 0.0
+    rescale_by_mask: bool = False  # outside of the masks to the deviation of the guidance branch
     uncond: Uncond = Uncond.NULL_TEXT_NO_IMAGE
 
     def __post_init__(self) -> None:
@@ -395,8 +392,8 @@ def without_effect(settings: MethodSettings) -> list[str]:
     tokens, mask, encoder = settings.tokens, settings.mask, settings.image_encoder
     idle: list[str] = []
     names: tuple[str, ...]
-    if settings.guidance.guidance_rescale and not settings.guidance.mode.rescales:
-        idle.append(f"guidance.guidance_rescale does nothing in mode {settings.guidance.mode.value}")
+    if settings.guidance.rescale_by_mask and not settings.guidance.guidance_rescale:
+        idle.append("guidance.rescale_by_mask does nothing with guidance.guidance_rescale 0")
     if not tokens.scoring:
         names = ("fusion", "visual_context", "influence_quantity", "text_mask_mode", "mask_latent")
         idle += [

@@ -8,8 +8,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from torch import Tensor
 
-from realcustom import attention
-from realcustom.attention import Conditioning, DecoupledAttentionProcessor, MapRecorder, SubjectTokens
+from realcustom import attention, maps
+from realcustom.attention import Conditioning, DecoupledAttentionProcessor, SubjectTokens
+from realcustom.maps import MapRecorder, WordTokens
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.settings import (
@@ -59,9 +60,9 @@ def run(
     words = torch.zeros(len(latents), 1, text.shape[1])
     words[:, :, 2] = 1
     conditioning = Conditioning(
-        grids=attention.by_queries(attention.level_grids(latents.shape[2], latents.shape[3], model.levels)),
+        grids=maps.by_queries(maps.level_grids(latents.shape[2], latents.shape[3], model.levels)),
         subjects=subjects,
-        recorder=MapRecorder(words=words) if record else None,
+        recorder=MapRecorder(words=WordTokens.of(words)) if record else None,
     )
     output: Tensor = model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning}).sample
     if record:
@@ -158,7 +159,7 @@ def test_order_of_tokens_subjects_and_rows_does_not_matter(model: RealCustomMode
 
 def test_one_layer_is_linear_in_the_mask_and_local(model: RealCustomModel) -> None:
     """inv. 5 (constant mask), inv. 28."""
-    attn = next(iter(attention.text_cross_attentions(model.unet).values()))
+    attn = next(iter(maps.text_cross_attentions(model.unet).values()))
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(1, 64, attn.to_q.in_features, generator=generator)
     text = torch.randn(1, 77, tiny.TEXT_WIDTH, generator=generator)
@@ -200,10 +201,8 @@ def test_the_released_resize_fails_on_sides_that_do_not_halve() -> None:
 def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
     """inv. 9: with every text token marked, each map is one everywhere."""
     latents, timesteps, text, _ = inputs(2, 16, 20)
-    recorder = MapRecorder(words=torch.ones(2, 1, 77))
-    conditioning = Conditioning(
-        grids=attention.by_queries(attention.level_grids(16, 20, model.levels)), recorder=recorder
-    )
+    recorder = MapRecorder(words=WordTokens.of(torch.ones(2, 1, 77)))
+    conditioning = Conditioning(grids=maps.by_queries(maps.level_grids(16, 20, model.levels)), recorder=recorder)
     with torch.no_grad():
         model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
     assert {tuple(layer.shape[-2:]) for layer in recorder.maps} == {(16, 20), (8, 10)}
@@ -216,11 +215,11 @@ def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
 def test_projections_initialise_as_the_settings_say() -> None:
     square = tiny.tiny_unet()
     attention.add_visual_projections(square, tiny.TEXT_WIDTH, AttentionSettings(kv_init=KVInit.COPY_TEXT))
-    for attn in attention.text_cross_attentions(square).values():
+    for attn in maps.text_cross_attentions(square).values():
         assert torch.equal(attn.to_k_vision.weight, attn.to_k.weight)
     normal = tiny.tiny_unet()
     attention.add_visual_projections(normal, 999, AttentionSettings(kv_init=KVInit.NORMAL))
-    layer = next(iter(attention.text_cross_attentions(normal).values())).to_v_vision
+    layer = next(iter(maps.text_cross_attentions(normal).values())).to_v_vision
     assert layer.bias is None and abs(float(layer.weight.detach().std()) - 0.02) < 0.002
 
 
@@ -234,7 +233,7 @@ def test_a_unet_without_text_attention_is_refused() -> None:
         norm_num_groups=8,
     )
     with pytest.raises(ValueError, match="cross_attention"):
-        attention.text_cross_attentions(unet)
+        maps.text_cross_attentions(unet)
 
 
 def test_heads_may_be_permuted(model: RealCustomModel) -> None:
@@ -244,11 +243,11 @@ def test_heads_may_be_permuted(model: RealCustomModel) -> None:
     words = torch.zeros(2, 1, 77)
     words[:, :, 2:4] = 1
     order = torch.tensor([2, 0, 3, 1])
-    one, other = MapRecorder(words=words), MapRecorder(words=words)
-    one.record(query, key, 0.35, (4, 5))
-    other.record(query[:, order], key[:, order], 0.35, (4, 5))
+    one, other = MapRecorder(words=WordTokens.of(words)), MapRecorder(words=WordTokens.of(words))
+    one.record(query, key, (4, 5))
+    other.record(query[:, order], key[:, order], (4, 5))
     assert (one.maps[0] - other.maps[0]).abs().max() <= 1e-6
-    expected = torch.softmax(query.double() @ key.double().mT * 0.35, -1)[..., 2:4].sum(-1).mean(1).view(2, 1, 4, 5)
+    expected = torch.softmax(query.double() @ key.double().mT * 8**-0.5, -1)[..., 2:4].sum(-1).mean(1).view(2, 1, 4, 5)
     assert (one.maps[0] - expected).abs().max() <= 1e-6
 
 
@@ -257,24 +256,24 @@ def test_maps_are_fp32_whatever_the_model_is(dtype: torch.dtype) -> None:
     """The softmax of half-precision queries is taken in fp32: rows sum to one to fp32's precision."""
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 4, n, 8, generator=generator).to(dtype) for n in (20, 77))
-    recorder = MapRecorder(words=torch.ones(1, 1, 77))
-    recorder.record(query, key, 0.35, (4, 5))
+    recorder = MapRecorder(words=WordTokens.of(torch.ones(1, 1, 77)))
+    recorder.record(query, key, (4, 5))
     assert recorder.maps[0].dtype == torch.float32 and (recorder.maps[0] - 1).abs().max() <= 1e-6
 
 
 def test_which_layers_and_grids_have_maps(model: RealCustomModel) -> None:
     """Layers by their place or by their grid; self-attention on the mask's grid alone, its rows summing to the layers."""
     latents, timesteps, text, _ = inputs(1, 18, 13)
-    grids = attention.level_grids(18, 13, model.levels)
-    assert grids == [(18, 13), (9, 7)] and attention.mask_grid(model.unet, grids) == (18, 13)
-    up = attention.mask_layers(model.unet, MaskLayers.UP, grids)
-    coarse = attention.mask_layers(model.unet, (9,), grids)
-    assert up is not None and coarse is not None and attention.mask_layers(model.unet, MaskLayers.ALL, grids) is None
+    grids = maps.level_grids(18, 13, model.levels)
+    assert grids == [(18, 13), (9, 7)] and maps.mask_grid(model.unet, grids) == (18, 13)
+    up = maps.mask_layers(model.unet, MaskLayers.UP, grids)
+    coarse = maps.mask_layers(model.unet, (9,), grids)
+    assert up is not None and coarse is not None and maps.mask_layers(model.unet, MaskLayers.ALL, grids) is None
     with pytest.raises(ValueError, match=r"mask.layers \[16\].*longer sides.*\[9, 18\]"):
-        attention.mask_layers(model.unet, (16,), grids)
+        maps.mask_layers(model.unet, (16,), grids)
     for layers, expected in ((up, [(18, 13)] * 2), (coarse, [(9, 7)]), (None, [(18, 13), (9, 7), (18, 13), (18, 13)])):
-        recorder = MapRecorder(words=torch.ones(1, 1, 77), layers=layers, self_grid=(18, 13))
-        conditioning = Conditioning(grids=attention.by_queries(grids), recorder=recorder)
+        recorder = MapRecorder(words=WordTokens.of(torch.ones(1, 1, 77)), layers=layers, self_grid=(18, 13))
+        conditioning = Conditioning(grids=maps.by_queries(grids), recorder=recorder)
         with torch.no_grad():
             model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
         assert [tuple(layer.shape[-2:]) for layer in recorder.maps] == expected

@@ -216,8 +216,8 @@ def test_settings_that_contradict_each_other(change: dict[str, Any], message: st
 
 
 def test_a_setting_without_effect_warns(pipeline: RealCustomPipeline) -> None:
-    idle = override(pipeline.settings, {"guidance": {"guidance_rescale": 0.5}})
-    with pytest.warns(UserWarning, match="guidance_rescale does nothing in mode cascade"):
+    idle = override(pipeline.settings, {"guidance": {"rescale_by_mask": True}})
+    with pytest.warns(UserWarning, match="rescale_by_mask does nothing with guidance.guidance_rescale 0"):
         RealCustomPipeline(pipeline.base, idle, pipeline.model, pipeline.image_encoder)
 
 
@@ -226,7 +226,7 @@ def test_the_result_is_what_the_mode_says(pipeline: RealCustomPipeline, picture:
     seen: list[Tensor] = []
     dog = [Subject(image=picture(0), word="dog")]
     step = pipeline.scheduler.step
-    guidance = {"mode": "direct_rescale", "guidance_rescale": 1.0, "launches": "separate", "subject_guidance_scale": 9}
+    guidance = {"mode": "direct", "guidance_rescale": 1.0, "launches": "separate", "subject_guidance_scale": 9}
     pipeline.settings = override(pipeline.settings, {"guidance": guidance})
     outputs: list[Tensor] = []
     pipeline.base.unet.register_forward_hook(lambda module, positional, output: outputs.append(output[0]))

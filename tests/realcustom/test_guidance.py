@@ -72,16 +72,16 @@ def test_special_weights(predictions: dict[Branch, Tensor]) -> None:
         (direct(1.0), {"GENERATION"}),
         (direct(0.0), {"UNCONDITIONAL"}),
         # a deviation that rescales is needed, whatever its prediction weighs
-        (weights_of(GuidanceMode.DIRECT_RESCALE, 7.5, 0.0, guidance_rescale=0.7), {"UNCONDITIONAL", "GENERATION"}),
-        (weights_of(GuidanceMode.DIRECT_RESCALE, 7.5, 0.0), {"UNCONDITIONAL"}),
-        (weights_of(GuidanceMode.CASCADE_RESCALE, 7.5, 0.0), {"UNCONDITIONAL", "GUIDANCE"}),
+        (weights_of(GuidanceMode.DIRECT, 7.5, 0.0, guidance_rescale=0.7), {"UNCONDITIONAL", "GENERATION"}),
+        (weights_of(GuidanceMode.DIRECT, 7.5, 0.0), {"UNCONDITIONAL"}),
+        (weights_of(GuidanceMode.CASCADE, 7.5, 0.0), {"UNCONDITIONAL", "GUIDANCE"}),
         (
-            weights_of(GuidanceMode.CASCADE_RESCALE_MASKED, 5.0, 5.0, guidance_rescale=0.7),
+            weights_of(GuidanceMode.CASCADE, 5.0, 5.0, guidance_rescale=0.7, rescale_by_mask=True),
             {"UNCONDITIONAL", "GUIDANCE", "GENERATION"},
         ),
-        (weights_of(GuidanceMode.CASCADE_RESCALE_MASKED, 5.0, 5.0), {"UNCONDITIONAL", "GENERATION"}),
+        (weights_of(GuidanceMode.CASCADE, 5.0, 5.0, rescale_by_mask=True), {"UNCONDITIONAL", "GENERATION"}),
         (
-            weights_of(GuidanceMode.CASCADE_RESCALE, 7.5, 3.0, guidance_rescale=0.7, has_subjects=False),
+            weights_of(GuidanceMode.CASCADE, 7.5, 3.0, guidance_rescale=0.7, has_subjects=False),
             {"UNCONDITIONAL", "GUIDANCE"},
         ),
     ],
@@ -102,13 +102,11 @@ def test_guidance_on_predictions_is_guidance_on_samples(predictions: dict[Branch
         assert (on_prediction - on_samples).abs().max() <= 1e-5 * max(1.0, float(on_samples.abs().max()))
 
 
-@pytest.mark.parametrize("mode", [GuidanceMode.DIRECT_RESCALE, GuidanceMode.CASCADE_RESCALE])
+@pytest.mark.parametrize("mode", [GuidanceMode.DIRECT, GuidanceMode.CASCADE])
 def test_rescaling_brings_the_deviation_towards_the_generation_branch(
     predictions: dict[Branch, Tensor], mode: GuidanceMode
 ) -> None:
     plain = combine(predictions, weights_of(mode, 7.5, 12.5))
-    unscaled = GuidanceMode.DIRECT if mode.is_direct else GuidanceMode.CASCADE
-    assert torch.equal(plain, combine(predictions, weights_of(unscaled, 7.5, 12.5)))  # phi = 0: not touched
     for phi in (0.5, 1.0):
         scaled = combine(predictions, weights_of(mode, 7.5, 12.5, guidance_rescale=phi)).numpy()
         for row in range(2):
@@ -120,7 +118,7 @@ def test_rescaling_brings_the_deviation_towards_the_generation_branch(
 
 
 def test_masked_rescaling_tells_inside_from_outside(predictions: dict[Branch, Tensor]) -> None:
-    weights = weights_of(GuidanceMode.CASCADE_RESCALE_MASKED, 7.5, 12.5, guidance_rescale=1.0)
+    weights = weights_of(GuidanceMode.CASCADE, 7.5, 12.5, guidance_rescale=1.0, rescale_by_mask=True)
     plain = combine(predictions, cascade(7.5, 12.5))
     mask = torch.zeros(2, 2, 4, 4)  # two subjects, on a grid of half the latent's size
     mask[:, 0, :2], mask[:, 1, 2, :2] = 0.5, 1.0
@@ -135,7 +133,7 @@ def test_masked_rescaling_tells_inside_from_outside(predictions: dict[Branch, Te
 
 def test_a_constant_prediction_is_not_rescaled_to_nan() -> None:
     flat = dict.fromkeys(Branch, torch.ones(1, 4, 2, 2))
-    weights = weights_of(GuidanceMode.DIRECT_RESCALE, 7.5, 3.0, guidance_rescale=0.5)
+    weights = weights_of(GuidanceMode.DIRECT, 7.5, 3.0, guidance_rescale=0.5)
     assert torch.equal(combine(flat, weights), flat[Branch.GENERATION])
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom import RealCustomPipeline, Subject
-from realcustom.attention import text_cross_attentions
+from realcustom.maps import text_cross_attentions
 from realcustom.settings import GuidanceMode, Launches
 from realcustom.words import TargetWordNotFound
 from tests.support.tiny import TinyModels

@@ -100,6 +100,7 @@ def test_a_black_reference_is_not_no_reference(parts: dict[str, str], picture: P
     assert launches(without, [dog], subject_guidance_scale=0.0)[0] == (2, 0, False)
 
 
+EQUAL, BY_MASK = {"guidance_scale": 5.0}, {"rescale_by_mask": True}
 LIVE = [(1, 0, True), (2, 1, False)]  # the guidance pass, then all others as one launch
 
 
@@ -111,11 +112,11 @@ LIVE = [(1, 0, True), (2, 1, False)]  # the guidance pass, then all others as on
         ("direct", {"launches": "separate"}, 1, [(1, 0, True)] + [(1, 0, False), (1, 1, False)] * STEPS),
         ("cascade", {}, 1, LIVE + [(3, 1, False)] * (STEPS - 1)),
         # a prediction without weight is run where its deviation rescales
-        ("cascade_rescale", {"guidance_rescale": 0.5, "subject_guidance_scale": 0}, None, LIVE * STEPS),
-        ("cascade_rescale_masked", {"guidance_rescale": 0.5}, 1, LIVE + [(3, 1, False)] * (STEPS - 1)),
-        ("cascade_rescale_masked", {}, 1, LIVE + [(2, 1, False)] * (STEPS - 1)),
+        ("cascade", {"guidance_rescale": 0.5, "guidance_scale": 5.0, "subject_guidance_scale": 0}, None, LIVE * STEPS),
+        ("cascade", EQUAL | {"guidance_rescale": 0.5} | BY_MASK, 1, LIVE + [(3, 1, False)] * (STEPS - 1)),
+        ("cascade", EQUAL, 1, LIVE + [(2, 1, False)] * (STEPS - 1)),
         (
-            "direct_rescale",
+            "direct",
             {"guidance_rescale": 0.5, "subject_guidance_scale": 1},
             1,
             [(1, 0, True)] + [(1, 1, False)] * STEPS,
@@ -131,9 +132,8 @@ def test_launches_of_every_mode(
     expected: list[Any],
 ) -> None:
     """inv. 37, on SDXL with a projector: rows of each launch, those that see the subject, those that are recorded."""
-    both = {"mode": mode, "guidance_scale": 5.0, "subject_guidance_scale": 5.0}
-    if mode == "cascade":
-        both["guidance_scale"] = 7.5  # with equal weights the guidance branch has none
+    # with equal weights the guidance branch would have none
+    both = {"mode": mode, "guidance_scale": 7.5 if mode == "cascade" else 5.0, "subject_guidance_scale": 5.0}
     pipeline = make(parts, "sdxl", "siglip_dino", plus_plus(guidance=both | guidance))
     subjects = [Subject(image=picture(0), word="dog"), Subject(image=picture(1), word="cat")]
     assert launches(pipeline, subjects, mask_reuse_after=reuse) == expected

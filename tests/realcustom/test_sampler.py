@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom import RealCustomPipeline, Subject, attention
-from realcustom.attention import text_cross_attentions
 from realcustom.config import override
+from realcustom.maps import text_cross_attentions
 from realcustom.schedule import alphas_cumprod_at
 from realcustom.scoring import select_tokens
 from realcustom.settings import MaskResize
@@ -171,19 +171,19 @@ def test_how_masks_are_resized_and_weighed_in_layers(
 
 
 @pytest.mark.parametrize(
-    ("mode", "text", "subject"),
+    ("mode", "text", "subject", "rescale"),
     [
-        *((mode, 5.0, 3.0) for mode in ("cascade", "direct_rescale", "cascade_rescale", "cascade_rescale_masked")),
-        *(("direct", *weights) for weights in ((5.0, 3.0), (5.0, 1.0), (1.0, 3.0), (5.0, 0.0), (0.0, 2.0))),
-        *(("cascade", *weights) for weights in ((5.0, 5.0), (0.0, 2.0))),
+        *(("direct", *weights, {}) for weights in ((5.0, 3.0), (5.0, 1.0), (1.0, 3.0), (5.0, 0.0), (0.0, 2.0))),
+        *(("cascade", *weights, {}) for weights in ((5.0, 3.0), (5.0, 5.0), (0.0, 2.0))),
+        *((mode, 5.0, 3.0, {"guidance_rescale": 0.5}) for mode in ("direct", "cascade")),
+        ("cascade", 5.0, 3.0, {"guidance_rescale": 0.5, "rescale_by_mask": True}),
     ],
 )
 def test_rows_without_a_subject_are_plain_guidance_in_every_mode(
-    pipeline: RealCustomPipeline, picture: Picture, mode: str, text: float, subject: float
+    pipeline: RealCustomPipeline, picture: Picture, mode: str, text: float, subject: float, rescale: dict[str, Any]
 ) -> None:
     """inv. 7: a row is what it is alone, whatever the others have; at every special weight."""
-    rescale = 0.5 if "rescale" in mode else 0.0
-    guidance = {"mode": mode, "guidance_rescale": rescale, "guidance_scale": text, "subject_guidance_scale": subject}
+    guidance = {"mode": mode, "guidance_scale": text, "subject_guidance_scale": subject, **rescale}
     tokens = {"text_mask_mode": "exclude"}  # an absent subject has no word whose tokens would stay
     pipeline.settings = override(pipeline.settings, {"guidance": guidance, "tokens": tokens})
     subjects = [[Subject(image=picture(0), word="dog")], []]
@@ -206,8 +206,8 @@ def test_rows_without_a_subject_are_plain_guidance_in_every_mode(
 def test_masked_rescaling_is_told_of_the_mask(pipeline: RealCustomPipeline, picture: Picture) -> None:
     dog = [Subject(image=picture(0), word="dog")]
     images = []
-    for mode in ("cascade_rescale", "cascade_rescale_masked"):
-        guidance = {"mode": mode, "guidance_rescale": 0.7}
+    for by_mask in (False, True):
+        guidance = {"guidance_rescale": 0.7, "rescale_by_mask": by_mask}
         pipeline.settings = override(pipeline.settings, {"guidance": guidance})
         images.append(draw(pipeline, dog, num_inference_steps=1).images)
     inside = draw(pipeline, dog, num_inference_steps=1).masks[0][0][0, 0] > 0

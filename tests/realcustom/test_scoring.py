@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from realcustom.attention import Conditioning, SubjectTokens, text_cross_attentions
+from realcustom.attention import Conditioning, SubjectTokens
+from realcustom.maps import text_cross_attentions
 from realcustom.model import RealCustomModel
 from realcustom.scoring import AdaptiveScoring, select_tokens
 from realcustom.settings import Fusion, TextMask, TokenSettings

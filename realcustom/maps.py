@@ -1,0 +1,145 @@
+"""The attention that queries pay to target words: which layers have maps, on which grids, and how they are recorded.
+
+Letters: B rows, U subjects, T text tokens, M tokens of a row's words, N = h*w queries of a layer, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from realcustom.errors import UsageError
+from realcustom.sdpa import log_sum_exp
+from realcustom.settings import MaskLayers
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordTokens:
+    """Where the target words of some rows stand: their tokens alone, so that no map of the other tokens is made."""
+
+    index: Tensor  # (B, M) positions of tokens; rows with fewer are filled up with others, which have no weight
+    weight: Tensor  # (B, M, U) fp32: 1 where a token belongs to the subject's word
+
+    @classmethod
+    def of(cls, words: Tensor) -> WordTokens:
+        """Of token masks (B, U, T), one per subject."""
+        marked = words.amax(1)  # (B, T)
+        most = max(1, int((marked > 0).sum(1).max()))
+        index = marked.argsort(dim=1, descending=True, stable=True)[:, :most]
+        weight = words.float().gather(2, index[:, None].expand(-1, words.shape[1], -1))  # (B, U, M)
+        return cls(index=index, weight=weight.mT.contiguous())
+
+
+@dataclass(kw_only=True)
+class MapRecorder:
+    """Collects, layer by layer, the attention that each query pays to the target words; a new one for every forward."""
+
+    words: WordTokens  # of the rows that are recorded
+    rows: slice = field(default_factory=lambda: slice(None))  # the UNet call's rows that are recorded
+    layers: frozenset[Attention] | None = None  # the cross-attentions whose maps count; None = all
+    self_grid: tuple[int, int] | None = None  # the grid whose self-attention is recorded; None = of no layer
+    maps: list[Tensor] = field(default_factory=list)  # (B, U, h, w) per layer, fp32, heads averaged
+    self_maps: Tensor | None = None  # (B, N, N), rows = queries: the self-attentions' sum, heads averaged
+
+    def takes(self, attn: Attention, queries: int, *, is_self: bool) -> bool:
+        """Whether the map of a layer with this many queries counts."""
+        if is_self:
+            return self.self_grid is not None and queries == self.self_grid[0] * self.self_grid[1]
+        return self.layers is None or attn in self.layers
+
+    def record(self, query: Tensor, key: Tensor, grid: tuple[int, int], normaliser: Tensor | None = None) -> None:
+        """Add a cross-attention layer: of its softmax over all text tokens, in fp32, only the words' columns are made.
+
+        Args:
+            query, key: of the call's rows, (., H, N, d) and (., H, T, d).
+            grid: (h, w).
+            normaliser: the softmax's log-sum-exp (., H, N); None = computed here.
+        """
+        query, key = query[self.rows], key[self.rows]
+        normaliser = log_sum_exp(query, key) if normaliser is None else normaliser[self.rows]
+        index = self.words.index[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+        with torch.autocast(query.device.type, enabled=False):
+            columns = key.gather(2, index).float() * key.shape[3] ** -0.5  # (B, H, M, d)
+            weights = torch.exp(query.float() @ columns.mT - normaliser[..., None])  # (B, H, N, M)
+            words = weights.mean(1) @ self.words.weight  # (B, N, U)
+        self.maps.append(words.mT.unflatten(2, grid))
+
+    def record_self(self, query: Tensor, key: Tensor) -> None:
+        """Add a self-attention layer, head by head: all heads of (N, N) at once would be the largest tensor of a call."""
+        query, key, total = query[self.rows], key[self.rows], self.self_maps
+        with torch.autocast(query.device.type, enabled=False):
+            for head in range(query.shape[1]):
+                scores = (query[:, head].float() * query.shape[3] ** -0.5) @ key[:, head].float().mT  # (B, N, N)
+                weights = torch.softmax(scores, -1) / query.shape[1]
+                total = weights if total is None else total.add_(weights)
+        self.self_maps = total
+
+
+def level_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:
+    """(h, w) of each level of a UNet, the finest first; a stride-2 convolution leaves ceil(side / 2)."""
+    grids = []
+    for _ in range(levels):
+        grids.append((height, width))
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return grids
+
+
+def by_queries(grids: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """The levels' grids by their number of cells."""
+    return {height * width: (height, width) for height, width in grids}
+
+
+def text_cross_attentions(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """The UNet's text cross-attention layers by module path, in construction order (down, up, mid in `named_modules`)."""
+    layers = {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and module.is_cross_attention
+    }
+    if not layers:
+        raise UsageError("this UNet has no text cross-attention: RealCustom needs one with cross_attention_dim")
+    return layers
+
+
+def level_of(path: str, levels: int) -> int:
+    """The level (0 = finest) of a layer by its module path in a UNet with this many levels."""
+    block, _, rest = path.partition(".")
+    if block == "mid_block":
+        return levels - 1
+    number = int(rest.partition(".")[0])
+    return number if block == "down_blocks" else levels - 1 - number
+
+
+def mask_grid(unet: UNet2DConditionModel, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(H*, W*): the largest grid that has text cross-attention."""
+    return grids[min(level_of(path, len(grids)) for path in text_cross_attentions(unet))]
+
+
+def mask_layers(
+    unet: UNet2DConditionModel, which: MaskLayers | tuple[int, ...], grids: Sequence[tuple[int, int]]
+) -> frozenset[Attention] | None:
+    """The cross-attentions whose maps count; None = all. Raises UsageError if no layer counts."""
+    if which is MaskLayers.ALL:
+        return None
+    layers = text_cross_attentions(unet)
+    sides = {path: max(grids[level_of(path, len(grids))]) for path in layers}
+    if isinstance(which, MaskLayers):
+        chosen = frozenset(attn for path, attn in layers.items() if path.startswith("up_blocks."))
+    else:
+        chosen = frozenset(attn for path, attn in layers.items() if sides[path] in which)
+    if not chosen:
+        there = (
+            ""
+            if isinstance(which, MaskLayers)
+            else f"; longer sides of the grids there are: {sorted(set(sides.values()))}"
+        )
+        wanted = which.value if isinstance(which, MaskLayers) else list(which)
+        raise UsageError(
+            f"mask.layers {wanted}: no text cross-attention of this UNet at this size is one of them{there}"
+        )
+    return chosen
