@@ -25,6 +25,8 @@ from realcustom.sdpa import attention_with_normaliser
 from realcustom.settings import AttentionSettings, KVInit, MaskResize
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
+# diffusers' hooks that move or cast weights, and change no result
+MOVES = ("group_offloading", "layer_execution_tracker", "lazy_", "layerwise_casting", "peft_autocast_disable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,14 +234,34 @@ def install(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(DecoupledAttentionProcessor())
 
 
-def check_processors(unet: UNet2DConditionModel) -> None:
-    """Raise UsageError if the processors have been replaced: subjects would have no effect."""
+def check_unpatched(unet: UNet2DConditionModel) -> None:
+    """Raise UsageError if processors or forwards of the UNet's parts were replaced: subjects and maps would be lost."""
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
     if other:
         raise UsageError(
             f"the UNet's attention processors were replaced by {', '.join(sorted(other))}, in which no subject can act: "
             "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline again"
         )
+    for path, module in unet.named_modules():
+        who = _patched_by(module) if path else None  # the UNet's own forward may be compiled
+        if who is not None:
+            raise UsageError(
+                f"{who} replaced the forward of the UNet's {path}: a step would then run without some of its layers, and with "
+                "the features of another branch; take it off (DeepCache: helper.disable())"
+            )
+
+
+def _patched_by(module: nn.Module) -> str | None:
+    """What replaced this module's forward, if it is not an offload or a cast of diffusers or accelerate."""
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is not None:
+        caches = [name for name in registry.hooks if not name.startswith(MOVES)]
+        return f"diffusers' hook {caches[0]}" if caches else None
+    forward = vars(module).get("forward")
+    own = getattr(forward, "__func__", None) is type(module).forward  # a patch that was taken off leaves it here
+    if forward is None or own or hasattr(module, "_hf_hook"):  # accelerate's offload
+        return None
+    return str(getattr(forward, "__module__", None) or type(forward).__name__)
 
 
 def add_visual_projections(

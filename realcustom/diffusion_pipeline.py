@@ -275,7 +275,7 @@ class RealCustomPipeline:
         matches = self.find_words(prompts, per_prompt)  # first: a wrong word is reported before any forward
         warn_of_idle(settings, per_prompt, sampling)
         if self.model is not None:
-            attention.check_processors(self.base.unet)
+            attention.check_unpatched(self.base.unet)
         generators = generators_for(generator, sampling.seed, count)
         noise = starting_noise(self.base, count, sampling, generators, latents)
         scheduler = self.scheduler

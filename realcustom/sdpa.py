@@ -23,19 +23,30 @@ def attention_with_normaliser(query: Tensor, key: Tensor, value: Tensor) -> tupl
         (B, H, N, d), and (B, H, N) fp32: log of the sum over T of exp(q k / sqrt(d)). Where the kernel that torch chooses
         does not give it, it is computed beside, which takes a tensor (B, H, N, T).
     """
-    if not (torch.is_grad_enabled() and query.requires_grad):
-        choice = torch.ops.aten._fused_sdp_choice(query, key, value)
-        if choice == SDPBackend.FLASH_ATTENTION.value and query.device.type == "cpu":
-            output, normaliser = _FLASH_CPU(query, key, value)
-            return output, normaliser
-        if query.device.type == "cuda" and query.shape[-1] % 8 == 0:  # else torch pads the heads before it calls these
-            if choice == SDPBackend.FLASH_ATTENTION.value:
-                output, normaliser = _FLASH(query, key, value)[:2]
-                return output, normaliser
-            if choice == SDPBackend.EFFICIENT_ATTENTION.value:
-                output, normaliser = _EFFICIENT(query, key, value, None, True)[:2]
-                return output, normaliser[..., : query.shape[2]]  # padded to the kernel's blocks
-    return F.scaled_dot_product_attention(query, key, value), log_sum_exp(query, key)
+    kernel = None if torch.is_grad_enabled() and query.requires_grad else _kernel(query, key, value)
+    if kernel is SDPBackend.FLASH_ATTENTION:
+        flash = _FLASH_CPU if query.device.type == "cpu" else _FLASH
+        output, normaliser = flash(query, key, value)[:2]
+    elif kernel is SDPBackend.EFFICIENT_ATTENTION:
+        output, normaliser = _EFFICIENT(query, key, value, None, True)[:2]
+        normaliser = normaliser[..., : query.shape[2]]  # padded to the kernel's blocks
+    else:
+        output, normaliser = F.scaled_dot_product_attention(query, key, value), log_sum_exp(query, key)
+    return output, normaliser
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor) -> SDPBackend | None:
+    """The kernel that torch chooses for these inputs, if it is one that gives the normaliser as it stands."""
+    on_cpu = query.device.type == "cpu"
+    if not on_cpu and (
+        query.device.type != "cuda" or query.shape[-1] % 8 != 0
+    ):  # torch pads such heads before the call
+        return None
+    if torch.compiler.is_compiling():  # the choice is not a tensor, and would end the graph
+        return SDPBackend.FLASH_ATTENTION if on_cpu else SDPBackend.EFFICIENT_ATTENTION
+    choice = torch.ops.aten._fused_sdp_choice(query, key, value)
+    kernels = (SDPBackend.FLASH_ATTENTION,) if on_cpu else (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+    return next((kernel for kernel in kernels if kernel.value == choice), None)
 
 
 def log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
