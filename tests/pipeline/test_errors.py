@@ -147,7 +147,7 @@ def broken(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "{}/bad.parquet"], "bad.parquet is not a Parquet table"),
+        (["inspect", "{}/bad.parquet"], "bad.parquet is not a readable Parquet file"),
         (["inspect", "{}/stage"], "stage.json is not valid JSON"),
         (["inspect", "{}/bad.parquet", "--html", "{}/file/sheet.html"], "is a file, not a folder"),
         (["generate", "--prompt", "a", "--base", "{base}", "--output", "{}/file/out"], "is a file, not a folder"),

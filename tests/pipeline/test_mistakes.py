@@ -84,7 +84,10 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "serve: bad port": (["serve", "--set", "serve.port=99999"], "port must lie in 1..65535"),
         "train: no records": (["train", "--input", str(folder / "no"), *records], "--input: no training records at"),
         "train: empty": (["train", "--input", str(folder / "empty"), *records], "no Parquet file below"),
-        "train: not a table": (["train", "--input", str(folder / "table.parquet"), *records], "--input"),
+        "train: not a table": (
+            ["train", "--input", str(folder / "table.parquet"), *records],
+            "not a readable Parquet file",
+        ),
         "ingest: no input": (["preprocess", "ingest", "--input", str(folder / "no"), *records], "no folder or table"),
         "ingest: empty": (["preprocess", "ingest", "--input", str(folder / "empty"), *records], "is an empty corpus"),
         "score: not a stage": (
