@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from realcustom.errors import UsageError
+from realcustom.storage import is_remote
 from realcustom.store import Store, check_readable
 
 
@@ -29,6 +30,13 @@ def require_path(place: str, option: str, kind: str) -> None:
     if not Path(place).exists():
         _check_zoo(place)
         raise UsageError(f"{option}: no {kind} at {place}")
+
+
+def local_folder(place: str) -> Path:
+    """The folder that --output names. Raises UsageError for an object store's address, which no Path can hold."""
+    if is_remote(place):
+        raise UsageError(f"--output: {place} is no folder of this machine, and this verb writes to one")
+    return Path(place.removeprefix("file://"))
 
 
 def _check_zoo(place: str) -> None:
