@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
-from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.store import Store, refusals
+from realcustom.storage import is_remote
+from realcustom.store import Store, check_readable
 
 
 def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str | None:
@@ -27,13 +25,18 @@ def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str |
 def require_path(place: str, option: str, kind: str) -> None:
     """Raise UsageError if the local path `place` does not exist, or an object store refuses to read it."""
     if "://" in place:
-        from realcustom.store import check_readable
-
         check_readable(place)
         return
     if not Path(place).exists():
         _check_zoo(place)
         raise UsageError(f"{option}: no {kind} at {place}")
+
+
+def local_folder(place: str) -> Path:
+    """The folder that --output names. Raises UsageError for an object store's address, which no Path can hold."""
+    if is_remote(place):
+        raise UsageError(f"--output: {place} is no folder of this machine, and this verb writes to one")
+    return Path(place.removeprefix("file://"))
 
 
 def _check_zoo(place: str) -> None:
@@ -56,25 +59,10 @@ def require_base(base: str) -> None:
         raise UsageError(f"--base: {error}") from error
 
 
-@contextlib.contextmanager
-def table_refusals(uri: str) -> Iterator[None]:
-    """A context in which a file that cannot be read, or is not a Parquet table, becomes a UsageError."""
-    import pyarrow as pa
-
-    with refusals("read", uri):
-        try:
-            yield
-        except (pa.ArrowInvalid, OSError) as error:  # pyarrow raises either for broken bytes
-            if isinstance(error, (UsageError, FileNotFoundError)) or getattr(error, "errno", None) is not None:
-                raise
-            raise UsageError(f"{uri} is not a Parquet table, or a broken one: {error}") from error
-
-
 def require_records(records: str) -> None:
     """Raise UsageError unless `records` holds a Parquet table in the schema of training records."""
     require_path(records, "--input", "training records")
-    import pyarrow.parquet as pq
-
+    from realcustom.parquet import ParquetFile
     from realcustom.record import check_schema
 
     store = Store()
@@ -84,9 +72,7 @@ def require_records(records: str) -> None:
         raise UsageError(
             f"--input: no Parquet file below {records}; `realcustom preprocess subjects` writes such records"
         )
-    filesystem, path = storage.open_filesystem(tables[0])
     try:
-        with table_refusals(tables[0]):
-            check_schema(pq.read_schema(path, filesystem=filesystem))
+        check_schema(ParquetFile(tables[0], store).schema)
     except UsageError as error:
         raise UsageError(f"--input: {tables[0]}: {error}") from error

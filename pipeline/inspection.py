@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.pipeline.configure import to_yaml
-from realcustom.pipeline.inputs import require_path, table_refusals
+from realcustom.pipeline.inputs import require_path
 from realcustom.pipeline.stages import account
 from realcustom.store import Store
 
@@ -72,18 +71,12 @@ def _json(uri: str) -> dict[str, Any]:
 
 
 def _table(files: list[str]) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
+    from realcustom.parquet import ParquetFile
     from realcustom.record import check_schema
 
-    rows, schema = 0, None
-    for uri in files:
-        filesystem, path = storage.open_filesystem(uri)
-        with table_refusals(uri):
-            metadata = pq.read_metadata(path, filesystem=filesystem)
-        rows += metadata.num_rows
-        schema = schema or metadata.schema.to_arrow_schema()
-    assert schema is not None  # `files` is not empty
+    first = ParquetFile(files[0], _STORE)
+    rows = first.num_rows + sum(ParquetFile(uri, _STORE).num_rows for uri in files[1:])
+    schema = first.schema
     try:
         check_schema(schema)
         kind = "training records"
@@ -93,11 +86,8 @@ def _table(files: list[str]) -> Iterator[str]:
     for field in schema:
         note = b", ".join(value for _, value in sorted((field.metadata or {}).items())).decode(errors="replace")
         yield f"  {field.name}: {field.type}" + (f"  [{note}]" if note else "")
-    filesystem, path = storage.open_filesystem(files[0])
     shown = [name for name in ("uid", "alt_text", "caption", "target_word", "subject_box") if name in schema.names]
-    with table_refusals(files[0]):
-        first = pq.read_table(path, filesystem=filesystem, columns=shown).slice(0, ROWS).to_pylist()
-    for row in first:
+    for row in first.read(shown).slice(0, ROWS).to_pylist():
         yield "  " + json.dumps(row, ensure_ascii=False)
 
 

@@ -140,10 +140,10 @@ class SelectSettings:
     min_side: int = 256  # shorter side, pixels
     max_aspect: float = 3.0  # longer side / shorter side
     min_sharpness: float | None = None  # variance of the Laplacian on 0..255 grey values
-    min_aesthetic: float | None = None
-    min_image_text: float | None = None  # cosine, -1..1
-    max_nsfw: float | None = None  # 0..1
-    max_watermark: float | None = None  # 0..1
+    min_aesthetic: float | None = None  # 0..1 of a classification model; of heads.safetensors on its own scale
+    min_image_text: float | None = None  # cosine of CLIP's embeddings of picture and alt text, -1..1
+    max_nsfw: float | None = None  # probability, 0..1
+    max_watermark: float | None = None  # probability, 0..1
     exact_duplicates: bool = True  # of pictures with equal bytes keep one
     near_duplicate_radius: int | None = (
         8  # bits of 64 that may differ in a candidate pair, 0..16; null: keep all near duplicates
@@ -179,6 +179,7 @@ class EndpointSettings:
 
     url: str | None = None  # for example http://127.0.0.1:8000/v1; null: no endpoint
     model: str | None = None  # the model's name at the endpoint
+    # instruction sent with every picture; not empty
     prompt: str = "Describe this picture in one short sentence. Name its main objects. Answer with the sentence alone."
     seed: int = 0  # sent with every request, with temperature 0
     longest_side: int = 1024  # pixels: larger pictures are sent scaled down
@@ -222,7 +223,7 @@ class CaptionSettings:
     model: str | None = None  # BlipForConditionalGeneration, hub id or folder; null: alt texts only
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # used instead of `model`
     batch_size: int | BatchSize = 16  # pictures per generation
-    max_new_tokens: int = 30
+    max_new_tokens: int = 30  # longest caption, in the captioner's tokens, at least 1; for an endpoint too
     nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of nouns.py
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
@@ -256,7 +257,7 @@ class SubjectsSettings:
     )
     min_segmentation_score: float = 0.7  # SAM's predicted IoU, 0..1
     min_area: float = 0.02  # mask area / picture area
-    max_area: float = 0.9
+    max_area: float = 0.9  # mask area / picture area
     min_box_mask_iou: float = 0.6  # IoU of the detected box and the mask's own
 
     def __post_init__(self) -> None:
@@ -269,9 +270,9 @@ class EncodeSettings:
 
     base: str | None = None  # diffusers folder or hub id: VAE and text encoder
     image_encoder: str | None = None  # as method.image_encoder.model: hub id or folder, two for siglip_dino
-    latents: bool = True
-    text_features: bool = True
-    image_features: bool = True
+    latents: bool = True  # the picture as VAE latents, by `base`
+    text_features: bool = True  # hidden states of the caption, by `base`'s text encoder
+    image_features: bool = True  # features of the reference, by `image_encoder`
     resolution: int = 512  # pixels: shorter side scaled to it, centre square encoded
     dtype: Dtype = Dtype.FLOAT16  # of cached tensors
     batch_size: int | BatchSize = 8  # records per forward

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from realcustom import storage
 from realcustom.errors import UsageError
+from realcustom.store import Store, refusals
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of every base model
 
@@ -97,14 +98,17 @@ def _hub_revision(model: str) -> str:
 
 
 def model_identity(model: str) -> str:
-    """`name@sha256-` and 12 hex digits for a folder, over its files' names and bytes; a hub id as it was given."""
+    """`name@sha256-` and 12 hex digits for a folder, over its files' names and bytes; a hub id as it was given.
+
+    Raises StorageRefused for a folder with a file that may not be read.
+    """
     names = split_models(model)
     if len(names) > 1:
         return ",".join(map(model_identity, names))
     if not Path(model).is_dir():
         return model
     folder = Path(model).resolve()
-    entries = tuple((entry.name, entry.size, entry.version) for entry in storage.list_files(folder))
+    entries = tuple((entry.name, entry.size, entry.version) for entry in Store().list_files(folder))
     return f"{folder.name}@sha256-{_content_hash(str(folder), entries)}"
 
 
@@ -120,7 +124,8 @@ def _content_hash(folder: str, entries: tuple[tuple[str, int, str], ...]) -> str
     digest = hashlib.sha256()
     for name, size, _ in entries:
         digest.update(f"{name}\0{size}\0".encode())
-        with open(storage.join(folder, name), "rb") as file:
+        path = storage.join(folder, name)
+        with refusals("read", path), open(path, "rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()[:12]

@@ -30,6 +30,11 @@ class ParquetFile:
             self._file = pq.ParquetFile(pa.PythonFile(fetched, mode="r"))
 
     @property
+    def num_rows(self) -> int:
+        """Number of rows, from the footer."""
+        return int(self._file.metadata.num_rows)
+
+    @property
     def schema(self) -> pa.Schema:
         """The schema, with its metadata."""
         return self._file.schema_arrow

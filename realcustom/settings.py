@@ -207,8 +207,9 @@ class TimestepSpacing(enum.Enum):
 class BaseSettings:
     """How the base model is conditioned. Its family and what it predicts are read from the model itself."""
 
-    sdxl_pooled: PooledText = PooledText.PROJECTED  # SDXL alone
-    time_ids_order: TimeIdsOrder = TimeIdsOrder.HW  # SDXL alone
+    sdxl_pooled: PooledText = PooledText.PROJECTED  # the pooled text that SDXL is given; no effect on other bases
+    # the sides' order in SDXL's size conditioning; no effect on other bases
+    time_ids_order: TimeIdsOrder = TimeIdsOrder.HW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +260,8 @@ class TokenSettings:
     scoring: bool = True  # off: all tokens, ungated
     fusion: Fusion = Fusion.TIMESTEP
     hidden: int = 512  # width of the two scoring MLPs [D]
-    act: Activation = Activation.SILU  # [D]
-    visual_context: VisualContext = VisualContext.LATENT  # [D]
+    act: Activation = Activation.SILU  # between the two layers of a scoring network [D]
+    visual_context: VisualContext = VisualContext.LATENT  # the visual score's input from the noised latent [D]
     gamma_num_train: tuple[float, float] = (0.3, 1.0)  # range of the ratio of tokens kept while training [P]
     influence_quantity: float = 0.8  # ratio of tokens kept at inference, gamma_num [P]
     text_mask_mode: TextMask = TextMask.MULTIPLY
@@ -345,7 +346,7 @@ class SamplerSettings:
 
     # `ddim`, `dpmpp_single`, a diffusers class (built from the base's own configuration), or `base`: the base's own
     scheduler: str = "ddim"
-    num_inference_steps: int = 50
+    num_inference_steps: int = 50  # denoising steps, at least 1; quality and time grow with it
     timestep_spacing: TimestepSpacing = TimestepSpacing.BASE
 
     def __post_init__(self) -> None:

@@ -197,6 +197,13 @@ def test_the_reference_of_settings_is_that_of_the_dataclasses() -> None:
     )
 
 
+def test_every_setting_is_described() -> None:
+    rows = [line for line in settings_reference.page().splitlines() if line.startswith("| `")]
+    cells = [re.split(r"(?<!\\)\|", row) for row in rows]  # a | within a cell is escaped
+    about = [(cell[1].strip(), re.sub(r"\[[DP]\]|<br>.*", "", cell[4]).strip()) for cell in cells]
+    assert len(rows) > 100 and [name for name, text in about if not text] == []
+
+
 def test_every_fault_is_explained() -> None:
     page = (ROOT / "docs" / "preprocessing" / "reasons.md").read_text()
     assert [fault.value for fault in DataFault if f"`{fault.value}`" not in page] == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from realcustom.pipeline.cli.options import ModelOptions, SettingsOptions
+from realcustom.pipeline.inputs import local_folder
 from realcustom.sampling import MAX_SEED, SamplingParams
 
 
@@ -22,9 +22,9 @@ def generate(
         list[str] | None,
         typer.Option("--word", metavar="WORD", help="The prompt's word that the photo narrows; one for each --image."),
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Images, masks over the steps, settings.")] = Path(
-        "outputs/generate"
-    ),
+    output: Annotated[
+        str, typer.Option(metavar="DIR", help="Images, masks over the steps, settings.")
+    ] = "outputs/generate",
     *,
     models: ModelOptions,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the starting noise.")] = 0,
@@ -50,8 +50,9 @@ def generate(
         sampling=dataclasses.replace(sampling, seed=seed, return_masks=bool(images)),
         device=device,
     )
-    photographs = check(request, output)
-    for path in draw(request, photographs, output):
+    folder = local_folder(output)
+    photographs = check(request, folder)
+    for path in draw(request, photographs, folder):
         print(path)
 
 

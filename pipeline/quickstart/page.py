@@ -91,7 +91,7 @@ def _request(request: dict[str, Any]) -> dict[str, Any]:
 def _corpus_samples(corpus: str) -> list[dict[str, str]]:
     first = storage.join(corpus, "shards", "shard-00000.tar")
     samples = []
-    with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(first))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(Store().read(first))) as tar:
         files = {member.name: tar.extractfile(member) for member in tar.getmembers()[: 3 * SAMPLES]}
         for name, file in files.items():
             text = files.get(name.replace(".jpg", ".txt"))

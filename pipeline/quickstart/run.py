@@ -21,6 +21,7 @@ from realcustom.errors import UsageError
 from realcustom.pipeline import cluster, configure
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.catalogue import CHAIN
+from realcustom.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,7 @@ def run(
     """
     cluster.check_address(address)
     clock = Clock(parts=6)
-    output.mkdir(parents=True, exist_ok=True)
-    storage.write_bytes(output / "settings.yaml", configure.to_yaml(settings).encode())
+    Store().write(output / "settings.yaml", configure.to_yaml(settings).encode())
     corpus = _draw_corpus(output, pictures, clock)
     with contextlib.ExitStack() as stack:
         with clock.timed("ray"):
@@ -92,7 +92,7 @@ def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
 
     with clock.heading("Drawing a corpus of image-text pairs, some corrupted on purpose"), clock.timed("corpus"):
         corpus = str(output / "corpus")
-        if not storage.exists(storage.join(corpus, "truth.parquet")):
+        if not Store().exists(storage.join(corpus, "truth.parquet")):
             write_corpus(corpus, CorpusSettings(pictures=pictures))
     return corpus
 
@@ -241,7 +241,7 @@ def _report(
         content = page.content(report, corpus, records, trained, request, table, cases, settings, drawn)
         index = output / "index.html"
         page.write_page(index, content)
-        storage.write_bytes(output / "report.json", json.dumps(report, indent=1).encode())
+        Store().write(output / "report.json", json.dumps(report, indent=1).encode())
     print(f"Done in {clock.total() / 60:.1f} minutes. Look at {index}")
     print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}")
     return index

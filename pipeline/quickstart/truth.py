@@ -7,27 +7,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from realcustom import storage
 from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
+from realcustom.parquet import ParquetFile
 from realcustom.sprites.inspect_zoo import IOU, box_iou, mask_iou
 from realcustom.sprites.world import SIZE
+from realcustom.store import Store
 
 
 def read_table(directory: str, columns: list[str] | None = None) -> pa.Table:
     """All Parquet files below a stage's directory as one table, in the order of their names."""
-    files = [entry.uri for entry in storage.list_files(directory) if entry.name.endswith(".parquet")]
+    store = Store()
+    files = [entry.uri for entry in store.list_files(directory) if entry.name.endswith(".parquet")]
     if not files:
         raise UsageError(f"no Parquet files in {directory}")
-    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
+    tables = [ParquetFile(file, store) for file in files]
+    return pa.concat_tables([table.read(columns or table.schema.names) for table in tables])
 
 
 def read_truth(corpus: str) -> dict[str, dict[str, Any]]:
     """The truth about each picture, by uid."""
-    rows = pq.read_table(storage.join(corpus, "truth.parquet")).to_pylist()
-    return {row["uid"]: row for row in rows}
+    table = ParquetFile(storage.join(corpus, "truth.parquet"), Store())
+    return {row["uid"]: row for row in table.read(table.schema.names).to_pylist()}
 
 
 def measure_models(captioned: pa.Table, records: pa.Table, truth: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -14,10 +14,11 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from realcustom import log, storage
+from realcustom import log
 from realcustom.pipeline.recipes import RunSettings, sprites
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.settings import Reference
+from realcustom.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def train_zoo_adapter(
         settings=settings.train,
         local=True,
     )
-    storage.write_bytes(output, storage.read_bytes(result.adapter))
+    store = Store()
+    store.write(output, store.read(result.adapter))
     print(f"validation loss {result.loss_before:.5f} -> {result.loss_after:.5f}; saved {output}")
 
 

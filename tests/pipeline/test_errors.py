@@ -147,7 +147,7 @@ def broken(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "{}/bad.parquet"], "bad.parquet is not a Parquet table"),
+        (["inspect", "{}/bad.parquet"], "bad.parquet is not a readable Parquet file"),
         (["inspect", "{}/stage"], "stage.json is not valid JSON"),
         (["inspect", "{}/bad.parquet", "--html", "{}/file/sheet.html"], "is a file, not a folder"),
         (["generate", "--prompt", "a", "--base", "{base}", "--output", "{}/file/out"], "is a file, not a folder"),
@@ -187,6 +187,7 @@ def test_an_output_without_room_is_a_mistake(
         str(tmp_path / "out"),
     ]
     assert "image-0.png: the disk is full" in refused(capsys, *arguments)
+    assert "settings.yaml: the disk is full" in refused(capsys, "quickstart", "--output", str(tmp_path / "quickstart"))
 
 
 def test_a_base_of_no_class_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

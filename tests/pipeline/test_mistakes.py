@@ -77,6 +77,11 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "it has no unet, vae"),
         "no base": ([*good, "--base", str(folder / "nothing")], "no base model at"),
         "foreign files in output": ([*good, "--output", str(folder / "occupied")], "holds other files (thesis.txt"),
+        "folder of a store as output": ([*good, "--output", "s3://bucket/new"], "s3://bucket/new is no folder of this"),
+        "quickstart: folder of a store": (
+            ["quickstart", "--output", "s3://bucket/new"],
+            "--output: s3://bucket/new is no",
+        ),
         "serve: no adapter": (
             ["serve", "--base", str(folder / "base"), "--adapter", str(folder / "no.safetensors")],
             "no adapter checkpoint at",
@@ -84,7 +89,10 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "serve: bad port": (["serve", "--set", "serve.port=99999"], "port must lie in 1..65535"),
         "train: no records": (["train", "--input", str(folder / "no"), *records], "--input: no training records at"),
         "train: empty": (["train", "--input", str(folder / "empty"), *records], "no Parquet file below"),
-        "train: not a table": (["train", "--input", str(folder / "table.parquet"), *records], "--input"),
+        "train: not a table": (
+            ["train", "--input", str(folder / "table.parquet"), *records],
+            "not a readable Parquet file",
+        ),
         "ingest: no input": (["preprocess", "ingest", "--input", str(folder / "no"), *records], "no folder or table"),
         "ingest: empty": (["preprocess", "ingest", "--input", str(folder / "empty"), *records], "is an empty corpus"),
         "score: not a stage": (

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from realcustom.checkpoint import adapter_sha256
+from realcustom.errors import UsageError
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.quickstart.curve import curve_svg
+from realcustom.pipeline.quickstart.truth import read_table, read_truth
 from realcustom.sprites import ZOO
 
 SHORT = (
@@ -100,3 +102,10 @@ def test_a_recipe_without_an_adapter_is_refused(capsys: pytest.CaptureFixture[st
 def test_the_curve_marks_every_validation() -> None:
     svg = curve_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
     assert svg.count("<circle") == 3 and svg.count("<polyline") == 2 and "step 19" in svg
+
+
+def test_a_damaged_table_of_an_earlier_run_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "truth.parquet").write_bytes(b"PAR1 and no more")
+    for read in (read_table, read_truth):
+        with pytest.raises(UsageError, match=r"truth\.parquet is not a readable Parquet file"):
+            read(str(tmp_path))

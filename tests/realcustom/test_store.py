@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom.errors import MissingFile, UsageError
+from realcustom.identity import model_identity
 from realcustom.parquet import ParquetFile
 from realcustom.retry import RetrySettings
 from realcustom.store import ChunkedFile, StorageRefused, Store, check_readable
@@ -100,3 +102,13 @@ def test_a_file_that_may_be_read_is_readable_where_its_folder_may_not_be_listed(
         for place in ("s3://bucket/other.safetensors", "s3://bucket"):
             with pytest.raises(StorageRefused, match="access denied"):
                 check_readable(place)
+
+
+def test_a_models_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("realcustom.identity.open", refuse, raising=False)  # a superuser may read every file
+    with pytest.raises(StorageRefused, match=r"cannot read .*config\.json: no permission"):
+        model_identity(str(tmp_path))
