@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
 
@@ -13,6 +12,7 @@ from realcustom.errors import UsageError
 from realcustom.pipeline.configure import to_yaml
 from realcustom.pipeline.inputs import require_path
 from realcustom.pipeline.stages import account
+from realcustom.preprocessing.engine.directory import read_description, read_json
 from realcustom.store import Store
 
 ROWS = 3  # shown of a table
@@ -46,10 +46,10 @@ def _folder(folder: str) -> Iterator[str]:
     names = {entry.name: entry.uri for entry in _STORE.list_files(folder, recursive=False)}
     tables = [uri for name, uri in names.items() if name.endswith(".parquet")]
     if "stage.json" in names:
-        stage = _json(names["stage.json"])
+        stage = read_description(folder, _STORE)
         yield yaml.safe_dump(stage, sort_keys=False, allow_unicode=True).rstrip()
         if "report.json" in names:
-            yield account(str(stage["stage"]), _json(names["report.json"]))
+            yield account(str(stage["stage"]), read_json(names["report.json"], _STORE))
         else:
             yield "unfinished: run the same command again to go on"
         if not tables:
@@ -61,13 +61,6 @@ def _folder(folder: str) -> Iterator[str]:
     if not tables:
         raise UsageError(f"{folder} holds no stage (stage.json), no table (.parquet) and no adapter")
     yield from _table(tables)
-
-
-def _json(uri: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(_STORE.read(uri)))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{uri} is not valid JSON: {error}") from error
 
 
 def _table(files: list[str]) -> Iterator[str]:

@@ -135,12 +135,16 @@ class StageDirectory:
 
 def read_description(directory: str, store: Store) -> dict[str, Any]:
     """A stage's stage.json. Raises UsageError if it is none."""
-    uri = storage.join(directory, "stage.json")
+    return read_json(storage.join(directory, "stage.json"), store)
+
+
+def read_json(uri: str, store: Store) -> dict[str, Any]:
+    """The object in a JSON file. Raises UsageError for a file that is not valid JSON."""
     try:
-        description: dict[str, Any] = json.loads(store.read(uri))
+        found: dict[str, Any] = json.loads(store.read(uri))
     except json.JSONDecodeError as error:
         raise UsageError(f"{uri} is not valid JSON: {error}") from error
-    return description
+    return found
 
 
 def to_json_bytes(data: dict[str, Any]) -> bytes:
