@@ -27,6 +27,7 @@ from realcustom.errors import UsageError
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
 from realcustom.inference.settings import ServeSettings
 from realcustom.sampling import SamplingParams
+from realcustom.tokens import chunks_of
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
@@ -129,8 +130,9 @@ class Engine:
             try:
                 occurrence = subject.chosen_occurrence(words.occurrence)
                 with self._tokenizing:
+                    chunks = chunks_of(self._tokenizer, job.prompt) if job.sampling.long_prompt else 1
                     for word in subject.words:
-                        find_word(self._tokenizer, job.prompt, word, occurrence, words.plural, words.match)
+                        find_word(self._tokenizer, job.prompt, word, occurrence, words.plural, words.match, chunks)
             except TargetWordNotFound as error:
                 raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
             except UsageError as error:  # empty, or after the last token that the text encoder reads

@@ -78,16 +78,6 @@ def pair(
     return prompts, [flat for _ in prompts]
 
 
-def negative_prompts(negative_prompt: str | Sequence[str] | None, count: int) -> list[str] | None:
-    """One negative prompt for each prompt; None = none given."""
-    if negative_prompt is None:
-        return None
-    given = [negative_prompt] * count if isinstance(negative_prompt, str) else list(negative_prompt)
-    if len(given) != count:
-        raise UsageError(f"{len(given)} negative prompts for {count} prompts; give one, or one for each")
-    return given
-
-
 def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodSettings:
     """The settings with a call's arguments over them; None = the value of the settings.
 

@@ -20,6 +20,7 @@ from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity, split_revision
 from realcustom.loading import load_refusals
 from realcustom.settings import PooledText
+from realcustom.tokens import tokenize
 
 MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
@@ -162,58 +163,70 @@ def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionX
         raise UsageError(f"{base}: its UNet is conditioned on more than Stable Diffusion 1.x's or SDXL's ({said})")
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids (B, T), padded and truncated to the tokenizer's length."""
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    ids: Tensor = tokens.input_ids
-    return ids
-
-
 @torch.no_grad()
-def encode_prompts(base: Base, prompts: Sequence[str], pooled: PooledText = PooledText.PROJECTED) -> TextFeatures:
-    """The text conditioning of the UNet.
+def encode_prompts(
+    base: Base,
+    prompts: Sequence[str],
+    pooled: PooledText = PooledText.PROJECTED,
+    *,
+    prompts_2: Sequence[str] | None = None,
+    clip_skip: int | None = None,
+    chunks: int = 1,
+) -> TextFeatures:
+    """The text conditioning of the UNet, equal to that of diffusers' pipelines.
 
     SD 1.x: the last hidden state after its final norm. SDXL: the last but one hidden states of both text encoders,
     concatenated, and the second one's pooled text.
 
-    Raises UsageError where the second text encoder has no projection and a projected text is asked for.
+    Args:
+        prompts_2: what SDXL's second text encoder reads; None = the same.
+        clip_skip: how many layers before that hidden state.
+        chunks: how many times the tokenizer's length is read; the pooled text is that of the first.
+    Raises:
+        UsageError: a clip_skip beyond the encoder's layers, or a projected text is asked for and the second text encoder
+            has no projection.
     """
-    if not base.is_sdxl:
-        ids = tokenize(base.tokenizer, prompts).to(base.device)
-        return TextFeatures(hidden=base.text_encoder(ids)[0])
     pipeline = base.pipeline
-    first = pipeline.text_encoder(tokenize(pipeline.tokenizer, prompts).to(base.device), output_hidden_states=True)
-    ids = tokenize(pipeline.tokenizer_2, prompts).to(base.device)
+    ids = tokenize(pipeline.tokenizer, prompts, chunks).to(base.device)
+    if not base.is_sdxl and clip_skip is None:
+        return TextFeatures(hidden=_joined(pipeline.text_encoder(ids)[0], chunks))
+    first = pipeline.text_encoder(ids, output_hidden_states=True)
+    if not base.is_sdxl:
+        encoder = pipeline.text_encoder
+        norm = getattr(encoder, "text_model", encoder).final_layer_norm
+        return TextFeatures(hidden=_joined(norm(_layer(first.hidden_states, 1, clip_skip)), chunks))
+    ids = tokenize(pipeline.tokenizer_2, prompts_2 or prompts, chunks).to(base.device)
     encoder = pipeline.text_encoder_2
     if pooled is PooledText.UNPROJECTED_COMPAT:
         encoder = getattr(encoder, "text_model", encoder)
     second = encoder(ids, output_hidden_states=True)
-    hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    hidden = torch.cat([_layer(each.hidden_states, 2, clip_skip) for each in (first, second)], -1)
+    return TextFeatures(hidden=_joined(hidden, chunks), pooled=_pooled(base, second, pooled)[::chunks])
+
+
+def _layer(states: Sequence[Tensor], from_end: int, clip_skip: int | None) -> Tensor:
+    index = from_end + (clip_skip or 0)
+    if index > len(states):
+        raise UsageError(f"clip_skip is at most {len(states) - from_end} for this text encoder, got {clip_skip}")
+    return states[-index]
+
+
+def _joined(hidden: Tensor, chunks: int) -> Tensor:
+    """(P * chunks, L, D) -> (P, chunks * L, D)."""
+    return hidden.unflatten(0, (-1, chunks)).flatten(1, 2)
+
+
+def _pooled(base: Base, output: Any, pooled: PooledText) -> Tensor:
     if pooled is PooledText.UNPROJECTED_COMPAT:
-        return TextFeatures(hidden=hidden, pooled=second.pooler_output)
-    if getattr(second, "text_embeds", None) is None:
+        compat: Tensor = output.pooler_output
+        return compat
+    projected: Tensor | None = getattr(output, "text_embeds", None)
+    if projected is None:
         raise UsageError(
-            f"{base.identity}: its second text encoder is a {type(pipeline.text_encoder_2).__name__} without projection; "
+            f"{base.identity}: its second text encoder is a {type(base.pipeline.text_encoder_2).__name__} without projection; "
             "save a CLIPTextModelWithProjection there, or set method.base.sdxl_pooled to unprojected_compat"
         )
-    return TextFeatures(hidden=hidden, pooled=second.text_embeds)
-
-
-def encode_negative_prompts(
-    base: Base, prompts: Sequence[str] | None, like: TextFeatures, pooled: PooledText = PooledText.PROJECTED
-) -> TextFeatures:
-    """The conditioning of the unconditional branch; without prompts the empty text, or zeros if an SDXL base says so."""
-    count = len(like.hidden)
-    if prompts is None and base.is_sdxl and base.pipeline.config.get("force_zeros_for_empty_prompt", True):
-        assert like.pooled is not None
-        return TextFeatures(hidden=torch.zeros_like(like.hidden), pooled=torch.zeros_like(like.pooled))
-    return encode_prompts(base, list(prompts) if prompts is not None else [""] * count, pooled)
+    return projected
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def _parse_header(data: bytes, uri: str | Path) -> Header:
     if metadata.get("format") != FORMAT:
         raise UsageError(f"{problem}: its format is {metadata.get('format')!r}, expected '{FORMAT}'")
     return Header(
-        settings=config.build(MethodSettings, json.loads(metadata["settings"])),
+        settings=config.build(MethodSettings, config.with_new_names(MethodSettings, json.loads(metadata["settings"]))),
         base=metadata["base"],
         image_encoder=metadata["image_encoder"],
         provenance=json.loads(metadata["provenance"]),

@@ -2,8 +2,9 @@
 
 One rule of precedence: recipe < `--config FILE` < `--set a.b=c`. A mistyped key or value is a `SettingError`
 that names the nearest valid one, raised before anything is started. A settings class lists renamed fields in
-`RENAMED: ClassVar[Mapping[str, str]]`, from the old name to the new one: an old name is refused and the message gives
-the new one.
+`RENAMED: ClassVar[Mapping[str, str]]`, from the old name to the new one, and the values of a field that have another
+name now in `RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]]`: an old name is refused and the message gives
+the new one. `with_new_names` translates what a program wrote when the old names were valid.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         name = f"{where}.{key}" if where else str(key)
         if key not in hints:
             raise SettingError(_unknown(cls, str(key), hints, where))
+        if value is not (new := _new_value(cls, str(key), value)):
+            raise SettingError(f"{name}: {value!r} is called {new!r} now")
         values[key] = _convert(hints[key], value, name)
     missing = [name for name in _required(cls) if name not in values]
     if missing:
@@ -55,6 +58,19 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         return cls(**values)
     except UsageError as error:  # a dataclass's own __post_init__ check
         raise SettingError(f"{where}: {error}" if where else str(error)) from error
+
+
+def with_new_names(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of the settings class `cls` with each old name of a field or of a value replaced by the new one."""
+    hints, renamed = _hints(cls), getattr(cls, "RENAMED", {})
+    translated: dict[str, Any] = {}
+    for old, value in data.items():
+        key = renamed.get(old, old)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints.get(key)):
+            translated[key] = with_new_names(hints[key], value)
+        else:
+            translated[key] = _new_value(cls, key, value)
+    return translated
 
 
 def override(settings: T, data: Mapping[str, Any]) -> T:
@@ -121,6 +137,12 @@ def _hints(cls: Any) -> dict[str, Any]:
     """Types of the dataclass's fields; other attributes (a ClassVar) are left out."""
     types_of_all = typing.get_type_hints(cls)
     return {field.name: types_of_all[field.name] for field in dataclasses.fields(cls)}
+
+
+def _new_value(cls: Any, key: str, value: Any) -> Any:
+    """The value's name now; the value itself where it was not renamed."""
+    renamed: Mapping[str, str] = getattr(cls, "RENAMED_VALUES", {}).get(key, {})
+    return renamed.get(value, value) if isinstance(value, str) else value
 
 
 def _required(cls: Any) -> list[str]:

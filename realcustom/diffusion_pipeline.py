@@ -14,23 +14,25 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom import attention
-from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, pair, settings_with, warn_of_idle
+from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, settings_with, warn_of_idle
 from realcustom.base import Base, decode_latents, load_base
 from realcustom.checkpoint import load_adapter
+from realcustom.conditioning import encode_text
 from realcustom.errors import UsageError
 from realcustom.identity import same_content
 from realcustom.image_encoder import ImageEncoder, load_image_encoder
 from realcustom.model import RealCustomModel
+from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
 from realcustom.rows import SubjectCache, make_rows, match_words, starting_noise
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams
 from realcustom.schedule import check_scheduler, make_scheduler
 from realcustom.settings import MethodSettings, Never, SamplerSettings, Uncond, without_effect
 from realcustom.store import check_readable
-from realcustom.words import WordMatch
 
 __all__ = ["RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
+NO_MORE_TEXT = TextInputs()
 OWN_PARTS = ("scheduler", "image_encoder")  # our attributes whose names a stock pipeline's part may also have
 
 Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
@@ -184,7 +186,7 @@ class RealCustomPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         subjects: Sequence[Subject] | Sequence[Sequence[Subject]] = (),
         *,
         height: int | None = None,
@@ -196,6 +198,15 @@ class RealCustomPipeline:
         influence_quantity: float | None = None,
         mask_reuse_after: int | Never | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        token_words: Sequence[Positions] | Sequence[Sequence[Positions]] | None = None,
+        clip_skip: int | None = None,
+        long_prompt: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
         latents: Tensor | None = None,
@@ -207,7 +218,8 @@ class RealCustomPipeline:
         """Generate images. An argument of None means "as the adapter's settings say".
 
         Args:
-            prompt: one prompt or several; several are generated as one batch.
+            prompt: one prompt or several; several are generated as one batch. None with `prompt_embeds`; beside them it
+                says where the subjects' words are, and must be the text that they were made from.
             subjects: subjects of the prompt; for several prompts, a list for each (of any lengths).
             height, width: pixels, multiples of the VAE's factor; None = the base model's own size.
             guidance_scale: w_t; subject_guidance_scale: w_i (in the direct modes the only weight).
@@ -215,6 +227,14 @@ class RealCustomPipeline:
                 tokens.
             mask_reuse_after: steps with a new mask; then the last one is reused. 0 counts as 1.
             negative_prompt: used instead of the empty text.
+            prompt_2, negative_prompt_2: SDXL's second text encoder reads these; the words are searched in `prompt`.
+            prompt_embeds, negative_prompt_embeds: (P, T, D); SDXL also needs `pooled_prompt_embeds` (P, Dp) and
+                `negative_pooled_prompt_embeds`. They are used in place of the texts.
+            token_words: instead of a search, the positions of each subject's word in [0, T), BOS counted as 0:
+                `[[2], [5, 6]]` for two subjects; for several prompts a list for each.
+            clip_skip: use the prompt's hidden state of that many layers before the usual one.
+            long_prompt: read a prompt longer than the text encoder's length in chunks of that length (T is then a
+                multiple of it; SDXL's pooled text is the first chunk's); without it the rest is cut off, with a warning.
             generator: one, or one per image.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
             use_mask: False = the subjects act everywhere, for comparison.
@@ -237,6 +257,8 @@ class RealCustomPipeline:
             influence_scope=influence_scope,
             influence_quantity=influence_quantity,
             mask_reuse_after=mask_reuse_after,
+            clip_skip=clip_skip,
+            long_prompt=long_prompt,
             use_mask=use_mask,
             return_masks=return_masks,
         )
@@ -244,6 +266,15 @@ class RealCustomPipeline:
             prompt,
             subjects,
             sampling,
+            text=TextInputs(
+                prompt_2=prompt_2,
+                negative_prompt_2=negative_prompt_2,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                pooled_prompt_embeds=pooled_prompt_embeds,
+                negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+                token_words=token_words,
+            ),
             generator=generator,
             latents=latents,
             output_type=output_type,
@@ -253,10 +284,11 @@ class RealCustomPipeline:
     @torch.no_grad()
     def draw(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None,
         subjects: Sequence[Subject] | Sequence[Sequence[Subject]],
         sampling: SamplingParams,
         *,
+        text: TextInputs = NO_MORE_TEXT,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -268,23 +300,28 @@ class RealCustomPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
-        prompts, per_prompt = pair(prompt, subjects)
-        count = len(prompts) * sampling.n
-        settings = settings_with(self.settings, sampling)
         sampling.check()
-        matches = self.find_words(prompts, per_prompt)  # first: a wrong word is reported before any forward
+        call_text, per_prompt = read_text(self.base, prompt, subjects, sampling, text)
+        count = len(per_prompt) * sampling.n
+        settings = settings_with(self.settings, sampling)
+        if any(per_prompt) and self.image_encoder is None:
+            raise UsageError("subjects need an adapter: give one to from_pretrained(adapter=...)")
+        matches = match_words(call_text, settings, per_prompt)  # first: a wrong word is reported before any forward
         warn_of_idle(settings, per_prompt, sampling)
+        warn_of_text(call_text, sampling)
         if self.model is not None:
             attention.check_unpatched(self.base.unet)
         generators = generators_for(generator, sampling.seed, count)
         noise = starting_noise(self.base, count, sampling, generators, latents)
         scheduler = self.scheduler
         scheduler.set_timesteps(settings.sampler.num_inference_steps, device=self.base.device)
+        own, negative = encode_text(call_text, settings.base.sdxl_pooled)
         rows = make_rows(
             self.base,
             settings,
             sampling,
-            prompts=prompts,
+            text=own,
+            negative=negative,
             subjects=per_prompt,
             matches=matches,
             tokens=[[self._tokens(subject) for subject in row] for row in per_prompt],
@@ -317,12 +354,6 @@ class RealCustomPipeline:
             masks=masks if sampling.return_masks else None,
             words=[[match.phrase for match in row] for row in matches for _ in range(sampling.n)],
         )
-
-    def find_words(self, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]) -> list[list[WordMatch]]:
-        """Where each subject's word stands in its prompt. Raises as `find_word`, or UsageError without an adapter."""
-        if any(subjects) and self.image_encoder is None:
-            raise UsageError("subjects need an adapter: give one to from_pretrained(adapter=...)")
-        return match_words(self.base, self.settings, prompts, subjects)
 
     def _move_adapter(self, device: torch.device | str) -> None:
         for module in () if self.model is None else self.model.own_modules():

@@ -14,16 +14,18 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from realcustom.arguments import Subject, latent_size, negative_prompts
-from realcustom.base import Base, encode_negative_prompts, encode_prompts
+from realcustom.arguments import Subject, latent_size
+from realcustom.base import Base, TextFeatures
 from realcustom.errors import UsageError
 from realcustom.image_encoder import ImageEncoder
 from realcustom.model import RealCustomModel
+from realcustom.prompts import CallText
 from realcustom.reference import prepare_reference
 from realcustom.sampler import Rows
 from realcustom.sampling import SamplingParams
 from realcustom.settings import MethodSettings, TimeIdsOrder
-from realcustom.words import WordMatch, check_tokenizers_agree, find_word, union, word_mask
+from realcustom.tokens import check_tokenizers_agree
+from realcustom.words import WordMatch, find_word, union, word_mask
 
 BLACK = b"black"
 CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps; the least recently used are removed first
@@ -61,24 +63,54 @@ class SubjectCache:
 
 
 def match_words(
-    base: Base, settings: MethodSettings, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
+    text: CallText, settings: MethodSettings, subjects: Sequence[Sequence[Subject]]
 ) -> list[list[WordMatch]]:
-    """Positions of each subject's word in its prompt. Raises as `find_word`."""
+    """Positions of each subject's word. Raises as `find_word`, or UsageError where `token_words` do not fit."""
+    if text.given.token_words is not None:
+        return _given_positions(text.given.token_words, subjects, text.positions)
+    if text.prompts is None:
+        return [[] for _ in subjects]
     found = []
-    for prompt, row in zip(prompts, subjects, strict=True):
-        if row and base.is_sdxl:
-            first, second = base.tokenizers
-            check_tokenizers_agree(first, second, prompt)
-        found.append([_match(base, settings, prompt, subject) for subject in row])
+    for prompt, row in zip(text.prompts, subjects, strict=True):
+        if row and text.base.is_sdxl:
+            first, second = text.base.tokenizers
+            check_tokenizers_agree(first, second, prompt, text.chunks)
+        found.append([_match(text, settings, prompt, subject) for subject in row])
     return found
 
 
-def _match(base: Base, settings: MethodSettings, prompt: str, subject: Subject) -> WordMatch:
-    words = settings.words
+def _match(text: CallText, settings: MethodSettings, prompt: str, subject: Subject) -> WordMatch:
+    words, tokenizer = settings.words, text.base.tokenizer
     occurrence = subject.chosen_occurrence(words.occurrence)
     return union(
-        [find_word(base.tokenizer, prompt, word, occurrence, words.plural, words.match) for word in subject.words]
+        [
+            find_word(tokenizer, prompt, word, occurrence, words.plural, words.match, text.chunks)
+            for word in subject.words
+        ]
     )
+
+
+def _given_positions(
+    token_words: Sequence[Any], subjects: Sequence[Sequence[Subject]], length: int
+) -> list[list[WordMatch]]:
+    nested = [token_words] if all(isinstance(at, int) for entry in token_words for at in entry) else token_words
+    if [len(row) for row in nested] != [len(row) for row in subjects]:
+        raise UsageError(
+            f"token_words has the positions of {[len(row) for row in nested]} words, the prompts have "
+            f"{[len(row) for row in subjects]} subjects; give a list of positions for each subject of each prompt"
+        )
+    for positions in (positions for row in nested for positions in row):
+        if not positions or not all(isinstance(at, int) and 0 <= at < length for at in positions):
+            raise UsageError(
+                f"token_words are positions from 0 to {length - 1}, at least one a subject, got {positions!r}"
+            )
+    return [
+        [
+            WordMatch(phrase=", ".join(subject.words), positions=tuple(sorted(set(positions))))
+            for subject, positions in zip(row, given, strict=True)
+        ]
+        for row, given in zip(subjects, nested, strict=True)
+    ]
 
 
 def make_rows(
@@ -86,7 +118,8 @@ def make_rows(
     settings: MethodSettings,
     sampling: SamplingParams,
     *,
-    prompts: Sequence[str],
+    text: TextFeatures,
+    negative: TextFeatures,
     subjects: Sequence[Sequence[Subject]],
     matches: Sequence[Sequence[WordMatch]],
     tokens: Sequence[Sequence[Tensor]],
@@ -97,24 +130,22 @@ def make_rows(
     """The rows of a call, `sampling.n` for each prompt.
 
     Args:
+        text, negative: the conditioning of each prompt, and of its unconditional branch.
         subjects, matches, tokens: for each prompt: its subjects, their words as found, and their tokens (S, Di).
         black: (S, Di), what the unconditional branch attends to, if anything.
         latents: (B, c, h, w), at the first step's noise.
     """
-    most, length, device = max(len(row) for row in subjects), base.tokenizer.model_max_length, base.device
+    most, device = max(len(row) for row in subjects), base.device
+    prompts, length, _ = text.hidden.shape
     shape = next((token.shape for row in tokens for token in row), torch.Size((0, 1)))
-    embeds = torch.zeros(len(prompts), most, *shape, device=device, dtype=base.unet.dtype)
-    words = torch.zeros(len(prompts), most, length)
-    scopes = torch.zeros(len(prompts), most, dtype=torch.float64)
-    present = torch.zeros(len(prompts), most, dtype=torch.bool, device=device)
+    embeds = torch.zeros(prompts, most, *shape, device=device, dtype=base.unet.dtype)
+    words = torch.zeros(prompts, most, length)
+    scopes = torch.zeros(prompts, most, dtype=torch.float64)
+    present = torch.zeros(prompts, most, dtype=torch.bool, device=device)
     for i, row in enumerate(subjects):
         for u, subject in enumerate(row):
             embeds[i, u], present[i, u], words[i, u] = tokens[i][u], True, word_mask(matches[i][u], length)
             scopes[i, u] = settings.mask.influence_scope if subject.scope is None else subject.scope
-    pooled = settings.base.sdxl_pooled
-    text = encode_prompts(base, prompts, pooled)
-    given = negative_prompts(sampling.negative_prompt, len(prompts))
-    negative = encode_negative_prompts(base, given, text, pooled)
 
     def repeated(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.repeat_interleave(sampling.n, 0)

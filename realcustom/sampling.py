@@ -62,6 +62,12 @@ class SamplingParams:
     mask_reuse_after: int | Never | None = field(
         default=None, metadata=_knob("steps with a new mask; then the last one is reused", ge=0, section="mask")
     )
+    clip_skip: int | None = field(
+        default=None, metadata=_knob("layers before the text encoder's last that are not used for the prompt", ge=0)
+    )
+    long_prompt: bool = field(
+        default=False, metadata=_knob("true: a prompt longer than the text encoder reads at once is read in chunks")
+    )
     use_mask: bool = field(default=True, metadata=_knob("false: the subject acts everywhere (for comparison)"))
     return_masks: bool = field(
         default=False, metadata=_knob("the influence mask of every subject and step, in the answer")

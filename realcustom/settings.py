@@ -7,8 +7,9 @@ of these settings. [P] is stated in the paper (arXiv 2403.00483), [D] is our dec
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from realcustom.errors import UsageError
 
@@ -109,8 +110,7 @@ class KVInit(enum.Enum):
 class WordMatching(enum.Enum):
     """How the target word's tokens are found."""
 
-    IDS = "ids"  # whole words, by token ids
-    OFFSETS = "offsets"  # whole words, by characters
+    WHOLE_WORDS = "whole_words"  # by characters, case ignored
     RELEASE_COMPAT = "release_compat"  # substrings, case-sensitive, as in the released code, including its defects
 
 
@@ -289,7 +289,11 @@ class AttentionSettings:
 class WordSettings:
     """How the target word is found in the prompt."""
 
-    match: WordMatching = WordMatching.IDS
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "match": {"ids": "whole_words", "offsets": "whole_words"}
+    }
+
+    match: WordMatching = WordMatching.WHOLE_WORDS
     occurrence: Occurrence | int = Occurrence.ALL  # or the number of an occurrence, from 0
     plural: bool = False  # if the word is not found, try word + 's' and word + 'es'
 

@@ -1,16 +1,11 @@
-"""Positions of the target word's tokens in the prompt under CLIP's byte-pair rules.
-
-CLIP puts text into Unicode's composed form (NFC), makes all whitespace one space, lowers the case and marks the token
-that ends a word with `</w>`. Position 0 is BOS, so token i of the plain prompt is at position i + 1.
-"""
+"""Where the target word stands in the prompt: its characters, and the positions of the tokens that they touch."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -18,11 +13,11 @@ from torch import Tensor
 
 from realcustom.errors import UsageError
 from realcustom.settings import Occurrence, WordMatching
+from realcustom.tokens import bare_ids, position_of, token_spans, tokens_per_chunk, with_all_vectors
 
-WORD_END = "</w>"
-# the plain text, without truncation
-BARE: dict[str, bool] = {"add_special_tokens": False, "truncation": False, "verbose": False}
-EDGE = r"(?!(?<=[^\W_])[^\W_])"  # a position that is not between two letters or digits
+CONTRACTION = re.compile(r"(?:s|t|re|ve|m|ll|d)(?![^\W_])", re.IGNORECASE)  # after an apostrophe: "dog's", "can't"
+APOSTROPHES = "'\u2019"
+ZERO_WIDTH_JOINER = "\u200d"
 
 
 class TargetWordNotFound(UsageError):
@@ -47,43 +42,48 @@ def find_word(
     phrase: str,
     occurrence: Occurrence | int = Occurrence.ALL,
     plural: bool = False,
-    match: WordMatching = WordMatching.IDS,
+    match: WordMatching = WordMatching.WHOLE_WORDS,
+    chunks: int = 1,
 ) -> WordMatch:
     """Positions of `phrase`, one word or several, in `prompt`; all tokens of all chosen occurrences count.
 
     Occurrences are counted from the left and do not overlap ("dog dog" is once in "dog dog dog"). `occurrence` selects
     among all of the prompt's; of those selected, the ones that the text encoder reads to their last token are used.
-    With `plural`, the first of phrase, phrase + "s" and phrase + "es" that occurs is used.
+    With `plural`, the first of phrase, phrase + "s" and phrase + "es" that occurs is used. A textual inversion's token
+    stands for all its vectors, in the prompt and in the phrase.
 
     `match` says what an occurrence is:
-        IDS: a run of the phrase's token ids where the token before it ends a word ("suit" is not in "spacesuit").
-        OFFSETS: the phrase's characters, case ignored, as whole words. It differs from IDS where CLIP splits words
-            differently: by ids alone, "dog" is in "dog7" and "hot-dog" in "hot - dog".
+        WHOLE_WORDS: the phrase's characters as whole words, case and the number of spaces ignored; its tokens are all
+            that these characters touch. A word's end is not between two letters or digits ("suit" is not in
+            "spacesuit"), nor inside "..." or "'s".
         RELEASE_COMPAT: the phrase's exact characters, including overlaps and parts of words; an occurrence extends from
             the number of tokens of the text before it to that of the text up to its end, cut off where the encoder
             stops.
 
+    Args:
+        chunks: how many times the tokenizer's length the text encoder reads.
     Raises:
         TargetWordNotFound: not there, or no such occurrence.
-        TargetWordTruncated: there, but beyond the tokenizer's length.
+        TargetWordTruncated: there, but after the last token that is read.
         UsageError: an empty phrase.
     """
     if not phrase.strip():
         raise UsageError("the target word is empty; name a word of the prompt")
     compat = match is WordMatching.RELEASE_COMPAT
-    wanted = phrase if compat else " ".join(phrase.split())
+    spans_of = _released_spans if compat else _whole_words
+    text, wanted = with_all_vectors(tokenizer, prompt), phrase if compat else " ".join(phrase.split())
     for candidate in (wanted, wanted + "s", wanted + "es") if plural else (wanted,):
-        if not (spans := _spans(tokenizer, prompt, candidate, match)):
+        if not (spans := spans_of(tokenizer, text, with_all_vectors(tokenizer, candidate))):
             continue
         chosen = _choose(spans, occurrence, candidate, prompt)
-        last = tokenizer.model_max_length - 2  # the next one is EOS
-        read = {position for span in chosen for position in span if position <= last and (compat or span[-1] <= last)}
+        limit = chunks * tokens_per_chunk(tokenizer)
+        read = {token for span in chosen for token in span if token < limit and (compat or span[-1] < limit)}
         if not read:
             raise TargetWordTruncated(
-                f"'{candidate}' stands at token {chosen[0][-1]} of the prompt, the text encoder reads {last}; "
+                f"'{candidate}' stands at token {chosen[0][-1] + 1} of the prompt, the text encoder reads {limit}; "
                 "move it forward or shorten the prompt"
             )
-        return WordMatch(phrase=candidate, positions=tuple(sorted(read)))
+        return WordMatch(phrase=candidate, positions=tuple(position_of(tokenizer, token) for token in sorted(read)))
     rule = "upper and lower case differ" if compat else "only whole words count"
     raise TargetWordNotFound(
         f"the word '{phrase}' is not in the prompt; its words are: {', '.join(words_of(prompt)) or 'none'} ({rule})"
@@ -108,86 +108,55 @@ def word_mask(match: WordMatch, length: int) -> Tensor:
 
 
 def words_of(prompt: str) -> list[str]:
-    """The prompt's words, each once, in order."""
-    return list(dict.fromkeys(re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", prompt)))
+    """The prompt's words, each once, in order; `<this>` is one, as textual inversions are named."""
+    return list(dict.fromkeys(re.findall(r"<[^<>\s]+>|[^\W_]+(?:[-'\u2019][^\W_]+)*", prompt)))
 
 
-def check_tokenizers_agree(tokenizer: Any, tokenizer_2: Any, prompt: str) -> None:
-    """Check that a position is the same word in both of SDXL's tokenizers; their padding may differ.
-
-    If one pads with "!", a "!" of the prompt is its padding token, which is accepted for the other's "!</w>".
-
-    Raises:
-        UsageError: they read the prompt differently; the message names the first token where they do.
-    """
-    read = [each(prompt, truncation=True).input_ids for each in (tokenizer, tokenizer_2)]
-    for position, (one, two) in enumerate(zip_longest(*read)):
-        if one == two:
-            continue
-        first = "nothing" if one is None else tokenizer.convert_ids_to_tokens(one)
-        second = "nothing" if two is None else tokenizer_2.convert_ids_to_tokens(two)
-        if not any({first, second} == {pad, pad + WORD_END} for pad in (tokenizer.pad_token, tokenizer_2.pad_token)):
-            raise UsageError(
-                f"the two tokenizers read the prompt differently from token {position} on: '{first}' ({one}) and "
-                f"'{second}' ({two}); rephrase it there, or give tokenizers of one vocabulary"
-            )
+def _whole_words(tokenizer: Any, text: str, phrase: str) -> list[range]:
+    """The tokens that each occurrence touches, in order."""
+    text = unicodedata.normalize("NFC", text)
+    hits = list(_occurrences(text, unicodedata.normalize("NFC", phrase)))
+    spans = token_spans(tokenizer, text) if hits else []
+    touched = [[i for i, (first, behind) in enumerate(spans) if first < end and behind > start] for start, end in hits]
+    return [range(tokens[0], tokens[-1] + 1) for tokens in touched if tokens]
 
 
-def _spans(tokenizer: Any, prompt: str, phrase: str, match: WordMatching) -> list[range]:
-    """Positions of each occurrence, in order."""
-    if match is WordMatching.IDS:
-        return _by_ids(tokenizer, prompt, phrase)
-    if match is WordMatching.OFFSETS:
-        return _by_characters(tokenizer, prompt, phrase)
-    starts = [start for start in range(len(prompt)) if prompt.startswith(phrase, start)]
-    before, through = ([len(_ids(tokenizer, prompt[: i + n])) for i in starts] for n in (0, len(phrase)))
-    return [range(a + 1, b + 1) for a, b in zip(before, through, strict=True) if a < b]
+def _occurrences(text: str, phrase: str) -> Iterator[tuple[int, int]]:
+    """Start and end of the phrase in the text, as whole words, case ignored, without overlaps."""
+    pattern, start = re.compile(r"\s+".join(map(re.escape, phrase.split())), re.IGNORECASE), 0
+    while hit := pattern.search(text, start):
+        whole = not _is_inside(text, hit.start()) and not _is_inside(text, hit.end())
+        if whole:
+            yield hit.span()
+        start = hit.end() if whole else hit.start() + 1
 
 
-def _by_ids(tokenizer: Any, prompt: str, phrase: str) -> list[range]:
-    ids, pattern = _ids(tokenizer, prompt), _ids(tokenizer, phrase)
-    added = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}  # textual inversion adds words
-    ends = [token.endswith(WORD_END) or token in added for token in tokenizer.convert_ids_to_tokens(ids)]
-    spans: list[range] = []
-    start = 0
-    while pattern and start + len(pattern) <= len(ids):
-        stop = start + len(pattern)
-        if ids[start:stop] == pattern and (start == 0 or ends[start - 1]):
-            spans.append(range(start + 1, stop + 1))
-            start = stop
-        else:
-            start += 1
-    return spans
+def _is_inside(text: str, at: int) -> bool:
+    """Whether the place before character `at` is inside a word: between letters, in "..." or in "'s"."""
+    if not 0 < at < len(text):
+        return False
+    before, after = text[at - 1], text[at]
+    if _is_mark(after) or ZERO_WIDTH_JOINER in (before, after):
+        return True
+    if before in APOSTROPHES and _in_word(text[at - 2 : at - 1]) and CONTRACTION.match(text, at):
+        return True
+    return (_in_word(before) and _in_word(after)) or (before == after and not before.isspace() and before != "_")
 
 
-def _by_characters(tokenizer: Any, prompt: str, phrase: str) -> list[range]:
-    text = unicodedata.normalize("NFC", prompt)
-    words = unicodedata.normalize("NFC", phrase).split()
-    hits = re.finditer(EDGE + r"\s+".join(map(re.escape, words)) + EDGE, text, re.IGNORECASE)
-    covering = _by_offsets if tokenizer.is_fast else _by_prefixes
-    return [span for hit in hits if (span := covering(tokenizer, text, hit.start(), hit.end()))]
+def _in_word(letter: str) -> bool:
+    return letter.isalnum() or _is_mark(letter)
 
 
-def _by_offsets(tokenizer: Any, text: str, start: int, end: int) -> range:
-    """Positions of the tokens of `text[start:end]`; none if that cuts a CLIP word (such as "...")."""
-    encoded = tokenizer(text, **BARE, return_offsets_mapping=True)
-    offsets, words = encoded.offset_mapping, encoded.word_ids()
-    touched = {word for word, (first, behind) in zip(words, offsets, strict=True) if first < end and behind > start}
-    tokens = [i for i, word in enumerate(words) if word in touched]
-    if not tokens or offsets[tokens[0]][0] < start or offsets[tokens[-1]][1] > end:
-        return range(0)
-    return range(tokens[0] + 1, tokens[-1] + 2)
+def _is_mark(letter: str) -> bool:
+    """An accent or vowel sign that belongs to the letter before it."""
+    return unicodedata.category(letter).startswith("M") if letter else False
 
 
-def _by_prefixes(tokenizer: Any, text: str, start: int, end: int) -> range:
-    """The same without offsets: a text that ends at a word's end has the first tokens of the whole text."""
-    ids, before, through = (_ids(tokenizer, part) for part in (text, text[:start], text[:end]))
-    whole = ids[: len(before)] == before and ids[: len(through)] == through
-    return range(len(before) + 1, len(through) + 1) if whole else range(0)
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, **BARE).input_ids)
+def _released_spans(tokenizer: Any, text: str, phrase: str) -> list[range]:
+    """The tokens of each occurrence as the released code counts them."""
+    starts = [start for start in range(len(text)) if text.startswith(phrase, start)]
+    before, through = ([len(bare_ids(tokenizer, text[: i + n])) for i in starts] for n in (0, len(phrase)))
+    return [range(a, b) for a, b in zip(before, through, strict=True) if a < b]
 
 
 def _choose(spans: list[range], occurrence: Occurrence | int, phrase: str, prompt: str) -> list[range]:

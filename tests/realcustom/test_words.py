@@ -10,11 +10,11 @@ import torch
 from transformers import CLIPTokenizer
 
 from realcustom.settings import Occurrence, WordMatching
+from realcustom.tokens import check_tokenizers_agree, chunks_of, cut_off, token_spans, tokenize
 from realcustom.words import (
     TargetWordNotFound,
     TargetWordTruncated,
     WordMatch,
-    check_tokenizers_agree,
     find_word,
     union,
     word_mask,
@@ -23,7 +23,6 @@ from realcustom.words import (
 from tests.support.clip_bpe import BOS, EOS, clip_tokenizer
 from tests.support.tiny import tiny_tokenizer
 
-WHOLE_WORDS = (WordMatching.IDS, WordMatching.OFFSETS)
 SUIT = "This dog is wearing a spacesuit in space"
 SUIT_IDS = (589, 1929, 533, 3309, 320, 7857, 3940, 530, 2138)
 
@@ -74,7 +73,11 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def found(
-    tokenizer: Any, prompt: str, phrase: str, match: WordMatching, occurrence: Occurrence | int = Occurrence.ALL
+    tokenizer: Any,
+    prompt: str,
+    phrase: str,
+    match: WordMatching = WordMatching.WHOLE_WORDS,
+    occurrence: Occurrence | int = Occurrence.ALL,
 ) -> tuple[int, ...]:
     """The positions; () where there is no such word."""
     try:
@@ -92,21 +95,19 @@ def test_the_table(
     ours: tuple[int, ...],
     released: tuple[int, ...],
 ) -> None:
-    """inv. 34: ids, our positions by ids and by characters, with offsets and without, and the released code's."""
+    """inv. 34: ids, our positions from a tokenizer with offsets and one without, and the released code's."""
     assert tuple(tokenizer(prompt).input_ids) == (BOS, *ids, EOS)
-    assert found(tokenizer, prompt, phrase, WordMatching.IDS) == ours
-    assert found(tokenizer, prompt, phrase, WordMatching.OFFSETS) == ours
-    assert found(WithoutOffsets(tokenizer), prompt, phrase, WordMatching.OFFSETS) == ours
+    assert found(tokenizer, prompt, phrase) == ours
+    assert found(WithoutOffsets(tokenizer), prompt, phrase) == ours
     assert found(tokenizer, prompt, phrase, WordMatching.RELEASE_COMPAT) == released
 
 
-@pytest.mark.parametrize("match", WHOLE_WORDS)
-def test_the_table_s_plural(tokenizer: CLIPTokenizer, match: WordMatching) -> None:
+def test_the_table_s_plural(tokenizer: CLIPTokenizer) -> None:
     """inv. 34: "toys" for "toy" where it is allowed, and said so; the word itself goes before its plural."""
-    toys = find_word(tokenizer, "two toys in the jungle", " toy ", plural=True, match=match)
+    toys = find_word(tokenizer, "two toys in the jungle", " toy ", plural=True)
     assert toys == WordMatch(phrase="toys", positions=(2,))
-    assert find_word(tokenizer, "the boxes", "box", plural=True, match=match).phrase == "boxes"
-    both = find_word(tokenizer, "toys and a toy", "toy", plural=True, match=match)
+    assert find_word(tokenizer, "the boxes", "box", plural=True).phrase == "boxes"
+    both = find_word(tokenizer, "toys and a toy", "toy", plural=True)
     assert both == WordMatch(phrase="toy", positions=(4,))
 
 
@@ -139,30 +140,91 @@ def test_the_table_s_plural(tokenizer: CLIPTokenizer, match: WordMatching) -> No
         ("a dog...", "dog.", ()),  # "..." is one word to CLIP
         ("a dog.", "dog.", (2, 3)),
         ("a hat (pink) and a (pink) hat", "(PINK)", (3, 4, 5, 8, 9, 10)),
+        ("a hat (pink), a dog", "hat (pink)", (2, 3, 4, 5)),
+        ('a "dog", hat', '"dog"', (2, 3, 4)),
+        ('a "dog", hat', '"dog",', (2, 3, 4, 5)),
+        ("a hot-dog, a dog", "hot-dog", (2, 3, 4, 5)),
+        ("a dog\u2019s bone", "dog", (2,)),
+        ("a dog\u2019s bone", "s", ()),
+        ("a dog!!", "dog!", ()),  # "!!" is one mark
+        ("a dog?!", "dog?", (2, 3)),
+        ("a (((dog)))", "dog", (5,)),
+        ("dog:1.2", "dog", (1,)),
+        ("a dog7", "dog", ()),  # a digit is CLIP's own word, and a part of the reader's
+        ("a cat - dog", "cat-dog", ()),  # CLIP does not see the spaces
+        ("a dog\u0323 hat", "dog", ()),  # a letter with an accent that has no composed form
+        ("hotdog dog dog", "dog dog", (4, 5)),
     ],
 )
 def test_whole_words(tokenizer: CLIPTokenizer, prompt: str, phrase: str, positions: tuple[int, ...]) -> None:
-    """inv. 34: text is cleaned as CLIP cleans it, punctuation ends a word, and both ways to match agree."""
-    assert found(tokenizer, prompt, phrase, WordMatching.IDS) == positions
-    assert found(tokenizer, prompt, phrase, WordMatching.OFFSETS) == positions
-    assert found(WithoutOffsets(tokenizer), prompt, phrase, WordMatching.OFFSETS) == positions
+    """inv. 34: the phrase's characters, and all tokens that they touch; punctuation ends a word."""
+    assert found(tokenizer, prompt, phrase) == positions
+    assert found(WithoutOffsets(tokenizer), prompt, phrase) == positions
 
 
-@pytest.mark.parametrize(
-    ("prompt", "phrase", "by_ids"), [("a dog7", "dog", (2,)), ("a cat - dog", "cat-dog", (2, 3, 4))]
-)
-def test_where_clip_s_words_are_not_a_reader_s(
-    tokenizer: CLIPTokenizer, prompt: str, phrase: str, by_ids: tuple[int, ...]
-) -> None:
-    """CLIP takes a digit for a word, and does not see the spaces round punctuation."""
-    assert found(tokenizer, prompt, phrase, WordMatching.IDS) == by_ids
-    assert found(tokenizer, prompt, phrase, WordMatching.OFFSETS) == ()
+def test_the_token_that_a_phrase_ends_in_counts_whole() -> None:
+    """CLIP has tokens of several marks, such as `",`: a phrase that ends in one of its characters touches all of it."""
+    tokenizer = tiny_tokenizer(("a", "dog", "hat", "with", '",', "),"))
+    prompt = 'a "dog", with a (hat), a dog'
+    assert tokenizer.tokenize(prompt)[3] == '",</w>' and tokenizer.tokenize(prompt)[8] == "),</w>"
+    for each in (tokenizer, WithoutOffsets(tokenizer)):
+        assert found(each, prompt, '"dog"') == (2, 3, 4) and found(each, prompt, "(hat)") == (7, 8, 9)
+        assert found(each, prompt, "dog") == (3, 11) and found(each, prompt, '"dog",') == (2, 3, 4)
 
 
-@pytest.mark.parametrize("match", WHOLE_WORDS)
-def test_a_token_that_pads_ends_a_word(match: WordMatching) -> None:
+def test_without_offsets_the_spans_are_the_same(tokenizer: CLIPTokenizer) -> None:
+    """A tokenizer that has none and changes the text besides is refused: no word could be found in it."""
+    for text in ("a photo of a 猫, in space!", "the café on\tİstanbul's hat...", "", "  a dog_cat's (pink) hat7 "):
+        assert token_spans(WithoutOffsets(tokenizer), text) == token_spans(tokenizer, text)
+
+    class Changing(WithoutOffsets):
+        def __call__(self, text: str, **options: Any) -> Any:
+            return super().__call__(text.replace("dog", "cat and dog"), **options)
+
+    with pytest.raises(ValueError, match="Changing changes the characters of 'a dog'"):
+        find_word(Changing(tokenizer), "a dog", "dog")
+
+
+def test_a_token_that_pads_ends_a_word() -> None:
     """A "!" of the prompt is one, to a tokenizer that pads with it."""
-    assert found(clip_tokenizer(pad_token="!"), "a cat!dog", "dog", match) == (4,)
+    tokenizer = clip_tokenizer(pad_token="!")
+    assert found(tokenizer, "a cat!dog", "dog") == found(WithoutOffsets(tokenizer), "a cat!dog", "dog") == (4,)
+
+
+def test_a_textual_inversion_s_word_is_all_its_vectors(tokenizer: CLIPTokenizer) -> None:
+    """`<my-toy>` of three vectors is three tokens, and so is the word; before it nothing moves, behind it by two."""
+    added = clip_tokenizer()
+    added.add_tokens(["<my-toy>", "<my-toy>_1", "<my-toy>_2", "<one>"])
+    prompt = "a dog, <my-toy>, and <one> dog with a <my-toy>"
+    for each in (added, WithoutOffsets(added)):
+        assert found(each, prompt, "<my-toy>") == (4, 5, 6, 13, 14, 15)
+        assert found(each, prompt, "dog") == (2, 10) and found(each, prompt, "<one> dog") == (9, 10)
+        assert find_word(each, prompt, "a <my-toy>") == WordMatch(phrase="a <my-toy>", positions=(12, 13, 14, 15))
+    with pytest.raises(TargetWordNotFound, match="its words are: a, <my-toy> "):
+        find_word(added, "a <my-toy>", "<one>")
+    with pytest.raises(TargetWordTruncated, match="token 77 of the prompt"):
+        find_word(added, "a " * 74 + "<my-toy>", "<my-toy>")
+
+
+def test_long_prompts_in_chunks(tokenizer: CLIPTokenizer) -> None:
+    """Token i of chunk c is at position 77 c + 1 + i, where the chunk's own BOS is counted; a word may lie in two."""
+    prompt = "a " * 74 + "plushie dog " + "a " * 80 + "toy"
+    assert chunks_of(tokenizer, prompt) == 3 and chunks_of(tokenizer, "") == chunks_of(tokenizer, "a " * 75) == 1
+    positions = [find_word(tokenizer, prompt, word, chunks=3).positions for word in ("plushie", "dog", "toy")]
+    assert positions == [(75, 77 + 1), (77 + 2,), (2 * 77 + 1 + 7,)]
+    with pytest.raises(TargetWordTruncated, match="toy' stands at token 158 of the prompt, the text encoder reads 150"):
+        find_word(tokenizer, prompt, "toy", chunks=2)
+    ids = tokenize(tokenizer, ["a toy", prompt], chunks=3).reshape(2, -1)
+    assert ids.shape == (2, 231) and [int(ids[1, at[-1]]) for at in positions] == [26638, 1929, 5988]
+    assert ids[:, ::77].eq(BOS).all() and ids[:, 76::77].eq(EOS).all()
+    own = tokenizer(["a toy", "", prompt], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(tokenize(tokenizer, ["a toy", "", prompt]), own)
+
+
+def test_what_is_cut_off(tokenizer: CLIPTokenizer) -> None:
+    prompt = "a " * 74 + "plushie, the DOG"
+    assert cut_off(tokenizer, prompt) == "shie, the DOG" and cut_off(tokenizer, prompt, chunks=2) == ""
+    assert cut_off(tokenizer, "a " * 75) == cut_off(tokenizer, "") == ""
 
 
 @pytest.mark.parametrize(
@@ -237,10 +299,9 @@ def test_truncated(tokenizer: CLIPTokenizer, match: WordMatching) -> None:
 def test_a_word_cut_in_two_is_truncated(tokenizer: CLIPTokenizer) -> None:
     """The encoder reads "plu" of "plushie"; the released code marks that."""
     prompt = "a " * 74 + "plushie"
-    for match in WHOLE_WORDS:
-        with pytest.raises(TargetWordTruncated, match="76"):
-            find_word(tokenizer, prompt, "plushie", match=match)
-        assert found(tokenizer, "plushie " + prompt, "plushie", match) == (1, 2)
+    with pytest.raises(TargetWordTruncated, match="76"):
+        find_word(tokenizer, prompt, "plushie")
+    assert found(tokenizer, "plushie " + prompt, "plushie") == (1, 2)
     assert found(tokenizer, prompt, "plushie", WordMatching.RELEASE_COMPAT) == (75,)
 
 
