@@ -213,7 +213,8 @@ def _layer(states: Sequence[Tensor], from_end: int, clip_skip: int | None) -> Te
 
 def _joined(hidden: Tensor, chunks: int) -> Tensor:
     """(P * chunks, L, D) -> (P, chunks * L, D)."""
-    return hidden.unflatten(0, (-1, chunks)).flatten(1, 2)
+    joined: Tensor = hidden.unflatten(0, (-1, chunks)).flatten(1, 2)
+    return joined
 
 
 def _pooled(base: Base, output: Any, pooled: PooledText) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from realcustom.conditioning import encode_text
 from realcustom.errors import UsageError
 from realcustom.identity import same_content
 from realcustom.image_encoder import ImageEncoder, load_image_encoder
+from realcustom.lora import lora_scaled
 from realcustom.model import RealCustomModel
 from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
 from realcustom.rows import SubjectCache, make_rows, match_words, starting_noise
@@ -207,6 +208,7 @@ class RealCustomPipeline:
         token_words: Sequence[Positions] | Sequence[Sequence[Positions]] | None = None,
         clip_skip: int | None = None,
         long_prompt: bool = False,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
         latents: Tensor | None = None,
@@ -235,6 +237,7 @@ class RealCustomPipeline:
             clip_skip: use the prompt's hidden state of that many layers before the usual one.
             long_prompt: read a prompt longer than the text encoder's length in chunks of that length (T is then a
                 multiple of it; SDXL's pooled text is the first chunk's); without it the rest is cut off, with a warning.
+            cross_attention_kwargs: {"scale": weight of the base's LoRA}.
             generator: one, or one per image.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
             use_mask: False = the subjects act everywhere, for comparison.
@@ -262,24 +265,26 @@ class RealCustomPipeline:
             use_mask=use_mask,
             return_masks=return_masks,
         )
-        return self.draw(
-            prompt,
-            subjects,
-            sampling,
-            text=TextInputs(
-                prompt_2=prompt_2,
-                negative_prompt_2=negative_prompt_2,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-                pooled_prompt_embeds=pooled_prompt_embeds,
-                negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-                token_words=token_words,
-            ),
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
+        text = TextInputs(
+            prompt_2=prompt_2,
+            negative_prompt_2=negative_prompt_2,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+            token_words=token_words,
         )
+        with lora_scaled(self.base, cross_attention_kwargs):
+            return self.draw(
+                prompt,
+                subjects,
+                sampling,
+                text=text,
+                generator=generator,
+                latents=latents,
+                output_type=output_type,
+                callback_on_step_end=callback_on_step_end,
+            )
 
     @torch.no_grad()
     def draw(
