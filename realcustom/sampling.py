@@ -63,10 +63,10 @@ class SamplingParams:
         default=None, metadata=_knob("steps with a new mask; then the last one is reused", ge=0, section="mask")
     )
     clip_skip: int | None = field(
-        default=None, metadata=_knob("layers before the text encoder's last that are not used for the prompt", ge=0)
+        default=None, metadata=_knob("last layers of the text encoder that the prompt skips", ge=0)
     )
     long_prompt: bool = field(
-        default=False, metadata=_knob("true: a prompt longer than the text encoder reads at once is read in chunks")
+        default=False, metadata=_knob("read a prompt that is longer than the text encoder's length in chunks")
     )
     use_mask: bool = field(default=True, metadata=_knob("false: the subject acts everywhere (for comparison)"))
     return_masks: bool = field(

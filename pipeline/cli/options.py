@@ -26,9 +26,14 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = "sprites"
 # Parameters whose option has another name, or that another option gives.
-FLAGS = {"n": "--count", "num_inference_steps": "--steps", "use_mask": "--no-mask"}
+FLAGS = {"n": "--count", "num_inference_steps": "--steps", "long_prompt": "--long-prompt", "use_mask": "--no-mask"}
 NOT_OPTIONS = ("seed", "return_masks")
-OTHERWISE = {"width": "the base model's own", "height": "the base model's own", "negative_prompt": "the empty text"}
+OTHERWISE = {
+    "width": "the base model's own",
+    "height": "the base model's own",
+    "negative_prompt": "the empty text",
+    "clip_skip": "none",
+}
 
 Address = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to run on; else RAY_ADDRESS, else a new local one.")

@@ -63,7 +63,9 @@ def test_a_mistyped_assignment_names_the_nearest_valid_one(assignment: str, mess
 @dataclass(frozen=True, kw_only=True)
 class _Inner:
     RENAMED: ClassVar[Mapping[str, str]] = {"learning_rate": "lr"}
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"kind": {"old": "new"}}
     lr: float = 1.0
+    kind: str = "new"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,18 @@ class _Outer:
 def test_a_setting_that_was_renamed_is_refused_with_its_new_name() -> None:
     with pytest.raises(SettingError, match=r"^setting 'inner.learning_rate' is called 'inner.lr' now$"):
         config.override(_Outer(steps=1), {"inner": {"learning_rate": 2.0}})
-    assert config.to_dict(_Outer(steps=1)) == {"steps": 1, "inner": {"lr": 1.0}}
+    with pytest.raises(SettingError, match=r"^inner.kind: 'old' is called 'new' now$"):
+        config.override(_Outer(steps=1), {"inner": {"kind": "old"}})
+    assert config.to_dict(_Outer(steps=1)) == {"steps": 1, "inner": {"lr": 1.0, "kind": "new"}}
     with pytest.raises(SettingError, match=r"unknown setting 'inner\.RENAMED'"):
         config.build(_Outer, {"steps": 1, "inner": {"RENAMED": {}}})
+
+
+def test_what_was_written_with_old_names_is_translated() -> None:
+    """Names and values at every depth; what is unknown stays for `build` to refuse."""
+    before = {"steps": 1, "inner": {"learning_rate": 2.0, "kind": "old", "odd": ["old"]}, "kind": "old"}
+    translated = config.with_new_names(_Outer, before)
+    assert translated == {"steps": 1, "inner": {"lr": 2.0, "kind": "new", "odd": ["old"]}, "kind": "old"}
 
 
 def test_a_setting_without_default_that_is_missing_is_named() -> None:

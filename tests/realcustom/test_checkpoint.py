@@ -11,8 +11,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from realcustom import RealCustomPipeline, Subject
+from realcustom import RealCustomPipeline, Subject, config
 from realcustom.checkpoint import FORMAT, Adapter, adapter_sha256, load_adapter, read_header, save_adapter
+from realcustom.config import SettingError
+from realcustom.settings import MethodSettings
 from tests.support import tiny
 
 
@@ -71,6 +73,22 @@ def test_reading_is_strict(tiny_models: tiny.TinyModels, tmp_path: Path, change:
     save_adapter(path, dataclasses.replace(adapter, tensors=tensors))
     with pytest.raises(ValueError, match=f"(?s){'of another shape' if change == 'shape' else change}.*{name}"):
         RealCustomPipeline.from_pretrained(tiny_models.base, path, image_encoder=tiny_models.image_encoder)
+
+
+@pytest.mark.parametrize("match", ["ids", "offsets"])
+def test_a_checkpoint_with_a_value_that_was_renamed_is_read(
+    tiny_models: tiny.TinyModels, tmp_path: Path, match: str
+) -> None:
+    """In a file of settings the old value is refused with the new one's name."""
+    path = tmp_path / "before.safetensors"
+    data = Path(tiny_models.adapter).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b"whole_words", match.encode())
+    assert match.encode() in header
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    assert load_adapter(path).settings == load_adapter(tiny_models.adapter).settings
+    with pytest.raises(SettingError, match=f"^words.match: '{match}' is called 'whole_words' now$"):
+        config.override(MethodSettings(), {"words": {"match": match}})
 
 
 def test_what_is_not_an_adapter_is_said(tmp_path: Path, tiny_models: tiny.TinyModels) -> None:

@@ -71,6 +71,7 @@ def test_the_command_line_takes_every_knob_with_its_range(capsys: pytest.Capture
         ({"subject_guidance_scale": float("nan")}, "subject_guidance_scale must lie in 0 to 1000, got nan"),
         ({"influence_quantity": 1.5}, "influence_quantity must lie in 0 to 1, got 1.5"),
         ({"mask_reuse_after": -1}, "mask_reuse_after must be at least 0, got -1"),
+        ({"clip_skip": -1}, "clip_skip must be at least 0, got -1"),
     ],
 )
 def test_what_is_out_of_range_is_refused(knobs: dict[str, Any], message: str) -> None:
