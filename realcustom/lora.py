@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 
 from realcustom.base import MODELS, Base
 from realcustom.errors import UsageError
@@ -22,9 +22,9 @@ def lora_scaled(base: Base, cross_attention_kwargs: Mapping[str, Any] | None) ->
     scale = given.pop("scale", 1.0)
     if given:
         raise UsageError(f"cross_attention_kwargs takes scale, the weight of a LoRA, got {', '.join(sorted(given))}")
-    models = [getattr(base.pipeline, name, None) for name in MODELS if name != "vae"]
+    models = [getattr(base.pipeline, name, None) for name in MODELS if name != "vae" and scale != 1]
     modules = [module for model in models if model is not None for module in model.modules()]
-    before = {module: dict(module.scaling) for module in modules if isinstance(module, BaseTunerLayer)}
+    before = {module: dict(module.scaling) for module in modules if isinstance(module, LoraLayer)}
     try:
         for layer in before:
             layer.scale_layer(scale)

@@ -69,21 +69,21 @@ def read_text(
 
     Raises UsageError for arguments that contradict each other, or one that is missing or has another number or shape.
     """
-    embeds = given.prompt_embeds
-    _check_pairs(base, prompt, bool(any(subjects)), sampling.negative_prompt, given)
-    stand_in = prompt if prompt is not None or embeds is None else [""] * len(embeds)
-    prompts, per_prompt = pair(stand_in, subjects)  # type: ignore[arg-type]  # a missing prompt was refused
-    if embeds is not None:
-        _check_shapes(base, len(prompts), given)
-    lists = {
-        "prompts_2": _each("values of prompt_2", given.prompt_2, len(prompts)),
-        "negative": _each("negative prompts", sampling.negative_prompt, len(prompts)),
-        "negative_2": _each("values of negative_prompt_2", given.negative_prompt_2, len(prompts)),
-    }
+    named = prompt
+    if named is None:
+        if given.prompt_embeds is None:
+            raise UsageError("give prompt or prompt_embeds; both are None")
+        named = [""] * len(given.prompt_embeds)
+    prompts, per_prompt = pair(named, subjects)
+    _check_pairs(base, prompt, any(per_prompt), sampling.negative_prompt, given)
+    _check_shapes(base, len(prompts), given)
     text = CallText(
         base=base,
         prompts=None if prompt is None else prompts,
-        **lists,
+        # as in diffusers, an empty text for the second encoder means the first one's
+        prompts_2=_each("values of prompt_2", given.prompt_2 or None, len(prompts)),
+        negative=_each("negative prompts", sampling.negative_prompt, len(prompts)),
+        negative_2=_each("values of negative_prompt_2", given.negative_prompt_2 or None, len(prompts)),
         given=given,
         clip_skip=sampling.clip_skip,
         chunks=1,
@@ -125,8 +125,6 @@ def _check_pairs(
     """Raise UsageError for arguments that cannot be given together, or not without each other."""
     values = {**vars(given), "prompt": prompt, "negative_prompt": negative_prompt}
     present = {name for name, value in values.items() if value is not None}
-    if not present & {"prompt", "prompt_embeds"}:
-        raise UsageError("give prompt or prompt_embeds; both are None")
     sdxl_only = sorted(name for name in present if name.endswith("_2") or "pooled" in name)
     if sdxl_only and not base.is_sdxl:
         raise UsageError(f"{', '.join(sdxl_only)} is for SDXL, this base is a Stable Diffusion 1.x")
@@ -157,10 +155,13 @@ def _check_pairs(
 
 def _check_shapes(base: Base, count: int, given: TextInputs) -> None:
     width = int(base.unet.config.cross_attention_dim)
-    for name in ("prompt_embeds", "negative_prompt_embeds"):
-        tensor = getattr(given, name)
-        if tensor is not None and (tensor.ndim != 3 or tensor.shape[0] != count or tensor.shape[2] != width):
-            raise UsageError(f"{name} has shape ({count}, tokens, {width}) here, got {tuple(tensor.shape)}")
+    for name, value in vars(given).items():
+        if not isinstance(value, Tensor):
+            continue
+        pooled, shape = "pooled" in name, tuple(value.shape)
+        if len(shape) != (2 if pooled else 3) or shape[0] != count or not (pooled or shape[2] == width):
+            wanted = f"({count}, width of the pooled text)" if pooled else f"({count}, tokens, {width})"
+            raise UsageError(f"{name} has shape {wanted} here, got {shape}")
 
 
 def _each(what: str, value: str | Sequence[str] | None, count: int) -> Texts:
@@ -175,7 +176,7 @@ def _each(what: str, value: str | Sequence[str] | None, count: int) -> Texts:
 
 def zeros_for_no_negative(base: Base) -> bool:
     """Whether the unconditional branch of a base without negative prompts has zeros in place of the empty text."""
-    return base.is_sdxl and bool(base.pipeline.config.get("forcezeros_for_empty_prompt", True))
+    return base.is_sdxl and bool(base.pipeline.config.get("force_zeros_for_empty_prompt", True))
 
 
 def _chunks(text: CallText, long_prompt: bool) -> int:

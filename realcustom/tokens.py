@@ -15,7 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from torch import Tensor
 
 from realcustom.errors import UsageError
@@ -27,8 +27,8 @@ BARE: dict[str, bool] = {"add_special_tokens": False, "truncation": False, "verb
 
 def with_all_vectors(tokenizer: Any, text: str) -> str:
     """The text as diffusers' pipelines tokenize it: a textual inversion's token followed by its further vectors'."""
-    converted: str = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
-    return converted
+    (converted,) = TextualInversionLoaderMixin().maybe_convert_prompt([text], tokenizer)
+    return str(converted)
 
 
 def bare_ids(tokenizer: Any, text: str) -> list[int]:
@@ -49,9 +49,8 @@ def position_of(tokenizer: Any, token: int) -> int:
 
 def chunks_of(tokenizer: Any, prompt: str) -> int:
     """The chunks that hold the whole prompt, at least 1."""
-    return max(
-        1, math.ceil(len(bare_ids(tokenizer, with_all_vectors(tokenizer, prompt))) / tokens_per_chunk(tokenizer))
-    )
+    tokens = len(bare_ids(tokenizer, with_all_vectors(tokenizer, prompt)))
+    return max(1, math.ceil(tokens / tokens_per_chunk(tokenizer)))
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], chunks: int = 1) -> Tensor:
@@ -68,9 +67,10 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], chunks: int = 1) -> Tensor:
 
 def cut_off(tokenizer: Any, prompt: str, chunks: int = 1) -> str:
     """The end of the prompt that the text encoder does not read; empty where it reads all."""
+    if chunks >= chunks_of(tokenizer, prompt):
+        return ""
     text = unicodedata.normalize("NFC", with_all_vectors(tokenizer, prompt))
-    spans, limit = token_spans(tokenizer, text), chunks * tokens_per_chunk(tokenizer)
-    return text[spans[limit][0] :] if len(spans) > limit else ""
+    return text[token_spans(tokenizer, text)[chunks * tokens_per_chunk(tokenizer)][0] :]
 
 
 def token_spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:

@@ -84,7 +84,7 @@ def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def embeds_of(stock: Any, prompt: Any, **options: Any) -> dict[str, Tensor]:
+def embeds_of(stock: Any, prompt: Any, **options: Any) -> dict[str, Any]:
     """The stock pipeline's embeddings by their names as arguments."""
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     return dict(zip(names, encoded_by(stock, prompt, **options), strict=False))
@@ -108,6 +108,7 @@ def test_embeddings_are_the_stock_pipeline_s(pipe: RealCustomPipeline, stock: An
         {"prompt_2": "a star in space", "negative_prompt": "a cat", "negative_prompt_2": "snow"},
         {"negative_prompt": "a cat", "negative_prompt_2": "snow", "clip_skip": 1},
         {"negative_prompt": "", "negative_prompt_2": "snow"},
+        {"prompt_2": "", "negative_prompt": "a cat", "negative_prompt_2": ""},
     ],
 )
 def test_the_second_encoder_s_own_prompts(pipe: RealCustomPipeline, stock: Any, text: dict[str, Any]) -> None:
@@ -128,6 +129,16 @@ def test_a_negative_second_prompt_alone_warns(pipe: RealCustomPipeline, stock: A
         with pytest.warns(UserWarning, match="negative_prompt_2 does nothing without negative_prompt"):
             ours = drawn(pipe, PROMPT, negative_prompt_2="snow")
         torch.testing.assert_close(ours, drawn(stock, PROMPT, negative_prompt_2="snow"), rtol=0, atol=1e-5)
+
+
+def test_a_base_that_has_no_zeros_for_an_empty_prompt(pipe: RealCustomPipeline, stock: Any) -> None:
+    text: dict[str, Any] = {}
+    if pipe.base.is_sdxl:
+        text = {"negative_prompt_2": "snow"}
+        for each in (pipe.diffusers, stock):
+            each.register_to_config(force_zeros_for_empty_prompt=False)
+    ours = encoded(pipe, PROMPT, TextInputs(**text))
+    assert equal(ours, encoded_by(stock, PROMPT, **text)) and ours[1].count_nonzero() > 0
 
 
 def test_given_embeddings_draw_what_they_draw_in_the_stock_pipeline(pipe: RealCustomPipeline, stock: Any) -> None:
@@ -186,7 +197,7 @@ def test_a_textual_inversion_of_several_vectors(
     text, rows = read_text(pipe.base, prompt, subjects, SamplingParams(), TextInputs())
     assert [match.positions for match in match_words(text, pipe.settings, rows)[0]] == [(2, 3, 4), (9,)]
     out = pipe(prompt, subjects, num_inference_steps=1, output_type="latent")
-    assert out.words == [["<my-toy>", "dog"]] and torch.isfinite(out.images).all()
+    assert out.words == [["<my-toy>", "dog"]] and isinstance(out.images, Tensor) and out.images.isfinite().all()
 
 
 def test_what_is_cut_off_is_said(pipe: RealCustomPipeline, stock: Any) -> None:
@@ -257,6 +268,7 @@ def test_arguments_that_contradict_each_other(pipe: RealCustomPipeline, stock: A
         ((PROMPT,), {"token_words": [[2]]}, r"positions of \[1\] words, the prompts have \[0\] subjects"),
         ((PROMPT, [subject]), {"token_words": [[77]]}, r"positions from 0 to 76, at least one a subject, got \[77\]"),
         ((PROMPT, [subject]), {"token_words": [[]]}, "at least one a subject"),
+        ((PROMPT, subject), {}, "subjects is a list"),
         ((PROMPT,), {"clip_skip": 3}, f"clip_skip is at most {1 if sdxl else 2} for this text encoder, got 3"),
         ((PROMPT,), {"clip_skip": -1}, "clip_skip must be at least 0, got -1"),
         ((PROMPT,), {"cross_attention_kwargs": {"gligen": 1}}, "cross_attention_kwargs takes scale, .* got gligen"),
@@ -269,6 +281,11 @@ def test_arguments_that_contradict_each_other(pipe: RealCustomPipeline, stock: A
             ((), {**embeds, "prompt_2": "a"}, "give prompt_2 or prompt_embeds, not both"),
             ((), {**embeds, "negative_prompt_2": "a"}, "give negative_prompt_2 or negative_prompt_embeds, not both"),
             ((PROMPT,), {"prompt_2": ["a", "b"]}, "2 values of prompt_2 for 1 prompts"),
+            (
+                (TWO,),
+                {"pooled_prompt_embeds": embeds["pooled_prompt_embeds"]},
+                r"has shape \(2, width of the pooled text",
+            ),
         ]
     for arguments, options, message in cases:
         with pytest.raises(ValueError, match=message):
