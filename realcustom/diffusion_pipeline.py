@@ -305,10 +305,10 @@ class RealCustomPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
-        sampling.check()
         call_text, per_prompt = read_text(self.base, prompt, subjects, sampling, text)
         count = len(per_prompt) * sampling.n
         settings = settings_with(self.settings, sampling)
+        sampling.check()
         if any(per_prompt) and self.image_encoder is None:
             raise UsageError("subjects need an adapter: give one to from_pretrained(adapter=...)")
         matches = match_words(call_text, settings, per_prompt)  # first: a wrong word is reported before any forward
