@@ -81,7 +81,7 @@ def find_word(
         if not read:
             raise TargetWordTruncated(
                 f"'{candidate}' stands at token {chosen[0][-1] + 1} of the prompt, the text encoder reads {limit}; "
-                "move it forward or shorten the prompt"
+                "move it forward, shorten the prompt, or have all of it read with long_prompt"
             )
         return WordMatch(phrase=candidate, positions=tuple(position_of(tokenizer, token) for token in sorted(read)))
     rule = "upper and lower case differ" if compat else "only whole words count"
@@ -113,12 +113,20 @@ def words_of(prompt: str) -> list[str]:
 
 
 def _whole_words(tokenizer: Any, text: str, phrase: str) -> list[range]:
-    """The tokens that each occurrence touches, in order."""
+    """The tokens that each occurrence touches, in order; a token that was added to the tokenizer is one word."""
     text = unicodedata.normalize("NFC", text)
     hits = list(_occurrences(text, unicodedata.normalize("NFC", phrase)))
-    spans = token_spans(tokenizer, text) if hits else []
-    touched = [[i for i, (first, behind) in enumerate(spans) if first < end and behind > start] for start, end in hits]
-    return [range(tokens[0], tokens[-1] + 1) for tokens in touched if tokens]
+    if not hits:
+        return []
+    spans, added = token_spans(tokenizer, text), set(tokenizer.get_added_vocab().values())
+    words = [span for span, number in zip(spans, bare_ids(tokenizer, text), strict=True) if number in added]
+    found = []
+    for start, end in hits:
+        touched = [i for i, (first, behind) in enumerate(spans) if first < end and behind > start]
+        cut = any(first < edge < behind for first, behind in words for edge in (start, end))
+        if touched and not cut:
+            found.append(range(touched[0], touched[-1] + 1))
+    return found
 
 
 def _occurrences(text: str, phrase: str) -> Iterator[tuple[int, int]]:

@@ -157,6 +157,18 @@ def test_what_would_be_refused_later_is_refused_before_the_queue(
     engine.check(_job(width=48, height=32, subjects=(Subject(image=REFERENCE, word="Cat", occurrence="first"),)))
 
 
+def test_a_word_of_a_long_prompt(engine: Engine) -> None:
+    """Refused where the text encoder stops before it, unless all of the prompt is to be read."""
+    fields: dict[str, Any] = {"prompt": "a " * 80 + "cat", "subjects": (Subject(image=REFERENCE, word="cat"),)}
+    with pytest.raises(RequestError, match="token 81 of the prompt, the text encoder reads 75") as caught:
+        engine.check(_job(**fields))
+    assert caught.value.param == "subjects[0].word"
+    engine.check(_job(**fields, long_prompt=True))
+    assert len(engine.submit(_job(**fields, long_prompt=True)).future.result(60).images) == 1
+    with pytest.raises(RequestError, match="clip_skip is at most 2"):
+        engine.submit(_job(clip_skip=9)).future.result(60)
+
+
 def test_a_bug_is_that_requests_answer_and_the_engine_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engine.pipeline.scheduler, "step", None)

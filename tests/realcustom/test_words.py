@@ -200,6 +200,7 @@ def test_a_textual_inversion_s_word_is_all_its_vectors(tokenizer: CLIPTokenizer)
         assert found(each, prompt, "<my-toy>") == (4, 5, 6, 13, 14, 15)
         assert found(each, prompt, "dog") == (2, 10) and found(each, prompt, "<one> dog") == (9, 10)
         assert find_word(each, prompt, "a <my-toy>") == WordMatch(phrase="a <my-toy>", positions=(12, 13, 14, 15))
+        assert found(each, "a toy and <my-toy>", "toy") == (2,)  # not as a part of the other
     with pytest.raises(TargetWordNotFound, match="its words are: a, <my-toy> "):
         find_word(added, "a <my-toy>", "<one>")
     with pytest.raises(TargetWordTruncated, match="token 77 of the prompt"):
