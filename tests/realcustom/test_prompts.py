@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from realcustom import RealCustomPipeline, Subject
 from realcustom.conditioning import encode_text
-from realcustom.config import override
 from realcustom.prompts import TextInputs, read_text
 from realcustom.rows import match_words
 from realcustom.sampling import SamplingParams
@@ -27,7 +25,6 @@ PROMPT = "a dog on grass with a hat"
 TWO = ["a dog on grass", "a cat in the snow"]
 LONG = "a " * 80 + "dog on grass"
 Picture = Callable[[int], Image.Image]
-Make = Callable[[], RealCustomPipeline]
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
@@ -39,15 +36,26 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return base, tiny.tiny_adapter(root / "adapter.safetensors", base, encoder), encoder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pipe(models: tuple[str, str, str]) -> RealCustomPipeline:
+    """No test changes it."""
     return RealCustomPipeline.from_pretrained(*models)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stock(models: tuple[str, str, str]) -> Any:
-    """The stock pipeline of the same base."""
-    loaded = diffusers.DiffusionPipeline.from_pretrained(models[0], safety_checker=None)
+    """The stock pipeline of the same base. No test changes it."""
+    return load_stock(models[0])
+
+
+@pytest.fixture
+def both(models: tuple[str, str, str]) -> tuple[RealCustomPipeline, Any]:
+    """Ours and the stock pipeline, for a test that changes them."""
+    return RealCustomPipeline.from_pretrained(*models), load_stock(models[0])
+
+
+def load_stock(base: str) -> Any:
+    loaded = diffusers.DiffusionPipeline.from_pretrained(base, safety_checker=None)
     loaded.set_progress_bar_config(disable=True)
     if not hasattr(
         loaded.text_encoder, "text_model"
@@ -131,7 +139,8 @@ def test_a_negative_second_prompt_alone_warns(pipe: RealCustomPipeline, stock: A
         torch.testing.assert_close(ours, drawn(stock, PROMPT, negative_prompt_2="snow"), rtol=0, atol=1e-5)
 
 
-def test_a_base_that_has_no_zeros_for_an_empty_prompt(pipe: RealCustomPipeline, stock: Any) -> None:
+def test_a_base_that_has_no_zeros_for_an_empty_prompt(both: tuple[RealCustomPipeline, Any]) -> None:
+    pipe, stock = both
     text: dict[str, Any] = {}
     if pipe.base.is_sdxl:
         text = {"negative_prompt_2": "snow"}
@@ -176,10 +185,9 @@ def test_a_subject_acts_on_given_embeddings(pipe: RealCustomPipeline, stock: Any
     assert words == [["dog"], ["a, hat", "dog"]]
 
 
-def test_a_textual_inversion_of_several_vectors(
-    pipe: RealCustomPipeline, stock: Any, picture: Picture, tmp_path: Path
-) -> None:
+def test_a_textual_inversion_of_several_vectors(both: tuple[RealCustomPipeline, Any], picture: Picture) -> None:
     """All its vectors are read, as in the stock pipeline, and all are the word; the words behind it move."""
+    pipe, stock = both
     prompt = "a <my-toy> on grass with a dog"
     vectors = torch.randn(3, tiny.TEXT_WIDTH, generator=torch.Generator().manual_seed(5))
     plain = encoded(pipe, prompt)
@@ -307,8 +315,9 @@ def test_what_does_nothing_beside_embeddings_warns(pipe: RealCustomPipeline, sto
             drawn(pipe, **embeds, **option)
 
 
-def test_the_weight_of_a_lora(pipe: RealCustomPipeline, stock: Any, picture: Picture) -> None:
+def test_the_weight_of_a_lora(both: tuple[RealCustomPipeline, Any], picture: Picture) -> None:
     """In UNet and text encoders, for one call."""
+    pipe, stock = both
     for each in (pipe.diffusers, stock):
         for model in (each.unet, each.text_encoder):
             torch.manual_seed(7)
@@ -329,7 +338,6 @@ def test_several_images_of_a_prompt(pipe: RealCustomPipeline, stock: Any, pictur
     subjects = [[Subject(image=picture(0), word="dog")], [Subject(image=picture(1), word="cat")]]
     noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     four = drawn(pipe, TWO, subjects, num_images_per_prompt=2, latents=noise, **embeds_of(stock, TWO))
-    pipe.settings = override(pipe.settings, {})
     for at, (prompt, row) in enumerate(zip(TWO, subjects, strict=True)):
         own = slice(2 * at, 2 * at + 2)
         two = drawn(pipe, prompt, row, num_images_per_prompt=2, latents=noise[own])
