@@ -163,7 +163,7 @@ class Sampler:
         """Each subject's mask (B, 1, H*, W*) from recorded maps."""
         scope = self.rows.influence_scope
         mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
-        masks: tuple[Tensor, ...] = (mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)
+        masks: tuple[Tensor, ...] = mask.split(1, 1)  # an absent subject's scope is 0, and its mask too
         return masks
 
     def _all_masks(self) -> Tensor | None:

@@ -331,6 +331,10 @@ class MaskSettings:
 class GuidanceSettings:
     """Classifier-free guidance with three terms (eq. 13)."""
 
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "mode": {"direct_rescale": "direct", "cascade_rescale": "cascade"}  # guidance_rescale acts in both
+    }
+
     mode: GuidanceMode = GuidanceMode.CASCADE
     launches: Launches = Launches.BATCHED
     guidance_scale: float = 7.5  # w_t

@@ -115,13 +115,6 @@ MUTANTS = (
         tests="test_scoring.py",
     ),
     Mutant(
-        name="a padded subject acts",
-        file="sampler.py",
-        right="(mask * self.rows.present[..., None, None].to(mask.device)).split(1, 1)",
-        wrong="mask.split(1, 1)",
-        tests="test_pipeline.py",
-    ),
-    Mutant(
         name="text and latent change places over the steps",
         file="scoring.py",
         right="return (1 - late) * text + late * visual",
