@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from tests.support.tiny import TinyModels
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests on Ray or an object store come first: they take longest, and so two processes end together."""
+    long = {item.path for item in items if {"ray_cluster", "object_store"} & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """One torch thread: tests are small, and a second one waits for its core when the machine is busy."""
