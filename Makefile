@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH_BACKEND ?=
 # Passed on, for example: make quickstart ARGS="--output /tmp/quickstart", make test ARGS="-k checkpoint"
 ARGS ?=
+# Processes of `make test`, each with a Ray cluster of its own where its tests need one; 0: one process, as pytest alone
+TEST_PROCESSES ?= 2
 
 PACKAGES := realcustom preprocessing training inference evaluation pipeline sprites
 
@@ -18,7 +20,7 @@ quickstart:  ## make an environment, install what the run needs, and show the wh
 	@"$(VENV)/bin/realcustom" quickstart $(ARGS)
 
 test: environment  ## the fast test suite; ARGS=--cov: with coverage
-	@"$(VENV)/bin/python" -m pytest $(ARGS)
+	@"$(VENV)/bin/python" -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: environment  ## lint, format and types
 	@"$(VENV)/bin/python" -m ruff check .

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 
 # Before anything imports a library that reads them; workers and subprocesses inherit them.
+os.environ["OMP_NUM_THREADS"] = "1"  # as `few_threads` below, for libraries' own computing and for subprocesses
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-os.environ["RAY_AUTH_MODE"] = "token"  # the same on the cluster, in this process and in those that join
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.update(
+    RAY_AUTH_MODE="token",  # the same on the cluster, in this process and in those that join
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # at Ray's own 15 its workers stand still while anything else computes
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # until Ray Train sees that its workers have ended; 2 otherwise
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # one process less for each run; it is for machines that can be taken away
+)
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("RAY_ADDRESS", None)  # a developer's own cluster is none of ours
 
@@ -24,6 +30,12 @@ from tests.support.object_store import ObjectStore
 if TYPE_CHECKING:
     from realcustom.diffusion_pipeline import RealCustomPipeline
     from tests.support.tiny import TinyModels
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests on Ray or an object store come first: they take longest, and so two processes end together."""
+    long = {item.path for item in items if {"ray_cluster", "object_store"} & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)

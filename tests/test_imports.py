@@ -223,8 +223,9 @@ def test_the_links_in_the_namespace_are_the_folders() -> None:
         ["realcustom", *(f"realcustom.{folder}" for folder in sorted(FOLDERS - {"realcustom"}))],
         ["realcustom.config", *(module_of(path) for path in sorted(ROOT.glob("*/settings.py")))],
         [f"realcustom.pipeline.{name}" for name in ("cli.main", "configure", "recipes", "cluster", "generate")],
+        ["realcustom.training.failures"],
     ],
-    ids=["packages", "settings", "command line"],
+    ids=["packages", "settings", "command line", "actor of failures"],
 )
 def test_imports_neither_torch_nor_ray(modules: list[str]) -> None:
     heavy = ["torch", "ray", "transformers", "diffusers", "fastapi"]

@@ -11,8 +11,6 @@ small actor, workers that Ray starts afterwards end at once, and the driver rais
 from __future__ import annotations
 
 import logging
-import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,58 +21,12 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer, get_device
 
 from realcustom import log, storage
-from realcustom.errors import UsageError
 from realcustom.machine import available_cores
-from realcustom.store import StorageRefused
+from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerFailed(RuntimeError):
-    """A bug in a worker; the message is the worker's own trace."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """An exception of a worker, in the form sent to the driver."""
-
-    mistake: UsageError | None  # a mistake that the user can correct; None: a bug or a failure of the machine
-    trace: str
-    final: bool  # would occur again with other workers
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """The failure for an exception."""
-        mistake = error if isinstance(error, UsageError) else None
-        # a lost peer is a RuntimeError in the workers that wait for it; a node's disk an OSError, or a refusal due to one
-        of_machine = isinstance(error, (RuntimeError, OSError)) and mistake is None
-        final = not of_machine and not (isinstance(error, StorageRefused) and isinstance(error.__cause__, OSError))
-        return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final)
-
-    def to_error(self) -> Exception:
-        """The exception for the driver to raise."""
-        if self.mistake is None:
-            return WorkerFailed(self.trace)
-        self.mistake.add_note(self.trace)  # shown if traces are requested
-        return self.mistake
-
-
-class Failures:
-    """The actor that keeps what workers report: the first final failure, else the latest one."""
-
-    def __init__(self) -> None:
-        self._kept: Failure | None = None
-
-    def report(self, failure: Failure) -> None:
-        """Keep `failure`, unless a final one is kept."""
-        if self._kept is None or not self._kept.final:
-            self._kept = failure
-
-    def kept(self) -> Failure | None:
-        """None where no worker reported one."""
-        return self._kept
 
 
 def run_distributed(job: TrainingJob) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,14 @@ SHORT = (
     *("evaluate.images=4", "evaluate.num_inference_steps=3", "serve.threads=1"),
 )
 SETTINGS = {"text_to_image", "subject_without_mask", "subject_with_mask", "wrong_reference_with_mask", "oracle"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_drawings() -> Iterator[None]:
+    """The diffusion model is measured on as many images as show that it is measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("realcustom.pipeline.quickstart.run.DRAWINGS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+
+import pytest
 
 from realcustom.inference.settings import ServeSettings
+from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.serving import announcement
 from tests.support.tiny import TinyModels
 
 
-def test_a_taken_port_is_one_line(ray_cluster: str, tiny_models: TinyModels) -> None:
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What a command that runs in this process sets for itself is taken back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_taken_port_is_one_line(
+    ray_cluster: str, tiny_models: TinyModels, own_signals: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        arguments = ["serve", *tiny_models.options, "--set", f"serve.port={taken.getsockname()[1]}"]
-        done = subprocess.run(
-            [Path(sys.executable).with_name("realcustom"), *arguments], capture_output=True, text=True, timeout=120
-        )
-    assert done.returncode == 2
+        assert run(["serve", *tiny_models.options, "--set", f"serve.port={taken.getsockname()[1]}"]) == 2
     assert re.search(
         r"^error: cannot listen on 127.0.0.1 port \d+ .*; choose another port: --set serve.port=N$",
-        done.stderr,
+        capfd.readouterr().err,
         re.MULTILINE,
     )
 

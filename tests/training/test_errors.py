@@ -18,7 +18,7 @@ from realcustom.store import StorageRefused
 from realcustom.training import distributed
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import open_index, split
-from realcustom.training.distributed import Failure, Failures, WorkerFailed
+from realcustom.training.failures import Failure, Failures, WorkerFailed
 from realcustom.training.loop import TrainingDiverged
 from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
 from tests.support.training_runs import SETTINGS, fit
