@@ -62,11 +62,17 @@ class MapRecorder:
         """
         query, key = query[self.rows], key[self.rows]
         normaliser = log_sum_exp(query, key) if normaliser is None else normaliser[self.rows]
-        index = self.words.index[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+        heads, width = key.shape[1], key.shape[3]
+        columns = key.gather(2, self.words.index[:, None, :, None].expand(-1, heads, -1, width))  # (B, H, M, d)
         with torch.autocast(query.device.type, enabled=False):
-            columns = key.gather(2, index).float() * key.shape[3] ** -0.5  # (B, H, M, d)
-            weights = torch.exp(query.float() @ columns.mT - normaliser[..., None])  # (B, H, N, M)
-            words = weights.mean(1) @ self.words.weight  # (B, N, U)
+            logs = torch.baddbmm(  # q k / sqrt(d) - lse, of rows and heads together
+                normaliser.flatten(0, 1)[..., None],
+                query.float().flatten(0, 1),
+                columns.float().flatten(0, 1).mT,
+                beta=-1,
+                alpha=width**-0.5,
+            )  # (B*H, N, M)
+            words = logs.exp_().unflatten(0, (-1, heads)).sum(1) @ (self.words.weight / heads)  # (B, N, U)
         self.maps.append(words.mT.unflatten(2, grid))
 
     def record_self(self, query: Tensor, key: Tensor) -> None:

@@ -61,8 +61,8 @@ MUTANTS = (
     Mutant(
         name="a map is the largest of the heads",
         file="maps.py",
-        right="words = weights.mean(1) @ self.words.weight",
-        wrong="words = weights.amax(1) @ self.words.weight",
+        right="words = logs.exp_().unflatten(0, (-1, heads)).sum(1) @",
+        wrong="words = logs.exp_().unflatten(0, (-1, heads)).amax(1) * heads @",
         tests="test_attention.py",
     ),
     Mutant(
