@@ -257,6 +257,12 @@ def test_sizes_that_cannot_be_used(pipeline: RealCustomPipeline, sdxl: RealCusto
         sdxl(PROMPT, negative_target_size=(32, 32), num_inference_steps=1)
 
 
+@pytest.mark.parametrize("argument", ["ip_adapter_image", "ip_adapter_image_embeds", "callback", "callback_steps"])
+def test_arguments_that_are_not_taken(pipeline: RealCustomPipeline, argument: str) -> None:
+    with pytest.raises(TypeError, match=argument):
+        pipeline(PROMPT, **{argument: 1})  # type: ignore[arg-type]
+
+
 def test_to_refuses_what_diffusers_refuses(pipeline: RealCustomPipeline) -> None:
     with pytest.raises(ValueError, match="dtype"):
         pipeline.to(torch.float32, dtype=torch.float32)
