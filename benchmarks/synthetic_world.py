@@ -28,7 +28,7 @@ import record
 import torch
 from PIL import Image
 
-from realcustom.base import load_base
+from realcustom.base_loading import load_base
 from realcustom.checkpoint import load_adapter
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.evaluation.generators import PipelineGenerator

@@ -226,6 +226,7 @@ def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_e
         device=settings.device,
         torch_dtype=settings.dtype.to_torch(),
     )
+    pipeline.set_progress_bar_config(disable=True)  # a server's log has lines alone
     return Engine(
         pipeline,
         max_queue=settings.max_queue,

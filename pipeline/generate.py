@@ -102,6 +102,7 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
     pipe = RealCustomPipeline.from_pretrained(
         request.base, adapter=request.adapter, image_encoder=encoder, device=request.device
     )
+    pipe.set_progress_bar_config(disable=True)  # a command's progress is log lines
     subjects = [Subject(image=image, word=word) for image, word in zip(photographs, request.words, strict=True)]
     steps = request.sampling.num_inference_steps or pipe.settings.sampler.num_inference_steps
     result = pipe.draw(request.prompt, subjects, request.sampling, callback_on_step_end=_Progress(steps))

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from realcustom import record
-from realcustom.base import Base, encode_pixels, encode_prompts, load_base
+from realcustom.base import Base, encode_pixels, encode_prompts
+from realcustom.base_loading import load_base
 from realcustom.cells import decode_mask, encode_tensor, mask_area
 from realcustom.image_encoder import ImageEncoder, load_image_encoder
 from realcustom.pixels import centre_square

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 
+from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
 from realcustom.sampling import KNOBS, SamplingParams
-from realcustom.settings import GuidanceMode, MethodSettings, Occurrence, Reference, without_effect
+from realcustom.settings import GuidanceMode, GuidanceSettings, MethodSettings, Occurrence, Reference, without_effect
+from realcustom.warning import warn
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -20,15 +21,17 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 class Subject:
     """A picture of a subject, and the word of the prompt that is narrowed to it."""
 
-    image: Image.Image
+    image: Image.Image | EncodedSubject  # or what `pipe.encode_subject` returned
     word: str | tuple[str, ...]  # several words share one mask, made of all their maps
     occurrence: Occurrence | int | str | None = None  # all, first, last or a number from 0; None = the adapter's
     scope: float | None = None  # influence scope of this subject; None = that of the call
     mask: Image.Image | None = None  # where the subject is in its picture, for adapters with `reference: crop`
 
     def __post_init__(self) -> None:
+        if isinstance(self.image, EncodedSubject) and self.mask is not None:
+            raise UsageError("this subject is encoded already: give its mask to pipe.encode_subject(image, mask)")
         for name, value in (("image", self.image), ("mask", self.mask)):
-            if not isinstance(value, Image.Image) and not (name == "mask" and value is None):
+            if not isinstance(value, (Image.Image, EncodedSubject)) and not (name == "mask" and value is None):
                 raise UsageError(f"a subject's {name} is a PIL image, got a {type(value).__name__}; open it first")
         if self.scope is not None and not 0 <= self.scope <= 1:
             raise UsageError(f"a subject's scope is a ratio from 0 to 1, got {self.scope}")
@@ -89,7 +92,7 @@ def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodS
     )
     for sentence in without_effect(changed):
         if sentence not in without_effect(settings):
-            warnings.warn(sentence, stacklevel=4)
+            warn(sentence)
     return changed
 
 
@@ -98,12 +101,25 @@ def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]]
     everywhere = all(subjects)
     if sampling.guidance_scale is not None and settings.guidance.mode is GuidanceMode.DIRECT and everywhere:
         mode = settings.guidance.mode.value
-        warnings.warn(f"guidance_scale does nothing in mode {mode}: subject_guidance_scale is its weight", stacklevel=4)
+        warn(f"guidance_scale does nothing in mode {mode}: subject_guidance_scale is its weight")
     if sampling.influence_scope is not None and not sampling.use_mask:
-        warnings.warn("influence_scope does nothing with use_mask=False: the subjects act everywhere", stacklevel=4)
+        warn("influence_scope does nothing with use_mask=False: the subjects act everywhere")
     masks = any(subject.mask is not None for row in subjects for subject in row)
     if masks and settings.image_encoder.reference is Reference.IMAGE:
-        warnings.warn("a subject's mask does nothing with reference image: the whole picture is shown", stacklevel=4)
+        warn("a subject's mask does nothing with reference image: the whole picture is shown")
+    if any(subjects):
+        _warn_of_an_ignored_prompt(settings.guidance)
+
+
+def _warn_of_an_ignored_prompt(guidance: GuidanceSettings) -> None:
+    """Warn of a weight of 0 that leaves the prompt out of a call with subjects (method, section 7)."""
+    if guidance.mode is GuidanceMode.DIRECT and guidance.subject_guidance_scale == 0:
+        warn("subject_guidance_scale 0 ignores the prompt and the subjects: the image is the unconditional one")
+    elif guidance.mode is not GuidanceMode.DIRECT and guidance.guidance_scale == 0:
+        warn(
+            "guidance_scale 0 ignores the prompt: with subjects 1 draws it as it is, and more than 1 draws away from the "
+            "unconditional image"
+        )
 
 
 def latent_size(height: int | None, width: int | None, default: int, factor: int) -> tuple[int, int]:

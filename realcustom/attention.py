@@ -234,6 +234,14 @@ def install(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(DecoupledAttentionProcessor())
 
 
+def check_unused(unet: UNet2DConditionModel) -> None:
+    """Raise UsageError if the UNet holds another pipeline's adapter, which a second one would replace."""
+    if any(hasattr(attn, "to_k_vision") for attn in text_cross_attentions(unet).values()):
+        raise UsageError(
+            "the base's UNet holds the adapter of another RealCustomPipeline: load the base again for this one"
+        )
+
+
 def check_unpatched(unet: UNet2DConditionModel) -> None:
     """Raise UsageError if processors or forwards of the UNet's parts were replaced: subjects and maps would be lost."""
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}

@@ -1,24 +1,17 @@
-"""The frozen base model: a diffusers folder or hub id of Stable Diffusion 1.x's or SDXL's architecture, of any size."""
+"""The frozen base model, of Stable Diffusion 1.x's or SDXL's architecture and any size: its parts and what they compute."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderTiny,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from realcustom.errors import UsageError
-from realcustom.identity import check_base, model_identity, split_revision
-from realcustom.loading import load_refusals
 from realcustom.settings import PooledText
 from realcustom.tokens import tokenize
 
@@ -94,75 +87,6 @@ class TextFeatures:
     pooled: Tensor | None = None  # (B, P), SDXL alone
 
 
-def load_base(base: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Base:
-    """Load a base model from a folder or hub id (`owner/name` or `owner/name@revision`).
-
-    Raises UsageError if it is not there, lacks a part or has another shape than SD 1.x or SDXL.
-    """
-    check_base(base)
-    with load_refusals("base model", base):
-        pipeline = _load_pipeline(base, dtype)
-    _check_shape(base, pipeline)
-    for part in MODELS:
-        model = getattr(pipeline, part, None)
-        if model is not None:
-            model.requires_grad_(False).eval()
-            if device is not None:
-                model.to(device)
-    if pipeline.vae.dtype is torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
-        pipeline.vae.to(torch.float32)  # it overflows in float16, and its configuration says so
-    pipeline.set_progress_bar_config(disable=True)
-    return Base(pipeline=pipeline, identity=model_identity(base))
-
-
-def _load_pipeline(base: str, dtype: torch.dtype) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    name, revision = split_revision(base)
-    index = DiffusionPipeline.load_config(name, revision=revision)
-    if "_class_name" not in index:
-        raise UsageError(f"{base}: its model_index.json names no class of pipeline, as diffusers' does")
-    if "text_encoder_2" in index:
-        return StableDiffusionXLPipeline.from_pretrained(name, revision=revision, dtype=dtype, add_watermarker=False)
-    return StableDiffusionPipeline.from_pretrained(
-        name,
-        revision=revision,
-        dtype=dtype,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
-    for suffix in ("", "_2"):
-        tokenizer, encoder = (getattr(pipeline, name + suffix, None) for name in ("tokenizer", "text_encoder"))
-        if tokenizer is None or encoder is None:
-            continue
-        known = encoder.get_input_embeddings().weight.shape[0]
-        if not 2 < len(tokenizer) <= known:
-            raise UsageError(
-                f"{base}: tokenizer{suffix} has {len(tokenizer)} tokens, text_encoder{suffix} knows {known}: they are not "
-                "of one model, or the tokenizer's files are missing"
-            )
-    unet, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
-    if unet.in_channels != latent_channels:
-        raise UsageError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {latent_channels}")
-    wanted = "text_time" if isinstance(pipeline, StableDiffusionXLPipeline) else None
-    other = {
-        name: unet[name]
-        for name in (
-            "addition_embed_type",
-            "class_embed_type",
-            "num_class_embeds",
-            "encoder_hid_dim_type",
-            "time_cond_proj_dim",
-        )
-        if unet.get(name) != (wanted if name == "addition_embed_type" else None)
-    }
-    if other:
-        said = ", ".join(f"{name} {value!r}" for name, value in other.items())
-        raise UsageError(f"{base}: its UNet is conditioned on more than Stable Diffusion 1.x's or SDXL's ({said})")
-
-
 @torch.no_grad()
 def encode_prompts(
     base: Base,
@@ -233,29 +157,50 @@ def _pooled(base: Base, output: Any, pooled: PooledText) -> Tensor:
 @torch.no_grad()
 def encode_pixels(base: Base, pixel_values: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, c, h, w), the posterior's mean, times the VAE's scaling factor."""
-    pixel_values = pixel_values.to(base.vae.dtype)
-    encoded = base.vae.encode(pixel_values)
-    latents: Tensor = encoded.latents if isinstance(base.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-    statistics = _latent_statistics(base, latents)
-    if statistics is not None:
-        latents = (latents - statistics[0]) / statistics[1]
-    return latents * float(base.vae.config.scaling_factor)
+    with _vae_that_does_not_overflow(base) as vae:
+        encoded = vae.encode(pixel_values.to(vae.dtype))
+        latents: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    statistics = _latent_statistics(vae, latents)
+    if statistics is None:
+        return latents * float(vae.config.scaling_factor)
+    mean, deviation = statistics
+    return (latents - mean) * float(vae.config.scaling_factor) / deviation
 
 
 @torch.no_grad()
 def decode_latents(base: Base, latents: Tensor) -> Tensor:
     """Latents (B, c, h, w) -> pixels (B, 3, H, W) in [-1, 1], clipped."""
-    latents = latents.to(base.vae.dtype) / base.vae.config.scaling_factor
-    statistics = _latent_statistics(base, latents)
-    if statistics is not None:
-        latents = latents * statistics[1] + statistics[0]
-    pixel_values: Tensor = base.vae.decode(latents, return_dict=False)[0]
+    with _vae_that_does_not_overflow(base) as vae:
+        latents = latents.to(vae.dtype)
+        statistics = _latent_statistics(vae, latents)
+        if statistics is None:
+            latents = latents / vae.config.scaling_factor
+        else:  # in diffusers' order, which gives its last bits
+            latents = latents * statistics[1] / vae.config.scaling_factor + statistics[0]
+        pixel_values: Tensor = vae.decode(latents, return_dict=False)[0]
     return pixel_values.clamp(-1, 1)
 
 
-def _latent_statistics(base: Base, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+@contextlib.contextmanager
+def _vae_that_does_not_overflow(base: Base) -> Iterator[Any]:
+    """The VAE, in float32 while it runs if it is in float16 and its configuration says that it overflows there.
+
+    diffusers does the same in each call of SDXL: the VAE may have been replaced, or cast, since the call before.
+    """
+    vae = base.vae
+    overflows = vae.dtype is torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+    if overflows:
+        vae.to(dtype=torch.float32)
+    try:
+        yield vae
+    finally:
+        if overflows:
+            vae.to(dtype=torch.float16)
+
+
+def _latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
     """Mean and deviation of each latent channel, (1, c, 1, 1), for VAEs whose configuration has them."""
-    mean, deviation = base.vae.config.get("latents_mean"), base.vae.config.get("latents_std")
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is None or deviation is None:
         return None
     return latents.new_tensor(mean).view(1, -1, 1, 1), latents.new_tensor(deviation).view(1, -1, 1, 1)

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from realcustom import attention
+from realcustom.adapter_loading import load_parts
 from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, settings_with, warn_of_idle
-from realcustom.base import Base, decode_latents, load_base
-from realcustom.checkpoint import load_adapter
+from realcustom.base import Base
+from realcustom.callbacks import Callback, is_guided, run_steps, steered, tensor_inputs
+from realcustom.checkpoint import Adapter
 from realcustom.conditioning import encode_text
+from realcustom.delegation import assign_to_stock, stock_attribute
+from realcustom.encoded import EncodedSubject, SubjectCache, encode_subject
 from realcustom.errors import UsageError
-from realcustom.identity import same_content
-from realcustom.image_encoder import ImageEncoder, load_image_encoder
+from realcustom.guidance import Weights
+from realcustom.image_encoder import ImageEncoder
+from realcustom.loading import LoadOptions
 from realcustom.lora import lora_scaled
 from realcustom.model import RealCustomModel
+from realcustom.output import RealCustomOutput, to_images
 from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
-from realcustom.rows import SubjectCache, make_rows, match_words, starting_noise
+from realcustom.rows import make_rows, match_words, starting_noise
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams
+from realcustom.saving import adapter_of, save_folder
 from realcustom.schedule import check_scheduler, make_scheduler
-from realcustom.settings import MethodSettings, Never, SamplerSettings, Uncond, without_effect
-from realcustom.store import check_readable
+from realcustom.settings import (
+    GuidanceSettings,
+    MethodSettings,
+    Never,
+    SamplerSettings,
+    Uncond,
+    without_effect,
+)
+from realcustom.sizes import PictureSizes, Size
+from realcustom.warning import warn
 
-__all__ = ["RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
+__all__ = ["EncodedSubject", "RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
 NO_MORE_TEXT = TextInputs()
-OWN_PARTS = ("scheduler", "image_encoder")  # our attributes whose names a stock pipeline's part may also have
-
-Callback = Callable[["RealCustomPipeline", int, Any, dict[str, Any]], dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RealCustomOutput:
-    """The result of a call."""
-
-    images: list[Image.Image] | np.ndarray | Tensor  # as `output_type` says; (B, H, W, 3) in [0, 1], or latents
-    masks: list[tuple[Tensor, ...]] | None  # per step, per subject, (B, 1, H*, W*) in [0, 1]
-    words: list[list[str]]  # per image, each subject's word as found in the prompt
+_NO_ADAPTER = "subjects need an adapter: give one to from_pretrained(adapter=...)"
 
 
 class RealCustomPipeline:
     """Subject-driven text-to-image generation with a frozen base model and a trained adapter.
 
-    `diffusers` is the base as a stock pipeline; all its changes to its parts take effect here, and its attributes and
-    methods are available on this object: `pipe.load_lora_weights(...)`, `pipe.vae.enable_slicing()`. Assign `scheduler`
-    to change the sampler; it then wins over the adapter's settings. Subjects are encoded once and cached: after
-    changing the adapter's own weights make a new pipeline.
+    `diffusers` is the base as a stock pipeline; all changes to its parts take effect here. Of its attributes this object
+    has those that take effect in a call: `pipe.load_lora_weights(...)`, `pipe.vae.enable_slicing()`; `delegation.py` lists
+    them, and what is refused. Assign `scheduler` to change the sampler; it then wins over the adapter's settings. Subjects
+    are encoded once and cached: after changing the adapter's own weights make a new pipeline.
     """
 
     def __init__(
@@ -64,56 +69,102 @@ class RealCustomPipeline:
         model: RealCustomModel | None = None,
         image_encoder: ImageEncoder | None = None,
     ) -> None:
-        self.base = base  # first: other names are looked up in it
         self.settings, self.model, self.image_encoder = settings, model, image_encoder
+        self._checkpoint: Adapter | None = None  # what the adapter was loaded from, without its tensors
         self._scheduler: Any = None
         self._scheduler_of: SamplerSettings | None = None  # the settings that it was built from; None = it was assigned
         self._encoded = SubjectCache()
+        # of the running call, under diffusers' names: a callback may set the first three
+        self._guidance_scale = settings.guidance.guidance_scale
+        self._subject_guidance_scale = settings.guidance.subject_guidance_scale
+        self._interrupt = False
+        self._num_timesteps = 0
+        self._clip_skip: int | None = None
+        self._cross_attention_kwargs: Mapping[str, Any] | None = None
+        self._weights = Weights(settings=settings.guidance, has_subjects=False)
+        self.base = base  # last: from here on other names are looked up in it
         for sentence in without_effect(settings):
-            warnings.warn(sentence, stacklevel=2)
+            warn(sentence)
 
     @classmethod
     def from_pretrained(
         cls,
-        base: str,
+        base: str | Path | DiffusionPipeline,
         adapter: str | Path | None = None,
         image_encoder: str | None = None,
         device: torch.device | str | None = None,
         torch_dtype: torch.dtype | None = None,
+        *,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        revision: str | None = None,
+        config: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> RealCustomPipeline:
         """Load a base model and an adapter.
 
         Args:
-            base: diffusers folder or hub id of an SD 1.x- or SDXL-shaped model.
-            adapter: path or storage URI of an adapter checkpoint; None = plain text-to-image.
-            image_encoder: folder or hub id (for RealCustom++ two, "SIGLIP,DINOV2"); None = the adapter's own, which must
-                then be a hub id.
-            device: None = CUDA where there is one.
+            base: diffusers folder or hub id of an SD 1.x- or SDXL-shaped model; a single `.safetensors` or `.ckpt` file; or
+                a loaded StableDiffusionPipeline or StableDiffusionXLPipeline, which is used as it is: its models are
+                frozen, and with an adapter its UNet gets the adapter's layers and attention processors, which give the
+                same bits without a subject.
+            adapter: path or storage URI of an adapter checkpoint; None = the one that `save_pretrained` put beside the
+                base, or none: plain text-to-image.
+            image_encoder: folder or hub id (for RealCustom++ two, "SIGLIP,DINOV2"); None = the saved one, or the adapter's
+                own, which must then be a hub id.
+            device: None = CUDA where there is one; of a loaded pipeline: where it is.
             torch_dtype: of the models' weights; None = float32. Maps, scores and gates are always float32.
+            variant, use_safetensors, revision: of the base's files, as in diffusers.
+            config: folder or hub id with the configuration of a single file; None = diffusers' own guess.
+            token, cache_dir, local_files_only, force_download: of downloads of the base and the image encoder.
         Raises:
             UsageError: an argument is wrong; the message says which and what to do. MissingFile if the
                 adapter does not exist.
         """
-        dtype = torch_dtype or torch.float32
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if adapter is not None:
-            check_readable(str(adapter))  # a wrong address is reported at once, an outage is retried
-        checkpoint = None if adapter is None else load_adapter(adapter)
-        loaded = load_base(base, device, dtype)
-        if checkpoint is None:
-            return cls(loaded, MethodSettings())
-        encoder = load_image_encoder(
-            _encoder_to_load(checkpoint.image_encoder, image_encoder), checkpoint.settings.image_encoder, device, dtype
+        options = LoadOptions(
+            variant=variant,
+            use_safetensors=use_safetensors,
+            revision=revision,
+            config=config,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
-        for what, trained_with, here in (
-            ("base model", checkpoint.base, loaded.identity),
-            ("image encoder", checkpoint.image_encoder, encoder.identity),
-        ):
-            if not same_content(trained_with, here):
-                warnings.warn(f"the adapter was trained with the {what} {trained_with}, this is {here}", stacklevel=2)
-        model = RealCustomModel(loaded.unet, checkpoint.settings, encoder.embed_dim, local_views=encoder.local_views)
-        model.load_adapter_state_dict(checkpoint.tensors)
-        return cls(loaded, checkpoint.settings, model.requires_grad_(False).eval(), encoder)
+        parts = load_parts(base, adapter, image_encoder, device, torch_dtype, options)
+        pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
+        pipe._checkpoint = parts.checkpoint
+        return pipe
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, safe_serialization: bool = True, variant: str | None = None
+    ) -> None:
+        """Write a folder that `from_pretrained` loads: the base as diffusers saves it, the adapter and its image encoder.
+
+        diffusers loads the same folder as a stock pipeline.
+
+        Args:
+            safe_serialization, variant: of the base's weights, as in diffusers.
+        Raises:
+            UsageError: there is no adapter, or a LoRA is loaded, which the folder would not hold.
+        """
+        if self.model is None or self.image_encoder is None:
+            raise UsageError("there is no adapter to save; save the base with pipe.diffusers.save_pretrained(folder)")
+        assigned = self._scheduler if self._scheduler_of is None else None
+        save_folder(
+            save_directory,
+            self.base,
+            adapter_of(
+                self.model, self.settings, self.base, self.image_encoder, self._checkpoint, assigned is not None
+            ),
+            self.image_encoder,
+            self.base.scheduler if assigned is None else assigned,
+            safe_serialization=safe_serialization,
+            variant=variant,
+        )
 
     @property
     def diffusers(self) -> Any:
@@ -124,19 +175,58 @@ class RealCustomPipeline:
         # while copying or unpickling there is no base yet; our own names come here when their property has failed
         if name.startswith("__") or "base" not in self.__dict__ or name in type(self).__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        return getattr(self.base.pipeline, name)
+        return stock_attribute(self.base.pipeline, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Replace a part of the stock pipeline (another VAE or text encoder)."""
-        if "base" in self.__dict__ and name not in OWN_PARTS and name in self.base.pipeline.components:
-            if name == "unet":
-                raise AttributeError(
-                    "the UNet holds the adapter and cannot be replaced: load the pipeline again with another base; to "
-                    "compile it, pipe.unet.compile()"
-                )
-            setattr(self.base.pipeline, name, value)
-        else:
+        ours = "base" not in self.__dict__ or name in self.__dict__ or name in type(self).__dict__
+        if ours or not assign_to_stock(self.base.pipeline, name, value):
             super().__setattr__(name, value)
+
+    @property
+    def guidance_scale(self) -> float:
+        """w_t of the running call, or of the last one; a callback sets `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def subject_guidance_scale(self) -> float:
+        """w_i of the running call, or of the last one; a callback sets `_subject_guidance_scale`."""
+        return self._subject_guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """phi of the running call, or of the last one."""
+        return self._weights.rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next step has an unconditional branch."""
+        return is_guided(replace(self._weights, settings=self._next_guidance()))
+
+    @property
+    def num_timesteps(self) -> int:
+        """Evaluations of the running call, or of the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call stops before its next step; a callback sets `_interrupt`."""
+        return self._interrupt
+
+    @property
+    def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
+        """Those of the running call, or of the last one."""
+        return self._cross_attention_kwargs
+
+    @property
+    def clip_skip(self) -> int | None:
+        """That of the running call, or of the last one."""
+        return self._clip_skip
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell and side, of the VAE that is there."""
+        return self.base.vae_scale_factor
 
     @property
     def scheduler(self) -> Any:
@@ -152,17 +242,23 @@ class RealCustomPipeline:
         check_scheduler(scheduler)
         self._scheduler, self._scheduler_of = scheduler, None
 
-    def to(self, *where: torch.device | str | torch.dtype) -> RealCustomPipeline:
+    def to(
+        self,
+        *where: torch.device | str | int | torch.dtype,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        silence_dtype_warnings: bool = False,
+    ) -> RealCustomPipeline:
         """Move every model, image encoder and adapter included, to a device, a dtype or both; scores stay in float32."""
-        self.base.pipeline.to(*where)
-        for value in where:
-            if not isinstance(value, torch.dtype):
-                self._move_adapter(value)
-            else:
+        self.base.pipeline.to(*where, device=device, dtype=dtype, silence_dtype_warnings=silence_dtype_warnings)
+        for value in (*where, device, dtype):
+            if isinstance(value, torch.dtype):
                 if self.model is not None and self.model.encoder_hidden_states_vision_projection is not None:
                     self.model.encoder_hidden_states_vision_projection.to(value)
                 if self.image_encoder is not None:
                     self.image_encoder.to(value)
+            elif value is not None:
+                self._move_adapter(torch.device(value))
         self._encoded.clear()  # cached tokens are on the old device
         return self
 
@@ -178,12 +274,22 @@ class RealCustomPipeline:
         self.base.pipeline.enable_sequential_cpu_offload(gpu_id, device)
         self._move_adapter(self.base.device)
 
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Raises UsageError: sliced attention has processors of its own, in which no subject can act."""
-        raise UsageError(
-            "attention slicing replaces the attention processors, and with them the subject's attention: leave it off "
-            "(scaled-dot-product attention needs no more memory); VAE slicing and tiling, and offload, work"
-        )
+    def encode_subject(self, image: Image.Image, mask: Image.Image | None = None) -> EncodedSubject:
+        """A subject's picture, encoded once for many calls: `Subject(image=pipe.encode_subject(image), word="dog")`.
+
+        The value stays usable after `to`, offload and other calls, and in other pipelines with the same image encoder.
+
+        Args:
+            image, mask: those of a `Subject`.
+        Raises:
+            UsageError: there is no adapter, or the picture cannot be used.
+        """
+        if self.image_encoder is None:
+            raise UsageError(_NO_ADAPTER)
+        subject = Subject(image=image, word="subject", mask=mask)  # its checks of a picture and a mask
+        if isinstance(subject.image, EncodedSubject):
+            raise UsageError("this subject is encoded already: give it to Subject(image=...)")
+        return encode_subject(subject.image, subject.mask, self.image_encoder, self.settings.image_encoder)
 
     def __call__(
         self,
@@ -215,7 +321,15 @@ class RealCustomPipeline:
         use_mask: bool = True,
         output_type: str = "pil",
         return_masks: bool = False,
+        return_dict: bool = True,
+        original_size: Size | None = None,
+        crops_coords_top_left: Size | None = None,
+        target_size: Size | None = None,
+        negative_original_size: Size | None = None,
+        negative_crops_coords_top_left: Size | None = None,
+        negative_target_size: Size | None = None,
         callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ) -> RealCustomOutput:
         """Generate images. An argument of None means "as the adapter's settings say".
 
@@ -224,7 +338,10 @@ class RealCustomPipeline:
                 says where the subjects' words are, and must be the text that they were made from.
             subjects: subjects of the prompt; for several prompts, a list for each (of any lengths).
             height, width: pixels, multiples of the VAE's factor; None = the base model's own size.
-            guidance_scale: w_t; subject_guidance_scale: w_i (in the direct modes the only weight).
+            guidance_scale: w_t. Without subjects it is that of diffusers: no guidance up to 1. With subjects it weighs the
+                prompt against the unconditional image in the cascade modes (1 = as the prompt says, 0 = not at all);
+                docs/method.md has the formulas.
+            subject_guidance_scale: w_i (in the direct modes the only weight).
             influence_scope: gamma_scope, ratio of the mask's cells kept; influence_quantity: gamma_num, ratio of
                 tokens.
             mask_reuse_after: steps with a new mask; then the last one is reused. 0 counts as 1.
@@ -242,7 +359,14 @@ class RealCustomPipeline:
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
             use_mask: False = the subjects act everywhere, for comparison.
             output_type: "pil", "np", "pt" or "latent".
-            callback_on_step_end: (pipeline, step, timestep, {"latents", "masks"}) -> dict; may return new "latents".
+            return_dict: False = a tuple as the stock pipeline's: (images, None), for SDXL (images,).
+            original_size, crops_coords_top_left, target_size and the negative ones: SDXL's conditions on the picture's size
+                and crop, (height, width) and (top, left), as in diffusers; None = the size drawn, without a crop.
+            callback_on_step_end: (pipeline, step, timestep, tensors) -> dict of the tensors that it changes, as in
+                diffusers; its PipelineCallback classes too. It may set `pipe._interrupt`, and `pipe._guidance_scale` and
+                `pipe._subject_guidance_scale` for the next steps; a guidance scale set to 1 or less ends guidance.
+            callback_on_step_end_tensor_inputs: names of the tensors; None = latents and masks. With guidance
+                prompt_embeds holds the unconditional rows and then the prompt's.
         Raises:
             TargetWordNotFound, TargetWordTruncated: the word is not usable; the message names the prompt's words.
             UsageError: any other argument that cannot be used.
@@ -274,8 +398,17 @@ class RealCustomPipeline:
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             token_words=token_words,
         )
+        sizes = PictureSizes(
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
+            negative_original_size=negative_original_size,
+            negative_crops_coords_top_left=negative_crops_coords_top_left,
+            negative_target_size=negative_target_size,
+        )
+        self._cross_attention_kwargs = cross_attention_kwargs
         with lora_scaled(self.base, cross_attention_kwargs):
-            return self.draw(
+            output = self.draw(
                 prompt,
                 subjects,
                 sampling,
@@ -283,8 +416,14 @@ class RealCustomPipeline:
                 generator=generator,
                 latents=latents,
                 output_type=output_type,
+                sizes=sizes,
                 callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             )
+        if return_dict:
+            return output
+        plain = (output.images,) if self.base.is_sdxl else (output.images, None)
+        return cast(RealCustomOutput, plain)  # typed for nearly all callers; two overloads would repeat the signature
 
     @torch.no_grad()
     def draw(
@@ -297,7 +436,9 @@ class RealCustomPipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
+        sizes: PictureSizes | None = None,
         callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ) -> RealCustomOutput:
         """The call with its parameters in one object: `sampling.n` images of each prompt, image i from seed + i.
 
@@ -305,12 +446,16 @@ class RealCustomPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
+        inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
+        sizes = sizes or PictureSizes()
+        sizes.check(self.base.is_sdxl)
+        self._interrupt, self._clip_skip = False, sampling.clip_skip
         call_text, per_prompt = read_text(self.base, prompt, subjects, sampling, text)
         count = len(per_prompt) * sampling.n
         settings = settings_with(self.settings, sampling)
         sampling.check()
         if any(per_prompt) and self.image_encoder is None:
-            raise UsageError("subjects need an adapter: give one to from_pretrained(adapter=...)")
+            raise UsageError(_NO_ADAPTER)
         matches = match_words(call_text, settings, per_prompt)  # first: a wrong word is reported before any forward
         warn_of_idle(settings, per_prompt, sampling)
         warn_of_text(call_text, sampling)
@@ -333,6 +478,7 @@ class RealCustomPipeline:
             black=self._black_tokens(settings) if any(per_prompt) else None,
             latents=noise * scheduler.init_noise_sigma,
             generators=generators,
+            sizes=sizes,
         )
         sampler = Sampler(
             unet=self.base.unet,
@@ -344,21 +490,27 @@ class RealCustomPipeline:
             use_mask=sampling.use_mask,
             return_masks=sampling.return_masks,
         )
-        masks = []
-        for step in sampler.run():
-            if sampling.return_masks and step.masks is not None:
-                masks.append(step.masks)
-            if callback_on_step_end is not None:
-                tensors: dict[str, Any] = {"latents": step.latents, "masks": step.masks}
-                changed = callback_on_step_end(self, step.index, step.timestep, tensors)
-                sampler.latents = (changed or {}).get("latents", step.latents)
-        images = self._decode(sampler.latents, output_type)
+        self._begin(sampler)
+        steps = settings.sampler.num_inference_steps
+        masks = [step.masks for step in run_steps(self, sampler, steps, callback_on_step_end, inputs)]
+        images = to_images(self.base, sampler.latents, output_type)
         self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
             images=images,
-            masks=masks if sampling.return_masks else None,
+            masks=[mask for mask in masks if mask is not None] if sampling.return_masks else None,
             words=[[match.phrase for match in row] for row in matches for _ in range(sampling.n)],
         )
+
+    def _begin(self, sampler: Sampler) -> None:
+        """Set what a callback reads of the call."""
+        self._weights = sampler.weights
+        self._guidance_scale = sampler.guidance.guidance_scale
+        self._subject_guidance_scale = sampler.guidance.subject_guidance_scale
+        self._num_timesteps = len(sampler.scheduler.timesteps)
+
+    def _next_guidance(self) -> GuidanceSettings:
+        """The guidance of the next step: the call's, as a callback has changed it."""
+        return steered(self._weights.settings, self._guidance_scale, self._subject_guidance_scale)
 
     def _move_adapter(self, device: torch.device | str) -> None:
         for module in () if self.model is None else self.model.own_modules():
@@ -369,7 +521,8 @@ class RealCustomPipeline:
     def _tokens(self, subject: Subject) -> Tensor:
         """The subject's tokens (S, Di)."""
         assert self.image_encoder is not None and self.model is not None
-        return self._encoded.tokens(subject, self.model, self.image_encoder, self.settings)
+        settings = self.settings.image_encoder
+        return self._encoded.tokens(subject.image, subject.mask, self.model, self.image_encoder, settings)
 
     def _black_tokens(self, settings: MethodSettings) -> Tensor | None:
         """The image tokens of the unconditional branch, (S, Di), if the settings give it any."""
@@ -378,28 +531,7 @@ class RealCustomPipeline:
             return None
         return self._encoded.black(self.model, self.image_encoder, self.base.unet.dtype)
 
-    def _decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-        if output_type == "latent":
-            return latents
-        pixels = (decode_latents(self.base, latents).float() + 1) / 2  # (B, 3, H, W) in [0, 1]
-        if output_type == "pt":
-            return pixels
-        array = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        if output_type == "np":
-            return array
-        return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
-
 
 def _same_schedule(one: SamplerSettings, other: SamplerSettings) -> bool:
     """Whether two settings are equal except for the number of steps, which each call sets."""
     return (one.scheduler, one.timestep_spacing) == (other.scheduler, other.timestep_spacing)
-
-
-def _encoder_to_load(trained_with: str, given: str | None) -> str:
-    if given is not None:
-        return given
-    if "@sha256-" in trained_with:
-        raise UsageError(
-            f"the adapter's image encoder is the local folder '{trained_with}': name where it is with image_encoder="
-        )
-    return trained_with

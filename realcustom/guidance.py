@@ -35,6 +35,11 @@ class Weights:
         return self.settings.guidance_scale
 
     @property
+    def plain(self) -> float:
+        """The weight of rows without subjects: w_t, and 1 up to 1, where diffusers' pipelines use no guidance."""
+        return max(self.text, 1.0)
+
+    @property
     def subject(self) -> float:
         """w_i."""
         return self.settings.subject_guidance_scale
@@ -47,7 +52,7 @@ class Weights:
     def coefficients(self) -> dict[Branch, float]:
         """The combination as one weight per branch; they sum to one. A weight of zero needs no forward."""
         if not self.has_subjects:  # plain classifier-free guidance in every mode
-            return {Branch.UNCONDITIONAL: 1 - self.text, Branch.GUIDANCE: self.text, Branch.GENERATION: 0.0}
+            return {Branch.UNCONDITIONAL: 1 - self.plain, Branch.GUIDANCE: self.plain, Branch.GENERATION: 0.0}
         if self.settings.mode is GuidanceMode.DIRECT:
             return {Branch.UNCONDITIONAL: 1 - self.subject, Branch.GUIDANCE: 0.0, Branch.GENERATION: self.subject}
         return {
@@ -65,9 +70,9 @@ class Weights:
         """The branches whose prediction is needed: those with a weight, and those whose deviation rescales."""
         needed = set(self.combined())
         if self.has_subjects and not self.all_have_subjects:
-            if self.text != 1:
+            if self.plain != 1:
                 needed.add(Branch.UNCONDITIONAL)
-            if self.text != 0 and Branch.GUIDANCE not in needed:
+            if Branch.GUIDANCE not in needed:
                 needed.add(Branch.GENERATION)  # under a zero mask it is the guidance branch
         if self.rescale:
             needed.add(Branch.GENERATION)
@@ -102,13 +107,11 @@ def combine(
         combined = _rescaled(combined, predictions, weights, mask)
     if has_subjects is None or weights.all_have_subjects:
         return combined
-    return torch.where(has_subjects[:, None, None, None], combined, _plain(predictions, weights.text))
+    return torch.where(has_subjects[:, None, None, None], combined, _plain(predictions, weights.plain))
 
 
 def _plain(predictions: Mapping[Branch, Tensor], scale: float) -> Tensor:
     """Classifier-free guidance of rows without subjects, whose generation branch is the guidance branch."""
-    if scale == 0:
-        return predictions[Branch.UNCONDITIONAL]
     text = predictions.get(Branch.GUIDANCE, predictions.get(Branch.GENERATION))
     assert text is not None
     if scale == 1:

@@ -98,13 +98,19 @@ def _hub_revision(model: str) -> str:
 
 
 def model_identity(model: str) -> str:
-    """`name@sha256-` and 12 hex digits for a folder, over its files' names and bytes; a hub id as it was given.
+    """`name@sha256-` and 12 hex digits for a folder, over its files' names and bytes, or for a file; a hub id as
+    it was given.
 
-    Raises StorageRefused for a folder with a file that may not be read.
+    Raises StorageRefused for a file that may not be read.
     """
     names = split_models(model)
     if len(names) > 1:
         return ",".join(map(model_identity, names))
+    if Path(model).is_file():
+        file = Path(model).resolve()
+        status = file.stat()
+        only = ((file.name, status.st_size, str(status.st_mtime_ns)),)
+        return f"{file.name}@sha256-{_content_hash(str(file.parent), only)}"
     if not Path(model).is_dir():
         return model
     folder = Path(model).resolve()

@@ -28,7 +28,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity, split_models, split_revision
-from realcustom.loading import load_refusals
+from realcustom.loading import LoadOptions, load_refusals
 from realcustom.reference import on_white
 from realcustom.settings import EncoderKind, ImageEncoderSettings
 from realcustom.views import high_resolution, make_views, normalise
@@ -62,6 +62,10 @@ class ImageEncoder(abc.ABC):
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move the models to a device or a dtype."""
 
+    @abc.abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the models below `folder`, each into a folder of its own named by its kind."""
+
     def encode_black(self) -> Tensor:
         """(1, S_raw, D) of a black picture: the reference of the released negative branch. They are not zeros."""
         return self.encode(self.prepare(Image.new("RGB", (64, 64)))[None])
@@ -83,6 +87,10 @@ class ClipEncoder(ImageEncoder):
     def to(self, where: torch.device | str | torch.dtype) -> None:
         """Move the model."""
         _move(self.model, where)
+
+    def save(self, folder: Path) -> None:
+        """Write `clip`."""
+        _save(folder / "clip", self.model, self.processor)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """As the processor scales and normalises it: (3, R, R)."""
@@ -145,6 +153,11 @@ class SiglipDinoEncoder(ImageEncoder):
         _move(self.siglip, where)
         _move(self.dino, where)
 
+    def save(self, folder: Path) -> None:
+        """Write `siglip` and `dino`."""
+        _save(folder / "siglip", self.siglip, self.processors[0])
+        _save(folder / "dino", self.dino, self.processors[1])
+
     def prepare(self, image: Image.Image) -> Tensor:
         """At high resolution, in [0, 1]: (3, H, H); `encode` makes each model's views of it."""
         return high_resolution(on_white(image), self.settings.high_res)
@@ -177,6 +190,7 @@ def load_image_encoder(
     settings: ImageEncoderSettings,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    options: LoadOptions | None = None,
 ) -> ImageEncoder:
     """Load the encoder of `settings.kind`.
 
@@ -184,20 +198,22 @@ def load_image_encoder(
         model: folder or hub id (`id@revision`) of a CLIP model or CLIP vision model; for siglip_dino two of them,
             "SIGLIP,DINOV2", of a SigLIP (vision) model and a DINOv2, with registers or without.
         device: None = the CPU.
+        options: of a download.
     Raises:
         UsageError: the models are not of the required kinds, lack weights, or do not fit the settings.
     """
     names, identity = split_models(model), model_identity(model)
+    hub = (options or LoadOptions()).hub()
     if settings.kind is EncoderKind.CLIP:
         if len(names) != 1:
             raise UsageError(f"image_encoder.kind clip takes one model, got {len(names)}: {model}")
         wanted = "image_encoder.kind clip takes CLIP vision models"
-        encoder, processor = _load(names[0], _CLIP, CLIPImageProcessorPil, wanted, device, dtype)
+        encoder, processor = _load(names[0], _CLIP, CLIPImageProcessorPil, wanted, device, dtype, hub)
         return ClipEncoder(encoder, processor, identity, settings)
     siglip_name, dino_name = _two(names)
     wanted = "image_encoder.kind siglip_dino takes a SigLIP vision model first and a DINOv2 second"
-    siglip, siglip_processor = _load(siglip_name, _SIGLIP, SiglipImageProcessorPil, wanted, device, dtype)
-    dino, dino_processor = _load(dino_name, _DINO, BitImageProcessorPil, wanted, device, dtype)
+    siglip, siglip_processor = _load(siglip_name, _SIGLIP, SiglipImageProcessorPil, wanted, device, dtype, hub)
+    dino, dino_processor = _load(dino_name, _DINO, BitImageProcessorPil, wanted, device, dtype, hub)
     return SiglipDinoEncoder(siglip, dino, (siglip_processor, dino_processor), identity, settings)
 
 
@@ -222,27 +238,32 @@ def _load(
     wanted: str,
     device: torch.device | str | None,
     dtype: torch.dtype,
+    hub: Mapping[str, Any],
 ) -> tuple[Any, Any]:
     """A model of one of the classes, by its `model_type`, and its image processor."""
-    found = _config(model).model_type
+    found = _config(model, hub).model_type
     if found not in classes:
         raise UsageError(f"the image encoder {model} is a '{found}' model; {wanted}")
     name, revision = split_revision(model)
     with load_refusals("image encoder", model):
-        images = processor.from_pretrained(name, revision=revision)
-        encoder, report = classes[found].from_pretrained(name, revision=revision, dtype=dtype, output_loading_info=True)
-    if report["missing_keys"]:  # transformers would initialise them at random
-        raise UsageError(f"the image encoder {model} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}")
+        images = processor.from_pretrained(name, revision=revision, **hub)
+        encoder, report = classes[found].from_pretrained(
+            name, revision=revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **hub
+        )
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    for problem, keys in (("lacks weights", report["missing_keys"]), ("has weights of another shape", mismatched)):
+        if keys:  # transformers would initialise them at random
+            raise UsageError(f"the image encoder {model} {problem}: {', '.join(sorted(keys)[:4])}")
     return encoder.to(device or "cpu"), images
 
 
-def _config(model: str) -> Any:
+def _config(model: str, hub: Mapping[str, Any] | None = None) -> Any:
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise UsageError(f"no image encoder at {model}: give a folder or a hub id")
     name, revision = split_revision(model)
     try:
         with load_refusals("image encoder", model):
-            return AutoConfig.from_pretrained(name, revision=revision)
+            return AutoConfig.from_pretrained(name, revision=revision, **(hub or {}))
     except UsageError:
         raise
     except ValueError as error:  # of a folder without a `model_type`, or with one that transformers does not know
@@ -267,6 +288,11 @@ def _count_views(size: int, settings: ImageEncoderSettings) -> int:
 def _move(model: nn.Module, where: torch.device | str | torch.dtype) -> None:
     """transformers' models: the types of their `to` fit no call."""
     model.to(where)
+
+
+def _save(folder: Path, model: PreTrainedModel, processor: Any) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def _check_layers(name: str, layers: tuple[int, ...], model: PreTrainedModel) -> None:

@@ -5,7 +5,6 @@ Letters: B rows, U subjects, h x w a layer's grid, H* x W* the mask's grid (the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from realcustom.errors import UsageError
 from realcustom.settings import MaskNorm, MaskSelect, MaskSettings, Overlap
+from realcustom.warning import warn
 
 
 def influence_mask(
@@ -144,4 +144,4 @@ def _warn_if_empty(mask: Tensor, combined: Tensor, scope: Tensor, settings: Mask
         said = f"no cell reaches the threshold 1 - influence_scope of select {settings.select.value}"
     else:
         said = "the target word's attention is zero everywhere, or the same everywhere"
-    warnings.warn(f"{said}: the subject has no influence", stacklevel=3)
+    warn(f"{said}: the subject has no influence")

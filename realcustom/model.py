@@ -109,8 +109,9 @@ class RealCustomModel(nn.Module):
         if projector is None:
             return image_embeds
         present = (image_embeds != 0).any(2, keepdim=True).any(1, keepdim=True)  # (B, 1, 1): all zero = no reference
-        tokens: Tensor = projector(image_embeds)
-        return tokens * present
+        weight = next(projector.parameters())  # features may have been kept since before the model was moved
+        tokens: Tensor = projector(image_embeds.to(weight.device, weight.dtype))
+        return tokens * present.to(tokens.device)
 
     def score(
         self,

@@ -8,7 +8,6 @@ Letters: P prompts, T positions that the UNet attends to, D text width.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from realcustom.base import Base
 from realcustom.errors import UsageError
 from realcustom.sampling import SamplingParams
 from realcustom.tokens import chunks_of, cut_off, tokens_per_chunk
+from realcustom.warning import warn
 
 Positions = Sequence[int]
 Texts = list[str] | None
@@ -103,16 +103,15 @@ def warn_of_text(text: CallText, sampling: SamplingParams) -> None:
         for prompt in dict.fromkeys(prompts or ()):
             if rest := cut_off(tokenizer, prompt, text.chunks):
                 limit = text.chunks * tokens_per_chunk(tokenizer)
-                warnings.warn(
+                warn(
                     f"{name} is longer than the {limit} tokens that are read; this is cut off: '{rest}' "
-                    "(long_prompt reads all)",
-                    stacklevel=4,
+                    "(long_prompt reads all)"
                 )
     for name in ("clip_skip", "long_prompt"):
         if getattr(sampling, name) and text.given.prompt_embeds is not None:
-            warnings.warn(f"{name} does nothing with prompt_embeds", stacklevel=4)
+            warn(f"{name} does nothing with prompt_embeds")
     if text.negative_2 is not None and text.negative is None and zeros_for_no_negative(text.base):
-        warnings.warn("negative_prompt_2 does nothing without negative_prompt: this base then uses zeros", stacklevel=4)
+        warn("negative_prompt_2 does nothing without negative_prompt: this base then uses zeros")
 
 
 def _check_pairs(

@@ -5,9 +5,7 @@ Letters: B rows, P prompts, U subjects, T text tokens, S image tokens, Di image 
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,49 +15,13 @@ from torch import Tensor
 from realcustom.arguments import Subject, latent_size
 from realcustom.base import Base, TextFeatures
 from realcustom.errors import UsageError
-from realcustom.image_encoder import ImageEncoder
-from realcustom.model import RealCustomModel
 from realcustom.prompts import CallText
-from realcustom.reference import prepare_reference
 from realcustom.sampler import Rows
 from realcustom.sampling import SamplingParams
-from realcustom.settings import MethodSettings, TimeIdsOrder
+from realcustom.settings import MethodSettings
+from realcustom.sizes import PictureSizes
 from realcustom.tokens import check_tokenizers_agree
 from realcustom.words import WordMatch, find_word, union, word_mask
-
-BLACK = b"black"
-CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps; the least recently used are removed first
-
-
-class SubjectCache:
-    """Encoded references by the content of the encoder's input."""
-
-    def __init__(self) -> None:
-        self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
-
-    def tokens(
-        self, subject: Subject, model: RealCustomModel, encoder: ImageEncoder, settings: MethodSettings
-    ) -> Tensor:
-        """The subject's projected tokens, (S, Di)."""
-        reference = prepare_reference(subject.image, subject.mask, settings.image_encoder)
-        key = hashlib.sha256(f"{reference.size}".encode() + reference.tobytes()).digest()
-        return self._get(key, lambda: model.project(encoder.encode(encoder.prepare(reference)[None]))[0])
-
-    def black(self, model: RealCustomModel, encoder: ImageEncoder, dtype: torch.dtype) -> Tensor:
-        """The tokens (S, Di) of a black picture, which are not zeros."""
-        return self._get(BLACK, lambda: model.project(encoder.encode_black())[0].to(dtype))
-
-    def clear(self) -> None:
-        """Remove all."""
-        self._tokens.clear()
-
-    def _get(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
-        if key not in self._tokens:
-            self._tokens[key] = make()
-        self._tokens.move_to_end(key)
-        if len(self._tokens) > CACHED_SUBJECTS:
-            self._tokens.popitem(last=False)
-        return self._tokens[key]
 
 
 def match_words(
@@ -126,6 +88,7 @@ def make_rows(
     black: Tensor | None,
     latents: Tensor,
     generators: Sequence[torch.Generator] | None,
+    sizes: PictureSizes,
 ) -> Rows:
     """The rows of a call, `sampling.n` for each prompt.
 
@@ -134,6 +97,7 @@ def make_rows(
         subjects, matches, tokens: for each prompt: its subjects, their words as found, and their tokens (S, Di).
         black: (S, Di), what the unconditional branch attends to, if anything.
         latents: (B, c, h, w), at the first step's noise.
+        sizes: what an SDXL base is told of the picture's size.
     """
     most, device = max(len(row) for row in subjects), base.device
     prompts, length, _ = text.hidden.shape
@@ -146,6 +110,7 @@ def make_rows(
         for u, subject in enumerate(row):
             embeds[i, u], present[i, u], words[i, u] = tokens[i][u], True, word_mask(matches[i][u], length)
             scopes[i, u] = settings.mask.influence_scope if subject.scope is None else subject.scope
+    time_ids, negative_time_ids = _time_ids(base, settings, sizes, latents, text.hidden)
 
     def repeated(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.repeat_interleave(sampling.n, 0)
@@ -157,7 +122,8 @@ def make_rows(
         negative_prompt_embeds=repeated(negative.hidden),
         pooled_prompt_embeds=repeated(text.pooled),
         negative_pooled_prompt_embeds=repeated(negative.pooled),
-        time_ids=_time_ids(base, settings, latents, text.hidden),
+        time_ids=time_ids,
+        negative_time_ids=negative_time_ids,
         words=repeated(words.to(device)),
         image_embeds=repeated(embeds),
         black_image_embeds=black,
@@ -167,14 +133,15 @@ def make_rows(
     )
 
 
-def _time_ids(base: Base, settings: MethodSettings, latents: Tensor, like: Tensor) -> Tensor | None:
-    """(B, 6): SDXL's size conditioning: the picture's size, without cropping."""
+def _time_ids(
+    base: Base, settings: MethodSettings, sizes: PictureSizes, latents: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """SDXL's size conditioning, (B, 6), of the branches with the prompt and of the unconditional one."""
     if not base.is_sdxl:
-        return None
-    sides = [side * base.vae_scale_factor for side in latents.shape[-2:]]
-    if settings.base.time_ids_order is TimeIdsOrder.WH_COMPAT:
-        sides.reverse()
-    return like.new_tensor([*sides, 0, 0, *sides]).expand(len(latents), -1)
+        return None, None
+    height, width = (side * base.vae_scale_factor for side in latents.shape[-2:])
+    own, negative = sizes.time_ids((height, width), settings.base.time_ids_order)
+    return like.new_tensor(own).expand(len(latents), -1), like.new_tensor(negative).expand(len(latents), -1)
 
 
 def starting_noise(

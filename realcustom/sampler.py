@@ -46,6 +46,7 @@ class Rows:
     pooled_prompt_embeds: Tensor | None = None  # (B, P), SDXL alone, as the two below
     negative_pooled_prompt_embeds: Tensor | None = None  # (B, P)
     time_ids: Tensor | None = None  # (B, 6)
+    negative_time_ids: Tensor | None = None  # (B, 6); None = the same
     black_image_embeds: Tensor | None = None  # (S, Di): image tokens of the unconditional branch, if any
     generators: Sequence[torch.Generator] | None = None  # for schedulers that draw noise
 
@@ -88,20 +89,30 @@ class Sampler:
     def __post_init__(self) -> None:
         self.latents = self.rows.latents
         _, _, height, width = self.latents.shape
-        grids = maps.level_grids(height, width, len(self.unet.config.block_out_channels))
-        self._grids, self._mask_grid = maps.by_queries(grids), maps.mask_grid(self.unet, grids)
+        self._levels = maps.level_grids(height, width, len(self.unet.config.block_out_channels))
+        self._grids, self._mask_grid = maps.by_queries(self._levels), maps.mask_grid(self.unet, self._levels)
         present = self.rows.present  # (B, U)
         self._with_subjects = present.any(1)  # (B,)
         self._absent = [number for number in range(present.shape[1]) if not bool(present[:, number].all())]
+        self.change_guidance(self.guidance)
+
+    def change_guidance(self, guidance: GuidanceSettings) -> None:
+        """Use these weights from the next step on."""
+        self.guidance = guidance
         self.weights = Weights(
-            settings=self.guidance,
+            settings=guidance,
             has_subjects=self.rows.subjects > 0,
             all_have_subjects=bool(self._with_subjects.all()),
         )
         self._live = self._steps_with_new_masks()
         if self._live:
-            self._layers = maps.mask_layers(self.unet, self.mask.layers, grids)
+            self._layers = maps.mask_layers(self.unet, self.mask.layers, self._levels)
             self._words = WordTokens.of(self.rows.words)
+
+    def change_text(self, rows: Rows) -> None:
+        """Use the text of these rows from the next step on."""
+        self.rows = rows
+        self._prompt.clear()
 
     def run(self) -> Iterator[Step]:
         """All steps, one after another; the consumer may stop after any of them."""
@@ -114,7 +125,7 @@ class Sampler:
         scaled = self.scheduler.scale_model_input(self.latents, timestep)
         predictions: dict[Branch, Tensor] = {}
         recorder = self._recorded
-        if index < self._live:
+        if index < self._live or (self._live and self._masks is None):  # a callback may begin with subjects late
             if recorder is None:
                 recorder = self._recorder()
                 predictions |= self._launch((Branch.GUIDANCE,), scaled, timestep, recorder)
@@ -218,7 +229,8 @@ class Sampler:
         if rows.pooled_prompt_embeds is None or rows.negative_pooled_prompt_embeds is None or rows.time_ids is None:
             return None
         pooled = _of(branches, rows.pooled_prompt_embeds, rows.negative_pooled_prompt_embeds)
-        return {"text_embeds": _joined(pooled), "time_ids": _joined([rows.time_ids] * len(branches))}
+        negative_ids = rows.time_ids if rows.negative_time_ids is None else rows.negative_time_ids
+        return {"text_embeds": _joined(pooled), "time_ids": _joined(_of(branches, rows.time_ids, negative_ids))}
 
     def _subject(self, acting: Branches, number: int, scaled: Tensor, timestep: Tensor) -> SubjectTokens:
         """The subject's tokens in the rows of these branches, as selected in this step, with this step's mask."""

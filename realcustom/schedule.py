@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import diffusers
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from realcustom.errors import UsageError
 from realcustom.settings import SamplerSettings, TimestepSpacing
+from realcustom.warning import warn
 
 OWN = "base"
 BENDING = ("clip_sample", "thresholding")  # options that make a step no longer affine in the prediction
@@ -57,10 +57,9 @@ def check_scheduler(scheduler: Any) -> None:
         )
     for name in BENDING:
         if config.get(name):
-            warnings.warn(
+            warn(
                 f"the scheduler bends samples ({name}=True): guidance is then not what the paper's eq. 13 says; the "
-                f"pipeline's own schedulers set {name}=False",
-                stacklevel=2,
+                f"pipeline's own schedulers set {name}=False"
             )
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from realcustom.base import load_base
+from realcustom.base_loading import load_base
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.image_encoder import load_image_encoder

@@ -68,9 +68,11 @@ def tiny_pipeline(tiny_models: TinyModels) -> RealCustomPipeline:
     """The pipeline of the tiny models; no test changes its weights."""
     from realcustom.diffusion_pipeline import RealCustomPipeline
 
-    return RealCustomPipeline.from_pretrained(
+    pipe = RealCustomPipeline.from_pretrained(
         tiny_models.base, adapter=tiny_models.adapter, image_encoder=tiny_models.image_encoder, device="cpu"
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ def draw_sample_sheet(
     # its own copy of the settings: the run's number of steps is not the adapter's
     settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))
     pipeline = RealCustomPipeline(base, settings, model, encoders.image_encoder)
+    pipeline.set_progress_bar_config(disable=True)  # a run's log has lines alone
     rows = []
     for picture in pictures:
         try:

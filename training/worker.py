@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from realcustom import storage
-from realcustom.base import Base, load_base
+from realcustom.base import Base
+from realcustom.base_loading import load_base
 from realcustom.checkpoint import Adapter, load_adapter, save_adapter
 from realcustom.errors import UsageError
 from realcustom.model import PROJECTOR, RealCustomModel

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from realcustom.encoded import SubjectCache
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.ingest.stage import Ingest
-from realcustom.rows import SubjectCache
 from tests.support.corpora import write_shards
 from tests.support.tiny import TinyModels, tiny_base
 

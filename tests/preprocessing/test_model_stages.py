@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from realcustom.base import encode_pixels, encode_prompts, load_base
+from realcustom.base import encode_pixels, encode_prompts
+from realcustom.base_loading import load_base
 from realcustom.dtype import Dtype
 from realcustom.image_encoder import load_image_encoder
 from realcustom.pixels import centre_square

@@ -14,7 +14,9 @@ from tests.support.tiny import TinyModels
 
 @pytest.fixture
 def pipeline(tiny_models: TinyModels) -> RealCustomPipeline:
-    return RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
+    pipe = RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ ALL = slice(None)
 EQUAL = {"guidance_scale": 5.0, "subject_guidance_scale": 5.0}  # leaves out the guidance branch of cascade
 
 
+@pytest.mark.filterwarnings("ignore:.*ignores the prompt")  # weights of 0 are counted too
 @pytest.mark.parametrize(
     ("guidance", "reuse", "expected"),
     [

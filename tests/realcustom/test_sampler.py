@@ -170,6 +170,7 @@ def test_how_masks_are_resized_and_weighed_in_layers(
     assert (nothing - plain).abs().max() <= 1e-4 and not torch.allclose(before, plain, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*ignores the prompt")  # weights of 0 too
 @pytest.mark.parametrize(
     ("mode", "text", "subject", "rescale"),
     [

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from realcustom import RealCustomPipeline, Subject
-from realcustom.base import encode_prompts, load_base
+from realcustom.base import encode_prompts
+from realcustom.base_loading import load_base
 from realcustom.config import override
 from realcustom.settings import MethodSettings, PooledText
 from tests.support import tiny

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from realcustom.base import load_base
+from realcustom.base_loading import load_base
 from realcustom.sprites import base, text, zoo_path
 from realcustom.sprites.resume import Checkpoint
 from realcustom.sprites.world import Split, draw, scene

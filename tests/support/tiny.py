@@ -30,7 +30,7 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from realcustom.base import load_base
+from realcustom.base_loading import load_base
 from realcustom.checkpoint import Adapter, save_adapter
 from realcustom.image_encoder import load_image_encoder
 from realcustom.model import RealCustomModel

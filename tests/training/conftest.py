@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from realcustom.base import load_base
+from realcustom.base_loading import load_base
 from realcustom.training.encoders import FrozenEncoders
 from realcustom.training.run import TrainResult
 from tests.support.tiny import tiny_base, tiny_image_encoder

@@ -1,0 +1,102 @@
+"""A subject that is encoded once: a public value for many calls, and the cache of a pipeline.
+
+Letters: S_raw tokens of the image encoder, D their width, S and Di the same after the projector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from realcustom.errors import UsageError
+from realcustom.image_encoder import ImageEncoder
+from realcustom.model import RealCustomModel
+from realcustom.reference import prepare_reference
+from realcustom.settings import ImageEncoderSettings
+
+BLACK = b"black"
+CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps; the least recently used are removed first
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedSubject:
+    """A subject's picture as the image encoder sees it; a `Subject`'s image for any pipeline with the same encoder.
+
+    It does not depend on the adapter's weights, on a device or on a dtype.
+    """
+
+    features: Tensor  # (S_raw, D)
+    key: bytes  # of the encoder's input
+    encoder: str  # the image encoder's identity
+    settings: ImageEncoderSettings
+
+    def check(self, encoder: ImageEncoder, settings: ImageEncoderSettings) -> None:
+        """Raise UsageError where it was encoded by another encoder, or in another way."""
+        if self.encoder != encoder.identity:
+            raise UsageError(
+                f"this subject was encoded by {self.encoder}, this pipeline's image encoder is {encoder.identity}: encode it "
+                "again with pipe.encode_subject(image)"
+            )
+        if replace(self.settings, model=settings.model) != settings:
+            raise UsageError(
+                "this subject was encoded with other image_encoder settings than this pipeline's: encode it again with "
+                "pipe.encode_subject(image)"
+            )
+
+
+def encode_subject(
+    image: Image.Image, mask: Image.Image | None, encoder: ImageEncoder, settings: ImageEncoderSettings
+) -> EncodedSubject:
+    """Encode a picture. Raises as `prepare_reference`."""
+    reference = prepare_reference(image, mask, settings)
+    features = encoder.encode(encoder.prepare(reference)[None])[0]
+    return EncodedSubject(features=features, key=_key(reference), encoder=encoder.identity, settings=settings)
+
+
+class SubjectCache:
+    """Projected tokens of references, by the content of the encoder's input."""
+
+    def __init__(self) -> None:
+        self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def tokens(
+        self,
+        image: Image.Image | EncodedSubject,
+        mask: Image.Image | None,
+        model: RealCustomModel,
+        encoder: ImageEncoder,
+        settings: ImageEncoderSettings,
+    ) -> Tensor:
+        """The subject's projected tokens, (S, Di)."""
+        if isinstance(image, EncodedSubject):
+            image.check(encoder, settings)
+            features = image.features
+            return self._get(image.key, lambda: model.project(features[None])[0])
+        reference = prepare_reference(image, mask, settings)
+        return self._get(_key(reference), lambda: model.project(encoder.encode(encoder.prepare(reference)[None]))[0])
+
+    def black(self, model: RealCustomModel, encoder: ImageEncoder, dtype: torch.dtype) -> Tensor:
+        """The tokens (S, Di) of a black picture, which are not zeros."""
+        return self._get(BLACK, lambda: model.project(encoder.encode_black())[0].to(dtype))
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._tokens.clear()
+
+    def _get(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._tokens:
+            self._tokens[key] = make()
+        self._tokens.move_to_end(key)
+        if len(self._tokens) > CACHED_SUBJECTS:
+            self._tokens.popitem(last=False)
+        return self._tokens[key]
+
+
+def _key(reference: Image.Image) -> bytes:
+    return hashlib.sha256(f"{reference.size}".encode() + reference.tobytes()).digest()

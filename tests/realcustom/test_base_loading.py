@@ -1,0 +1,193 @@
+"""A base from a folder with variants, from one file, or as a loaded pipeline; weights that do not fit are named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPConfig
+
+from realcustom import RealCustomPipeline, Subject
+from realcustom.attention import DecoupledAttentionProcessor
+from realcustom.base_loading import load_base
+from realcustom.errors import MissingFile, UsageError
+from realcustom.image_encoder import load_image_encoder
+from realcustom.settings import ImageEncoderSettings
+from tests.support import tiny
+from tests.support.single_file import write_single_file
+
+Picture = Callable[[int], Image.Image]
+PROMPT = "a dog on grass"
+
+
+def latents(pipe: Any, *subjects: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "latent"}
+    images: Tensor = pipe(PROMPT, *subjects, generator=torch.Generator().manual_seed(3), **arguments).images
+    return images
+
+
+def adapted(tiny_models: tiny.TinyModels, base: Any, **options: Any) -> RealCustomPipeline:
+    return RealCustomPipeline.from_pretrained(base, tiny_models.adapter, tiny_models.image_encoder, **options)
+
+
+def test_a_loaded_pipeline_is_used_as_it_is(
+    pipeline: RealCustomPipeline, tiny_models: tiny.TinyModels, picture: Picture
+) -> None:
+    """Its parts, scheduler, dtype and changes; with an adapter its UNet has our processors, and gives the same bits."""
+    stock = StableDiffusionPipeline.from_pretrained(tiny_models.base, safety_checker=None)
+    before, parts = latents(stock), dict(stock.components)
+    ours = adapted(tiny_models, stock)
+    assert ours.diffusers is stock and ours.components == parts and ours.base.identity == pipeline.base.identity
+    assert not any(parameter.requires_grad for parameter in stock.unet.parameters())
+    assert {type(one) for one in stock.unet.attn_processors.values()} == {DecoupledAttentionProcessor}
+    assert torch.equal(latents(stock), before)
+    dog = [Subject(image=picture(0), word="dog")]
+    assert torch.equal(latents(ours, dog), latents(pipeline, dog))
+    with pytest.raises(UsageError, match="holds the adapter of another RealCustomPipeline"):
+        adapted(tiny_models, stock)
+
+
+def test_a_loaded_pipeline_without_an_adapter_stays_stock(picture: Picture) -> None:
+    stock = tiny.tiny_pipeline().to(torch.bfloat16)
+    processors = stock.unet.attn_processors
+    ours = RealCustomPipeline.from_pretrained(stock)
+    assert ours.unet.attn_processors == processors and ours.dtype is torch.bfloat16
+
+
+def test_loaded_pipelines_that_cannot_be_used(tiny_models: tiny.TinyModels) -> None:
+    stock = tiny.tiny_pipeline()
+    others = {name: part for name, part in stock.components.items() if name != "image_encoder"}
+    with pytest.raises(
+        UsageError, match=r"the base is a StableDiffusionImg2ImgPipeline: give a StableDiffusionPipeline"
+    ):
+        adapted(tiny_models, StableDiffusionImg2ImgPipeline(**others, requires_safety_checker=False))
+    with pytest.raises(UsageError, match="variant, torch_dtype: the base is loaded already"):
+        adapted(tiny_models, stock, variant="fp16", torch_dtype=torch.float16)
+    sides = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    stock.safety_checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=sides))
+    with pytest.warns(UserWarning, match="the base's safety_checker is not run here"):
+        adapted(tiny_models, stock)
+
+
+def test_a_variant_and_the_formats_of_weights(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:
+    stock = tiny.tiny_pipeline()
+    stock.save_pretrained(tmp_path / "fp16", variant="fp16")
+    expected = latents(stock)
+    assert torch.equal(latents(RealCustomPipeline.from_pretrained(tmp_path / "fp16", variant="fp16")), expected)
+    with pytest.raises(UsageError, match="cannot load the base model"):
+        RealCustomPipeline.from_pretrained(tmp_path / "fp16")
+    stock.save_pretrained(tmp_path / "pickles", safe_serialization=False)
+    assert torch.equal(latents(RealCustomPipeline.from_pretrained(tmp_path / "pickles")), expected)
+    with pytest.raises(UsageError, match="cannot load the base model"):
+        RealCustomPipeline.from_pretrained(tmp_path / "pickles", use_safetensors=True)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")  # diffusers' own, where it asks the hub
+def test_options_of_the_hub_reach_it(tmp_path: Path) -> None:
+    """Nothing is downloaded here: the cache of its own is asked, and has nothing."""
+    with pytest.raises(UsageError, match="cannot load the base model owner/model"):
+        RealCustomPipeline.from_pretrained(
+            "owner/model", cache_dir=tmp_path, local_files_only=True, token="secret", revision="v2"
+        )
+    with pytest.raises(UsageError, match="names a revision and so does revision=v2"):
+        RealCustomPipeline.from_pretrained("owner/model@v1", revision="v2")
+    with pytest.raises(TypeError, match="custom_pipeline"):
+        RealCustomPipeline.from_pretrained("owner/model", custom_pipeline="x")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_single_file(tmp_path: Path, suffix: str) -> None:
+    stock = tiny.tiny_pipeline(kl=True)
+    stock.save_pretrained(tmp_path / "configuration")
+    path = write_single_file(tmp_path / "model.safetensors", stock)
+    if suffix == ".ckpt":
+        weights = safetensors.torch.load_file(path)
+        path = str(tmp_path / "model.ckpt")
+        torch.save({"state_dict": weights}, path)
+    ours = RealCustomPipeline.from_pretrained(path, config=str(tmp_path / "configuration"))
+    assert torch.equal(latents(ours), latents(stock))
+    assert ours.base.identity.startswith(f"model{suffix}@sha256-") and str(tmp_path) not in ours.base.identity
+
+
+def test_single_files_that_cannot_be_used(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="there is no such file"):
+        RealCustomPipeline.from_pretrained(tmp_path / "none.safetensors")
+    path = write_single_file(tmp_path / "model.safetensors", tiny.tiny_pipeline(kl=True))
+    with pytest.raises(UsageError, match=r"variant: the base .* is a single file, which has no variants"):
+        RealCustomPipeline.from_pretrained(path, variant="fp16")
+    with pytest.raises(UsageError, match="config=x is for a single file"):
+        RealCustomPipeline.from_pretrained(tiny_models.base, config="x")
+    weights = safetensors.torch.load_file(path)
+    refiner = "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"
+    safetensors.torch.save_file({**weights, refiner: torch.zeros(4)}, path)
+    with pytest.raises(UsageError, match="is a 'xl_refiner' checkpoint"):
+        RealCustomPipeline.from_pretrained(path, config=tiny_models.base)
+
+
+Change = Callable[[dict[str, Tensor]], None]
+
+
+def _reshape(weights: dict[str, Tensor]) -> None:
+    name = next(name for name, value in weights.items() if value.ndim == 2)
+    weights[name] = torch.zeros(3, 5)
+
+
+def _remove(weights: dict[str, Tensor]) -> None:
+    del weights[next(name for name, value in weights.items() if value.ndim == 2)]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize(("change", "said"), [(_reshape, "shape"), (_remove, "lacks weights")])
+def test_weights_that_do_not_fit_their_configuration(tmp_path: Path, part: str, change: Change, said: str) -> None:
+    """One sentence with the part and the weight; diffusers and transformers draw weights that are missing."""
+    base = tiny.tiny_base(tmp_path / "base", kl=True)
+    (file,) = (tmp_path / "base" / part).glob("*.safetensors")
+    weights = safetensors.torch.load_file(file)
+    change(weights)
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UsageError, match=f"{part}.*{said}.*weight") as caught:
+        load_base(base)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vae_of_an_old_diffusers_lacks_nothing(tmp_path: Path) -> None:
+    """Its attention had other names, which diffusers translates."""
+    base = tiny.tiny_base(tmp_path / "base", kl=True)
+    (file,) = (tmp_path / "base" / "vae").glob("*.safetensors")
+    weights = safetensors.torch.load_file(file)
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        names = [name for name in weights if f"attentions.0.{new}" in name]
+        weights |= {name.replace(new, old): weights.pop(name) for name in names}
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+    parts = zip(load_base(base).vae.parameters(), tiny.tiny_vae(kl=True).parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in parts)
+
+
+def test_a_tokenizer_of_another_format_is_named(tmp_path: Path) -> None:
+    base = tiny.tiny_base(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"cannot load the base model .*: its files lack 'added_tokens'"):
+        load_base(base)
+
+
+@pytest.mark.parametrize(("change", "said"), [(_reshape, "has weights of another shape"), (_remove, "lacks weights")])
+def test_an_image_encoder_whose_weights_do_not_fit(
+    tiny_models: tiny.TinyModels, tmp_path: Path, change: Change, said: str
+) -> None:
+    shutil.copytree(tiny_models.image_encoder, tmp_path / "encoder")
+    file = tmp_path / "encoder" / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    change(weights)
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UsageError, match=f"the image encoder .* {said}: .*weight"):
+        load_image_encoder(str(tmp_path / "encoder"), ImageEncoderSettings())

@@ -1,0 +1,307 @@
+"""A call's arguments mean what they mean in diffusers: compared with the stock pipeline of the same tiny model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor
+
+from realcustom import RealCustomPipeline, Subject
+from realcustom.base import encode_pixels
+from realcustom.config import override
+from realcustom.errors import UsageError
+from realcustom.image_encoder import ClipEncoder
+from tests.support import tiny
+
+Picture = Callable[[int], Image.Image]
+PROMPT = "a dog on grass"
+SIZE: dict[str, Any] = {"height": 32, "width": 40}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def tensor(pipe: RealCustomPipeline, *call: Any, **arguments: Any) -> Tensor:
+    images = pipe(*call, **arguments).images
+    assert isinstance(images, Tensor)
+    return images
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.tiny_sdxl_base(tmp_path_factory.mktemp("sdxl") / "base")
+
+
+@pytest.fixture
+def sdxl(sdxl_folder: str) -> RealCustomPipeline:
+    pipe: RealCustomPipeline = quiet(RealCustomPipeline.from_pretrained(sdxl_folder))
+    return pipe
+
+
+@pytest.fixture
+def stock_sdxl(sdxl_folder: str) -> Any:
+    return quiet(StableDiffusionXLPipeline.from_pretrained(sdxl_folder, add_watermarker=False))
+
+
+def large_vae(seed: int = 0) -> Any:
+    """A VAE whose configuration says that it overflows in float16, as SDXL's, and which does."""
+    vae = tiny.tiny_vae(kl=True, seed=seed)
+    with torch.no_grad():  # the last norm brings the activations back
+        vae.decoder.conv_in.weight.mul_(3e5)
+    return vae
+
+
+def pixels(image: Tensor) -> Tensor:
+    assert torch.isfinite(image).all() and image.float().std() > 0.01, "a black image"
+    return image.float()
+
+
+def cast(pipe: RealCustomPipeline) -> None:
+    pipe.vae = large_vae()
+    pipe.to(torch.float16)
+
+
+def cast_by_keyword(pipe: RealCustomPipeline) -> None:
+    pipe.vae = large_vae()
+    assert pipe.to("cpu", dtype=torch.float16) is pipe
+
+
+def replaced(pipe: RealCustomPipeline) -> None:
+    pipe.to(dtype=torch.float16)
+    pipe.vae = large_vae().to(torch.float16)
+
+
+def cast_alone(pipe: RealCustomPipeline) -> None:
+    pipe.to(device="cpu", dtype=torch.float16)
+    pipe.vae = large_vae()
+    pipe.vae.to(torch.float16)
+
+
+def in_the_stock_pipeline(pipe: RealCustomPipeline) -> None:
+    pipe.to(torch.float16)
+    pipe.diffusers.vae = large_vae().half()
+
+
+def offloaded(pipe: RealCustomPipeline) -> None:
+    replaced(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated")  # the stock pipeline's own call of it
+@pytest.mark.parametrize("path", [cast, cast_by_keyword, replaced, cast_alone, in_the_stock_pipeline, offloaded])
+def test_a_float16_vae_that_overflows_is_float32_in_the_call(
+    sdxl: RealCustomPipeline, stock_sdxl: Any, path: Callable[[RealCustomPipeline], None]
+) -> None:
+    """On every path to float16, to the bit of the stock pipeline; then it has its dtype back."""
+    path(sdxl)
+    latents = torch.randn(1, 4, 16, 20, generator=seeded())
+    ours = tensor(sdxl, PROMPT, **SIZE, num_inference_steps=2, guidance_scale=5.0, latents=latents, output_type="pt")
+    assert sdxl.vae.dtype is torch.float16 and sdxl.unet.dtype is torch.float16
+    stock_sdxl.vae = large_vae()
+    stock_sdxl.to(torch.float16)
+    for part in (
+        "unet",
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+    ):  # torch has other float16 kernels for weights that train
+        getattr(stock_sdxl, part).requires_grad_(False)
+    expected = stock_sdxl(
+        PROMPT, **SIZE, num_inference_steps=2, guidance_scale=5.0, latents=latents.half(), output_type="pt"
+    ).images
+    assert torch.equal(pixels(ours), pixels(expected))
+    sdxl.vae.register_to_config(force_upcast=False)
+    with torch.no_grad():
+        assert not torch.isfinite(sdxl.vae.decode(latents.half()).sample).all()  # in float16 it does overflow
+
+
+def test_a_float16_vae_that_overflows_is_float32_while_it_encodes(sdxl: RealCustomPipeline) -> None:
+    vae = tiny.tiny_vae(kl=True)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.mul_(3e5)
+    sdxl.vae = vae.half()
+    latents = encode_pixels(sdxl.base, torch.rand(1, 3, 32, 32, generator=seeded()))
+    assert torch.isfinite(latents).all() and latents.std() > 0 and sdxl.vae.dtype is torch.float16
+    sdxl.vae.register_to_config(force_upcast=False)
+    assert not torch.isfinite(encode_pixels(sdxl.base, torch.rand(1, 3, 32, 32))).all()
+
+
+def test_a_failure_while_decoding_leaves_the_vae_as_it_was(sdxl: RealCustomPipeline) -> None:
+    sdxl.vae = large_vae().half()
+    sdxl.vae.decoder.conv_in.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("planted")))
+    with pytest.raises(RuntimeError, match="planted"):
+        sdxl(PROMPT, num_inference_steps=1)
+    assert sdxl.vae.dtype is torch.float16
+
+
+def test_latent_statistics_are_those_of_the_stock_pipeline(sdxl: RealCustomPipeline, stock_sdxl: Any) -> None:
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.4], "latents_std": [1.1, 0.9, 1.3, 0.7]}
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "np"}
+    without = sdxl(PROMPT, generator=seeded(), **arguments).images
+    for pipe in (sdxl, stock_sdxl):
+        pipe.vae.register_to_config(**statistics)
+    ours: Any = sdxl(PROMPT, generator=seeded(), **arguments).images
+    assert (ours == stock_sdxl(PROMPT, generator=seeded(), **arguments).images).all() and (ours != without).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_that_of_the_stock_pipeline(tiny_models: tiny.TinyModels, dtype: torch.dtype) -> None:
+    """Loaded so, and cast afterwards, to the same latents."""
+    stock = quiet(StableDiffusionPipeline.from_pretrained(tiny_models.base, dtype=dtype, safety_checker=None))
+    latents = torch.randn(1, 4, 16, 16, generator=seeded()).to(dtype)
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "latent"}
+    expected = stock(PROMPT, latents=latents, **arguments).images
+    loaded = RealCustomPipeline.from_pretrained(tiny_models.base, torch_dtype=dtype)
+    for pipe in (loaded, RealCustomPipeline.from_pretrained(tiny_models.base).to(dtype)):
+        assert torch.equal(tensor(quiet(pipe), PROMPT, latents=latents, **arguments), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.5, 7.5])
+@pytest.mark.parametrize("mode", ["cascade", "direct"])
+def test_guidance_scale_of_a_plain_call_is_diffusers(pipeline: RealCustomPipeline, mode: str, scale: float) -> None:
+    """Up to 1 there is no guidance: the prompt alone, and not the unconditional branch. To the bit, two prompts in a batch."""
+    pipeline.settings = override(pipeline.settings, {"guidance": {"mode": mode}})
+    prompts = [PROMPT, "a cat in the snow"]
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": scale, "output_type": "latent"}
+    ours = tensor(pipeline, prompts, generator=seeded(), **arguments)
+    stock = quiet(pipeline.diffusers)
+    assert torch.equal(ours, stock(prompts, generator=seeded(), **arguments).images)
+    one, other = (tensor(pipeline, prompt, generator=seeded(), **arguments) for prompt in prompts)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "said"),
+    [
+        ({"mode": "cascade", "guidance_scale": 0.0}, "guidance_scale 0 ignores the prompt"),
+        ({"mode": "cascade", "guidance_scale": 0.5}, None),
+        ({"mode": "direct", "guidance_scale": 0.0}, None),  # the mode does not use it
+        ({"mode": "direct", "subject_guidance_scale": 0.0}, "subject_guidance_scale 0 ignores the prompt and the subj"),
+    ],
+)
+def test_a_weight_that_ignores_the_prompt_warns(
+    pipeline: RealCustomPipeline, picture: Picture, guidance: dict[str, Any], said: str | None
+) -> None:
+    """With subjects, at the caller's own line; a call without subjects ignores nothing."""
+    pipeline.settings = override(pipeline.settings, {"guidance": guidance})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipeline(PROMPT, [Subject(image=picture(0), word="dog")], num_inference_steps=1)
+    assert [(Path(one.filename).name, str(one.message)[: len(said or "")]) for one in caught] == (
+        [("test_stock_call.py", said)] if said else []
+    )
+    pipeline(PROMPT, num_inference_steps=1)
+
+
+def test_return_dict(pipeline: RealCustomPipeline, sdxl: RealCustomPipeline, stock_sdxl: Any) -> None:
+    for ours, stock in ((pipeline, quiet(tiny.tiny_pipeline())), (sdxl, stock_sdxl)):
+        arguments: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent", "return_dict": False}
+        found: Any = ours(PROMPT, generator=seeded(), **arguments)
+        expected = stock(PROMPT, generator=seeded(), guidance_scale=7.5, **arguments)
+        assert type(found) is tuple and len(found) == len(expected) and found[1:] == expected[1:]
+        assert (found[0] - expected[0]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"original_size": (20, 24)},
+        {"target_size": (64, 48), "crops_coords_top_left": (3, 5)},
+        {"negative_original_size": (8, 10), "negative_target_size": (12, 14)},
+        {
+            "original_size": (20, 24),
+            "negative_original_size": (8, 10),
+            "negative_crops_coords_top_left": (1, 2),
+            "negative_target_size": (12, 14),
+        },
+    ],
+)
+def test_sdxl_sizes_and_crops(sdxl: RealCustomPipeline, stock_sdxl: Any, sizes: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {**SIZE, "num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "latent"}
+    ours = tensor(sdxl, PROMPT, generator=seeded(), **arguments, **sizes)
+    assert torch.equal(ours, stock_sdxl(PROMPT, generator=seeded(), **arguments, **sizes).images)
+    assert not torch.equal(ours, tensor(sdxl, PROMPT, generator=seeded(), **arguments))
+
+
+def test_each_row_of_a_batch_has_its_sizes(sdxl: RealCustomPipeline) -> None:
+    """diffusers repeats the pair of branches, and not each branch: its rows are mixed up for several prompts."""
+    sizes: dict[str, Any] = {"negative_original_size": (8, 10), "negative_target_size": (12, 14)}
+    latents = torch.randn(2, 4, 16, 20, generator=seeded())
+    arguments: dict[str, Any] = {**SIZE, **sizes, "num_inference_steps": 2, "output_type": "latent"}
+    prompts = [PROMPT, "a cat in the snow"]
+    together = tensor(sdxl, prompts, latents=latents, **arguments)
+    for row, prompt in enumerate(prompts):
+        alone = tensor(sdxl, prompt, latents=latents[row : row + 1], **arguments)
+        assert torch.allclose(together[row], alone[0], atol=1e-4)
+
+
+def test_sizes_that_cannot_be_used(pipeline: RealCustomPipeline, sdxl: RealCustomPipeline) -> None:
+    with pytest.raises(UsageError, match="target_size is a condition of SDXL"):
+        pipeline(PROMPT, target_size=(32, 32))
+    with pytest.raises(UsageError, match=r"original_size is a pair of whole numbers of pixels, got \(32\.0, 32\)"):
+        sdxl(PROMPT, original_size=(32.0, 32))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="negative_target_size: does nothing without both"):
+        sdxl(PROMPT, negative_target_size=(32, 32), num_inference_steps=1)
+
+
+@pytest.mark.parametrize("argument", ["ip_adapter_image", "ip_adapter_image_embeds", "callback", "callback_steps"])
+def test_arguments_that_are_not_taken(pipeline: RealCustomPipeline, argument: str) -> None:
+    with pytest.raises(TypeError, match=argument):
+        pipeline(PROMPT, **{argument: 1})  # type: ignore[arg-type]
+
+
+def test_to_refuses_what_diffusers_refuses(pipeline: RealCustomPipeline) -> None:
+    with pytest.raises(ValueError, match="dtype"):
+        pipeline.to(torch.float32, dtype=torch.float32)
+    with pytest.raises(ValueError, match="device"):
+        pipeline.to("cpu", device="cpu")
+
+
+def test_a_subject_encoded_once(pipeline: RealCustomPipeline, picture: Picture, tiny_models: tiny.TinyModels) -> None:
+    """The same bits as with the picture, after `to` and in another pipeline too."""
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+    expected = tensor(pipeline, PROMPT, [Subject(image=picture(0), word="dog")], generator=seeded(), **arguments)
+    encoded = pipeline.encode_subject(picture(0))
+    calls: list[int] = []
+    assert isinstance(pipeline.image_encoder, ClipEncoder)
+    pipeline.image_encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    pipeline.to(torch.bfloat16).to(torch.float32)
+    again = RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
+    other = tensor(quiet(again), PROMPT, [Subject(image=encoded, word="dog")], generator=seeded(), **arguments)
+    assert torch.equal(other, expected)
+    ours = tensor(pipeline, PROMPT, [Subject(image=encoded, word="dog")], generator=seeded(), **arguments)
+    assert torch.isfinite(ours).all() and not calls
+    with pytest.raises(UsageError, match=r"give its mask to pipe.encode_subject"):
+        Subject(image=encoded, word="dog", mask=Image.new("L", (32, 32), 255))
+    with pytest.raises(UsageError, match="encoded already"):
+        pipeline.encode_subject(encoded)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="subjects need an adapter"):
+        RealCustomPipeline(pipeline.base, pipeline.settings).encode_subject(picture(0))
+    pipeline.settings = override(pipeline.settings, {"image_encoder": {"fit": "crop"}})
+    with pytest.raises(UsageError, match="other image_encoder settings"):
+        pipeline(PROMPT, [Subject(image=encoded, word="dog")], **arguments)
+
+
+def test_a_mask_is_encoded_with_its_picture(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    pipeline.settings = override(pipeline.settings, {"image_encoder": {"reference": "crop"}})
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (4, 4, 20, 28))
+    arguments: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    given = Subject(image=picture(0), word="dog", mask=mask)
+    expected = tensor(pipeline, PROMPT, [given], generator=seeded(), **arguments)
+    encoded = Subject(image=pipeline.encode_subject(picture(0), mask), word="dog")
+    pipeline.to("cpu")  # the cache is empty now
+    assert torch.equal(tensor(pipeline, PROMPT, [encoded], generator=seeded(), **arguments), expected)
