@@ -199,7 +199,7 @@ class Sides:
             image=Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), word=WORD
         )
         assert ours.image_encoder is not None
-        tokens = ours.image_encoder.encode(ours.image_encoder.prepare(subject.image)[None]).to(device, dtype)
+        tokens = ours.image_encoder.encode(ours.image_encoder.prepare(subject.pictures[0])[None]).to(device, dtype)
         vision = {
             path: (attn.to_k_vision.weight, attn.to_v_vision.weight)
             for path, attn in text_cross_attentions(ours.base.unet).items()

@@ -121,7 +121,7 @@ class Service:
 
     def _job(self, request: ImagesRequest) -> GenerationJob:
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
-        pictures = [picture for subject in subjects for picture in (subject.image, subject.mask) if picture is not None]
+        pictures = [picture for subject in subjects for picture in subject.pictures]
         pixels = sum(picture.width * picture.height for picture in pictures)
         if pixels > self.settings.max_request_pixels:  # limits the memory of one place in the queue
             limit = self.settings.max_request_pixels
