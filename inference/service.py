@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from PIL import Image
-
 from realcustom.diffusion_pipeline import Subject
 from realcustom.errors import UsageError
 from realcustom.inference.engine import Engine, Generation, GenerationJob
@@ -123,8 +121,7 @@ class Service:
 
     def _job(self, request: ImagesRequest) -> GenerationJob:
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
-        given = [picture for subject in subjects for picture in (subject.image, subject.mask)]
-        pictures = [picture for picture in given if isinstance(picture, Image.Image)]
+        pictures = [picture for subject in subjects for picture in subject.pictures]
         pixels = sum(picture.width * picture.height for picture in pictures)
         if pixels > self.settings.max_request_pixels:  # limits the memory of one place in the queue
             limit = self.settings.max_request_pixels

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
 
+from realcustom.arrays import Picture, to_mask, to_picture
 from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
-from realcustom.sampling import KNOBS, SamplingParams
+from realcustom.sampling import KNOBS, SamplingParams, is_number
+from realcustom.schedule import Generators
 from realcustom.settings import GuidanceMode, GuidanceSettings, MethodSettings, Occurrence, Reference, without_effect
 from realcustom.warning import warn
 
@@ -21,24 +24,32 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 class Subject:
     """A picture of a subject, and the word of the prompt that is narrowed to it."""
 
-    image: Image.Image | EncodedSubject  # or what `pipe.encode_subject` returned
+    # PIL, numpy (H, W, C) or torch (C, H, W), as `arrays.to_picture` says, kept as PIL; or what `pipe.encode_subject` returned
+    image: Picture | EncodedSubject
     word: str | tuple[str, ...]  # several words share one mask, made of all their maps
     occurrence: Occurrence | int | str | None = None  # all, first, last or a number from 0; None = the adapter's
     scope: float | None = None  # influence scope of this subject; None = that of the call
-    mask: Image.Image | None = None  # where the subject is in its picture, for adapters with `reference: crop`
+    mask: Picture | None = None  # where the subject is in its picture, for adapters with `reference: crop`
 
     def __post_init__(self) -> None:
-        if isinstance(self.image, EncodedSubject) and self.mask is not None:
-            raise UsageError("this subject is encoded already: give its mask to pipe.encode_subject(image, mask)")
-        for name, value in (("image", self.image), ("mask", self.mask)):
-            if not isinstance(value, (Image.Image, EncodedSubject)) and not (name == "mask" and value is None):
-                raise UsageError(f"a subject's {name} is a PIL image, got a {type(value).__name__}; open it first")
-        if self.scope is not None and not 0 <= self.scope <= 1:
+        if isinstance(self.image, EncodedSubject):
+            if self.mask is not None:
+                raise UsageError("this subject is encoded already: give its mask to pipe.encode_subject(image, mask)")
+        else:
+            object.__setattr__(self, "image", to_picture(self.image))
+        if self.mask is not None:
+            object.__setattr__(self, "mask", Image.fromarray(to_mask(self.mask)))
+        if self.scope is not None and not (is_number(self.scope) and 0 <= self.scope <= 1):
             raise UsageError(f"a subject's scope is a ratio from 0 to 1, got {self.scope}")
         if isinstance(self.word, list):
             object.__setattr__(self, "word", tuple(self.word))
         if not self.words or not all(isinstance(word, str) for word in self.words):
             raise UsageError(f"a subject's word is one word of the prompt or several, got {self.word!r}")
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """Image and mask, as PIL."""
+        return [value for value in (self.image, self.mask) if isinstance(value, Image.Image)]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -63,12 +74,15 @@ def pair(
     prompt: str | Sequence[str], subjects: Sequence[Subject] | Sequence[Sequence[Subject]]
 ) -> tuple[list[str], list[list[Subject]]]:
     """Prompts, and a list of subjects for each. Raises UsageError where the numbers do not match."""
-    if isinstance(subjects, Subject):
-        raise UsageError("subjects is a list: subjects=[Subject(...)]")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if isinstance(subjects, Subject) or not isinstance(subjects, Sequence):
+        raise UsageError(f"subjects is a list: subjects=[Subject(...)]; got a {type(subjects).__name__}")
+    prompts: list[Any] = [*prompt] if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
+    for text in prompts:
+        if not isinstance(text, str):
+            raise UsageError(f"prompt is a text or a list of texts, got {text!r}")
     if not prompts:
-        raise UsageError("give at least one prompt")
-    nested = [list(row) for row in subjects if not isinstance(row, Subject)]
+        raise UsageError("prompt is an empty list: give at least one prompt")
+    nested = [_row(row) for row in subjects if not isinstance(row, Subject)]
     flat = [subject for subject in subjects if isinstance(subject, Subject)]
     if flat and nested:
         raise UsageError("subjects are either a list, or a list of lists, one for each prompt; not both")
@@ -79,6 +93,16 @@ def pair(
     if flat and len(prompts) > 1:
         raise UsageError(f"{len(prompts)} prompts need a list of subjects each: subjects=[[...], [...]]")
     return prompts, [flat for _ in prompts]
+
+
+def _row(row: Sequence[Subject]) -> list[Subject]:
+    """The subjects of one prompt."""
+    found: list[Any] = [*row] if isinstance(row, Sequence) and not isinstance(row, str) else [row]
+    for subject in found:
+        if not isinstance(subject, Subject):
+            inside = "" if subject is row else f" in a {type(row).__name__}"
+            raise UsageError(f"a subject is a Subject(image=..., word=...), got a {type(subject).__name__}{inside}")
+    return found
 
 
 def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodSettings:
@@ -94,6 +118,18 @@ def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodS
         if sentence not in without_effect(settings):
             warn(sentence)
     return changed
+
+
+def check_schedule(
+    sampling: SamplingParams, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None, eta: float | None
+) -> None:
+    """Raise UsageError where a call's schedule is said twice, or its eta is no share."""
+    for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is not None and sampling.num_inference_steps is not None:
+            steps = sampling.num_inference_steps
+            raise UsageError(f"{name} are the schedule: leave num_inference_steps={steps} out")
+    if eta is not None and not (is_number(eta) and 0 <= eta <= 1):
+        raise UsageError(f"eta is a share of noise from 0 to 1, got {eta!r}")
 
 
 def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]], sampling: SamplingParams) -> None:
@@ -136,13 +172,19 @@ def latent_size(height: int | None, width: int | None, default: int, factor: int
 
 def generators_for(
     generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | None, count: int
-) -> list[torch.Generator] | None:
-    """One generator per image: the given one for all, or, for a seed, one on the CPU with seed + i."""
+) -> Generators:
+    """The given generators, as diffusers takes them, or, for a seed, one per image on the CPU with seed + i."""
     if generator is None:
         if seed is None:
             return None
         return [torch.Generator().manual_seed(seed + i) for i in range(count)]  # the same numbers for any device
-    given = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
-    if len(given) != count:
-        raise UsageError(f"{len(given)} generators for {count} images; give one, or one for each")
-    return given
+    if isinstance(generator, torch.Generator):
+        return generator
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise UsageError(
+            f"generator is a torch.Generator, or a list with one for each image, got {generator!r}: "
+            "torch.Generator().manual_seed(5)"
+        )
+    if len(generator) != count:
+        raise UsageError(f"{len(generator)} generators for {count} images; give one, or one for each")
+    return list(generator)

@@ -119,15 +119,6 @@ def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
         return mask
     if how is MaskResize.AREA:
         return F.interpolate(mask, size=grid, mode="area")
-    if how is MaskResize.RELEASE_COMPAT:
-        resized = F.interpolate(mask, scale_factor=grid[0] / mask.shape[-2], mode="bilinear", align_corners=False)
-        if tuple(resized.shape[-2:]) != tuple(grid):
-            raise UsageError(
-                f"mask_resize release_compat brings the {mask.shape[-2]} x {mask.shape[-1]} mask to "
-                f"{resized.shape[-2]} x {resized.shape[-1]}, the layer has {grid[0]} x {grid[1]}: take mask_resize bilinear, "
-                "or a height and width that are multiples of 32 pixels"
-            )
-        return resized
     return F.interpolate(mask, size=grid, mode="bilinear", align_corners=False)
 
 

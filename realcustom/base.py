@@ -108,24 +108,24 @@ def encode_prompts(
         chunks: how many times the tokenizer's length is read; the pooled text is that of the first.
     Raises:
         UsageError: a clip_skip beyond the encoder's layers, or a projected text is asked for and the second text encoder
-            has no projection.
+            has no projection, or the text is not as wide as the UNet takes it.
     """
     pipeline = base.pipeline
     ids = tokenize(pipeline.tokenizer, prompts, chunks).to(base.device)
     if not base.is_sdxl and clip_skip is None:
-        return TextFeatures(hidden=_joined(pipeline.text_encoder(ids)[0], chunks))
+        return TextFeatures(hidden=_joined(base, pipeline.text_encoder(ids)[0], chunks))
     first = pipeline.text_encoder(ids, output_hidden_states=True)
     if not base.is_sdxl:
         encoder = pipeline.text_encoder
         norm = getattr(encoder, "text_model", encoder).final_layer_norm
-        return TextFeatures(hidden=_joined(norm(_layer(first.hidden_states, 1, clip_skip)), chunks))
+        return TextFeatures(hidden=_joined(base, norm(_layer(first.hidden_states, 1, clip_skip)), chunks))
     ids = tokenize(pipeline.tokenizer_2, prompts_2 or prompts, chunks).to(base.device)
     encoder = pipeline.text_encoder_2
     if pooled is PooledText.UNPROJECTED_COMPAT:
         encoder = getattr(encoder, "text_model", encoder)
     second = encoder(ids, output_hidden_states=True)
     hidden = torch.cat([_layer(each.hidden_states, 2, clip_skip) for each in (first, second)], -1)
-    return TextFeatures(hidden=_joined(hidden, chunks), pooled=_pooled(base, second, pooled)[::chunks])
+    return TextFeatures(hidden=_joined(base, hidden, chunks), pooled=_pooled(base, second, pooled)[::chunks])
 
 
 def _layer(states: Sequence[Tensor], from_end: int, clip_skip: int | None) -> Tensor:
@@ -135,8 +135,13 @@ def _layer(states: Sequence[Tensor], from_end: int, clip_skip: int | None) -> Te
     return states[-index]
 
 
-def _joined(hidden: Tensor, chunks: int) -> Tensor:
-    """(P * chunks, L, D) -> (P, chunks * L, D)."""
+def _joined(base: Base, hidden: Tensor, chunks: int) -> Tensor:
+    """(P * chunks, L, D) -> (P, chunks * L, D). Raises UsageError where D is not the UNet's."""
+    found, taken = hidden.shape[-1], base.unet.config.cross_attention_dim
+    if found != taken:
+        raise UsageError(
+            f"the text encoder's features are {found} wide, the UNet takes {taken}: use the text encoder of this base model"
+        )
     joined: Tensor = hidden.unflatten(0, (-1, chunks)).flatten(1, 2)
     return joined
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from realcustom import config
 from realcustom.errors import UsageError
 from realcustom.settings import MethodSettings
+from realcustom.storage import is_remote
 from realcustom.store import Store
 
 FORMAT = "realcustom-adapter-1"
@@ -72,7 +73,7 @@ def load_adapter(uri: str | Path, store: Store | None = None) -> Adapter:
 
     Raises MissingFile, StorageRefused, or UsageError if the file is not an adapter checkpoint of this project.
     """
-    data = (store or Store()).read(uri)
+    data = _read(uri, store)
     header = _parse_header(data, uri)
     return Adapter(
         tensors=safetensors.torch.load(data),
@@ -85,12 +86,21 @@ def load_adapter(uri: str | Path, store: Store | None = None) -> Adapter:
 
 def read_header(uri: str | Path, store: Store | None = None) -> Header:
     """The checkpoint's metadata, without its tensors. Raises as `load_adapter`."""
-    return _parse_header((store or Store()).read(uri), uri)
+    return _parse_header(_read(uri, store), uri)
 
 
 def adapter_sha256(uri: str | Path, store: Store | None = None) -> str:
     """sha256 of the file, 64 hex digits."""
     return hashlib.sha256((store or Store()).read(uri)).hexdigest()
+
+
+def _read(uri: str | Path, store: Store | None) -> bytes:
+    store = store or Store()
+    if not is_remote(str(uri)) and store.is_dir(uri):
+        found = [name for name in store.list_names(uri) if name.endswith(".safetensors")]
+        hint = f": give {str(uri).rstrip('/')}/{found[0]}" if len(found) == 1 else ", such as adapter.safetensors"
+        raise UsageError(f"{uri} is a folder, an adapter is one file{hint}")
+    return store.read(uri)
 
 
 def _parse_header(data: bytes, uri: str | Path) -> Header:

@@ -220,10 +220,10 @@ def _not_allowed(name: str, value: Any, names: Sequence[str], kinds: Sequence[st
 def _convert_enum(hint: type[enum.Enum], value: Any, name: str) -> enum.Enum:
     # YAML reads the bare words on/off as booleans
     plain = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-    allowed = {str(member.value): member for member in hint}
-    if str(plain) not in allowed:
-        raise _not_allowed(name, value, list(allowed))
-    return allowed[str(plain)]
+    try:
+        return hint(str(plain))
+    except ValueError:
+        raise _not_allowed(name, value, [str(member.value) for member in hint]) from None
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from realcustom import attention
 from realcustom.adapter_loading import load_parts
-from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, settings_with, warn_of_idle
+from realcustom.arguments import OUTPUT_TYPES, Subject, check_schedule, generators_for, settings_with, warn_of_idle
+from realcustom.arrays import Picture
 from realcustom.base import Base
 from realcustom.callbacks import Callback, is_guided, run_steps, steered, tensor_inputs
 from realcustom.checkpoint import Adapter
@@ -31,9 +31,9 @@ from realcustom.output import RealCustomOutput, to_images
 from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
 from realcustom.rows import make_rows, match_words, starting_noise
 from realcustom.sampler import Sampler
-from realcustom.sampling import SamplingParams
+from realcustom.sampling import SamplingParams, is_whole
 from realcustom.saving import adapter_of, save_folder
-from realcustom.schedule import check_scheduler, make_scheduler
+from realcustom.schedule import check_scheduler, make_scheduler, set_timesteps, step_arguments
 from realcustom.settings import (
     GuidanceSettings,
     MethodSettings,
@@ -274,7 +274,7 @@ class RealCustomPipeline:
         self.base.pipeline.enable_sequential_cpu_offload(gpu_id, device)
         self._move_adapter(self.base.device)
 
-    def encode_subject(self, image: Image.Image, mask: Image.Image | None = None) -> EncodedSubject:
+    def encode_subject(self, image: Picture, mask: Picture | None = None) -> EncodedSubject:
         """A subject's picture, encoded once for many calls: `Subject(image=pipe.encode_subject(image), word="dog")`.
 
         The value stays usable after `to`, offload and other calls, and in other pipelines with the same image encoder.
@@ -303,7 +303,7 @@ class RealCustomPipeline:
         subject_guidance_scale: float | None = None,
         influence_scope: float | None = None,
         influence_quantity: float | None = None,
-        mask_reuse_after: int | Never | None = None,
+        mask_reuse_after: int | Never | Literal["never"] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         prompt_2: str | Sequence[str] | None = None,
         negative_prompt_2: str | Sequence[str] | None = None,
@@ -316,6 +316,9 @@ class RealCustomPipeline:
         long_prompt: bool = False,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        eta: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
         latents: Tensor | None = None,
         use_mask: bool = True,
@@ -344,7 +347,7 @@ class RealCustomPipeline:
             subject_guidance_scale: w_i (in the direct modes the only weight).
             influence_scope: gamma_scope, ratio of the mask's cells kept; influence_quantity: gamma_num, ratio of
                 tokens.
-            mask_reuse_after: steps with a new mask; then the last one is reused. 0 counts as 1.
+            mask_reuse_after: steps with a new mask; then the last one is reused. 0 counts as 1; "never" = all steps.
             negative_prompt: used instead of the empty text.
             prompt_2, negative_prompt_2: SDXL's second text encoder reads these; the words are searched in `prompt`.
             prompt_embeds, negative_prompt_embeds: (P, T, D); SDXL also needs `pooled_prompt_embeds` (P, Dp) and
@@ -356,6 +359,8 @@ class RealCustomPipeline:
                 multiple of it; SDXL's pooled text is the first chunk's); without it the rest is cut off, with a warning.
             cross_attention_kwargs: {"scale": weight of the base's LoRA}.
             generator: one, or one per image.
+            eta: share of noise in a step, 0 to 1, for schedulers that take it (DDIM, TCD); None = 0.
+            timesteps, sigmas: the schedule itself instead of a number of steps, for schedulers that take it.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
             use_mask: False = the subjects act everywhere, for comparison.
             output_type: "pil", "np", "pt" or "latent".
@@ -371,8 +376,8 @@ class RealCustomPipeline:
             TargetWordNotFound, TargetWordTruncated: the word is not usable; the message names the prompt's words.
             UsageError: any other argument that cannot be used.
         """
-        if num_images_per_prompt < 1:  # said by the name that it has here
-            raise UsageError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+        if not is_whole(num_images_per_prompt) or num_images_per_prompt < 1:  # said by the name that it has here
+            raise UsageError(f"num_images_per_prompt is a whole number, at least 1, got {num_images_per_prompt!r}")
         sampling = SamplingParams(
             n=num_images_per_prompt,
             width=width,
@@ -414,6 +419,9 @@ class RealCustomPipeline:
                 sampling,
                 text=text,
                 generator=generator,
+                eta=eta,
+                timesteps=timesteps,
+                sigmas=sigmas,
                 latents=latents,
                 output_type=output_type,
                 sizes=sizes,
@@ -434,6 +442,9 @@ class RealCustomPipeline:
         *,
         text: TextInputs = NO_MORE_TEXT,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        eta: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         sizes: PictureSizes | None = None,
@@ -446,6 +457,8 @@ class RealCustomPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
+        sampling.check()
+        check_schedule(sampling, timesteps, sigmas, eta)
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         sizes = sizes or PictureSizes()
         sizes.check(self.base.is_sdxl)
@@ -453,7 +466,6 @@ class RealCustomPipeline:
         call_text, per_prompt = read_text(self.base, prompt, subjects, sampling, text)
         count = len(per_prompt) * sampling.n
         settings = settings_with(self.settings, sampling)
-        sampling.check()
         if any(per_prompt) and self.image_encoder is None:
             raise UsageError(_NO_ADAPTER)
         matches = match_words(call_text, settings, per_prompt)  # first: a wrong word is reported before any forward
@@ -464,7 +476,8 @@ class RealCustomPipeline:
         generators = generators_for(generator, sampling.seed, count)
         noise = starting_noise(self.base, count, sampling, generators, latents)
         scheduler = self.scheduler
-        scheduler.set_timesteps(settings.sampler.num_inference_steps, device=self.base.device)
+        set_timesteps(scheduler, settings.sampler.num_inference_steps, self.base.device, timesteps, sigmas)
+        extra = step_arguments(scheduler, generators, eta)
         own, negative = encode_text(call_text, settings.base.sdxl_pooled)
         rows = make_rows(
             self.base,
@@ -477,7 +490,6 @@ class RealCustomPipeline:
             tokens=[[self._tokens(subject) for subject in row] for row in per_prompt],
             black=self._black_tokens(settings) if any(per_prompt) else None,
             latents=noise * scheduler.init_noise_sigma,
-            generators=generators,
             sizes=sizes,
         )
         sampler = Sampler(
@@ -489,9 +501,10 @@ class RealCustomPipeline:
             mask=settings.mask,
             use_mask=sampling.use_mask,
             return_masks=sampling.return_masks,
+            step_arguments=extra,
         )
         self._begin(sampler)
-        steps = settings.sampler.num_inference_steps
+        steps = len(timesteps or sigmas or range(settings.sampler.num_inference_steps))
         masks = [step.masks for step in run_steps(self, sampler, steps, callback_on_step_end, inputs)]
         images = to_images(self.base, sampler.latents, output_type)
         self.base.pipeline.maybe_free_model_hooks()

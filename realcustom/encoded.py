@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from realcustom.arrays import Picture
 from realcustom.errors import UsageError
 from realcustom.image_encoder import ImageEncoder
 from realcustom.model import RealCustomModel
@@ -51,7 +52,7 @@ class EncodedSubject:
 
 
 def encode_subject(
-    image: Image.Image, mask: Image.Image | None, encoder: ImageEncoder, settings: ImageEncoderSettings
+    image: Picture, mask: Picture | None, encoder: ImageEncoder, settings: ImageEncoderSettings
 ) -> EncodedSubject:
     """Encode a picture. Raises as `prepare_reference`."""
     reference = prepare_reference(image, mask, settings)
@@ -67,8 +68,8 @@ class SubjectCache:
 
     def tokens(
         self,
-        image: Image.Image | EncodedSubject,
-        mask: Image.Image | None,
+        image: Picture | EncodedSubject,
+        mask: Picture | None,
         model: RealCustomModel,
         encoder: ImageEncoder,
         settings: ImageEncoderSettings,

@@ -25,12 +25,13 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip.modeling_siglip import SiglipMLP
 
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity, split_models, split_revision
 from realcustom.loading import LoadOptions, load_refusals
 from realcustom.reference import on_white
-from realcustom.settings import EncoderKind, ImageEncoderSettings
+from realcustom.settings import EncoderKind, ImageEncoderSettings, SiglipGelu
 from realcustom.views import high_resolution, make_views, normalise
 
 _CLIP: Mapping[str, Any] = {"clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel}
@@ -131,6 +132,10 @@ class SiglipDinoEncoder(ImageEncoder):
         """
         self.siglip, self.dino = siglip.requires_grad_(False).eval(), dino.requires_grad_(False).eval()
         self.processors, self.identity, self.settings = processors, identity, settings
+        if settings.siglip_gelu is SiglipGelu.EXACT:
+            for block in siglip.modules():
+                if isinstance(block, SiglipMLP):
+                    block.activation_fn = nn.GELU()
         _check_layers("layers", settings.layers, siglip)
         _check_layers("dino_layers", settings.dino_layers, dino)
         self.size = int(siglip.config.to_dict()["image_size"])  # R

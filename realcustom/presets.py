@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from realcustom.settings import (
+    RELEASED_SOLVER,
     BaseSettings,
     EncoderKind,
     Fit,
@@ -10,12 +11,12 @@ from realcustom.settings import (
     GuidanceSettings,
     ImageEncoderSettings,
     MaskNorm,
-    MaskResize,
     MaskSettings,
     MethodSettings,
     PooledText,
     Projector,
     SamplerSettings,
+    SiglipGelu,
     TimeIdsOrder,
     TimestepSpacing,
     TokenSettings,
@@ -42,17 +43,14 @@ def released_sdxl() -> MethodSettings:
         image_encoder=ImageEncoderSettings(
             kind=EncoderKind.SIGLIP_DINO,
             model="google/siglip-so400m-patch14-384,facebook/dinov2-with-registers-large",
+            siglip_gelu=SiglipGelu.EXACT,
             fit=Fit.STRETCH,
         ),
         tokens=TokenSettings(scoring=False, projector=Projector.HIGHRES),
         words=WordSettings(match=WordMatching.RELEASE_COMPAT),
-        mask=MaskSettings(
-            norm=MaskNorm.MINMAX_PER_LAYER, eps=1e-6, mask_resize=MaskResize.RELEASE_COMPAT, mask_reuse_after=12
-        ),
+        mask=MaskSettings(norm=MaskNorm.MINMAX_PER_LAYER, eps=1e-6, mask_reuse_after=12),
         guidance=GuidanceSettings(
             mode=GuidanceMode.DIRECT, subject_guidance_scale=3.5, uncond=Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED
         ),
-        sampler=SamplerSettings(
-            scheduler="dpmpp_single", num_inference_steps=25, timestep_spacing=TimestepSpacing.TRAILING
-        ),
+        sampler=SamplerSettings(scheduler=RELEASED_SOLVER, num_inference_steps=25),
     )

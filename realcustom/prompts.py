@@ -167,10 +167,12 @@ def _each(what: str, value: str | Sequence[str] | None, count: int) -> Texts:
     """One for each prompt; None = none given."""
     if value is None:
         return None
-    values = [value] * count if isinstance(value, str) else list(value)
+    values = [value] * count if isinstance(value, str) else value
+    if not isinstance(values, Sequence) or not all(isinstance(text, str) for text in values):
+        raise UsageError(f"{what} are texts, one or one for each prompt, got {value!r}")
     if len(values) != count:
         raise UsageError(f"{len(values)} {what} for {count} prompts; give one, or one for each")
-    return values
+    return list(values)
 
 
 def zeros_for_no_negative(base: Base) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
+from realcustom.arrays import Picture, to_mask, to_picture
 from realcustom.errors import UsageError
 from realcustom.settings import EncoderKind, Fit, ImageEncoderSettings, Reference
 
@@ -12,20 +13,18 @@ WHITE = (255, 255, 255)
 MARGIN = 0.05  # white margin around a cut-out, as a share of the subject's longer side
 
 
-def prepare_reference(
-    image: Image.Image, mask: Image.Image | np.ndarray | None, settings: ImageEncoderSettings
-) -> Image.Image:
+def prepare_reference(image: Picture, mask: Picture | None, settings: ImageEncoderSettings) -> Image.Image:
     """A subject's picture, any size and mode, as the square RGB picture that the encoder takes.
 
     Args:
-        image: the picture; EXIF orientation is applied, transparency becomes white.
-        mask: where the subject is: (H, W), of the picture's size after EXIF orientation; non-zero = subject. For
-            `reference: crop`; without a mask the alpha channel is used.
+        image: the picture, as `to_picture` takes it; EXIF orientation is applied, transparency becomes white.
+        mask: where the subject is, as `to_mask` takes it, of the picture's size after EXIF orientation; non-zero =
+            subject. For `reference: crop`; without a mask the alpha channel is used.
     Raises:
         UsageError: a cut-out is asked for and neither a mask nor transparency is there, or the mask is empty or of
-            another size.
+            another size; as `to_picture` and `to_mask`.
     """
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(to_picture(image))
     alpha = _alpha(image)
     rgb = on_white(image)
     if settings.reference is Reference.CROP:
@@ -73,20 +72,18 @@ def square(image: Image.Image, fit: Fit) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         return image.convert("RGBA").getchannel("A")
     return None
 
 
-def _subject_mask(
-    mask: Image.Image | np.ndarray | None, alpha: Image.Image | None, size: tuple[int, int]
-) -> np.ndarray:
+def _subject_mask(mask: Picture | None, alpha: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
     chosen = mask if mask is not None else alpha
     if chosen is None or (mask is None and alpha is not None and np.asarray(alpha).min() == 255):
         raise UsageError(
             "this adapter takes a subject cut out on white (reference: crop): give a mask or a picture with transparency"
         )
-    array = np.asarray(chosen.convert("L") if isinstance(chosen, Image.Image) else chosen) > 0
+    array = to_mask(chosen)
     if array.shape != (size[1], size[0]):
         raise UsageError(f"the mask is {array.shape[1]} x {array.shape[0]}, the picture {size[0]} x {size[1]}")
     if not array.any():

@@ -18,6 +18,7 @@ from realcustom.errors import UsageError
 from realcustom.prompts import CallText
 from realcustom.sampler import Rows
 from realcustom.sampling import SamplingParams
+from realcustom.schedule import Generators
 from realcustom.settings import MethodSettings
 from realcustom.sizes import PictureSizes
 from realcustom.tokens import check_tokenizers_agree
@@ -87,7 +88,6 @@ def make_rows(
     tokens: Sequence[Sequence[Tensor]],
     black: Tensor | None,
     latents: Tensor,
-    generators: Sequence[torch.Generator] | None,
     sizes: PictureSizes,
 ) -> Rows:
     """The rows of a call, `sampling.n` for each prompt.
@@ -117,7 +117,6 @@ def make_rows(
 
     return Rows(
         latents=latents,
-        generators=generators,
         prompt_embeds=repeated(text.hidden),
         negative_prompt_embeds=repeated(negative.hidden),
         pooled_prompt_embeds=repeated(text.pooled),
@@ -148,16 +147,14 @@ def starting_noise(
     base: Base,
     count: int,
     sampling: SamplingParams,
-    generators: Sequence[torch.Generator] | None,
+    generators: Generators,
     latents: Tensor | None,
 ) -> Tensor:
-    """`count` noises (B, c, h, w), standard normal: `latents`, or drawn: in one tensor if all generators are the same one."""
+    """`count` noises (B, c, h, w), standard normal: `latents`, or drawn as diffusers' pipelines do."""
     size = latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor)
     shape = (count, base.unet.config.in_channels, *size)
     if latents is None:
-        one = generators is not None and all(generator is generators[0] for generator in generators)
-        drawn = generators[0] if one and generators is not None else list(generators or ()) or None
-        noise: Tensor = randn_tensor(shape, generator=drawn, device=base.device, dtype=base.unet.dtype)
+        noise: Tensor = randn_tensor(shape, generator=generators, device=base.device, dtype=base.unet.dtype)
         return noise
     if tuple(latents.shape) != shape:
         raise UsageError(f"latents must have shape {shape}, got {tuple(latents.shape)}")

@@ -9,7 +9,6 @@ Letters: B rows, c h w latent, T text tokens, D text width, U subjects, S image 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -48,7 +47,6 @@ class Rows:
     time_ids: Tensor | None = None  # (B, 6)
     negative_time_ids: Tensor | None = None  # (B, 6); None = the same
     black_image_embeds: Tensor | None = None  # (S, Di): image tokens of the unconditional branch, if any
-    generators: Sequence[torch.Generator] | None = None  # for schedulers that draw noise
 
     @property
     def subjects(self) -> int:
@@ -78,6 +76,7 @@ class Sampler:
     mask: MaskSettings
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
     return_masks: bool = False  # record maps even where no branch needs them
+    step_arguments: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler's step: eta, generator
     latents: Tensor = field(init=False)  # (B, c, h, w), after the last step; a caller may replace them
     _masks: tuple[Tensor, ...] | None = None
     _recorded: MapRecorder | None = None  # maps of the last step, for the mask of the next
@@ -140,7 +139,9 @@ class Sampler:
                 branches, scaled, timestep, self._recorded if source in branches else None, source
             )
         combined = combine(predictions, self.weights, self._all_masks(), self._with_subjects)
-        self.latents = self._scheduler_step(combined, timestep)
+        self.latents = self.scheduler.step(combined, timestep, self.latents, **self.step_arguments, return_dict=False)[
+            0
+        ]
         return Step(index=index, timestep=timestep, latents=self.latents, masks=self._masks)
 
     def _steps_with_new_masks(self) -> int:
@@ -258,15 +259,6 @@ class Sampler:
                 mask_resize=self.mask.mask_resize,
             )
         return replace(subject, index=index, gate=gate, mask=mask)
-
-    def _scheduler_step(self, prediction: Tensor, timestep: Tensor) -> Tensor:
-        extra: dict[str, Any] = {}
-        if self.rows.generators is not None and "generator" in inspect.signature(self.scheduler.step).parameters:
-            first = self.rows.generators[0]
-            same = all(generator is first for generator in self.rows.generators)
-            extra["generator"] = first if same else list(self.rows.generators)
-        latents: Tensor = self.scheduler.step(prediction, timestep, self.latents, **extra, return_dict=False)[0]
-        return latents
 
 
 def _of(branches: Branches, own: T, unconditional: T) -> list[T]:

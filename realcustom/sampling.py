@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import numbers
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from realcustom.errors import UsageError
 from realcustom.settings import Never
@@ -59,7 +60,7 @@ class SamplingParams:
     influence_quantity: float | None = field(
         default=None, metadata=_knob("part of a subject's features that act", ge=0.0, le=1.0, section="tokens")
     )
-    mask_reuse_after: int | Never | None = field(
+    mask_reuse_after: int | Never | Literal["never"] | None = field(
         default=None, metadata=_knob("steps with a new mask; then the last one is reused", ge=0, section="mask")
     )
     clip_skip: int | None = field(
@@ -73,8 +74,12 @@ class SamplingParams:
         default=False, metadata=_knob("the influence mask of every subject and step, in the answer")
     )
 
+    def __post_init__(self) -> None:
+        if self.mask_reuse_after == Never.NEVER.value:
+            object.__setattr__(self, "mask_reuse_after", Never.NEVER)
+
     def check(self) -> None:
-        """Raise UsageError for a number that is out of its range or not finite."""
+        """Raise UsageError for a value of another type, or a number that is out of its range or not finite."""
         for knob in KNOBS:
             knob.check(getattr(self, knob.name))
 
@@ -96,15 +101,37 @@ class Knob:
     ge: float | None
     le: float | None
     section: str | None
+    words: tuple[str, ...]  # values beside those of `type`
 
     def check(self, value: Any) -> None:
-        """Raise UsageError for a number out of range, or one that is not a number."""
-        if value is None or isinstance(value, enum.Enum):
+        """Raise UsageError for a number out of range, or a value of another type."""
+        if (value is None and self.optional) or isinstance(value, enum.Enum) or self.type is str:
             return
+        takes, name = _TYPES[self.type]
+        if value is None or not takes(value):
+            allowed = " or ".join([*(f"'{word}'" for word in self.words), name])
+            raise UsageError(f"{self.name} is {allowed}, got {value!r}")
         if self.ge is not None and self.le is not None and not self.ge <= value <= self.le:
             raise UsageError(f"{self.name} must lie in {self.ge:g} to {self.le:g}, got {value}")
         if self.ge is not None and not value >= self.ge:
             raise UsageError(f"{self.name} must be at least {self.ge:g}, got {value}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number, numpy's included; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number by type (3.0 is none), numpy's included."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+_TYPES: dict[type, tuple[Callable[[object], bool], str]] = {
+    int: (is_whole, "a whole number"),
+    float: (is_number, "a number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+}
 
 
 def _knobs() -> tuple[Knob, ...]:
@@ -115,7 +142,17 @@ def _knobs() -> tuple[Knob, ...]:
 def _knob_of(field: dataclasses.Field[Any], hint: Any) -> Knob:
     types = typing.get_args(hint) or (hint,)
     return Knob(
-        name=field.name, type=types[0], optional=type(None) in types, default=field.default, **dict(field.metadata)
+        name=field.name,
+        type=types[0],
+        optional=type(None) in types,
+        default=field.default,
+        words=tuple(
+            str(member.value)
+            for other in types
+            if isinstance(other, type) and issubclass(other, enum.Enum)
+            for member in other
+        ),
+        **dict(field.metadata),
     )
 
 

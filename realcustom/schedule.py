@@ -1,8 +1,11 @@
-"""The sampling schedule: the diffusers scheduler that the settings name, and the noise level that weights the scores."""
+"""The sampling schedule: the diffusers scheduler that the settings name, its steps, and the noise level that weights the
+scores."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -10,12 +13,15 @@ import torch
 from torch import Tensor
 
 from realcustom.errors import UsageError
-from realcustom.settings import SamplerSettings, TimestepSpacing
+from realcustom.released_solver import ReleasedSolver
+from realcustom.settings import RELEASED_SOLVER, SamplerSettings, TimestepSpacing
 from realcustom.warning import warn
 
 OWN = "base"
 BENDING = ("clip_sample", "thresholding")  # options that make a step no longer affine in the prediction
 SHORT_NAMES = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepScheduler"}
+
+Generators = torch.Generator | list[torch.Generator] | None  # as diffusers takes them: one for all images, or one each
 
 
 def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
@@ -23,14 +29,16 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
 
     Raises UsageError for a name that is not a diffusers scheduler, or one that the method is not defined on.
     """
+    if settings.scheduler == RELEASED_SOLVER:
+        return ReleasedSolver.of(own.config)
     kind: Any = type(own)
     if settings.scheduler != OWN:
         name = SHORT_NAMES.get(settings.scheduler, settings.scheduler)
         kind = getattr(diffusers, name, None)
         if kind is None or not name.endswith("Scheduler"):
             raise UsageError(
-                f"sampler.scheduler '{settings.scheduler}' is not ddim, dpmpp_single, base or a scheduler of diffusers, "
-                "e.g. EulerDiscreteScheduler"
+                f"sampler.scheduler '{settings.scheduler}' is not ddim, dpmpp_single, {RELEASED_SOLVER}, base or a "
+                "scheduler of diffusers, e.g. EulerDiscreteScheduler"
             )
     changes: dict[str, Any] = {name: False for name in BENDING if name in own.config or settings.scheduler != OWN}
     if kind is diffusers.DPMSolverSinglestepScheduler:
@@ -42,8 +50,58 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
     return scheduler
 
 
+def set_timesteps(
+    scheduler: Any,
+    num_inference_steps: int,
+    device: torch.device,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> None:
+    """Set a call's schedule: so many steps, or the given timesteps or noise levels, as diffusers' pipelines do.
+
+    Raises UsageError for both at once, for a scheduler that does not take them, and for values that it refuses.
+    """
+    kind = type(scheduler).__name__
+    given: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
+    named: dict[str, Any] = {name: list(values) for name, values in given.items() if values is not None}
+    if len(named) > 1:
+        raise UsageError("give timesteps or sigmas, not both")
+    for name, values in named.items():
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise UsageError(f"{kind} takes no {name}: leave them out, or assign a scheduler that does")
+        if not values:
+            raise UsageError(f"{name} is empty: give one for each step")
+    chosen = named or {"num_inference_steps": num_inference_steps}
+    try:
+        scheduler.set_timesteps(**chosen, device=device)
+    except ValueError as error:
+        raise UsageError(
+            f"{kind} refuses {' '.join(f'{name} {value}' for name, value in chosen.items())}: {error}"
+        ) from error
+
+
+def step_arguments(scheduler: Any, generators: Generators, eta: float | None) -> dict[str, Any]:
+    """What a scheduler's `step` takes besides prediction, timestep and sample: as diffusers' pipelines give it.
+
+    Args:
+        eta: share of noise in a step (the eta of DDIM); None = 0 where the scheduler takes one.
+    Raises:
+        UsageError: an eta is given and the scheduler takes none.
+    """
+    taken = inspect.signature(scheduler.step).parameters
+    if eta is not None and "eta" not in taken:
+        raise UsageError(f"{type(scheduler).__name__} takes no eta, got {eta}: leave it out, or assign DDIM or TCD")
+    given = {"eta": eta or 0.0, "generator": generators}
+    return {name: value for name, value in given.items() if name in taken}
+
+
 def check_scheduler(scheduler: Any) -> None:
-    """Raise UsageError for a scheduler that the method is not defined on."""
+    """Raise UsageError for what is no scheduler of diffusers, or one that the method is not defined on."""
+    if isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
+        raise UsageError(
+            f"scheduler is one of diffusers' schedulers, got {scheduler!r}: e.g. "
+            "EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+        )
     if not hasattr(scheduler, "alphas_cumprod"):
         raise UsageError(
             f"{type(scheduler).__name__} is a flow-matching scheduler or has no alphas_cumprod; RealCustom's scores are "
@@ -64,15 +122,23 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def alphas_cumprod_at(scheduler: Any, timestep: Tensor) -> Tensor:
-    """alphas_cumprod at a step, a scalar, in variance-preserving form.
+    """alphas_cumprod at a step, a scalar, in variance-preserving form: abar = 1 / (1 + sigma^2).
 
     Between integers sigma = sqrt((1 - abar) / abar) is interpolated by its logarithm, as in diffusers' schedulers with
-    such timesteps; then abar = 1 / (1 + sigma^2).
+    such timesteps. Continuous timesteps are log(sigma) / 4 (EDM's noise conditioning).
     """
     table: Tensor = scheduler.alphas_cumprod
     value = float(timestep)
+    if _is_continuous(scheduler):
+        return 1 / (1 + table.new_tensor(8 * value).exp())
     low = min(max(math.floor(value), 0), len(table) - 1)
     if value <= low or low == len(table) - 1:
         return table[low]
     logs = ((1 - table[low : low + 2]) / table[low : low + 2]).log() / 2
     return 1 / (1 + torch.lerp(logs[0], logs[1], value - low).exp() ** 2)
+
+
+def _is_continuous(scheduler: Any) -> bool:
+    """Whether timesteps are noise levels; diffusers has that for v-prediction alone."""
+    config = scheduler.config
+    return (config.get("timestep_type"), config.get("prediction_type")) == ("continuous", "v_prediction")

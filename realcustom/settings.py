@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from realcustom.errors import UsageError
 
+RELEASED_SOLVER = "dpmpp_released"  # a scheduler's name, as `ddim`
+
 
 class Variant(enum.Enum):
     """Which method."""
@@ -40,6 +42,13 @@ class EncoderKind(enum.Enum):
 
     CLIP = "clip"  # patch tokens of a CLIP vision model [P]
     SIGLIP_DINO = "siglip_dino"  # SigLIP and DINOv2 concatenated, at two scales (RealCustom++)
+
+
+class SiglipGelu(enum.Enum):
+    """The activation in SigLIP's blocks."""
+
+    MODEL = "model"  # as its configuration says; in the hub's models the approximation by tanh
+    EXACT = "exact"  # by the error function, as in the encoder that the released weights were trained with
 
 
 class Reference(enum.Enum):
@@ -164,7 +173,14 @@ class MaskResize(enum.Enum):
 
     BILINEAR = "bilinear"  # align_corners=False, no antialias
     AREA = "area"
-    RELEASE_COMPAT = "release_compat"  # one factor for both sides, as in the released code; fails on some sizes
+
+    @classmethod
+    def _missing_(cls, value: object) -> MaskResize | None:
+        """`release_compat` of older settings and checkpoints: bilinear with the heights' ratio for both sides.
+
+        It failed on sizes whose widths have another ratio; for sides that are multiples of 32 it was `bilinear`.
+        """
+        return cls.BILINEAR if value == "release_compat" else None
 
 
 class GuidanceMode(enum.Enum):
@@ -222,6 +238,7 @@ class ImageEncoderSettings:
     layers: tuple[int, ...] = (-2,)  # hidden states used as tokens, the deepest last; -2 = the last but one
     dino_layers: tuple[int, ...] = (-2,)  # the same for DINOv2 (siglip_dino)
     high_res: int = 768  # side in pixels of the picture whose parts are the local views (siglip_dino)
+    siglip_gelu: SiglipGelu = SiglipGelu.MODEL  # (siglip_dino)
     drop_prefix: bool = True  # leave class and register tokens out
     reference: Reference = Reference.IMAGE
     fit: Fit = Fit.PAD
@@ -235,6 +252,9 @@ class ImageEncoderSettings:
             "layers": str(list(self.layers)),
             "drop_prefix": str(self.drop_prefix),
         }
+        if self.siglip_gelu is SiglipGelu.EXACT:
+            # in the kind, which tables made before this setting have too: theirs are features of the model's activation
+            details["kind"] += " with exact GELU"
         if self.kind is EncoderKind.SIGLIP_DINO:
             details |= {"dino_layers": str(list(self.dino_layers)), "high_res": str(self.high_res)}
         return details
@@ -352,7 +372,8 @@ class GuidanceSettings:
 class SamplerSettings:
     """The sampling schedule."""
 
-    # `ddim`, `dpmpp_single`, a diffusers class (built from the base's own configuration), or `base`: the base's own
+    # `ddim`, `dpmpp_single`, `dpmpp_released` (the released code's solver with its own timesteps), a diffusers class
+    # (built from the base's own configuration), or `base`: the base's own
     scheduler: str = "ddim"
     num_inference_steps: int = 50  # denoising steps, at least 1; quality and time grow with it
     timestep_spacing: TimestepSpacing = TimestepSpacing.BASE
@@ -419,10 +440,12 @@ def without_effect(settings: MethodSettings) -> list[str]:
         idle += [f"mask.{name} does nothing with mask.norm none" for name in _changed(mask, ("eps",))]
         if mask.binary:
             idle.append("mask.norm none does nothing with mask.binary: kept cells are 1")
+    if settings.sampler.scheduler == RELEASED_SOLVER and settings.sampler.timestep_spacing is not TimestepSpacing.BASE:
+        idle.append(f"sampler.timestep_spacing does nothing with sampler.scheduler {RELEASED_SOLVER}: it has its own")
     if encoder.kind is EncoderKind.CLIP:
         idle += [
             f"image_encoder.{name} does nothing with image_encoder.kind clip"
-            for name in _changed(encoder, ("dino_layers", "high_res"))
+            for name in _changed(encoder, ("dino_layers", "high_res", "siglip_gelu"))
         ]
     return idle
 

@@ -88,3 +88,9 @@ print("done")
     result = subprocess.run(run, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True)
     cpu, peak_pss, out = result.stdout.split()
     assert 1.8 < float(cpu) < 3.5 and 1e8 < float(peak_pss) < 2e8 and out == "done"
+
+
+def test_parity_needs_a_checkout_of_the_release(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/parity.py", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert run.returncode == 1 and "is no checkout of the released repository" in run.stderr

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from realcustom import attention, maps
 from realcustom.attention import Conditioning, DecoupledAttentionProcessor, SubjectTokens
+from realcustom.config import build
 from realcustom.maps import MapRecorder, WordTokens
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
@@ -183,19 +184,30 @@ def test_resizing_a_mask() -> None:
     mask = torch.rand(1, 1, 16, 12)
     for how in MaskResize:
         assert torch.equal(attention.resize_mask(mask, (16, 12), how), mask)
-        for grid in ((5, 7), (8, 6)) if how is not MaskResize.RELEASE_COMPAT else ((8, 6),):
+        for grid in ((5, 7), (8, 6)):
             constant = attention.resize_mask(torch.full_like(mask, 0.3), grid, how)
             assert constant.shape[-2:] == grid and (constant - 0.3).abs().max() <= 1e-7
         halved = attention.resize_mask(mask, (8, 6), how)
         assert torch.allclose(halved, torch.nn.functional.avg_pool2d(mask, 2), atol=1e-7)
 
 
-def test_the_released_resize_fails_on_sides_that_do_not_halve() -> None:
-    """One factor for both sides: 1024 x 1040 pixels have 64 x 65 and 32 x 33 cells, the factor gives 32 x 32."""
-    mask = torch.rand(1, 1, 64, 65)
-    assert attention.resize_mask(mask, (32, 33), MaskResize.BILINEAR).shape[-2:] == (32, 33)
-    with pytest.raises(ValueError, match=r"64 x 65 mask to 32 x 32, the layer has 32 x 33: take mask_resize bilinear"):
-        attention.resize_mask(mask, (32, 33), MaskResize.RELEASE_COMPAT)
+@pytest.mark.parametrize("side", [768, 1024, 1536])
+def test_the_released_resize_is_bilinear_where_it_works(side: int) -> None:
+    """It takes the heights' ratio for both sides: equal on multiples of 32 pixels; 1040 gives 32 of 33 cells."""
+    for width in range(512, 2049, 32):
+        mask = torch.rand(1, 1, side // 16, width // 16)
+        grid = (side // 32, width // 32)
+        released = torch.nn.functional.interpolate(mask, scale_factor=grid[0] / mask.shape[2], mode="bilinear")
+        assert torch.equal(attention.resize_mask(mask, grid, MaskResize.BILINEAR), released)
+    wide = torch.rand(1, 1, 64, 65)
+    assert torch.nn.functional.interpolate(wide, scale_factor=0.5, mode="bilinear").shape[-2:] == (32, 32)
+    assert attention.resize_mask(wide, (32, 33), MaskResize.BILINEAR).shape[-2:] == (32, 33)
+
+
+def test_settings_of_before_that_name_the_released_resize_are_bilinear() -> None:
+    assert build(MaskSettings, {"mask_resize": "release_compat"}).mask_resize is MaskResize.BILINEAR
+    with pytest.raises(ValueError, match=r"'release' is not allowed.* bilinear, area"):
+        build(MaskSettings, {"mask_resize": "release"})
 
 
 def test_map_rows_sum_to_one(model: RealCustomModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from transformers import (
 
 from realcustom.identity import model_identity, resolve_model, same_content
 from realcustom.image_encoder import ClipEncoder, SiglipDinoEncoder, count_local_views, load_image_encoder
-from realcustom.settings import EncoderKind, ImageEncoderSettings
+from realcustom.settings import EncoderKind, ImageEncoderSettings, SiglipGelu
 from realcustom.views import high_resolution, make_views
 from tests.support import tiny
 
@@ -224,3 +225,28 @@ def test_what_does_not_fit_is_refused(models: str, clip: str, tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=message):
             load_image_encoder(model, settings)
+
+
+def test_siglip_with_the_exact_gelu(models: str) -> None:
+    """The released encoder's activation in every block; by default the model's own, an approximation by tanh."""
+    picture = noise()
+    tokens = {}
+    for gelu in SiglipGelu:
+        encoder = load_image_encoder(models, dataclasses.replace(pp(), siglip_gelu=gelu))
+        tokens[gelu] = encoder.encode(encoder.prepare(picture)[None])
+    exact = SiglipVisionModel.from_pretrained(models.split(",")[0], hidden_act="gelu").eval()
+    encoder = load_image_encoder(models, pp())
+    assert isinstance(encoder, SiglipDinoEncoder)
+    encoder.siglip = exact
+    assert torch.equal(tokens[SiglipGelu.EXACT], encoder.encode(encoder.prepare(picture)[None]))
+    difference = (tokens[SiglipGelu.EXACT] - tokens[SiglipGelu.MODEL])[..., :32].abs().max()
+    assert 0 < difference < 1e-2
+
+
+def test_features_of_another_activation_are_others() -> None:
+    """Tables made before the setting say nothing of it: they hold the model's own, under the kind's plain name."""
+    model, exact = (dataclasses.replace(pp(), siglip_gelu=gelu).of_features() for gelu in SiglipGelu)
+    assert model["kind"] == "siglip_dino" and exact["kind"] == "siglip_dino with exact GELU"
+    assert {name: value for name, value in model.items() if name != "kind"} == {
+        name: value for name, value in exact.items() if name != "kind"
+    }

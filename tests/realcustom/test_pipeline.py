@@ -259,7 +259,7 @@ def test_outputs_and_callback(pipeline: RealCustomPipeline, picture: Picture) ->
         ({"output_type": "jpeg"}, "'jpeg'"),
         ({"influence_scope": 1.5}, "0 to 1, got 1.5"),
         ({"influence_quantity": -0.1}, "0 to 1, got -0.1"),
-        ({"mask_reuse_after": -1}, "number of steps from 0"),
+        ({"mask_reuse_after": -1}, "mask_reuse_after must be at least 0, got -1"),
         ({"num_images_per_prompt": 0}, "at least 1, got 0"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, r"shape \(1, 4, 16, 16\)"),
         ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators for 1 images"),

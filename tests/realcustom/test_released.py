@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DPMSolverSinglestepScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from realcustom import RealCustomPipeline
 from realcustom.checkpoint import load_adapter, save_adapter
 from realcustom.presets import released_sdxl
 from realcustom.released import convert_released
+from realcustom.settings import MaskResize, SiglipGelu
 from tests.support import tiny
 
 PROJECTOR = "encoder_hidden_states_vision_projection"
@@ -112,8 +115,29 @@ def test_the_settings_are_the_presets(parts: dict[str, str]) -> None:
     adapter = convert_released(parts["weights"], parts["base"], parts["encoder"])
     encoder = dataclasses.replace(released_sdxl().image_encoder, model=adapter.settings.image_encoder.model)
     assert adapter.settings == dataclasses.replace(released_sdxl(), image_encoder=encoder)
-    assert encoder.high_res == 768 and adapter.settings.mask.mask_reuse_after == 12
+    assert encoder.siglip_gelu is SiglipGelu.EXACT and encoder.high_res == 768
+    assert adapter.settings.mask.mask_reuse_after == 12
     assert adapter.image_encoder.count("@sha256-") == 2 and adapter.base.startswith("base@sha256-")
+
+
+def test_an_adapter_converted_before_loads(parts: dict[str, str], tmp_path: Path) -> None:
+    """Its settings name the released resize, diffusers' solver and no activation: they mean what they meant."""
+    adapter = convert(parts)
+    save_adapter(tmp_path / "new.safetensors", adapter)
+    with safetensors.safe_open(tmp_path / "new.safetensors", "pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["settings"])
+    settings["mask"]["mask_resize"] = "release_compat"
+    settings["sampler"] = {"scheduler": "dpmpp_single", "num_inference_steps": 25, "timestep_spacing": "trailing"}
+    del settings["image_encoder"]["siglip_gelu"]
+    old = tmp_path / "old.safetensors"
+    safetensors.torch.save_file(dict(adapter.tensors), old, metadata | {"settings": json.dumps(settings)})
+    loaded = load_adapter(old).settings
+    assert loaded.mask.mask_resize is MaskResize.BILINEAR and loaded.image_encoder.siglip_gelu is SiglipGelu.MODEL
+    pipeline = RealCustomPipeline.from_pretrained(parts["base"], old, parts["encoder"])
+    assert type(pipeline.scheduler) is DPMSolverSinglestepScheduler
+    save_adapter(old, dataclasses.replace(adapter, settings=loaded))
+    assert load_adapter(old).settings.mask.mask_resize is MaskResize.BILINEAR
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,7 @@ def test_masked_rescaling_is_told_of_the_mask(pipeline: RealCustomPipeline, pict
 
 
 def test_subjects_everywhere_beside_a_row_without(pipeline: RealCustomPipeline, picture: Picture) -> None:
-    """use_mask=False, on a picture that is not square, with the released resize: the stand-in mask has the grid's size."""
-    pipeline.settings = override(pipeline.settings, {"mask": {"mask_resize": "release_compat"}})
+    """use_mask=False, on a picture that is not square: the stand-in mask has the grid's size."""
     out = draw(
         pipeline,
         [[Subject(image=picture(0), word="dog")], []],

@@ -1,0 +1,128 @@
+"""A mistake in a call's arguments is one sentence that names the value and the way out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from realcustom import RealCustomPipeline, SamplingParams, Subject
+from realcustom.checkpoint import load_adapter, read_header
+from realcustom.errors import UsageError
+from realcustom.settings import Never
+from tests.support import tiny
+
+Picture = Callable[[int], Image.Image]
+PROMPT = "a dog on grass"
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_models: tiny.TinyModels) -> RealCustomPipeline:
+    return RealCustomPipeline.from_pretrained(tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": 5}, r"generator is a torch.Generator, or a list .*, got 5: torch.Generator\(\).manual_seed"),
+        ({"generator": [1]}, r"generator is a torch.Generator, or a list .*, got \[1\]"),
+        ({"prompt": None}, "give prompt or prompt_embeds; both are None"),
+        ({"prompt": 5}, "prompt is a text or a list of texts, got 5"),
+        ({"prompt": ["a dog", None]}, "prompt is a text or a list of texts, got None"),
+        ({"prompt": []}, "prompt is an empty list"),
+        ({"negative_prompt": 5}, "negative prompts are texts, one or one for each prompt, got 5"),
+        ({"negative_prompt": [None]}, r"negative prompts are texts, .*got \[None\]"),
+        ({"num_inference_steps": 3.0}, r"num_inference_steps is a whole number, got 3\.0"),
+        ({"num_inference_steps": "3"}, "num_inference_steps is a whole number, got '3'"),
+        ({"num_inference_steps": True}, "num_inference_steps is a whole number, got True"),
+        ({"num_images_per_prompt": 2.0}, r"num_images_per_prompt is a whole number, at least 1, got 2\.0"),
+        ({"width": "32"}, "width is a whole number, got '32'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must lie in 0 to 1000, got nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must lie in 0 to 1000, got inf"),
+        ({"guidance_scale": "7.5"}, r"guidance_scale is a number, got '7\.5'"),
+        ({"guidance_scale": [7.5]}, r"guidance_scale is a number, got \[7\.5\]"),
+        ({"subject_guidance_scale": -float("inf")}, "subject_guidance_scale must lie in 0 to 1000, got -inf"),
+        ({"influence_scope": float("nan")}, "influence_scope must lie in 0 to 1, got nan"),
+        ({"influence_quantity": float("inf")}, "influence_quantity must lie in 0 to 1, got inf"),
+        ({"mask_reuse_after": 2.5}, r"mask_reuse_after is 'never' or a whole number, got 2\.5"),
+        ({"mask_reuse_after": "newer"}, "mask_reuse_after is 'never' or a whole number, got 'newer'"),
+        ({"use_mask": 1}, "use_mask is true or false, got 1"),
+        ({"subjects": None}, r"subjects is a list: subjects=\[Subject\(...\)\]; got a NoneType"),
+        ({"subjects": [("dog.png", "dog")]}, "a subject is a Subject.*, got a str in a tuple"),
+        ({"subjects": ["dog"]}, "a subject is a Subject.*, got a str"),
+        ({"subjects": [{"word": "dog"}]}, "a subject is a Subject.*, got a dict"),
+        ({"subjects": "dog"}, "a subject is a Subject.*, got a str"),
+    ],
+)
+def test_mistakes_in_a_call(pipe: RealCustomPipeline, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pipe(**{"prompt": PROMPT, "num_inference_steps": 1, **arguments})
+
+
+@pytest.mark.parametrize("scope", [float("nan"), "0.2", True])
+def test_a_subjects_scope(scope: Any) -> None:
+    with pytest.raises(UsageError, match="a subject's scope is a ratio from 0 to 1, got"):
+        Subject(image=Image.new("RGB", (8, 8)), word="dog", scope=scope)
+
+
+def test_numbers_of_numpy_are_numbers(pipe: RealCustomPipeline) -> None:
+    plain = pipe(PROMPT, num_inference_steps=1, guidance_scale=5.0, output_type="pt", generator=seeded()).images
+    same = pipe(
+        PROMPT,
+        num_inference_steps=np.int64(1),  # type: ignore[arg-type]
+        guidance_scale=np.float32(5),  # type: ignore[arg-type]
+        output_type="pt",
+        generator=seeded(),
+    ).images
+    assert isinstance(plain, torch.Tensor) and isinstance(same, torch.Tensor) and torch.equal(plain, same)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_never_is_a_word_or_the_enum(pipe: RealCustomPipeline, picture: Picture) -> None:
+    assert SamplingParams(mask_reuse_after="never") == SamplingParams(mask_reuse_after=Never.NEVER)
+    dog = [Subject(image=picture(0), word="dog")]
+    for value in ("never", Never.NEVER):
+        out = pipe(PROMPT, dog, mask_reuse_after=value, num_inference_steps=2, return_masks=True, output_type="latent")
+        assert out.masks is not None and out.masks[0][0] is not out.masks[1][0]
+    reused = pipe(PROMPT, dog, mask_reuse_after=1, num_inference_steps=2, return_masks=True, output_type="latent").masks
+    assert reused is not None and reused[0][0] is reused[1][0]
+
+
+def test_a_picture_of_any_kind_draws_the_same(pipe: RealCustomPipeline, picture: Picture) -> None:
+    array = np.asarray(picture(0))
+    images = [
+        pipe(
+            PROMPT, [Subject(image=kind, word="dog")], num_inference_steps=1, output_type="pt", generator=seeded()
+        ).images
+        for kind in (picture(0), array, torch.from_numpy(array / np.float32(255)).permute(2, 0, 1))
+    ]
+    assert all(torch.equal(torch.as_tensor(image), torch.as_tensor(images[0])) for image in images)
+
+
+def test_a_folder_is_no_adapter(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a folder, an adapter is one file, such as adapter\.safetensors"):
+        load_adapter(tmp_path)
+    shutil.copy(tiny_models.adapter, tmp_path / "mine.safetensors")
+    for read in (load_adapter, read_header):
+        with pytest.raises(UsageError, match=f"an adapter is one file: give {tmp_path}/mine.safetensors"):
+            read(f"{tmp_path}/")
+    with pytest.raises(UsageError, match="is a folder"):
+        RealCustomPipeline.from_pretrained(tiny_models.base, tmp_path, tiny_models.image_encoder)
+
+
+def test_a_text_encoder_of_another_width(pipeline: RealCustomPipeline) -> None:
+    tokenizer = pipeline.tokenizer
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    pipeline.text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    with pytest.raises(UsageError, match="the text encoder's features are 32 wide, the UNet takes 24"):
+        pipeline(PROMPT, num_inference_steps=1)
