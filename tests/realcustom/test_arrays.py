@@ -165,7 +165,8 @@ HALF[2:5, 1:4] = True
 def test_every_kind_of_mask(mask: Any) -> None:
     """Also through `Subject`, to the cut-out that the encoder is shown."""
     assert (to_mask(mask) == HALF).all()
-    found = prepare_reference(*Subject(image=NOISE, word="dog", mask=mask).pictures, CROP)
+    image, given = Subject(image=NOISE, word="dog", mask=mask).pictures
+    found = prepare_reference(image, given, CROP)
     assert np.array_equal(np.asarray(found), np.asarray(prepare_reference(Image.fromarray(NOISE), HALF, CROP)))
 
 
