@@ -35,7 +35,7 @@ MUTANTS = (
         file="diffusion_pipeline.py",
         right="latents=noise * scheduler.init_noise_sigma,",
         wrong="latents=noise * (scheduler.init_noise_sigma if latents is None else 1),",
-        tests="test_diffusers.py",
+        tests="test_schedulers.py",
     ),
     Mutant(
         name="the mask acts outside",

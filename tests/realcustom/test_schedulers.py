@@ -128,6 +128,15 @@ def test_a_calls_schedule_means_what_it_means_in_diffusers(both: Pair, name: str
     assert not torch.allclose(ours, plain, atol=1e-3)
 
 
+def test_given_latents_are_brought_to_the_first_steps_noise(both: Pair) -> None:
+    """They are standard normal, as in diffusers; this scheduler starts at a larger deviation."""
+    drawn, _ = both.draw("EulerDiscreteScheduler", num_inference_steps=3)
+    latents = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))  # what the call draws itself
+    assert made("EulerDiscreteScheduler").init_noise_sigma > 2
+    ours, expected = both.draw("EulerDiscreteScheduler", num_inference_steps=3, latents=latents)
+    assert torch.equal(ours, expected) and torch.equal(ours, drawn)
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
 def test_a_list_of_generators(both: Pair, name: str) -> None:
     """One each, or one object in several places, of which stock draws picture by picture."""
