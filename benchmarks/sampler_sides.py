@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from PIL import Image
 from release_order import ReleaseOrder
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from realcustom import RealCustomPipeline, Subject
-from realcustom.attention import Conditioning, KeyValue, TextTokens
+from realcustom.attention import Conditioning
 from realcustom.checkpoint import Adapter, save_adapter
 from realcustom.identity import model_identity
 from realcustom.maps import MapRecorder, WordTokens, by_queries, level_grids, text_cross_attentions
@@ -197,6 +197,7 @@ class Sides:
         plain, ip_adapter, third = (loaded(size, folder / "base", device, dtype) for _ in range(3))
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
         subject = Subject(image=picture, word=WORD)
+        ours.set_progress_bar_config(disable=True)
         assert ours.image_encoder is not None
         tokens = ours.image_encoder.encode(ours.image_encoder.prepare(picture)[None]).to(device, dtype)
         vision = {
@@ -238,11 +239,10 @@ class Sides:
         words = WordTokens.of(self.release.word.expand(batch, 1, -1))
         grids = by_queries(level_grids(self.size.latent, self.size.latent, len(unet.config.block_out_channels)))
         conditions, settings = self.release.text[1], self.ours.settings.mask
-        cache: dict[Attention, KeyValue] = {}
         made = []
         for timestep in range(self.size.steps):
             recorder = MapRecorder(words=words) if maps else None
-            conditioning = Conditioning(grids=grids, recorder=recorder, texts=[TextTokens(embeds=text, cache=cache)])
+            conditioning = Conditioning(grids=grids, recorder=recorder)
             out = unet(
                 self.latents,
                 timestep,

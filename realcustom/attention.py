@@ -30,26 +30,6 @@ MOVES = ("group_offloading", "layer_execution_tracker", "lazy_", "layerwise_cast
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTokens:
-    """The text of some rows of a UNet call.
-
-    With a `cache` its keys and values are computed once and kept by the caller.
-    """
-
-    embeds: Tensor  # (B, T, D_text)
-    cache: dict[Attention, KeyValue] | None = None
-
-    def keys_values(self, attn: Attention) -> KeyValue:
-        """Keys and values in this layer, each (B, H, T, d)."""
-        pair = None if self.cache is None else self.cache.get(attn)
-        if pair is None:
-            pair = _split(attn, attn.to_k(self.embeds)), _split(attn, attn.to_v(self.embeds))
-            if self.cache is not None:
-                self.cache[attn] = pair
-        return pair
-
-
-@dataclass(frozen=True, kw_only=True)
 class SubjectTokens:
     """One subject's image tokens for a UNet call, and which of them act.
 
@@ -91,7 +71,6 @@ class Conditioning:
     scale: float = 1.0  # weight of the visual term
     mask_resize: MaskResize = MaskResize.BILINEAR
     recorder: MapRecorder | None = None
-    texts: Sequence[TextTokens] = ()  # texts of the call's rows, in order; none = the UNet's own argument
     _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def mask_at(self, subject: int, queries: int) -> Tensor | None:
@@ -139,12 +118,12 @@ class DecoupledAttentionProcessor:
     ) -> Tensor:
         residual = hidden_states
         batch = len(hidden_states)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attention_mask is not None:
-            length = (hidden_states if encoder_hidden_states is None else encoder_hidden_states).shape[1]
-            prepared = attn.prepare_attention_mask(attention_mask, length, batch)
+            prepared = attn.prepare_attention_mask(attention_mask, context.shape[1], batch)
             attention_mask = prepared.view(batch, attn.heads, -1, prepared.shape[-1])
         query = _split(attn, attn.to_q(hidden_states))  # (B, H, N, d)
-        key, value = _text_keys_values(attn, hidden_states, encoder_hidden_states, conditioning)
+        key, value = _split(attn, attn.to_k(context)), _split(attn, attn.to_v(context))
         output = _attend(attn, query, key, value, attention_mask, conditioning, is_self=encoder_hidden_states is None)
         output = output.transpose(1, 2).flatten(2).to(query.dtype)  # (B, N, H*d)
         if conditioning is not None and encoder_hidden_states is not None:
@@ -152,27 +131,15 @@ class DecoupledAttentionProcessor:
         projected: Tensor = attn.to_out[1](attn.to_out[0](output))
         if attn.residual_connection:
             projected = projected + residual
-        projected = projected / attn.rescale_output_factor
+        if attn.rescale_output_factor != 1:
+            projected = projected / attn.rescale_output_factor
         return projected
 
 
 def _split(attn: Attention, tokens: Tensor) -> Tensor:
     """(B, n, H*d) -> (B, H, n, d)."""
-    heads: Tensor = tokens.unflatten(2, (attn.heads, -1))  # (B, n, H, d)
-    return heads.transpose(1, 2)
-
-
-def _text_keys_values(
-    attn: Attention, hidden_states: Tensor, text: Tensor | None, conditioning: Conditioning | None
-) -> KeyValue:
-    if text is None:
-        return _split(attn, attn.to_k(hidden_states)), _split(attn, attn.to_v(hidden_states))
-    if conditioning is None or not conditioning.texts:
-        return TextTokens(embeds=text).keys_values(attn)
-    pairs = [tokens.keys_values(attn) for tokens in conditioning.texts]
-    if len(pairs) == 1:
-        return pairs[0]
-    return torch.cat([key for key, _ in pairs]), torch.cat([value for _, value in pairs])
+    rows, count, width = tokens.shape
+    return tokens.view(rows, count, attn.heads, width // attn.heads).transpose(1, 2)
 
 
 def _attend(
@@ -208,15 +175,16 @@ def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: 
     if output.requires_grad:
         output = output.clone()  # not in place: autograd needs the attention's output
     query = query[conditioning.rows]  # (R, H, N, d)
-    rows = output[conditioning.rows].unflatten(2, (attn.heads, -1)).transpose(1, 2)  # (R, H, N, d), a view
+    rows = output[conditioning.rows]  # (R, N, H*d), a view
     for number, subject in enumerate(conditioning.subjects):
         key, value = subject.keys_values(attn)
         visual = F.scaled_dot_product_attention(query, key, value)  # (R, H, N, d)
+        visual = visual.transpose(1, 2).flatten(2)  # (R, N, H*d)
         mask = conditioning.mask_at(number, query.shape[2])  # (R, N, 1)
         if mask is None:
             rows.add_(visual, alpha=conditioning.scale)
         else:
-            rows.addcmul_(visual, mask[:, None].to(visual.dtype), value=conditioning.scale)
+            rows.addcmul_(visual, mask.to(visual.dtype), value=conditioning.scale)
     return output
 
 

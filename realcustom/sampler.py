@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from realcustom import maps
-from realcustom.attention import Conditioning, KeyValue, SubjectTokens, TextTokens
+from realcustom.attention import Conditioning, SubjectTokens
 from realcustom.guidance import Branch, Weights, combine
 from realcustom.maps import MapRecorder, WordTokens
 from realcustom.mask import influence_mask
@@ -80,9 +80,6 @@ class Sampler:
     latents: Tensor = field(init=False)  # (B, c, h, w), after the last step; a caller may replace them
     _masks: tuple[Tensor, ...] | None = None
     _recorded: MapRecorder | None = None  # maps of the last step, for the mask of the next
-    # The prompt's keys and values are computed once and shared by all UNet calls. The negative prompt's, used by one
-    # branch only, are computed in each call: keeping them would cost much memory and save little time.
-    _prompt: dict[Any, KeyValue] = field(default_factory=dict)
     _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by UNet call and subject
 
     def __post_init__(self) -> None:
@@ -111,7 +108,6 @@ class Sampler:
     def change_text(self, rows: Rows) -> None:
         """Use the text of these rows from the next step on."""
         self.rows = rows
-        self._prompt.clear()
 
     def run(self) -> Iterator[Step]:
         """All steps, one after another; the consumer may stop after any of them."""
@@ -199,7 +195,6 @@ class Sampler:
             first = branches.index(recorded) * len(scaled)
             recorder.rows = slice(first, first + len(scaled))
         rows = self.rows
-        prompt = TextTokens(embeds=rows.prompt_embeds, cache=self._prompt)
         conditioning = (
             None
             if self.model is None
@@ -212,7 +207,6 @@ class Sampler:
                 scale=self.model.settings.attn.scale,
                 mask_resize=self.mask.mask_resize,
                 recorder=recorder,
-                texts=_of(branches, prompt, TextTokens(embeds=rows.negative_prompt_embeds)),
             )
         )
         output = self.unet(

@@ -40,8 +40,8 @@ MUTANTS = (
     Mutant(
         name="the mask acts outside",
         file="attention.py",
-        right="rows.addcmul_(visual, mask[:, None]",
-        wrong="rows.addcmul_(visual, 1 - mask[:, None]",
+        right="rows.addcmul_(visual, mask.to",
+        wrong="rows.addcmul_(visual, 1 - mask.to",
         tests="test_attention.py",
     ),
     Mutant(

@@ -286,9 +286,9 @@ def test_subjects_need_an_adapter(tiny_models: TinyModels, picture: Picture) -> 
 
 @pytest.mark.parametrize("scoring", [True, False])
 def test_keys_and_values_are_made_once(pipeline: RealCustomPipeline, picture: Picture, scoring: bool) -> None:
-    """The prompt's and a subject's: once a call, for all launches and however many steps select from them.
+    """A subject's: once a call, for all launches and however many steps select from them.
 
-    The negative prompt's, in one branch alone, in each step: kept they would cost memory for little time.
+    The text's, of all branches, in each launch as in stock diffusers: kept they would cost memory for little time.
     """
     tokens = dataclasses.replace(pipeline.settings.tokens, scoring=scoring)
     pipeline.settings = dataclasses.replace(pipeline.settings, tokens=tokens)
@@ -309,6 +309,6 @@ def test_keys_and_values_are_made_once(pipeline: RealCustomPipeline, picture: Pi
     for _ in range(2):
         calls.clear()
         call(pipeline, [Subject(image=picture(0), word="dog")])
-        text, visual = (1 + STEPS) * len(layers), len(layers)
+        text, visual = 2 * STEPS * len(layers), len(layers)  # two launches a step
         assert calls == {"to_k": text, "to_v": text, "to_k_vision": visual, "to_v_vision": visual}
     assert encoded == [1]  # also over calls
