@@ -24,12 +24,13 @@ from realcustom.encoded import EncodedSubject, SubjectCache, encode_subject
 from realcustom.errors import UsageError
 from realcustom.guidance import Weights
 from realcustom.image_encoder import ImageEncoder
+from realcustom.image_inputs import ImageInputs, Pictures
 from realcustom.loading import LoadOptions
 from realcustom.lora import lora_scaled
 from realcustom.model import RealCustomModel
 from realcustom.output import RealCustomOutput, to_images
 from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
-from realcustom.rows import make_rows, match_words, starting_noise
+from realcustom.rows import make_rows, match_words
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams, is_whole
 from realcustom.saving import adapter_of, save_folder
@@ -43,11 +44,13 @@ from realcustom.settings import (
     without_effect,
 )
 from realcustom.sizes import PictureSizes, Size
+from realcustom.start import make_start
 from realcustom.warning import warn
 
 __all__ = ["EncodedSubject", "RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
 NO_MORE_TEXT = TextInputs()
+NO_IMAGES = ImageInputs()
 
 
 _NO_ADAPTER = "subjects need an adapter: give one to from_pretrained(adapter=...)"
@@ -321,6 +324,9 @@ class RealCustomPipeline:
         sigmas: Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
         latents: Tensor | None = None,
+        image: Pictures | None = None,
+        strength: float | None = None,
+        mask_image: Pictures | None = None,
         use_mask: bool = True,
         output_type: str = "pil",
         return_masks: bool = False,
@@ -340,7 +346,7 @@ class RealCustomPipeline:
             prompt: one prompt or several; several are generated as one batch. None with `prompt_embeds`; beside them it
                 says where the subjects' words are, and must be the text that they were made from.
             subjects: subjects of the prompt; for several prompts, a list for each (of any lengths).
-            height, width: pixels, multiples of the VAE's factor; None = the base model's own size.
+            height, width: pixels, multiples of the VAE's factor; None = the size of a given picture, else the base model's own.
             guidance_scale: w_t. Without subjects it is that of diffusers: no guidance up to 1. With subjects it weighs the
                 prompt against the unconditional image in the cascade modes (1 = as the prompt says, 0 = not at all);
                 docs/method.md has the formulas.
@@ -362,6 +368,11 @@ class RealCustomPipeline:
             eta: share of noise in a step, 0 to 1, for schedulers that take it (DDIM, TCD); None = 0.
             timesteps, sigmas: the schedule itself instead of a number of steps, for schedulers that take it.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
+            image: redraw this picture (img2img), one for all prompts or one for each; it is resized to height and width.
+            strength: how far: the part of the steps that is run, 0 to 1. None = as diffusers' pipeline: 0.8, SDXL 0.3; with
+                mask_image 1.0, SDXL 0.9999.
+            mask_image: draw anew where this is white (inpainting); elsewhere `image` stays. The size is then the base's own
+                unless given. A UNet of inpainting's 9 channels reads both; for any other the picture is put back each step.
             use_mask: False = the subjects act everywhere, for comparison.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False = a tuple as the stock pipeline's: (images, None), for SDXL (images,).
@@ -403,6 +414,7 @@ class RealCustomPipeline:
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             token_words=token_words,
         )
+        images = ImageInputs(image=image, strength=strength, mask_image=mask_image)
         sizes = PictureSizes(
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
@@ -418,6 +430,7 @@ class RealCustomPipeline:
                 subjects,
                 sampling,
                 text=text,
+                images=images,
                 generator=generator,
                 eta=eta,
                 timesteps=timesteps,
@@ -441,6 +454,7 @@ class RealCustomPipeline:
         sampling: SamplingParams,
         *,
         text: TextInputs = NO_MORE_TEXT,
+        images: ImageInputs = NO_IMAGES,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         eta: float | None = None,
         timesteps: Sequence[int] | None = None,
@@ -458,6 +472,8 @@ class RealCustomPipeline:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
         sampling.check()
+        images.check(self.base)
+        sampling = images.sized(self.base, sampling)
         check_schedule(sampling, timesteps, sigmas, eta)
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         sizes = sizes or PictureSizes()
@@ -474,10 +490,19 @@ class RealCustomPipeline:
         if self.model is not None:
             attention.check_unpatched(self.base.unet)
         generators = generators_for(generator, sampling.seed, count)
-        noise = starting_noise(self.base, count, sampling, generators, latents)
         scheduler = self.scheduler
         set_timesteps(scheduler, settings.sampler.num_inference_steps, self.base.device, timesteps, sigmas)
         extra = step_arguments(scheduler, generators, eta)
+        start = make_start(
+            self.base,
+            images,
+            sampling,
+            scheduler,
+            prompts=len(per_prompt),
+            steps=len(timesteps or sigmas or range(settings.sampler.num_inference_steps)),
+            generators=generators,
+            latents=latents,
+        )
         own, negative = encode_text(call_text, settings.base.sdxl_pooled)
         rows = make_rows(
             self.base,
@@ -489,13 +514,14 @@ class RealCustomPipeline:
             matches=matches,
             tokens=[[self._tokens(subject) for subject in row] for row in per_prompt],
             black=self._black_tokens(settings) if any(per_prompt) else None,
-            latents=noise * scheduler.init_noise_sigma,
+            latents=start.latents,
             sizes=sizes,
         )
         sampler = Sampler(
             unet=self.base.unet,
             model=self.model,
             scheduler=scheduler,
+            start=start,
             rows=rows,
             guidance=settings.guidance,
             mask=settings.mask,
@@ -504,12 +530,11 @@ class RealCustomPipeline:
             step_arguments=extra,
         )
         self._begin(sampler)
-        steps = len(timesteps or sigmas or range(settings.sampler.num_inference_steps))
-        masks = [step.masks for step in run_steps(self, sampler, steps, callback_on_step_end, inputs)]
-        images = to_images(self.base, sampler.latents, output_type)
+        masks = [step.masks for step in run_steps(self, sampler, callback_on_step_end, inputs)]
+        drawn = to_images(self.base, sampler.latents, output_type)
         self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
-            images=images,
+            images=drawn,
             masks=[mask for mask in masks if mask is not None] if sampling.return_masks else None,
             words=[[match.phrase for match in row] for row in matches for _ in range(sampling.n)],
         )
@@ -519,7 +544,7 @@ class RealCustomPipeline:
         self._weights = sampler.weights
         self._guidance_scale = sampler.guidance.guidance_scale
         self._subject_guidance_scale = sampler.guidance.subject_guidance_scale
-        self._num_timesteps = len(sampler.scheduler.timesteps)
+        self._num_timesteps = len(sampler.start.timesteps)
 
     def _next_guidance(self) -> GuidanceSettings:
         """The guidance of the next step: the call's, as a callback has changed it."""

@@ -80,6 +80,26 @@ def set_timesteps(
         ) from error
 
 
+def cut_schedule(scheduler: Any, steps: int, strength: float) -> tuple[Tensor, int]:
+    """The last part of the schedule, as diffusers cuts it: its timesteps and its number of steps.
+
+    Args:
+        steps: of the whole schedule.
+        strength: the part of them that is run, 0 to 1.
+    Raises:
+        UsageError: none would be run.
+    """
+    left = min(int(steps * strength), steps)
+    if left < 1:
+        raise UsageError(
+            f"strength {strength} of {steps} steps runs none: give more steps, or a strength of at least {1 / steps:g}"
+        )
+    first = (steps - left) * int(getattr(scheduler, "order", 1))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:], left
+
+
 def step_arguments(scheduler: Any, generators: Generators, eta: float | None) -> dict[str, Any]:
     """What a scheduler's `step` takes besides prediction, timestep and sample: as diffusers' pipelines give it.
 
