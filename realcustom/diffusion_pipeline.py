@@ -19,12 +19,13 @@ from realcustom.base import Base
 from realcustom.callbacks import Callback, is_guided, run_steps, steered, tensor_inputs
 from realcustom.checkpoint import Adapter
 from realcustom.conditioning import encode_text
+from realcustom.control_inputs import ControlNets, T2IAdapters, make_controls
 from realcustom.delegation import assign_to_stock, stock_attribute
 from realcustom.encoded import EncodedSubject, SubjectCache, encode_subject
 from realcustom.errors import UsageError
 from realcustom.guidance import Weights
 from realcustom.image_encoder import ImageEncoder
-from realcustom.image_inputs import ImageInputs, Pictures
+from realcustom.image_inputs import ImageInputs, ModelPictures, Pictures, Shares
 from realcustom.loading import LoadOptions
 from realcustom.lora import lora_scaled
 from realcustom.model import RealCustomModel
@@ -74,6 +75,9 @@ class RealCustomPipeline:
     ) -> None:
         self.settings, self.model, self.image_encoder = settings, model, image_encoder
         self._checkpoint: Adapter | None = None  # what the adapter was loaded from, without its tensors
+        # what guides calls that show it a picture; a call moves it to the base's device and dtype
+        self.controlnet: ControlNets | None = None
+        self.t2i_adapter: T2IAdapters | None = None
         self._scheduler: Any = None
         self._scheduler_of: SamplerSettings | None = None  # the settings that it was built from; None = it was assigned
         self._encoded = SubjectCache()
@@ -106,6 +110,8 @@ class RealCustomPipeline:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        controlnet: ControlNets | None = None,
+        t2i_adapter: T2IAdapters | None = None,
     ) -> RealCustomPipeline:
         """Load a base model and an adapter.
 
@@ -123,6 +129,8 @@ class RealCustomPipeline:
             variant, use_safetensors, revision: of the base's files, as in diffusers.
             config: folder or hub id with the configuration of a single file; None = diffusers' own guess.
             token, cache_dir, local_files_only, force_download: of downloads of the base and the image encoder.
+            controlnet, t2i_adapter: loaded models that a call's `control_image` and `adapter_image` need, one or several;
+                the attributes of these names can be set later, too.
         Raises:
             UsageError: an argument is wrong; the message says which and what to do. MissingFile if the
                 adapter does not exist.
@@ -140,6 +148,7 @@ class RealCustomPipeline:
         parts = load_parts(base, adapter, image_encoder, device, torch_dtype, options)
         pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
         pipe._checkpoint = parts.checkpoint
+        pipe.controlnet, pipe.t2i_adapter = controlnet, t2i_adapter
         return pipe
 
     def save_pretrained(
@@ -327,6 +336,13 @@ class RealCustomPipeline:
         image: Pictures | None = None,
         strength: float | None = None,
         mask_image: Pictures | None = None,
+        control_image: ModelPictures | None = None,
+        controlnet_conditioning_scale: Shares = 1.0,
+        control_guidance_start: Shares = 0.0,
+        control_guidance_end: Shares = 1.0,
+        guess_mode: bool = False,
+        adapter_image: ModelPictures | None = None,
+        adapter_conditioning_scale: Shares = 1.0,
         use_mask: bool = True,
         output_type: str = "pil",
         return_masks: bool = False,
@@ -373,6 +389,12 @@ class RealCustomPipeline:
                 mask_image 1.0, SDXL 0.9999.
             mask_image: draw anew where this is white (inpainting); elsewhere `image` stays. The size is then the base's own
                 unless given. A UNet of inpainting's 9 channels reads both; for any other the picture is put back each step.
+            control_image: what the ControlNets in `pipe.controlnet` see, in [0, 1]: a picture for all prompts or one for each;
+                with several ControlNets a list of one for each, or for each prompt such a list.
+            controlnet_conditioning_scale, control_guidance_start, control_guidance_end: weight of the ControlNets, and the
+                part of the steps in which they act; for several models numbers or lists.
+            guess_mode: the ControlNets guide the rows with the prompt alone, as in diffusers.
+            adapter_image, adapter_conditioning_scale: the same for the T2I-adapters in `pipe.t2i_adapter`.
             use_mask: False = the subjects act everywhere, for comparison.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False = a tuple as the stock pipeline's: (images, None), for SDXL (images,).
@@ -414,7 +436,18 @@ class RealCustomPipeline:
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             token_words=token_words,
         )
-        images = ImageInputs(image=image, strength=strength, mask_image=mask_image)
+        images = ImageInputs(
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            control_image=control_image,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            guess_mode=guess_mode,
+            adapter_image=adapter_image,
+            adapter_conditioning_scale=adapter_conditioning_scale,
+        )
         sizes = PictureSizes(
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
@@ -493,6 +526,9 @@ class RealCustomPipeline:
         scheduler = self.scheduler
         set_timesteps(scheduler, settings.sampler.num_inference_steps, self.base.device, timesteps, sigmas)
         extra = step_arguments(scheduler, generators, eta)
+        controls = make_controls(
+            self.base, images, self.controlnet, self.t2i_adapter, prompts=len(per_prompt), sampling=sampling
+        )
         start = make_start(
             self.base,
             images,
@@ -528,6 +564,7 @@ class RealCustomPipeline:
             use_mask=sampling.use_mask,
             return_masks=sampling.return_masks,
             step_arguments=extra,
+            controls=controls,
         )
         self._begin(sampler)
         masks = [step.masks for step in run_steps(self, sampler, callback_on_step_end, inputs)]

@@ -111,11 +111,15 @@ def read_pictures(
     )
     height, width = size
     pixels = [processor.preprocess(one, height=height, width=width) for one in found]
-    return torch.cat(pixels).float()
+    return (
+        pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+    ).float()  # one keeps its memory layout, as in diffusers
 
 
 def each_row(tensor: Tensor, rows: int) -> Tensor:
     """(1 or P, ...) as (B, ...) of the same memory layout: each prompt's rows are beside each other."""
+    if len(tensor) == rows:
+        return tensor
     return torch.cat([one for one in tensor.split(1) for _ in range(rows // len(tensor))])
 
 
