@@ -23,10 +23,10 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from realcustom import RealCustomPipeline, Subject
+from realcustom import RealCustomPipeline
 from realcustom.config import override
 from realcustom.errors import UsageError
-from tests.realcustom.test_image_inputs import PROMPT, PROMPTS, half, photo, quiet, seeded, tensor
+from tests.realcustom.test_image_inputs import PROMPT, PROMPTS, half, photo, quiet, seeded, stock, subject, tensor
 from tests.support import tiny
 
 Picture = Callable[[int], Image.Image]
@@ -46,12 +46,6 @@ def adapter(seed: int = 0, channels: int = 3) -> T2IAdapter:
     return T2IAdapter(in_channels=channels, channels=[32, 64], num_res_blocks=1, downscale_factor=2).eval()
 
 
-def stock(kind: Any, pipe: RealCustomPipeline, **parts: Any) -> Any:
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    pipe.diffusers.set_progress_bar_config(disable=True)
-    return quiet(kind.from_pipe(pipe.diffusers, scheduler=scheduler, **parts))
-
-
 def rows_of(model: torch.nn.Module) -> list[int]:
     """The number of rows of each call of this model from now on."""
     calls: list[int] = []
@@ -61,10 +55,6 @@ def rows_of(model: torch.nn.Module) -> list[int]:
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     return calls
-
-
-def subject(picture: Picture, **fields: Any) -> list[Subject]:
-    return [Subject(image=picture(0), word="dog", **fields)]
 
 
 @pytest.fixture
@@ -255,6 +245,15 @@ def test_models_are_given_while_loading_and_follow_the_base(tiny_models: tiny.Ti
     pipe.controlnet = None
     with pytest.raises(UsageError, match="no ControlNetModel is loaded"):
         tensor(pipe, PROMPT, control_image=photo())
+
+
+def test_models_stay_where_the_base_runs_with_offload(sd: RealCustomPipeline, picture: Picture) -> None:
+    sd.controlnet, sd.t2i_adapter = net_of(sd.unet), adapter()
+    shown: dict[str, Any] = {"control_image": photo(), "adapter_image": photo(), "image": photo()}
+    before = tensor(sd, PROMPT, subject(picture), **shown)
+    sd.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        assert torch.equal(tensor(sd, PROMPT, subject(picture), **shown), before)
 
 
 def test_what_cannot_guide(sd: RealCustomPipeline) -> None:

@@ -79,11 +79,11 @@ def sd(pipeline: RealCustomPipeline) -> RealCustomPipeline:
     return pipeline
 
 
-def stock(kind: Any, pipe: RealCustomPipeline) -> Any:
-    """The stock pipeline of the same parts; a scheduler of its own."""
+def stock(kind: Any, pipe: RealCustomPipeline, **parts: Any) -> Any:
+    """The stock pipeline of the same parts and these; a scheduler of its own."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     pipe.diffusers.set_progress_bar_config(disable=True)
-    return quiet(kind.from_pipe(pipe.diffusers, scheduler=scheduler))
+    return quiet(kind.from_pipe(pipe.diffusers, scheduler=scheduler, dtype=pipe.dtype, **parts))
 
 
 def subject(picture: Picture, **fields: Any) -> list[Subject]:
@@ -226,6 +226,22 @@ def test_a_subject_acts_in_the_mask_alone(sd: RealCustomPipeline, picture: Pictu
     assert torch.equal(with_it[..., 10:], plain[..., 10:])
     assert (with_it[..., :10] - plain[..., :10]).abs().max() > 1e-3
     assert torch.allclose(tensor(sd, PROMPT, subject(picture, scope=0.0), **arguments), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(sd: RealCustomPipeline, picture: Picture, dtype: torch.dtype) -> None:
+    """As the stock pipelines in it, to the bit, and with a subject."""
+    sd.vae.register_to_config(force_upcast=False)  # which diffusers does not read in SD 1.x
+    sd.to(dtype)
+    for part in (sd.unet, sd.vae, sd.text_encoder):  # torch has other float16 kernels for weights that train
+        part.requires_grad_(False)
+    redrawn: dict[str, Any] = {"image": photo(), "strength": 0.5}
+    painted: dict[str, Any] = {**redrawn, "mask_image": half(), "height": 32, "width": 40}
+    for kind, arguments in ((StableDiffusionImg2ImgPipeline, redrawn), (StableDiffusionInpaintPipeline, painted)):
+        ours = tensor(sd, PROMPT, **arguments)
+        assert ours.dtype is dtype and torch.equal(ours, tensor(stock(kind, sd), PROMPT, **arguments))
+        with_it = tensor(sd, PROMPT, subject(picture), **arguments)
+        assert torch.isfinite(with_it.float()).all() and not torch.equal(with_it, ours)
 
 
 def inpainting_unet() -> UNet2DConditionModel:
