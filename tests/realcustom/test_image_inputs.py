@@ -307,6 +307,10 @@ def test_training_and_preprocessing_take_no_inpainting_model(inpainting_folder: 
         ({"image": "photo.png"}, "image is a picture .* got a str"),
         ({"image": np.zeros((32, 32, 4, 1, 1))}, "image has shape"),
         ({"image": np.full((32, 32, 3), 7.0)}, "image has type float64 and values from 7 to 7: floats are 0 to 1"),
+        (
+            {"image": torch.randn(1, 4, 16, 20, generator=seeded())},
+            "image has type float32 .* floats are 0 to 1",
+        ),  # latents
         ({"image": []}, "image has no picture"),
         ({"image": photo(1, 1)}, "height must be a positive multiple of 2 pixels, got 0"),
         ({"image": photo(), "height": 33}, "height must be a positive multiple of 2 pixels, got 33"),
