@@ -35,12 +35,11 @@ from realcustom.rows import make_rows, match_words
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams, is_whole
 from realcustom.saving import adapter_of, save_folder
-from realcustom.schedule import check_scheduler, make_scheduler, set_timesteps, step_arguments
+from realcustom.schedule import SchedulerChoice, set_timesteps, step_arguments
 from realcustom.settings import (
     GuidanceSettings,
     MethodSettings,
     Never,
-    SamplerSettings,
     Uncond,
     without_effect,
 )
@@ -78,8 +77,7 @@ class RealCustomPipeline:
         # what guides calls that show it a picture; a call moves it to the base's device and dtype
         self.controlnet: ControlNets | None = None
         self.t2i_adapter: T2IAdapters | None = None
-        self._scheduler: Any = None
-        self._scheduler_of: SamplerSettings | None = None  # the settings that it was built from; None = it was assigned
+        self._schedulers = SchedulerChoice()
         self._encoded = SubjectCache()
         # of the running call, under diffusers' names: a callback may set the first three
         self._guidance_scale = settings.guidance.guidance_scale
@@ -165,7 +163,7 @@ class RealCustomPipeline:
         """
         if self.model is None or self.image_encoder is None:
             raise UsageError("there is no adapter to save; save the base with pipe.diffusers.save_pretrained(folder)")
-        assigned = self._scheduler if self._scheduler_of is None else None
+        assigned = self._schedulers.assigned
         save_folder(
             save_directory,
             self.base,
@@ -243,16 +241,11 @@ class RealCustomPipeline:
     @property
     def scheduler(self) -> Any:
         """The scheduler that was assigned, or the one that the settings name."""
-        settings = self.settings.sampler
-        assigned = self._scheduler is not None and self._scheduler_of is None
-        if not assigned and (self._scheduler_of is None or not _same_schedule(self._scheduler_of, settings)):
-            self._scheduler, self._scheduler_of = make_scheduler(self.base.scheduler, settings), settings
-        return self._scheduler
+        return self._schedulers.of(self.base.scheduler, self.settings.sampler)
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
-        check_scheduler(scheduler)
-        self._scheduler, self._scheduler_of = scheduler, None
+        self._schedulers.assign(scheduler)
 
     def to(
         self,
@@ -605,8 +598,3 @@ class RealCustomPipeline:
         if settings.guidance.uncond is not Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
             return None
         return self._encoded.black(self.model, self.image_encoder, self.base.unet.dtype)
-
-
-def _same_schedule(one: SamplerSettings, other: SamplerSettings) -> bool:
-    """Whether two settings are equal except for the number of steps, which each call sets."""
-    return (one.scheduler, one.timestep_spacing) == (other.scheduler, other.timestep_spacing)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -48,6 +49,28 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
     scheduler = kind.from_config({**own.config, **changes})
     check_scheduler(scheduler)
     return scheduler
+
+
+class SchedulerChoice:
+    """The scheduler of a pipeline: the one that was assigned, or the one that its settings name, built once."""
+
+    def __init__(self) -> None:
+        self.assigned: Any = None
+        self._built: tuple[SamplerSettings, Any] | None = None
+
+    def assign(self, scheduler: Any) -> None:
+        """Use this one from now on. Raises as `check_scheduler`."""
+        check_scheduler(scheduler)
+        self.assigned = scheduler
+
+    def of(self, own: Any, settings: SamplerSettings) -> Any:
+        """The scheduler of a call; `own` is the base model's. Raises as `make_scheduler`."""
+        if self.assigned is not None:
+            return self.assigned
+        settings = replace(settings, num_inference_steps=1)  # each call sets its own
+        if self._built is None or self._built[0] != settings:
+            self._built = settings, make_scheduler(own, settings)
+        return self._built[1]
 
 
 def set_timesteps(
