@@ -42,9 +42,11 @@ def make_controls(
     factor = base.vae_scale_factor
     height, width = latent_size(sampling.height, sampling.width, base.resolution, factor)
     rows, size = prompts * sampling.n, (height * factor, width * factor)
+    nets = _control_nets(base, images, controlnet, prompts, rows, size)
     return Controls(
-        nets=_control_nets(base, images, controlnet, prompts, rows, size),
-        guess_mode=images.guess_mode or _pools_first(controlnet),
+        nets=nets,
+        # diffusers guesses in any case where the first one's residuals have no places
+        guess_mode=images.guess_mode or any(net.model.config.global_pool_conditions for net in nets[:1]),
         features=_adapter_features(base, images, t2i_adapter, prompts, rows, size),
     )
 
@@ -108,22 +110,15 @@ def _adapter_features(
 
 def _models(given: Any, name: str, kind: type[Any]) -> list[Any]:
     """The models one by one."""
-    if given is None:
-        raise UsageError(f"no {kind.__name__} is loaded: pipe.{name} = {kind.__name__}.from_pretrained(...)")
     models = given.nets if isinstance(given, MultiControlNetModel) else given
     models = models.adapters if isinstance(models, MultiAdapter) else models
     models = [*models] if isinstance(models, (list, tuple, nn.ModuleList)) else [models]
+    if models in ([], [None]):
+        raise UsageError(f"no {kind.__name__} is loaded: pipe.{name} = {kind.__name__}.from_pretrained(...)")
     for model in models:
         if not isinstance(model, kind):
             raise UsageError(f"pipe.{name} is a {kind.__name__} or a list of them, got a {type(model).__name__}")
     return models
-
-
-def _pools_first(controlnet: ControlNets | None) -> bool:
-    """Whether the first ControlNet has no places, only amounts: diffusers then guesses."""
-    if controlnet is None:
-        return False
-    return bool(_models(controlnet, "controlnet", ControlNetModel)[0].config.global_pool_conditions)
 
 
 def _check_net(base: Base, net: ControlNetModel) -> None:
@@ -134,9 +129,15 @@ def _check_net(base: Base, net: ControlNetModel) -> None:
             "one for this base"
         )
     for name in ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type"):
-        other, own = (model.config.get(name) for model in (net, base.unet))
-        if (list(other) if isinstance(other, tuple) else other) != (list(own) if isinstance(own, tuple) else own):
+        other, own = _setting(net, name), _setting(base.unet, name)
+        if other != own:
             raise UsageError(f"this ControlNet is for another base: its {name} is {other}, here {own}")
+
+
+def _setting(model: Any, name: str) -> Any:
+    """Of a model's configuration, which has tuples when it is made and lists when it is loaded."""
+    value = model.config.get(name)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_adapter(base: Base, adapter: T2IAdapter, size: tuple[int, int]) -> None:

@@ -263,6 +263,7 @@ def test_what_cannot_guide(sd: RealCustomPipeline) -> None:
     two: dict[str, Any] = {"control_image": [shown, shown]}
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         (None, None, {"control_image": shown}, r"no ControlNetModel is loaded: pipe.controlnet = ControlNetModel"),
+        ([], None, {"control_image": shown}, r"no ControlNetModel is loaded"),
         (None, None, {"adapter_image": shown}, r"no T2IAdapter is loaded: pipe.t2i_adapter = T2IAdapter"),
         (sd.vae, None, {"control_image": shown}, "a ControlNetModel or a list of them, got a AutoencoderKL"),
         (None, net, {"adapter_image": shown}, "a T2IAdapter or a list of them, got a ControlNetModel"),
