@@ -52,7 +52,7 @@ def load_parts(
     checkpoint = None if adapter is None else load_adapter(adapter)
     if device is None and not given:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_base(base, device, dtype, options)
+    loaded = load_base(base, device, dtype, options, inpainting=True)
     if checkpoint is None:
         return Parts(base=loaded, settings=MethodSettings())
     attention.check_unused(loaded.unet)

@@ -64,6 +64,16 @@ class Base:
         return isinstance(self.pipeline, StableDiffusionXLPipeline)
 
     @property
+    def latent_channels(self) -> int:
+        """c."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the UNet is an inpainting one: it also reads a mask and the picture around it, 1 + c more channels."""
+        return int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent cell and side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
@@ -164,7 +174,20 @@ def encode_pixels(base: Base, pixel_values: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, c, h, w), the posterior's mean, times the VAE's scaling factor."""
     with _vae_that_does_not_overflow(base) as vae:
         encoded = vae.encode(pixel_values.to(vae.dtype))
-        latents: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        return _scaled(vae, encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode())
+
+
+@torch.no_grad()
+def sample_latents(base: Base, pixel_values: Tensor, generator: torch.Generator | None) -> Tensor:
+    """As `encode_pixels`, but drawn from the posterior, as diffusers' pipelines encode a picture; in the UNet's dtype."""
+    with _vae_that_does_not_overflow(base) as vae:
+        encoded = vae.encode(pixel_values.to(base.device, vae.dtype))
+        latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.sample(generator)
+        return _scaled(vae, latents.to(base.unet.dtype))
+
+
+def _scaled(vae: Any, latents: Tensor) -> Tensor:
+    """The VAE's latents as the UNet takes them."""
     statistics = _latent_statistics(vae, latents)
     if statistics is None:
         return latents * float(vae.config.scaling_factor)

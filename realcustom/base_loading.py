@@ -31,6 +31,8 @@ def load_base(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     options: LoadOptions | None = None,
+    *,
+    inpainting: bool = False,
 ) -> Base:
     """Load a base model, or take a loaded one.
 
@@ -39,6 +41,7 @@ def load_base(
             StableDiffusionPipeline or StableDiffusionXLPipeline, which is used as it is: its models are frozen.
         device: None = the CPU; of a loaded pipeline: where it is.
         dtype: None = float32; of a loaded pipeline it must be None.
+        inpainting: take a UNet that also reads a mask and the picture around it, too.
     Raises:
         UsageError: it is not there, lacks a part or a weight, or has another shape than SD 1.x or SDXL.
     """
@@ -49,12 +52,13 @@ def load_base(
     else:
         name = str(base)
         pipeline, identity = _load(name, dtype or torch.float32, options), model_identity(name)
-    _check_shape(name, pipeline)
+    loaded = Base(pipeline=pipeline, identity=identity)
+    _check_shape(name, loaded, inpainting)
     for model in _models(pipeline).values():
         model.requires_grad_(False).eval()
         if device is not None:
             model.to(device)
-    return Base(pipeline=pipeline, identity=identity)
+    return loaded
 
 
 def _models(pipeline: Stock) -> dict[str, nn.Module]:
@@ -170,7 +174,8 @@ def _load_single_file(base: str, dtype: torch.dtype, options: LoadOptions) -> St
     return pipeline
 
 
-def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
+def _check_shape(base: str, loaded: Base, inpainting: bool) -> None:
+    pipeline = loaded.pipeline
     for suffix in ("", "_2"):
         tokenizer, encoder = (getattr(pipeline, name + suffix, None) for name in ("tokenizer", "text_encoder"))
         if tokenizer is None or encoder is None:
@@ -181,10 +186,10 @@ def _check_shape(base: str, pipeline: StableDiffusionPipeline | StableDiffusionX
                 f"{base}: tokenizer{suffix} has {len(tokenizer)} tokens, text_encoder{suffix} knows {known}: they are not "
                 "of one model, or the tokenizer's files are missing"
             )
-    unet, latent_channels = pipeline.unet.config, pipeline.vae.config.latent_channels
-    if unet.in_channels != latent_channels:
-        raise UsageError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {latent_channels}")
-    wanted = "text_time" if isinstance(pipeline, StableDiffusionXLPipeline) else None
+    unet = pipeline.unet.config
+    if unet.in_channels != loaded.latent_channels and not (inpainting and loaded.takes_mask):
+        raise UsageError(f"{base}: the UNet takes {unet.in_channels} channels, the VAE has {loaded.latent_channels}")
+    wanted = "text_time" if loaded.is_sdxl else None
     other = {
         name: unet[name]
         for name in (

@@ -66,10 +66,10 @@ def is_guided(weights: Weights) -> bool:
 
 
 def run_steps(
-    pipe: RealCustomPipeline, sampler: Sampler, steps: int, callback: Callback | None, inputs: Sequence[str]
+    pipe: RealCustomPipeline, sampler: Sampler, callback: Callback | None, inputs: Sequence[str]
 ) -> Iterator[Step]:
-    """All steps until the pipeline is interrupted; `steps` of the progress bar."""
-    timesteps = sampler.scheduler.timesteps
+    """All steps until the pipeline is interrupted."""
+    timesteps, steps = sampler.start.timesteps, sampler.start.steps
     order = int(getattr(sampler.scheduler, "order", 1))
     warmup = len(timesteps) - steps * order
     with pipe.progress_bar(total=steps) as bar:

@@ -19,35 +19,38 @@ from realcustom.base import Base
 from realcustom.callbacks import Callback, is_guided, run_steps, steered, tensor_inputs
 from realcustom.checkpoint import Adapter
 from realcustom.conditioning import encode_text
+from realcustom.control_inputs import ControlNets, T2IAdapters, make_controls
 from realcustom.delegation import assign_to_stock, stock_attribute
 from realcustom.encoded import EncodedSubject, SubjectCache, encode_subject
 from realcustom.errors import UsageError
 from realcustom.guidance import Weights
 from realcustom.image_encoder import ImageEncoder
+from realcustom.image_inputs import ImageInputs, ModelPictures, Pictures, Shares
 from realcustom.loading import LoadOptions
 from realcustom.lora import lora_scaled
 from realcustom.model import RealCustomModel
 from realcustom.output import RealCustomOutput, to_images
 from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
-from realcustom.rows import make_rows, match_words, starting_noise
+from realcustom.rows import make_rows, match_words
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams, is_whole
 from realcustom.saving import adapter_of, save_folder
-from realcustom.schedule import check_scheduler, make_scheduler, set_timesteps, step_arguments
+from realcustom.schedule import SchedulerChoice, set_timesteps, step_arguments
 from realcustom.settings import (
     GuidanceSettings,
     MethodSettings,
     Never,
-    SamplerSettings,
     Uncond,
     without_effect,
 )
 from realcustom.sizes import PictureSizes, Size
+from realcustom.start import make_start
 from realcustom.warning import warn
 
 __all__ = ["EncodedSubject", "RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
 NO_MORE_TEXT = TextInputs()
+NO_IMAGES = ImageInputs()
 
 
 _NO_ADAPTER = "subjects need an adapter: give one to from_pretrained(adapter=...)"
@@ -71,8 +74,10 @@ class RealCustomPipeline:
     ) -> None:
         self.settings, self.model, self.image_encoder = settings, model, image_encoder
         self._checkpoint: Adapter | None = None  # what the adapter was loaded from, without its tensors
-        self._scheduler: Any = None
-        self._scheduler_of: SamplerSettings | None = None  # the settings that it was built from; None = it was assigned
+        # what guides calls that show it a picture; a call moves it to the base's device and dtype
+        self.controlnet: ControlNets | None = None
+        self.t2i_adapter: T2IAdapters | None = None
+        self._schedulers = SchedulerChoice()
         self._encoded = SubjectCache()
         # of the running call, under diffusers' names: a callback may set the first three
         self._guidance_scale = settings.guidance.guidance_scale
@@ -103,6 +108,8 @@ class RealCustomPipeline:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        controlnet: ControlNets | None = None,
+        t2i_adapter: T2IAdapters | None = None,
     ) -> RealCustomPipeline:
         """Load a base model and an adapter.
 
@@ -120,6 +127,8 @@ class RealCustomPipeline:
             variant, use_safetensors, revision: of the base's files, as in diffusers.
             config: folder or hub id with the configuration of a single file; None = diffusers' own guess.
             token, cache_dir, local_files_only, force_download: of downloads of the base and the image encoder.
+            controlnet, t2i_adapter: loaded models that a call's `control_image` and `adapter_image` need, one or several;
+                the attributes of these names can be set later, too.
         Raises:
             UsageError: an argument is wrong; the message says which and what to do. MissingFile if the
                 adapter does not exist.
@@ -137,6 +146,7 @@ class RealCustomPipeline:
         parts = load_parts(base, adapter, image_encoder, device, torch_dtype, options)
         pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
         pipe._checkpoint = parts.checkpoint
+        pipe.controlnet, pipe.t2i_adapter = controlnet, t2i_adapter
         return pipe
 
     def save_pretrained(
@@ -153,7 +163,7 @@ class RealCustomPipeline:
         """
         if self.model is None or self.image_encoder is None:
             raise UsageError("there is no adapter to save; save the base with pipe.diffusers.save_pretrained(folder)")
-        assigned = self._scheduler if self._scheduler_of is None else None
+        assigned = self._schedulers.assigned
         save_folder(
             save_directory,
             self.base,
@@ -231,16 +241,11 @@ class RealCustomPipeline:
     @property
     def scheduler(self) -> Any:
         """The scheduler that was assigned, or the one that the settings name."""
-        settings = self.settings.sampler
-        assigned = self._scheduler is not None and self._scheduler_of is None
-        if not assigned and (self._scheduler_of is None or not _same_schedule(self._scheduler_of, settings)):
-            self._scheduler, self._scheduler_of = make_scheduler(self.base.scheduler, settings), settings
-        return self._scheduler
+        return self._schedulers.of(self.base.scheduler, self.settings.sampler)
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
-        check_scheduler(scheduler)
-        self._scheduler, self._scheduler_of = scheduler, None
+        self._schedulers.assign(scheduler)
 
     def to(
         self,
@@ -321,6 +326,16 @@ class RealCustomPipeline:
         sigmas: Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
         latents: Tensor | None = None,
+        image: Pictures | None = None,
+        strength: float | None = None,
+        mask_image: Pictures | None = None,
+        control_image: ModelPictures | None = None,
+        controlnet_conditioning_scale: Shares = 1.0,
+        control_guidance_start: Shares = 0.0,
+        control_guidance_end: Shares = 1.0,
+        guess_mode: bool = False,
+        adapter_image: ModelPictures | None = None,
+        adapter_conditioning_scale: Shares = 1.0,
         use_mask: bool = True,
         output_type: str = "pil",
         return_masks: bool = False,
@@ -340,7 +355,7 @@ class RealCustomPipeline:
             prompt: one prompt or several; several are generated as one batch. None with `prompt_embeds`; beside them it
                 says where the subjects' words are, and must be the text that they were made from.
             subjects: subjects of the prompt; for several prompts, a list for each (of any lengths).
-            height, width: pixels, multiples of the VAE's factor; None = the base model's own size.
+            height, width: pixels, multiples of the VAE's factor; None = the size of a given picture, else the base model's own.
             guidance_scale: w_t. Without subjects it is that of diffusers: no guidance up to 1. With subjects it weighs the
                 prompt against the unconditional image in the cascade modes (1 = as the prompt says, 0 = not at all);
                 docs/method.md has the formulas.
@@ -362,6 +377,17 @@ class RealCustomPipeline:
             eta: share of noise in a step, 0 to 1, for schedulers that take it (DDIM, TCD); None = 0.
             timesteps, sigmas: the schedule itself instead of a number of steps, for schedulers that take it.
             latents: starting noise (B, c, h, w), standard normal; None = drawn from `generator`.
+            image: redraw this picture (img2img), one for all prompts or one for each; it is resized to height and width.
+            strength: how far: the part of the steps that is run, 0 to 1. None = as diffusers' pipeline: 0.8, SDXL 0.3; with
+                mask_image 1.0, SDXL 0.9999.
+            mask_image: draw anew where this is white (inpainting); elsewhere `image` stays. The size is then the base's own
+                unless given. A UNet of inpainting's 9 channels reads both; for any other the picture is put back each step.
+            control_image: what the ControlNets in `pipe.controlnet` see, in [0, 1]: a picture for all prompts or one for each;
+                with several ControlNets a list of one for each, or for each prompt such a list.
+            controlnet_conditioning_scale, control_guidance_start, control_guidance_end: weight of the ControlNets, and the
+                part of the steps in which they act; for several models numbers or lists.
+            guess_mode: the ControlNets guide the rows with the prompt alone, as in diffusers.
+            adapter_image, adapter_conditioning_scale: the same for the T2I-adapters in `pipe.t2i_adapter`.
             use_mask: False = the subjects act everywhere, for comparison.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False = a tuple as the stock pipeline's: (images, None), for SDXL (images,).
@@ -403,6 +429,18 @@ class RealCustomPipeline:
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
             token_words=token_words,
         )
+        images = ImageInputs(
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            control_image=control_image,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            guess_mode=guess_mode,
+            adapter_image=adapter_image,
+            adapter_conditioning_scale=adapter_conditioning_scale,
+        )
         sizes = PictureSizes(
             original_size=original_size,
             crops_coords_top_left=crops_coords_top_left,
@@ -418,6 +456,7 @@ class RealCustomPipeline:
                 subjects,
                 sampling,
                 text=text,
+                images=images,
                 generator=generator,
                 eta=eta,
                 timesteps=timesteps,
@@ -441,6 +480,7 @@ class RealCustomPipeline:
         sampling: SamplingParams,
         *,
         text: TextInputs = NO_MORE_TEXT,
+        images: ImageInputs = NO_IMAGES,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         eta: float | None = None,
         timesteps: Sequence[int] | None = None,
@@ -458,6 +498,8 @@ class RealCustomPipeline:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
         sampling.check()
+        images.check(self.base)
+        sampling = images.sized(self.base, sampling)
         check_schedule(sampling, timesteps, sigmas, eta)
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         sizes = sizes or PictureSizes()
@@ -474,10 +516,22 @@ class RealCustomPipeline:
         if self.model is not None:
             attention.check_unpatched(self.base.unet)
         generators = generators_for(generator, sampling.seed, count)
-        noise = starting_noise(self.base, count, sampling, generators, latents)
         scheduler = self.scheduler
         set_timesteps(scheduler, settings.sampler.num_inference_steps, self.base.device, timesteps, sigmas)
         extra = step_arguments(scheduler, generators, eta)
+        controls = make_controls(
+            self.base, images, self.controlnet, self.t2i_adapter, prompts=len(per_prompt), sampling=sampling
+        )
+        start = make_start(
+            self.base,
+            images,
+            sampling,
+            scheduler,
+            prompts=len(per_prompt),
+            steps=len(timesteps or sigmas or range(settings.sampler.num_inference_steps)),
+            generators=generators,
+            latents=latents,
+        )
         own, negative = encode_text(call_text, settings.base.sdxl_pooled)
         rows = make_rows(
             self.base,
@@ -489,27 +543,28 @@ class RealCustomPipeline:
             matches=matches,
             tokens=[[self._tokens(subject) for subject in row] for row in per_prompt],
             black=self._black_tokens(settings) if any(per_prompt) else None,
-            latents=noise * scheduler.init_noise_sigma,
+            latents=start.latents,
             sizes=sizes,
         )
         sampler = Sampler(
             unet=self.base.unet,
             model=self.model,
             scheduler=scheduler,
+            start=start,
             rows=rows,
             guidance=settings.guidance,
             mask=settings.mask,
             use_mask=sampling.use_mask,
             return_masks=sampling.return_masks,
             step_arguments=extra,
+            controls=controls,
         )
         self._begin(sampler)
-        steps = len(timesteps or sigmas or range(settings.sampler.num_inference_steps))
-        masks = [step.masks for step in run_steps(self, sampler, steps, callback_on_step_end, inputs)]
-        images = to_images(self.base, sampler.latents, output_type)
+        masks = [step.masks for step in run_steps(self, sampler, callback_on_step_end, inputs)]
+        drawn = to_images(self.base, sampler.latents, output_type)
         self.base.pipeline.maybe_free_model_hooks()
         return RealCustomOutput(
-            images=images,
+            images=drawn,
             masks=[mask for mask in masks if mask is not None] if sampling.return_masks else None,
             words=[[match.phrase for match in row] for row in matches for _ in range(sampling.n)],
         )
@@ -519,7 +574,7 @@ class RealCustomPipeline:
         self._weights = sampler.weights
         self._guidance_scale = sampler.guidance.guidance_scale
         self._subject_guidance_scale = sampler.guidance.subject_guidance_scale
-        self._num_timesteps = len(sampler.scheduler.timesteps)
+        self._num_timesteps = len(sampler.start.timesteps)
 
     def _next_guidance(self) -> GuidanceSettings:
         """The guidance of the next step: the call's, as a callback has changed it."""
@@ -543,8 +598,3 @@ class RealCustomPipeline:
         if settings.guidance.uncond is not Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
             return None
         return self._encoded.black(self.model, self.image_encoder, self.base.unet.dtype)
-
-
-def _same_schedule(one: SamplerSettings, other: SamplerSettings) -> bool:
-    """Whether two settings are equal except for the number of steps, which each call sets."""
-    return (one.scheduler, one.timestep_spacing) == (other.scheduler, other.timestep_spacing)

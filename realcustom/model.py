@@ -59,7 +59,7 @@ class RealCustomModel(nn.Module):
         self.adaptive_scoring: AdaptiveScoring | None = None
         if settings.tokens.scoring:
             conv_in = settings.tokens.visual_context is VisualContext.CONV_IN
-            channels = unet.config.block_out_channels[0] if conv_in else unet.config.in_channels
+            channels = unet.config.block_out_channels[0] if conv_in else unet.config.out_channels
             self.adaptive_scoring = AdaptiveScoring(text_dim, channels, token_dim, settings.tokens).to(unet.device)
             _reset(self.adaptive_scoring, generator)
         self.encoder_hidden_states_vision_projection = projector
@@ -127,7 +127,7 @@ class RealCustomModel(nn.Module):
         """Select the tokens that act, and their gates.
 
         Args:
-            latents: (B, c, h, w), as the UNet sees them.
+            latents: (B, c, h, w), as the UNet sees them, with an inpainting UNet's other channels behind them.
             image_embeds: (B, S, D), of `project`.
             words: (B, T) the target word's tokens; None while training.
             mask: (B, 1, H*, W*) the influence mask, for `mask_latent`; None while training.
@@ -137,7 +137,7 @@ class RealCustomModel(nn.Module):
         """
         if self.adaptive_scoring is None:
             return None, None
-        context = latents  # (B, c, h, w), or the first convolution's channels
+        context = latents[:, : self.unet.config.out_channels]  # (B, c, h, w), or the first convolution's channels
         if self.settings.tokens.visual_context is VisualContext.CONV_IN:
             context = self._conv_in(latents)
         if mask is not None and self.settings.tokens.mask_latent:

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from realcustom.arguments import Subject, latent_size
+from realcustom.arguments import Subject
 from realcustom.base import Base, TextFeatures
 from realcustom.errors import UsageError
 from realcustom.prompts import CallText
 from realcustom.sampler import Rows
 from realcustom.sampling import SamplingParams
-from realcustom.schedule import Generators
 from realcustom.settings import MethodSettings
 from realcustom.sizes import PictureSizes
 from realcustom.tokens import check_tokenizers_agree
@@ -96,7 +94,7 @@ def make_rows(
         text, negative: the conditioning of each prompt, and of its unconditional branch.
         subjects, matches, tokens: for each prompt: its subjects, their words as found, and their tokens (S, Di).
         black: (S, Di), what the unconditional branch attends to, if anything.
-        latents: (B, c, h, w), at the first step's noise.
+        latents: (B, c, h, w), for their size.
         sizes: what an SDXL base is told of the picture's size.
     """
     most, device = max(len(row) for row in subjects), base.device
@@ -116,7 +114,6 @@ def make_rows(
         return None if tensor is None else tensor.repeat_interleave(sampling.n, 0)
 
     return Rows(
-        latents=latents,
         prompt_embeds=repeated(text.hidden),
         negative_prompt_embeds=repeated(negative.hidden),
         pooled_prompt_embeds=repeated(text.pooled),
@@ -141,21 +138,3 @@ def _time_ids(
     height, width = (side * base.vae_scale_factor for side in latents.shape[-2:])
     own, negative = sizes.time_ids((height, width), settings.base.time_ids_order)
     return like.new_tensor(own).expand(len(latents), -1), like.new_tensor(negative).expand(len(latents), -1)
-
-
-def starting_noise(
-    base: Base,
-    count: int,
-    sampling: SamplingParams,
-    generators: Generators,
-    latents: Tensor | None,
-) -> Tensor:
-    """`count` noises (B, c, h, w), standard normal: `latents`, or drawn as diffusers' pipelines do."""
-    size = latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor)
-    shape = (count, base.unet.config.in_channels, *size)
-    if latents is None:
-        noise: Tensor = randn_tensor(shape, generator=generators, device=base.device, dtype=base.unet.dtype)
-        return noise
-    if tuple(latents.shape) != shape:
-        raise UsageError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-    return latents.to(base.device, base.unet.dtype)

@@ -9,7 +9,7 @@ Letters: B rows, c h w latent, T text tokens, D text width, U subjects, S image 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -19,22 +19,24 @@ from torch import Tensor
 
 from realcustom import maps
 from realcustom.attention import Conditioning, SubjectTokens
+from realcustom.controls import Controls, StepControls
 from realcustom.guidance import Branch, Weights, combine
 from realcustom.maps import MapRecorder, WordTokens
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.schedule import alphas_cumprod_at
 from realcustom.settings import GuidanceSettings, Launches, MaskSettings, MaskSource, Never
+from realcustom.start import Start
 
 Branches = tuple[Branch, ...]
 T = TypeVar("T")
+NO_CONTROLS = Controls()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """The rows that are denoised together, one per image. Rows with fewer subjects are padded with absent ones."""
 
-    latents: Tensor  # (B, c, h, w), at the first step's noise
     prompt_embeds: Tensor  # (B, T, D)
     negative_prompt_embeds: Tensor  # (B, T, D)
     words: Tensor  # (B, U, T): 1 at the tokens of each subject's word
@@ -71,19 +73,22 @@ class Sampler:
     unet: UNet2DConditionModel
     model: RealCustomModel | None  # None: plain text-to-image on a UNet with any processors
     scheduler: Any  # a diffusers scheduler with its timesteps set
+    start: Start
     rows: Rows
     guidance: GuidanceSettings
     mask: MaskSettings
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
     return_masks: bool = False  # record maps even where no branch needs them
     step_arguments: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler's step: eta, generator
+    controls: Controls = NO_CONTROLS
     latents: Tensor = field(init=False)  # (B, c, h, w), after the last step; a caller may replace them
     _masks: tuple[Tensor, ...] | None = None
+    _controls: StepControls = field(init=False)  # of the step that runs
     _recorded: MapRecorder | None = None  # maps of the last step, for the mask of the next
     _visual: dict[tuple[Branches, int], SubjectTokens] = field(default_factory=dict)  # by UNet call and subject
 
     def __post_init__(self) -> None:
-        self.latents = self.rows.latents
+        self.latents = self.start.latents
         _, _, height, width = self.latents.shape
         self._levels = maps.level_grids(height, width, len(self.unet.config.block_out_channels))
         self._grids, self._mask_grid = maps.by_queries(self._levels), maps.mask_grid(self.unet, self._levels)
@@ -109,15 +114,12 @@ class Sampler:
         """Use the text of these rows from the next step on."""
         self.rows = rows
 
-    def run(self) -> Iterator[Step]:
-        """All steps, one after another; the consumer may stop after any of them."""
-        for index, timestep in enumerate(self.scheduler.timesteps):
-            yield self.step(index, timestep)
-
     @torch.no_grad()
     def step(self, index: int, timestep: Tensor) -> Step:
         """One denoising step of all rows."""
         scaled = self.scheduler.scale_model_input(self.latents, timestep)
+        timesteps = self.start.timesteps
+        self._controls = self.controls.at(index, len(timesteps))
         predictions: dict[Branch, Tensor] = {}
         recorder = self._recorded
         if index < self._live or (self._live and self._masks is None):  # a callback may begin with subjects late
@@ -138,6 +140,9 @@ class Sampler:
         self.latents = self.scheduler.step(combined, timestep, self.latents, **self.step_arguments, return_dict=False)[
             0
         ]
+        if self.start.blend is not None:
+            following = timesteps[index + 1] if index + 1 < len(timesteps) else None
+            self.latents = self.start.blend.after(self.latents, self.scheduler, following)
         return Step(index=index, timestep=timestep, latents=self.latents, masks=self._masks)
 
     def _steps_with_new_masks(self) -> int:
@@ -145,7 +150,7 @@ class Sampler:
         masked = any(branch in self.weights.with_subjects() for branch in self.weights.branches())
         if self.rows.subjects == 0 or not self.use_mask or not (masked or self.return_masks):
             return 0
-        steps, reuse_after = len(self.scheduler.timesteps), self.mask.mask_reuse_after
+        steps, reuse_after = len(self.start.timesteps), self.mask.mask_reuse_after
         return steps if isinstance(reuse_after, Never) else min(steps, max(1, reuse_after))
 
     def _source_of_next(self, index: int) -> Branch | None:
@@ -194,7 +199,6 @@ class Sampler:
         if recorder is not None and recorded is not None:
             first = branches.index(recorded) * len(scaled)
             recorder.rows = slice(first, first + len(scaled))
-        rows = self.rows
         conditioning = (
             None
             if self.model is None
@@ -210,16 +214,27 @@ class Sampler:
             )
         )
         output = self.unet(
-            _joined([scaled] * len(branches)),
+            _joined([self._unet_sample(scaled)] * len(branches)),
             timestep,
-            _joined(_of(branches, rows.prompt_embeds, rows.negative_prompt_embeds)),
-            added_cond_kwargs=self._added_conditions(branches),
             cross_attention_kwargs=None if conditioning is None else {"conditioning": conditioning},
             return_dict=False,
+            **self._text(branches),
+            **self._controls.unet_inputs(branches, scaled, timestep, self._text),
         )[0]
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
-    def _added_conditions(self, branches: Branches) -> dict[str, Tensor] | None:
+    def _unet_sample(self, scaled: Tensor) -> Tensor:
+        """(B, c, h, w), or with the further channels of an inpainting UNet."""
+        channels = self.start.channels
+        return scaled if channels is None else torch.cat([scaled, channels], 1)
+
+    def _text(self, branches: Sequence[Branch]) -> dict[str, Any]:
+        """The UNet's text inputs for the rows of these branches; a ControlNet has the same."""
+        rows = self.rows
+        embeds = _joined(_of(branches, rows.prompt_embeds, rows.negative_prompt_embeds))
+        return {"encoder_hidden_states": embeds, "added_cond_kwargs": self._added_conditions(branches)}
+
+    def _added_conditions(self, branches: Sequence[Branch]) -> dict[str, Tensor] | None:
         rows = self.rows
         if rows.pooled_prompt_embeds is None or rows.negative_pooled_prompt_embeds is None or rows.time_ids is None:
             return None
@@ -244,7 +259,7 @@ class Sampler:
         if self.model.adaptive_scoring is not None:
             index, gate = self.model.score(
                 _joined([rows.prompt_embeds] * count),
-                _joined([scaled] * count),
+                _joined([self._unet_sample(scaled)] * count),
                 subject.embeds,
                 alphas_cumprod_at(self.scheduler, timestep).to(scaled.device).expand(len(subject.embeds)),
                 rows.influence_quantity,
@@ -255,7 +270,7 @@ class Sampler:
         return replace(subject, index=index, gate=gate, mask=mask)
 
 
-def _of(branches: Branches, own: T, unconditional: T) -> list[T]:
+def _of(branches: Sequence[Branch], own: T, unconditional: T) -> list[T]:
     """The UNet's inputs for each branch."""
     return [unconditional if branch is Branch.UNCONDITIONAL else own for branch in branches]
 

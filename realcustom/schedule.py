@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -50,6 +51,28 @@ def make_scheduler(own: Any, settings: SamplerSettings) -> Any:
     return scheduler
 
 
+class SchedulerChoice:
+    """The scheduler of a pipeline: the one that was assigned, or the one that its settings name, built once."""
+
+    def __init__(self) -> None:
+        self.assigned: Any = None
+        self._built: tuple[SamplerSettings, Any] | None = None
+
+    def assign(self, scheduler: Any) -> None:
+        """Use this one from now on. Raises as `check_scheduler`."""
+        check_scheduler(scheduler)
+        self.assigned = scheduler
+
+    def of(self, own: Any, settings: SamplerSettings) -> Any:
+        """The scheduler of a call; `own` is the base model's. Raises as `make_scheduler`."""
+        if self.assigned is not None:
+            return self.assigned
+        settings = replace(settings, num_inference_steps=1)  # each call sets its own
+        if self._built is None or self._built[0] != settings:
+            self._built = settings, make_scheduler(own, settings)
+        return self._built[1]
+
+
 def set_timesteps(
     scheduler: Any,
     num_inference_steps: int,
@@ -78,6 +101,26 @@ def set_timesteps(
         raise UsageError(
             f"{kind} refuses {' '.join(f'{name} {value}' for name, value in chosen.items())}: {error}"
         ) from error
+
+
+def cut_schedule(scheduler: Any, steps: int, strength: float) -> tuple[Tensor, int]:
+    """The last part of the schedule, as diffusers cuts it: its timesteps and its number of steps.
+
+    Args:
+        steps: of the whole schedule.
+        strength: the part of them that is run, 0 to 1.
+    Raises:
+        UsageError: none would be run.
+    """
+    left = min(int(steps * strength), steps)
+    if left < 1:
+        raise UsageError(
+            f"strength {strength} of {steps} steps runs none: give more steps, or a strength of at least {1 / steps:g}"
+        )
+    first = (steps - left) * int(getattr(scheduler, "order", 1))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:], left
 
 
 def step_arguments(scheduler: Any, generators: Generators, eta: float | None) -> dict[str, Any]:

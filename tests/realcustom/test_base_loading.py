@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from torch import Tensor
@@ -64,13 +64,16 @@ def test_a_loaded_pipeline_without_an_adapter_stays_stock(picture: Picture) -> N
     assert ours.unet.attn_processors == processors and ours.dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline])
+def test_loaded_pipelines_of_another_class_are_refused(tiny_models: tiny.TinyModels, kind: Any) -> None:
+    """Such as those of perturbed-attention guidance, which replaces attention processors."""
+    others = {name: part for name, part in tiny.tiny_pipeline().components.items() if name != "image_encoder"}
+    with pytest.raises(UsageError, match=rf"the base is a {kind.__name__}: give a StableDiffusionPipeline"):
+        adapted(tiny_models, kind(**others, requires_safety_checker=False))
+
+
 def test_loaded_pipelines_that_cannot_be_used(tiny_models: tiny.TinyModels) -> None:
     stock = tiny.tiny_pipeline()
-    others = {name: part for name, part in stock.components.items() if name != "image_encoder"}
-    with pytest.raises(
-        UsageError, match=r"the base is a StableDiffusionImg2ImgPipeline: give a StableDiffusionPipeline"
-    ):
-        adapted(tiny_models, StableDiffusionImg2ImgPipeline(**others, requires_safety_checker=False))
     with pytest.raises(UsageError, match="variant, torch_dtype: the base is loaded already"):
         adapted(tiny_models, stock, variant="fp16", torch_dtype=torch.float16)
     sides = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}

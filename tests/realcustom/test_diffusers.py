@@ -145,6 +145,19 @@ def test_attention_slicing_is_refused(pipeline: RealCustomPipeline, picture: Pic
         draw(pipeline, picture)
 
 
+def test_freeu_acts_and_leaves(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    """On the skip connections, beside a subject too; a plain call is the stock pipeline's with it, to the bit."""
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "latent"}
+    before = draw(pipeline, picture)
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    assert not torch.allclose(draw(pipeline, picture), before, atol=1e-3)
+    ours: Any = pipeline(PROMPT, generator=torch.Generator().manual_seed(1), **arguments).images
+    stock = pipeline.diffusers
+    assert torch.equal(ours, stock(PROMPT, generator=torch.Generator().manual_seed(1), **arguments).images)
+    pipeline.disable_freeu()
+    assert torch.equal(draw(pipeline, picture), before)
+
+
 @pytest.mark.slow
 def test_compiled_unet(pipeline: RealCustomPipeline, picture: Picture) -> None:
     """torch.compile leaves graph breaks where maps are collected, not another result."""

@@ -32,10 +32,24 @@ class Mutant:
 MUTANTS = (
     Mutant(
         name="given latents are not brought to the first step's noise",
-        file="diffusion_pipeline.py",
+        file="start.py",
         right="latents=noise * scheduler.init_noise_sigma,",
         wrong="latents=noise * (scheduler.init_noise_sigma if latents is None else 1),",
         tests="test_schedulers.py",
+    ),
+    Mutant(
+        name="the picture outside a mask is without noise",
+        file="start.py",
+        right="source = scheduler.add_noise(source, self.noise, following.reshape(1))",
+        wrong="source = scheduler.add_noise(source, self.noise, following.reshape(1) * 0)",
+        tests="test_image_inputs.py",
+    ),
+    Mutant(
+        name="a ControlNet acts a step too long",
+        file="controls.py",
+        right="(index + 1) / steps <= self.end",
+        wrong="index / steps <= self.end",
+        tests="test_controls.py",
     ),
     Mutant(
         name="the mask acts outside",
@@ -96,8 +110,8 @@ MUTANTS = (
     Mutant(
         name="the scorer sees the latent before it is scaled",
         file="sampler.py",
-        right="                _joined([scaled] * count),\n",
-        wrong="                _joined([self.latents] * count),\n",
+        right="_joined([self._unet_sample(scaled)] * count),",
+        wrong="_joined([self._unet_sample(self.latents)] * count),",
         tests="test_sampler.py",
     ),
     Mutant(

@@ -257,7 +257,10 @@ def test_sizes_that_cannot_be_used(pipeline: RealCustomPipeline, sdxl: RealCusto
         sdxl(PROMPT, negative_target_size=(32, 32), num_inference_steps=1)
 
 
-@pytest.mark.parametrize("argument", ["ip_adapter_image", "ip_adapter_image_embeds", "callback", "callback_steps"])
+@pytest.mark.parametrize(
+    "argument",
+    ["ip_adapter_image", "ip_adapter_image_embeds", "callback", "callback_steps", "pag_scale", "padding_mask_crop"],
+)
 def test_arguments_that_are_not_taken(pipeline: RealCustomPipeline, argument: str) -> None:
     with pytest.raises(TypeError, match=argument):
         pipeline(PROMPT, **{argument: 1})  # type: ignore[arg-type]
