@@ -22,9 +22,8 @@ from realcustom.sampling import SamplingParams, is_number
 
 Picture: TypeAlias = Image.Image | np.ndarray | Tensor  # as `arrays.to_picture` takes it
 Pictures: TypeAlias = Picture | Sequence[Picture]  # one for all prompts, or one for each; also a batch in one array
-ModelPictures: TypeAlias = (
-    Pictures | Sequence[Sequence[Picture]]
-)  # with several models one for each, or a list for each prompt
+# with several models one for each, or a list of one for each model for each prompt
+ModelPictures: TypeAlias = Pictures | Sequence[Sequence[Picture]]
 Shares: TypeAlias = float | Sequence[float]  # one for all models, or one for each
 
 
@@ -35,13 +34,13 @@ class ImageInputs:
     image: Pictures | None = None  # what is redrawn
     mask_image: Pictures | None = None  # where, white; elsewhere `image` stays
     strength: float | None = None  # part of the schedule that is run; None = that of diffusers' pipeline
-    control_image: ModelPictures | None = None
-    controlnet_conditioning_scale: Shares = 1.0
-    control_guidance_start: Shares = 0.0
+    control_image: ModelPictures | None = None  # what the ControlNets see
+    controlnet_conditioning_scale: Shares = 1.0  # their weight
+    control_guidance_start: Shares = 0.0  # shares of the steps between which they act
     control_guidance_end: Shares = 1.0
-    guess_mode: bool = False
-    adapter_image: ModelPictures | None = None
-    adapter_conditioning_scale: Shares = 1.0
+    guess_mode: bool = False  # they guide the rows with the prompt alone
+    adapter_image: ModelPictures | None = None  # what the T2I-adapters see
+    adapter_conditioning_scale: Shares = 1.0  # their weight
 
     def check(self, base: Base) -> None:
         """Raise UsageError where an argument lacks the one that it belongs to, or is out of range."""

@@ -7,7 +7,7 @@ Letters: P prompts, B rows, c h w latent, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,10 +70,8 @@ def make_start(
     Raises:
         UsageError: a size, a picture or the given latents do not fit.
     """
-    rows, size = (
-        prompts * sampling.n,
-        latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor),
-    )
+    rows = prompts * sampling.n
+    size = latent_size(sampling.height, sampling.width, base.resolution, base.vae_scale_factor)
     if images.image is None:
         noise = _noise(base, (rows, *size), generators, latents)
         return Start(latents=noise * scheduler.init_noise_sigma, timesteps=scheduler.timesteps, steps=steps)
@@ -81,7 +79,9 @@ def make_start(
     timesteps, steps = cut_schedule(scheduler, steps, strength)
     height, width = (side * base.vae_scale_factor for side in size)
     pixels = read_pictures(images.image, "image", prompts, (height, width), signed=True)  # (1 or P, 3, H, W)
-    mask = images.mask_image
+    mask = None  # (1 or P, 1, H, W)
+    if images.mask_image is not None:
+        mask = read_pictures(images.mask_image, "mask_image", prompts, (height, width), channels=1, binary=True)
     anew = mask is not None and strength == 1  # the first latents are noise alone
     source = None if base.takes_mask and anew else _encoded(base, pixels, rows, generators)
     if source is not None and mask is not None:
@@ -91,16 +91,15 @@ def make_start(
         first = noise * scheduler.init_noise_sigma
     else:
         first = scheduler.add_noise(source, noise, timesteps[:1].repeat(rows))
+    start = Start(latents=first, timesteps=timesteps, steps=steps)
     if mask is None:
-        return Start(latents=first, timesteps=timesteps, steps=steps)
-    painted = read_pictures(mask, "mask_image", prompts, (height, width), channels=1, binary=True)  # (1 or P, 1, H, W)
-    # diffusers encodes it in any case, and draws
-    around = _encoded(base, pixels * (painted < 0.5), rows, generators)
-    painted = each_row(F.interpolate(painted, size=size), rows).to(base.device, base.unet.dtype)  # (B, 1, h, w)
-    if base.takes_mask:
-        return Start(latents=first, timesteps=timesteps, steps=steps, channels=torch.cat([painted, around], 1))
-    assert source is not None
-    return Start(latents=first, timesteps=timesteps, steps=steps, blend=Blend(mask=painted, source=source, noise=noise))
+        return start
+    # diffusers encodes it for every base, and draws
+    around = _encoded(base, pixels * (mask < 0.5), rows, generators)
+    drawn = each_row(F.interpolate(mask, size=size), rows).to(base.device, base.unet.dtype)  # (B, 1, h, w)
+    if source is None or base.takes_mask:
+        return replace(start, channels=torch.cat([drawn, around], 1))
+    return replace(start, blend=Blend(mask=drawn, source=source, noise=noise))
 
 
 def _encoded(base: Base, pixels: Tensor, rows: int, generators: Generators) -> Tensor:
