@@ -75,7 +75,9 @@ def shipped(
     model.load_adapter_state_dict(
         {name: value for name, value in checkpoint.tensors.items() if kept or not name.startswith(SCORING)}
     )
-    return RealCustomPipeline(base, settings, model.requires_grad_(False).eval(), encoder)
+    pipeline = RealCustomPipeline(base, settings, model.requires_grad_(False).eval(), encoder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def measured(

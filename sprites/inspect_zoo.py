@@ -142,9 +142,10 @@ def plain_pipeline() -> RealCustomPipeline:
         sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
     )
     base, image_encoder = load_base(zoo_path("pipeline")), load_image_encoder(encoder.model, encoder)
-    return RealCustomPipeline(
-        base, settings, RealCustomModel(base.unet, settings, image_encoder.embed_dim), image_encoder
-    )
+    model = RealCustomModel(base.unet, settings, image_encoder.embed_dim)
+    pipeline = RealCustomPipeline(base, settings, model, image_encoder)
+    pipeline.set_progress_bar_config(disable=True)  # a command's progress is log lines
+    return pipeline
 
 
 def inspect_detector(detector: Detector, scenes: list[Scene], drawings: list[Drawing]) -> dict[str, float]:
