@@ -26,8 +26,8 @@ from torch import Tensor
 from realcustom import RealCustomPipeline
 from realcustom.config import override
 from realcustom.errors import UsageError
-from tests.realcustom.test_image_inputs import PROMPT, PROMPTS, half, photo, quiet, seeded, stock, subject, tensor
 from tests.support import tiny
+from tests.support.stock_calls import PROMPT, PROMPTS, half, photo, quiet, seeded, stock, subject, tensor
 
 Picture = Callable[[int], Image.Image]
 
