@@ -62,6 +62,8 @@ def load_parts(
     _warn_of_others(checkpoint, loaded, encoder, saved)
     model = RealCustomModel(unet, settings, encoder.embed_dim, local_views=encoder.local_views)
     model.load_adapter_state_dict(checkpoint.tensors)
+    for module in model.own_modules():
+        module.to(loaded.device)  # where a base with offload runs, not where its UNet waits
     return Parts(
         base=loaded,
         settings=settings,

@@ -12,7 +12,7 @@ from PIL import Image
 from realcustom.arrays import Picture, to_mask, to_picture
 from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
-from realcustom.sampling import KNOBS, SamplingParams, is_number
+from realcustom.sampling import KNOBS, SamplingParams, is_number, is_whole
 from realcustom.schedule import Generators
 from realcustom.settings import GuidanceMode, GuidanceSettings, MethodSettings, Occurrence, Reference, without_effect
 from realcustom.warning import warn
@@ -122,14 +122,24 @@ def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodS
 
 def check_schedule(
     sampling: SamplingParams, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None, eta: float | None
-) -> None:
-    """Raise UsageError where a call's schedule is said twice, or its eta is no share."""
+) -> tuple[list[int] | None, list[float] | None]:
+    """Timesteps and sigmas as lists. Raises UsageError where the schedule is said twice or is none, or eta is no share."""
     for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is not None and not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
+            raise UsageError(f"{name} is a list of numbers, got {values!r}")
         if values is not None and sampling.num_inference_steps is not None:
             steps = sampling.num_inference_steps
             raise UsageError(f"{name} are the schedule: leave num_inference_steps={steps} out")
     if eta is not None and not (is_number(eta) and 0 <= eta <= 1):
         raise UsageError(f"eta is a share of noise from 0 to 1, got {eta!r}")
+    return _plain_list(timesteps), _plain_list(sigmas)
+
+
+def _plain_list(values: Any) -> list[Any] | None:
+    """Of a list, an array or a tensor; None stays."""
+    if values is None:
+        return None
+    return list(values.tolist() if hasattr(values, "tolist") else values)
 
 
 def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]], sampling: SamplingParams) -> None:
@@ -165,9 +175,9 @@ def latent_size(height: int | None, width: int | None, default: int, factor: int
     """
     sides = [default if side is None else side for side in (height, width)]
     for name, side in zip(("height", "width"), sides, strict=True):
-        if not isinstance(side, int) or side < factor or side % factor:
+        if not is_whole(side) or side < factor or side % factor:
             raise UsageError(f"{name} must be a positive multiple of {factor} pixels, got {side}")
-    return sides[0] // factor, sides[1] // factor
+    return int(sides[0]) // factor, int(sides[1]) // factor
 
 
 def generators_for(

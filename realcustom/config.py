@@ -63,6 +63,8 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 def with_new_names(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data of the settings class `cls` with each old name of a field or of a value replaced by the new one."""
     hints, renamed = _hints(cls), getattr(cls, "RENAMED", {})
+    if hasattr(cls, "of_older"):  # a change that names alone cannot say
+        data = cls.of_older(data)
     translated: dict[str, Any] = {}
     for old, value in data.items():
         key = renamed.get(old, old)

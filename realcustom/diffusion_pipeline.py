@@ -192,6 +192,8 @@ class RealCustomPipeline:
         ours = "base" not in self.__dict__ or name in self.__dict__ or name in type(self).__dict__
         if ours or not assign_to_stock(self.base.pipeline, name, value):
             super().__setattr__(name, value)
+        if name in ("image_encoder", "model") and "_encoded" in self.__dict__:
+            self._encoded.clear()
 
     @property
     def guidance_scale(self) -> float:
@@ -271,6 +273,7 @@ class RealCustomPipeline:
         """diffusers' offload of whole models; the adapter's own modules and the image encoder stay on the device."""
         self.base.pipeline.enable_model_cpu_offload(gpu_id, device)
         self._move_adapter(self.base.device)
+        self._encoded.clear()
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
@@ -278,6 +281,7 @@ class RealCustomPipeline:
         """diffusers' offload layer by layer; the adapter's own modules and the image encoder stay on the device."""
         self.base.pipeline.enable_sequential_cpu_offload(gpu_id, device)
         self._move_adapter(self.base.device)
+        self._encoded.clear()
 
     def encode_subject(self, image: Picture, mask: Picture | None = None) -> EncodedSubject:
         """A subject's picture, encoded once for many calls: `Subject(image=pipe.encode_subject(image), word="dog")`.
@@ -500,7 +504,7 @@ class RealCustomPipeline:
         sampling.check()
         images.check(self.base)
         sampling = images.sized(self.base, sampling)
-        check_schedule(sampling, timesteps, sigmas, eta)
+        timesteps, sigmas = check_schedule(sampling, timesteps, sigmas, eta)
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         sizes = sizes or PictureSizes()
         sizes.check(self.base.is_sdxl)

@@ -78,7 +78,7 @@ class SubjectCache:
         if isinstance(image, EncodedSubject):
             image.check(encoder, settings)
             features = image.features
-            return self._get(image.key, lambda: model.project(features[None])[0])
+            return self._get(image.key + str(features.dtype).encode(), lambda: model.project(features[None])[0])
         reference = prepare_reference(image, mask, settings)
         return self._get(_key(reference), lambda: model.project(encoder.encode(encoder.prepare(reference)[None]))[0])
 

@@ -98,7 +98,7 @@ def read_pictures(
     Raises:
         UsageError: a value is no picture, or their number is neither 1 nor P.
     """
-    found = [_upright(to_pixels(one, channels, name)) for one in _listed(value)]
+    found = [_upright(to_pixels(_marked(one) if binary else one, channels, name)) for one in _listed(value)]
     if len(found) not in (1, prompts):
         raise UsageError(f"{name} has {len(found)} pictures for {prompts} prompts; give one, or one for each")
     processor = VaeImageProcessor(
@@ -128,6 +128,15 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 4:
         return list(value)
     return [value]
+
+
+def _marked(mask: Any) -> Any:
+    """A mask of the integers 0 and 1 as booleans: as pixels of 8 bits its ones would be black."""
+    if isinstance(mask, torch.Tensor):
+        whole = not mask.is_floating_point() and mask.dtype is not torch.bool
+        return mask > 0 if whole and mask.numel() and int(mask.max()) <= 1 else mask
+    array = np.asarray(mask) if isinstance(mask, (Image.Image, np.ndarray)) else np.zeros(0)
+    return array > 0 if array.dtype.kind in "iu" and array.size and array.max() <= 1 else mask
 
 
 def _upright(picture: Image.Image | np.ndarray) -> Image.Image | np.ndarray:

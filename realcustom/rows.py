@@ -16,7 +16,7 @@ from realcustom.base import Base, TextFeatures
 from realcustom.errors import UsageError
 from realcustom.prompts import CallText
 from realcustom.sampler import Rows
-from realcustom.sampling import SamplingParams
+from realcustom.sampling import SamplingParams, is_whole
 from realcustom.settings import MethodSettings
 from realcustom.sizes import PictureSizes
 from realcustom.tokens import check_tokenizers_agree
@@ -51,23 +51,34 @@ def _match(text: CallText, settings: MethodSettings, prompt: str, subject: Subje
     )
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _given_positions(
     token_words: Sequence[Any], subjects: Sequence[Sequence[Subject]], length: int
 ) -> list[list[WordMatch]]:
-    nested = [token_words] if all(isinstance(at, int) for entry in token_words for at in entry) else token_words
+    shape_said = (
+        f"token_words is a list of positions for each subject, or such lists for each prompt, got {token_words!r}"
+    )
+    if not all(_is_list(entry) for entry in token_words):
+        raise UsageError(shape_said)
+    nested = [token_words] if all(is_whole(at) for entry in token_words for at in entry) else token_words
+    if not all(_is_list(positions) for row in nested for positions in row):
+        raise UsageError(shape_said)
     if [len(row) for row in nested] != [len(row) for row in subjects]:
         raise UsageError(
             f"token_words has the positions of {[len(row) for row in nested]} words, the prompts have "
             f"{[len(row) for row in subjects]} subjects; give a list of positions for each subject of each prompt"
         )
     for positions in (positions for row in nested for positions in row):
-        if not positions or not all(isinstance(at, int) and 0 <= at < length for at in positions):
+        if not positions or not all(is_whole(at) and 0 <= at < length for at in positions):
             raise UsageError(
                 f"token_words are positions from 0 to {length - 1}, at least one a subject, got {positions!r}"
             )
     return [
         [
-            WordMatch(phrase=", ".join(subject.words), positions=tuple(sorted(set(positions))))
+            WordMatch(phrase=", ".join(subject.words), positions=tuple(sorted({int(at) for at in positions})))
             for subject, positions in zip(row, given, strict=True)
         ]
         for row, given in zip(subjects, nested, strict=True)

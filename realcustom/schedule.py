@@ -56,7 +56,9 @@ class SchedulerChoice:
 
     def __init__(self) -> None:
         self.assigned: Any = None
-        self._built: tuple[SamplerSettings, Any] | None = None
+        self._built: tuple[SamplerSettings, Any, Any] | None = (
+            None  # from which settings and which base's; the scheduler
+        )
 
     def assign(self, scheduler: Any) -> None:
         """Use this one from now on. Raises as `check_scheduler`."""
@@ -68,9 +70,9 @@ class SchedulerChoice:
         if self.assigned is not None:
             return self.assigned
         settings = replace(settings, num_inference_steps=1)  # each call sets its own
-        if self._built is None or self._built[0] != settings:
-            self._built = settings, make_scheduler(own, settings)
-        return self._built[1]
+        if self._built is None or self._built[0] != settings or self._built[1] is not own:
+            self._built = settings, own, make_scheduler(own, settings)
+        return self._built[2]
 
 
 def set_timesteps(

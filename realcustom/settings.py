@@ -364,6 +364,18 @@ class GuidanceSettings:
     rescale_by_mask: bool = False  # outside of the masks to the deviation of the guidance branch
     uncond: Uncond = Uncond.NULL_TEXT_NO_IMAGE
 
+    @staticmethod
+    def of_older(data: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain data of these settings from when the mode said whether, and how, `guidance_rescale` acts."""
+        kept, mode = dict(data), data.get("mode")
+        if "rescale_by_mask" in kept:
+            return kept
+        if mode == "cascade_rescale_masked":
+            kept |= {"mode": "cascade", "rescale_by_mask": True}
+        elif mode in ("cascade", "direct"):
+            kept["guidance_rescale"] = 0.0
+        return kept
+
     def __post_init__(self) -> None:
         _ratio("guidance_rescale", self.guidance_rescale)
 

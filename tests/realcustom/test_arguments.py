@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -126,3 +127,46 @@ def test_a_text_encoder_of_another_width(pipeline: RealCustomPipeline) -> None:
     pipeline.text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **sizes)).eval()
     with pytest.raises(UsageError, match="the text encoder's features are 32 wide, the UNet takes 24"):
         pipeline(PROMPT, num_inference_steps=1)
+
+
+def test_numbers_of_numpy_and_torch(pipeline: RealCustomPipeline) -> None:
+    """A side, a schedule and positions as arrays have them."""
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.base.scheduler.config)
+    arguments: dict[str, Any] = {"output_type": "latent", "height": 32, "width": 32}
+    expected: Any = pipeline("a dog", generator=torch.Generator().manual_seed(0), sigmas=[9.0, 1.0], **arguments).images
+    given: list[Any] = [np.array([9.0, 1.0]), torch.tensor([9.0, 1.0])]
+    for sigmas in given:
+        arguments |= {"height": np.int64(32), "generator": torch.Generator().manual_seed(0)}
+        found: Any = pipeline("a dog", sigmas=sigmas, **arguments).images
+        assert torch.equal(found, expected)
+    with pytest.raises(UsageError, match="timesteps is a list of numbers, got 5"):
+        pipeline("a dog", timesteps=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token_words", [[2], [[np.int64(2)], 3], ["dog"]])
+def test_token_words_of_another_shape(pipeline: RealCustomPipeline, token_words: Any) -> None:
+    dog = Subject(image=Image.new("RGB", (16, 16)), word="dog")
+    with pytest.raises(UsageError, match="token_words is a list of positions for each subject"):
+        pipeline("a dog", [dog], token_words=token_words)
+
+
+def test_tokens_follow_the_image_encoder(pipeline: RealCustomPipeline) -> None:
+    """Another encoder, or an encoded subject of another precision, does not leave its tokens to later calls."""
+    dog = [Subject(image=Image.new("RGB", (16, 16), "red"), word="dog")]
+    arguments: dict[str, Any] = {"output_type": "latent", "num_inference_steps": 2}
+
+    def draw(subjects: list[Subject]) -> Any:
+        return pipeline("a dog", subjects, generator=torch.Generator().manual_seed(0), **arguments).images
+
+    pipeline.to(torch.bfloat16)
+    half = pipeline.encode_subject(Image.new("RGB", (16, 16), "red"))
+    pipeline.to(torch.float32)
+    expected = draw(dog)
+    pipeline.to(torch.float32)  # forgets what is encoded
+    assert not torch.equal(draw([Subject(image=half, word="dog")]), expected)
+    assert torch.equal(draw(dog), expected)
+    encoder: Any = pipeline.image_encoder
+    for parameter in encoder.model.parameters():
+        parameter.data.mul_(1.5)
+    pipeline.image_encoder = encoder
+    assert not torch.equal(draw(dog), expected)

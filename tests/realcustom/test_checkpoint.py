@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -130,3 +131,19 @@ def test_a_write_leaves_nothing_half_done(tmp_path: Path, tiny_models: tiny.Tiny
     with pytest.raises(TypeError):
         save_adapter(path, broken)
     assert adapter_sha256(path) == before and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("older", "now"),
+    [
+        ({"mode": "cascade", "guidance_rescale": 0.7}, {"mode": "cascade", "guidance_rescale": 0.0}),
+        ({"mode": "direct_rescale", "guidance_rescale": 0.7}, {"mode": "direct", "guidance_rescale": 0.7}),
+        ({"mode": "cascade_rescale_masked", "guidance_rescale": 0.7}, {"mode": "cascade", "rescale_by_mask": True}),
+        ({"mode": "direct", "guidance_rescale": 0.7, "rescale_by_mask": False}, {"guidance_rescale": 0.7}),
+    ],
+)
+def test_guidance_of_older_adapters_means_what_it_meant(older: dict[str, Any], now: dict[str, Any]) -> None:
+    """A mode said whether guidance_rescale acts; in cascade and direct it did nothing."""
+    read = config.with_new_names(MethodSettings, {"guidance": older})
+    built = config.to_dict(config.build(MethodSettings, read).guidance)
+    assert {name: built[name] for name in now} == now

@@ -296,3 +296,11 @@ def test_given_latents_are_the_noise(sd: RealCustomPipeline) -> None:
     one = tensor(sd, PROMPT, image=photo(), latents=noise)
     assert not torch.equal(one, tensor(sd, PROMPT, image=photo(), latents=-noise))
     assert isinstance(sd.diffusers, StableDiffusionPipeline)
+
+
+def test_a_mask_of_zeros_and_ones(sd: RealCustomPipeline) -> None:
+    """As a segmenter gives it: its ones are white, also where their type has 8 bits."""
+    marked = np.array(half()) // 255
+    expected = tensor(sd, PROMPT, image=photo(), mask_image=half())
+    for given in (marked, marked.astype(np.int64), torch.from_numpy(marked)[None], Image.fromarray(marked)):
+        assert torch.equal(tensor(sd, PROMPT, image=photo(), mask_image=given), expected)
