@@ -30,14 +30,14 @@ import numpy as np
 import record
 import torch
 from PIL import Image
-from synthetic_world import BATCH, Measure, mean_of, shipped
+from synthetic_world import BATCH, Measure, column, mean_of, shipped
 from torch import Tensor
 from torch.nn import functional as F
 
 from realcustom.config import override
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.evaluation.statistics import bootstrap_difference
-from realcustom.evaluation.table import Case, Scores
+from realcustom.evaluation.table import Case
 from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
 
 RESULTS = record.RESULTS / "mask_sources.json"
@@ -116,10 +116,6 @@ def outside_all_masks(masks: Tensor, side: int) -> Tensor:
     """(n, side, side): pixels of cells that no step's mask keeps."""
     kept = (masks > 0).any(1, keepdim=True).float()
     return F.interpolate(kept, size=(side, side), mode="nearest")[:, 0] == 0
-
-
-def column(scores: Sequence[Scores], name: str) -> np.ndarray:
-    return np.array([float(getattr(score, name)) for score in scores])
 
 
 def measures(count: int, picture: Path | None) -> Iterator[Measure]:

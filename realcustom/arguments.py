@@ -120,7 +120,7 @@ def settings_with(settings: MethodSettings, sampling: SamplingParams) -> MethodS
     return changed
 
 
-def check_schedule(
+def read_schedule(
     sampling: SamplingParams, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None, eta: float | None
 ) -> tuple[list[int] | None, list[float] | None]:
     """Timesteps and sigmas as lists. Raises UsageError where the schedule is said twice or is none, or eta is no share."""

@@ -25,6 +25,7 @@ from realcustom.sdpa import attention_with_normaliser
 from realcustom.settings import AttentionSettings, KVInit, MaskResize
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
+PROJECTIONS = ("to_k_vision", "to_v_vision")  # the adapter's layers in each text cross-attention
 # diffusers' hooks that move or cast weights, and change no result
 MOVES = ("group_offloading", "layer_execution_tracker", "lazy_", "layerwise_casting", "peft_autocast_disable")
 
@@ -154,18 +155,16 @@ def _attend(
 ) -> Tensor:
     """Attention (B, H, N, d), bitwise that of stock diffusers; the recorder, if there is one, takes its map."""
     recorder = None if conditioning is None else conditioning.recorder
-    if conditioning is None or recorder is None or not recorder.takes(attn, query.shape[2], is_self=is_self):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-    if is_self:
-        recorder.record_self(query, key)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-    grid = conditioning.grid(query.shape[2])
-    if attention_mask is not None:  # maps are over all text tokens
-        recorder.record(query, key, grid)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-    output, normaliser = attention_with_normaliser(query, key, value)
-    recorder.record(query, key, grid, normaliser)
-    return output
+    if conditioning is not None and recorder is not None and recorder.takes(attn, query.shape[2], is_self=is_self):
+        if is_self:
+            recorder.record_self(query, key)
+        elif attention_mask is None:
+            output, normaliser = attention_with_normaliser(query, key, value)
+            recorder.record(query, key, conditioning.grid(query.shape[2]), normaliser)
+            return output
+        else:  # maps are over all text tokens
+            recorder.record(query, key, conditioning.grid(query.shape[2]))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
 
 
 def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: Conditioning) -> Tensor:
@@ -195,7 +194,7 @@ def install(unet: UNet2DConditionModel) -> None:
 
 def check_unused(unet: UNet2DConditionModel) -> None:
     """Raise UsageError if the UNet holds another pipeline's adapter, which a second one would replace."""
-    if any(hasattr(attn, "to_k_vision") for attn in text_cross_attentions(unet).values()):
+    if any(hasattr(attn, PROJECTIONS[0]) for attn in text_cross_attentions(unet).values()):
         raise UsageError(
             "the base's UNet holds the adapter of another RealCustomPipeline: load the base again for this one"
         )
@@ -239,9 +238,9 @@ def add_visual_projections(
 ) -> None:
     """Give every text cross-attention its bias-free `to_k_vision` and `to_v_vision` (image_embed_dim -> its inner width)."""
     for attn in text_cross_attentions(unet).values():
-        for name, own in (("to_k_vision", attn.to_k), ("to_v_vision", attn.to_v)):
+        for name, own in zip(PROJECTIONS, (attn.to_k, attn.to_v), strict=True):
             layer = nn.Linear(image_embed_dim, own.weight.shape[0], bias=False)
-            _initialise(layer.weight, own.weight, settings.kv_init, name == "to_v_vision", generator)
+            _initialise(layer.weight, own.weight, settings.kv_init, own is attn.to_v, generator)
             attn.add_module(name, layer.to(own.weight.device, own.weight.dtype))
 
 

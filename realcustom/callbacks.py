@@ -91,9 +91,7 @@ def _call(pipe: RealCustomPipeline, sampler: Sampler, step: Step, callback: Call
         if name == "latents":
             _check_rows(name, value, step.latents.shape[1:], (len(step.latents),))
             sampler.latents = value
-        elif (
-            name in PAIRS and name in given
-        ):  # read again even if it is the same tensor, which may have been written to
+        elif name in PAIRS and name in given:  # the same tensor too, which may have been written to
             _write(sampler, name, value)
         elif name not in given or value is not given[name]:
             raise UsageError(
@@ -121,7 +119,7 @@ def _write(sampler: Sampler, name: str, value: Tensor) -> None:
     changed: dict[str, Any] = {own: value[-count:]}
     if len(value) == 2 * count:
         changed[unconditional] = value[:count]
-    sampler.change_text(replace(sampler.rows, **changed))
+    sampler.rows = replace(sampler.rows, **changed)
 
 
 def _check_rows(name: str, value: Any, shape: Sequence[int], counts: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from realcustom import attention
 from realcustom.adapter_loading import load_parts
-from realcustom.arguments import OUTPUT_TYPES, Subject, check_schedule, generators_for, settings_with, warn_of_idle
+from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, read_schedule, settings_with, warn_of_idle
 from realcustom.arrays import Picture
 from realcustom.base import Base
 from realcustom.callbacks import Callback, is_guided, run_steps, steered, tensor_inputs
@@ -504,7 +504,7 @@ class RealCustomPipeline:
         sampling.check()
         images.check(self.base)
         sampling = images.sized(self.base, sampling)
-        timesteps, sigmas = check_schedule(sampling, timesteps, sigmas, eta)
+        timesteps, sigmas = read_schedule(sampling, timesteps, sigmas, eta)
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         sizes = sizes or PictureSizes()
         sizes.check(self.base.is_sdxl)

@@ -5,10 +5,8 @@ Letters: B rows, U subjects, T text tokens, M tokens of a row's words, N = h*w q
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from realcustom.errors import UsageError
-from realcustom.sdpa import log_sum_exp
+from realcustom.sdpa import full_precision, log_sum_exp
 from realcustom.settings import MaskLayers
 
 
@@ -66,7 +64,7 @@ class MapRecorder:
         normaliser = log_sum_exp(query, key) if normaliser is None else normaliser[self.rows]
         heads, width = key.shape[1], key.shape[3]
         columns = key.gather(2, self.words.index[:, None, :, None].expand(-1, heads, -1, width))  # (B, H, M, d)
-        with _full_precision(query.device.type):
+        with full_precision(query.device.type):
             logs = torch.baddbmm(  # q k / sqrt(d) - lse, of rows and heads together
                 normaliser.flatten(0, 1)[..., None],
                 query.float().flatten(0, 1),
@@ -80,17 +78,12 @@ class MapRecorder:
     def record_self(self, query: Tensor, key: Tensor) -> None:
         """Add a self-attention layer, head by head: all heads of (N, N) at once would be the largest tensor of a call."""
         query, key, total = query[self.rows], key[self.rows], self.self_maps
-        with _full_precision(query.device.type):
+        with full_precision(query.device.type):
             for head in range(query.shape[1]):
                 scores = (query[:, head].float() * query.shape[3] ** -0.5) @ key[:, head].float().mT  # (B, N, N)
                 weights = torch.softmax(scores, -1) / query.shape[1]
                 total = weights if total is None else total.add_(weights)
         self.self_maps = total
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast switched off where it is on; to enter the context in each layer would cost as much as its map."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def level_grids(height: int, width: int, levels: int) -> list[tuple[int, int]]:

@@ -77,7 +77,7 @@ class RealCustomModel(nn.Module):
         trained = {
             f"{path}.{name}.weight": getattr(attn, name).weight
             for path, attn in maps.text_cross_attentions(self.unet).items()
-            for name in ("to_k_vision", "to_v_vision")
+            for name in attention.PROJECTIONS
         }
         if self.adaptive_scoring is not None:
             trained |= {f"{SCORING}.{name}": value for name, value in self.adaptive_scoring.named_parameters()}

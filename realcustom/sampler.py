@@ -31,6 +31,7 @@ from realcustom.start import Start
 Branches = tuple[Branch, ...]
 T = TypeVar("T")
 NO_CONTROLS = Controls()
+EVERY_ROW = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,10 @@ class Rows:
     present: Tensor  # (B, U) bool: the row has this subject
     influence_scope: Tensor  # (B, U), in [0, 1]
     influence_quantity: float
-    pooled_prompt_embeds: Tensor | None = None  # (B, P), SDXL alone, as the two below
+    pooled_prompt_embeds: Tensor | None = None  # (B, P), SDXL alone, as the three below
     negative_pooled_prompt_embeds: Tensor | None = None  # (B, P)
     time_ids: Tensor | None = None  # (B, 6)
-    negative_time_ids: Tensor | None = None  # (B, 6); None = the same
+    negative_time_ids: Tensor | None = None  # (B, 6)
     black_image_embeds: Tensor | None = None  # (S, Di): image tokens of the unconditional branch, if any
 
     @property
@@ -74,7 +75,7 @@ class Sampler:
     model: RealCustomModel | None  # None: plain text-to-image on a UNet with any processors
     scheduler: Any  # a diffusers scheduler with its timesteps set
     start: Start
-    rows: Rows
+    rows: Rows  # a caller may replace their text
     guidance: GuidanceSettings
     mask: MaskSettings
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
@@ -110,10 +111,6 @@ class Sampler:
             self._layers = maps.mask_layers(self.unet, self.mask.layers, self._levels)
             self._words = WordTokens.of(self.rows.words)
 
-    def change_text(self, rows: Rows) -> None:
-        """Use the text of these rows from the next step on."""
-        self.rows = rows
-
     @torch.no_grad()
     def step(self, index: int, timestep: Tensor) -> Step:
         """One denoising step of all rows."""
@@ -127,19 +124,17 @@ class Sampler:
                 recorder = self._recorder()
                 predictions |= self._launch((Branch.GUIDANCE,), scaled, timestep, recorder)
             self._masks = self._build_masks(recorder)
-        source, self._recorded = self._source_of_next(index), None
-        if source in predictions:
-            self._recorded = recorder
+        source = self._source_of_next(index)
+        self._recorded = recorder if source in predictions else None
         for branches in self._launches(predictions):
-            if source in branches:
-                self._recorded = self._recorder()
-            predictions |= self._launch(
-                branches, scaled, timestep, self._recorded if source in branches else None, source
-            )
+            recorder = None
+            if source is not None and source in branches:
+                first = branches.index(source) * len(scaled)
+                recorder = self._recorded = self._recorder(slice(first, first + len(scaled)))
+            predictions |= self._launch(branches, scaled, timestep, recorder)
         combined = combine(predictions, self.weights, self._all_masks(), self._with_subjects)
-        self.latents = self.scheduler.step(combined, timestep, self.latents, **self.step_arguments, return_dict=False)[
-            0
-        ]
+        stepped = self.scheduler.step(combined, timestep, self.latents, **self.step_arguments, return_dict=False)
+        self.latents = stepped[0]
         if self.start.blend is not None:
             following = timesteps[index + 1] if index + 1 < len(timesteps) else None
             self.latents = self.start.blend.after(self.latents, self.scheduler, following)
@@ -161,16 +156,17 @@ class Sampler:
         return next((branch for branch in (Branch.GUIDANCE, Branch.GENERATION) if branch in needed), None)
 
     def _launches(self, predictions: Mapping[Branch, Tensor]) -> list[Branches]:
-        """The UNet calls for the branches whose prediction is needed and not there yet."""
-        rest = tuple(branch for branch in self.weights.branches() if branch not in predictions)
+        """The UNet calls for the branches whose prediction is needed and not there yet; those with subjects come last."""
+        needed, acting = self.weights.branches(), self.weights.with_subjects()
+        rest = tuple(sorted((one for one in needed if one not in predictions), key=lambda one: one in acting))
         if self.guidance.launches is Launches.SEPARATE:
             return [(branch,) for branch in rest]
         return [rest] if rest else []
 
-    def _recorder(self) -> MapRecorder:
-        return MapRecorder(
-            words=self._words, layers=self._layers, self_grid=self._mask_grid if self.mask.self_refine else None
-        )
+    def _recorder(self, rows: slice = EVERY_ROW) -> MapRecorder:
+        """For a UNet call of which these rows are recorded."""
+        grid = self._mask_grid if self.mask.self_refine else None
+        return MapRecorder(words=self._words, rows=rows, layers=self._layers, self_grid=grid)
 
     def _build_masks(self, recorder: MapRecorder) -> tuple[Tensor, ...]:
         """Each subject's mask (B, 1, H*, W*) from recorded maps."""
@@ -186,27 +182,17 @@ class Sampler:
         return torch.cat(self._masks, 1)
 
     def _launch(
-        self,
-        branches: Branches,
-        scaled: Tensor,
-        timestep: Tensor,
-        recorder: MapRecorder | None = None,
-        recorded: Branch | None = None,
+        self, branches: Branches, scaled: Tensor, timestep: Tensor, recorder: MapRecorder | None
     ) -> dict[Branch, Tensor]:
-        """One UNet call for the rows of these branches; the recorder takes those of one of them."""
+        """One UNet call for the rows of these branches; those with subjects come last, so that their rows are one slice."""
         acting = tuple(branch for branch in branches if branch in self.weights.with_subjects())
-        branches = (*(branch for branch in branches if branch not in acting), *acting)  # their rows in one slice
-        if recorder is not None and recorded is not None:
-            first = branches.index(recorded) * len(scaled)
-            recorder.rows = slice(first, first + len(scaled))
+        sample = self._unet_sample(scaled)
         conditioning = (
             None
             if self.model is None
             else Conditioning(
                 grids=self._grids,
-                subjects=[self._subject(acting, number, scaled, timestep) for number in range(self.rows.subjects)]
-                if acting
-                else (),
+                subjects=self._subjects(acting, sample, timestep),
                 rows=slice((len(branches) - len(acting)) * len(scaled), None),
                 scale=self.model.settings.attn.scale,
                 mask_resize=self.mask.mask_resize,
@@ -214,7 +200,7 @@ class Sampler:
             )
         )
         output = self.unet(
-            _joined([self._unet_sample(scaled)] * len(branches)),
+            _joined([sample] * len(branches)),
             timestep,
             cross_attention_kwargs=None if conditioning is None else {"conditioning": conditioning},
             return_dict=False,
@@ -236,15 +222,28 @@ class Sampler:
 
     def _added_conditions(self, branches: Sequence[Branch]) -> dict[str, Tensor] | None:
         rows = self.rows
-        if rows.pooled_prompt_embeds is None or rows.negative_pooled_prompt_embeds is None or rows.time_ids is None:
+        if rows.pooled_prompt_embeds is None or rows.negative_pooled_prompt_embeds is None:
             return None
+        assert rows.time_ids is not None and rows.negative_time_ids is not None  # SDXL has all four
         pooled = _of(branches, rows.pooled_prompt_embeds, rows.negative_pooled_prompt_embeds)
-        negative_ids = rows.time_ids if rows.negative_time_ids is None else rows.negative_time_ids
-        return {"text_embeds": _joined(pooled), "time_ids": _joined(_of(branches, rows.time_ids, negative_ids))}
+        return {
+            "text_embeds": _joined(pooled),
+            "time_ids": _joined(_of(branches, rows.time_ids, rows.negative_time_ids)),
+        }
 
-    def _subject(self, acting: Branches, number: int, scaled: Tensor, timestep: Tensor) -> SubjectTokens:
-        """The subject's tokens in the rows of these branches, as selected in this step, with this step's mask."""
+    def _subjects(self, acting: Branches, sample: Tensor, timestep: Tensor) -> list[SubjectTokens]:
+        """Every subject's tokens in the rows of these branches; none if no branch has subjects."""
+        if not acting:
+            return []
         assert self.model is not None  # without one there are no subjects
+        level = None  # the noise level that scores go by
+        if self.model.adaptive_scoring is not None:
+            level = alphas_cumprod_at(self.scheduler, timestep).to(sample.device)
+        return [self._subject(acting, number, sample, level) for number in range(self.rows.subjects)]
+
+    def _subject(self, acting: Branches, number: int, sample: Tensor, level: Tensor | None) -> SubjectTokens:
+        """The subject's tokens in the rows of these branches, as selected in this step, with this step's mask."""
+        assert self.model is not None
         rows, count = self.rows, len(acting)
         if (acting, number) not in self._visual:
             own = rows.image_embeds[:, number]  # (B, S, Di)
@@ -256,12 +255,12 @@ class Sampler:
             present = rows.present[:, number, None, None, None]  # (B, 1, 1, 1)
             mask = present.to(torch.float32).expand(-1, -1, *self._mask_grid)
         mask = None if mask is None else _joined([mask] * count)
-        if self.model.adaptive_scoring is not None:
+        if level is not None:
             index, gate = self.model.score(
                 _joined([rows.prompt_embeds] * count),
-                _joined([self._unet_sample(scaled)] * count),
+                _joined([sample] * count),
                 subject.embeds,
-                alphas_cumprod_at(self.scheduler, timestep).to(scaled.device).expand(len(subject.embeds)),
+                level.expand(len(subject.embeds)),
                 rows.influence_quantity,
                 words=_joined([rows.words[:, number]] * count),
                 mask=mask,

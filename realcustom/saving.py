@@ -14,6 +14,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from realcustom.attention import PROJECTIONS
 from realcustom.base import Base
 from realcustom.checkpoint import Adapter, read_header, save_adapter
 from realcustom.errors import UsageError
@@ -24,7 +25,6 @@ from realcustom.schedule import OWN
 from realcustom.settings import EncoderKind, MethodSettings, TimestepSpacing
 
 OWN_FOLDER, ADAPTER = "realcustom", "adapter.safetensors"
-PROJECTIONS = ("to_k_vision", "to_v_vision")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,9 +55,7 @@ class SchedulerChoice:
 
     def __init__(self) -> None:
         self.assigned: Any = None
-        self._built: tuple[SamplerSettings, Any, Any] | None = (
-            None  # from which settings and which base's; the scheduler
-        )
+        self._built: tuple[SamplerSettings, Any, Any] | None = None  # its settings, the base's scheduler, and it
 
     def assign(self, scheduler: Any) -> None:
         """Use this one from now on. Raises as `check_scheduler`."""
@@ -79,8 +76,8 @@ def set_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | None = None,
+    timesteps: list[int] | None = None,
+    sigmas: list[float] | None = None,
 ) -> None:
     """Set a call's schedule: so many steps, or the given timesteps or noise levels, as diffusers' pipelines do.
 
@@ -88,7 +85,7 @@ def set_timesteps(
     """
     kind = type(scheduler).__name__
     given: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
-    named: dict[str, Any] = {name: list(values) for name, values in given.items() if values is not None}
+    named = {name: values for name, values in given.items() if values is not None}
     if len(named) > 1:
         raise UsageError("give timesteps or sigmas, not both")
     for name, values in named.items():

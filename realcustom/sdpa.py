@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,10 +41,8 @@ def attention_with_normaliser(query: Tensor, key: Tensor, value: Tensor) -> tupl
 def _kernel(query: Tensor, key: Tensor, value: Tensor) -> SDPBackend | None:
     """The kernel that torch chooses for these inputs, if it is one that gives the normaliser as it stands."""
     on_cpu = query.device.type == "cpu"
-    if not on_cpu and (
-        query.device.type != "cuda" or query.shape[-1] % 8 != 0
-    ):  # torch pads such heads before the call
-        return None
+    if not on_cpu and (query.device.type != "cuda" or query.shape[-1] % 8 != 0):
+        return None  # torch pads such heads before the call
     if torch.compiler.is_compiling():  # the choice is not a tensor, and would end the graph
         return SDPBackend.FLASH_ATTENTION if on_cpu else SDPBackend.EFFICIENT_ATTENTION
     choice = torch.ops.aten._fused_sdp_choice(query, key, value)
@@ -51,6 +52,11 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor) -> SDPBackend | None:
 
 def log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
     """(B, H, N) fp32: log of the sum over T of exp(q k / sqrt(d)), of (B, H, N, d) and (B, H, T, d)."""
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query.device.type):
         scores = query.float() @ (key.float() * query.shape[-1] ** -0.5).mT  # scales the (fewer) keys
         return torch.logsumexp(scores, -1)
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast switched off where it is on; to enter the context in each layer would cost as much as its map."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()

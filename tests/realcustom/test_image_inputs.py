@@ -32,17 +32,6 @@ from tests.support.stock_calls import PROMPT, PROMPTS, STEPS, half, photo, quiet
 Picture = Callable[[int], Image.Image]
 
 
-@pytest.fixture(scope="module")
-def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.tiny_sdxl_base(tmp_path_factory.mktemp("sdxl") / "base")
-
-
-@pytest.fixture
-def sdxl(sdxl_folder: str) -> RealCustomPipeline:
-    pipe: RealCustomPipeline = quiet(RealCustomPipeline.from_pretrained(sdxl_folder))
-    return pipe
-
-
 @pytest.fixture
 def sd(pipeline: RealCustomPipeline) -> RealCustomPipeline:
     """With a VAE that draws from its posterior, as Stable Diffusion's."""

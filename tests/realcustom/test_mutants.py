@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         name="the maps of another branch's rows",
         file="sampler.py",
-        right="first = branches.index(recorded) * len(scaled)",
+        right="first = branches.index(source) * len(scaled)",
         wrong="first = 0 * len(scaled)",
         tests="test_mask_source.py",
     ),
@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant(
         name="the scorer sees the latent before it is scaled",
         file="sampler.py",
-        right="_joined([self._unet_sample(scaled)] * count),",
+        right="_joined([sample] * count),",
         wrong="_joined([self._unet_sample(self.latents)] * count),",
         tests="test_sampler.py",
     ),

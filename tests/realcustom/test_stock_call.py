@@ -19,36 +19,17 @@ from realcustom.config import override
 from realcustom.errors import UsageError
 from realcustom.image_encoder import ClipEncoder
 from tests.support import tiny
+from tests.support.stock_calls import quiet, seeded
 
 Picture = Callable[[int], Image.Image]
 PROMPT = "a dog on grass"
 SIZE: dict[str, Any] = {"height": 32, "width": 40}
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
 def tensor(pipe: RealCustomPipeline, *call: Any, **arguments: Any) -> Tensor:
     images = pipe(*call, **arguments).images
     assert isinstance(images, Tensor)
     return images
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.tiny_sdxl_base(tmp_path_factory.mktemp("sdxl") / "base")
-
-
-@pytest.fixture
-def sdxl(sdxl_folder: str) -> RealCustomPipeline:
-    pipe: RealCustomPipeline = quiet(RealCustomPipeline.from_pretrained(sdxl_folder))
-    return pipe
 
 
 @pytest.fixture
