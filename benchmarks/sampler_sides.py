@@ -242,7 +242,7 @@ class Sides:
         made = []
         for timestep in range(self.size.steps):
             recorder = MapRecorder(words=words) if maps else None
-            conditioning = Conditioning(grids=grids, recorder=recorder)
+            conditioning = Conditioning(grids=grids, recorders=[recorder] if recorder else [])
             out = unet(
                 self.latents,
                 timestep,

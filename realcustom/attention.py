@@ -11,7 +11,7 @@ selected ones, H heads, d head width, D image width, U subjects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -39,10 +39,14 @@ class SubjectTokens:
     """
 
     embeds: Tensor  # (R, S, D), ungated
+    rows: slice = field(default_factory=lambda: slice(None))  # the UNet call's rows in which it acts
     index: Tensor | None = None  # (R, n) selected tokens, ascending; None = all
     gate: Tensor | None = None  # (R, n) factor of each selected token, fp32
     mask: Tensor | None = None  # (R, 1, H*, W*) influence mask in [0, 1]; None = 1 everywhere
+    mask_resize: MaskResize = MaskResize.BILINEAR
+    scale: float = 1.0  # weight of the visual term
     cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps; None = computed each time
+    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by grid
 
     def keys_values(self, attn: Attention) -> KeyValue:
         """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
@@ -56,32 +60,31 @@ class SubjectTokens:
             return pair
         return self._select(pair[0]), self._select(pair[1])
 
+    def mask_at(self, grid: tuple[int, int]) -> Tensor | None:
+        """The mask on a layer's grid, flattened row-major: (R, N, 1)."""
+        if self.mask is None:
+            return None
+        if grid not in self._masks:
+            self._masks[grid] = resize_mask(self.mask, grid, self.mask_resize).flatten(2).mT
+        return self._masks[grid]
+
+    def at(self, offset: int) -> SubjectTokens:
+        """The same where its rows come after `offset` others."""
+        return self if offset == 0 else replace(self, rows=shifted(self.rows, offset), _masks={})
+
     def _select(self, tokens: Tensor) -> Tensor:
         assert self.index is not None and self.gate is not None
         index = self.index[:, None, :, None].expand(-1, tokens.shape[1], -1, tokens.shape[3])
         return (tokens.gather(2, index) * self.gate[:, None, :, None]).to(tokens.dtype)  # fp32: 1.004 is 1.0 in bf16
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """The arguments that one UNet call passes to its attention layers."""
 
     grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level, see `by_queries`
     subjects: Sequence[SubjectTokens] = ()
-    rows: slice = field(default_factory=lambda: slice(None))  # the call's rows that have subjects
-    scale: float = 1.0  # weight of the visual term
-    mask_resize: MaskResize = MaskResize.BILINEAR
-    recorder: MapRecorder | None = None
-    _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    def mask_at(self, subject: int, queries: int) -> Tensor | None:
-        """The subject's mask on the grid of a layer with this many queries, flattened row-major: (R, N, 1)."""
-        mask = self.subjects[subject].mask
-        if mask is None:
-            return None
-        if (subject, queries) not in self._resized:
-            self._resized[subject, queries] = resize_mask(mask, self.grid(queries), self.mask_resize).flatten(2).mT
-        return self._resized[subject, queries]
+    recorders: Sequence[MapRecorder] = ()
 
     def grid(self, queries: int) -> tuple[int, int]:
         """(h, w) of a layer with this many queries. Raises UsageError if the latent has no level of this size."""
@@ -91,6 +94,11 @@ class Conditioning:
                 "of the UNet merges or drops tokens (as tomesd does with merge_crossattn=True); take it off"
             )
         return self.grids[queries]
+
+
+def shifted(rows: slice, offset: int) -> slice:
+    """Rows after `offset` others."""
+    return slice(rows.start + offset, rows.stop + offset)
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:
@@ -154,36 +162,41 @@ def _attend(
     is_self: bool,
 ) -> Tensor:
     """Attention (B, H, N, d), bitwise that of stock diffusers; the recorder, if there is one, takes its map."""
-    recorder = None if conditioning is None else conditioning.recorder
-    if conditioning is not None and recorder is not None and recorder.takes(attn, query.shape[2], is_self=is_self):
+    count = query.shape[2]
+    recorders = () if conditioning is None else conditioning.recorders
+    taking = [recorder for recorder in recorders if recorder.takes(attn, count, is_self=is_self)]
+    if not taking:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+    assert conditioning is not None
+    normaliser = None  # maps are over all text tokens, those that an attention mask hides too
+    if is_self or attention_mask is not None:
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+    else:
+        output, normaliser = attention_with_normaliser(query, key, value)
+    for recorder in taking:
         if is_self:
             recorder.record_self(query, key)
-        elif attention_mask is None:
-            output, normaliser = attention_with_normaliser(query, key, value)
-            recorder.record(query, key, conditioning.grid(query.shape[2]), normaliser)
-            return output
-        else:  # maps are over all text tokens
-            recorder.record(query, key, conditioning.grid(query.shape[2]))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        else:
+            recorder.record(query, key, conditioning.grid(count), normaliser)
+    return output
 
 
 def _add_subjects(attn: Attention, output: Tensor, query: Tensor, conditioning: Conditioning) -> Tensor:
-    """`output` (B, N, H*d) with each subject's visual attention added in the rows that have subjects."""
+    """`output` (B, N, H*d) with each subject's visual attention added in the rows in which it acts."""
     if not conditioning.subjects:
         return output
     if output.requires_grad:
         output = output.clone()  # not in place: autograd needs the attention's output
-    query = query[conditioning.rows]  # (R, H, N, d)
-    rows = output[conditioning.rows]  # (R, N, H*d), a view
-    for number, subject in enumerate(conditioning.subjects):
+    for subject in conditioning.subjects:
         key, value = subject.keys_values(attn)
-        visual = F.scaled_dot_product_attention(query, key, value)  # (R, H, N, d)
+        visual = F.scaled_dot_product_attention(query[subject.rows], key, value)  # (R, H, N, d)
         visual = visual.transpose(1, 2).flatten(2)  # (R, N, H*d)
-        mask = conditioning.mask_at(number, query.shape[2])  # (R, N, 1)
+        rows = output[subject.rows]  # (R, N, H*d), a view
+        mask = None if subject.mask is None else subject.mask_at(conditioning.grid(query.shape[2]))  # (R, N, 1)
         if mask is None:
-            rows.add_(visual, alpha=conditioning.scale)
+            rows.add_(visual, alpha=subject.scale)
         else:
-            rows.addcmul_(visual, mask.to(visual.dtype), value=conditioning.scale)
+            rows.addcmul_(visual, mask.to(visual.dtype), value=subject.scale)
     return output
 
 

@@ -73,10 +73,10 @@ def run_steps(
     order = int(getattr(sampler.scheduler, "order", 1))
     warmup = len(timesteps) - steps * order
     with pipe.progress_bar(total=steps) as bar:
-        for index, timestep in enumerate(timesteps):
+        for index in range(len(timesteps)):
             if pipe.interrupt:
                 return
-            step = sampler.step(index, timestep)
+            step = sampler.step()
             yield step
             if callback is not None:
                 _call(pipe, sampler, step, callback, inputs)

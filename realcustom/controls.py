@@ -84,14 +84,16 @@ class StepControls:
         if guided:
             total: list[Tensor] = []
             for net in self.nets:
+                inputs = text(guided)
                 down, middle = net.model(
                     _rows(scaled, guided),
                     timestep,
+                    inputs["encoder_hidden_states"],
+                    added_cond_kwargs=inputs["added_conditions"],
                     controlnet_cond=_rows(net.pixels, guided),
                     conditioning_scale=net.scale,
                     guess_mode=self.guess_mode,
                     return_dict=False,
-                    **text(guided),
                 )
                 found = [*down, middle]
                 total = [one + other for one, other in zip(total, found, strict=True)] if total else found

@@ -172,8 +172,7 @@ class RealCustomModel(nn.Module):
         index, gate = self.score(encoder_hidden_states, noisy_latents, tokens, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
             grids=maps.by_queries(maps.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels)),
-            subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate)],
-            scale=self.settings.attn.scale,
+            subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate, scale=self.settings.attn.scale)],
         )
         prediction: Tensor = self.unet(
             noisy_latents,

@@ -18,9 +18,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from realcustom import maps
-from realcustom.attention import Conditioning, SubjectTokens
+from realcustom.attention import SubjectTokens
 from realcustom.controls import Controls, StepControls
 from realcustom.guidance import Branch, Weights, combine
+from realcustom.launch import Launch, Steps, joined, run_together
 from realcustom.maps import MapRecorder, WordTokens
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
@@ -31,7 +32,6 @@ from realcustom.start import Start
 Branches = tuple[Branch, ...]
 T = TypeVar("T")
 NO_CONTROLS = Controls()
-EVERY_ROW = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,9 @@ class Sampler:
     return_masks: bool = False  # record maps even where no branch needs them
     step_arguments: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler's step: eta, generator
     controls: Controls = NO_CONTROLS
+    alone: bool = False  # its UNet calls hold no other sampler's rows
     latents: Tensor = field(init=False)  # (B, c, h, w), after the last step; a caller may replace them
+    position: int = 0  # steps that are done
     _masks: tuple[Tensor, ...] | None = None
     _controls: StepControls = field(init=False)  # of the step that runs
     _recorded: MapRecorder | None = None  # maps of the last step, for the mask of the next
@@ -98,6 +100,11 @@ class Sampler:
         self._absent = [number for number in range(present.shape[1]) if not bool(present[:, number].all())]
         self.change_guidance(self.guidance)
 
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done."""
+        return self.position >= len(self.start.timesteps)
+
     def change_guidance(self, guidance: GuidanceSettings) -> None:
         """Use these weights from the next step on."""
         self.guidance = guidance
@@ -111,33 +118,43 @@ class Sampler:
             self._layers = maps.mask_layers(self.unet, self.mask.layers, self._levels)
             self._words = WordTokens.of(self.rows.words)
 
-    @torch.no_grad()
-    def step(self, index: int, timestep: Tensor) -> Step:
-        """One denoising step of all rows."""
+    def step(self) -> Step:
+        """The next denoising step of all rows, in UNet calls of their own."""
+        (result,) = run_together(self.unet, [self.launches()])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def launches(self) -> Steps[Step]:
+        """The next denoising step of all rows: yields its UNet calls, one by one, and is sent their predictions."""
+        index, timesteps = self.position, self.start.timesteps
+        timestep = timesteps[index]
         scaled = self.scheduler.scale_model_input(self.latents, timestep)
-        timesteps = self.start.timesteps
         self._controls = self.controls.at(index, len(timesteps))
         predictions: dict[Branch, Tensor] = {}
         recorder = self._recorded
         if index < self._live or (self._live and self._masks is None):  # a callback may begin with subjects late
             if recorder is None:
-                recorder = self._recorder()
-                predictions |= self._launch((Branch.GUIDANCE,), scaled, timestep, recorder)
+                recorder = self._recorder(slice(0, len(scaled)))
+                launch = self._launch((Branch.GUIDANCE,), scaled, timestep, recorder, before_others=True)
+                predictions[Branch.GUIDANCE] = yield launch
             self._masks = self._build_masks(recorder)
         source = self._source_of_next(index)
         self._recorded = recorder if source in predictions else None
-        for branches in self._launches(predictions):
+        for branches in self._branches_left(predictions):
             recorder = None
             if source is not None and source in branches:
                 first = branches.index(source) * len(scaled)
                 recorder = self._recorded = self._recorder(slice(first, first + len(scaled)))
-            predictions |= self._launch(branches, scaled, timestep, recorder)
+            output = yield self._launch(branches, scaled, timestep, recorder)
+            predictions |= zip(branches, output.chunk(len(branches)), strict=True)
         combined = combine(predictions, self.weights, self._all_masks(), self._with_subjects)
         stepped = self.scheduler.step(combined, timestep, self.latents, **self.step_arguments, return_dict=False)
         self.latents = stepped[0]
         if self.start.blend is not None:
             following = timesteps[index + 1] if index + 1 < len(timesteps) else None
             self.latents = self.start.blend.after(self.latents, self.scheduler, following)
+        self.position += 1
         return Step(index=index, timestep=timestep, latents=self.latents, masks=self._masks)
 
     def _steps_with_new_masks(self) -> int:
@@ -155,7 +172,7 @@ class Sampler:
         needed = self.weights.branches()
         return next((branch for branch in (Branch.GUIDANCE, Branch.GENERATION) if branch in needed), None)
 
-    def _launches(self, predictions: Mapping[Branch, Tensor]) -> list[Branches]:
+    def _branches_left(self, predictions: Mapping[Branch, Tensor]) -> list[Branches]:
         """The UNet calls for the branches whose prediction is needed and not there yet; those with subjects come last."""
         needed, acting = self.weights.branches(), self.weights.with_subjects()
         rest = tuple(sorted((one for one in needed if one not in predictions), key=lambda one: one in acting))
@@ -163,7 +180,7 @@ class Sampler:
             return [(branch,) for branch in rest]
         return [rest] if rest else []
 
-    def _recorder(self, rows: slice = EVERY_ROW) -> MapRecorder:
+    def _recorder(self, rows: slice) -> MapRecorder:
         """For a UNet call of which these rows are recorded."""
         grid = self._mask_grid if self.mask.self_refine else None
         return MapRecorder(words=self._words, rows=rows, layers=self._layers, self_grid=grid)
@@ -182,32 +199,30 @@ class Sampler:
         return torch.cat(self._masks, 1)
 
     def _launch(
-        self, branches: Branches, scaled: Tensor, timestep: Tensor, recorder: MapRecorder | None
-    ) -> dict[Branch, Tensor]:
-        """One UNet call for the rows of these branches; those with subjects come last, so that their rows are one slice."""
+        self,
+        branches: Branches,
+        scaled: Tensor,
+        timestep: Tensor,
+        recorder: MapRecorder | None,
+        *,
+        before_others: bool = False,
+    ) -> Launch:
+        """A UNet call for the rows of these branches; those with subjects come last, so that their rows are one slice."""
         acting = tuple(branch for branch in branches if branch in self.weights.with_subjects())
-        sample = self._unet_sample(scaled)
-        conditioning = (
-            None
-            if self.model is None
-            else Conditioning(
-                grids=self._grids,
-                subjects=self._subjects(acting, sample, timestep),
-                rows=slice((len(branches) - len(acting)) * len(scaled), None),
-                scale=self.model.settings.attn.scale,
-                mask_resize=self.mask.mask_resize,
-                recorder=recorder,
-            )
-        )
-        output = self.unet(
-            _joined([sample] * len(branches)),
-            timestep,
-            cross_attention_kwargs=None if conditioning is None else {"conditioning": conditioning},
-            return_dict=False,
+        sample, count = self._unet_sample(scaled), len(scaled)
+        rows = slice((len(branches) - len(acting)) * count, len(branches) * count)
+        return Launch(
+            sample=joined([sample] * len(branches)),
+            timestep=timestep,
+            grids=self._grids,
+            subjects=self._subjects(acting, rows, sample, timestep),
+            recorder=recorder,
+            before_others=before_others,
+            decoupled=self.model is not None,
+            controls=self._controls.unet_inputs(branches, scaled, timestep, self._text),
+            alone=self.alone,
             **self._text(branches),
-            **self._controls.unet_inputs(branches, scaled, timestep, self._text),
-        )[0]
-        return dict(zip(branches, output.chunk(len(branches)), strict=True))
+        )
 
     def _unet_sample(self, scaled: Tensor) -> Tensor:
         """(B, c, h, w), or with the further channels of an inpainting UNet."""
@@ -217,8 +232,8 @@ class Sampler:
     def _text(self, branches: Sequence[Branch]) -> dict[str, Any]:
         """The UNet's text inputs for the rows of these branches; a ControlNet has the same."""
         rows = self.rows
-        embeds = _joined(_of(branches, rows.prompt_embeds, rows.negative_prompt_embeds))
-        return {"encoder_hidden_states": embeds, "added_cond_kwargs": self._added_conditions(branches)}
+        embeds = joined(_of(branches, rows.prompt_embeds, rows.negative_prompt_embeds))
+        return {"encoder_hidden_states": embeds, "added_conditions": self._added_conditions(branches)}
 
     def _added_conditions(self, branches: Sequence[Branch]) -> dict[str, Tensor] | None:
         rows = self.rows
@@ -227,11 +242,11 @@ class Sampler:
         assert rows.time_ids is not None and rows.negative_time_ids is not None  # SDXL has all four
         pooled = _of(branches, rows.pooled_prompt_embeds, rows.negative_pooled_prompt_embeds)
         return {
-            "text_embeds": _joined(pooled),
-            "time_ids": _joined(_of(branches, rows.time_ids, rows.negative_time_ids)),
+            "text_embeds": joined(pooled),
+            "time_ids": joined(_of(branches, rows.time_ids, rows.negative_time_ids)),
         }
 
-    def _subjects(self, acting: Branches, sample: Tensor, timestep: Tensor) -> list[SubjectTokens]:
+    def _subjects(self, acting: Branches, rows: slice, sample: Tensor, timestep: Tensor) -> list[SubjectTokens]:
         """Every subject's tokens in the rows of these branches; none if no branch has subjects."""
         if not acting:
             return []
@@ -239,40 +254,39 @@ class Sampler:
         level = None  # the noise level that scores go by
         if self.model.adaptive_scoring is not None:
             level = alphas_cumprod_at(self.scheduler, timestep).to(sample.device)
-        return [self._subject(acting, number, sample, level) for number in range(self.rows.subjects)]
+        return [self._subject(acting, rows, number, sample, level) for number in range(self.rows.subjects)]
 
-    def _subject(self, acting: Branches, number: int, sample: Tensor, level: Tensor | None) -> SubjectTokens:
+    def _subject(self, acting: Branches, at: slice, number: int, sample: Tensor, level: Tensor | None) -> SubjectTokens:
         """The subject's tokens in the rows of these branches, as selected in this step, with this step's mask."""
         assert self.model is not None
         rows, count = self.rows, len(acting)
         if (acting, number) not in self._visual:
             own = rows.image_embeds[:, number]  # (B, S, Di)
             black = own if rows.black_image_embeds is None else rows.black_image_embeds.expand_as(own)
-            self._visual[acting, number] = SubjectTokens(embeds=_joined(_of(acting, own, black)), cache={})
+            embeds = joined(_of(acting, own, black))
+            self._visual[acting, number] = SubjectTokens(
+                embeds=embeds, mask_resize=self.mask.mask_resize, scale=self.model.settings.attn.scale, cache={}
+            )
         subject, index, gate = self._visual[acting, number], None, None
         mask = None if self._masks is None else self._masks[number]  # (B, 1, H*, W*)
         if mask is None and number in self._absent:
             present = rows.present[:, number, None, None, None]  # (B, 1, 1, 1)
             mask = present.to(torch.float32).expand(-1, -1, *self._mask_grid)
-        mask = None if mask is None else _joined([mask] * count)
+        mask = None if mask is None else joined([mask] * count)
         if level is not None:
             index, gate = self.model.score(
-                _joined([rows.prompt_embeds] * count),
-                _joined([sample] * count),
+                joined([rows.prompt_embeds] * count),
+                joined([sample] * count),
                 subject.embeds,
                 level.expand(len(subject.embeds)),
                 rows.influence_quantity,
-                words=_joined([rows.words[:, number]] * count),
+                words=joined([rows.words[:, number]] * count),
                 mask=mask,
                 mask_resize=self.mask.mask_resize,
             )
-        return replace(subject, index=index, gate=gate, mask=mask)
+        return replace(subject, rows=at, index=index, gate=gate, mask=mask, _masks={})
 
 
 def _of(branches: Sequence[Branch], own: T, unconditional: T) -> list[T]:
     """The UNet's inputs for each branch."""
     return [unconditional if branch is Branch.UNCONDITIONAL else own for branch in branches]
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -63,11 +63,11 @@ def run(
     conditioning = Conditioning(
         grids=maps.by_queries(maps.level_grids(latents.shape[2], latents.shape[3], model.levels)),
         subjects=subjects,
-        recorder=MapRecorder(words=WordTokens.of(words)) if record else None,
+        recorders=[MapRecorder(words=WordTokens.of(words))] if record else [],
     )
     output: Tensor = model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning}).sample
     if record:
-        assert conditioning.recorder is not None and len(conditioning.recorder.maps) == 4
+        assert len(conditioning.recorders[0].maps) == 4
     return output
 
 
@@ -214,7 +214,7 @@ def test_map_rows_sum_to_one(model: RealCustomModel) -> None:
     """inv. 9: with every text token marked, each map is one everywhere."""
     latents, timesteps, text, _ = inputs(2, 16, 20)
     recorder = MapRecorder(words=WordTokens.of(torch.ones(2, 1, 77)))
-    conditioning = Conditioning(grids=maps.by_queries(maps.level_grids(16, 20, model.levels)), recorder=recorder)
+    conditioning = Conditioning(grids=maps.by_queries(maps.level_grids(16, 20, model.levels)), recorders=[recorder])
     with torch.no_grad():
         model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
     assert {tuple(layer.shape[-2:]) for layer in recorder.maps} == {(16, 20), (8, 10)}
@@ -285,7 +285,7 @@ def test_which_layers_and_grids_have_maps(model: RealCustomModel) -> None:
         maps.mask_layers(model.unet, (16,), grids)
     for layers, expected in ((up, [(18, 13)] * 2), (coarse, [(9, 7)]), (None, [(18, 13), (9, 7), (18, 13), (18, 13)])):
         recorder = MapRecorder(words=WordTokens.of(torch.ones(1, 1, 77)), layers=layers, self_grid=(18, 13))
-        conditioning = Conditioning(grids=maps.by_queries(grids), recorder=recorder)
+        conditioning = Conditioning(grids=maps.by_queries(grids), recorders=[recorder])
         with torch.no_grad():
             model.unet(latents, timesteps, text, cross_attention_kwargs={"conditioning": conditioning})
         assert [tuple(layer.shape[-2:]) for layer in recorder.maps] == expected

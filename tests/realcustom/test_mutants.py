@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         name="the scorer sees the latent before it is scaled",
         file="sampler.py",
-        right="_joined([sample] * count),",
-        wrong="_joined([self._unet_sample(self.latents)] * count),",
+        right="joined([sample] * count),",
+        wrong="joined([self._unet_sample(self.latents)] * count),",
         tests="test_sampler.py",
     ),
     Mutant(

@@ -64,7 +64,7 @@ def counted(pipeline: RealCustomPipeline) -> Iterator[dict[str, int]]:
     def count(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         counts["launches"] += 1
         counts["forwards"] += len(positional[0])
-        counts["recorded"] += named["cross_attention_kwargs"]["conditioning"].recorder is not None
+        counts["recorded"] += named["cross_attention_kwargs"]["conditioning"].recorders != []
 
     handle = pipeline.base.unet.register_forward_pre_hook(count, with_kwargs=True)
     try:
@@ -111,7 +111,7 @@ def test_the_guidance_branch_is_the_stock_model_at_every_step(
 
     def keep(module: Any, positional: Any, named: dict[str, Any], output: Any) -> None:
         conditioning = named["cross_attention_kwargs"]["conditioning"]
-        if conditioning.recorder is not None:
+        if conditioning.recorders:
             seen.append((positional[0].clone(), positional[1], output[0].clone()))
 
     handle = separate.base.unet.register_forward_hook(keep, with_kwargs=True)

@@ -63,8 +63,8 @@ def launches(pipeline: RealCustomPipeline, subjects: Any, **arguments: Any) -> l
 
     def count(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         conditioning, rows = named["cross_attention_kwargs"]["conditioning"], len(positional[0])
-        acting = len(range(rows)[conditioning.rows]) if conditioning.subjects else 0
-        seen.append((rows, acting, conditioning.recorder is not None))
+        acting = len(range(rows)[conditioning.subjects[0].rows]) if conditioning.subjects else 0
+        seen.append((rows, acting, conditioning.recorders != []))
 
     handle = pipeline.base.unet.register_forward_pre_hook(count, with_kwargs=True)
     draw(pipeline, subjects, return_masks=False, **arguments)

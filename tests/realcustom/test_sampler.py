@@ -115,8 +115,8 @@ def test_a_recorded_map_is_the_layers_own_attention(pipeline: RealCustomPipeline
     def keep(path: str) -> Any:
         def look(module: Any, positional: Any, named: dict[str, Any]) -> None:
             conditioning = named["conditioning"]
-            if conditioning.recorder is not None:
-                recorders.append(conditioning.recorder)
+            if conditioning.recorders:
+                recorders.append(conditioning.recorders[0])
                 inputs[path] = (positional[0], named.get("encoder_hidden_states"))
 
         return look
