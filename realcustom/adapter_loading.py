@@ -56,16 +56,48 @@ def load_parts(
     if checkpoint is None:
         return Parts(base=loaded, settings=MethodSettings())
     attention.check_unused(loaded.unet)
-    settings, unet = checkpoint.settings, loaded.unet
-    name = _encoder_to_load(checkpoint.image_encoder, image_encoder)
-    encoder = load_image_encoder(name, settings.image_encoder, loaded.device, unet.dtype, options)
+    encoder = _load_encoder(checkpoint, image_encoder, loaded, options)
     _warn_of_others(checkpoint, loaded, encoder, saved)
-    model = RealCustomModel(unet, settings, encoder.embed_dim, local_views=encoder.local_views)
+    return _attach(checkpoint, loaded, encoder, beside=False)
+
+
+def load_beside(base: Base, adapter: str | Path, image_encoder: str | None, loaded: ImageEncoder | None) -> Parts:
+    """Another adapter on a base that has one in its layers; the base's weights are shared.
+
+    Args:
+        image_encoder: folder or hub id; None = `loaded` if it is the one that the adapter was trained with, else the
+            adapter's own.
+        loaded: the first adapter's image encoder.
+    """
+    check_readable(str(adapter))
+    checkpoint = load_adapter(adapter)
+    encoder = loaded
+    if image_encoder is not None or encoder is None or not _fits(checkpoint, encoder):
+        encoder = _load_encoder(checkpoint, image_encoder, base, LoadOptions())
+    _warn_of_others(checkpoint, base, encoder, None)
+    return _attach(checkpoint, base, encoder, beside=attention.holds_adapter(base.unet))
+
+
+def _fits(checkpoint: Adapter, encoder: ImageEncoder) -> bool:
+    """Whether the adapter was trained with this image encoder, read in the same way."""
+    own, here = checkpoint.settings.image_encoder, encoder.settings
+    return same_content(checkpoint.image_encoder, encoder.identity) and replace(own, model=here.model) == here
+
+
+def _load_encoder(checkpoint: Adapter, image_encoder: str | None, base: Base, options: LoadOptions) -> ImageEncoder:
+    name = _encoder_to_load(checkpoint.image_encoder, image_encoder)
+    return load_image_encoder(name, checkpoint.settings.image_encoder, base.device, base.unet.dtype, options)
+
+
+def _attach(checkpoint: Adapter, base: Base, encoder: ImageEncoder, *, beside: bool) -> Parts:
+    """The adapter's model on the base's UNet: its layers in the UNet's, or beside another adapter's."""
+    settings = checkpoint.settings
+    model = RealCustomModel(base.unet, settings, encoder.embed_dim, local_views=encoder.local_views, beside=beside)
     model.load_adapter_state_dict(checkpoint.tensors)
     for module in model.own_modules():
-        module.to(loaded.device)  # where a base with offload runs, not where its UNet waits
+        module.to(base.device)  # where a base with offload runs, not where its UNet waits
     return Parts(
-        base=loaded,
+        base=base,
         settings=settings,
         model=model.requires_grad_(False).eval(),
         image_encoder=encoder,

@@ -25,6 +25,7 @@ from realcustom.sdpa import attention_with_normaliser
 from realcustom.settings import AttentionSettings, KVInit, MaskResize
 
 KeyValue = tuple[Tensor, Tensor]  # each (B, H, tokens, d)
+Projections = Mapping[Attention, Mapping[str, nn.Linear]]  # of each text cross-attention, by the names below
 PROJECTIONS = ("to_k_vision", "to_v_vision")  # the adapter's layers in each text cross-attention
 # diffusers' hooks that move or cast weights, and change no result
 MOVES = ("group_offloading", "layer_execution_tracker", "lazy_", "layerwise_casting", "peft_autocast_disable")
@@ -45,6 +46,7 @@ class SubjectTokens:
     mask: Tensor | None = None  # (R, 1, H*, W*) influence mask in [0, 1]; None = 1 everywhere
     mask_resize: MaskResize = MaskResize.BILINEAR
     scale: float = 1.0  # weight of the visual term
+    projections: Projections | None = None  # of its adapter; None = the layers' own
     cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps; None = computed each time
     _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by grid
 
@@ -52,13 +54,20 @@ class SubjectTokens:
         """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
         pair = None if self.cache is None else self.cache.get(attn)
         if pair is None:
-            embeds = self.embeds.to(attn.to_k_vision.weight.dtype)
-            pair = _split(attn, attn.to_k_vision(embeds)), _split(attn, attn.to_v_vision(embeds))
+            key, value = self._layers(attn)
+            embeds = self.embeds.to(key.weight.dtype)
+            pair = _split(attn, key(embeds)), _split(attn, value(embeds))
             if self.cache is not None:
                 self.cache[attn] = pair
         if self.index is None:
             return pair
         return self._select(pair[0]), self._select(pair[1])
+
+    def _layers(self, attn: Attention) -> tuple[nn.Linear, nn.Linear]:
+        if self.projections is None:
+            return attn.to_k_vision, attn.to_v_vision
+        own = self.projections[attn]
+        return own[PROJECTIONS[0]], own[PROJECTIONS[1]]
 
     def mask_at(self, grid: tuple[int, int]) -> Tensor | None:
         """The mask on a layer's grid, flattened row-major: (R, N, 1)."""
@@ -205,11 +214,17 @@ def install(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(DecoupledAttentionProcessor())
 
 
+def holds_adapter(unet: UNet2DConditionModel) -> bool:
+    """Whether the UNet's layers hold an adapter's visual projections."""
+    return any(hasattr(attn, PROJECTIONS[0]) for attn in text_cross_attentions(unet).values())
+
+
 def check_unused(unet: UNet2DConditionModel) -> None:
     """Raise UsageError if the UNet holds another pipeline's adapter, which a second one would replace."""
-    if any(hasattr(attn, PROJECTIONS[0]) for attn in text_cross_attentions(unet).values()):
+    if holds_adapter(unet):
         raise UsageError(
-            "the base's UNet holds the adapter of another RealCustomPipeline: load the base again for this one"
+            "the base's UNet holds the adapter of another RealCustomPipeline: add this one beside it with "
+            "pipe.with_adapter(adapter), or load the base again"
         )
 
 
@@ -250,11 +265,26 @@ def add_visual_projections(
     generator: torch.Generator | None = None,
 ) -> None:
     """Give every text cross-attention its bias-free `to_k_vision` and `to_v_vision` (image_embed_dim -> its inner width)."""
+    for attn, layers in visual_projections(unet, image_embed_dim, settings, generator).items():
+        for name, layer in layers.items():
+            attn.add_module(name, layer)
+
+
+def visual_projections(
+    unet: UNet2DConditionModel,
+    image_embed_dim: int,
+    settings: AttentionSettings,
+    generator: torch.Generator | None = None,
+) -> dict[Attention, dict[str, nn.Linear]]:
+    """New projections for every text cross-attention, which is left as it is."""
+    made: dict[Attention, dict[str, nn.Linear]] = {}
     for attn in text_cross_attentions(unet).values():
+        layers = made[attn] = {}
         for name, own in zip(PROJECTIONS, (attn.to_k, attn.to_v), strict=True):
             layer = nn.Linear(image_embed_dim, own.weight.shape[0], bias=False)
             _initialise(layer.weight, own.weight, settings.kv_init, own is attn.to_v, generator)
-            attn.add_module(name, layer.to(own.weight.device, own.weight.dtype))
+            layers[name] = layer.to(own.weight.device, own.weight.dtype)
+    return made
 
 
 @torch.no_grad()

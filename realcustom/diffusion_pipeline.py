@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from realcustom import attention
-from realcustom.adapter_loading import load_parts
+from realcustom.adapter_loading import load_beside, load_parts
 from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, read_schedule, settings_with, warn_of_idle
 from realcustom.arrays import Picture
 from realcustom.base import Base
@@ -54,6 +54,14 @@ NO_IMAGES = ImageInputs()
 
 
 _NO_ADAPTER = "subjects need an adapter: give one to from_pretrained(adapter=...)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A call that is ready for its first step."""
+
+    sampler: Sampler
+    words: list[list[str]]  # of each image, the subjects' words as found
 
 
 class RealCustomPipeline:
@@ -147,6 +155,22 @@ class RealCustomPipeline:
         pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
         pipe._checkpoint = parts.checkpoint
         pipe.controlnet, pipe.t2i_adapter = controlnet, t2i_adapter
+        return pipe
+
+    def with_adapter(self, adapter: str | Path, image_encoder: str | None = None) -> RealCustomPipeline:
+        """A further pipeline with another adapter on the same base, whose weights both share; each can be used at any time.
+
+        Args:
+            adapter, image_encoder: as in `from_pretrained`; None = this pipeline's image encoder if the adapter was trained
+                with it.
+        Raises:
+            UsageError: as `from_pretrained`.
+        """
+        parts = load_beside(self.base, adapter, image_encoder, self.image_encoder)
+        pipe = type(self)(parts.base, parts.settings, parts.model, parts.image_encoder)
+        pipe._checkpoint = parts.checkpoint
+        pipe.controlnet, pipe.t2i_adapter = self.controlnet, self.t2i_adapter
+        pipe._schedulers.assigned = self._schedulers.assigned
         return pipe
 
     def save_pretrained(
@@ -260,8 +284,8 @@ class RealCustomPipeline:
         self.base.pipeline.to(*where, device=device, dtype=dtype, silence_dtype_warnings=silence_dtype_warnings)
         for value in (*where, device, dtype):
             if isinstance(value, torch.dtype):
-                if self.model is not None and self.model.encoder_hidden_states_vision_projection is not None:
-                    self.model.encoder_hidden_states_vision_projection.to(value)
+                if self.model is not None:
+                    self.model.cast(value)
                 if self.image_encoder is not None:
                     self.image_encoder.to(value)
             elif value is not None:
@@ -501,14 +525,62 @@ class RealCustomPipeline:
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
+        inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
+        self._interrupt, self._clip_skip = False, sampling.clip_skip
+        prepared = self.prepare(
+            prompt,
+            subjects,
+            sampling,
+            text=text,
+            images=images,
+            generator=generator,
+            eta=eta,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            latents=latents,
+            sizes=sizes,
+        )
+        self._begin(prepared.sampler)
+        masks = [step.masks for step in run_steps(self, prepared.sampler, callback_on_step_end, inputs)]
+        drawn = to_images(self.base, prepared.sampler.latents, output_type)
+        self.base.pipeline.maybe_free_model_hooks()
+        return RealCustomOutput(
+            images=drawn,
+            masks=[mask for mask in masks if mask is not None] if sampling.return_masks else None,
+            words=prepared.words,
+        )
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        prompt: str | Sequence[str] | None,
+        subjects: Sequence[Subject] | Sequence[Sequence[Subject]],
+        sampling: SamplingParams,
+        *,
+        text: TextInputs = NO_MORE_TEXT,
+        images: ImageInputs = NO_IMAGES,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        eta: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        latents: Tensor | None = None,
+        sizes: PictureSizes | None = None,
+        scheduler: Any = None,
+        alone: bool = False,
+    ) -> Prepared:
+        """All that comes before the steps: text and subjects encoded, noise drawn. Samplers of one base can run together.
+
+        Args:
+            scheduler: of this call alone; None = the pipeline's own, which the next call sets anew.
+            alone: the steps share no UNet call with others.
+            The others and the errors are those of `draw`.
+        """
         sampling.check()
         images.check(self.base)
         sampling = images.sized(self.base, sampling)
         timesteps, sigmas = read_schedule(sampling, timesteps, sigmas, eta)
-        inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         sizes = sizes or PictureSizes()
         sizes.check(self.base.is_sdxl)
-        self._interrupt, self._clip_skip = False, sampling.clip_skip
         call_text, per_prompt = read_text(self.base, prompt, subjects, sampling, text)
         count = len(per_prompt) * sampling.n
         settings = settings_with(self.settings, sampling)
@@ -520,7 +592,7 @@ class RealCustomPipeline:
         if self.model is not None:
             attention.check_unpatched(self.base.unet)
         generators = generators_for(generator, sampling.seed, count)
-        scheduler = self.scheduler
+        scheduler = self.scheduler if scheduler is None else scheduler
         set_timesteps(scheduler, settings.sampler.num_inference_steps, self.base.device, timesteps, sigmas)
         extra = step_arguments(scheduler, generators, eta)
         controls = make_controls(
@@ -562,16 +634,10 @@ class RealCustomPipeline:
             return_masks=sampling.return_masks,
             step_arguments=extra,
             controls=controls,
+            alone=alone,
         )
-        self._begin(sampler)
-        masks = [step.masks for step in run_steps(self, sampler, callback_on_step_end, inputs)]
-        drawn = to_images(self.base, sampler.latents, output_type)
-        self.base.pipeline.maybe_free_model_hooks()
-        return RealCustomOutput(
-            images=drawn,
-            masks=[mask for mask in masks if mask is not None] if sampling.return_masks else None,
-            words=[[match.phrase for match in row] for row in matches for _ in range(sampling.n)],
-        )
+        words = [[match.phrase for match in row] for row in matches for _ in range(sampling.n)]
+        return Prepared(sampler=sampler, words=words)
 
     def _begin(self, sampler: Sampler) -> None:
         """Set what a callback reads of the call."""

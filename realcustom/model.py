@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from realcustom import attention, maps
@@ -30,6 +32,7 @@ class RealCustomModel(nn.Module):
         image_embed_dim: width of the image encoder's tokens, before the projector.
         generator: for the new weights; None = torch's default.
         local_views: of the image encoder, for a projector; four in the release.
+        beside: the UNet has another model's adapter in its layers; this one keeps its projections to itself.
     """
 
     def __init__(
@@ -39,11 +42,14 @@ class RealCustomModel(nn.Module):
         image_embed_dim: int,
         generator: torch.Generator | None = None,
         local_views: int = 4,
+        *,
+        beside: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.image_embed_dim = settings, image_embed_dim
         unet.requires_grad_(False)
-        attention.install(unet)
+        if not beside:
+            attention.install(unet)
         text_dim = unet.config.cross_attention_dim
         projector = make_projector(
             settings.tokens.projector,
@@ -53,7 +59,12 @@ class RealCustomModel(nn.Module):
             shallow_layers=len(settings.image_encoder.layers) - 1,
         )
         token_dim = image_embed_dim if projector is None else text_dim
-        attention.add_visual_projections(unet, token_dim, settings.attn, generator)
+        self.projections: attention.Projections | None = None  # None: they are the UNet's layers' own
+        if beside:
+            self.projections = attention.visual_projections(unet, token_dim, settings.attn, generator)
+            self.beside = nn.ModuleList(layer for own in self.projections.values() for layer in own.values())
+        else:
+            attention.add_visual_projections(unet, token_dim, settings.attn, generator)
         self.unet = unet
         self.levels = len(unet.config.block_out_channels)
         self.adaptive_scoring: AdaptiveScoring | None = None
@@ -67,15 +78,27 @@ class RealCustomModel(nn.Module):
             _reset(projector, generator)
             projector.to(unet.device, unet.dtype)
 
+    def _projection(self, attn: Attention, name: str) -> nn.Parameter:
+        layer: Any = getattr(attn, name) if self.projections is None else self.projections[attn][name]
+        weight: nn.Parameter = layer.weight
+        return weight
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Bring the modules outside the UNet to the UNet's dtype; the scoring module stays in float32."""
+        for module in self.own_modules():
+            if module is not self.adaptive_scoring:
+                module.to(dtype)
+
     def own_modules(self) -> list[nn.Module]:
         """The trained modules outside the UNet."""
-        modules = (self.encoder_hidden_states_vision_projection, self.adaptive_scoring)
+        beside = None if self.projections is None else self.beside
+        modules = (self.encoder_hidden_states_vision_projection, self.adaptive_scoring, beside)
         return [module for module in modules if module is not None]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All trained parameters, by their name in a checkpoint."""
-        trained = {
-            f"{path}.{name}.weight": getattr(attn, name).weight
+        trained: dict[str, nn.Parameter] = {
+            f"{path}.{name}.weight": self._projection(attn, name)
             for path, attn in maps.text_cross_attentions(self.unet).items()
             for name in attention.PROJECTIONS
         }
@@ -172,7 +195,15 @@ class RealCustomModel(nn.Module):
         index, gate = self.score(encoder_hidden_states, noisy_latents, tokens, alphas_cumprod, influence_quantity)
         conditioning = Conditioning(
             grids=maps.by_queries(maps.level_grids(noisy_latents.shape[2], noisy_latents.shape[3], self.levels)),
-            subjects=[SubjectTokens(embeds=tokens, index=index, gate=gate, scale=self.settings.attn.scale)],
+            subjects=[
+                SubjectTokens(
+                    embeds=tokens,
+                    index=index,
+                    gate=gate,
+                    scale=self.settings.attn.scale,
+                    projections=self.projections,
+                )
+            ],
         )
         prediction: Tensor = self.unet(
             noisy_latents,

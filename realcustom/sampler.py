@@ -265,7 +265,11 @@ class Sampler:
             black = own if rows.black_image_embeds is None else rows.black_image_embeds.expand_as(own)
             embeds = joined(_of(acting, own, black))
             self._visual[acting, number] = SubjectTokens(
-                embeds=embeds, mask_resize=self.mask.mask_resize, scale=self.model.settings.attn.scale, cache={}
+                embeds=embeds,
+                mask_resize=self.mask.mask_resize,
+                scale=self.model.settings.attn.scale,
+                projections=self.model.projections,
+                cache={},
             )
         subject, index, gate = self._visual[acting, number], None, None
         mask = None if self._masks is None else self._masks[number]  # (B, 1, H*, W*)
