@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.inference.progress import Progress, Usage
 from realcustom.inference.settings import ServeSettings
 from realcustom.sampling import SamplingParams
 from realcustom.tokens import chunks_of
@@ -40,6 +41,7 @@ class GenerationJob:
     prompt: str
     subjects: tuple[Subject, ...] = ()
     sampling: SamplingParams  # with a seed
+    adapter: str | None = None  # sha256 of the adapter that draws; None = the base alone
 
     def seeds(self) -> list[int]:
         """The seed of each image."""
@@ -54,13 +56,18 @@ class Generation:
     images: list[Image.Image]
     seeds: list[int]
     masks: np.ndarray | None  # (steps, n, subjects, h, w) in [0, 1]; None unless asked for
+    usage: Usage
 
 
 class Ticket:
     """A job's place in the engine: its future result, and its cancellation."""
 
-    def __init__(self, job: GenerationJob, deadline: float) -> None:
+    def __init__(
+        self, job: GenerationJob, deadline: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> None:
         self.job = job
+        self.submitted = time.monotonic()
+        self.on_progress = on_progress
         self.deadline = deadline  # time.monotonic() seconds
         self.future: Future[Generation] = Future()
         self.future.set_running_or_notify_cancel()  # only the engine ends it: a waiter's cancel() must not race with it
@@ -142,9 +149,21 @@ class Engine:
             if side is not None and side % factor:
                 raise RequestError(f"size: the {name} must be a multiple of {factor} pixels, got {side}", "size")
 
-    def submit(self, job: GenerationJob) -> Ticket:
-        """Queue `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed."""
-        ticket = Ticket(job, time.monotonic() + self.deadline_seconds)
+    def submit(
+        self,
+        job: GenerationJob,
+        on_progress: Callable[[Progress], None] | None = None,
+        *,
+        deadline_seconds: float | None = None,
+    ) -> Ticket:
+        """Queue `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed.
+
+        Args:
+            on_progress: called after every step of the job, in the engine's thread: it only hands over.
+            deadline_seconds: from now to the last step; None, or more than the engine's own: the engine's own.
+        """
+        seconds = self.deadline_seconds if deadline_seconds is None else min(deadline_seconds, self.deadline_seconds)
+        ticket = Ticket(job, time.monotonic() + seconds, on_progress)
         with self._changed:
             if self._closed:
                 raise Cancelled("the engine is closed")
@@ -200,21 +219,33 @@ class Engine:
 
     def _generate(self, ticket: Ticket) -> Generation:
         ticket.check()
-        job = ticket.job
+        job, started, forwards = ticket.job, time.monotonic(), 0
 
         def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             ticket.check()
+            if ticket.on_progress is not None:
+                masks = None if tensors["masks"] is None else torch.cat(tensors["masks"], 1)
+                of = pipeline.num_timesteps
+                ticket.on_progress(Progress(step=step + 1, of=of, latents=tensors["latents"], masks=masks))
             return tensors
 
+        def count(unet: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            nonlocal forwards
+            forwards += len(inputs[0])
+
+        counting = self.pipeline.base.unet.register_forward_pre_hook(count)
         try:
             output = self.pipeline.draw(job.prompt, job.subjects, job.sampling, callback_on_step_end=after_step)
         except UsageError as error:  # the pipeline's refusal of arguments that `check` does not test
             raise RequestError(str(error)) from error
+        finally:
+            counting.remove()
         assert isinstance(output.images, list)
         masks = None
         if output.masks:  # (steps, n, subjects, h, w)
             masks = torch.stack([torch.cat(step, 1) for step in output.masks]).float().cpu().numpy()
-        return Generation(images=output.images, seeds=job.seeds(), masks=masks)
+        usage = Usage(forwards=forwards, seconds=time.monotonic() - started, queue_seconds=started - ticket.submitted)
+        return Generation(images=output.images, seeds=job.seeds(), masks=masks, usage=usage)
 
 
 def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:

@@ -25,6 +25,13 @@ class RequestError(Exception):
         return {}
 
 
+class BadRequest(RequestError):
+    """Something that this API does not have, asked for by a field or a header that is known."""
+
+    status = 400
+    kind = "bad_request"
+
+
 class WordNotInPrompt(RequestError):
     """A subject's word is not a whole word of the prompt; the message lists those which are."""
 
@@ -35,6 +42,13 @@ class NotAnImage(RequestError):
     """A picture of the request cannot be decoded."""
 
     kind = "not_an_image"
+
+
+class UnknownModel(RequestError):
+    """A request names a model that is not served."""
+
+    status = 404
+    kind = "model_not_found"
 
 
 class TooLarge(RequestError):
@@ -63,6 +77,13 @@ class DeadlineExceeded(RequestError):
 
     status = 408
     kind = "deadline_exceeded"
+
+
+class BodyTooSlow(RequestError):
+    """The request's body did not arrive within `body_timeout_seconds`."""
+
+    status = 408
+    kind = "body_too_slow"
 
 
 class Cancelled(RequestError):
@@ -97,3 +118,13 @@ class Unauthorized(RequestError):
 
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class Internal(RequestError):
+    """A bug of ours; the log has its trace."""
+
+    status = 500
+    kind = "internal"
+
+    def __init__(self) -> None:
+        super().__init__("the server failed on this request; its log says why")

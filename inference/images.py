@@ -11,6 +11,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from realcustom.inference.errors import NotAnImage, TooLarge
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+OutputFormat = Literal["png", "webp", "jpeg"]
 
 # errors of Pillow's readers on corrupted bytes, by format and place of the damage
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
@@ -62,17 +64,18 @@ def decode_image(text: str, limits: ImageLimits, param: str) -> Image.Image:
         raise NotAnImage(f"{param}: the picture is damaged ({error})", param) from error
 
 
-def encode_png(image: Image.Image) -> str:
-    """Base64 of `image` as PNG."""
+def encode_picture(image: Image.Image, output_format: OutputFormat = "png", quality: int = 100) -> str:
+    """Base64 of `image`; `quality`, 0 to 100, is that of webp and jpeg."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    options = {} if output_format == "png" else {"quality": quality}
+    image.save(buffer, format=output_format.upper(), **options)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def encode_mask(mask: np.ndarray) -> str:
     """Base64 of an 8-bit grey PNG of `mask`, (h, w) in [0, 1]: 0 = black, 1 = white."""
     grey = np.rint(np.clip(mask, 0.0, 1.0) * 255.0).astype(np.uint8)  # (h, w)
-    return encode_png(Image.fromarray(grey))
+    return encode_picture(Image.fromarray(grey))
 
 
 def _decode_base64(text: str, limits: ImageLimits, param: str) -> bytes:

@@ -1,17 +1,18 @@
-"""The request and the answer of `POST /v1/images/generations`; a request's mistakes are reported before any work.
+"""The request of `POST /v1/images/generations` and `/v1/images/edits`; its mistakes are reported before any work.
 
 The shape is OpenAI's images API plus `subjects` and the fields of `SamplingParams`. Unknown fields are errors.
 """
 
 from __future__ import annotations
 
-import difflib
-import typing
 from typing import Any, Literal
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from realcustom.inference.errors import RequestError
+from realcustom.inference.errors import BadRequest, RequestError
+from realcustom.inference.images import OutputFormat
+from realcustom.inference.problems import first_problem
 from realcustom.inference.settings import ServeSettings
 from realcustom.sampling import KNOBS, SamplingParams
 
@@ -23,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class SubjectRequest(_Strict):
-    """One subject: its picture, and the real word of the prompt that it narrows."""
+    """One subject: its picture or its id, and the real word of the prompt that it narrows."""
 
     image: str = Field(description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
     word: str = Field(min_length=1, description="a word of the prompt (or several words in a row)")
@@ -38,19 +39,39 @@ def _field(name: str) -> Any:
     return Field(knob.default, ge=knob.ge, le=knob.le, description=knob.help)
 
 
+# fields of OpenAI's API that mean nothing here: a client that sends them works
+IGNORED = (
+    "quality", "style", "background", "moderation", "user", "safety_identifier", "complexity", "input_fidelity",
+    "mask", "markup", "svg", "frame_count", "frame_duration_ms",
+)  # fmt: skip
+_IGNORED_HELP = "OpenAI's; means nothing here, is accepted and named in the answer's `ignored`"
+
+
 class ImagesRequest(_Strict):
-    """The fields of OpenAI's API, and the subjects."""
+    """The fields of OpenAI's API that act, the subjects, and how the answer comes."""
 
     prompt: str = Field(min_length=1)
-    n: int = _field("n")
-    size: str | None = Field(None, pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", description="WIDTHxHEIGHT in pixels")
+    n: int | None = _field("n")
+    size: str | None = Field(
+        None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", description="WIDTHxHEIGHT in pixels, or auto"
+    )
     seed: int | None = _field("seed")
-    response_format: Literal["b64_json"] = "b64_json"
+    model: str | None = Field(None, description="an id of `GET /v1/models`; left out: the adapter, else the base")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="`b64_json` alone: this server keeps no pictures, so `url` is refused"
+    )
+    output_format: OutputFormat | None = Field(None, description="of the images; left out: png")
+    output_compression: int | None = Field(None, ge=0, le=100, description="quality of webp and jpeg; left out: 100")
+    stream: bool | None = Field(None, description="answer with server-sent events while the images are drawn")
+    partial_images: int | None = Field(None, ge=0, le=3, description="previews of each image in a stream")
+    mask_every: int | None = Field(None, ge=1, description="in a stream: the masks of every so many steps")
+    step_events: bool = Field(True, description="in a stream: a `realcustom.step` event after every step")
+    deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own; later: 408")
     subjects: list[SubjectRequest] = Field(default_factory=list)
 
     def width_height(self) -> tuple[int, int] | None:
         """`size` as numbers of pixels."""
-        if self.size is None:
+        if self.size in (None, "auto"):
             return None
         width, height = self.size.split("x")
         return int(width), int(height)
@@ -59,53 +80,63 @@ class ImagesRequest(_Strict):
         """The request's sampling parameters."""
         width, height = self.width_height() or (None, None)
         given = {name: getattr(self, name) for name in _BY_NAME if name in type(self).model_fields}
+        if self.n is None:
+            del given["n"]
         return SamplingParams(width=width, height=height, **given)
 
+    def ignored(self) -> list[str]:
+        """Names of the given fields that do nothing in this request."""
+        idle = set(IGNORED)
+        if not self.stream:
+            idle |= {"partial_images", "mask_every", "step_events"}
+        if self.output_format in (None, "png"):
+            idle.add("output_compression")
+        return sorted(name for name in self.model_fields_set & idle if getattr(self, name) is not None)
 
-_KNOBS: dict[str, Any] = {
+
+_FIELDS: dict[str, Any] = {
     knob.name: (knob.type | None if knob.optional else knob.type, _field(knob.name))
     for knob in KNOBS
     if knob.name not in ("width", "height", *ImagesRequest.model_fields)  # `size` gives both sides
 }
+_FIELDS |= {name: (Any, Field(None, description=_IGNORED_HELP)) for name in IGNORED}
 GenerationRequest = create_model(
     "GenerationRequest",
     __base__=ImagesRequest,
     __doc__="One request. A setting left out is as the adapter's own settings say.",
-    **_KNOBS,
+    **_FIELDS,
 )
 
 
-class MaskResponse(BaseModel):
-    """One influence mask."""
-
-    subject: int = Field(description="index into the request's subjects")
-    step: int = Field(description="denoising step, from 0")
-    b64_json: str = Field(description="8-bit grey PNG at the grid's size; white = the subject acts fully")
-
-
-class ImageResponse(BaseModel):
-    """One generated image."""
-
-    b64_json: str = Field(description="PNG")
-    seed: int
-    masks: list[MaskResponse] | None = None
-
-
-class GenerationResponse(BaseModel):
-    """The answer: `n` images, and the adapter that made them."""
-
-    created: int = Field(description="seconds since 1970")
-    adapter: str | None = Field(description="sha256 of the adapter checkpoint; null = plain base model")
-    data: list[ImageResponse]
+def read_json(body: bytes) -> dict[str, Any]:
+    """The object in `body`. Raises RequestError where it is none."""
+    try:
+        fields = pydantic_core.from_json(body)
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RequestError("body: send a JSON object")
+    return fields
 
 
 def parse_request(body: bytes, settings: ServeSettings) -> ImagesRequest:
     """The checked request in `body` (JSON). Raises RequestError naming the field and the way out."""
+    return check_request(read_json(body), settings)
+
+
+def check_request(fields: dict[str, Any], settings: ServeSettings) -> ImagesRequest:
+    """The checked request of these fields. Raises RequestError naming the field and the way out."""
     try:
-        request = GenerationRequest.model_validate_json(body)
+        request: ImagesRequest = GenerationRequest.model_validate(fields)
     except ValidationError as error:
-        raise _first_problem(error) from error
+        raise first_problem(error, GenerationRequest) from error
+    if request.response_format == "url":
+        raise BadRequest(
+            "response_format: this server keeps no pictures, so there is no URL to give; ask for 'b64_json'",
+            "response_format",
+        )
     _check_limits(request, settings)
+    _check_texts(request)
     return request
 
 
@@ -116,6 +147,7 @@ def _check_limits(request: ImagesRequest, settings: ServeSettings) -> None:
         ("n", sampling.n, settings.max_n),
         ("num_inference_steps", sampling.num_inference_steps or 0, settings.max_steps),
         ("subjects", len(request.subjects), settings.max_subjects),
+        ("deadline_seconds", request.deadline_seconds or 0, settings.deadline_seconds),
     ):
         if value > limit:
             raise RequestError(f"{param}: {value} is more than this server's limit of {limit}", param)
@@ -130,54 +162,12 @@ def _check_limits(request: ImagesRequest, settings: ServeSettings) -> None:
         raise RequestError(f"size: {request.size} is over this server's limit of {settings.max_pixels} pixels", "size")
 
 
-def _first_problem(error: ValidationError) -> RequestError:
-    """The first of pydantic's errors as one line, with the number of others."""
-    found = error.errors(include_url=False, include_context=False)
-    # an unknown field is usually the cause of a missing one: report it first
-    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    param = _param(first["loc"])
-    if first["type"] == "json_invalid":
-        return RequestError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    if first["type"] == "extra_forbidden":
-        message = f"unknown field '{param}'{_nearest(first['loc'])}"
-    elif first["type"] == "string_pattern_mismatch":  # `size` alone has a pattern
-        message = f"{param}: expected WIDTHxHEIGHT in pixels, such as 512x512{_shown(first['input'])}"
-    elif first["type"] == "missing":
-        message = f"field '{param}' is missing"
-    else:
-        message = f"{param or 'body'}: {first['msg']}{_shown(first['input'])}"
-    others = len({_param(item["loc"]) for item in found} - {param})
-    more = f" (and {others} more field{'s' if others > 1 else ''} with problems)" if others else ""
-    return RequestError(message + more, param or None)
-
-
-def _param(loc: tuple[int | str, ...]) -> str:
-    """("subjects", 0, "word") -> "subjects[0].word"; the branch names that pydantic adds for unions are dropped."""
-    model: Any = GenerationRequest
-    text = ""
-    for part in loc:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif model is not None:
-            text += f".{part}" if text else part
-            field = model.model_fields.get(part)
-            nested = [arg for arg in typing.get_args(field.annotation) if _is_model(arg)] if field else []
-            model = nested[0] if nested else None
-    return text
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    fields = list(SubjectRequest.model_fields if len(loc) > 1 else GenerationRequest.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(fields)}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        return ""
-    text = repr(value)
-    return f", got {text if len(text) <= 60 else text[:57] + '...'}"
+def _check_texts(request: ImagesRequest) -> None:
+    """Refuse characters that are no text: tokenizers drop or split them each in its own way."""
+    texts = {"prompt": request.prompt, "negative_prompt": request.sampling().negative_prompt or ""}
+    texts |= {f"subjects[{i}].word": subject.word for i, subject in enumerate(request.subjects)}
+    for param, text in texts.items():
+        assert isinstance(text, str)  # the schema's `negative_prompt` is one
+        bad = next((letter for letter in text if letter == "\0" or "\ud800" <= letter <= "\udfff"), None)
+        if bad is not None:
+            raise RequestError(f"{param}: the character {bad!r} is no text; leave it out", param)

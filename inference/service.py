@@ -9,22 +9,20 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 
 from realcustom.diffusion_pipeline import Subject
 from realcustom.errors import UsageError
-from realcustom.inference.engine import Engine, Generation, GenerationJob
+from realcustom.inference.answers import GenerationResponse, answer
+from realcustom.inference.engine import Engine, Generation, GenerationJob, Ticket
 from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
-from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
-from realcustom.inference.schema import (
-    GenerationResponse,
-    ImageResponse,
-    ImagesRequest,
-    MaskResponse,
-    SubjectRequest,
-    parse_request,
-)
+from realcustom.inference.images import ImageLimits, decode_image
+from realcustom.inference.models import ServedModel, choose_model, served_models
+from realcustom.inference.schema import ImagesRequest, SubjectRequest
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.streaming import Stream
+from realcustom.preview import LatentPreview
 from realcustom.sampling import MAX_SEED
 
 logger = logging.getLogger(__name__)
@@ -36,6 +34,21 @@ class State(enum.Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A request that the engine has taken."""
+
+    request: ImagesRequest
+    model: ServedModel
+    ticket: Ticket
+    stream: Stream | None  # None: its answer is sent as a whole
+    words: list[str] | None  # of an edit
+
+    def answer(self, generation: Generation) -> GenerationResponse:
+        """The answer; encoding the pictures takes a while."""
+        return answer(generation, self.request, model=self.model.id, adapter=self.model.sha256, words=self.words)
 
 
 class Service:
@@ -52,6 +65,7 @@ class Service:
         self.instance = instance
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._engine: Engine | None = None
+        self._preview: LatentPreview | None = None
         self._failure: Exception | None = None
         self._failed_at = 0.0
         self._thread = threading.Thread(target=self._load, args=(load,), name="load", daemon=True)
@@ -90,7 +104,9 @@ class Service:
 
     def _load(self, load: Callable[[], Engine]) -> None:
         try:
-            self._engine = load()
+            engine = load()
+            self._preview = LatentPreview.fit(engine.pipeline.base)
+            self._engine = engine
         except Exception as error:  # shown by the readiness route; a thread's exception would not be seen
             if isinstance(error, UsageError):
                 logger.error("the models were not loaded: %s", error)
@@ -99,27 +115,44 @@ class Service:
             self._failed_at = time.monotonic()
             self._failure = error
 
-    async def generate(self, body: bytes) -> GenerationResponse:
-        """The answer to the request in `body`. If the caller is cancelled, the engine stops within one step.
+    async def begin(self, request: ImagesRequest, *, edit: bool = False, words: list[str] | None = None) -> Work:
+        """Check the request fully and hand it to the engine. Raises RequestError of the kind that says what is wrong.
 
-        Raises RequestError of the kind that says what is wrong.
+        Args:
+            edit, words: for `/v1/images/edits`: the words of its subjects, which the answer names.
         """
-        request = parse_request(body, self.settings)
         engine = self.engine()
-        job = await asyncio.to_thread(self._job, request)
+        model = choose_model(served_models(engine), request.model)
+        job = await asyncio.to_thread(self._job, request, model)
         await asyncio.to_thread(engine.check, job)
-        ticket = engine.submit(job)
+        stream = None
+        if request.stream:
+            assert self._preview is not None  # made before the engine is ready
+            stream = Stream(request, self._preview, self.settings.heartbeat_seconds, edit=edit)
+        ticket = engine.submit(job, stream.mailbox.put if stream else None, deadline_seconds=request.deadline_seconds)
+        return Work(request=request, model=model, ticket=ticket, stream=stream, words=words)
+
+    async def finish(self, work: Work) -> GenerationResponse:
+        """The answer. If the caller is cancelled, the engine stops within one step."""
+        ticket = work.ticket
         try:
             generation = await asyncio.wait_for(asyncio.wrap_future(ticket.future), ticket.seconds_left())
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"not done within {self.settings.deadline_seconds:g} s; ask for fewer steps or images, or try later"
+                "the request was not done before its deadline; ask for fewer steps or images, or try later"
             ) from error
         finally:
             ticket.cancel()  # no effect on a job that is done
-        return await asyncio.to_thread(_response, generation, engine.adapter["sha256"] if engine.adapter else None)
+        return await asyncio.to_thread(work.answer, generation)
 
-    def _job(self, request: ImagesRequest) -> GenerationJob:
+    def chunks(self, work: Work) -> AsyncGenerator[bytes, None]:
+        """The text of the work's stream."""
+        assert work.stream is not None
+        return work.stream.chunks(work.ticket, work.answer)
+
+    def _job(self, request: ImagesRequest, model: ServedModel) -> GenerationJob:
+        if request.subjects and model.adapter is None and self.engine().adapter is not None:
+            raise RequestError(f"subjects: {model.id} is a base without an adapter, it takes none", "subjects")
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
         pictures = [picture for subject in subjects for picture in subject.pictures]
         pixels = sum(picture.width * picture.height for picture in pictures)
@@ -132,7 +165,7 @@ class Service:
         if sampling.seed is None:
             seed = random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
             sampling = dataclasses.replace(sampling, seed=seed)
-        return GenerationJob(prompt=request.prompt, subjects=subjects, sampling=sampling)
+        return GenerationJob(prompt=request.prompt, subjects=subjects, sampling=sampling, adapter=model.sha256)
 
     def _subject(self, subject: SubjectRequest, index: int) -> Subject:
         image = decode_image(subject.image, self._limits, f"subjects[{index}].image")
@@ -144,21 +177,3 @@ class Service:
                 sizes = f"{mask.width} x {mask.height}, the picture {image.width} x {image.height}"
                 raise RequestError(f"{param}: the mask is {sizes}; they must be the same", param)
         return Subject(image=image, word=subject.word, occurrence=subject.occurrence, scope=subject.scope, mask=mask)
-
-
-def _response(generation: Generation, adapter: str | None) -> GenerationResponse:
-    data = []
-    for i, (image, seed) in enumerate(zip(generation.images, generation.seeds, strict=True)):
-        masks = None
-        if generation.masks is not None:
-            masks = [
-                MaskResponse(subject=subject, step=step, b64_json=encode_mask(mask))
-                for step, of_step in enumerate(generation.masks[:, i])  # (subjects, h, w)
-                for subject, mask in enumerate(of_step)
-            ]
-        picture = encode_png(image)
-        if masks is None:
-            data.append(ImageResponse(b64_json=picture, seed=seed))  # unset fields are left out of the JSON
-        else:
-            data.append(ImageResponse(b64_json=picture, seed=seed, masks=masks))
-    return GenerationResponse(created=int(time.time()), adapter=adapter, data=data)

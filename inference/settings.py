@@ -28,6 +28,9 @@ class ServeSettings:
     max_queue: int = 16  # requests that may wait while one runs; beyond: 429
     deadline_seconds: float = 300.0  # seconds from a request's arrival to its last step; beyond: 408
 
+    body_timeout_seconds: float = 60.0  # seconds within which a request's body must arrive; beyond: 408
+    heartbeat_seconds: float = 10.0  # a stream sends a comment after so many seconds without an event
+
     max_pixels: int = 1024 * 1024  # width x height of one generated image
     max_n: int = 4  # images in one request
     max_steps: int = 100  # denoising steps of a request
@@ -44,6 +47,13 @@ class ServeSettings:
         if self.max_queue < 0:
             raise UsageError(f"max_queue must be 0 or more, got {self.max_queue}")
         limits = [field.name for field in fields(self) if field.name.startswith("max_") and field.name != "max_queue"]
-        for name in ("threads", "load_timeout_seconds", "deadline_seconds", *limits):
+        for name in (
+            "threads",
+            "load_timeout_seconds",
+            "deadline_seconds",
+            "body_timeout_seconds",
+            "heartbeat_seconds",
+            *limits,
+        ):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -105,6 +105,19 @@ def test_a_client_that_hangs_up_frees_the_engine(url: str) -> None:
     assert time.monotonic() - started < 10.0  # 900 steps would take much longer
 
 
+def test_a_stream_comes_step_by_step_and_ends_with_its_client(url: str) -> None:
+    request = REQUEST | {"stream": True, "num_inference_steps": 4, "partial_images": 1}
+    with httpx.stream("POST", f"{url}/v1/images/generations", json=request, timeout=60.0) as response:
+        names = [line for line in response.iter_lines() if line.startswith("event: ")]
+    assert names[-1] == "event: image_generation.completed" and "event: image_generation.partial_image" in names
+    long = REQUEST | {"stream": True, "num_inference_steps": 900}
+    with httpx.stream("POST", f"{url}/v1/images/generations", json=long, timeout=60.0) as response:
+        next(response.iter_raw())  # the first step came before the last was done
+    started = time.monotonic()
+    assert _post(url, num_inference_steps=1).status_code == 200
+    assert time.monotonic() - started < 10.0
+
+
 def test_the_endpoint_draws_what_the_pipeline_draws(url: str, tiny_pipeline: RealCustomPipeline) -> None:
     case = Case(
         uid="0",

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from realcustom.inference.errors import NotAnImage, RequestError, TooLarge
-from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_png
+from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_picture
 
 LIMITS = ImageLimits(max_bytes=50_000, max_pixels=10_000)
 
@@ -37,7 +37,7 @@ def test_formats_and_the_data_prefix(image_format: str) -> None:
 def test_png_round_trip_keeps_every_pixel_and_alpha() -> None:
     image = _noise().convert("RGBA")
     image.putalpha(128)
-    assert decode_image(encode_png(image), LIMITS, "image").tobytes() == image.tobytes()
+    assert decode_image(encode_picture(image), LIMITS, "image").tobytes() == image.tobytes()
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -87,7 +87,7 @@ def test_refused(text: str, kind: type[RequestError], message: str) -> None:
 
 
 def test_decompression_bombs_are_seen_from_the_header() -> None:
-    wide = bytearray(base64.b64decode(encode_png(Image.new("1", (8, 8)))))
+    wide = bytearray(base64.b64decode(encode_picture(Image.new("1", (8, 8)))))
     wide[16:24] = (60_000).to_bytes(4, "big") * 2  # the size in the header, its checksum behind it
     wide[29:33] = zlib.crc32(bytes(wide[12:29])).to_bytes(4, "big")
     with pytest.raises(TooLarge):

@@ -1,0 +1,47 @@
+"""The models that a request can name: the base, and each adapter on it as `realcustom:NAME`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from realcustom.inference.engine import Engine
+from realcustom.inference.errors import UnknownModel
+
+PREFIX = "realcustom:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A name of `GET /v1/models` and what is drawn with."""
+
+    id: str
+    adapter: dict[str, Any] | None  # its description, as in `GET /v1/adapters`; None = the base alone
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the adapter's checkpoint."""
+        return None if self.adapter is None else str(self.adapter["sha256"])
+
+
+def served_models(engine: Engine) -> list[ServedModel]:
+    """All models; the first is that of a request that names none."""
+    base = ServedModel(id=engine.pipeline.base.identity, adapter=None)
+    if engine.adapter is None:
+        return [base]
+    return [ServedModel(id=PREFIX + engine.adapter["id"], adapter=engine.adapter), base]
+
+
+def choose_model(models: Sequence[ServedModel], name: str | None) -> ServedModel:
+    """The model of this name; None: the first. Raises UnknownModel."""
+    if name is None:
+        return models[0]
+    found = next((model for model in models if model.id == name), None)
+    if found is None:
+        names = [model.id for model in models]
+        close = difflib.get_close_matches(name[:200], names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names)}"
+        raise UnknownModel(f"model: this server has no '{name[:60]}'; {hint}", "model")
+    return found
