@@ -13,9 +13,11 @@ from fastapi.responses import JSONResponse, Response
 
 from realcustom.inference.answers import GenerationResponse
 from realcustom.inference.body import read_body
+from realcustom.inference.edits import parse_edit
 from realcustom.inference.error_answers import add_error_answers
 from realcustom.inference.errors import Cancelled, Unauthorized
 from realcustom.inference.event_stream import EventStream, until_gone
+from realcustom.inference.models import ModelInfo, ModelList, choose_model, served_models
 from realcustom.inference.schema import GenerationRequest, parse_request
 from realcustom.inference.service import Service, State, Work
 
@@ -52,6 +54,23 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
         body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
         work = await service.begin(parse_request(body, settings))
         return await _answer(service, work, request)
+
+    @api.post("/v1/images/edits", response_model=GenerationResponse, dependencies=[Depends(check_key)])
+    async def edit(request: Request) -> Response:
+        """Draw `n` images of the prompt with the subject of the picture, sent as a form."""
+        body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
+        found = await parse_edit(body, request.headers.get("content-type", ""), settings, service.nouns)
+        return await _answer(service, await service.begin(found.request, edit=True, words=found.words), request)
+
+    @api.get("/v1/models", dependencies=[Depends(check_key)])
+    async def models() -> ModelList:
+        """The base and every adapter on it; the first is the one of a request that names none."""
+        return ModelList(data=[model.listed() for model in served_models(service.engine())])
+
+    @api.get("/v1/models/{model:path}", dependencies=[Depends(check_key)])
+    async def model(model: str) -> ModelInfo:
+        """One of them."""
+        return choose_model(served_models(service.engine()), model).listed()
 
     @api.get("/v1/adapters", dependencies=[Depends(check_key)])
     async def adapters() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.inference.address import check_port
 from realcustom.inference.api import build_api
+from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine, load_engine
 from realcustom.inference.service import Service, State
 from realcustom.inference.settings import ServeSettings
@@ -41,7 +42,13 @@ class GenerationServer:
     """One replica: a service and its HTTP interface."""
 
     def __init__(
-        self, settings: ServeSettings, source: ModelSource, key_digest: bytes | None, instance: str, log_level: str
+        self,
+        settings: ServeSettings,
+        source: ModelSource,
+        key_digest: bytes | None,
+        instance: str,
+        log_level: str,
+        nouns: Nouns | None,
     ) -> None:
         log.configure(log_level)
 
@@ -49,7 +56,9 @@ class GenerationServer:
             return load_engine(settings, source.base, source.adapter, source.image_encoder)
 
         self._key_digest = key_digest
-        self._service = Service(settings, load, instance)  # loads in the background: until then the answer is 503
+        self._service = Service(
+            settings, load, instance, nouns
+        )  # loads in the background: until then the answer is 503
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service, self._key_digest)
@@ -59,7 +68,13 @@ class GenerationServer:
         self._service.check()
 
 
-def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None = None) -> str:
+def start(
+    settings: ServeSettings,
+    base: str,
+    adapter: str | None,
+    image_encoder: str | None = None,
+    nouns: Nouns | None = None,
+) -> str:
     """Run the endpoint on the Ray cluster this process is connected to, and wait until it serves requests.
 
     Args:
@@ -67,6 +82,7 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         base: diffusers folder or hub id.
         adapter: adapter checkpoint, path or storage URI; None = plain text-to-image.
         image_encoder: overrides the image encoder that the adapter names.
+        nouns: a module's function, the words of a prompt that can name a subject; None = an edit must name its word.
     Returns:
         The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
     Raises:
@@ -94,7 +110,7 @@ def start(settings: ServeSettings, base: str, adapter: str | None, image_encoder
         logging_config=lines,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
-    application = deployment.bind(settings, source, key_digest, instance, log.level())
+    application = deployment.bind(settings, source, key_digest, instance, log.level(), nouns)
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{settings.port}"
     try:

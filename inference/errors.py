@@ -58,6 +58,13 @@ class TooLarge(RequestError):
     kind = "too_large"
 
 
+class WrongMediaType(RequestError):
+    """The body is of another kind than the route takes."""
+
+    status = 415
+    kind = "wrong_media_type"
+
+
 class QueueFull(RequestError):
     """The queue already holds as many requests as allowed."""
 

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
 
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import UnknownModel
 
 PREFIX = "realcustom:"
+_STARTED = int(time.time())
+
+
+class ModelInfo(BaseModel):
+    """A model, as OpenAI's API lists them."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(default=_STARTED, description="when this server started: models have no date of their own")
+    owned_by: Literal["realcustom"] = "realcustom"
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +44,10 @@ class ServedModel:
     def sha256(self) -> str | None:
         """Of the adapter's checkpoint."""
         return None if self.adapter is None else str(self.adapter["sha256"])
+
+    def listed(self) -> ModelInfo:
+        """As it is listed."""
+        return ModelInfo(id=self.id)
 
 
 def served_models(engine: Engine) -> list[ServedModel]:

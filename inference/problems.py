@@ -18,16 +18,16 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> RequestErro
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     param = _param(first["loc"], model)
     if first["type"] == "extra_forbidden":
-        message = f"unknown field '{_short(param)}'{_nearest(first['loc'], model)}"
+        message = f"unknown field '{shortened(param)}'{_nearest(first['loc'], model)}"
     elif first["type"] == "string_pattern_mismatch":  # `size` alone has a pattern
         message = f"{param}: expected WIDTHxHEIGHT in pixels, such as 512x512, or auto{_shown(first['input'])}"
     elif first["type"] == "missing":
         message = f"field '{param}' is missing"
     else:
-        message = f"{_short(param) or 'body'}: {first['msg']}{_shown(first['input'])}"
+        message = f"{shortened(param) or 'body'}: {first['msg']}{_shown(first['input'])}"
     others = len({_param(item["loc"], model) for item in found} - {param})
     more = f" (and {others} more field{'s' if others > 1 else ''} with problems)" if others else ""
-    return RequestError(message + more, _short(param) or None)
+    return RequestError(message + more, shortened(param) or None)
 
 
 def _param(loc: tuple[int | str, ...], model: Any) -> str:
@@ -56,11 +56,12 @@ def _is_model(annotation: Any) -> bool:
 def _nearest(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     owner = (_nested(model, str(loc[0])) if len(loc) > 1 else None) or model
     fields = list(owner.model_fields)
-    close = difflib.get_close_matches(_short(str(loc[-1])), fields, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(shortened(str(loc[-1])), fields, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(fields)}"
 
 
-def _short(name: str) -> str:
+def shortened(name: str) -> str:
+    """A field's name as a message shows it: a client may send any."""
     return name if len(name) <= 60 else name[:57] + "..."
 
 

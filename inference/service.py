@@ -58,10 +58,18 @@ class Service:
         settings: limits of a request.
         load: makes the engine; the text of its error becomes the reason in `state`.
         instance: returned by the readiness route, so that `start` can tell its own service from an older one.
+        nouns: the words of a prompt that can name a subject; None = an edit must name its word.
     """
 
-    def __init__(self, settings: ServeSettings, load: Callable[[], Engine], instance: str = "") -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        load: Callable[[], Engine],
+        instance: str = "",
+        nouns: Callable[[str], list[str]] | None = None,
+    ) -> None:
         self.settings = settings
+        self.nouns = nouns
         self.instance = instance
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._engine: Engine | None = None

@@ -11,6 +11,9 @@ from types import FrameType
 from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.cluster import connected
+from realcustom.preprocessing.caption.nouns import find_targets
+
+MAX_NOUNS = 8  # that a message lists
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +29,17 @@ def serve_until_interrupted(
     with connected(address):
         from realcustom.inference.app import start, stop
 
-        url = start(settings, base, adapter, image_encoder)
+        url = start(settings, base, adapter, image_encoder, nouns)
         try:
             print(announcement(url, settings), flush=True)
             threading.Event().wait()
         finally:
             stop()
+
+
+def nouns(prompt: str) -> list[str]:
+    """The words of a prompt that can name a subject, by the rule that finds target words in captions."""
+    return [target.word for target in find_targets(prompt, (), MAX_NOUNS)]
 
 
 def announcement(url: str, settings: ServeSettings) -> str:

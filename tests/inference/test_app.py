@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
@@ -21,6 +22,7 @@ from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerato
 from realcustom.evaluation.table import Case, Setting
 from realcustom.inference.app import start, stop
 from realcustom.inference.settings import ServeSettings
+from realcustom.pipeline.serving import nouns
 from tests.support.tiny import TinyModels
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
@@ -56,7 +58,7 @@ def test_what_cannot_start_is_said(
 @pytest.fixture(scope="module")
 def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
     settings = ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu")
-    yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
+    yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder, nouns)
     stop()
 
 
@@ -103,6 +105,16 @@ def test_a_client_that_hangs_up_frees_the_engine(url: str) -> None:
     started = time.monotonic()
     assert _post(url, num_inference_steps=1).status_code == 200
     assert time.monotonic() - started < 10.0  # 900 steps would take much longer
+
+
+def test_openais_client_over_serve(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    buffer = io.BytesIO()
+    REFERENCE.save(buffer, "PNG")
+    picture = ("cat.png", buffer.getvalue())
+    edited = client.images.edit(image=picture, prompt="a cat, red", extra_body={"seed": 5, "num_inference_steps": 2})
+    assert edited.data is not None and (edited.model_extra or {})["words"] == ["cat"]
+    assert len(client.models.list().data) == 2
 
 
 def test_a_stream_comes_step_by_step_and_ends_with_its_client(url: str) -> None:
