@@ -1,89 +1,142 @@
-"""The HTTP interface as a plain FastAPI application. No Ray."""
+"""The HTTP interface as a plain FastAPI application: its routes. No Ray."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import hmac
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from realcustom.inference.admission import Admission
 from realcustom.inference.answers import GenerationResponse
-from realcustom.inference.body import read_body
-from realcustom.inference.edits import parse_edit
+from realcustom.inference.document import (
+    complete,
+    drawing,
+    edit_body,
+    errors,
+    generation_body,
+    stream_answer,
+    subject_body,
+)
 from realcustom.inference.error_answers import add_error_answers
-from realcustom.inference.errors import Cancelled, Unauthorized
-from realcustom.inference.event_stream import EventStream, until_gone
+from realcustom.inference.front import Front
+from realcustom.inference.handling import Handler
+from realcustom.inference.keys import Key
 from realcustom.inference.models import ModelInfo, ModelList, choose_model, served_models
-from realcustom.inference.schema import GenerationRequest, parse_request
-from realcustom.inference.service import Service, State, Work
+from realcustom.inference.reference_page import STYLE, reference_page
+from realcustom.inference.service import Service, State
+from realcustom.inference.subjects import SubjectResponse
+
+_DRAWING_ERRORS = (404, 408, 409, 413, 422, 429, 499, 503)
 
 
-def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
+def build_api(service: Service, keys: Sequence[Key] = (), *, has_proxy: bool = False) -> FastAPI:
     """The application around `service`.
 
     Args:
         service: loads and owns the engine.
-        key_digest: SHA-256 of the bearer key that every /v1 route requires; None = no key.
+        keys: bearer keys, of which every /v1 route requires one; none = anyone may ask.
+        has_proxy: a proxy before this server puts X-Request-Id into requests and answers, as Ray Serve's does.
     """
-    api = FastAPI(title="RealCustom", description="Subject-driven text-to-image generation.")
+    api = FastAPI(
+        title="RealCustom",
+        description="Subject-driven text-to-image generation.",
+        docs_url=None,  # theirs load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    admission = Admission(keys)
+    handler = Handler(service, admission)
     add_error_answers(api)
-    settings = service.settings
+    api.add_middleware(Front, has_proxy=has_proxy, access_log=service.settings.access_log)
+    _add_images(api, handler)
+    _add_subjects(api, handler)
+    _add_models(api, service, admission)
+    _add_health(api, service)
 
-    def check_key(request: Request) -> None:
-        if key_digest is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(key.strip().encode()).digest()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, key_digest):
-            raise Unauthorized("send the server's key in the header 'Authorization: Bearer KEY'")
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """The document as a page."""
+        return HTMLResponse(reference_page(api.openapi()))
 
+    @api.get("/docs.css", include_in_schema=False)
+    async def style() -> Response:
+        """Its style."""
+        return Response(STYLE, media_type="text/css")
+
+    complete(api, has_keys=bool(keys))
+    return api
+
+
+def _add_images(api: FastAPI, handler: Handler) -> None:
     @api.post(
         "/v1/images/generations",
         response_model=GenerationResponse,
-        dependencies=[Depends(check_key)],
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _request_schema()}}}
-        },
+        responses=errors(*_DRAWING_ERRORS) | stream_answer(),
+        openapi_extra=drawing(generation_body()),
     )
     async def generate(request: Request) -> Response:
         """Draw `n` images of the prompt, its words narrowed to the given subjects."""
-        body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
-        work = await service.begin(parse_request(body, settings))
-        return await _answer(service, work, request)
+        return await handler.generate(request)
 
-    @api.post("/v1/images/edits", response_model=GenerationResponse, dependencies=[Depends(check_key)])
+    @api.post(
+        "/v1/images/edits",
+        response_model=GenerationResponse,
+        responses=errors(*_DRAWING_ERRORS, 415) | stream_answer(),
+        openapi_extra=drawing(edit_body()),
+    )
     async def edit(request: Request) -> Response:
         """Draw `n` images of the prompt with the subject of the picture, sent as a form."""
-        body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
-        found = await parse_edit(body, request.headers.get("content-type", ""), settings, service.nouns)
-        return await _answer(service, await service.begin(found.request, edit=True, words=found.words), request)
+        return await handler.edit(request)
 
-    @api.get("/v1/models", dependencies=[Depends(check_key)])
+    @api.delete("/v1/requests/{request_id}", responses=errors(404, 422))
+    async def cancel(request_id: str, request: Request) -> dict[str, str | bool]:
+        """End a running request within a step, by its X-Request-Id."""
+        handler.running.cancel(handler.admission.identify(request).name, request_id)
+        return {"id": request_id, "cancelled": True}
+
+
+def _add_subjects(api: FastAPI, handler: Handler) -> None:
+    @api.post("/v1/subjects", responses=errors(408, 413, 422, 429, 499, 503), openapi_extra=subject_body())
+    async def add_subject(request: Request) -> SubjectResponse:
+        """Encode a subject once; requests then name it by its id."""
+        return await handler.add_subject(request)
+
+    @api.get("/v1/subjects/{subject_id}", responses=errors(404, 422))
+    async def subject(subject_id: str, request: Request) -> SubjectResponse:
+        """Whether this server holds a subject."""
+        handler.admission.identify(request)
+        return handler.service.subjects.describe(subject_id)
+
+
+def _add_models(api: FastAPI, service: Service, admission: Admission) -> None:
+    needs_key = [Depends(admission.identify)]
+
+    @api.get("/v1/models", dependencies=needs_key, responses=errors(503))
     async def models() -> ModelList:
         """The base and every adapter on it; the first is the one of a request that names none."""
         return ModelList(data=[model.listed() for model in served_models(service.engine())])
 
-    @api.get("/v1/models/{model:path}", dependencies=[Depends(check_key)])
+    @api.get("/v1/models/{model:path}", dependencies=needs_key, responses=errors(404, 422, 503))
     async def model(model: str) -> ModelInfo:
         """One of them."""
         return choose_model(served_models(service.engine()), model).listed()
 
-    @api.get("/v1/adapters", dependencies=[Depends(check_key)])
+    @api.get("/v1/adapters", dependencies=needs_key, responses=errors(503))
     async def adapters() -> dict[str, Any]:
         """The adapter that is loaded: its hash, its settings, the base and the image encoder it runs with."""
         adapter = service.engine().adapter
         return {"object": "list", "data": [adapter] if adapter else []}
 
-    @api.get("/healthz")
+
+def _add_health(api: FastAPI, service: Service) -> None:
+    @api.get("/healthz", responses=errors())
     async def live() -> dict[str, str]:
         """200 as long as the process answers, also while models load."""
         return {"status": "live"}
 
-    @api.get("/readyz")
+    @api.get("/readyz", responses=errors() | {503: {"description": "not ready", "model": dict[str, Any]}})
     async def ready() -> JSONResponse:
         """200 when requests are served; 503 while the models load or if they could not be loaded."""
         state, message = service.state()
@@ -91,29 +144,3 @@ def build_api(service: Service, key_digest: bytes | None = None) -> FastAPI:
         if state is State.FAILED:
             body["mistake"] = service.failed_by_mistake
         return JSONResponse(body, status_code=200 if state is State.READY else 503)
-
-    return api
-
-
-async def _answer(service: Service, work: Work, request: Request) -> Response:
-    """The work's answer, as a stream or as a whole; a client that goes away ends the work."""
-    if work.stream is not None:
-        return EventStream(service.chunks(work), work.ticket.cancel)
-    finishing, gone = asyncio.ensure_future(service.finish(work)), asyncio.ensure_future(until_gone(request.receive))
-    try:
-        await asyncio.wait({finishing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not finishing.done():
-            raise Cancelled("the client went away")
-        return Response(finishing.result().model_dump_json(exclude_unset=True), media_type="application/json")
-    finally:
-        for task in (finishing, gone):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(finishing, gone, return_exceptions=True)
-
-
-def _request_schema() -> dict[str, Any]:
-    """The request's JSON schema with the subject's inserted: FastAPI does not parse the body, so it has no schema."""
-    schema: dict[str, Any] = GenerationRequest.model_json_schema()
-    schema["properties"]["subjects"]["items"] = schema.pop("$defs")["SubjectRequest"]
-    return schema

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from realcustom.inference.address import check_port
 from realcustom.inference.api import build_api
 from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine, load_engine
+from realcustom.inference.keys import Key, find_keys
 from realcustom.inference.service import Service, State
 from realcustom.inference.settings import ServeSettings
 
@@ -45,7 +44,7 @@ class GenerationServer:
         self,
         settings: ServeSettings,
         source: ModelSource,
-        key_digest: bytes | None,
+        keys: tuple[Key, ...],
         instance: str,
         log_level: str,
         nouns: Nouns | None,
@@ -55,13 +54,13 @@ class GenerationServer:
         def load() -> Engine:
             return load_engine(settings, source.base, source.adapter, source.image_encoder)
 
-        self._key_digest = key_digest
+        self._keys = keys
         self._service = Service(
             settings, load, instance, nouns
         )  # loads in the background: until then the answer is 503
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._service, self._key_digest)
+        return build_api(self._service, self._keys, has_proxy=True)
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica if this raises."""
@@ -90,7 +89,7 @@ def start(
             loaded within `settings.load_timeout_seconds`.
         RuntimeError: Ray Serve could not start the replica, or a bug made loading fail.
     """
-    key_digest = _key_digest(settings)
+    keys = find_keys(settings)
     running = serve.status()
     if not running.proxies:
         check_port(settings.host, settings.port)
@@ -110,7 +109,7 @@ def start(
         logging_config=lines,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
-    application = deployment.bind(settings, source, key_digest, instance, log.level(), nouns)
+    application = deployment.bind(settings, source, keys, instance, log.level(), nouns)
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{settings.port}"
     try:
@@ -166,16 +165,3 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
         f"{ray.available_resources().get('CPU', 0):g} CPUs and {ray.available_resources().get('GPU', 0):g} GPUs free, "
         f"a replica takes {settings.num_cpus:g} and {settings.num_gpus:g}"
     )
-
-
-def _key_digest(settings: ServeSettings) -> bytes | None:
-    """The key's hash.
-
-    Only the hash is sent to the replica: the whole cluster can read Serve's data about a deployment.
-    """
-    if settings.api_key_variable is None:
-        return None
-    key = os.environ.get(settings.api_key_variable, "").strip()
-    if not key:
-        raise UsageError(f"api_key_variable: the environment variable {settings.api_key_variable} is not set")
-    return hashlib.sha256(key.encode()).digest()

@@ -42,10 +42,10 @@ class _InMemory(MultiPartParser):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """A checked form."""
+    """A checked request, from a form."""
 
     request: ImagesRequest
-    words: list[str]  # of its subjects
+    words: list[str] | None  # of its subjects; None where they are in the request itself
 
 
 async def parse_edit(body: bytes, content_type: str, settings: ServeSettings, nouns: Nouns | None) -> Edit:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from realcustom.errors import UsageError
-from realcustom.inference.errors import Cancelled, Internal, RequestError
-
-logger = logging.getLogger(__name__)
+from realcustom.inference.errors import Cancelled, RequestError
 
 _HTTP_KINDS = {404: "not_found", 405: "method_not_allowed"}
 
 
 def add_error_answers(api: FastAPI) -> None:
-    """Have `api` answer exceptions with `{"error": {"type", "message", "param"}}`."""
+    """Have `api` answer exceptions with `{"error": {"type", "message", "param"}}`; `Front` answers bugs."""
     api.add_exception_handler(RequestError, _answer_request_error)
     api.add_exception_handler(UsageError, _answer_mistake)
     api.add_exception_handler(HTTPException, _answer_http_error)
     api.add_exception_handler(ClientDisconnect, _answer_disconnect)
-    api.add_exception_handler(Exception, _answer_bug)
 
 
 def answer_of(error: RequestError) -> JSONResponse:
@@ -31,8 +26,9 @@ def answer_of(error: RequestError) -> JSONResponse:
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
-async def _answer_request_error(_: Request, error: Exception) -> Response:
+async def _answer_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
+    request.scope["state"]["record"].error = error.kind
     return answer_of(error)
 
 
@@ -50,8 +46,3 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 async def _answer_disconnect(_: Request, __: Exception) -> Response:
     return answer_of(Cancelled("the client went away"))
-
-
-async def _answer_bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer_of(Internal())

@@ -58,6 +58,27 @@ class TooLarge(RequestError):
     kind = "too_large"
 
 
+class UnknownSubject(RequestError):
+    """A request names a subject that this server does not hold (any more)."""
+
+    status = 404
+    kind = "subject_not_found"
+
+
+class UnknownRequest(RequestError):
+    """A request that is to be cancelled does not run."""
+
+    status = 404
+    kind = "request_not_found"
+
+
+class Conflict(RequestError):
+    """An id or an idempotency key that belongs to another request."""
+
+    status = 409
+    kind = "conflict"
+
+
 class WrongMediaType(RequestError):
     """The body is of another kind than the route takes."""
 
@@ -77,6 +98,12 @@ class QueueFull(RequestError):
 
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after_seconds)}
+
+
+class RateLimited(QueueFull):
+    """The bearer key has used up its own limits."""
+
+    kind = "rate_limited"
 
 
 class DeadlineExceeded(RequestError):

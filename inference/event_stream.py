@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from realcustom.inference.errors import Cancelled
+
+T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy keeps events back
 
 
@@ -39,8 +42,7 @@ class EventStream(Response):
             self.on_end()  # first: what follows waits
             for task in (sending, gone):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(sending, gone, return_exceptions=True)
+            await asyncio.gather(sending, gone, return_exceptions=True)
             await self.chunks.aclose()
 
     async def _send(self, send: Send) -> None:
@@ -48,6 +50,23 @@ class EventStream(Response):
         async for chunk in self.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_connected(receive: Receive, making: Awaitable[T]) -> T:
+    """What `making` gives; it is cancelled when the client goes away. The request's body must have been read.
+
+    Raises Cancelled where the client went away, and what `making` raises.
+    """
+    making, gone = asyncio.ensure_future(making), asyncio.ensure_future(until_gone(receive))
+    try:
+        await asyncio.wait({making, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            raise Cancelled("the client went away")
+        return making.result()
+    finally:
+        for task in (making, gone):
+            task.cancel()
+        await asyncio.gather(making, gone, return_exceptions=True)
 
 
 async def until_gone(receive: Receive) -> None:

@@ -26,7 +26,8 @@ class _Strict(BaseModel):
 class SubjectRequest(_Strict):
     """One subject: its picture or its id, and the real word of the prompt that it narrows."""
 
-    image: str = Field(description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
+    image: str | None = Field(None, description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
+    id: str | None = Field(None, description="in the place of `image`: what `POST /v1/subjects` answered")
     word: str = Field(min_length=1, description="a word of the prompt (or several words in a row)")
     occurrence: Literal["all", "first", "last"] | int | None = Field(None, description="which of its places, from 0")
     scope: float | None = Field(None, ge=0.0, le=1.0, description="this subject's own influence_scope")
@@ -136,8 +137,19 @@ def check_request(fields: dict[str, Any], settings: ServeSettings) -> ImagesRequ
             "response_format",
         )
     _check_limits(request, settings)
+    _check_subjects(request)
     _check_texts(request)
     return request
+
+
+def _check_subjects(request: ImagesRequest) -> None:
+    """Each has a picture, here or sent before."""
+    for i, subject in enumerate(request.subjects):
+        if (subject.image is None) == (subject.id is None):
+            found = "both" if subject.id is not None else "none"
+            raise RequestError(f"subjects[{i}]: give `image` or `id`, got {found}", f"subjects[{i}].image")
+        if subject.id is not None and subject.mask is not None:
+            raise RequestError(f"subjects[{i}].mask: of a subject's id; send it to /v1/subjects", f"subjects[{i}].mask")
 
 
 def _check_limits(request: ImagesRequest, settings: ServeSettings) -> None:

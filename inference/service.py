@@ -11,8 +11,11 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Any
 
-from realcustom.diffusion_pipeline import Subject
+from PIL import Image
+
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.inference.answers import GenerationResponse, answer
 from realcustom.inference.engine import Engine, Generation, GenerationJob, Ticket
@@ -22,6 +25,7 @@ from realcustom.inference.models import ServedModel, choose_model, served_models
 from realcustom.inference.schema import ImagesRequest, SubjectRequest
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.streaming import Stream
+from realcustom.inference.subjects import NewSubject, SubjectResponse, SubjectStore
 from realcustom.preview import LatentPreview
 from realcustom.sampling import MAX_SEED
 
@@ -45,6 +49,7 @@ class Work:
     ticket: Ticket
     stream: Stream | None  # None: its answer is sent as a whole
     words: list[str] | None  # of an edit
+    steps: int  # denoising steps
 
     def answer(self, generation: Generation) -> GenerationResponse:
         """The answer; encoding the pictures takes a while."""
@@ -71,6 +76,8 @@ class Service:
         self.settings = settings
         self.nouns = nouns
         self.instance = instance
+        self.subjects = SubjectStore(settings.max_subject_bytes)
+        self._encoding = threading.Lock()
         self._limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         self._engine: Engine | None = None
         self._preview: LatentPreview | None = None
@@ -123,10 +130,18 @@ class Service:
             self._failed_at = time.monotonic()
             self._failure = error
 
-    async def begin(self, request: ImagesRequest, *, edit: bool = False, words: list[str] | None = None) -> Work:
+    async def begin(
+        self,
+        request: ImagesRequest,
+        deadline_seconds: float | None = None,
+        *,
+        edit: bool = False,
+        words: list[str] | None = None,
+    ) -> Work:
         """Check the request fully and hand it to the engine. Raises RequestError of the kind that says what is wrong.
 
         Args:
+            deadline_seconds: from now to the last step; None = the engine's own.
             edit, words: for `/v1/images/edits`: the words of its subjects, which the answer names.
         """
         engine = self.engine()
@@ -137,8 +152,9 @@ class Service:
         if request.stream:
             assert self._preview is not None  # made before the engine is ready
             stream = Stream(request, self._preview, self.settings.heartbeat_seconds, edit=edit)
-        ticket = engine.submit(job, stream.mailbox.put if stream else None, deadline_seconds=request.deadline_seconds)
-        return Work(request=request, model=model, ticket=ticket, stream=stream, words=words)
+        ticket = engine.submit(job, stream.mailbox.put if stream else None, deadline_seconds=deadline_seconds)
+        steps = job.sampling.num_inference_steps or engine.pipeline.settings.sampler.num_inference_steps
+        return Work(request=request, model=model, ticket=ticket, stream=stream, words=words, steps=steps)
 
     async def finish(self, work: Work) -> GenerationResponse:
         """The answer. If the caller is cancelled, the engine stops within one step."""
@@ -175,13 +191,34 @@ class Service:
             sampling = dataclasses.replace(sampling, seed=seed)
         return GenerationJob(prompt=request.prompt, subjects=subjects, sampling=sampling, adapter=model.sha256)
 
+    async def add_subject(self, new: NewSubject) -> SubjectResponse:
+        """Encode a subject and keep it. Raises RequestError of the kind that says what is wrong."""
+        pipeline = self.engine().pipeline
+        if pipeline.image_encoder is None:
+            raise RequestError("this server runs without an adapter, it takes no subjects")
+        return await asyncio.to_thread(self._add_subject, pipeline, new)
+
+    def _add_subject(self, pipeline: RealCustomPipeline, new: NewSubject) -> SubjectResponse:
+        image = decode_image(new.image, self._limits, "image")
+        mask = self._mask(new.mask, image, "mask")
+        with self._encoding:  # one at a time: memory stays bounded
+            return self.subjects.add(pipeline.encode_subject(image, mask))
+
     def _subject(self, subject: SubjectRequest, index: int) -> Subject:
-        image = decode_image(subject.image, self._limits, f"subjects[{index}].image")
-        mask = None
-        if subject.mask is not None:
-            param = f"subjects[{index}].mask"
-            mask = decode_image(subject.mask, self._limits, param).convert("L")
-            if mask.size != image.size:
-                sizes = f"{mask.width} x {mask.height}, the picture {image.width} x {image.height}"
-                raise RequestError(f"{param}: the mask is {sizes}; they must be the same", param)
-        return Subject(image=image, word=subject.word, occurrence=subject.occurrence, scope=subject.scope, mask=mask)
+        where = f"subjects[{index}]"
+        chosen: dict[str, Any] = {"word": subject.word, "occurrence": subject.occurrence, "scope": subject.scope}
+        if subject.id is not None:
+            return Subject(image=self.subjects.get(subject.id, f"{where}.id"), **chosen)
+        assert subject.image is not None  # checked with the request
+        image = decode_image(subject.image, self._limits, f"{where}.image")
+        return Subject(image=image, mask=self._mask(subject.mask, image, f"{where}.mask"), **chosen)
+
+    def _mask(self, text: str | None, image: Image.Image, param: str) -> Image.Image | None:
+        """A picture's mask, of its size."""
+        if text is None:
+            return None
+        mask = decode_image(text, self._limits, param).convert("L")
+        if mask.size != image.size:
+            sizes = f"{mask.width} x {mask.height}, the picture {image.width} x {image.height}"
+            raise RequestError(f"{param}: the mask is {sizes}; they must be the same", param)
+        return mask

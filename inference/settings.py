@@ -14,7 +14,10 @@ class ServeSettings:
 
     host: str = "127.0.0.1"  # address that the HTTP proxy listens on; 0.0.0.0 = every interface
     port: int = 8000  # TCP port
-    api_key_variable: str | None = None  # environment variable that holds the bearer key; none = no key is required
+    api_key_variable: str | None = (
+        None  # environment variable that holds a bearer key; none here and below = none is required
+    )
+    keys_file: str | None = None  # YAML file of bearer keys with their limits, which others may not read
 
     device: str | None = None  # torch device of the replica; none = cuda where there is one, else cpu
     dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
@@ -29,6 +32,7 @@ class ServeSettings:
     deadline_seconds: float = 300.0  # seconds from a request's arrival to its last step; beyond: 408
 
     body_timeout_seconds: float = 60.0  # seconds within which a request's body must arrive; beyond: 408
+    idempotency_seconds: float = 3600.0  # an answer is kept so long for its Idempotency-Key
     heartbeat_seconds: float = 10.0  # a stream sends a comment after so many seconds without an event
 
     max_pixels: int = 1024 * 1024  # width x height of one generated image
@@ -39,7 +43,9 @@ class ServeSettings:
     max_image_bytes: int = 10 * 1024 * 1024  # one encoded picture of a request
     max_image_pixels: int = 25_000_000  # width x height of one picture of a request, decoded
     max_request_pixels: int = 32_000_000  # width x height of all pictures of a request
-    max_body_bytes: int = 48 * 1024 * 1024  # the request's JSON text
+    max_body_bytes: int = 48 * 1024 * 1024  # the request's body
+    max_subject_bytes: int = 256 * 1024 * 1024  # encoded subjects that are kept for their ids
+    max_idempotency_bytes: int = 64 * 1024 * 1024  # answers that are kept for their Idempotency-Key
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import io
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -22,6 +21,7 @@ from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
 from realcustom.inference.api import build_api
 from realcustom.inference.engine import Engine
+from realcustom.inference.keys import Key, digest_of
 from realcustom.inference.service import Service, State
 from realcustom.inference.settings import ServeSettings
 
@@ -35,12 +35,10 @@ def _reference(size: int = 24) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _talk(
-    service: Service, talk: Callable[[httpx.AsyncClient], Awaitable[Any]], key_digest: bytes | None = None
-) -> Any:
+def _talk(service: Service, talk: Callable[[httpx.AsyncClient], Awaitable[Any]], keys: Sequence[Key] = ()) -> Any:
     async def run() -> Any:
         # a bug is answered and then raised once more, for the server that runs the application
-        transport = httpx.ASGITransport(build_api(service, key_digest), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(build_api(service, keys), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60.0) as client:
             return await talk(client)
 
@@ -179,10 +177,10 @@ def test_other_routes_and_the_key(service: Service) -> None:
     assert _send(service, "GET", "/v1/adapters").json()["object"] == "list"
     assert "subjects" in _send(service, "GET", "/openapi.json").text
 
-    digest = hashlib.sha256(b"secret").digest()
+    keys = [Key(name="alice", digest=digest_of("secret"))]
     for header, status in ((None, 401), ("Bearer wrong", 401), ("secret", 401), ("Bearer secret", 200)):
         headers = {"Authorization": header} if header else {}
-        answer = _talk(service, lambda client, h=headers: client.get("/v1/adapters", headers=h), digest)  # type: ignore[misc]
+        answer = _talk(service, lambda client, h=headers: client.get("/v1/adapters", headers=h), keys)  # type: ignore[misc]
         assert answer.status_code == status
 
 

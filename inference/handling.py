@@ -1,0 +1,117 @@
+"""The life of a request that draws: key, limits, body, the engine's place, the answer or the stream, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from realcustom.inference.admission import Admission
+from realcustom.inference.body import read_body
+from realcustom.inference.edits import Edit, parse_edit
+from realcustom.inference.engine import Generation
+from realcustom.inference.errors import BadRequest
+from realcustom.inference.event_stream import EventStream, while_connected
+from realcustom.inference.front import Record, record_of
+from realcustom.inference.idempotency import Answers
+from realcustom.inference.running import RunningRequest, RunningRequests
+from realcustom.inference.schema import parse_request
+from realcustom.inference.service import Service, Work
+from realcustom.inference.settings import ServeSettings
+from realcustom.inference.subjects import SubjectResponse, parse_new_subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Edit):
+    """A request that was read and checked."""
+
+    edit: bool
+
+    def text(self) -> bytes:
+        """Equal for requests that ask for the same, in whatever form they came."""
+        return f"{self.edit}\n{self.words}\n{self.request.model_dump_json(exclude_unset=True)}".encode()
+
+
+Read = Callable[[bytes, ServeSettings], Awaitable[Asked]]
+
+
+class Handler:
+    """Answers the routes that do work."""
+
+    def __init__(self, service: Service, admission: Admission) -> None:
+        self.service, self.admission, self.running = service, admission, RunningRequests()
+        settings = service.settings
+        self.answers = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
+
+    async def generate(self, request: Request) -> Response:
+        """Draw what the JSON body asks for."""
+
+        async def read(body: bytes, settings: ServeSettings) -> Asked:
+            return Asked(request=parse_request(body, settings), words=None, edit=False)
+
+        return await self._draw(request, read)
+
+    async def edit(self, request: Request) -> Response:
+        """Draw what the form asks for."""
+
+        async def read(body: bytes, settings: ServeSettings) -> Asked:
+            content_type = request.headers.get("content-type", "")
+            found = await parse_edit(body, content_type, settings, self.service.nouns)
+            return Asked(request=found.request, words=found.words, edit=True)
+
+        return await self._draw(request, read)
+
+    async def add_subject(self, request: Request) -> SubjectResponse:
+        """Encode and keep the subject in the JSON body."""
+        key = self.admission.identify(request)
+        settings = key.limits.narrow(self.service.settings)
+        with self.admission.during(key):
+            body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
+            adding = self.service.add_subject(parse_new_subject(body))
+            return await while_connected(request.receive, adding)
+
+    async def _draw(self, request: Request, read: Read) -> Response:
+        record, key = record_of(request), self.admission.identify(request)
+        settings = key.limits.narrow(self.service.settings)
+        with contextlib.ExitStack() as stack:  # what is given back when the request ends, however it ends
+            running = stack.enter_context(self.running.during(key.name, record.request_id))
+            stack.enter_context(self.admission.during(key))
+            body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
+            asked = await read(body, settings)
+            del body  # pictures are large, and the wait for the engine may be long
+            idempotency_key = request.headers.get("idempotency-key")
+            if asked.request.stream:
+                if idempotency_key is not None:
+                    raise BadRequest("Idempotency-Key: not for streams; leave it or `stream` out", "Idempotency-Key")
+                work = await self._begin(asked, settings, running, record)
+                stack.callback(work.ticket.cancel)
+                return EventStream(self.service.chunks(work), stack.pop_all().close)
+
+            async def make() -> bytes:
+                work = await self._begin(asked, settings, running, record)
+                return (await self.service.finish(work)).model_dump_json(exclude_unset=True).encode()
+
+            making = make()
+            if idempotency_key is not None:
+                making.close()
+                making = self.answers.once((key.name, idempotency_key), asked.text(), make)
+            return Response(await while_connected(request.receive, making), media_type="application/json")
+
+    async def _begin(self, asked: Asked, settings: ServeSettings, running: RunningRequest, record: Record) -> Work:
+        """Hand over to the engine; from here on the request can be cancelled, and the log learns of it."""
+        seconds = asked.request.deadline_seconds or settings.deadline_seconds
+        work = await self.service.begin(asked.request, seconds, edit=asked.edit, words=asked.words)
+        record.model, record.steps, record.images = work.model.id, work.steps, work.ticket.job.sampling.n
+
+        def note(future: Future[Generation]) -> None:
+            if future.exception() is None:
+                usage = future.result().usage
+                record.queue_seconds, record.compute_seconds = round(usage.queue_seconds, 4), round(usage.seconds, 4)
+
+        work.ticket.future.add_done_callback(note)
+        running.set_cancel(work.ticket.cancel)
+        return work

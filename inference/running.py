@@ -1,0 +1,60 @@
+"""The requests that run, by their id: another request may cancel one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from realcustom.inference.errors import Conflict, UnknownRequest
+
+
+class RunningRequest:
+    """A request that can be cancelled before and after the engine has taken it."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._cancel: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """End it within a step."""
+        self.cancelled = True
+        if self._cancel is not None:
+            self._cancel()
+
+    def set_cancel(self, cancel: Callable[[], None]) -> None:
+        """How it is ended from now on; called at once if it was cancelled already."""
+        self._cancel = cancel
+        if self.cancelled:
+            cancel()
+
+
+class RunningRequests:
+    """Those of one process. A key sees its own alone."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str | None, str], RunningRequest] = {}
+
+    def add(self, key: str | None, request_id: str) -> RunningRequest:
+        """A request that begins. Raises Conflict if one of this id runs already."""
+        if (key, request_id) in self._running:
+            raise Conflict(f"X-Request-Id: a request {request_id} runs already; give each its own", "X-Request-Id")
+        return self._running.setdefault((key, request_id), RunningRequest())
+
+    def remove(self, key: str | None, request_id: str) -> None:
+        """It has ended."""
+        self._running.pop((key, request_id), None)
+
+    @contextlib.contextmanager
+    def during(self, key: str | None, request_id: str) -> Iterator[RunningRequest]:
+        """A request that runs while the block does. Raises Conflict as `add`."""
+        try:
+            yield self.add(key, request_id)
+        finally:
+            self.remove(key, request_id)
+
+    def cancel(self, key: str | None, request_id: str) -> None:
+        """Cancel one. Raises UnknownRequest."""
+        running = self._running.get((key, request_id))
+        if running is None:
+            raise UnknownRequest(f"no request {request_id[:64]} runs; it may be done", None)
+        running.cancel()
