@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from realcustom.inference.engine import Generation
 from realcustom.inference.images import OutputFormat, encode_mask, encode_picture
+from realcustom.inference.jobs import Generation
 from realcustom.inference.schema import ImagesRequest
 
 

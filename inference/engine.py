@@ -1,6 +1,9 @@
-"""The engine: one pipeline, one thread, one request at a time, a bounded queue before it. Pure: no Ray, no HTTP.
+"""The engine: a running batch that jobs join and leave between any two steps. Pure: no Ray, no HTTP.
 
-A request that is cancelled or past its deadline is stopped within one denoising step; its place is free at once.
+Three threads: one prepares jobs (text and subjects encoded), one steps, one decodes. What a job needs of a step becomes
+rows of at most two UNet calls, whoever the other rows belong to (`realcustom/launch.py`); `order.py` says whose turn it is. A
+job that is cancelled or past its deadline is stopped within one denoising step; its place is free at once. A bug in one job
+ends that job alone.
 """
 
 from __future__ import annotations
@@ -12,92 +15,48 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from realcustom import config
 from realcustom.checkpoint import adapter_sha256, read_header
-from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
-from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.inference.cost import StepCost
+from realcustom.inference.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    QueueFull,
+    RequestError,
+    UnknownModel,
+    WordNotInPrompt,
+)
+from realcustom.inference.jobs import Generation, GenerationJob, Ticket
+from realcustom.inference.order import LargestStretch, Order, Running
 from realcustom.inference.progress import Progress, Usage
 from realcustom.inference.settings import ServeSettings
-from realcustom.sampling import SamplingParams
+from realcustom.launch import run_together
+from realcustom.output import to_images
+from realcustom.sampler import Step
+from realcustom.settings import MethodSettings
 from realcustom.tokens import chunks_of
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationJob:
-    """A request, checked and decoded."""
-
-    prompt: str
-    subjects: tuple[Subject, ...] = ()
-    sampling: SamplingParams  # with a seed
-    adapter: str | None = None  # sha256 of the adapter that draws; None = the base alone
-
-    def seeds(self) -> list[int]:
-        """The seed of each image."""
-        assert self.sampling.seed is not None
-        return [self.sampling.seed + i for i in range(self.sampling.n)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """The result of a job: image i was generated from `seeds[i]`."""
-
-    images: list[Image.Image]
-    seeds: list[int]
-    masks: np.ndarray | None  # (steps, n, subjects, h, w) in [0, 1]; None unless asked for
-    usage: Usage
-
-
-class Ticket:
-    """A job's place in the engine: its future result, and its cancellation."""
-
-    def __init__(
-        self, job: GenerationJob, deadline: float, on_progress: Callable[[Progress], None] | None = None
-    ) -> None:
-        self.job = job
-        self.submitted = time.monotonic()
-        self.on_progress = on_progress
-        self.deadline = deadline  # time.monotonic() seconds
-        self.future: Future[Generation] = Future()
-        self.future.set_running_or_notify_cancel()  # only the engine ends it: a waiter's cancel() must not race with it
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Cancel the job: it is not started if it still waits, and stopped within one step if it runs."""
-        self._cancelled.set()
-
-    def seconds_left(self) -> float:
-        """Seconds until the deadline; 0 after it."""
-        return max(0.0, self.deadline - time.monotonic())
-
-    def check(self) -> None:
-        """Raises Cancelled or DeadlineExceeded if the job must stop."""
-        if self._cancelled.is_set():
-            raise Cancelled("the request was cancelled")
-        if time.monotonic() > self.deadline:
-            raise DeadlineExceeded("the request was not done before its deadline; ask for fewer steps or images")
+STALLED_SECONDS = 60.0  # a step that takes longer counts as hung
 
 
 class Engine:
-    """Serves jobs from a bounded queue with one pipeline, in a thread of its own.
+    """Serves jobs with pipelines of one base, which share its UNet calls.
 
     Args:
         pipeline: owned by the engine from now on.
-        max_queue: jobs that may wait behind the one that runs.
+        max_queue: jobs that may be in the engine beside one.
         deadline_seconds: from `submit` to the last step.
-        threads: CPU threads of torch in the engine's thread.
-        adapter: description of the loaded adapter; `sha256` is its checkpoint's.
+        threads: CPU threads of torch in each of the engine's threads.
+        adapter: description of the pipeline's adapter; `sha256` is its checkpoint's.
+        order: who takes part in a step.
     """
 
     def __init__(
@@ -108,31 +67,67 @@ class Engine:
         deadline_seconds: float = 300.0,
         threads: int = 2,
         adapter: Mapping[str, Any] | None = None,
+        order: Order | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.adapter = dict(adapter) if adapter is not None else None
-        # a tokenizer's truncation is state that a call sets: one for the engine's thread, one for `check`
+        self._pipelines: dict[str | None, RealCustomPipeline] = {None: pipeline}
+        if adapter is not None:
+            self._pipelines = {adapter["sha256"]: pipeline, None: RealCustomPipeline(pipeline.base, MethodSettings())}
+        # a tokenizer's truncation is state that a call sets: one for the preparing thread, one for `check`
         self._tokenizer, self._tokenizing = copy.deepcopy(pipeline.base.tokenizer), threading.Lock()
-        self.max_queue = max_queue
-        self.deadline_seconds = deadline_seconds
+        self.max_queue, self.deadline_seconds = max_queue, deadline_seconds
+        self.order: Order = order or LargestStretch()
+        self.cost = StepCost()
         self._changed = threading.Condition()
-        self._waiting: collections.deque[Ticket] = collections.deque()
-        self._running: Ticket | None = None
+        self._waiting: collections.deque[Ticket] = collections.deque()  # not prepared yet
+        self._running: list[Running] = []
+        self._done: collections.deque[Running] = collections.deque()  # all steps done, not decoded yet
+        self._held = 0  # jobs that one of the threads has in hand
         self._closed = False
-        self._seconds_per_job = 1.0  # running mean of seconds per job, for Retry-After
-        self._thread = threading.Thread(target=self._work, args=(threads,), name="engine", daemon=True)
-        self._thread.start()
+        self._step_began: float | None = None
+        self._seconds_per_job = 1.0  # running mean of seconds between ends of jobs while busy, for Retry-After
+        self._last_end = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._work, args=(act, threads), name=name, daemon=True)
+            for name, act in (("prepare", self._prepare), ("step", self._step), ("finish", self._finish))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread runs."""
-        return self._thread.is_alive()
+        """Whether the engine's threads run, and no step hangs."""
+        began = self._step_began
+        hangs = began is not None and time.monotonic() - began > STALLED_SECONDS
+        return all(thread.is_alive() for thread in self._threads) and not hangs
+
+    @property
+    def jobs(self) -> int:
+        """Jobs in the engine that have no result yet."""
+        return len(self._waiting) + len(self._running) + len(self._done) + self._held
+
+    def add_adapter(self, sha256: str, pipeline: RealCustomPipeline) -> None:
+        """Serve a further adapter of the same base: a pipeline made by `with_adapter`. Running jobs go on."""
+        self._pipelines = {**self._pipelines, sha256: pipeline}
+
+    def remove_adapter(self, sha256: str) -> None:
+        """Serve it no more; jobs that run with it end as they would have."""
+        self._pipelines = {name: pipeline for name, pipeline in self._pipelines.items() if name != sha256}
+
+    def pipeline_of(self, job: GenerationJob) -> RealCustomPipeline:
+        """The pipeline that draws it. Raises UnknownModel."""
+        found = self._pipelines.get(job.adapter)
+        if found is None:
+            raise UnknownModel(f"model: this server has no adapter {job.adapter}", "model")
+        return found
 
     def check(self, job: GenerationJob) -> None:
         """Refuse a job that would be refused when it runs. Raises RequestError; any thread may call."""
-        if job.subjects and self.pipeline.image_encoder is None:
+        pipeline = self.pipeline_of(job)
+        if job.subjects and pipeline.image_encoder is None:
             raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
-        words = self.pipeline.settings.words
+        words = pipeline.settings.words
         for i, subject in enumerate(job.subjects):
             try:
                 occurrence = subject.chosen_occurrence(words.occurrence)
@@ -144,7 +139,7 @@ class Engine:
                 raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
             except UsageError as error:  # empty, or after the last token that the text encoder reads
                 raise RequestError(str(error), f"subjects[{i}].word") from error
-        factor = self.pipeline.base.vae_scale_factor
+        factor = pipeline.base.vae_scale_factor
         for name, side in (("width", job.sampling.width), ("height", job.sampling.height)):
             if side is not None and side % factor:
                 raise RequestError(f"size: the {name} must be a multiple of {factor} pixels, got {side}", "size")
@@ -156,7 +151,7 @@ class Engine:
         *,
         deadline_seconds: float | None = None,
     ) -> Ticket:
-        """Queue `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed.
+        """Take `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed.
 
         Args:
             on_progress: called after every step of the job, in the engine's thread: it only hands over.
@@ -168,84 +163,179 @@ class Engine:
             if self._closed:
                 raise Cancelled("the engine is closed")
             self._drop_given_up()
-            busy = self._running is not None
-            if len(self._waiting) >= self.max_queue + (0 if busy else 1):
-                wait = math.ceil(self._seconds_per_job * (len(self._waiting) + busy) / 2)
-                raise QueueFull(f"{len(self._waiting)} requests are waiting already; try again later", max(1, wait))
+            jobs = self.jobs
+            if jobs > self.max_queue:
+                wait = math.ceil(self._seconds_per_job * max(1.0, jobs / 2))
+                raise QueueFull(f"{jobs} requests are being served already; try again later", max(1, wait))
             self._waiting.append(ticket)
             self._changed.notify_all()
         return ticket
 
     def close(self) -> None:
-        """Stop the running job at its next step, cancel the waiting ones, end the thread."""
+        """Stop the running jobs at their next step, cancel the waiting ones, end the threads."""
         with self._changed:
             self._closed = True
-            for ticket in [*self._waiting, *([self._running] if self._running else [])]:
+            for ticket in [*self._waiting, *(one.ticket for one in self._running)]:
                 ticket.cancel()
             self._drop_given_up()
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _drop_given_up(self) -> None:
-        """Free the places of waiting jobs that were cancelled or are too late (the lock is held)."""
-        for ticket in list(self._waiting):
-            try:
-                ticket.check()
-            except RequestError as error:
-                self._waiting.remove(ticket)
-                ticket.future.set_exception(error)
+        """Free the places of jobs that were cancelled or are too late (the lock is held)."""
+        for ticket in [ticket for ticket in self._waiting if _ended(ticket)]:
+            self._waiting.remove(ticket)
+        if self._step_began is None:  # else the stepping thread does so after its step
+            self._running = [one for one in self._running if not _ended(one.ticket)]
 
-    def _work(self, threads: int) -> None:
+    def _work(self, act: Callable[[], bool], threads: int) -> None:
         torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1 in its workers
-        while True:
-            with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
-                if not self._waiting:
-                    return
-                ticket = self._running = self._waiting.popleft()
-            started = time.monotonic()
-            try:
-                ticket.future.set_result(self._generate(ticket))
-                self._seconds_per_job += 0.3 * (time.monotonic() - started - self._seconds_per_job)
-            except RequestError as error:
-                ticket.future.set_exception(error)
-            except Exception as error:  # a bug fails this request, not the engine
-                logger.exception("a job failed")
-                ticket.future.set_exception(error)
-            finally:
-                with self._changed:
-                    self._running = None
+        while act():
+            pass
 
-    def _generate(self, ticket: Ticket) -> Generation:
+    def _wait_for(self, something: Callable[[], bool], more: Callable[[], bool]) -> bool:
+        """Wait (the lock is held) until there is something to do; False = the engine is closed, and no more will come."""
+        while not something():
+            if self._closed and not more():
+                return False
+            self._changed.wait()
+        return True
+
+    def _prepare(self) -> bool:
+        """Bring one waiting job to its first step."""
+        with self._changed:
+            if not self._wait_for(lambda: bool(self._waiting), more=lambda: False):
+                return False
+            ticket = self._waiting.popleft()
+            self._held += 1
+        running = self._attempt(ticket, lambda: self._prepared(ticket))
+        with self._changed:
+            self._held -= 1
+            if running is not None:
+                self._running.append(running)
+                if self._closed:
+                    running.ticket.cancel()
+            self._changed.notify_all()
+        return True
+
+    def _prepared(self, ticket: Ticket) -> Running:
         ticket.check()
-        job, started, forwards = ticket.job, time.monotonic(), 0
-
-        def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            ticket.check()
-            if ticket.on_progress is not None:
-                masks = None if tensors["masks"] is None else torch.cat(tensors["masks"], 1)
-                of = pipeline.num_timesteps
-                ticket.on_progress(Progress(step=step + 1, of=of, latents=tensors["latents"], masks=masks))
-            return tensors
-
-        def count(unet: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            nonlocal forwards
-            forwards += len(inputs[0])
-
-        counting = self.pipeline.base.unet.register_forward_pre_hook(count)
+        job, pipeline = ticket.job, self.pipeline_of(ticket.job)
+        started = time.monotonic()
         try:
-            output = self.pipeline.draw(job.prompt, job.subjects, job.sampling, callback_on_step_end=after_step)
+            prepared = pipeline.prepare(
+                job.prompt,
+                job.subjects,
+                job.sampling,
+                scheduler=copy.deepcopy(pipeline.scheduler),
+                alone=job.alone,
+            )
         except UsageError as error:  # the pipeline's refusal of arguments that `check` does not test
             raise RequestError(str(error)) from error
-        finally:
-            counting.remove()
-        assert isinstance(output.images, list)
+        sampler = prepared.sampler
+        return Running(
+            ticket=ticket, sampler=sampler, words=prepared.words, started=started, forwards=sampler.forwards_left()
+        )
+
+    def _step(self) -> bool:
+        """One step of some of the running jobs."""
+        with self._changed:
+            if not self._wait_for(lambda: bool(self._running), more=lambda: bool(self._waiting or self._held)):
+                return False
+            self._drop_given_up()
+            if not self._running:
+                return True
+            now = self._step_began = time.monotonic()
+            chosen = self.order.choose(self._running, self.cost, now)
+        calls: list[int] = []
+        results = run_together(self.pipeline.base.unet, [one.sampler.launches() for one in chosen], rows=calls)
+        if self.pipeline.base.device.type == "cuda":
+            torch.cuda.synchronize(self.pipeline.base.device)  # else the clock would say when the work was handed over
+        if calls:
+            self.cost.learn(chosen[0].size, len(calls), sum(calls), time.monotonic() - now)
+        ended = [one for one, result in zip(chosen, results, strict=True) if not self._went_on(one, result)]
+        with self._changed:
+            self._step_began = None
+            self._running = [one for one in self._running if one not in ended]
+            self._done.extend(one for one in ended if not one.ticket.future.done())
+            self._drop_given_up()
+            self._changed.notify_all()
+        return True
+
+    def _went_on(self, one: Running, result: Step | Exception) -> bool:
+        """What follows of a job's step: whether it has more of them."""
+
+        def told() -> Step:
+            if isinstance(result, UsageError):
+                raise RequestError(str(result)) from result
+            if isinstance(result, Exception):
+                raise result
+            sampler = one.sampler
+            if one.ticket.job.sampling.return_masks and result.masks is not None:
+                one.masks.append(result.masks)
+            if one.ticket.on_progress is not None:
+                masks = None if result.masks is None else torch.cat(result.masks, 1)
+                of = len(sampler.start.timesteps)
+                one.ticket.on_progress(Progress(step=result.index + 1, of=of, latents=result.latents, masks=masks))
+            one.ticket.check()
+            return result
+
+        return self._attempt(one.ticket, told) is not None and not one.sampler.done
+
+    def _finish(self) -> bool:
+        """Decode one job's images."""
+        with self._changed:
+            if not self._wait_for(lambda: bool(self._done), more=lambda: self.jobs > 0):
+                return False
+            one = self._done.popleft()
+            self._held += 1
+        generation = self._attempt(one.ticket, lambda: self._generation(one))
+        with self._changed:
+            self._held -= 1
+            now = time.monotonic()
+            since = now - max(self._last_end, one.started)
+            self._seconds_per_job += 0.3 * (since - self._seconds_per_job)
+            self._last_end = now
+            self._changed.notify_all()
+        if generation is not None:
+            one.ticket.future.set_result(generation)
+        return True
+
+    def _generation(self, one: Running) -> Generation:
+        one.ticket.check()
+        images = to_images(self.pipeline.base, one.sampler.latents, "pil")
+        assert isinstance(images, list)
         masks = None
-        if output.masks:  # (steps, n, subjects, h, w)
-            masks = torch.stack([torch.cat(step, 1) for step in output.masks]).float().cpu().numpy()
-        usage = Usage(forwards=forwards, seconds=time.monotonic() - started, queue_seconds=started - ticket.submitted)
-        return Generation(images=output.images, seeds=job.seeds(), masks=masks, usage=usage)
+        if one.masks:  # (steps, n, subjects, h, w)
+            masks = torch.stack([torch.cat(step, 1) for step in one.masks]).float().cpu().numpy()
+        usage = Usage(
+            forwards=one.forwards,
+            seconds=time.monotonic() - one.started,
+            queue_seconds=one.started - one.ticket.submitted,
+        )
+        return Generation(images=images, seeds=one.ticket.job.seeds(), masks=masks, usage=usage)
+
+    def _attempt(self, ticket: Ticket, act: Callable[[], Any]) -> Any:
+        """What `act` returns; None if it failed, which is then the job's result."""
+        try:
+            return act()
+        except RequestError as error:
+            ticket.future.set_exception(error)
+        except Exception as error:  # a bug fails this request, not the engine
+            logger.exception("a job failed")
+            ticket.future.set_exception(error)
+        return None
+
+
+def _ended(ticket: Ticket) -> bool:
+    """Whether the job was cancelled or is too late; its future says so from now on."""
+    try:
+        ticket.check()
+    except (Cancelled, DeadlineExceeded) as error:
+        ticket.future.set_exception(error)
+        return True
+    return False
 
 
 def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:

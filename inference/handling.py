@@ -13,11 +13,11 @@ from fastapi.responses import Response
 from realcustom.inference.admission import Admission
 from realcustom.inference.body import read_body
 from realcustom.inference.edits import Edit, parse_edit
-from realcustom.inference.engine import Generation
 from realcustom.inference.errors import BadRequest
 from realcustom.inference.event_stream import EventStream, while_connected
 from realcustom.inference.front import Record, record_of
 from realcustom.inference.idempotency import Answers
+from realcustom.inference.jobs import Generation
 from realcustom.inference.running import RunningRequest, RunningRequests
 from realcustom.inference.schema import parse_request
 from realcustom.inference.service import Service, Work

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 
 from realcustom.inference.answers import GenerationResponse
-from realcustom.inference.engine import Generation, Ticket
 from realcustom.inference.errors import DeadlineExceeded, Internal, RequestError
 from realcustom.inference.events import (
     HEARTBEAT,
@@ -20,6 +19,7 @@ from realcustom.inference.events import (
     previews,
     step_event,
 )
+from realcustom.inference.jobs import Generation, Ticket
 from realcustom.inference.progress import Progress
 from realcustom.inference.schema import ImagesRequest
 from realcustom.preview import LatentPreview

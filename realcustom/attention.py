@@ -214,6 +214,11 @@ def install(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(DecoupledAttentionProcessor())
 
 
+def is_installed(unet: UNet2DConditionModel) -> bool:
+    """Whether the UNet's attention layers have this module's processor."""
+    return all(isinstance(processor, DecoupledAttentionProcessor) for processor in unet.attn_processors.values())
+
+
 def holds_adapter(unet: UNet2DConditionModel) -> bool:
     """Whether the UNet's layers hold an adapter's visual projections."""
     return any(hasattr(attn, PROJECTIONS[0]) for attn in text_cross_attentions(unet).values())

@@ -49,11 +49,16 @@ class Launch:
 
 
 @torch.no_grad()
-def run_together(unet: UNet2DConditionModel, steps: Sequence[Steps[T]]) -> list[T | Exception]:
+def run_together(
+    unet: UNet2DConditionModel, steps: Sequence[Steps[T]], rows: list[int] | None = None
+) -> list[T | Exception]:
     """One step of several samplers with as few UNet calls as possible: two for each size of latents, or one.
 
-    Returns each one's result, or its own exception, which does not disturb the others. What the UNet raises goes to all
-    samplers of that call.
+    Args:
+        rows: the number of rows of each UNet call is put here.
+    Returns:
+        Each one's result, or its own exception, which does not disturb the others. What the UNet raises goes to all samplers
+        of that call.
     """
     results: dict[int, T | Exception] = {}
     waiting: dict[int, Launch] = {}
@@ -75,6 +80,8 @@ def run_together(unet: UNet2DConditionModel, steps: Sequence[Steps[T]]) -> list[
             groups.setdefault(waiting[number].shape(), []).append(number)
         for members in groups.values():
             launches = [waiting.pop(number) for number in members]
+            if rows is not None:
+                rows.append(sum(len(launch.sample) for launch in launches))
             try:
                 predictions = predict(unet, launches)
             except Exception as error:

@@ -17,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from realcustom import maps
+from realcustom import attention, maps
 from realcustom.attention import SubjectTokens
 from realcustom.controls import Controls, StepControls
 from realcustom.guidance import Branch, Weights, combine
@@ -92,6 +92,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.latents = self.start.latents
+        self._decoupled = self.model is not None or attention.is_installed(self.unet)
         _, _, height, width = self.latents.shape
         self._levels = maps.level_grids(height, width, len(self.unet.config.block_out_channels))
         self._grids, self._mask_grid = maps.by_queries(self._levels), maps.mask_grid(self.unet, self._levels)
@@ -104,6 +105,15 @@ class Sampler:
     def done(self) -> bool:
         """Whether all steps are done."""
         return self.position >= len(self.start.timesteps)
+
+    def forwards_left(self) -> int:
+        """Single-image UNet forwards of the steps that are left (method, section 7)."""
+        branches, left = self.weights.branches(), len(self.start.timesteps) - self.position
+        new_masks = max(0, self._live - self.position)
+        if self.mask.source is MaskSource.PREVIOUS:
+            new_masks = 1 if self._live and self.position == 0 else 0
+        passes = 0 if Branch.GUIDANCE in branches else new_masks
+        return (left * len(branches) + passes) * len(self.latents)
 
     def change_guidance(self, guidance: GuidanceSettings) -> None:
         """Use these weights from the next step on."""
@@ -218,7 +228,7 @@ class Sampler:
             subjects=self._subjects(acting, rows, sample, timestep),
             recorder=recorder,
             before_others=before_others,
-            decoupled=self.model is not None,
+            decoupled=self._decoupled,
             controls=self._controls.unet_inputs(branches, scaled, timestep, self._text),
             alone=self.alone,
             **self._text(branches),

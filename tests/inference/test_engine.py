@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
-from realcustom.inference.engine import Engine, GenerationJob, Ticket
+from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.inference.jobs import GenerationJob, Ticket
 from realcustom.sampling import SamplingParams
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
@@ -41,7 +42,8 @@ class Gate:
     def __init__(self, pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch, hold_at: int) -> None:
         self.steps = 0
         self.reached, self.open = threading.Event(), threading.Event()
-        step = pipeline.scheduler.step
+        kind = type(pipeline.scheduler)
+        step = kind.step
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.steps += 1
@@ -50,7 +52,7 @@ class Gate:
                 assert self.open.wait(30)
             return step(*args, **kwargs)
 
-        monkeypatch.setattr(pipeline.scheduler, "step", counted)
+        monkeypatch.setattr(kind, "step", counted)  # each job has a scheduler of its own
 
 
 def test_image_i_is_that_of_seed_plus_i_alone_or_in_company(engine: Engine) -> None:

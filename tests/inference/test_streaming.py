@@ -104,7 +104,7 @@ def test_a_request_that_is_refused_has_its_own_status(running: Any) -> None:
 def test_a_failure_after_the_first_step_ends_the_stream_with_an_error(
     running: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = running.service.engine().pipeline.scheduler
+    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
     step, calls = scheduler.step, list[None]()
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ def test_silence_is_filled_with_comments_and_a_deadline_ends_it(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = serve(heartbeat_seconds=0.05)
-    scheduler = running.service.engine().pipeline.scheduler
+    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
     step = scheduler.step
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +140,7 @@ def test_silence_is_filled_with_comments_and_a_deadline_ends_it(
 def test_a_client_that_goes_away_ends_its_job_within_a_step(
     running: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = running.service.engine().pipeline.scheduler
+    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
     step, steps = scheduler.step, list[float]()
 
     def counted(*args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,110 @@
+"""Which of the running jobs take part in the next step.
+
+The job that would end with the largest stretch leads: its time in the engine, when it ends, over its time alone. A short
+job's stretch grows fast, so it is led past long ones after a step or so; a long job's grows for as long as it is passed
+over, so it never starves. Others of the leader's size come with it: as many rows as make a UNet call efficient, none of
+much more work than the leader's, who would pay for them with its own time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from realcustom.inference.cost import StepCost
+from realcustom.inference.jobs import Ticket
+from realcustom.sampler import Sampler
+
+COMPANY = 4.0  # jobs of at most so many times the leader's work come with it
+URGENT = 0.6  # a job leads all others when its work alone would take this part of the time to its deadline
+
+
+@dataclass(kw_only=True, eq=False)
+class Running:
+    """A job that takes steps."""
+
+    ticket: Ticket
+    sampler: Sampler
+    words: list[list[str]]
+    started: float  # time.monotonic() seconds
+    forwards: int  # single-image UNet forwards of all its steps
+    masks: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of each step, where the job asks for them
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of its latents: jobs of one size may share a UNet call."""
+        height, width = self.sampler.latents.shape[-2:]
+        return int(height), int(width)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its largest UNet call."""
+        return len(self.sampler.latents) * len(self.sampler.weights.branches())
+
+    def seconds(self, cost: StepCost) -> tuple[float, float]:
+        """Expected seconds alone: of what is left, and of all steps."""
+        steps = len(self.sampler.start.timesteps)
+        left = self.sampler.forwards_left()
+        per_row = self.forwards / max(1, self.rows * steps)  # UNet calls a step: 1, or more while masks are new
+        calls = steps * max(1.0, per_row)
+        whole = cost.seconds(self.size, calls, self.forwards)
+        return whole * left / max(1, self.forwards), whole
+
+
+class Order(Protocol):
+    """A rule for who takes part in the next step."""
+
+    def choose(self, running: Sequence[Running], cost: StepCost, now: float) -> list[Running]:
+        """Some of `running`, which is not empty: those that step together, all of one size of latents."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargestStretch:
+    """The rule of this module.
+
+    Args:
+        max_rows: rows of a UNet call at most, for its memory: a job that needs more alone runs alone.
+    """
+
+    max_rows: int = 64
+
+    def choose(self, running: Sequence[Running], cost: StepCost, now: float) -> list[Running]:
+        """See `Order`."""
+        work = {one: one.seconds(cost) for one in running}
+        ranked = _fairly([(one, _urgency(one, *work[one], now)) for one in running])
+        leader = ranked[0]
+        if leader.sampler.alone:
+            return [leader]
+        limit = min(self.max_rows, max(leader.rows, cost.full_rows(leader.size)))
+        chosen, rows = [leader], leader.rows
+        for one in ranked[1:]:
+            fits = one.size == leader.size and not one.sampler.alone and rows + one.rows <= limit
+            if fits and work[one][1] <= COMPANY * work[leader][1]:
+                chosen.append(one)
+                rows += one.rows
+        return chosen
+
+
+def _urgency(one: Running, left: float, whole: float, now: float) -> float:
+    """The stretch at which a job would end if it ran alone from now on; infinite near its deadline."""
+    if left > URGENT * (one.ticket.deadline - now):
+        return math.inf
+    return (now - one.ticket.submitted + left) / whole if whole > 0 else now - one.ticket.submitted
+
+
+def _fairly(jobs: Sequence[tuple[Running, float]]) -> list[Running]:
+    """The most urgent first; of each owner the first job before the second of any other."""
+    ranked = sorted(jobs, key=lambda job: -job[1])
+    places: dict[str, int] = defaultdict(int)
+    keyed = []
+    for number, (one, _) in enumerate(ranked):
+        owner = one.ticket.job.owner
+        keyed.append(((places[owner], number), one))
+        places[owner] += 1
+    return [one for _, one in sorted(keyed, key=lambda item: item[0])]

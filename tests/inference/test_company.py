@@ -1,0 +1,386 @@
+"""Requests in company: each equals itself alone, costs what it costs alone, and ends when it would."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from realcustom.config import override
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.inference.cost import StepCost
+from realcustom.inference.engine import Engine
+from realcustom.inference.errors import Cancelled
+from realcustom.inference.jobs import GenerationJob, Ticket
+from realcustom.inference.order import LargestStretch, Running
+from realcustom.launch import run_together
+from realcustom.sampler import Sampler
+from realcustom.sampling import SamplingParams
+from realcustom.settings import GuidanceMode, MaskSource
+from tests.support.tiny import TinyModels, tiny_adapter, tiny_settings
+
+PICTURES = [
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)) for seed in range(4)
+]
+PROMPTS = ("a cat in the snow", "the dog and a cat on grass", "a toy star in space")
+WORDS = (("cat",), ("dog", "cat"), ("star",))
+SCHEDULERS = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "PNDMScheduler",
+)
+SIZES = ((32, 32), (32, 48), (48, 32))
+
+
+@pytest.fixture(scope="module")
+def pipelines(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> list[RealCustomPipeline]:
+    """Two adapters of one base, the second with other settings and weights; and the base alone."""
+    first = RealCustomPipeline.from_pretrained(
+        tiny_models.base, adapter=tiny_models.adapter, image_encoder=tiny_models.image_encoder, device="cpu"
+    )
+    settings = override(
+        tiny_settings(),
+        {
+            "mask": {"source": "previous", "influence_scope": 0.4},
+            "guidance": {"mode": "direct"},
+            "attn": {"scale": 0.7},
+        },
+    )
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("second") / "adapter.safetensors"
+    second = first.with_adapter(tiny_adapter(path, tiny_models.base, tiny_models.image_encoder, settings))
+    assert second.image_encoder is first.image_encoder and second.base is first.base
+    plain = RealCustomPipeline(first.base, tiny_settings())
+    return [first, second, plain]
+
+
+@dataclass(kw_only=True)
+class Alone:
+    """A request that was run by itself: what it is in company is held against it."""
+
+    arguments: dict[str, Any]
+    pipeline: RealCustomPipeline
+    arrival: int  # turns of the crowd before it comes
+    gives_up: int | None  # its own steps after which it is cancelled
+    masks: list[tuple[Tensor, ...] | None] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    forwards: int = 0
+    calls: int = 0
+
+    def sampler(self) -> Sampler:
+        scheduler = getattr(diffusers, self.arguments["scheduler"]).from_config(self.pipeline.scheduler.config)
+        return self.pipeline.prepare(
+            self.arguments["prompt"], self.arguments["subjects"], self.arguments["sampling"], scheduler=scheduler
+        ).sampler
+
+    def run(self) -> Alone:
+        sampler = self.sampler()
+        self.forwards = sampler.forwards_left()
+        rows: list[int] = []
+        while not sampler.done:
+            (step,) = run_together(sampler.unet, [sampler.launches()], rows)
+            assert not isinstance(step, Exception)
+            self.masks.append(step.masks)
+            self.latents.append(step.latents)
+        assert sum(rows) == self.forwards
+        self.calls = len(rows)
+        return self
+
+
+def random_request(chance: random.Random, pipelines: list[RealCustomPipeline]) -> Alone:
+    number = chance.randrange(3)
+    pipeline = chance.choice(pipelines)
+    words = WORDS[number][: chance.randint(0, 2)] if pipeline.model is not None else ()
+    scheduler = chance.choice(SCHEDULERS)
+    steps = chance.randint(4 if scheduler == "PNDMScheduler" else 1, 5)
+    height, width = chance.choice(SIZES)
+    cascade = pipeline.settings.guidance.mode is GuidanceMode.CASCADE
+    weights: dict[str, Any] = {"guidance_scale" if cascade else "subject_guidance_scale": chance.choice((1.0, 5.0))}
+    if words:
+        weights |= {"influence_quantity": chance.choice((None, 0.5)), "mask_reuse_after": chance.choice((None, 1, 2))}
+        weights["return_masks"] = chance.random() < 0.3
+    sampling = SamplingParams(
+        n=chance.choice((1, 1, 2)),
+        seed=chance.randrange(10**6),
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        **(weights if words or pipeline.model is None else {}),
+    )
+    arguments = {
+        "prompt": PROMPTS[number],
+        "subjects": [Subject(image=chance.choice(PICTURES), word=word) for word in words],
+        "sampling": sampling,
+        "scheduler": scheduler,
+    }
+    gives_up = chance.randint(0, steps) if chance.random() < 0.2 else None
+    return Alone(arguments=arguments, pipeline=pipeline, arrival=chance.randint(0, 5), gives_up=gives_up).run()
+
+
+def running(alone: Alone) -> Running:
+    """In company, with the masks that it had alone: which cells are kept may turn on the last bit."""
+    sampler = alone.sampler()
+    build = sampler._build_masks
+
+    def replayed(recorder: Any) -> Any:
+        own = alone.masks[sampler.position]
+        assert own is not None
+        other = torch.cat([(a > 0) != (b > 0) for a, b in zip(build(recorder), own, strict=True)]).float().mean()
+        assert other <= 0.05, "the masks differ in more than a cell here and there"
+        return own
+
+    sampler._build_masks = replayed  # type: ignore[method-assign]
+    job = GenerationJob(prompt="", sampling=alone.arguments["sampling"])
+    ticket = Ticket(job, time.monotonic() + 1000)
+    return Running(ticket=ticket, sampler=sampler, words=[], started=0.0, forwards=alone.forwards)
+
+
+def check_crowd(seed: int, pipelines: list[RealCustomPipeline]) -> None:
+    chance = random.Random(seed)
+    crowd = [random_request(chance, pipelines) for _ in range(chance.randint(2, 5))]
+    order, cost = LargestStretch(), StepCost()
+    coming = sorted(crowd, key=lambda one: one.arrival)
+    present: dict[Running, Alone] = {}
+    largest = dict.fromkeys(range(len(crowd)), 0.0)
+    turn, rows = 0, list[int]()
+    while coming or present:
+        while coming and (coming[0].arrival <= turn or not present):
+            one = coming.pop(0)
+            present[running(one)] = one
+        turn += 1
+        chosen = order.choose(list(present), cost, float(turn))
+        calls: list[int] = []
+        results = run_together(chosen[0].sampler.unet, [one.sampler.launches() for one in chosen], calls)
+        assert len({one.size for one in chosen}) == 1 and len(calls) <= 2
+        cost.learn(chosen[0].size, len(calls), sum(calls), 1e-3 * len(calls) + 1e-3 * sum(calls))
+        rows += calls
+        for one, step in zip(chosen, results, strict=True):
+            alone = present[one]
+            assert not isinstance(step, Exception), step
+            expected = alone.latents[step.index]
+            difference = float((step.latents - expected).abs().max() / expected.abs().max().clamp(min=1))
+            number = crowd.index(alone)
+            largest[number] = max(largest[number], difference)
+            if one.sampler.done or alone.gives_up == one.sampler.position:
+                del present[one]
+    assert max(largest.values()) <= 1e-4, largest
+    if all(one.gives_up is None for one in crowd):
+        assert sum(rows) == sum(one.forwards for one in crowd)
+        assert len(rows) <= sum(one.calls for one in crowd)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_in_a_crowd_equals_itself_alone(seed: int, pipelines: list[RealCustomPipeline]) -> None:
+    check_crowd(seed, pipelines)
+
+
+@pytest.mark.slow
+def test_two_hundred_crowds(pipelines: list[RealCustomPipeline]) -> None:
+    for seed in range(100, 300):
+        check_crowd(seed, pipelines)
+
+
+def test_two_adapters_and_none_share_one_call(pipelines: list[RealCustomPipeline]) -> None:
+    alone = [
+        Alone(
+            arguments={
+                "prompt": PROMPTS[0],
+                "subjects": [Subject(image=PICTURES[number], word="cat")] if pipeline.model is not None else [],
+                "sampling": SamplingParams(seed=number, num_inference_steps=3),
+                "scheduler": "DDIMScheduler",
+            },
+            pipeline=pipeline,
+            arrival=0,
+            gives_up=None,
+        ).run()
+        for number, pipeline in enumerate(pipelines)
+    ]
+    together = [running(one).sampler for one in alone]
+    for index in range(3):
+        rows: list[int] = []
+        steps = run_together(together[0].unet, [one.launches() for one in together], rows)
+        assert len(rows) <= 2
+        for one, step in zip(alone, steps, strict=True):
+            assert not isinstance(step, Exception)
+            torch.testing.assert_close(step.latents, one.latents[index], atol=1e-4, rtol=1e-4)
+    last = [one.latents[-1] for one in alone]
+    assert (last[0] - last[1]).abs().max() > 0.01 and (last[0] - last[2]).abs().max() > 0.01
+
+
+def test_alone_in_the_launch_has_the_same_bits_in_any_company(pipelines: list[RealCustomPipeline]) -> None:
+    def sampler(alone: bool) -> Sampler:
+        subjects = [Subject(image=PICTURES[0], word="cat")]
+        sampling = SamplingParams(seed=3, num_inference_steps=3)
+        pipeline = pipelines[0]
+        scheduler = copy.deepcopy(pipeline.scheduler)
+        return pipeline.prepare(PROMPTS[0], subjects, sampling, scheduler=scheduler, alone=alone).sampler
+
+    own, by_itself, others = sampler(True), sampler(True), [sampler(False), sampler(False)]
+    for _ in range(3):
+        rows: list[int] = []
+        run_together(own.unet, [one.launches() for one in (others[0], own, others[1])], rows)
+        by_itself.step()
+    assert torch.equal(own.latents, by_itself.latents)
+
+
+@pytest.fixture
+def engine(pipelines: list[RealCustomPipeline]) -> Iterator[Engine]:
+    engine = Engine(pipelines[0], adapter={"sha256": "first"}, threads=1)
+    engine.add_adapter("second", pipelines[1])
+    yield engine
+    engine.close()
+
+
+def job(steps: int = 3, adapter: str | None = "first", **more: Any) -> GenerationJob:
+    subjects = () if adapter is None else (Subject(image=PICTURES[0], word="cat"),)
+    sampling = SamplingParams(seed=1, num_inference_steps=steps)
+    return GenerationJob(prompt=PROMPTS[0], subjects=subjects, sampling=sampling, adapter=adapter, **more)
+
+
+class Steps:
+    """The steps of jobs as the engine tells of them; can hold the engine at one."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.hold: dict[tuple[str, int], threading.Event] = {}
+        self.reached: dict[tuple[str, int], threading.Event] = {}
+
+    def of(self, name: str) -> Any:
+        def told(progress: Any) -> None:
+            at = (name, progress.step)
+            self.seen.append(at)
+            if at in self.hold:
+                self.reached[at].set()
+                assert self.hold[at].wait(30)
+
+        return told
+
+    def hold_at(self, name: str, step: int) -> tuple[threading.Event, threading.Event]:
+        self.reached[name, step], self.hold[name, step] = threading.Event(), threading.Event()
+        return self.reached[name, step], self.hold[name, step]
+
+
+def test_a_newcomer_starts_within_a_step_and_leaves_when_it_is_done(engine: Engine) -> None:
+    steps = Steps()
+    reached, go_on = steps.hold_at("long", 2)
+    long = engine.submit(job(30), steps.of("long"))
+    assert reached.wait(30)
+    short = engine.submit(job(2, "second"), steps.of("short"))
+    deadline = time.monotonic() + 30
+    while len(engine._running) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)  # the newcomer is prepared while the others step
+    go_on.set()
+    assert len(short.future.result(60).images) == 1
+    first = steps.seen.index(("short", 1))
+    assert steps.seen[:first].count(("long", 3)) + steps.seen[:first].count(("long", 4)) <= 2
+    assert not long.future.done() and ("long", 30) not in steps.seen
+    assert long.future.result(60).usage.forwards > 0
+    assert [step for name, step in steps.seen if name == "short"] == [1, 2]
+
+
+def test_a_bug_in_one_job_fails_that_job_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(engine.pipeline.scheduler)
+    step, calls = kind.step, list[Any]()
+
+    def planted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        if self is calls[0] and len([one for one in calls if one is self]) == 2:
+            raise ZeroDivisionError("planted")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "step", planted)
+    tickets = [engine.submit(job(4)), engine.submit(job(4, "second")), engine.submit(job(4, None))]
+    found = [ticket.future.exception(60) for ticket in tickets]
+    assert [type(error) for error in found].count(ZeroDivisionError) == 1
+    assert [type(error) for error in found].count(type(None)) == 2
+
+
+def test_places_are_free_after_many_cancellations(engine: Engine) -> None:
+    chance = random.Random(0)
+    for _ in range(60):
+        tickets = [
+            engine.submit(job(chance.choice((2, 8)), chance.choice(("first", "second", None)))) for _ in range(3)
+        ]
+        time.sleep(chance.random() * 0.02)
+        for ticket in tickets:
+            ticket.cancel()
+        for ticket in tickets:
+            error = ticket.future.exception(60)
+            assert error is None or isinstance(error, Cancelled)
+    assert len(engine.submit(job(1)).future.result(60).images) == 1
+    deadline = time.monotonic() + 10
+    while engine.jobs and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.jobs == 0
+
+
+def test_the_cost_of_a_step_is_learned() -> None:
+    cost = StepCost()
+    assert not cost.known and cost.seconds((32, 32), 1, 8) == 0
+    for rows in (1, 2, 4, 8, 3) * 10:
+        cost.learn((32, 32), 2, 2 * rows, 2 * 0.01 + 2 * rows * 0.002)
+    call, row = cost.per_call_and_row((32, 32))
+    assert call == pytest.approx(0.01, rel=1e-3) and row == pytest.approx(0.002, rel=1e-3)
+    assert cost.full_rows((32, 32)) == 45
+    assert cost.per_call_and_row((64, 64))[1] == pytest.approx(0.008, rel=1e-3)  # not seen: by its cells
+
+
+@dataclass
+class Plain:
+    """What an order reads of a job."""
+
+    left: float
+    whole: float
+    submitted: float = 0.0
+    owner: str = ""
+    deadline: float = math.inf
+
+
+def test_a_short_job_passes_long_ones_and_a_long_one_never_starves(pipelines: list[RealCustomPipeline]) -> None:
+    def make(steps: int, submitted: float, owner: str = "", deadline: float = 1e6) -> Running:
+        prepared = pipelines[2].prepare(
+            PROMPTS[0],
+            [],
+            SamplingParams(seed=1, num_inference_steps=steps, height=32, width=32),
+            scheduler=copy.deepcopy(pipelines[2].scheduler),
+        )
+        ticket = Ticket(GenerationJob(prompt="", sampling=SamplingParams(seed=1), owner=owner), deadline)
+        ticket.submitted = submitted
+        forwards = prepared.sampler.forwards_left()
+        return Running(ticket=ticket, sampler=prepared.sampler, words=[], started=0.0, forwards=forwards)
+
+    cost = StepCost()
+    for rows in (2, 4, 8):
+        cost.learn((16, 16), 1, rows, 0.1 + 0.1 * rows)
+    order = LargestStretch()
+    long = [make(50, 0.0) for _ in range(3)]
+    short = make(4, 100.0)
+    assert order.choose([*long, short], cost, 101.0)[0] is not short or long[0].sampler.position  # both have waited
+    late = order.choose([*(make(50, 100.0) for _ in range(3)), make(4, 100.0)], cost, 101.0)
+    assert len(late) == 1 and late[0].sampler.start.steps == 4  # it leads, and long ones would slow it down
+    assert len(order.choose(long, cost, 1.0)) == 3
+    urgent = make(50, 100.0, deadline=101.0)
+    assert order.choose([make(4, 0.0), urgent], cost, 100.5)[0] is urgent
+    crowd = [make(4, 0.0, owner="a") for _ in range(9)]
+    other = make(4, 50.0, owner="b")
+    assert other in order.choose([*crowd, other], cost, 60.0)
+
+
+def test_settings_that_the_tests_rely_on(pipelines: list[RealCustomPipeline]) -> None:
+    first, second, _ = pipelines
+    assert first.settings.mask.source is MaskSource.GUIDANCE and second.settings.mask.source is MaskSource.PREVIOUS
+    assert second.settings.guidance.mode is GuidanceMode.DIRECT
