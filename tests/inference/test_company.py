@@ -164,19 +164,19 @@ def check_crowd(seed: int, pipelines: list[RealCustomPipeline]) -> None:
         turn += 1
         chosen = order.choose(list(present), cost, float(turn))
         calls: list[int] = []
-        results = run_together(chosen[0].sampler.unet, [one.sampler.launches() for one in chosen], calls)
-        assert len({one.size for one in chosen}) == 1 and len(calls) <= 2
+        results = run_together(chosen[0].sampler.unet, [member.sampler.launches() for member in chosen], calls)
+        assert len({member.size for member in chosen}) == 1 and len(calls) <= 2
         cost.learn(chosen[0].size, len(calls), sum(calls), 1e-3 * len(calls) + 1e-3 * sum(calls))
         rows += calls
-        for one, step in zip(chosen, results, strict=True):
-            alone = present[one]
+        for member, step in zip(chosen, results, strict=True):
+            alone = present[member]
             assert not isinstance(step, Exception), step
             expected = alone.latents[step.index]
             difference = float((step.latents - expected).abs().max() / expected.abs().max().clamp(min=1))
             number = crowd.index(alone)
             largest[number] = max(largest[number], difference)
-            if one.sampler.done or alone.gives_up == one.sampler.position:
-                del present[one]
+            if member.sampler.done or alone.gives_up == member.sampler.position:
+                del present[member]
     assert max(largest.values()) <= 1e-4, largest
     if all(one.gives_up is None for one in crowd):
         assert sum(rows) == sum(one.forwards for one in crowd)
