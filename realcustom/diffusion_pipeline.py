@@ -183,19 +183,18 @@ class RealCustomPipeline:
         Args:
             safe_serialization, variant: of the base's weights, as in diffusers.
         Raises:
-            UsageError: there is no adapter, or a LoRA is loaded, which the folder would not hold.
+            UsageError: there is no adapter; or a LoRA, or a scheduler that is not diffusers', which the folder would not hold.
         """
         if self.model is None or self.image_encoder is None:
             raise UsageError("there is no adapter to save; save the base with pipe.diffusers.save_pretrained(folder)")
-        assigned = self._schedulers.assigned
+        scheduler, sampler = self._schedulers.to_save(self.base.scheduler, self.settings.sampler)
+        settings = replace(self.settings, sampler=sampler)
         save_folder(
             save_directory,
             self.base,
-            adapter_of(
-                self.model, self.settings, self.base, self.image_encoder, self._checkpoint, assigned is not None
-            ),
+            adapter_of(self.model, settings, self.base, self.image_encoder, self._checkpoint),
             self.image_encoder,
-            self.base.scheduler if assigned is None else assigned,
+            scheduler,
             safe_serialization=safe_serialization,
             variant=variant,
         )

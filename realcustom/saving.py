@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from realcustom.errors import UsageError
 from realcustom.image_encoder import ImageEncoder
 from realcustom.maps import text_cross_attentions
 from realcustom.model import RealCustomModel
-from realcustom.schedule import OWN
-from realcustom.settings import EncoderKind, MethodSettings, TimestepSpacing
+from realcustom.settings import EncoderKind, MethodSettings
 
 OWN_FOLDER, ADAPTER = "realcustom", "adapter.safetensors"
 
@@ -41,17 +40,8 @@ def adapter_of(
     base: Base,
     encoder: ImageEncoder,
     checkpoint: Adapter | None,
-    own_scheduler: bool,
 ) -> Adapter:
-    """The model's adapter as it is now.
-
-    Args:
-        checkpoint: what it was loaded from; None = it was trained with this base and encoder.
-        own_scheduler: the base's scheduler is to be used, whatever the settings say.
-    """
-    if own_scheduler:
-        sampler = replace(settings.sampler, scheduler=OWN, timestep_spacing=TimestepSpacing.BASE)
-        settings = replace(settings, sampler=sampler)
+    """The model's adapter as it is now; `checkpoint` is what it was loaded from, None = trained with this base and encoder."""
     return Adapter(
         tensors=model.adapter_state_dict(),
         settings=settings,
@@ -74,7 +64,7 @@ def save_folder(
     """Write the folder; files of the same names are replaced.
 
     Args:
-        scheduler: the one to save as the base's own.
+        scheduler: of diffusers, to save as the base's own.
         safe_serialization, variant: of the base's weights, as in diffusers.
     Raises:
         UsageError: there is a file at `folder`, or a LoRA is loaded, which a folder does not hold.

@@ -4,7 +4,6 @@ scores."""
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from realcustom.warning import warn
 
 OWN = "base"
 BENDING = ("clip_sample", "thresholding")  # options that make a step no longer affine in the prediction
+ZERO_SNR = 2**-24  # what diffusers' schedulers have in the place of an alphas_cumprod of 0, whose logarithm is infinite
 SHORT_NAMES = {"ddim": "DDIMScheduler", "dpmpp_single": "DPMSolverSinglestepScheduler"}
 
 Generators = torch.Generator | list[torch.Generator] | None  # as diffusers takes them: one for all images, or one each
@@ -70,6 +70,25 @@ class SchedulerChoice:
         if self._built is None or self._built[0] != settings or self._built[1] is not own:
             self._built = settings, own, make_scheduler(own, settings)
         return self._built[2]
+
+    def to_save(self, own: Any, settings: SamplerSettings) -> tuple[Any, SamplerSettings]:
+        """A scheduler of diffusers for a folder, and the settings with which `of` makes that of the calls from it.
+
+        Raises UsageError for an assigned scheduler of another library, which diffusers would not find.
+        """
+        if self.assigned is not None:
+            own, settings = self.assigned, replace(settings, scheduler=OWN, timestep_spacing=TimestepSpacing.BASE)
+        kind = type(own)
+        if kind is ReleasedSolver:  # ours: the settings name it
+            if settings.scheduler == OWN:
+                settings = replace(settings, scheduler=RELEASED_SOLVER, timestep_spacing=TimestepSpacing.BASE)
+            return diffusers.DPMSolverSinglestepScheduler.from_config(own.config), settings
+        if getattr(diffusers, kind.__name__, None) is not kind:
+            raise UsageError(
+                f"{kind.__name__} is not one of diffusers' schedulers, and a folder with it would not load: assign one of them "
+                "before saving, and yours again after loading"
+            )
+        return own, settings
 
 
 def set_timesteps(
@@ -164,20 +183,23 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def alphas_cumprod_at(scheduler: Any, timestep: Tensor) -> Tensor:
-    """alphas_cumprod at a step, a scalar, in variance-preserving form: abar = 1 / (1 + sigma^2).
+    """alphas_cumprod at a step, a scalar on its device, in variance-preserving form: abar = 1 / (1 + sigma^2).
 
     Between integers sigma = sqrt((1 - abar) / abar) is interpolated by its logarithm, as in diffusers' schedulers with
-    such timesteps. Continuous timesteps are log(sigma) / 4 (EDM's noise conditioning).
+    such timesteps; logit(abar) = -2 log(sigma). Continuous timesteps are log(sigma) / 4 (EDM's noise conditioning).
     """
-    table: Tensor = scheduler.alphas_cumprod
-    value = float(timestep)
+    position = timestep.to(torch.float32)
     if _is_continuous(scheduler):
-        return 1 / (1 + table.new_tensor(8 * value).exp())
-    low = min(max(math.floor(value), 0), len(table) - 1)
-    if value <= low or low == len(table) - 1:
-        return table[low]
-    logs = ((1 - table[low : low + 2]) / table[low : low + 2]).log() / 2
-    return 1 / (1 + torch.lerp(logs[0], logs[1], value - low).exp() ** 2)
+        return torch.sigmoid(-8 * position)
+    table: Tensor = scheduler.alphas_cumprod.to(
+        position.device, non_blocking=True
+    )  # a step does not wait for the device
+    last = len(table) - 1
+    position = position.clamp(0, last)
+    below = position.floor()
+    low, high = (table.take(index.clamp(max=last).long()) for index in (below, below + 1))
+    between = torch.lerp(low.logit(ZERO_SNR), high.logit(ZERO_SNR), position - below).sigmoid()
+    return torch.where(position == below, low, between)
 
 
 def _is_continuous(scheduler: Any) -> bool:

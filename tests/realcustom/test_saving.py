@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverSinglestepScheduler, EulerDiscreteScheduler
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor
 
 from realcustom import RealCustomPipeline, Subject
 from realcustom.checkpoint import load_adapter
+from realcustom.config import override
 from realcustom.errors import UsageError
+from realcustom.released_solver import ReleasedSolver
+from realcustom.schedule import make_scheduler
 from tests.support import tiny
 
 Picture = Callable[[int], Image.Image]
@@ -80,6 +83,51 @@ def test_changed_parts_are_saved(pipeline: RealCustomPipeline, picture: Picture,
     again = RealCustomPipeline.from_pretrained(tmp_path / "saved", variant="bf16", torch_dtype=torch.bfloat16)
     assert type(again.scheduler) is EulerDiscreteScheduler
     assert torch.equal(draw(again, dog, output_type="pt"), draw(pipeline, dog, output_type="pt"))
+
+
+def test_the_released_solver_is_saved_by_its_name(
+    pipeline: RealCustomPipeline, picture: Picture, tmp_path: Path
+) -> None:
+    """Assigned, of the base itself, or by the settings: diffusers finds its own class in the folder."""
+    dog = [Subject(image=picture(0), word="dog")]
+    sampler = {"scheduler": "dpmpp_released", "timestep_spacing": "base"}
+    released = make_scheduler(DDIMScheduler(beta_end=0.015), override(pipeline.settings, {"sampler": sampler}).sampler)
+    own, settings = pipeline.base.scheduler, pipeline.settings
+
+    def assign() -> None:
+        pipeline.scheduler = released
+
+    def of_the_base() -> None:
+        pipeline.diffusers.scheduler = released
+        pipeline.settings = override(settings, {"sampler": {"scheduler": "base"}})
+
+    def named() -> None:
+        pipeline.diffusers.scheduler = own
+        pipeline.settings = override(settings, {"sampler": sampler})
+
+    for number, choose in enumerate((named, of_the_base, assign)):
+        choose()
+        assert type(pipeline.scheduler) is ReleasedSolver
+        folder = tmp_path / str(number)
+        pipeline.save_pretrained(folder)
+        again = RealCustomPipeline.from_pretrained(folder)
+        assert type(again.scheduler) is ReleasedSolver and again.settings.sampler.scheduler == "dpmpp_released"
+        assert torch.equal(draw(again, dog), draw(pipeline, dog))
+        stock = DiffusionPipeline.from_pretrained(folder)
+        assert type(stock.scheduler) is (type(own) if choose is named else DPMSolverSinglestepScheduler)
+        assert torch.isfinite(draw(stock)).all()
+    assert type(pipeline.diffusers.scheduler) is ReleasedSolver  # saving leaves the pipeline as it was
+
+
+class _TheirOwn(EulerDiscreteScheduler):  # type: ignore[misc]
+    """Of a user's program."""
+
+
+def test_a_scheduler_that_diffusers_does_not_have(pipeline: RealCustomPipeline, tmp_path: Path) -> None:
+    pipeline.scheduler = _TheirOwn.from_config(pipeline.base.scheduler.config)
+    with pytest.raises(UsageError, match="_TheirOwn is not one of diffusers' schedulers, and a folder with it"):
+        pipeline.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_sdxl_and_two_encoders(picture: Picture, tmp_path: Path) -> None:

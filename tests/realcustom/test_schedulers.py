@@ -179,6 +179,34 @@ def test_what_is_no_scheduler(both: Pair, value: Any) -> None:
         both.ours.scheduler = value
 
 
+def test_the_noise_level_between_timesteps() -> None:
+    """log(sigma) is interpolated; at timesteps it is the table's to the bit."""
+    scheduler = made("EulerDiscreteScheduler", **KARRAS)
+    table = scheduler.alphas_cumprod
+    assert all(alphas_cumprod_at(scheduler, torch.tensor(at)) == table[at] for at in (0, 1, 500, 998, 999))
+    sigmas = (((1 - table) / table) ** 0.5).double()
+    found = alphas_cumprod_at(scheduler, torch.tensor(500.25)).double()
+    assert float(((1 - found) / found) ** 0.5) == pytest.approx(
+        float(sigmas[500] ** 0.75 * sigmas[501] ** 0.25), rel=1e-6
+    )
+    assert alphas_cumprod_at(scheduler, torch.tensor(-0.5)) == table[0]
+    assert alphas_cumprod_at(scheduler, torch.tensor(999.5)) == table[999]
+
+
+def test_the_noise_level_with_no_signal_at_the_last_timestep() -> None:
+    scheduler = made("DDIMScheduler", rescale_betas_zero_snr=True)
+    levels = [float(alphas_cumprod_at(scheduler, torch.tensor(998 + share / 8))) for share in range(9)]
+    assert levels == sorted(set(levels), reverse=True) and levels[-1] == scheduler.alphas_cumprod[-1] == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"prediction_type": "v_prediction", "timestep_type": "continuous"}])
+def test_the_noise_level_stays_on_its_device(changes: dict[str, Any]) -> None:
+    """No value is read back, for which a step would wait: of a tensor on the device "meta" none can be."""
+    scheduler = made("EulerDiscreteScheduler", **changes)
+    level = alphas_cumprod_at(scheduler, torch.tensor(3.5, device="meta"))
+    assert level.device.type == "meta" and level.shape == ()
+
+
 def test_the_noise_level_of_continuous_timesteps() -> None:
     """They are log(sigma) / 4; the UNet's input is scaled by sqrt(abar)."""
     scheduler = made("EulerDiscreteScheduler", prediction_type="v_prediction", timestep_type="continuous", **KARRAS)
@@ -248,3 +276,41 @@ def test_the_released_solver_in_a_call(pipeline: RealCustomPipeline) -> None:
     spaced = override(pipeline.settings, {"sampler": {"timestep_spacing": "trailing"}})
     assert "timestep_spacing does nothing with sampler.scheduler dpmpp_released" in str(without_effect(spaced))
     assert released_sdxl().sampler == SamplerSettings(scheduler="dpmpp_released", num_inference_steps=25)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        EulerDiscreteScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True, steps_offset=1),
+        DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", timestep_spacing="trailing"),
+        diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min", lower_order_final=False),
+    ],
+)
+def test_a_scheduler_made_from_the_released_ones_configuration_is_as_made_from_the_bases(base: Any) -> None:
+    own = make_scheduler(base, released_sdxl().sampler).config
+    for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete", "UniPCMultistep", "DDIM"):
+        kind = getattr(diffusers, f"{name}Scheduler")
+        assert kind.from_config(own).config == kind.from_config(base.config).config
+
+
+@pytest.mark.parametrize("base", [{}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "thresholding": True}])
+@pytest.mark.parametrize("changes", [{}, KARRAS, {"final_sigmas_type": "zero"}, {"lower_order_final": False}])
+def test_the_released_solver_is_one_whatever_the_base_says(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    steps = []
+    for kind in (made("DDIMScheduler"), made("DPMSolverMultistepScheduler", **base, **changes)):
+        solver = make_scheduler(kind, released_sdxl().sampler)
+        solver.set_timesteps(5)
+        latents = torch.ones(1, 4, 2, 2)
+        for timestep in solver.timesteps:
+            latents = solver.step(latents.sin(), timestep, latents).prev_sample
+        steps.append(latents)
+    assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("timesteps", [[100, 100], [100, 900], [1000, 5], [5, -1]])
+def test_timesteps_that_the_released_solver_has_not(pipeline: RealCustomPipeline, timesteps: list[int]) -> None:
+    pipeline.settings = override(pipeline.settings, {"sampler": {"scheduler": "dpmpp_released"}})
+    with pytest.raises(UsageError, match=r"ReleasedSolver refuses timesteps .*different numbers from 999 down to 0"):
+        pipeline(PROMPT, timesteps=timesteps)
+    with pytest.raises(UsageError, match="ReleasedSolver refuses num_inference_steps 1001"):
+        pipeline(PROMPT, num_inference_steps=1001)
