@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from realcustom import attention
 from realcustom.base import Base
-from realcustom.base_loading import IN_MEMORY, load_base
+from realcustom.base_loading import IN_MEMORY, Stock, load_base
 from realcustom.checkpoint import Adapter, load_adapter
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity, same_content
@@ -103,6 +107,33 @@ def _attach(checkpoint: Adapter, base: Base, encoder: ImageEncoder, *, beside: b
         image_encoder=encoder,
         checkpoint=replace(checkpoint, tensors={}),
     )
+
+
+@contextlib.contextmanager
+def unchanged_if_it_fails(base: object) -> Iterator[None]:
+    """If loading onto a loaded pipeline raises an error, the pipeline is left as it was given."""
+    if not isinstance(base, get_args(Stock)):
+        yield
+        return
+    pipeline: Any = base
+    models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    modules = {module: module.training for model in models for module in model.modules()}
+    children = {module: {name for name, _ in module.named_children()} for module in modules}
+    gradients = {parameter: parameter.requires_grad for model in models for parameter in model.parameters()}
+    processors, device = dict(pipeline.unet.attn_processors), pipeline.device
+    try:
+        yield
+    except BaseException:
+        for module, training in modules.items():
+            module.training = training
+            for name in [name for name, _ in module.named_children() if name not in children[module]]:
+                delattr(module, name)
+        pipeline.unet.set_attn_processor(processors)
+        for parameter, wanted in gradients.items():
+            parameter.requires_grad_(wanted)
+        if pipeline.device != device:
+            pipeline.to(device)
+        raise
 
 
 def _encoder_to_load(trained_with: str, given: str | None) -> str:

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from realcustom import attention
-from realcustom.adapter_loading import load_beside, load_parts
+from realcustom.adapter_loading import load_beside, load_parts, unchanged_if_it_fails
 from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, read_schedule, settings_with, warn_of_idle
 from realcustom.arrays import Picture
 from realcustom.base import Base
@@ -138,8 +138,8 @@ class RealCustomPipeline:
             controlnet, t2i_adapter: loaded models that a call's `control_image` and `adapter_image` need, one or several;
                 the attributes of these names can be set later, too.
         Raises:
-            UsageError: an argument is wrong; the message says which and what to do. MissingFile if the
-                adapter does not exist.
+            UsageError: an argument is wrong; the message says which and what to do; a loaded base is left as it was.
+                MissingFile if the adapter does not exist.
         """
         options = LoadOptions(
             variant=variant,
@@ -151,8 +151,9 @@ class RealCustomPipeline:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        parts = load_parts(base, adapter, image_encoder, device, torch_dtype, options)
-        pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
+        with unchanged_if_it_fails(base):
+            parts = load_parts(base, adapter, image_encoder, device, torch_dtype, options)
+            pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
         pipe._checkpoint = parts.checkpoint
         pipe.controlnet, pipe.t2i_adapter = controlnet, t2i_adapter
         return pipe

@@ -191,9 +191,8 @@ def alphas_cumprod_at(scheduler: Any, timestep: Tensor) -> Tensor:
     position = timestep.to(torch.float32)
     if _is_continuous(scheduler):
         return torch.sigmoid(-8 * position)
-    table: Tensor = scheduler.alphas_cumprod.to(
-        position.device, non_blocking=True
-    )  # a step does not wait for the device
+    # nothing waits for the device in a step: no value is read back
+    table: Tensor = scheduler.alphas_cumprod.to(position.device, non_blocking=True)
     last = len(table) - 1
     position = position.clamp(0, last)
     below = position.floor()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig
 
 from realcustom import RealCustomPipeline, Subject
 from realcustom.attention import DecoupledAttentionProcessor
 from realcustom.base_loading import load_base
+from realcustom.checkpoint import load_adapter, save_adapter
+from realcustom.config import override
 from realcustom.errors import MissingFile, UsageError
 from realcustom.image_encoder import load_image_encoder
 from realcustom.settings import ImageEncoderSettings
@@ -62,6 +66,45 @@ def test_a_loaded_pipeline_without_an_adapter_stays_stock(picture: Picture) -> N
     processors = stock.unet.attn_processors
     ours = RealCustomPipeline.from_pretrained(stock)
     assert ours.unet.attn_processors == processors and ours.dtype is torch.bfloat16
+
+
+def state_of(pipe: Any) -> tuple[Any, ...]:
+    """All of a pipeline's models that loading an adapter may touch."""
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    modules = [(module, module.training, dict(module.named_children())) for one in models for module in one.modules()]
+    parameters = [(id(one), one.requires_grad, one.device) for model in models for one in model.parameters()]
+    return modules, parameters, pipe.unet.attn_processors
+
+
+@pytest.mark.parametrize("fault", ["adapter", "encoder", "device", "settings", "used"])
+def test_a_failed_load_leaves_a_loaded_pipeline_as_it_was(
+    tiny_models: tiny.TinyModels, tmp_path: Path, fault: str
+) -> None:
+    """Its layers, attention processors, modes and gradients; a right adapter loads afterwards."""
+    stock = tiny.tiny_pipeline()
+    stock.unet.train()
+    stock.unet.conv_in.requires_grad_(False)
+    if fault == "used":
+        adapted(tiny_models, stock)
+        stock.unet.train().requires_grad_(True)
+    before, expected = state_of(stock), latents(stock)
+    models = {"adapter": tiny_models.adapter, "image_encoder": tiny_models.image_encoder}
+    if fault == "adapter":
+        adapter = load_adapter(tiny_models.adapter)
+        models["adapter"] = str(tmp_path / "adapter.safetensors")
+        save_adapter(models["adapter"], replace(adapter, tensors=dict(list(adapter.tensors.items())[1:])))
+    if fault == "settings":  # the program makes a warning of them an error
+        idle = override(tiny.tiny_settings(), {"guidance": {"rescale_by_mask": True}})
+        path = tmp_path / "adapter.safetensors"
+        models["adapter"] = tiny.tiny_adapter(path, tiny_models.base, tiny_models.image_encoder, idle)
+    if fault == "encoder":
+        models["image_encoder"] = str(tmp_path / "none")
+    with pytest.raises((UsageError, UserWarning, RuntimeError)), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RealCustomPipeline.from_pretrained(stock, **models, device="none" if fault == "device" else None)
+    assert state_of(stock) == before and torch.equal(latents(stock), expected)
+    if fault != "used":
+        assert torch.equal(latents(adapted(tiny_models, stock)), expected)
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline])
