@@ -124,22 +124,24 @@ def read_schedule(
     sampling: SamplingParams, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None, eta: float | None
 ) -> tuple[list[int] | None, list[float] | None]:
     """Timesteps and sigmas as lists. Raises UsageError where the schedule is said twice or is none, or eta is no share."""
-    for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
-        if values is not None and not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
-            raise UsageError(f"{name} is a list of numbers, got {values!r}")
+    given = {name: _numbers(name, values) for name, values in (("timesteps", timesteps), ("sigmas", sigmas))}
+    for name, values in given.items():
         if values is not None and sampling.num_inference_steps is not None:
             steps = sampling.num_inference_steps
             raise UsageError(f"{name} are the schedule: leave num_inference_steps={steps} out")
     if eta is not None and not (is_number(eta) and 0 <= eta <= 1):
         raise UsageError(f"eta is a share of noise from 0 to 1, got {eta!r}")
-    return _plain_list(timesteps), _plain_list(sigmas)
+    return given["timesteps"], given["sigmas"]
 
 
-def _plain_list(values: Any) -> list[Any] | None:
+def _numbers(name: str, values: Any) -> list[Any] | None:
     """Of a list, an array or a tensor; None stays."""
     if values is None:
         return None
-    return list(values.tolist() if hasattr(values, "tolist") else values)
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(plain, Sequence) or not all(is_number(value) for value in plain):
+        raise UsageError(f"{name} is a list of numbers, got {plain!r}")
+    return list(plain)
 
 
 def warn_of_idle(settings: MethodSettings, subjects: Sequence[Sequence[Subject]], sampling: SamplingParams) -> None:

@@ -36,11 +36,17 @@ PAIRS: Mapping[str, tuple[str, str]] = {
 def tensor_inputs(callback: Callback | None, given: Sequence[str] | None, is_sdxl: bool) -> tuple[str, ...]:
     """Names of the tensors that the callback gets: its own `tensor_inputs`, those given, or latents and masks.
 
-    Raises UsageError for a name that there is none of.
+    Raises UsageError for a name that there is none of, and where the callback is no function or the names no list.
     """
+    if callback is not None and not callable(callback):
+        raise UsageError(
+            f"callback_on_step_end is a function (pipeline, step, timestep, tensors) -> dict, got a {type(callback).__name__}"
+        )
     wanted: Sequence[str] = DEFAULT if given is None else given
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         wanted = callback.tensor_inputs
+    if not isinstance(wanted, (list, tuple)) or not all(isinstance(name, str) for name in wanted):
+        raise UsageError(f"callback_on_step_end_tensor_inputs is a list of names, ['latents'], got {wanted!r}")
     offered = (*DEFAULT, *PAIRS) if is_sdxl else (*DEFAULT, "prompt_embeds", "negative_prompt_embeds")
     unknown = [name for name in wanted if name not in offered]
     if unknown:
@@ -86,8 +92,10 @@ def run_steps(
 
 def _call(pipe: RealCustomPipeline, sampler: Sampler, step: Step, callback: Callback, inputs: Sequence[str]) -> None:
     given = {name: _read(sampler, step, name) for name in inputs}
-    returned = callback(pipe, step.index, step.timestep, dict(given)) or {}
-    for name, value in returned.items():
+    returned = callback(pipe, step.index, step.timestep, dict(given))
+    if returned is not None and not isinstance(returned, Mapping):
+        raise UsageError(f"a callback returns a dict of the tensors that it changes, got a {type(returned).__name__}")
+    for name, value in (returned or {}).items():
         if name == "latents":
             _check_rows(name, value, step.latents.shape[1:], (len(step.latents),))
             sampler.latents = value

@@ -432,6 +432,8 @@ class RealCustomPipeline:
         """
         if not is_whole(num_images_per_prompt) or num_images_per_prompt < 1:  # said by the name that it has here
             raise UsageError(f"num_images_per_prompt is a whole number, at least 1, got {num_images_per_prompt!r}")
+        if not isinstance(return_dict, bool):
+            raise UsageError(f"return_dict is true or false, got {return_dict!r}")
         sampling = SamplingParams(
             n=num_images_per_prompt,
             width=width,
@@ -523,7 +525,7 @@ class RealCustomPipeline:
 
         Arguments and errors as `__call__`; a `generator` wins over `sampling.seed`.
         """
-        if output_type not in OUTPUT_TYPES:
+        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
         inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
         self._interrupt, self._clip_skip = False, sampling.clip_skip

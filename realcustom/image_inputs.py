@@ -52,6 +52,8 @@ class ImageInputs:
             raise UsageError(
                 f"{base.identity} is an inpainting model: give image and mask_image, the picture and what of it is drawn anew"
             )
+        if not isinstance(self.guess_mode, bool):
+            raise UsageError(f"guess_mode is true or false, got {self.guess_mode!r}")
         if self.strength is not None and not (is_number(self.strength) and 0 <= self.strength <= 1):
             raise UsageError(f"strength is the part of the steps that are run, 0 to 1, got {self.strength!r}")
 

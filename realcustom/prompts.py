@@ -69,6 +69,7 @@ def read_text(
 
     Raises UsageError for arguments that contradict each other, or one that is missing or has another number or shape.
     """
+    _check_types(given)
     named = prompt
     if named is None:
         if given.prompt_embeds is None:
@@ -80,10 +81,9 @@ def read_text(
     text = CallText(
         base=base,
         prompts=None if prompt is None else prompts,
-        # as in diffusers, an empty text for the second encoder means the first one's
-        prompts_2=_each("values of prompt_2", given.prompt_2 or None, len(prompts)),
+        prompts_2=_second("values of prompt_2", given.prompt_2, len(prompts)),
         negative=_each("negative prompts", sampling.negative_prompt, len(prompts)),
-        negative_2=_each("values of negative_prompt_2", given.negative_prompt_2 or None, len(prompts)),
+        negative_2=_second("values of negative_prompt_2", given.negative_prompt_2, len(prompts)),
         given=given,
         clip_skip=sampling.clip_skip,
         chunks=1,
@@ -112,6 +112,17 @@ def warn_of_text(text: CallText, sampling: SamplingParams) -> None:
             warn(f"{name} does nothing with prompt_embeds")
     if text.negative_2 is not None and text.negative is None and zeros_for_no_negative(text.base):
         warn("negative_prompt_2 does nothing without negative_prompt: this base then uses zeros")
+
+
+def _check_types(given: TextInputs) -> None:
+    """Raise UsageError for features that are no tensor, or positions that are no list."""
+    for name, value in vars(given).items():
+        if value is None or not (name.endswith("_embeds") or name == "token_words"):
+            continue
+        if name == "token_words" and not isinstance(value, (list, tuple)):
+            raise UsageError(f"token_words is a list of positions for each subject, got a {type(value).__name__}")
+        if name.endswith("_embeds") and not (isinstance(value, Tensor) and value.ndim):
+            raise UsageError(f"{name} is a tensor with a row for each prompt, got a {type(value).__name__}")
 
 
 def _check_pairs(
@@ -173,6 +184,11 @@ def _each(what: str, value: str | Sequence[str] | None, count: int) -> Texts:
     if len(values) != count:
         raise UsageError(f"{len(values)} {what} for {count} prompts; give one, or one for each")
     return list(values)
+
+
+def _second(what: str, value: str | Sequence[str] | None, count: int) -> Texts:
+    """As `_each`, for the second encoder; as in diffusers an empty text means the first one's."""
+    return None if isinstance(value, (str, list, tuple)) and not value else _each(what, value, count)
 
 
 def zeros_for_no_negative(base: Base) -> bool:

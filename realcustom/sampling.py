@@ -75,7 +75,7 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
-        if self.mask_reuse_after == Never.NEVER.value:
+        if isinstance(self.mask_reuse_after, str) and self.mask_reuse_after == Never.NEVER.value:
             object.__setattr__(self, "mask_reuse_after", Never.NEVER)
 
     def check(self) -> None:

@@ -119,6 +119,8 @@ def _noise(base: Base, shape: tuple[int, int, int], generators: Generators, late
     if latents is None:
         noise: Tensor = randn_tensor(wanted, generator=generators, device=base.device, dtype=base.unet.dtype)
         return noise
+    if not isinstance(latents, Tensor):
+        raise UsageError(f"latents are a tensor of shape {wanted}, got a {type(latents).__name__}")
     if tuple(latents.shape) != wanted:
         raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
     return latents.to(base.device, base.unet.dtype)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import ControlNetModel, EulerDiscreteScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -60,11 +63,59 @@ def pipe(tiny_models: tiny.TinyModels) -> RealCustomPipeline:
         ({"subjects": ["dog"]}, "a subject is a Subject.*, got a str"),
         ({"subjects": [{"word": "dog"}]}, "a subject is a Subject.*, got a dict"),
         ({"subjects": "dog"}, "a subject is a Subject.*, got a str"),
+        ({"callback_on_step_end": 5}, "callback_on_step_end is a function .*, got a int"),
+        ({"callback_on_step_end": lambda *_: 5}, "a callback returns a dict of the tensors that it changes, got a int"),
+        ({"callback_on_step_end": lambda *_: []}, "a callback returns a dict .*, got a list"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, r"is a list of names, \['latents'\], got 'latents'"),
+        ({"callback_on_step_end_tensor_inputs": [5]}, r"is a list of names, \['latents'\], got \[5\]"),
+        (
+            {"prompt": None, "prompt_embeds": [[0.5]]},
+            "prompt_embeds is a tensor with a row for each prompt, got a list",
+        ),
+        ({"prompt": None, "prompt_embeds": torch.zeros(())}, "prompt_embeds is a tensor with a row for each prompt"),
+        ({"negative_prompt_embeds": 5}, "negative_prompt_embeds is a tensor with a row for each prompt, got a int"),
+        ({"pooled_prompt_embeds": np.zeros((1, 4))}, "pooled_prompt_embeds is a tensor .*, got a ndarray"),
+        ({"token_words": 5}, "token_words is a list of positions for each subject, got a int"),
+        ({"latents": np.zeros((1, 4, 16, 16))}, r"latents are a tensor of shape \(1, 4, 16, 16\), got a ndarray"),
+        ({"cross_attention_kwargs": ["scale"]}, r"cross_attention_kwargs is a dict, \{'scale': 0\.5\}, got a list"),
+        ({"cross_attention_kwargs": {"scale": "0.5"}}, r"the scale in cross_attention_kwargs is a number, got '0\.5'"),
+        ({"cross_attention_kwargs": {1: 2}}, "cross_attention_kwargs takes scale, the weight of a LoRA, got 1"),
+        ({"timesteps": torch.tensor(5)}, "timesteps is a list of numbers, got 5"),
+        ({"sigmas": ["5"]}, r"sigmas is a list of numbers, got \['5'\]"),
+        ({"guess_mode": 1}, "guess_mode is true or false, got 1"),
+        ({"return_dict": None}, "return_dict is true or false, got None"),
+        ({"output_type": ["pil"]}, r"output_type is 'pil', 'np', 'pt' or 'latent', got \['pil'\]"),
     ],
 )
 def test_mistakes_in_a_call(pipe: RealCustomPipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         pipe(**{"prompt": PROMPT, "num_inference_steps": 1, **arguments})
+
+
+KINDS: tuple[Any, ...] = (5, -1, 2.5, "scale", "", [], ["scale"], [5], [[]], {}, {"scale": "x"}, {1: 2}, True, None)
+KINDS += (object(), torch.zeros(1), torch.zeros(()), torch.zeros(1, 77, 24), np.zeros(3), np.array("x"), (1, 2))
+# what an argument needs beside it to be read
+WITH_IMAGE = {"strength", "mask_image"}
+WITH_CONTROLS = {"controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end", "guess_mode"}
+
+
+@pytest.mark.parametrize("name", [*inspect.signature(RealCustomPipeline.__call__).parameters][1:])
+def test_an_argument_of_any_kind_is_taken_or_refused(
+    pipe: RealCustomPipeline, sdxl: RealCustomPipeline, picture: Picture, name: str
+) -> None:
+    """With a sentence: no other error comes out of a call."""
+    sizes = {"conditioning_embedding_out_channels": (8, 16), "load_weights_from_unet": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each, subjects in ((pipe, [Subject(image=picture(0), word="dog")]), (sdxl, [])):
+            given = {"prompt": PROMPT, "subjects": subjects, "num_inference_steps": 1, "height": 16, "width": 16}
+            given |= {"image": picture(1)} if name in WITH_IMAGE else {}
+            if name in WITH_CONTROLS:
+                each.controlnet = ControlNetModel.from_unet(each.unet, **sizes)
+                given |= {"control_image": picture(1)}
+            for value in KINDS:
+                with contextlib.suppress(UsageError):
+                    each(**{"output_type": "latent", **given, name: value})
 
 
 @pytest.mark.parametrize("scope", [float("nan"), "0.2", True])

@@ -88,7 +88,7 @@ def test_a_failed_load_leaves_a_loaded_pipeline_as_it_was(
         adapted(tiny_models, stock)
         stock.unet.train().requires_grad_(True)
     before, expected = state_of(stock), latents(stock)
-    models = {"adapter": tiny_models.adapter, "image_encoder": tiny_models.image_encoder}
+    models: dict[str, Any] = {"adapter": tiny_models.adapter, "image_encoder": tiny_models.image_encoder}
     if fault == "adapter":
         adapter = load_adapter(tiny_models.adapter)
         models["adapter"] = str(tmp_path / "adapter.safetensors")
