@@ -16,9 +16,10 @@ from realcustom import attention
 from realcustom.base import Base
 from realcustom.base_loading import IN_MEMORY, Stock, load_base
 from realcustom.checkpoint import Adapter, load_adapter
+from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity, same_content
-from realcustom.image_encoder import ImageEncoder, load_image_encoder
+from realcustom.image_encoder import load_image_encoder
 from realcustom.loading import LoadOptions
 from realcustom.model import RealCustomModel
 from realcustom.saving import Saved, saved_in

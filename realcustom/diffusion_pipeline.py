@@ -22,9 +22,9 @@ from realcustom.conditioning import encode_text
 from realcustom.control_inputs import ControlNets, T2IAdapters, make_controls
 from realcustom.delegation import assign_to_stock, stock_attribute
 from realcustom.encoded import EncodedSubject, SubjectCache, encode_subject
+from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
 from realcustom.guidance import Weights
-from realcustom.image_encoder import ImageEncoder
 from realcustom.image_inputs import ImageInputs, ModelPictures, Pictures, Shares
 from realcustom.loading import LoadOptions
 from realcustom.lora import lora_scaled

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from realcustom.arrays import Picture
+from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
-from realcustom.image_encoder import ImageEncoder
 from realcustom.model import RealCustomModel
 from realcustom.reference import prepare_reference
 from realcustom.settings import ImageEncoderSettings

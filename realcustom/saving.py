@@ -17,8 +17,8 @@ from torch import nn
 from realcustom.attention import PROJECTIONS
 from realcustom.base import Base
 from realcustom.checkpoint import Adapter, read_header, save_adapter
+from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
-from realcustom.image_encoder import ImageEncoder
 from realcustom.maps import text_cross_attentions
 from realcustom.model import RealCustomModel
 from realcustom.settings import EncoderKind, MethodSettings

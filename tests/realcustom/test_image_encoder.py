@@ -21,10 +21,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from realcustom.encoders import ClipEncoder, SiglipDinoEncoder, high_resolution, make_views
 from realcustom.identity import model_identity, resolve_model, same_content
-from realcustom.image_encoder import ClipEncoder, SiglipDinoEncoder, count_local_views, load_image_encoder
+from realcustom.image_encoder import count_local_views, load_image_encoder
 from realcustom.settings import EncoderKind, ImageEncoderSettings, SiglipGelu
-from realcustom.views import high_resolution, make_views
 from tests.support import tiny
 
 IMAGENET = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)

@@ -16,8 +16,8 @@ from torch import Tensor
 from realcustom import RealCustomPipeline, Subject
 from realcustom.base import encode_pixels
 from realcustom.config import override
+from realcustom.encoders import ClipEncoder
 from realcustom.errors import UsageError
-from realcustom.image_encoder import ClipEncoder
 from tests.support import tiny
 from tests.support.stock_calls import quiet, seeded
 
