@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,16 +11,15 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from realcustom import attention
 from realcustom.adapter_loading import load_beside, load_parts, unchanged_if_it_fails
-from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, read_schedule, settings_with, warn_of_idle
+from realcustom.arguments import Subject
 from realcustom.arrays import Picture
 from realcustom.base import Base
-from realcustom.callbacks import Callback, is_guided, run_steps, steered, tensor_inputs
+from realcustom.callbacks import Callback, is_guided, steered
 from realcustom.checkpoint import Adapter
-from realcustom.conditioning import encode_text
-from realcustom.control_inputs import ControlNets, T2IAdapters, make_controls
+from realcustom.control_inputs import ControlNets, T2IAdapters
 from realcustom.delegation import assign_to_stock, stock_attribute
+from realcustom.drawing import NO_ADAPTER, Call, Prepared, draw, prepare
 from realcustom.encoded import EncodedSubject, SubjectCache, encode_subject
 from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
@@ -29,39 +28,17 @@ from realcustom.image_inputs import ImageInputs, ModelPictures, Pictures, Shares
 from realcustom.loading import LoadOptions
 from realcustom.lora import lora_scaled
 from realcustom.model import RealCustomModel
-from realcustom.output import RealCustomOutput, to_images
-from realcustom.prompts import Positions, TextInputs, read_text, warn_of_text
-from realcustom.rows import make_rows, match_words
+from realcustom.output import RealCustomOutput
+from realcustom.prompts import Positions, TextInputs
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams, is_whole
 from realcustom.saving import adapter_of, save_folder
-from realcustom.schedule import SchedulerChoice, set_timesteps, step_arguments
-from realcustom.settings import (
-    GuidanceSettings,
-    MethodSettings,
-    Never,
-    Uncond,
-    without_effect,
-)
+from realcustom.schedule import SchedulerChoice
+from realcustom.settings import GuidanceSettings, MethodSettings, Never, without_effect
 from realcustom.sizes import PictureSizes, Size
-from realcustom.start import make_start
 from realcustom.warning import warn
 
-__all__ = ["EncodedSubject", "RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
-
-NO_MORE_TEXT = TextInputs()
-NO_IMAGES = ImageInputs()
-
-
-_NO_ADAPTER = "subjects need an adapter: give one to from_pretrained(adapter=...)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A call that is ready for its first step."""
-
-    sampler: Sampler
-    words: list[list[str]]  # of each image, the subjects' words as found
+__all__ = ["EncodedSubject", "Prepared", "RealCustomOutput", "RealCustomPipeline", "SamplingParams", "Subject"]
 
 
 class RealCustomPipeline:
@@ -167,8 +144,9 @@ class RealCustomPipeline:
         Raises:
             UsageError: as `from_pretrained`.
         """
-        parts = load_beside(self.base, adapter, image_encoder, self.image_encoder)
-        pipe = type(self)(parts.base, parts.settings, parts.model, parts.image_encoder)
+        with unchanged_if_it_fails(self.base.pipeline):
+            parts = load_beside(self.base, adapter, image_encoder, self.image_encoder)
+            pipe = type(self)(parts.base, parts.settings, parts.model, parts.image_encoder)
         pipe._checkpoint = parts.checkpoint
         pipe.controlnet, pipe.t2i_adapter = self.controlnet, self.t2i_adapter
         pipe._schedulers.assigned = self._schedulers.assigned
@@ -318,7 +296,7 @@ class RealCustomPipeline:
             UsageError: there is no adapter, or the picture cannot be used.
         """
         if self.image_encoder is None:
-            raise UsageError(_NO_ADAPTER)
+            raise UsageError(NO_ADAPTER)
         subject = Subject(image=image, word="subject", mask=mask)  # its checks of a picture and a mask
         if isinstance(subject.image, EncodedSubject):
             raise UsageError("this subject is encoded already: give it to Subject(image=...)")
@@ -450,196 +428,88 @@ class RealCustomPipeline:
             use_mask=use_mask,
             return_masks=return_masks,
         )
-        text = TextInputs(
-            prompt_2=prompt_2,
-            negative_prompt_2=negative_prompt_2,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            pooled_prompt_embeds=pooled_prompt_embeds,
-            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
-            token_words=token_words,
-        )
-        images = ImageInputs(
-            image=image,
-            strength=strength,
-            mask_image=mask_image,
-            control_image=control_image,
-            controlnet_conditioning_scale=controlnet_conditioning_scale,
-            control_guidance_start=control_guidance_start,
-            control_guidance_end=control_guidance_end,
-            guess_mode=guess_mode,
-            adapter_image=adapter_image,
-            adapter_conditioning_scale=adapter_conditioning_scale,
-        )
-        sizes = PictureSizes(
-            original_size=original_size,
-            crops_coords_top_left=crops_coords_top_left,
-            target_size=target_size,
-            negative_original_size=negative_original_size,
-            negative_crops_coords_top_left=negative_crops_coords_top_left,
-            negative_target_size=negative_target_size,
+        call = Call(
+            prompt=prompt,
+            subjects=subjects,
+            sampling=sampling,
+            text=TextInputs(
+                prompt_2=prompt_2,
+                negative_prompt_2=negative_prompt_2,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                pooled_prompt_embeds=pooled_prompt_embeds,
+                negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+                token_words=token_words,
+            ),
+            images=ImageInputs(
+                image=image,
+                strength=strength,
+                mask_image=mask_image,
+                control_image=control_image,
+                controlnet_conditioning_scale=controlnet_conditioning_scale,
+                control_guidance_start=control_guidance_start,
+                control_guidance_end=control_guidance_end,
+                guess_mode=guess_mode,
+                adapter_image=adapter_image,
+                adapter_conditioning_scale=adapter_conditioning_scale,
+            ),
+            sizes=PictureSizes(
+                original_size=original_size,
+                crops_coords_top_left=crops_coords_top_left,
+                target_size=target_size,
+                negative_original_size=negative_original_size,
+                negative_crops_coords_top_left=negative_crops_coords_top_left,
+                negative_target_size=negative_target_size,
+            ),
+            generator=generator,
+            eta=eta,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            latents=latents,
+            output_type=output_type,
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
         )
         self._cross_attention_kwargs = cross_attention_kwargs
         with lora_scaled(self.base, cross_attention_kwargs):
-            output = self.draw(
-                prompt,
-                subjects,
-                sampling,
-                text=text,
-                images=images,
-                generator=generator,
-                eta=eta,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                latents=latents,
-                output_type=output_type,
-                sizes=sizes,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            )
+            output = draw(self, call)
         if return_dict:
             return output
         plain = (output.images,) if self.base.is_sdxl else (output.images, None)
         return cast(RealCustomOutput, plain)  # typed for nearly all callers; two overloads would repeat the signature
 
-    @torch.no_grad()
     def draw(
         self,
         prompt: str | Sequence[str] | None,
         subjects: Sequence[Subject] | Sequence[Sequence[Subject]],
         sampling: SamplingParams,
         *,
-        text: TextInputs = NO_MORE_TEXT,
-        images: ImageInputs = NO_IMAGES,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        eta: float | None = None,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        latents: Tensor | None = None,
-        output_type: str = "pil",
-        sizes: PictureSizes | None = None,
         callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ) -> RealCustomOutput:
         """The call with its parameters in one object: `sampling.n` images of each prompt, image i from seed + i.
 
-        Arguments and errors as `__call__`; a `generator` wins over `sampling.seed`.
+        Arguments and errors as `__call__`.
         """
-        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
-            raise UsageError(f"output_type is 'pil', 'np', 'pt' or 'latent', got {output_type!r}")
-        inputs = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self.base.is_sdxl)
-        self._interrupt, self._clip_skip = False, sampling.clip_skip
-        prepared = self.prepare(
-            prompt,
-            subjects,
-            sampling,
-            text=text,
-            images=images,
-            generator=generator,
-            eta=eta,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            latents=latents,
-            sizes=sizes,
-        )
-        self._begin(prepared.sampler)
-        masks = [step.masks for step in run_steps(self, prepared.sampler, callback_on_step_end, inputs)]
-        drawn = to_images(self.base, prepared.sampler.latents, output_type)
-        self.base.pipeline.maybe_free_model_hooks()
-        return RealCustomOutput(
-            images=drawn,
-            masks=[mask for mask in masks if mask is not None] if sampling.return_masks else None,
-            words=prepared.words,
-        )
+        return draw(self, Call(prompt=prompt, subjects=subjects, sampling=sampling, callback=callback_on_step_end))
 
-    @torch.no_grad()
     def prepare(
         self,
         prompt: str | Sequence[str] | None,
         subjects: Sequence[Subject] | Sequence[Sequence[Subject]],
         sampling: SamplingParams,
         *,
-        text: TextInputs = NO_MORE_TEXT,
-        images: ImageInputs = NO_IMAGES,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        eta: float | None = None,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        latents: Tensor | None = None,
-        sizes: PictureSizes | None = None,
         scheduler: Any = None,
         alone: bool = False,
     ) -> Prepared:
-        """All that comes before the steps: text and subjects encoded, noise drawn. Samplers of one base can run together.
+        """All of `draw` that comes before the steps; samplers of one base can run together.
 
         Args:
             scheduler: of this call alone; None = the pipeline's own, which the next call sets anew.
             alone: the steps share no UNet call with others.
             The others and the errors are those of `draw`.
         """
-        sampling.check()
-        images.check(self.base)
-        sampling = images.sized(self.base, sampling)
-        timesteps, sigmas = read_schedule(sampling, timesteps, sigmas, eta)
-        sizes = sizes or PictureSizes()
-        sizes.check(self.base.is_sdxl)
-        call_text, per_prompt = read_text(self.base, prompt, subjects, sampling, text)
-        count = len(per_prompt) * sampling.n
-        settings = settings_with(self.settings, sampling)
-        if any(per_prompt) and self.image_encoder is None:
-            raise UsageError(_NO_ADAPTER)
-        matches = match_words(call_text, settings, per_prompt)  # first: a wrong word is reported before any forward
-        warn_of_idle(settings, per_prompt, sampling)
-        warn_of_text(call_text, sampling)
-        if self.model is not None:
-            attention.check_unpatched(self.base.unet)
-        generators = generators_for(generator, sampling.seed, count)
-        scheduler = self.scheduler if scheduler is None else scheduler
-        set_timesteps(scheduler, settings.sampler.num_inference_steps, self.base.device, timesteps, sigmas)
-        extra = step_arguments(scheduler, generators, eta)
-        controls = make_controls(
-            self.base, images, self.controlnet, self.t2i_adapter, prompts=len(per_prompt), sampling=sampling
-        )
-        start = make_start(
-            self.base,
-            images,
-            sampling,
-            scheduler,
-            prompts=len(per_prompt),
-            steps=len(timesteps or sigmas or range(settings.sampler.num_inference_steps)),
-            generators=generators,
-            latents=latents,
-        )
-        own, negative = encode_text(call_text, settings.base.sdxl_pooled)
-        rows = make_rows(
-            self.base,
-            settings,
-            sampling,
-            text=own,
-            negative=negative,
-            subjects=per_prompt,
-            matches=matches,
-            tokens=[[self._tokens(subject) for subject in row] for row in per_prompt],
-            black=self._black_tokens(settings) if any(per_prompt) else None,
-            latents=start.latents,
-            sizes=sizes,
-        )
-        sampler = Sampler(
-            unet=self.base.unet,
-            model=self.model,
-            scheduler=scheduler,
-            start=start,
-            rows=rows,
-            guidance=settings.guidance,
-            mask=settings.mask,
-            use_mask=sampling.use_mask,
-            return_masks=sampling.return_masks,
-            step_arguments=extra,
-            controls=controls,
-            alone=alone,
-        )
-        words = [[match.phrase for match in row] for row in matches for _ in range(sampling.n)]
-        return Prepared(sampler=sampler, words=words)
+        call = Call(prompt=prompt, subjects=subjects, sampling=sampling)
+        return prepare(self, call, scheduler=scheduler, alone=alone)
 
     def _begin(self, sampler: Sampler) -> None:
         """Set what a callback reads of the call."""
@@ -657,16 +527,3 @@ class RealCustomPipeline:
             module.to(device)
         if self.image_encoder is not None:
             self.image_encoder.to(device)
-
-    def _tokens(self, subject: Subject) -> Tensor:
-        """The subject's tokens (S, Di)."""
-        assert self.image_encoder is not None and self.model is not None
-        settings = self.settings.image_encoder
-        return self._encoded.tokens(subject.image, subject.mask, self.model, self.image_encoder, settings)
-
-    def _black_tokens(self, settings: MethodSettings) -> Tensor | None:
-        """The image tokens of the unconditional branch, (S, Di), if the settings give it any."""
-        assert self.image_encoder is not None and self.model is not None
-        if settings.guidance.uncond is not Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
-            return None
-        return self._encoded.black(self.model, self.image_encoder, self.base.unet.dtype)

@@ -4,6 +4,7 @@ scores."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,8 +96,8 @@ def set_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None = None,
-    sigmas: list[float] | None = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> None:
     """Set a call's schedule: so many steps, or the given timesteps or noise levels, as diffusers' pipelines do.
 
