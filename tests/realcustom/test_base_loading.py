@@ -76,6 +76,13 @@ def state_of(pipe: Any) -> tuple[Any, ...]:
     return modules, parameters, pipe.unet.attn_processors
 
 
+def without_a_tensor(adapter: str, folder: Path) -> str:
+    """An adapter that does not fit."""
+    found, path = load_adapter(adapter), folder / "wrong.safetensors"
+    save_adapter(path, replace(found, tensors=dict(list(found.tensors.items())[1:])))
+    return str(path)
+
+
 @pytest.mark.parametrize("fault", ["adapter", "encoder", "device", "settings", "used"])
 def test_a_failed_load_leaves_a_loaded_pipeline_as_it_was(
     tiny_models: tiny.TinyModels, tmp_path: Path, fault: str
@@ -90,9 +97,7 @@ def test_a_failed_load_leaves_a_loaded_pipeline_as_it_was(
     before, expected = state_of(stock), latents(stock)
     models: dict[str, Any] = {"adapter": tiny_models.adapter, "image_encoder": tiny_models.image_encoder}
     if fault == "adapter":
-        adapter = load_adapter(tiny_models.adapter)
-        models["adapter"] = str(tmp_path / "adapter.safetensors")
-        save_adapter(models["adapter"], replace(adapter, tensors=dict(list(adapter.tensors.items())[1:])))
+        models["adapter"] = without_a_tensor(tiny_models.adapter, tmp_path)
     if fault == "settings":  # the program makes a warning of them an error
         idle = override(tiny.tiny_settings(), {"guidance": {"rescale_by_mask": True}})
         path = tmp_path / "adapter.safetensors"
@@ -105,6 +110,19 @@ def test_a_failed_load_leaves_a_loaded_pipeline_as_it_was(
     assert state_of(stock) == before and torch.equal(latents(stock), expected)
     if fault != "used":
         assert torch.equal(latents(adapted(tiny_models, stock)), expected)
+
+
+@pytest.mark.parametrize("first", [None, "adapter"])
+def test_a_further_adapter_that_fails_leaves_the_base_as_it_was(
+    tiny_models: tiny.TinyModels, tmp_path: Path, first: str | None
+) -> None:
+    stock = tiny.tiny_pipeline()
+    pipe = adapted(tiny_models, stock) if first else RealCustomPipeline.from_pretrained(stock)
+    before, expected = state_of(stock), latents(pipe)
+    wrong = without_a_tensor(tiny_models.adapter, tmp_path)
+    with pytest.raises(UsageError, match="the adapter does not fit"):
+        pipe.with_adapter(wrong, tiny_models.image_encoder)
+    assert state_of(stock) == before and torch.equal(latents(pipe), expected)
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline])
