@@ -45,22 +45,15 @@ class Admission:
         record_of(request).key = found.name
         return found
 
-    def enter(self, key: Key) -> None:
-        """Count a request that begins. Raises RateLimited with the seconds to wait."""
-        self._turns[key.name].enter()
-
-    def leave(self, key: Key) -> None:
-        """Count its end."""
-        self._turns[key.name].running -= 1
-
     @contextlib.contextmanager
     def during(self, key: Key) -> Iterator[None]:
-        """A request that is counted while the block runs. Raises RateLimited as `enter`."""
-        self.enter(key)
+        """A request that is counted while the block runs. Raises RateLimited with the seconds to wait."""
+        turns = self._turns[key.name]
+        turns.enter()
         try:
             yield
         finally:
-            self.leave(key)
+            turns.running -= 1
 
 
 class _Turns:

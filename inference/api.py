@@ -18,6 +18,7 @@ from realcustom.inference.document import (
     generation_body,
     stream_answer,
     subject_body,
+    subject_link,
 )
 from realcustom.inference.error_answers import add_error_answers
 from realcustom.inference.front import Front
@@ -98,12 +99,16 @@ def _add_images(api: FastAPI, handler: Handler) -> None:
 
 
 def _add_subjects(api: FastAPI, handler: Handler) -> None:
-    @api.post("/v1/subjects", responses=errors(408, 413, 422, 429, 499, 503), openapi_extra=subject_body())
+    @api.post(
+        "/v1/subjects",
+        responses=errors(408, 413, 422, 429, 499, 503) | subject_link(),
+        openapi_extra=subject_body(),
+    )
     async def add_subject(request: Request) -> SubjectResponse:
         """Encode a subject once; requests then name it by its id."""
         return await handler.add_subject(request)
 
-    @api.get("/v1/subjects/{subject_id}", responses=errors(404, 422))
+    @api.get("/v1/subjects/{subject_id}", operation_id="get_subject", responses=errors(404, 422))
     async def subject(subject_id: str, request: Request) -> SubjectResponse:
         """Whether this server holds a subject."""
         handler.admission.identify(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,6 +34,10 @@ STATUSES = {
 ALWAYS = (400, 401, 405, 500)  # that every route under /v1 may answer
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
 _ID = {"X-Request-Id": {"description": "the request's id", "schema": {"type": "string"}}}
+
+
+# base64 of a grey PNG of one pixel
+_GREY = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 
 
 class ErrorDetail(BaseModel):
@@ -79,30 +84,37 @@ def stream_answer() -> dict[int | str, dict[str, Any]]:
         200: {
             "description": f"the images; with `stream`, server-sent events, whose data are {names}",
             "headers": _ID,
-            "content": {
-                "text/event-stream": {
-                    "schema": {"type": "string", "x-events": [_reference(event.__name__) for event in EVENTS]}
-                }
-            },
+            "content": {"text/event-stream": {"schema": _event_schema()}},
         }
     }
 
 
 def generation_body() -> dict[str, Any]:
     """The JSON of a generation."""
-    return {"application/json": {"schema": _reference("GenerationRequest")}}
+    example = {"prompt": "a cat in the snow", "seed": 7, "num_inference_steps": 2, "size": "auto"}
+    streamed = {**example, "stream": True, "partial_images": 1}
+    examples = {"whole": {"value": example}, "stream": {"value": streamed}}
+    return {"application/json": {"schema": _reference("GenerationRequest"), "examples": examples}}
 
 
 def subject_body() -> dict[str, Any]:
     """The JSON of a new subject."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference("NewSubject")}}}}
+    content = {"schema": _reference("NewSubject"), "examples": {"grey": {"value": {"image": _GREY}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def subject_link() -> dict[int | str, dict[str, Any]]:
+    """That an answer's id can be asked for."""
+    parameters = {"subject_id": "$response.body#/id"}
+    return {
+        200: {"description": "kept", "links": {"subject": {"operationId": "get_subject", "parameters": parameters}}}
+    }
 
 
 def edit_body() -> dict[str, Any]:
     """The form of an edit: a generation's fields, with files in the place of subjects."""
-    schema: dict[str, Any] = GenerationRequest.model_json_schema(ref_template=REFERENCES)
-    schema.pop("$defs", None)
-    fields = {name: field for name, field in schema["properties"].items() if name != "subjects"}
+    schema = GenerationRequest.model_json_schema()
+    fields = {name: _without_null(field) for name, field in schema["properties"].items() if name != "subjects"}
     picture = {
         "type": "string",
         "format": "binary",
@@ -118,7 +130,13 @@ def edit_body() -> dict[str, Any]:
         "additionalProperties": False,
         "maxProperties": MAX_FIELDS,
     }
-    return {"multipart/form-data": {"schema": form}}
+    example = {
+        "image": "the bytes of a picture",
+        "word": "cat",
+        "prompt": "a cat in the snow",
+        "num_inference_steps": 2,
+    }
+    return {"multipart/form-data": {"schema": form, "examples": {"edit": {"value": example}}}}
 
 
 def complete(api: FastAPI, has_keys: bool) -> None:
@@ -142,6 +160,34 @@ def complete(api: FastAPI, has_keys: bool) -> None:
         return api.openapi_schema
 
     api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _event_schema() -> dict[str, Any]:
+    """One server-sent event: its name, and its data as JSON."""
+    names = [name for event in EVENTS[:-1] for name in _names_of(event)]
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_reference(event.__name__) for event in EVENTS]},
+    }
+    return {
+        "type": "object",
+        "properties": {"event": {"enum": [*names, "error"]}, "data": data},
+        "required": ["event", "data"],
+    }
+
+
+def _names_of(event: type[BaseModel]) -> tuple[str, ...]:
+    return typing.get_args(event.model_fields["type"].annotation)
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """A field of a form: there a value is left out, it is never null."""
+    if "anyOf" not in field:
+        return field
+    others = [choice for choice in field["anyOf"] if choice != {"type": "null"}]
+    rest = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
+    return {**rest, **others[0]} if len(others) == 1 else {**rest, "anyOf": others}
 
 
 def _reference(name: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ class Answers:
         """
         if KEY.fullmatch(name[1]) is None:
             raise BadRequest("Idempotency-Key: 1 to 255 ASCII characters without spaces", "Idempotency-Key")
-        self._forget()
+        self._forget()  # what has become too old
         digest = hashlib.sha256(asked).digest()
         entry = self._entries.get(name)
         if entry is None:
@@ -74,6 +74,7 @@ class Answers:
         failed = entry.task.cancelled() or entry.task.exception() is not None
         if failed and self._entries.get(name) is entry:
             del self._entries[name]
+        self._forget()
 
     def _forget(self) -> None:
         """Remove what is too old, and the oldest while there is too much."""

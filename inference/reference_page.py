@@ -20,6 +20,9 @@ th, td { text-align: left; vertical-align: top; padding: 0.25rem 1rem 0.25rem 0;
 """
 
 
+_LIMITS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+
+
 def reference_page(document: Mapping[str, Any]) -> str:
     """The page of an OpenAPI document: its routes, then its models."""
     parts = [_HEAD, f"<h1>{_text(document['info']['title'])}</h1>\n"]
@@ -69,8 +72,8 @@ def _type(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = _text(schema["$ref"].rpartition("/")[2])
         return f"<a href='#{name}'>{name}</a>"
-    if "x-events" in schema:
-        return "of " + ", ".join(map(_type, schema["x-events"]))
+    if "properties" in schema and "data" in schema["properties"]:
+        return "of " + _type(schema["properties"]["data"]["contentSchema"])
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
     if "enum" in schema or "const" in schema:

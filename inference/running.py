@@ -34,23 +34,17 @@ class RunningRequests:
     def __init__(self) -> None:
         self._running: dict[tuple[str | None, str], RunningRequest] = {}
 
-    def add(self, key: str | None, request_id: str) -> RunningRequest:
-        """A request that begins. Raises Conflict if one of this id runs already."""
-        if (key, request_id) in self._running:
-            raise Conflict(f"X-Request-Id: a request {request_id} runs already; give each its own", "X-Request-Id")
-        return self._running.setdefault((key, request_id), RunningRequest())
-
-    def remove(self, key: str | None, request_id: str) -> None:
-        """It has ended."""
-        self._running.pop((key, request_id), None)
-
     @contextlib.contextmanager
     def during(self, key: str | None, request_id: str) -> Iterator[RunningRequest]:
-        """A request that runs while the block does. Raises Conflict as `add`."""
+        """A request that runs while the block does. Raises Conflict if one of this id runs already."""
+        name = (key, request_id)
+        if name in self._running:
+            raise Conflict(f"X-Request-Id: a request {request_id} runs already; give each its own", "X-Request-Id")
+        self._running[name] = RunningRequest()
         try:
-            yield self.add(key, request_id)
+            yield self._running[name]
         finally:
-            self.remove(key, request_id)
+            del self._running[name]
 
     def cancel(self, key: str | None, request_id: str) -> None:
         """Cancel one. Raises UnknownRequest."""

@@ -26,6 +26,15 @@ class _Strict(BaseModel):
 class SubjectRequest(_Strict):
     """One subject: its picture or its id, and the real word of the prompt that it narrows."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "string"}, other: {"type": "null"}}}
+                for name, other in (("image", "id"), ("id", "image"))
+            ]
+        }
+    )
+
     image: str | None = Field(None, description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
     id: str | None = Field(None, description="in the place of `image`: what `POST /v1/subjects` answered")
     word: str = Field(min_length=1, description="a word of the prompt (or several words in a row)")
