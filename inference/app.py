@@ -95,7 +95,7 @@ def start(
         check_port(settings.host, settings.port)
     if APP_NAME in running.applications:  # replaced, not updated: two replicas may not fit
         serve.delete(APP_NAME)
-    lines = LoggingConfig(enable_access_log=settings.access_log, log_level="INFO" if settings.access_log else "WARNING")
+    lines = LoggingConfig(enable_access_log=False, log_level="WARNING")  # `Front` writes the access log
     logging.getLogger("ray.serve").setLevel(lines.log_level)
     serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=lines)
     instance = uuid.uuid4().hex

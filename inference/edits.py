@@ -6,6 +6,7 @@ The form is read in memory alone. Numbers and booleans come as text and are read
 from __future__ import annotations
 
 import base64
+import re
 import types
 import typing
 from collections.abc import AsyncGenerator, Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pydantic_core
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -26,6 +28,7 @@ Nouns = Callable[[str], list[str]]  # the words of a prompt that can name a subj
 
 MAX_FIELDS = 100
 MAX_FIELD_BYTES = 1 << 20
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=?]{1,70}")  # RFC 2046, 5.1.1, without spaces
 _PLAIN = {int, float, bool, types.NoneType}
 _READ_AS_JSON = {
     name
@@ -78,10 +81,8 @@ async def parse_edit(body: bytes, content_type: str, settings: ServeSettings, no
 
 async def _read_form(body: bytes, content_type: str, settings: ServeSettings) -> tuple[dict[str, list[str]], list[str]]:
     """Text fields by name, and the pictures as base64. `name[]` is `name`."""
-    if not content_type.lower().startswith("multipart/form-data"):
-        raise WrongMediaType("send a form: Content-Type multipart/form-data with the picture as the file 'image'")
     parser = _InMemory(
-        Headers({"Content-Type": content_type}),
+        _form_headers(content_type),
         _once(body),
         max_files=settings.max_subjects + len(IGNORED),
         max_fields=MAX_FIELDS,
@@ -100,6 +101,17 @@ async def _read_form(body: bytes, content_type: str, settings: ServeSettings) ->
     finally:
         await form.close()
     return fields, fields.pop("image", [])
+
+
+def _form_headers(content_type: str) -> Headers:
+    """The header that the parser reads, with the boundary alone: a client's `charset` would choose Python's codec."""
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise WrongMediaType("send a form: Content-Type multipart/form-data with the picture as the file 'image'")
+    boundary = options.get(b"boundary", b"").decode("latin-1")
+    if not BOUNDARY.fullmatch(boundary):
+        raise RequestError("the form cannot be read: its boundary is 1 to 70 letters, digits and '()+_,-./:=?")
+    return Headers({"Content-Type": f'multipart/form-data; boundary="{boundary}"'})
 
 
 async def _encoded_file(name: str, file: UploadFile, settings: ServeSettings) -> str:

@@ -113,11 +113,21 @@ class DeadlineExceeded(RequestError):
     kind = "deadline_exceeded"
 
 
+class BodyTooLarge(TooLarge):
+    """The body is over a limit; the rest of it is not read."""
+
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
+
+
 class BodyTooSlow(RequestError):
-    """The request's body did not arrive within `body_timeout_seconds`."""
+    """The request's body did not arrive within `body_timeout_seconds`; the rest of it is not read."""
 
     status = 408
     kind = "body_too_slow"
+
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
 
 
 class Cancelled(RequestError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import re
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ from realcustom.inference.error_answers import answer_of
 from realcustom.inference.errors import BadRequest, Internal
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("realcustom.access")  # its level says whether there is an access log
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECURITY_HEADERS = {
@@ -58,7 +59,7 @@ class Front:
     Args:
         app: the application.
         has_proxy: a proxy before this server puts X-Request-Id into requests and answers, as Ray Serve's does.
-        access_log: log a line of JSON for each request.
+        access_log: write a line of JSON to stderr for each request; not a log line of ours, so that programs can read it.
     """
 
     def __init__(self, app: ASGIApp, *, has_proxy: bool, access_log: bool) -> None:
@@ -98,13 +99,17 @@ class Front:
                 await answer_of(Internal())(scope, receive, send_with_headers)
         finally:
             if self.access_log:
-                access_logger.info("%s", _line(scope, record, status, time.monotonic() - started))
+                sys.stderr.write(_line(scope, record, status, time.monotonic() - started))
 
 
 def _line(scope: Scope, record: Record, status: int, seconds: float) -> str:
     route: Any = scope.get("route")  # the pattern, not the path: a path may hold what a client sent by mistake
-    path = getattr(route, "path", "unknown")
-    known = {name: value for name, value in vars(record).items() if value is not None}
-    return json.dumps(
-        {"method": scope["method"], "route": path, "status": status, "seconds": round(seconds, 4), **known}
-    )
+    said = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "method": scope["method"],
+        "route": getattr(route, "path", "unknown"),
+        "status": status,
+        "seconds": round(seconds, 4),
+        **{name: value for name, value in vars(record).items() if value is not None},
+    }
+    return json.dumps(said) + "\n"

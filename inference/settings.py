@@ -26,7 +26,7 @@ class ServeSettings:
     num_gpus: float = 0.0  # GPUs the replica takes of the Ray cluster
     load_timeout_seconds: float = 600.0  # seconds that `start` waits for the models
 
-    access_log: bool = False  # a line in the replica's log for each request
+    access_log: bool = False  # a line of JSON on the replica's stderr for each request, without prompts and pictures
 
     max_queue: int = 16  # requests that may wait while one runs; beyond: 429
     deadline_seconds: float = 300.0  # seconds from a request's arrival to its last step; beyond: 408

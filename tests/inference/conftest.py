@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -14,6 +14,7 @@ import uvicorn
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.inference.api import build_api
 from realcustom.inference.engine import Engine
+from realcustom.inference.keys import Key
 from realcustom.inference.service import Service, State
 from realcustom.inference.settings import ServeSettings
 from tests.support.tiny import TinyModels
@@ -36,7 +37,7 @@ def serve(tiny_models: TinyModels) -> Iterator[Serve]:
     """Starts servers with the given settings, each with a pipeline of its own; all end after the file's tests."""
     ends: list[Callable[[], None]] = []
 
-    def start(**settings: object) -> Running:
+    def start(keys: Sequence[Key] = (), **settings: object) -> Running:
         pipeline = RealCustomPipeline.from_pretrained(
             tiny_models.base, adapter=tiny_models.adapter, image_encoder=tiny_models.image_encoder, device="cpu"
         )
@@ -50,7 +51,7 @@ def serve(tiny_models: TinyModels) -> Iterator[Serve]:
             time.sleep(0.01)
         service.engine()  # raises why it could not be loaded
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_api(service), log_config=None, access_log=False))
+        server = uvicorn.Server(uvicorn.Config(build_api(service, keys), log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         while not server.started:
