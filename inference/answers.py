@@ -1,55 +1,25 @@
-"""The answer of a generation, and how it is made of the engine's result."""
+"""Answers and events, made of what the engine gives: pictures and masks are encoded here."""
 
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
 
-from realcustom.inference.images import OutputFormat, encode_mask, encode_picture
+from realcustom.inference.events import (
+    CompletedEvent,
+    CompletedType,
+    PartialImageEvent,
+    PreviewType,
+    StepEvent,
+    StepMasks,
+)
+from realcustom.inference.images import encode_mask, encode_picture
 from realcustom.inference.jobs import Generation
+from realcustom.inference.progress import Progress
+from realcustom.inference.responses import GenerationResponse, ImageResponse, MaskResponse, UsageResponse
 from realcustom.inference.schema import ImagesRequest
-
-
-class MaskResponse(BaseModel):
-    """One influence mask."""
-
-    subject: int = Field(description="index into the request's subjects")
-    step: int = Field(description="denoising step, from 0")
-    b64_json: str = Field(description="8-bit grey PNG at the grid's size; white = the subject acts fully")
-
-
-class ImageResponse(BaseModel):
-    """One generated image."""
-
-    b64_json: str = Field(description="PNG, or the asked `output_format`")
-    seed: int
-    masks: list[MaskResponse] | None = None
-
-
-class UsageResponse(BaseModel):
-    """The work of a request."""
-
-    forwards: int = Field(description="UNet forwards of single images: one for each image, branch and step")
-    seconds: float = Field(description="from its first step's start to its last image")
-    queue_seconds: float = Field(description="from its arrival at the engine to its start")
-
-
-class GenerationResponse(BaseModel):
-    """The answer: `n` images, and the adapter that made them."""
-
-    created: int = Field(description="seconds since 1970")
-    adapter: str | None = Field(description="sha256 of the adapter checkpoint; null = plain base model")
-    model: str = Field(description="the id in `GET /v1/models`")
-    data: list[ImageResponse]
-    usage: UsageResponse
-    size: str = Field(description="WIDTHxHEIGHT")
-    output_format: OutputFormat = "png"
-    background: Literal["opaque"] = "opaque"
-    words: list[str] | None = Field(None, description="an edit's words: the given ones, or the noun that was found")
-    ignored: list[str] = Field(description="given fields that do nothing in this request")
+from realcustom.preview import LatentPreview
 
 
 def answer(
@@ -84,3 +54,56 @@ def _image(generation: Generation, i: int, request: ImagesRequest) -> ImageRespo
 def mask_responses(masks: np.ndarray, step: int) -> list[MaskResponse]:
     """Those of one image and step, (U, h, w) in [0, 1]."""
     return [MaskResponse(subject=subject, step=step, b64_json=encode_mask(mask)) for subject, mask in enumerate(masks)]
+
+
+def previews(
+    progress: Progress, preview: LatentPreview, number: int, request: ImagesRequest, *, edit: bool
+) -> list[PartialImageEvent]:
+    """A preview of every image after this step."""
+    kind: PreviewType = "image_edit.partial_image" if edit else "image_generation.partial_image"
+    output_format = request.output_format or "png"
+    quality = 100 if request.output_compression is None else request.output_compression
+    return [
+        PartialImageEvent(
+            type=kind,
+            b64_json=encode_picture(image, output_format, quality),
+            created_at=int(time.time()),
+            image_index=i,
+            size=f"{image.width}x{image.height}",
+            output_format=output_format,
+            partial_image_index=number,
+        )
+        for i, image in enumerate(preview.images(progress.latents))
+    ]
+
+
+def step_event(progress: Progress, seconds_left: float | None, *, with_masks: bool) -> StepEvent:
+    """What a step gave."""
+    masks = None
+    if with_masks and progress.masks is not None:
+        arrays = progress.masks.float().cpu().numpy()  # (n, U, h, w)
+        masks = [StepMasks(image=i, masks=mask_responses(one, progress.step - 1)) for i, one in enumerate(arrays)]
+    return StepEvent(step=progress.step, of=progress.of, seconds_left=seconds_left, masks=masks)
+
+
+def completed_events(response: GenerationResponse, *, edit: bool) -> list[CompletedEvent]:
+    """One for each image of the answer."""
+    kind: CompletedType = "image_edit.completed" if edit else "image_generation.completed"
+    return [
+        CompletedEvent(
+            type=kind,
+            b64_json=image.b64_json,
+            created_at=response.created,
+            image_index=i,
+            size=response.size,
+            output_format=response.output_format,
+            seed=image.seed,
+            masks=image.masks,
+            usage=response.usage,
+            adapter=response.adapter,
+            model=response.model,
+            words=response.words,
+            ignored=response.ignored,
+        )
+        for i, image in enumerate(response.data)
+    ]

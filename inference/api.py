@@ -9,7 +9,6 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from realcustom.inference.admission import Admission
-from realcustom.inference.answers import GenerationResponse
 from realcustom.inference.document import (
     complete,
     drawing,
@@ -24,10 +23,10 @@ from realcustom.inference.error_answers import add_error_answers
 from realcustom.inference.front import Front
 from realcustom.inference.handling import Handler
 from realcustom.inference.keys import Key
-from realcustom.inference.models import ModelInfo, ModelList, choose_model, served_models
+from realcustom.inference.models import choose_model, served_models
 from realcustom.inference.reference_page import STYLE, reference_page
+from realcustom.inference.responses import GenerationResponse, ModelInfo, ModelList, SubjectResponse
 from realcustom.inference.service import Service, State
-from realcustom.inference.subjects import SubjectResponse
 
 _DRAWING_ERRORS = (404, 408, 409, 413, 422, 429, 499, 503)
 

@@ -6,11 +6,12 @@ import typing
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from realcustom.inference.edits import MAX_FIELDS
 from realcustom.inference.events import CompletedEvent, ErrorEvent, PartialImageEvent, StepEvent
+from realcustom.inference.responses import ErrorResponse
 from realcustom.inference.schema import GenerationRequest
 from realcustom.inference.subjects import NewSubject
 
@@ -38,20 +39,6 @@ _ID = {"X-Request-Id": {"description": "the request's id", "schema": {"type": "s
 
 # base64 of a grey PNG of one pixel
 _GREY = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    type: str = Field(description="a stable name")
-    message: str = Field(description="one sentence with the way out")
-    param: str | None = Field(description="the field at fault, where there is one")
-
-
-class ErrorResponse(BaseModel):
-    """The shape of every error."""
-
-    error: ErrorDetail
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -18,11 +18,12 @@ from realcustom.inference.event_stream import EventStream, while_connected
 from realcustom.inference.front import Record, record_of
 from realcustom.inference.idempotency import Answers
 from realcustom.inference.jobs import Generation
+from realcustom.inference.responses import SubjectResponse
 from realcustom.inference.running import RunningRequest, RunningRequests
 from realcustom.inference.schema import parse_request
 from realcustom.inference.service import Service, Work
 from realcustom.inference.settings import ServeSettings
-from realcustom.inference.subjects import SubjectResponse, parse_new_subject
+from realcustom.inference.subjects import parse_new_subject
 
 
 @dataclass(frozen=True, kw_only=True)

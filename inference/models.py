@@ -6,31 +6,14 @@ import difflib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import UnknownModel
+from realcustom.inference.responses import ModelInfo
 
 PREFIX = "realcustom:"
-_STARTED = int(time.time())
-
-
-class ModelInfo(BaseModel):
-    """A model, as OpenAI's API lists them."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(default=_STARTED, description="when this server started: models have no date of their own")
-    owned_by: Literal["realcustom"] = "realcustom"
-
-
-class ModelList(BaseModel):
-    """All models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelInfo]
+_STARTED = int(time.time())  # models have no date of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +30,7 @@ class ServedModel:
 
     def listed(self) -> ModelInfo:
         """As it is listed."""
-        return ModelInfo(id=self.id)
+        return ModelInfo(id=self.id, created=_STARTED)
 
 
 def served_models(engine: Engine) -> list[ServedModel]:

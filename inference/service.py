@@ -17,16 +17,17 @@ from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
-from realcustom.inference.answers import GenerationResponse, answer
+from realcustom.inference.answers import answer
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, TooLarge, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
 from realcustom.inference.models import ServedModel, choose_model, served_models
+from realcustom.inference.responses import GenerationResponse, SubjectResponse
 from realcustom.inference.schema import ImagesRequest, SubjectRequest
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.streaming import Stream
-from realcustom.inference.subjects import NewSubject, SubjectResponse, SubjectStore
+from realcustom.inference.subjects import NewSubject, SubjectStore
 from realcustom.preview import LatentPreview
 from realcustom.sampling import MAX_SEED
 

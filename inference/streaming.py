@@ -9,18 +9,12 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 
-from realcustom.inference.answers import GenerationResponse
+from realcustom.inference.answers import completed_events, previews, step_event
 from realcustom.inference.errors import DeadlineExceeded, Internal, RequestError
-from realcustom.inference.events import (
-    HEARTBEAT,
-    completed_events,
-    encode_event,
-    error_event,
-    previews,
-    step_event,
-)
+from realcustom.inference.events import HEARTBEAT, encode_event, error_event
 from realcustom.inference.jobs import Generation, Ticket
 from realcustom.inference.progress import Progress
+from realcustom.inference.responses import GenerationResponse
 from realcustom.inference.schema import ImagesRequest
 from realcustom.preview import LatentPreview
 

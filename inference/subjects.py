@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +13,7 @@ from realcustom import config
 from realcustom.encoded import EncodedSubject
 from realcustom.inference.errors import UnknownSubject
 from realcustom.inference.problems import first_problem
+from realcustom.inference.responses import SubjectResponse
 from realcustom.inference.schema import read_json
 
 
@@ -24,15 +24,6 @@ class NewSubject(BaseModel):
 
     image: str = Field(description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
     mask: str | None = Field(None, description="base64 of a picture of `image`'s size, white where the subject is")
-
-
-class SubjectResponse(BaseModel):
-    """A subject that this server holds."""
-
-    id: str = Field(description="for `subjects[i].id`; the same for the same picture, mask and image encoder")
-    object: Literal["subject"] = "subject"
-    encoder: str = Field(description="identity of the image encoder")
-    bytes: int = Field(description="of this server's memory")
 
 
 def parse_new_subject(body: bytes) -> NewSubject:

@@ -54,7 +54,7 @@ def test_every_route_of_the_api_needs_a_key(running: Any) -> None:
             assert (answer.status_code == 401) == path.startswith("/v1/") == ("security" in operation), path
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     for wrong in ("Bearer", "Basic x", "bearer é", f"Token {SECRET}", f"Bearer {SECRET}x"):
-        answer = httpx.get(f"{running.url}/v1/models", headers={"Authorization": wrong.encode("latin-1")})
+        answer = httpx.get(f"{running.url}/v1/models", headers={b"Authorization": wrong.encode("latin-1")})
         assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
     assert httpx.get(f"{running.url}/v1/models", headers={"Authorization": f"bearer {SECRET}"}).status_code == 200
 
