@@ -128,8 +128,9 @@ def inputs(folder: Path) -> Iterator[tuple[Stage, pa.Table]]:
 def job_of(stage: Stage, batch_size: int) -> StageJob:
     """The job of a worker of the sprites recipe, with another batch size."""
     run = sprites()
-    section = dataclasses.replace(getattr(run.preprocess, stage.name), batch_size=batch_size)
-    settings = check_stage(stage, dataclasses.replace(run.preprocess, **{stage.name: section}), run.method)
+    preprocess = run.for_stages()
+    section = dataclasses.replace(getattr(preprocess, stage.name), batch_size=batch_size)
+    settings = check_stage(stage, dataclasses.replace(preprocess, **{stage.name: section}), run.method)
     return stage.job(settings, "", identities_of(stage, settings), run.method)
 
 

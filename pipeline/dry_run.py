@@ -38,7 +38,7 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix="realcustom-dry-run-") as root:
         for stage in stages:
             result = run_stage(
-                stage, input, root, settings.preprocess, method=settings.method, executor=InProcess(), limit=units
+                stage, input, root, settings.for_stages(), method=settings.method, executor=InProcess(), limit=units
             )
             total = total or result.units_run + result.units_left
             estimate = estimate_of(result, total)

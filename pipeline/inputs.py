@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from realcustom.errors import UsageError
-from realcustom.storage import is_remote
+from realcustom.storage import is_remote, join
 from realcustom.store import Store, check_readable
+
+RECORDS_BY = ("encode", "subjects")  # stages that write training records, the usual one first
 
 
 def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str | None:
@@ -59,13 +62,32 @@ def require_base(base: str) -> None:
         raise UsageError(f"--base: {error}") from error
 
 
-def require_records(records: str) -> None:
-    """Raise UsageError unless `records` holds a Parquet table in the schema of training records."""
-    require_path(records, "--input", "training records")
+def find_stage(place: str, reads: Sequence[str], kind: str = "folder or table") -> str:
+    """The stage's directory that --input names, in full, by the root of all stages, or by a pattern (`encode@*`).
+
+    Args:
+        reads: stages whose output is wanted, the usual one first.
+        kind: what is wanted, for the message.
+    Raises:
+        UsageError: nothing is there, or no directory of these stages that is complete.
+    """
+    if "://" in place:
+        check_readable(place.partition("*")[0])
+    elif "*" not in place:
+        require_path(place, "--input", kind)
+    from realcustom.preprocessing.find import find_directory
+
+    return find_directory(place, reads, Store())
+
+
+def find_records(place: str) -> str:
+    """The training records that --input names, as `find_stage`. Raises UsageError unless they have the schema."""
+    records = find_stage(place, RECORDS_BY, "training records")
+    store = Store()
+    _check_stage(records, store)
     from realcustom.parquet import ParquetFile
     from realcustom.record import check_schema
 
-    store = Store()
     files = [entry.uri for entry in store.list_files(records)] if store.is_dir(records) else [records]
     tables = [uri for uri in files if uri.endswith(".parquet")]
     if not tables:
@@ -76,3 +98,19 @@ def require_records(records: str) -> None:
         check_schema(ParquetFile(tables[0], store).schema)
     except UsageError as error:
         raise UsageError(f"--input: {tables[0]}: {error}") from error
+    return records
+
+
+def _check_stage(records: str, store: Store) -> None:
+    """Raise UsageError, naming the stage to run next, for the directory of a stage that writes no records."""
+    if not store.is_dir(records) or not store.exists(join(records, "stage.json")):
+        return
+    from realcustom.preprocessing.engine.directory import read_description
+    from realcustom.preprocessing.find import next_after
+
+    wrote = str(read_description(records, store)["stage"])
+    if wrote not in RECORDS_BY:
+        raise UsageError(
+            f"--input: {records} was written by {wrote}, and training reads what {' or '.join(RECORDS_BY)} wrote: "
+            f"next is `realcustom preprocess {next_after(wrote)}`"
+        )

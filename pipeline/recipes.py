@@ -35,18 +35,25 @@ class RunSettings:
     serve: ServeSettings = field(default_factory=ServeSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
+    def for_stages(self) -> PreprocessSettings:
+        """`preprocess`, in which `encode` has the run's base and the method's image encoder unless it names its own."""
+        encode, image_encoder = self.preprocess.encode, self.method.image_encoder.model
+        encode = dataclasses.replace(
+            encode, base=encode.base or self.base, image_encoder=encode.image_encoder or image_encoder
+        )
+        return dataclasses.replace(self.preprocess, encode=encode)
+
 
 def sprites() -> RunSettings:
     """The synthetic world with the models that ship with this repository: 32 px, minutes on two CPU cores, no download."""
     from realcustom.sprites import ZOO
     from realcustom.sprites.world import NOUNS, NUM_INFERENCE_STEPS, SIZE
 
-    image_encoder = str(ZOO / "image_encoder")
     return RunSettings(
         base=str(ZOO / "pipeline"),
         adapter=str(ZOO / "adapter.safetensors"),
         method=MethodSettings(
-            image_encoder=ImageEncoderSettings(model=image_encoder),
+            image_encoder=ImageEncoderSettings(model=str(ZOO / "image_encoder")),
             tokens=TokenSettings(hidden=128),
             # the subject's weight is well above the text's, as in the paper; both are small, because any guidance costs
             # some similarity here (sprites/README.md)
@@ -60,7 +67,7 @@ def sprites() -> RunSettings:
             subjects=SubjectsSettings(
                 detector=str(ZOO / "grounding_dino"), segmenter=str(ZOO / "sam"), min_box_side=8, max_area=0.6
             ),
-            encode=EncodeSettings(base=str(ZOO / "pipeline"), image_encoder=image_encoder, resolution=SIZE),
+            encode=EncodeSettings(resolution=SIZE),
         ),
         train=TrainSettings(
             lr=1e-4,  # for the shipped adapter; 3e-3 for new weights
@@ -85,17 +92,14 @@ def sprites() -> RunSettings:
 
 def paper_sd15() -> RunSettings:
     """The paper on Stable Diffusion 1.5: models of the hub, training on GPUs."""
-    base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    clip = "openai/clip-vit-large-patch14"
     return RunSettings(
-        base=base,
+        base="stable-diffusion-v1-5/stable-diffusion-v1-5",
         method=presets.paper_sd15(),
         preprocess=PreprocessSettings(
             compute=ComputeSettings(device=Device.CUDA),
-            score=ScoreSettings(clip=clip),
+            score=ScoreSettings(clip="openai/clip-vit-large-patch14"),
             caption=CaptionSettings(model="Salesforce/blip-image-captioning-large"),
             subjects=SubjectsSettings(detector="IDEA-Research/grounding-dino-base", segmenter="facebook/sam-vit-huge"),
-            encode=EncodeSettings(base=base, image_encoder=clip),
         ),
         train=TrainSettings(use_gpu=True, num_workers=8),
         serve=ServeSettings(num_gpus=1),
@@ -105,15 +109,7 @@ def paper_sd15() -> RunSettings:
 def released_sdxl() -> RunSettings:
     """RealCustom++ on SDXL as released; `realcustom convert` makes an adapter from the released weights."""
     base = "stabilityai/stable-diffusion-xl-base-1.0"
-    method = presets.released_sdxl()
-    return dataclasses.replace(
-        paper_sd15(),
-        base=base,
-        method=method,
-        preprocess=dataclasses.replace(
-            paper_sd15().preprocess, encode=EncodeSettings(base=base, image_encoder=method.image_encoder.model)
-        ),
-    )
+    return dataclasses.replace(paper_sd15(), base=base, method=presets.released_sdxl())
 
 
 RECIPES: dict[str, Callable[[], RunSettings]] = {

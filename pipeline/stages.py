@@ -34,14 +34,14 @@ def run_stages(
     if not local:
         check_address(address)
     for stage in stages:  # a missing model of the last stage must not be found only after days
-        check_stage(stage, settings.preprocess, settings.method)
+        check_stage(stage, settings.for_stages(), settings.method)
     with contextlib.ExitStack() as stack:
         for stage in stages:
             result = run_stage(
                 stage,
                 input,
                 output,
-                settings.preprocess,
+                settings.for_stages(),
                 method=settings.method,
                 executor=InProcess() if local else OnRay(lambda: stack.enter_context(connected(address))),
                 limit=limit,

@@ -154,6 +154,8 @@ def _load_caption(job: StageJob) -> Work:
 
 def _describe_caption(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
     parameters = description["parameters"]
+    if settings.caption.word is None:  # directories made before this setting keep their names
+        parameters.pop("word")
     endpoint = parameters.pop("endpoint")
     if settings.caption.endpoint.model is not None:  # its URL and its limits do not change a caption
         parameters["endpoint"] = {name: endpoint[name] for name in ("model", "prompt", "seed", "longest_side")}
@@ -184,20 +186,26 @@ CAPTION = Stage(
 
 
 def _load_subjects(job: StageJob) -> Work:
+    runtime = job.runtime()
+    if runtime is None:
+        from realcustom.preprocessing.subjects.whole import WholePictures
+
+        return TableWork(WholePictures())
     from realcustom.preprocessing.subjects.stage import Subjects
 
-    runtime = job.runtime()
-    assert runtime is not None, "its models are required"
     return TableWork(Subjects(job.settings.subjects, job.models, runtime))
 
 
-def _require_subjects(settings: PreprocessSettings, method: MethodSettings | None) -> None:
-    _require_set("subjects", [name for name in ("detector", "segmenter") if getattr(settings.subjects, name) is None])
+def _describe_subjects(
+    description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None
+) -> None:
+    if settings.subjects.detector is None:  # all other settings are about what models find
+        description["parameters"] = {}
 
 
 SUBJECTS = Stage(
     name="subjects",
-    help="Find each target word in its picture: box, mask, checks, crop. Writes training records.",
+    help="Find each target word in its picture: box, mask, checks, crop; or take pictures whole. Writes training records.",
     version=2,
     load=_load_subjects,
     reads=("caption",),
@@ -206,7 +214,7 @@ SUBJECTS = Stage(
         ModelSetting(name="detector", model_type="grounding-dino"),
         ModelSetting(name="segmenter", model_type="sam"),
     ),
-    check_settings=_require_subjects,
+    describe=_describe_subjects,
 )
 
 

@@ -224,6 +224,9 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # used instead of `model`
     batch_size: int | BatchSize = 16  # pictures per generation
     max_new_tokens: int = 30  # longest caption, in the captioner's tokens, at least 1; for an endpoint too
+    # the target word of every picture, whatever `nouns` says; a picture whose captions lack it gets the caption "a photo
+    # of the WORD"; null: each caption's own words
+    word: str | None = None
     nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of nouns.py
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
@@ -234,6 +237,8 @@ class CaptionSettings:
             raise UsageError(
                 "caption.model and caption.endpoint.url are both set: set caption.model=null, or no endpoint"
             )
+        if self.word is not None and not any(character.isalnum() for character in self.word):
+            raise UsageError(f"caption.word is the word for the subject, as 'dog', got {self.word!r}")
         for noun in self.nouns:
             if not noun.strip():
                 raise UsageError("caption.nouns holds an empty word")
@@ -243,8 +248,10 @@ class CaptionSettings:
 class SubjectsSettings:
     """Detection of each target word, its mask, and the checks a candidate has to pass."""
 
-    detector: str | None = None  # GroundingDinoForObjectDetection, hub id or folder
-    segmenter: str | None = None  # SamModel, hub id or folder
+    # GroundingDinoForObjectDetection, hub id or folder; null, with the segmenter: the whole picture is the subject, and
+    # no other setting here has an effect
+    detector: str | None = None
+    segmenter: str | None = None  # SamModel, hub id or folder; null where the detector is
     batch_size: int | BatchSize = 8  # pictures, and boxes, per forward
     max_text_tokens: int = 16  # padded length of the detector's text
     min_detection_score: float = 0.35  # 0..1; the detector's queries below it are rejected
@@ -262,14 +269,20 @@ class SubjectsSettings:
 
     def __post_init__(self) -> None:
         _at_least(1, batch_size=self.batch_size, max_text_tokens=self.max_text_tokens, max_per_word=self.max_per_word)
+        if (self.detector is None) != (self.segmenter is None):
+            given, lacking = ("segmenter", "detector") if self.detector is None else ("detector", "segmenter")
+            raise UsageError(
+                f"subjects.{given} needs subjects.{lacking}: set both, or both to null (the whole picture is the subject)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
     """Caches of the training recipe; each can be left out."""
 
-    base: str | None = None  # diffusers folder or hub id: VAE and text encoder
-    image_encoder: str | None = None  # as method.image_encoder.model: hub id or folder, two for siglip_dino
+    base: str | None = None  # diffusers folder or hub id: VAE and text encoder; null: the run's `base`
+    # as method.image_encoder.model: hub id or folder, two for siglip_dino; null: that one
+    image_encoder: str | None = None
     latents: bool = True  # the picture as VAE latents, by `base`
     text_features: bool = True  # hidden states of the caption, by `base`'s text encoder
     image_features: bool = True  # features of the reference, by `image_encoder`

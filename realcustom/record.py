@@ -30,7 +30,9 @@ SCHEMA = pa.schema(
         pa.field("alt_text", pa.string()),
         pa.field("synthetic_caption", pa.string()),
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("caption_source", pa.dictionary(pa.int8(), pa.string()), nullable=False),  # alt_text | synthetic
+        pa.field(
+            "caption_source", pa.dictionary(pa.int8(), pa.string()), nullable=False
+        ),  # alt_text | synthetic | word
         pa.field("target_word", pa.string(), nullable=False),
         pa.field("target_start", pa.int32(), nullable=False),  # character span in `caption`
         pa.field("target_end", pa.int32(), nullable=False),

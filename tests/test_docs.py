@@ -21,16 +21,20 @@ import pytest
 
 from docs import settings_reference
 from realcustom.checkpoint import adapter_sha256, read_header
+from realcustom.identity import model_identity
 from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.errors import DataFault
 from realcustom.record import check_schema
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from tests.support.picture_server import served
+from tests.support.tiny import TinyModels
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("realcustom", "preprocessing", "training", "inference", "evaluation", "pipeline", "sprites")
+OWN_PHOTOS = ROOT / "docs" / "own-photos.md"
+APART = (README, OWN_PHOTOS)  # pages whose commands have tests of their own
 MODULE = "python -m realcustom."
 # What makes training short; a command stays the page's own otherwise. Two workers: tests/pipeline/test_quickstart.py.
 SHORT = (
@@ -108,12 +112,42 @@ def run_commands(page: Path, capfd: pytest.CaptureFixture[str]) -> None:
             Path(target).write_text(out)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != README and commands(page)], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in APART and commands(page)], ids=name_of)
 def test_the_commands_of_a_page_run(
     ray_cluster: str, place: Path, page: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
     run_commands(page, capfd)
+
+
+def test_ones_own_photographs_become_an_adapter_and_an_image(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The page's settings file and at most four commands, on the photographs that ship and models at tiny size."""
+    text = OWN_PHOTOS.read_text()
+    [settings] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    settings = settings.replace("device: cuda", "device: cpu").replace("use_gpu: true", "use_gpu: false")
+    (tmp_path / "photos.yaml").write_text(settings)
+    (tmp_path / "photos").symlink_to(ROOT / "tests" / "data" / "photos")
+    (tmp_path / "models").mkdir()
+    for name, model in (
+        ("stable-diffusion-v1-5", tiny_models.base),
+        ("clip-vit-large-patch14", tiny_models.image_encoder),
+    ):
+        (tmp_path / "models" / name).symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    assert len(settings.splitlines()) <= 12 and len(commands(OWN_PHOTOS)) <= 4
+    smaller = {"preprocess": ["--set", "preprocess.encode.resolution=32"], "generate": ["--steps", "2"], "train": []}
+    for command in commands(OWN_PHOTOS):
+        arguments, _ = arguments_of(command)
+        assert run([*arguments, *smaller[arguments[0]]]) == 0, capfd.readouterr().err
+    header = read_header("outputs/own/adapter.safetensors")
+    assert header.base == model_identity(tiny_models.base)
+    assert header.image_encoder == model_identity(tiny_models.image_encoder)
+    [encoded] = (tmp_path / "outputs" / "photos").glob("encode@*/*.parquet")
+    rows = pq.read_table(encoded).to_pylist()
+    assert {row["caption"] for row in rows} == {"a photo of the toy"} and len(rows) == 3
+    assert Path("outputs/toy/image-0.png").is_file() and Path("outputs/toy/masks-0.png").is_file()
 
 
 def test_the_readme_s_commands_leave_records_an_adapter_and_an_image(

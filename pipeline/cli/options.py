@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from realcustom.config import merge
 from realcustom.pipeline.configure import resolve, to_yaml
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.sampling import KNOBS, Knob, SamplingParams
@@ -74,14 +75,37 @@ class SettingsOptions:
         return settings
 
 
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER|HUB_ID", help="Diffusion model in diffusers' format, instead of the recipe's."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """Options for the models that encode a record."""
+
+    base: Base = None
+    image_encoder: Annotated[
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="Instead of the recipe's method.image_encoder.model.")
+    ] = None
+
+    def settings(self) -> Mapping[str, Any]:
+        """The settings given by the options, nested; `encode` follows them, whatever it named of its own."""
+        over: dict[str, Any] = {}
+        if self.base is not None:
+            over = {"base": self.base, "preprocess": {"encode": {"base": None}}}
+        if self.image_encoder is not None:
+            encoder = {"method": {"image_encoder": {"model": self.image_encoder}}}
+            over = merge(over, {**encoder, "preprocess": {"encode": {"image_encoder": None}}})
+        return over
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Options for the models that generate."""
 
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|HUB_ID", help="Diffusion model in diffusers' format, instead of the recipe's."),
-    ] = None
+    base: Base = None
     adapter: Annotated[
         str | None, typer.Option(metavar="FILE", help="Adapter checkpoint, path or URI, instead of the recipe's.")
     ] = None
@@ -107,6 +131,14 @@ def add_verb(
     """
     epilog = "\b\nFor example:\n" + "\n".join(f"  {example}" for example in examples)
     app.command(name=name or verb.__name__, help=help, epilog=epilog)(_spread(verb))
+
+
+def with_parameters(verb: Callable[..., None], kinds: Mapping[str, Any]) -> Callable[..., None]:
+    """`verb`, which takes the parameters of these names and types by keyword: for one that is made, not written."""
+    parameters = [_parameter(name, kind, inspect.Parameter.empty) for name, kind in kinds.items()]
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = dict(kinds)
+    return verb
 
 
 def _spread(verb: Callable[..., None]) -> Callable[..., None]:

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from realcustom.config import merge
 from realcustom.errors import UsageError
-from realcustom.pipeline.cli.options import Address, SettingsOptions, add_verb
-from realcustom.pipeline.inputs import require_path
+from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions, add_verb, with_parameters
+from realcustom.pipeline.inputs import find_stage, require_path
 from realcustom.pipeline.recipes import RunSettings
-from realcustom.preprocessing.catalogue import CATALOGUE, CHAIN, ENCODE, SCORE, SELECT
+from realcustom.preprocessing.catalogue import CAPTION, CATALOGUE, CHAIN, ENCODE, INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Input = Annotated[str, typer.Option(metavar="DIR", help="Directory of the stage before, or a table in its schema.")]
+Input = Annotated[str, typer.Option(metavar="DIR", help="Directory of the stage before, the root of all, or a table.")]
 Source = Annotated[
     str,
     typer.Option(metavar="DIR", help="webdataset shards, Parquet tables, a folder of pictures, or a table of URLs."),
@@ -51,10 +52,24 @@ class SourceOptions:
         typer.Option(metavar="TEXT", help='As "a photo of a {class}": columns of the CSV, or a PART.'),
     ] = None
 
-    def settings(self) -> Mapping[str, Any] | None:
+    def settings(self) -> Mapping[str, Any]:
         """The settings given by the options, nested."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return {"preprocess": {"ingest": given}} if given else None
+        return {"preprocess": {"ingest": given}} if given else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordOptions:
+    """What the pictures show: options for settings of `caption`."""
+
+    word: Annotated[
+        str | None,
+        typer.Option(metavar="WORD", help="Subject of every picture, instead of a word of each caption."),
+    ] = None
+
+    def settings(self) -> Mapping[str, Any]:
+        """The settings given by the options, nested."""
+        return {"preprocess": {"caption": {"word": self.word}}} if self.word is not None else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +101,37 @@ class RunOptions:
         return run_stages(stages, input, output, settings, local=self.local, limit=self.limit, address=self.address)
 
 
+# Options of a verb for settings of the stages that it runs.
+OPTIONS: Mapping[str, type[SourceOptions | WordOptions | EncoderOptions]] = {
+    INGEST.name: SourceOptions,
+    CAPTION.name: WordOptions,
+    ENCODE.name: EncoderOptions,
+}
+
+
 def _verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
     """A verb that runs `stages`; how it reads its input depends on the first."""
     used = [f"preprocess.{section}" for section in (*(stage.name for stage in stages), "compute", "execution")]
     if ENCODE in stages:
-        used.append("method.image_encoder")
+        used += ["base", "method.image_encoder"]
+    groups = {stage.name: OPTIONS[stage.name] for stage in stages if stage.name in OPTIONS}
 
-    def run(input: str, output: str, source: SourceOptions, how: RunOptions, given: SettingsOptions) -> None:
-        settings = given.resolve(f"preprocess {name}", used, source.settings())
-        require_path(input, "--input", "folder or table")
+    def run(input: str, output: str, how: RunOptions, given: SettingsOptions, **options: Any) -> None:
+        over: Mapping[str, Any] = {}
+        for group in options.values():
+            over = merge(over, group.settings())
+        settings = given.resolve(f"preprocess {name}", used, over)
+        if stages[0].open_source is None:
+            input = find_stage(input, stages[0].reads)
+        else:
+            require_path(input, "--input", "folder or table")
         for line in how.run(stages, input, output, settings):
             print(line, flush=True)
 
-    def on_source(
-        input: Source, output: Output, *, source: SourceOptions, how: RunOptions, given: SettingsOptions
-    ) -> None:
-        run(input, output, source, how, given)
-
-    def on_stage(input: Input, output: Output, *, how: RunOptions, given: SettingsOptions) -> None:
-        run(input, output, SourceOptions(), how, given)
-
-    return on_stage if stages[0].open_source is None else on_source
+    source = Input if stages[0].open_source is None else Source
+    return with_parameters(
+        run, {"input": source, "output": Output, **groups, "how": RunOptions, "given": SettingsOptions}
+    )
 
 
 def _add(name: str, stages: Sequence[Stage], help: str) -> None:

@@ -7,35 +7,30 @@ from typing import Annotated
 
 import typer
 
-from realcustom.pipeline.cli.options import Address, SettingsOptions
+from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
 from realcustom.pipeline.cluster import connected
-from realcustom.pipeline.inputs import require_base, require_path, require_records
+from realcustom.pipeline.inputs import find_records, require_base, require_path
 from realcustom.store import check_writable
 
 
 def train(
-    records: Annotated[str, typer.Option("--input", metavar="RECORDS", help="Training records: folder, path or URI.")],
+    records: Annotated[
+        str, typer.Option("--input", metavar="RECORDS", help="Records: directory of encode, or the root of all stages.")
+    ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Adapter, metrics, samples, checkpoints; path or URI.")],
     initial_adapter: Annotated[
         str | None, typer.Option(metavar="FILE", help="Adapter whose weights training starts from; else new ones.")
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|HUB_ID", help="Diffusion model in diffusers' format, instead of the recipe's."),
-    ] = None,
-    image_encoder: Annotated[
-        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="Instead of the recipe's method.image_encoder.model.")
-    ] = None,
     local: Annotated[bool, typer.Option("--local", help="One worker in this process, without Ray.")] = False,
     *,
+    models: EncoderOptions,
     given: SettingsOptions,
     address: Address = None,
 ) -> None:
     """Train adapter and scoring module on training records; an unfinished run in OUTPUT is continued."""
-    settings = given.resolve("train", ("base", "method", "train"))
-    base = base or settings.base
-    require_records(records)
-    require_base(base)
+    settings = given.resolve("train", ("base", "method", "train"), models.settings())
+    records = find_records(records)
+    require_base(settings.base)
     if initial_adapter is not None:
         require_path(initial_adapter, "--initial-adapter", "adapter checkpoint")
     check_writable(output)
@@ -45,8 +40,8 @@ def train(
         result = run_training(
             records=records,
             output=output,
-            base=base,
-            image_encoder=image_encoder,
+            base=settings.base,
+            image_encoder=None,
             method=settings.method,
             settings=settings.train,
             initial_adapter=initial_adapter,

@@ -107,7 +107,7 @@ def _preprocess(
     with clock.heading("Ray Data: six stages from pictures to training records"):
         for stage in CHAIN:
             with clock.timed(stage.name):
-                result = run_stage(stage, source, root, settings.preprocess, method=settings.method)
+                result = run_stage(stage, source, root, settings.for_stages(), method=settings.method)
             source = directories[stage.name] = result.directory
             reports[stage.name] = {
                 key: result.report[key] for key in ("in", "kept", "dropped", "quarantined", "rows_out")

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from realcustom.preprocessing.engine.models import Runtime
 
 NO_TARGET_WORD = "no_target_word"
+BEFORE_WORD = "a photo of the "  # a caption of `caption.word`
 
 
 class Caption:
     """Table of pictures -> the same with both captions, the one to use, and its target words.
 
-    A picture is dropped if neither caption holds a target word.
+    A picture is dropped if neither caption holds a target word and `caption.word` gives none.
     """
 
     def __init__(
@@ -84,15 +85,18 @@ class Caption:
             self._captioner.try_batch(blank_pictures(size))
 
     def _choose(self, alt_text: str | None, synthetic: str | None) -> tuple[str, str, list[Target]] | None:
-        """Caption, its source and its targets: chosen by policy where both hold a target word, else the one that does."""
+        """Caption, its source and its targets: chosen by policy where both hold a target word, else the one that does,
+        else made of `caption.word`."""
+        word = self._settings.word
+        nouns = self._settings.nouns if word is None else (word,)
         sources = [("alt_text", alt_text), ("synthetic", synthetic)]
         if self._settings.caption_policy is CaptionPolicy.SYNTHETIC:
             sources.reverse()
         for source, text in sources:
-            targets = find_targets(text, self._settings.nouns, self._settings.max_words) if text else []
+            targets = find_targets(text, nouns, self._settings.max_words) if text else []
             if text and targets:
                 return text, source, targets
-        return None
+        return None if word is None else _made_of(word.strip())
 
     def _synthetic(self, ledger: RowLedger) -> dict[int, str]:
         if self._captioner is None:
@@ -116,3 +120,8 @@ class Caption:
                 else:
                     captions[index] = answer
         return captions
+
+
+def _made_of(word: str) -> tuple[str, str, list[Target]]:
+    """A caption around `caption.word`, its source and its one target."""
+    return BEFORE_WORD + word, "word", [Target(word=word, start=len(BEFORE_WORD), end=len(BEFORE_WORD) + len(word))]

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from realcustom import record
 from realcustom.cells import encode_mask, mask_iou
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
@@ -24,13 +23,13 @@ from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, na
 from realcustom.preprocessing.pictures import to_png
 from realcustom.preprocessing.settings import SubjectsSettings, fixed_batch
 from realcustom.preprocessing.subjects.detector import Detection, Detector, box_iou
+from realcustom.preprocessing.subjects.records import record_table
 from realcustom.preprocessing.subjects.segmenter import Segment, Segmenter, border_contact, mask_box
 from realcustom.reference import cut_out
 
 NO_DETECTION = "no_detection"
 ALL_REJECTED = "all_candidates_rejected"
 LOW_SCORE = "low_detection_score"
-_COPIED = ("sha256", "image", "width", "height", "alt_text", "synthetic_caption", "caption", "caption_source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ class Subjects:
         totals: Counter[str] = sum(rejected.values(), Counter())
         return UnitResult(
             rows_in=table.num_rows,
-            table=self._records(table, kept),
+            table=record_table(table, kept, self._models),
             excluded=ledger.excluded,
             rejected=dict(totals),
             parent="parent_uid",
@@ -177,49 +176,3 @@ class Subjects:
             else:
                 taken.append(index)
         return [found[index] for index in sorted(taken)]
-
-    def _records(self, table: pa.Table, kept: list[tuple[int, dict[str, Any]]]) -> pa.Table:
-        """The records in the order of their pictures, each with the uids of its other views in the unit."""
-        parents: list[str] = table["uid"].to_pylist()
-        groups: list[str | None] = table["view_group"].to_pylist()
-        uids: list[str] = []
-        numbers: Counter[tuple[str, str]] = Counter()
-        views: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (group, word) -> (uid, parent)
-        for row, values in kept:
-            phrase = (parents[row], values["target"]["word"].lower())
-            uids.append(record.record_uid(*phrase, numbers[phrase]))
-            numbers[phrase] += 1
-            group = groups[row]
-            if group is not None:
-                views[group, phrase[1]].append((uids[-1], parents[row]))
-        view_uids = []
-        for row, values in kept:
-            same = views.get((groups[row] or "", values["target"]["word"].lower()), [])
-            view_uids.append([uid for uid, parent in same if parent != parents[row]])
-        picked = pa.array([row for row, _ in kept], type=pa.int64())
-        columns: dict[str, pa.Array | list[Any]] = {name: table[name].take(picked) for name in _COPIED}
-        columns |= {"uid": uids, "parent_uid": [parents[row] for row, _ in kept], "view_uids": view_uids}
-        for name, part in (("target_word", "word"), ("target_start", "start"), ("target_end", "end")):
-            columns[name] = [values["target"][part] for _, values in kept]
-        for name in ("subject_image", "subject_mask", "subject_box"):
-            columns[name] = [values[name] for _, values in kept]
-        columns["scores"] = self._scores(table, kept)
-        return tables.record_table(columns, self._fields(table.schema))
-
-    def _scores(self, table: pa.Table, kept: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        known = table["scores"].to_pylist() if "scores" in table.schema.names else [{}] * table.num_rows
-        names = ("detection", "segmentation")
-        return [{**(known[row] or {}), **{name: values[name] for name in names}} for row, values in kept]
-
-    def _fields(self, schema: pa.Schema) -> dict[str, pa.Field]:
-        """The record's fields, with the models that made their values."""
-        upstream = {name: schema.field(name).metadata for name in record.SCHEMA.names if name in schema.names}
-        fields = {
-            name: record.SCHEMA.field(name).with_metadata(metadata) for name, metadata in upstream.items() if metadata
-        }
-        scores = {key.decode(): value.decode() for key, value in (upstream.get("scores") or {}).items()}
-        fields["scores"] = record.SCHEMA.field("scores").with_metadata({**scores, **self._models})
-        fields["subject_box"] = tables.made_by(record.SCHEMA.field("subject_box"), self._models["detector"])
-        for name in ("subject_mask", "subject_image"):
-            fields[name] = tables.made_by(record.SCHEMA.field(name), self._models["segmenter"])
-        return fields

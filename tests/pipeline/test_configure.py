@@ -126,8 +126,11 @@ def test_a_settings_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytes
 def test_the_whole_run_names_its_base_model_once() -> None:
     for recipe in RECIPES.values():
         run = recipe()
-        assert run.preprocess.encode.base == run.base
-        assert run.preprocess.encode.image_encoder == run.method.image_encoder.model
+        assert run.preprocess.encode.base is run.preprocess.encode.image_encoder is None
+        encode = run.for_stages().encode
+        assert (encode.base, encode.image_encoder) == (run.base, run.method.image_encoder.model)
+    own = resolve("sprites", sets=["base=x", "preprocess.encode.image_encoder=y"]).for_stages().encode
+    assert (own.base, own.image_encoder) == ("x", "y")
 
 
 def test_the_printed_settings_are_plain_yaml() -> None:

@@ -45,6 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     occupied = folder / "occupied"
     occupied.mkdir()
     (occupied / "thesis.txt").write_text("ten years of work")
+    (folder / "stages" / "select@0").mkdir(parents=True)
+    (folder / "stages" / "select@0" / "stage.json").write_text('{"stage": "select"}')
     Image.new("RGB", (8, 8)).save(folder / "table.parquet", format="PNG")
     return folder
 
@@ -89,6 +91,18 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "serve: bad port": (["serve", "--set", "serve.port=99999"], "port must lie in 1..65535"),
         "train: no records": (["train", "--input", str(folder / "no"), *records], "--input: no training records at"),
         "train: empty": (["train", "--input", str(folder / "empty"), *records], "no Parquet file below"),
+        "train: another stage's output": (
+            ["train", "--input", str(folder / "stages" / "select@0"), *records],
+            "training reads what encode or subjects wrote: next is `realcustom preprocess caption`",
+        ),
+        "train: a root without records": (
+            ["train", "--input", str(folder / "stages"), *records],
+            "holds what select wrote, and what encode or subjects writes is wanted: next is",
+        ),
+        "encode: a pattern without a match": (
+            ["preprocess", "encode", "--input", str(folder / "stages" / "subjects@*"), *records],
+            "no stage's directory matches",
+        ),
         "train: not a table": (
             ["train", "--input", str(folder / "table.parquet"), *records],
             "not a readable Parquet file",

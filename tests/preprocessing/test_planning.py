@@ -211,7 +211,7 @@ def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
         (SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
         (SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
         (SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),
-        (SUBJECTS, ingested, "subjects needs subjects.detector and subjects.segmenter"),
+        (SUBJECTS, ingested, "subjects reads what caption wrote, and .* was written by ingest"),
         (ENCODE, ingested, "encode needs encode.base and encode.image_encoder"),
     ]
     before = sorted(snapshot(tmp_path))

@@ -52,7 +52,7 @@ def machine() -> str:
 def outputs(root: Path) -> dict[str, dict[str, str]]:
     """Run every stage, without models and with the shipped ones; "stage" or "stage with models" -> name -> sha256."""
     settings = sprites()
-    preprocess = settings.preprocess
+    preprocess = settings.for_stages()
     plain = replace(preprocess, score=ScoreSettings(), caption=CaptionSettings(nouns=("toy", "boot", "star")))
     found: dict[str, dict[str, str]] = {}
     photos = _photos(root / "photos")
