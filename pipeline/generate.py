@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,16 @@ import numpy as np
 from PIL import Image
 
 from realcustom import config
-from realcustom.errors import UsageError
+from realcustom.errors import UsageError, require_all
 from realcustom.pipeline.configure import to_yaml
-from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
+from realcustom.pipeline.devices import check_device
+from realcustom.pipeline.inputs import (
+    image_encoder_for,
+    require_base,
+    require_image_encoder,
+    require_path,
+    require_sides,
+)
 from realcustom.sampling import SamplingParams
 from realcustom.store import Store, check_writable, refusals
 
@@ -67,12 +75,20 @@ def check(request: Request, output: Path) -> list[Image.Image]:
             raise UsageError(f"--word: '{word}' is not in the prompt; its words are: {words}")
     photographs = [_open(path) for path in request.images]
     check_output(output)
-    require_base(request.base)
+    require_all(
+        partial(require_base, request.base),
+        partial(_require_adapter, request),
+        *([partial(require_image_encoder, request.image_encoder)] if request.image_encoder is not None else []),
+    )
+    require_sides(request.base, request.sampling.width, request.sampling.height)
+    return photographs
+
+
+def _require_adapter(request: Request) -> None:
     if request.adapter is not None:
         require_path(request.adapter, "--adapter", "adapter checkpoint")
     elif request.images:
         raise UsageError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
-    return photographs
 
 
 def check_output(output: Path) -> None:
@@ -98,6 +114,8 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
 
     from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 
+    if request.device is not None:
+        check_device(request.device, "--device")
     encoder = image_encoder_for(request.adapter, request.image_encoder, request.recipes_image_encoder)
     pipe = RealCustomPipeline.from_pretrained(
         request.base, adapter=request.adapter, image_encoder=encoder, device=request.device

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from realcustom.errors import UsageError
 from realcustom.storage import is_remote, join
@@ -16,13 +18,64 @@ def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str |
     """The image encoder to load for `adapter`; None = the one named by the adapter.
 
     An adapter names a local encoder by its content, not by its path: the recipe's (`own`) is used if it is that one.
+
+    Raises UsageError, before any model is loaded, where there is no such encoder.
     """
-    if adapter is None or given is not None:
+    if adapter is None:
         return given
     from realcustom.checkpoint import read_header  # imports torch
     from realcustom.identity import model_identity, same_content
 
-    return own if same_content(read_header(adapter).image_encoder, model_identity(own)) else None
+    trained_with = read_header(adapter).image_encoder
+    if given is None and same_content(trained_with, model_identity(own)):
+        return own
+    if given is None and "@sha256-" in trained_with:
+        raise UsageError(
+            f"--image-encoder: {adapter} was trained with the image encoder '{trained_with}', a folder, and "
+            f"method.image_encoder.model={own} is another: say where that folder is"
+        )
+    require_image_encoder(given or trained_with)
+    return given
+
+
+def require_image_encoder(model: str) -> None:
+    """Raise UsageError if `model` is neither a folder nor a model that the hub (or its local cache) knows."""
+    from realcustom.identity import resolve_model
+
+    try:
+        resolve_model(model)
+    except UsageError as error:
+        raise UsageError(f"--image-encoder: {error}") from error
+
+
+def require_sides(base: str, width: int | None, height: int | None) -> None:
+    """Raise UsageError for a side that is not a multiple of the pixels of one of the base's latent cells.
+
+    The base's files alone are read; one of the hub that is not on this machine passes, and its pipeline checks.
+    """
+    config = vae_config(base)
+    if "block_out_channels" not in config:
+        return
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    for option, side in (("--width", width), ("--height", height)):
+        if side is not None and (side < factor or side % factor):
+            raise UsageError(f"{option} must be a positive multiple of {factor} pixels, got {side}")
+
+
+def vae_config(base: str) -> dict[str, Any]:
+    """The configuration of a base's VAE; empty where it is not on this machine, or not readable."""
+    file: Any = Path(base) / "vae" / "config.json"
+    if not Path(base).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        from realcustom.identity import split_revision
+
+        name, revision = split_revision(base)
+        file = try_to_load_from_cache(name, "vae/config.json", revision=revision)
+    try:
+        return dict(json.loads(Path(file).read_text())) if isinstance(file, str | Path) else {}
+    except (OSError, ValueError):  # said where the base is loaded
+        return {}
 
 
 def require_path(place: str, option: str, kind: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from realcustom.errors import require_all
 from realcustom.pipeline.cluster import check_address, connected
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.engine.stage import Stage
@@ -33,15 +35,16 @@ def run_stages(
     """
     if not local:
         check_address(address)
-    for stage in stages:  # a missing model of the last stage must not be found only after days
-        check_stage(stage, settings.for_stages(), settings.method)
+    preprocess = settings.for_stages()
+    # a missing model of the last stage must not be found only after days
+    require_all(*(partial(check_stage, stage, preprocess, settings.method) for stage in stages))
     with contextlib.ExitStack() as stack:
         for stage in stages:
             result = run_stage(
                 stage,
                 input,
                 output,
-                settings.for_stages(),
+                preprocess,
                 method=settings.method,
                 executor=InProcess() if local else OnRay(lambda: stack.enter_context(connected(address))),
                 limit=limit,

@@ -8,10 +8,11 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from realcustom import storage
-from realcustom.errors import UsageError
+from realcustom.errors import UsageError, require_all
 from realcustom.identity import resolve_model
 from realcustom.preprocessing.engine.batch_size import fix_batch_size, is_auto
 from realcustom.preprocessing.engine.directory import StageDirectory
@@ -117,14 +118,17 @@ def run_stage(
 
 
 def check_stage(stage: Stage, settings: PreprocessSettings, method: MethodSettings | None = None) -> PreprocessSettings:
-    """The settings with models by absolute path or revision. Raises UsageError for a missing model."""
+    """The settings with models by absolute path or revision. Raises UsageError that names all missing models."""
     stage.check_settings(settings, method)
-    models = {}
-    for name, model in stage.models_of(settings).items():
+    models: dict[str, str] = {}
+
+    def resolve(name: str, model: str) -> None:
         try:
             models[name] = resolve_model(model)  # a worker's working directory differs, and a hub model may change
         except UsageError as error:
             raise UsageError(f"{stage.name}.{name}: {error}") from error
+
+    require_all(*(partial(resolve, name, model) for name, model in stage.models_of(settings).items()))
     if models:
         section = dataclasses.replace(stage.section(settings), **models)
         settings = dataclasses.replace(settings, **{stage.name: section})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class UsageError(ValueError):
     """A mistake in the input: a setting, a path, a table, a request. The message names it and how to correct it.
@@ -13,3 +15,18 @@ class UsageError(ValueError):
 
 class MissingFile(UsageError, FileNotFoundError):
     """There is no file or folder at a path or URI."""
+
+
+def require_all(*checks: Callable[[], object]) -> None:
+    """Make every check; raise one UsageError with what each of them says, so that all can be corrected at once."""
+    found: list[UsageError] = []
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            found.append(error)
+    if len(found) > 1:
+        said = "; ".join(f"({number}) {error}" for number, error in enumerate(found, 1))
+        raise UsageError(f"{len(found)} mistakes: {said}") from found[0]
+    if found:
+        raise found[0]

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+
+from realcustom.errors import UsageError, require_all
 from realcustom.pipeline.cli.options import Address, ModelOptions, SettingsOptions
-from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
+from realcustom.pipeline.inputs import image_encoder_for, require_base, require_image_encoder, require_path
 
 
 def serve(*, models: ModelOptions, given: SettingsOptions, address: Address = None) -> None:
     """Answer POST /v1/images/generations until Ctrl-C."""
     settings = given.resolve("serve", ("base", "adapter", "serve", "method.image_encoder"))
     base, adapter = models.base_and_adapter(settings)
-    require_base(base)
-    if adapter is not None:
-        require_path(adapter, "--adapter", "adapter checkpoint")
+    require_all(
+        partial(require_base, base),
+        *([partial(require_path, adapter, "--adapter", "adapter checkpoint")] if adapter is not None else []),
+        *([partial(require_image_encoder, models.image_encoder)] if models.image_encoder is not None else []),
+        partial(_require_key, settings.serve.api_key_variable),
+    )
     from realcustom.pipeline.serving import serve_until_interrupted
 
     image_encoder = image_encoder_for(adapter, models.image_encoder, settings.method.image_encoder.model)
     serve_until_interrupted(settings.serve, base, adapter, image_encoder, address)
+
+
+def _require_key(variable: str | None) -> None:
+    if variable is not None and not os.environ.get(variable, "").strip():
+        raise UsageError(f"serve.api_key_variable: the environment variable {variable} is not set")
 
 
 VERBS = {

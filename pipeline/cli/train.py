@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from realcustom.errors import require_all
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
 from realcustom.pipeline.cluster import connected
-from realcustom.pipeline.inputs import find_records, require_base, require_path
+from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
 from realcustom.store import check_writable
 
 
 def train(
     records: Annotated[
-        str, typer.Option("--input", metavar="RECORDS", help="Records: directory of encode, or the root of all stages.")
+        str, typer.Option("--input", metavar="RECORDS", help="Directory of encode, the root of all stages, or a table.")
     ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Adapter, metrics, samples, checkpoints; path or URI.")],
     initial_adapter: Annotated[
@@ -30,9 +32,15 @@ def train(
     """Train adapter and scoring module on training records; an unfinished run in OUTPUT is continued."""
     settings = given.resolve("train", ("base", "method", "train"), models.settings())
     records = find_records(records)
-    require_base(settings.base)
-    if initial_adapter is not None:
-        require_path(initial_adapter, "--initial-adapter", "adapter checkpoint")
+    require_all(
+        partial(require_base, settings.base),
+        partial(require_image_encoder, settings.method.image_encoder.model),
+        *(
+            [partial(require_path, initial_adapter, "--initial-adapter", "adapter checkpoint")]
+            if initial_adapter
+            else []
+        ),
+    )
     check_writable(output)
     with contextlib.nullcontext() if local else connected(address):
         from realcustom.training.run import train as run_training

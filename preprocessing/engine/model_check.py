@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from realcustom.errors import UsageError
+from realcustom.errors import UsageError, require_all
 from realcustom.identity import split_models, split_revision
 from realcustom.preprocessing.engine.stage import ModelSetting, Stage
 from realcustom.preprocessing.engine.worker import StageJob, load_work
@@ -19,17 +20,14 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 def check_models(stage: Stage, settings: PreprocessSettings) -> None:
     """Raise UsageError if this cannot be the model that a setting wants: by its files; for a hub model by its config.json."""
     given = stage.models_of(settings)
-    for wanted in stage.models:
-        setting = f"{stage.name}.{wanted.name}"
-        for model in split_models(given[wanted.name]) if wanted.name in given else ():
-            folder = Path(model)
-            if wanted.check is not None:
-                wanted.check(model)
-            elif folder.is_dir():
-                _check_config(model, folder / "config.json", setting, wanted)
-                check_weights(folder, setting)
-            else:
-                _check_config(model, _hub_config(model, setting), setting, wanted)
+    require_all(
+        *(
+            partial(_check_model, model, f"{stage.name}.{wanted.name}", wanted)
+            for wanted in stage.models
+            if wanted.name in given
+            for model in split_models(given[wanted.name])
+        )
+    )
 
 
 def check_loading(job: StageJob) -> None:
@@ -66,6 +64,17 @@ def check_weights(folder: Path, setting: str) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise UsageError(f"{setting}: {path} cannot be loaded: {error}") from error
+
+
+def _check_model(model: str, setting: str, wanted: ModelSetting) -> None:
+    folder = Path(model)
+    if wanted.check is not None:
+        wanted.check(model)
+    elif folder.is_dir():
+        _check_config(model, folder / "config.json", setting, wanted)
+        check_weights(folder, setting)
+    else:
+        _check_config(model, _hub_config(model, setting), setting, wanted)
 
 
 def _check_config(model: str, config: Path, setting: str, wanted: ModelSetting) -> None:

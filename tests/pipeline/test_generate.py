@@ -59,7 +59,7 @@ def test_text_alone_needs_no_adapter(command: Command, tiny_models: TinyModels, 
     [
         (["--word", "to"], "the word 'to' is not in the prompt; its words are: a, toy, in, the, snow"),
         (["--word", "toy", "--width", "31"], "width must be a positive multiple of 2 pixels, got 31"),
-        (["--word", "toy", "--image-encoder", "/nowhere"], "no image encoder at /nowhere"),
+        (["--word", "toy", "--image-encoder", "/nowhere"], "--image-encoder: no model folder at /nowhere"),
     ],
 )
 def test_what_only_the_models_can_tell_is_one_line_and_leaves_nothing(

@@ -52,7 +52,7 @@ def test_the_newest_complete_directory_is_found_and_said(root: str, caplog: pyte
 def test_what_is_missing_is_named(root: str) -> None:
     write(root, "ingest@a")
     write(root, "score@a")
-    with pytest.raises(UsageError, match="holds what ingest, score wrote, .* next is `realcustom preprocess select`"):
+    with pytest.raises(UsageError, match=r"holds what ingest, score wrote, .* next is `realcustom preprocess select`"):
         find_directory(root, RECORDS, STORE)
     with pytest.raises(UsageError, match=r"no stage's directory matches .*encode@\*"):
         find_directory(f"{root}/encode@*", RECORDS, STORE)

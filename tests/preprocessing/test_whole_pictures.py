@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from realcustom.config import build
 from realcustom.errors import UsageError
 from realcustom.preprocessing.catalogue import CAPTION, SUBJECTS
 from realcustom.preprocessing.engine.fingerprint import describe
@@ -84,7 +85,7 @@ def test_a_table_of_ones_own_without_a_word_loses_that_row(ingested: StageResult
 def test_one_of_the_two_models_alone_is_refused() -> None:
     for given, lacking in (("detector", "segmenter"), ("segmenter", "detector")):
         with pytest.raises(UsageError, match=f"subjects.{given} needs subjects.{lacking}"):
-            SubjectsSettings(**{given: "x"})
+            build(SubjectsSettings, {given: "x"})
     with pytest.raises(UsageError, match=r"caption\.word is the word for the subject"):
         CaptionSettings(word=" ")
 
