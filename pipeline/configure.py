@@ -18,6 +18,7 @@ def resolve(
     files: Sequence[str | Path] = (),
     sets: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    used: Sequence[str] | None = None,
 ) -> RunSettings:
     """The recipe with settings files over it, then single assignments; a later one wins over an earlier one.
 
@@ -26,6 +27,8 @@ def resolve(
         files: YAML files of (partial, nested) settings.
         sets: `NAME=VALUE` with a dotted name.
         options: nested settings from a verb's own options; they win over all others.
+        used: the sections that the verb reads; None: all. Of another section names and types are checked, but values that
+            contradict each other are no concern of the verb: that section stays the recipe's.
     Raises:
         config.SettingError: an unknown recipe, name or value; the message names the nearest valid one.
     """
@@ -39,7 +42,24 @@ def resolve(
     for text in sets:
         data = config.merge(data, config.parse_assignment(text))
     data = config.merge(data, options or {})
-    return config.override(RECIPES[recipe](), data)
+    while True:
+        try:
+            return config.override(RECIPES[recipe](), data)
+        except config.Conflict as conflict:
+            if used is None or any(_overlap(conflict.where, section) for section in used):
+                raise
+            data = _without(data, conflict.where.split("."))
+
+
+def _overlap(section: str, other: str) -> bool:
+    """Whether one of two dotted names is the other, or part of it; the empty one is the whole."""
+    return f"{other}.".startswith(f"{section}.".lstrip(".")) or f"{section}.".startswith(f"{other}.")
+
+
+def _without(data: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Nested `data` without the entry at `path`."""
+    rest = {key: value for key, value in data.items() if key != path[0]}
+    return rest if len(path) == 1 else {**rest, path[0]: _without(data[path[0]], path[1:])}
 
 
 def to_yaml(settings: Any) -> str:

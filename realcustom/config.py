@@ -30,6 +30,17 @@ class SettingError(UsageError):
     """A setting's name or value does not exist; the message names the setting and what is allowed."""
 
 
+class Conflict(SettingError):
+    """Settings of one section, each valid by itself, that contradict each other or a range.
+
+    `where` is the section's dotted name, empty for the whole.
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
 def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain data (as YAML gives it), checking every key and type.
 
@@ -38,7 +49,8 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         data: mapping of field names; absent fields keep their defaults.
         where: dotted prefix for messages.
     Raises:
-        SettingError: an unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
+        SettingError: an unknown key (the nearest valid one is named), a missing one, or a value of the wrong type; a
+            Conflict for what the dataclass itself refuses.
     """
     if not isinstance(data, Mapping):
         raise SettingError(f"{where or cls.__name__}: expected a mapping of settings, got {data!r}")
@@ -57,7 +69,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     try:
         return cls(**values)
     except UsageError as error:  # a dataclass's own __post_init__ check
-        raise SettingError(f"{where}: {error}" if where else str(error)) from error
+        raise Conflict(f"{where}: {error}" if where else str(error), where) from error
 
 
 def with_new_names(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class SettingsOptions:
             used: the sections that `verb` reads; an assignment to another one warns that it has no effect.
             over: nested settings given by options of `verb`.
         """
-        settings = resolve(self.recipe, self.config or (), self.sets or (), over)
+        checked = None if self.print_config else used
+        settings = resolve(self.recipe, self.config or (), self.sets or (), over, checked)
         if self.print_config:
             sys.stdout.write(to_yaml(settings))
             raise typer.Exit

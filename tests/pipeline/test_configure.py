@@ -133,6 +133,21 @@ def test_the_whole_run_names_its_base_model_once() -> None:
     assert (own.base, own.image_encoder) == ("x", "y")
 
 
+def test_a_section_is_checked_in_verbs_that_read_it() -> None:
+    sets = ["train.num_workers=8", "train.batch_size=4", "base=x"]
+    with pytest.raises(SettingError, match="num_workers=8 exceeds batch_size=4"):
+        resolve("sprites", sets=sets, used=("base", "train"))
+    assert resolve("sprites", sets=sets, used=("base", "adapter")).base == "x"
+    assert resolve("sprites", sets=sets, used=("preprocess.encode", "method.image_encoder", "base")).base == "x"
+    both = ["preprocess.ingest.join=folder=x", "preprocess.encode.resolution=64"]
+    assert resolve("sprites", sets=both, used=("preprocess.encode",)).preprocess.encode.resolution == 64
+    for section in ("preprocess.ingest", "preprocess", "preprocess.ingest.join"):
+        with pytest.raises(SettingError, match=r"ingest\.join needs ingest\.metadata"):
+            resolve("sprites", sets=both, used=(section,))
+    with pytest.raises(SettingError, match=r"did you mean 'train\.lr'"):  # a name is wrong in every verb
+        resolve("sprites", sets=["train.lrr=1"], used=("base",))
+
+
 def test_the_printed_settings_are_plain_yaml() -> None:
     printed = yaml.safe_load(to_yaml(resolve("paper_sd15")))
     assert list(printed) == ["base", "adapter", "method", "preprocess", "train", "serve", "evaluate"]

@@ -50,7 +50,10 @@ def test_a_photograph_becomes_images_masks_and_settings(
 
 def test_text_alone_needs_no_adapter(command: Command, tiny_models: TinyModels, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    command("generate", "--prompt", "a toy", "--base", tiny_models.base, "--steps", "2", "--output", str(output))
+    unread = ("--set", "train.num_workers=8", "--set", "train.batch_size=4")  # contradict each other, in another verb
+    command(
+        "generate", "--prompt", "a toy", "--base", tiny_models.base, "--steps", "2", "--output", str(output), *unread
+    )
     assert sorted(path.name for path in output.iterdir()) == ["image-0.png", "settings.yaml"]
 
 
@@ -59,6 +62,8 @@ def test_text_alone_needs_no_adapter(command: Command, tiny_models: TinyModels, 
     [
         (["--word", "to"], "the word 'to' is not in the prompt; its words are: a, toy, in, the, snow"),
         (["--word", "toy", "--width", "31"], "width must be a positive multiple of 2 pixels, got 31"),
+        (["--word", "toy", "--device", "cuda:7"], "--device: torch "),
+        (["--word", "toy", "--set", "method.image_encoder.model=/gone"], "--image-encoder: "),
         (["--word", "toy", "--image-encoder", "/nowhere"], "--image-encoder: no model folder at /nowhere"),
     ],
 )

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from realcustom.record import SCHEMA
 
 PHOTO = str(Path(__file__).parent.parent / "data" / "photos" / "duck_toy.jpg")
 # Runs each command line of argv[1] in one process; says what each printed and whether it loaded what takes long.
@@ -41,12 +44,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         (looks_right / part).mkdir(parents=True)
         (looks_right / part / "config.json").write_text("{}")
+    (looks_right / "vae" / "config.json").write_text('{"block_out_channels": [8, 8, 8, 8]}')
     (looks_right / "model_index.json").write_text("{}")
     occupied = folder / "occupied"
     occupied.mkdir()
     (occupied / "thesis.txt").write_text("ten years of work")
     (folder / "stages" / "select@0").mkdir(parents=True)
     (folder / "stages" / "select@0" / "stage.json").write_text('{"stage": "select"}')
+    (folder / "records").mkdir()
+    pq.write_table(SCHEMA.empty_table(), folder / "records" / "a.parquet")
     Image.new("RGB", (8, 8)).save(folder / "table.parquet", format="PNG")
     return folder
 
@@ -76,6 +82,32 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
             "--adapter: no adapter checkpoint at",
         ),
         "no adapter for a base": ([*good, "--base", str(folder / "base")], "--adapter: none given"),
+        "base and adapter": (
+            [*good, "--base", str(folder / "nothing"), "--adapter", str(folder / "no.safetensors")],
+            "2 mistakes: (1) --base: no base model at",
+        ),
+        "odd width": (
+            [*draw, "--base", str(folder / "base"), "--width", "33"],
+            "--width must be a positive multiple of 8 pixels, got 33",
+        ),
+        "no image encoder": (
+            [*good, "--image-encoder", str(folder / "nothing")],
+            "--image-encoder: no model folder at",
+        ),
+        "serve: no key": (
+            ["serve", "--set", "serve.api_key_variable=NO_SUCH_KEY"],
+            "the environment variable NO_SUCH_KEY is not set",
+        ),
+        "all: two missing models": (
+            ["preprocess", "all", "--input", str(Path(PHOTO).parent), *records, "--set", "preprocess.caption.model=./a"]
+            + ["--base", "./b"],
+            "2 mistakes: (1) caption.model: no model folder at ./a: give a folder on this machine or the id of a hub model; "
+            "(2) encode.base: no model folder at ./b",
+        ),
+        "train: two missing models": (
+            ["train", "--input", str(folder / "records"), *records, "--base", "./b", "--image-encoder", "./c"],
+            "2 mistakes: (1) --base: no base model at ./b",
+        ),
         "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "it has no unet, vae"),
         "no base": ([*good, "--base", str(folder / "nothing")], "no base model at"),
         "foreign files in output": ([*good, "--output", str(folder / "occupied")], "holds other files (thesis.txt"),
