@@ -56,13 +56,25 @@ def start_local(num_cpus: int | None = None) -> str:
     _prepare_environment()
     import ray
 
-    cpus = num_cpus or max(LOCAL_CPUS, available_cores())
+    cpus = num_cpus or local_cpus()
     try:
         return _init_local(cpus)
     except Exception as error:  # a busy machine sometimes misses Ray's fixed time limits
         logger.warning("Ray did not start (%s); trying once more", error)
         ray.shutdown()
         return _init_local(cpus)
+
+
+def local_cpus() -> int:
+    """Logical CPUs of an embedded cluster."""
+    return max(LOCAL_CPUS, available_cores())
+
+
+def is_embedded(address: str | None) -> bool:
+    """Whether `connected(address)` starts an embedded cluster: this machine is all that it will ever have."""
+    ray = sys.modules.get("ray")
+    named = address or os.environ.get("RAY_ADDRESS")
+    return (not named or named == "local") and not (ray is not None and ray.is_initialized())
 
 
 def check_address(address: str | None) -> None:
@@ -98,6 +110,7 @@ def _prepare_environment() -> None:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "|".join(HARMLESS))
+        os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # we say ourselves what is waited for
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 

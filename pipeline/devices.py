@@ -1,8 +1,58 @@
-"""Whether the devices that a command asks for are there. torch is imported where it is asked."""
+"""Whether this machine has what a command asks for, where no other machine can be added. torch is imported where it is asked."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from realcustom.errors import UsageError
+from realcustom.inference.settings import ServeSettings
+from realcustom.pipeline.cluster import is_embedded, local_cpus
+from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.settings import Device, PreprocessSettings
+from realcustom.training.settings import TrainSettings
+
+
+def check_training(settings: TrainSettings, local: bool, address: str | None) -> None:
+    """Raise UsageError if a run in this process, or on an embedded cluster, would wait for workers for ever."""
+    if not local and not is_embedded(address):
+        return
+    workers = 1 if local else settings.num_workers
+    asked = "" if local else f" with train.num_workers={workers}"
+    if settings.use_gpu:
+        require_gpus(workers, f"train.use_gpu=true{asked}", "set train.use_gpu=false")
+    elif not local:
+        _require_cpus(workers, f"train.num_workers={workers}")
+
+
+def check_stages(stages: Sequence[Stage], settings: PreprocessSettings, local: bool, address: str | None) -> None:
+    """Raise UsageError if models of `stages` could not run in this process, or never would on an embedded cluster."""
+    if not any(stage.models_of(settings) for stage in stages) or not (local or is_embedded(address)):
+        return
+    compute = settings.compute
+    if compute.device is Device.CUDA:
+        require_gpus(1, "preprocess.compute.device=cuda", "set preprocess.compute.device=cpu")
+    if not local:
+        _require_cpus(compute.threads, f"preprocess.compute.threads={compute.threads}")
+
+
+def check_serving(settings: ServeSettings, address: str | None) -> None:
+    """Raise UsageError if a replica would never start on an embedded cluster."""
+    if not is_embedded(address):
+        return
+    if settings.num_gpus > 0:
+        require_gpus(math.ceil(settings.num_gpus), f"serve.num_gpus={settings.num_gpus:g}", "set serve.num_gpus=0")
+    if settings.device is not None:
+        check_device(settings.device, f"serve.device={settings.device}")
+    _require_cpus(math.ceil(settings.num_cpus), f"serve.num_cpus={settings.num_cpus:g}")
+
+
+def _require_cpus(number: int, setting: str) -> None:
+    if number > local_cpus():
+        raise UsageError(
+            f"{setting} asks for {number} CPUs, and the Ray that this command starts has {local_cpus()}: ask for fewer, or "
+            f"name a larger cluster with --address"
+        )
 
 
 def check_device(device: str, setting: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from realcustom import storage
+from realcustom.pipeline.devices import check_stages
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.catalogue import SELECT
 from realcustom.preprocessing.engine.stage import Stage
@@ -33,6 +34,7 @@ def dry_run(
     Args:
         hourly_price: of one worker.
     """
+    check_stages(stages, settings.for_stages(), local=True, address=None)
     total = None
     hours = 0.0
     with tempfile.TemporaryDirectory(prefix="realcustom-dry-run-") as root:

@@ -9,8 +9,11 @@ from typing import Any
 
 from realcustom.errors import require_all
 from realcustom.pipeline.cluster import check_address, connected
+from realcustom.pipeline.devices import check_stages
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.errors import NothingKept
+from realcustom.preprocessing.report.nothing import why_nothing
 from realcustom.preprocessing.run import InProcess, OnRay, check_stage, run_stage
 
 
@@ -27,6 +30,7 @@ def run_stages(
     """Run `stages` one after the other, the first on `input`; yields lines with the result of each.
 
     The last line of a stage is the directory that it wrote. Ray is started when there is work for it, not before.
+    Raises NothingKept after a stage that kept no row, if there are several.
 
     Args:
         local: in this process, without Ray.
@@ -38,6 +42,7 @@ def run_stages(
     preprocess = settings.for_stages()
     # a missing model of the last stage must not be found only after days
     require_all(*(partial(check_stage, stage, preprocess, settings.method) for stage in stages))
+    check_stages(stages, preprocess, local, address)
     with contextlib.ExitStack() as stack:
         for stage in stages:
             result = run_stage(
@@ -51,6 +56,10 @@ def run_stages(
             )
             yield account(stage.name, result.report)
             yield result.directory
+            if len(stages) > 1 and result.report["in"] and not result.report["kept"]:
+                raise NothingKept(
+                    f"{why_nothing(stage.name, result.report, preprocess)}; {result.directory}/aside says why of each row"
+                )
             input = result.directory
 
 

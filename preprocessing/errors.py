@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from realcustom.errors import UsageError
 
 
+class NothingKept(UsageError):
+    """A stage kept no row, and the stages after it have nothing to read."""
+
+
 class DataFault(enum.Enum):
     """Why a row is quarantined: its data cannot be used."""
 

@@ -36,7 +36,7 @@ class Conflict(SettingError):
     `where` is the section's dotted name, empty for the whole.
     """
 
-    def __init__(self, message: str, where: str) -> None:
+    def __init__(self, message: str, where: str = "") -> None:
         super().__init__(message)
         self.where = where
 

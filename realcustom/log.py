@@ -6,10 +6,13 @@ does a worker in another process, with the level in its job.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -51,6 +54,32 @@ def configure(level: str = "info") -> None:
         handler.setFormatter(_Format())
         _OURS.addHandler(handler)
     warnings.showwarning = _log_warning
+
+
+@contextlib.contextmanager
+def each_minute(logger: logging.Logger, line: Callable[[], str | None], seconds: float = 60.0) -> Iterator[None]:
+    """A context in which `line()` is logged as a warning: at once, and then every `seconds` until it is None.
+
+    For what may wait without an end, such as for a machine that a cluster may get.
+    """
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds) and (text := line()) is not None:
+            logger.warning("%s", text)
+
+    first = line()
+    if first is None:
+        yield
+        return
+    logger.warning("%s", first)
+    thread = threading.Thread(target=repeat, name="each-minute", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(seconds)
 
 
 def level() -> str:

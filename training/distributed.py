@@ -11,6 +11,7 @@ small actor, workers that Ray starts afterwards end at once, and the driver rais
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Any
 
 import ray
@@ -21,10 +22,12 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer, get_device
 
 from realcustom import log, storage
+from realcustom.errors import UsageError
 from realcustom.machine import available_cores
 from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +39,10 @@ def run_distributed(job: TrainingJob) -> None:
     the machine more often than `settings.max_failures`; RuntimeError where workers were lost more often than that.
     """
     settings = job.settings
-    kind = "GPU" if settings.use_gpu else "CPU"
-    there = ray.cluster_resources().get(kind, 0)
-    if there < settings.num_workers:  # not an error: a cluster may grow
-        wanted = f"{settings.num_workers} workers with a {kind} each"
-        logger.warning("waiting for %s; the cluster has %g now", wanted, there)
     failures = ray.remote(num_cpus=0)(Failures).remote()
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "log_level": log.level(), "failures": failures},
+        train_loop_config={"job": job, "log_level": log.level(), "failures": failures, "driver": _node_id()},
         scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.use_gpu),
         run_config=RunConfig(
             storage_path=storage.join(job.output, "ray"),
@@ -54,7 +52,10 @@ def run_distributed(job: TrainingJob) -> None:
     )
     lost: TrainingFailedError | None = None
     try:
-        trainer.fit()
+        with log.each_minute(logger, lambda: _lacking(settings)):
+            if settings.use_gpu:
+                _check_cuda()
+            trainer.fit()
     except SystemExit as error:  # Ray Train's error for Ctrl-C
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
@@ -66,6 +67,36 @@ def run_distributed(job: TrainingJob) -> None:
         raise RuntimeError(f"workers were lost more than max_failures={settings.max_failures} times: {lost}") from lost
 
 
+def _lacking(settings: TrainSettings) -> str | None:
+    """What the cluster lacks for all workers; not an error, as a cluster may grow."""
+    kind = "GPU" if settings.use_gpu else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
+    if there >= settings.num_workers:
+        return None
+    return f"waiting for {settings.num_workers} workers with a {kind} each; the cluster has {there:g} now"
+
+
+def _check_cuda() -> None:
+    """Raise UsageError if torch cannot use the GPU of a node that has one; waits until there is one.
+
+    Ray Train would only say that a process group cannot be made.
+    """
+    # max_calls: its process ends with it and frees the GPU's memory for the workers
+    problem = ray.get(ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(_cuda_problem).remote())
+    if problem is not None:
+        raise UsageError(f"train.use_gpu=true: {problem}; install a torch for CUDA there, or set train.use_gpu=false")
+
+
+def _cuda_problem() -> str | None:
+    if torch.cuda.is_available():
+        return None
+    return f"torch {torch.__version__} on the node {socket.gethostname()} cannot use the GPU that Ray has there"
+
+
+def _node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     """Runs in each worker."""
     log.configure(config["log_level"])
@@ -73,10 +104,11 @@ def _train_worker(config: dict[str, Any]) -> None:
     kept = ray.get(failures.kept.remote())
     if kept is not None and kept.final:
         return  # it ended the previous workers
+    node = "" if _node_id() == config["driver"] else socket.gethostname()
     try:
-        failure = _train(config["job"])
+        failure = _train(config["job"], node)
     except Exception as error:
-        found = Failure.of(error)
+        found = Failure.of(error, node)
         ray.get(failures.report.remote(found))
         if not found.final:
             logger.warning("a worker failed; new ones go on from the last checkpoint", exc_info=True)
@@ -85,7 +117,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         ray.get(failures.report.remote(failure))
 
 
-def _train(job: TrainingJob) -> Failure | None:
+def _train(job: TrainingJob, node: str) -> Failure | None:
     """A worker's whole work. Returns a failure that all workers have, so that all of them return."""
     from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
 
@@ -97,7 +129,7 @@ def _train(job: TrainingJob) -> Failure | None:
     try:
         worker = Worker(job, world)
     except Exception as error:
-        failure = Failure.of(error)
+        failure = Failure.of(error, node)
         if not failure.final:
             raise
     failure = _agree(failure, world)
@@ -106,7 +138,7 @@ def _train(job: TrainingJob) -> Failure | None:
     try:
         worker.run()
     except TrainingDiverged as error:
-        return Failure.of(error)
+        return Failure.of(error, node)
     return None
 
 

@@ -23,20 +23,23 @@ class Failure:
     mistake: UsageError | None  # a mistake that the user can correct; None: a bug or a failure of the machine
     trace: str
     final: bool  # would occur again with other workers
+    node: str = ""  # of the worker, where that is not the driver's: variables, files and devices may differ there
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """The failure for an exception."""
+    def of(cls, error: Exception, node: str = "") -> Failure:
+        """The failure for an exception of a worker on the machine `node` (empty: the driver's own)."""
         mistake = error if isinstance(error, UsageError) else None
         # a lost peer is a RuntimeError in the workers that wait for it; a node's disk an OSError, or a refusal due to one
         of_machine = isinstance(error, (RuntimeError, OSError)) and mistake is None
         final = not of_machine and not (isinstance(error, StorageRefused) and isinstance(error.__cause__, OSError))
-        return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final)
+        return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final, node=node)
 
     def to_error(self) -> Exception:
         """The exception for the driver to raise."""
         if self.mistake is None:
-            return WorkerFailed(self.trace)
+            return WorkerFailed(f"{self.trace}on node {self.node}" if self.node else self.trace)
+        if self.node:
+            self.mistake.args = (f"{self.mistake} (said by node {self.node})",)
         self.mistake.add_note(self.trace)  # shown if traces are requested
         return self.mistake
 

@@ -12,12 +12,13 @@ import typer
 
 from realcustom import log
 from realcustom.errors import UsageError
-from realcustom.pipeline.cli import generate, inspect, preprocess, quickstart, serve, train
+from realcustom.pipeline.cli import generate, inspect, interrupt, preprocess, quickstart, serve, train
 from realcustom.pipeline.cli.options import add_verb
+from realcustom.preprocessing.errors import NothingKept
 
 DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
 MISTAKE = 2
-INTERRUPTED = 130  # exit status of a program ended by SIGINT
+NOTHING_KEPT = 3
 
 app = typer.Typer(
     name="realcustom",
@@ -32,8 +33,9 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (its trace on stderr), 2 the user's mistake (one line
-    on stderr), 130 interrupted.
+    on stderr), 3 a stage kept nothing for the next one (one line), 130 interrupted.
     """
+    interrupt.watch()
     sys.exit(run(arguments))
 
 
@@ -44,21 +46,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
+        status = interrupt.STATUS
     except typer.TyperException as error:  # an option or verb that does not exist, or a missing value
         return _refuse(error.format_message(), error)
+    except NothingKept as error:
+        return _refuse(str(error), error, NOTHING_KEPT)
     except UsageError as error:
         return _refuse(str(error), error)
-    if status == INTERRUPTED:  # typer turns an interrupt into this status, without a message
+    if status == interrupt.STATUS:  # typer turns an interrupt into this status, without a message
         sys.stderr.write("interrupted\n")
     return int(status or 0)
 
 
-def _refuse(message: str, error: Exception) -> int:
+def _refuse(message: str, error: Exception, status: int = MISTAKE) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         raise error
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return MISTAKE
+    return status
 
 
 def _say_version(asked: bool) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 from realcustom.errors import UsageError, require_all
 from realcustom.pipeline.cli.options import Address, ModelOptions, SettingsOptions
+from realcustom.pipeline.devices import check_serving
 from realcustom.pipeline.inputs import image_encoder_for, require_base, require_image_encoder, require_path
 
 
@@ -20,6 +21,7 @@ def serve(*, models: ModelOptions, given: SettingsOptions, address: Address = No
         *([partial(require_image_encoder, models.image_encoder)] if models.image_encoder is not None else []),
         partial(_require_key, settings.serve.api_key_variable),
     )
+    check_serving(settings.serve, address)
     from realcustom.pipeline.serving import serve_until_interrupted
 
     image_encoder = image_encoder_for(adapter, models.image_encoder, settings.method.image_encoder.model)

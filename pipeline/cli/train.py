@@ -11,6 +11,7 @@ import typer
 from realcustom.errors import require_all
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
 from realcustom.pipeline.cluster import connected
+from realcustom.pipeline.devices import check_training
 from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
 from realcustom.store import check_writable
 
@@ -42,6 +43,7 @@ def train(
         ),
     )
     check_writable(output)
+    check_training(settings.train, local, address)
     with contextlib.nullcontext() if local else connected(address):
         from realcustom.training.run import train as run_training
 

@@ -15,11 +15,9 @@ from realcustom.preprocessing.settings import Device
 
 def fit_to_cluster(job: StageJob, units: Sequence[Unit]) -> tuple[StageJob, list[str]]:
     """The job with its shared limits divided among its workers; and warnings for the user."""
-    notes = [lack] if (lack := _lacking(job)) is not None else []
     if job.share is None or not units:
-        return job, notes
-    shared, more = job.share(job, units, task_workers(job, units))
-    return shared, [*notes, *more]
+        return job, []
+    return job.share(job, units, task_workers(job, units))
 
 
 def task_limit(job: StageJob) -> int | None:
@@ -42,7 +40,7 @@ def task_workers(job: StageJob, units: Sequence[Unit]) -> int:
     return min(task_limit(job) or cpus, cpus, len(units))
 
 
-def _lacking(job: StageJob) -> str | None:
+def lacking(job: StageJob) -> str | None:
     """A warning if no node has the resources of a worker with models: Ray waits for one silently, as an autoscaler may add it."""
     if not job.models:
         return None
@@ -53,6 +51,6 @@ def _lacking(job: StageJob) -> str | None:
         return None
     words = " and ".join(f"{number} {name}" for name, number in needed.items() if number)
     return (
-        f"no node of the cluster has {words}, as compute.device={compute.device.value} and "
+        f"{job.name}: no node of the cluster has {words}, as compute.device={compute.device.value} and "
         f"compute.threads={compute.threads} ask for; waiting for one"
     )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.batch_size import probe, probe_on_worker
 from realcustom.preprocessing.engine.model_check import check_loading
@@ -79,22 +80,27 @@ class OnRay:
         """The largest batch that fits a worker."""
         self.check(job)
         self._connect()
-        from realcustom.preprocessing.engine.cluster import fit_to_cluster  # Ray only where work is distributed
+        from realcustom.preprocessing.engine.cluster import lacking  # Ray only where work is distributed
 
-        _tell(job, fit_to_cluster(job, ())[1])
-        return probe_on_worker(job)
+        with log.each_minute(logger, lambda: lacking(job)):
+            return probe_on_worker(job)
 
     def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
         """Process and commit units on workers."""
         if not units:
             return
         self._connect()
-        from realcustom.preprocessing.engine.cluster import fit_to_cluster  # Ray only where work is distributed
+        from realcustom.preprocessing.engine.cluster import (  # Ray only where work is distributed
+            fit_to_cluster,
+            lacking,
+        )
         from realcustom.preprocessing.engine.ray_data import run_units
 
         job, notes = fit_to_cluster(job, units)
-        _tell(job, notes)
-        yield from run_units(job, tuple(units))
+        for note in notes:
+            logger.warning("%s: %s", job.name, note)
+        with log.each_minute(logger, lambda: lacking(job)):
+            yield from run_units(job, tuple(units))
 
     def _connect(self) -> None:
         if self._ready:
@@ -106,8 +112,3 @@ class OnRay:
         if not ray.is_initialized():
             raise UsageError("no Ray is initialised: call ray.init() first, or run in this process (--local)")
         self._ready = True
-
-
-def _tell(job: StageJob, notes: Sequence[str]) -> None:
-    for note in notes:
-        logger.warning("%s: %s", job.name, note)

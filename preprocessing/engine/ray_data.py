@@ -7,6 +7,7 @@ hold the models -> writing, so that storage and models work at the same time and
 from __future__ import annotations
 
 import json
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -46,12 +47,23 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     deaths = start_counting(job.name)
     dataset = _with_models(dataset, job, deaths) if job.models else _without_models(dataset, job, deaths, len(units))
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts")}
+        row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node")}
         if row["refusal"]:
-            raise UsageError(row["refusal"]) from RemoteTrace(row["trace"])
+            raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
         if row["bug"]:
-            raise StageBug(row["bug"]) from RemoteTrace(row["trace"])
+            raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
         yield Counts.from_dict(json.loads(row["counts"]))
+
+
+def _node() -> str:
+    """Of this process: its node's id in Ray, and the machine's name."""
+    return f"{ray.get_runtime_context().get_node_id()} {socket.gethostname()}"
+
+
+def _elsewhere(node: str) -> str:
+    """` (said by node NAME)`, unless that is the driver's own: variables, files and devices may differ there."""
+    number, _, name = node.partition(" ")
+    return f" (said by node {name})" if node and number != ray.get_runtime_context().get_node_id() else ""
 
 
 def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle) -> ray.data.Dataset:
@@ -166,10 +178,10 @@ def _guarded(batch: pa.Table, work: Callable[[], pa.Table]) -> pa.Table:
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, UsageError):
-            return _row(unit.to_json(), refusal=str(error), trace=trace)
+            return _row(unit.to_json(), refusal=str(error), trace=trace, node=_node())
         known = isinstance(error, StageBug)
         message = str(error) if known else f"unit {unit.name}: {type(error).__name__}: {error}"
-        return _row(unit.to_json(), bug=message, trace=trace)
+        return _row(unit.to_json(), bug=message, trace=trace, node=_node())
 
 
 def _unit(batch: pa.Table) -> Unit:
@@ -189,8 +201,9 @@ def _row(
     bug: str = "",
     refusal: str = "",
     trace: str = "",
+    node: str = "",
 ) -> pa.Table:
-    texts = {"unit": unit, "counts": counts, "bug": bug, "refusal": refusal, "trace": trace}
+    texts = {"unit": unit, "counts": counts, "bug": bug, "refusal": refusal, "trace": trace, "node": node}
     columns = {name: pa.array([text]) for name, text in texts.items()}
     blobs = {"rows": rows, "excluded": excluded}
     columns |= {name: pa.array([data], pa.large_binary()) for name, data in blobs.items()}

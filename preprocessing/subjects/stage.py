@@ -21,6 +21,7 @@ from realcustom.preprocessing.engine.models import Runtime, blank_pictures
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
 from realcustom.preprocessing.pictures import to_png
+from realcustom.preprocessing.report.nothing import ALL_REJECTED
 from realcustom.preprocessing.settings import SubjectsSettings, fixed_batch
 from realcustom.preprocessing.subjects.detector import Detection, Detector, box_iou
 from realcustom.preprocessing.subjects.records import record_table
@@ -28,7 +29,6 @@ from realcustom.preprocessing.subjects.segmenter import Segment, Segmenter, bord
 from realcustom.reference import cut_out
 
 NO_DETECTION = "no_detection"
-ALL_REJECTED = "all_candidates_rejected"
 LOW_SCORE = "low_detection_score"
 
 

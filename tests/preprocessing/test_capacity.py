@@ -10,7 +10,8 @@ import pytest
 from realcustom.machine import available_cores
 from realcustom.preprocessing.catalogue import INGEST, SCORE
 from realcustom.preprocessing.engine import cluster
-from realcustom.preprocessing.engine.cluster import fit_to_cluster, task_limit, task_workers
+from realcustom.preprocessing.engine.cluster import fit_to_cluster, lacking, task_limit, task_workers
+from realcustom.preprocessing.engine.ray_data import _elsewhere, _node
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.settings import (
@@ -64,9 +65,14 @@ def test_a_cluster_of_several_machines_bounds_its_tasks_itself(
     assert task_workers(job(4, None), UNITS) == 8  # the CPUs that it has now
 
 
+def test_what_another_node_says_is_said_with_its_name(ray_cluster: str) -> None:
+    assert _elsewhere(_node()) == "" == _elsewhere("")
+    assert _elsewhere("0123abcd worker-3") == " (said by node worker-3)"
+
+
 def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:
     models = SCORE.job(PreprocessSettings(), "/out", models={"clip": "x"})
-    assert fit_to_cluster(models, UNITS[:0]) == (models, [])
+    assert lacking(models) is None and lacking(replace(models, models={})) is None
     for compute in (ComputeSettings(device=Device.CUDA), ComputeSettings(threads=64)):
-        _, notes = fit_to_cluster(replace(models, settings=PreprocessSettings(compute=compute)), [])
-        assert len(notes) == 1 and "no node of the cluster has" in notes[0] and "waiting for one" in notes[0]
+        said = lacking(replace(models, settings=PreprocessSettings(compute=compute)))
+        assert said is not None and "score: no node of the cluster has" in said and "waiting for one" in said

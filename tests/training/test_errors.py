@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from realcustom.config import SettingError
+from realcustom.config import Conflict, SettingError
 from realcustom.errors import MissingFile, UsageError
 from realcustom.pipeline.cli.main import run
 from realcustom.store import StorageRefused
@@ -103,11 +103,14 @@ def test_no_permission_is_a_mistake(world: SimpleNamespace, tmp_path: Path, monk
 def test_a_failure_keeps_its_kind_on_its_way() -> None:
     for mistake in (
         *(UsageError("what to do"), MissingFile("no file"), StorageRefused("cannot read")),
-        *(SettingError("unknown setting"), TrainingDiverged("try a smaller lr")),
+        *(SettingError("unknown setting"), Conflict("a and b", "train"), TrainingDiverged("try a smaller lr")),
     ):
         failure = pickle.loads(pickle.dumps(Failure.of(mistake)))
         error = failure.to_error()
         assert failure.final and type(error) is type(mistake) and str(error) == str(mistake)
+        there = pickle.loads(pickle.dumps(Failure.of(mistake, "gpu-7"))).to_error()
+        assert type(there) is type(mistake) and str(there) == f"{mistake} (said by node gpu-7)"
+    assert str(Failure.of(KeyError("x"), "gpu-7").to_error()).endswith("on node gpu-7")
     for bug, kind in BUGS.items():
         with pytest.raises(kind) as caught:
             bug()

@@ -1,0 +1,34 @@
+"""Lines that are said again and again while something is waited for."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from realcustom.log import each_minute
+
+logger = logging.getLogger("realcustom.tests")
+
+
+def test_a_wait_is_said_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    left = iter(["waiting for 2", "waiting for 1", None])
+    with each_minute(logger, lambda: next(left), seconds=0.01):
+        deadline = time.monotonic() + 10
+        while next(iter(caplog.messages[1:]), None) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+    assert caplog.messages == ["waiting for 2", "waiting for 1"]
+
+
+def test_what_is_there_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    with each_minute(logger, lambda: None, seconds=0.01):
+        time.sleep(0.05)
+    assert caplog.messages == []
+
+
+def test_nothing_is_said_after_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    with each_minute(logger, lambda: "waiting", seconds=60):
+        pass
+    assert caplog.messages == ["waiting"]
