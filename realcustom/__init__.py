@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from realcustom.diffusion_pipeline import RealCustomPipeline, SamplingParams, Subject
 
+__version__: str
+
 __all__ = ["RealCustomPipeline", "SamplingParams", "Subject"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        import importlib.metadata
+
+        return importlib.metadata.version("realcustom")
     if name in __all__:  # torch is imported with the pipeline, not with the settings
         from realcustom import diffusion_pipeline
 

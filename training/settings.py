@@ -48,13 +48,13 @@ class TrainSettings:
     validation_fraction: float = 0.05  # share of the pictures that is held out, chosen by a hash of their uid
     validation_records: int = 64  # at most this many are held out
     validation_timesteps: int = 4  # fixed timesteps per held-out record
-    val_every: int = 500  # steps between validations; one is made before the first step and one after the last
-    log_every: int = 10  # steps per line of metrics.jsonl
+    val_every: int = 500  # steps between validations; 0 = only the ones before the first step and after the last
+    log_every: int = 10  # steps per line of metrics.jsonl; 0 = only after the last step
     sample_every: int = 0  # steps between sample sheets; 0 = only after the last step
     sample_records: int = 4  # held-out records on a sample sheet; 0 = no sheets
     sample_steps: int = 20  # denoising steps of a sample
 
-    checkpoint_every: int = 500  # steps
+    checkpoint_every: int = 500  # steps; 0 = only after the last one: an interrupted run begins again
     keep_checkpoints: int = 2  # the latest ones
     max_skipped_steps: int = 10  # consecutive steps with a non-finite loss or gradient before the run stops
     max_failures: int = 2  # times that lost workers are replaced; -1 = without limit
@@ -67,14 +67,17 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         counts = (
-            *("steps", "batch_size", "gradient_accumulation", "open_files", "validation_records", "val_every"),
-            *("validation_timesteps", "log_every", "sample_steps", "checkpoint_every", "keep_checkpoints"),
+            *("steps", "batch_size", "gradient_accumulation", "open_files", "validation_records"),
+            *("validation_timesteps", "sample_steps", "keep_checkpoints"),
             *("num_workers", "max_skipped_steps"),
         )
         for name in counts:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("weight_decay", "warmup", "grad_clip", "sample_every", "sample_records", "threads", "cache_gib"):
+        for name in (
+            *("weight_decay", "warmup", "grad_clip", "sample_records", "threads", "cache_gib"),
+            *("val_every", "log_every", "checkpoint_every", "sample_every"),
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("p_drop_text", "p_drop_image", "p_multiview"):

@@ -132,15 +132,15 @@ class Worker:
     def _after_step(self, metrics: Metrics | None, result: StepResult) -> None:
         settings, step = self.settings, self.trainer.step_count
         last = step == settings.steps
-        if metrics is not None and (last or step % settings.log_every == 0):
+        if metrics is not None and (last or _due(step, settings.log_every)):
             metrics.close_row(step, result)
-        if last or step % settings.val_every == 0:
+        if last or _due(step, settings.val_every):
             self._validate(metrics)
         if metrics is None:
             return
-        if last or step % settings.checkpoint_every == 0:
+        if last or _due(step, settings.checkpoint_every):
             self._checkpoint(metrics)
-        if last or (settings.sample_every and step % settings.sample_every == 0):
+        if last or _due(step, settings.sample_every):
             self._sample(metrics)
 
     def _validate(self, metrics: Metrics | None) -> None:
@@ -187,3 +187,8 @@ class Worker:
 
     def _folder(self, *parts: str) -> str:
         return storage.join(self.job.output, *parts)
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps is due; 0 = never."""
+    return every > 0 and step % every == 0

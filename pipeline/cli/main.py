@@ -24,7 +24,6 @@ app = typer.Typer(
     name="realcustom",
     help="Subject-driven text-to-image customisation: data, training, images, serving.",
     epilog="A first run: realcustom quickstart. Settings: recipe < --config FILE < --set a.b=c.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

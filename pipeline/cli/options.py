@@ -6,6 +6,7 @@ fields.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from realcustom.config import merge
+from realcustom.errors import UsageError
 from realcustom.pipeline.configure import resolve, to_yaml
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.sampling import KNOBS, Knob, SamplingParams
@@ -145,6 +147,8 @@ def with_parameters(verb: Callable[..., None], kinds: Mapping[str, Any]) -> Call
 def _spread(verb: Callable[..., None]) -> Callable[..., None]:
     """`verb` for typer: a parameter that is a group is replaced by the group's options."""
     hints = typing.get_type_hints(verb, include_extras=True)
+    settable = SettingsOptions in hints.values()  # its --print-config needs no other option
+    required: dict[str, str] = {}
     groups: dict[str, tuple[Any, list[inspect.Parameter]]] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(verb).parameters.items():
@@ -152,10 +156,16 @@ def _spread(verb: Callable[..., None]) -> Callable[..., None]:
             groups[name] = hints[name], _parameters(hints[name])
             parameters += groups[name][1]
         else:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            parameter = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            if settable and parameter.default is inspect.Parameter.empty:
+                parameter, required[name] = _asked_for_later(parameter)
+            parameters.append(parameter)
 
     @functools.wraps(verb)
     def call(**values: Any) -> None:
+        missing = [flag for name, flag in required.items() if values[name] is None]
+        if missing and not values["print_config"]:
+            raise UsageError(f"Missing option '{missing[0]}'")
         for name, (group, options) in groups.items():
             values[name] = group(**{option.name: values.pop(option.name) for option in options})
         verb(**values)
@@ -163,6 +173,15 @@ def _spread(verb: Callable[..., None]) -> Callable[..., None]:
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _asked_for_later(parameter: inspect.Parameter) -> tuple[inspect.Parameter, str]:
+    """A required option as one that may be left out, and its flag; the help still says that it is required."""
+    kind, option = typing.get_args(parameter.annotation)
+    option = copy.copy(option)
+    option.help = f"{option.help}  [required]"
+    flag = next(iter(option.param_decls or ()), f"--{parameter.name.replace('_', '-')}")
+    return parameter.replace(annotation=Annotated[kind | None, option], default=None), flag
 
 
 def _parameters(group: Any) -> list[inspect.Parameter]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
-from realcustom.errors import UsageError, require_all
+from realcustom.errors import require_all
+from realcustom.inference.keys import find_keys
 from realcustom.pipeline.cli.options import Address, ModelOptions, SettingsOptions
 from realcustom.pipeline.devices import check_serving
 from realcustom.pipeline.inputs import image_encoder_for, require_base, require_image_encoder, require_path
@@ -19,18 +19,13 @@ def serve(*, models: ModelOptions, given: SettingsOptions, address: Address = No
         partial(require_base, base),
         *([partial(require_path, adapter, "--adapter", "adapter checkpoint")] if adapter is not None else []),
         *([partial(require_image_encoder, models.image_encoder)] if models.image_encoder is not None else []),
-        partial(_require_key, settings.serve.api_key_variable),
+        partial(find_keys, settings.serve),
     )
     check_serving(settings.serve, address)
     from realcustom.pipeline.serving import serve_until_interrupted
 
     image_encoder = image_encoder_for(adapter, models.image_encoder, settings.method.image_encoder.model)
     serve_until_interrupted(settings.serve, base, adapter, image_encoder, address)
-
-
-def _require_key(variable: str | None) -> None:
-    if variable is not None and not os.environ.get(variable, "").strip():
-        raise UsageError(f"serve.api_key_variable: the environment variable {variable} is not set")
 
 
 VERBS = {
