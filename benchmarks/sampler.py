@@ -202,6 +202,15 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     ):
         records.append(ratio(metric, *paired(a, b, pairs if metric == "map_overhead" else few, device)))
         print(f"{name}_{metric}: {shown(records[-1])}", file=sys.stderr)
+    if sides.size.batch == 1:  # eight of them; few steps, since each is eight times as long
+        mixed, equal = partial(sides.run_rows, 8, 4), partial(sides.run_batch, 8, 4)
+        with counted(sides.unets["ours"]) as of_mixed:
+            mixed()
+        with counted(sides.unets["ours"]) as of_equal:
+            equal()
+        assert of_mixed == of_equal, f"other UNet calls: {of_mixed}, {of_equal}"
+        records.append(ratio("rows_vs_batch", *paired(mixed, equal, few, device)))
+        print(f"{name}_rows_vs_batch: {shown(records[-1])}", file=sys.stderr)
     for side, values in times.items():
         per_image = np.array(values) / sides.size.batch
         low, high = np.percentile(per_image, [5, 95])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -36,9 +37,11 @@ from realcustom import RealCustomPipeline, Subject
 from realcustom.attention import Conditioning
 from realcustom.checkpoint import Adapter, save_adapter
 from realcustom.identity import model_identity
+from realcustom.launch import run_together
 from realcustom.maps import MapRecorder, WordTokens, by_queries, level_grids, text_cross_attentions
 from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
+from realcustom.sampling import SamplingParams
 from realcustom.settings import (
     AttentionSettings,
     GuidanceMode,
@@ -51,6 +54,12 @@ from realcustom.settings import (
 )
 from realcustom.sprites.text import make_clip_tokenizer
 
+SCHEDULERS = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+)
 PROMPT, WORD = "a toy on the grass", "toy"
 TEXT_TOKENS = 77
 GUIDANCE_SCALE, SCOPE = 3.5, 0.25
@@ -285,6 +294,41 @@ class Sides:
             output_type="latent",
             return_masks=return_masks,
         )
+
+    def run_batch(self, rows: int, steps: int) -> Any:
+        """So many equal rows in one call, half of whose steps make new masks."""
+        return self.ours(
+            PROMPT,
+            [self.subject],
+            generator=[torch.Generator().manual_seed(row) for row in range(rows)],
+            height=self.size.latent * self.ours.base.vae_scale_factor,
+            width=self.size.latent * self.ours.base.vae_scale_factor,
+            num_inference_steps=steps,
+            num_images_per_prompt=rows,
+            mask_reuse_after=steps // 2,
+            output_type="latent",
+        ).images
+
+    def run_rows(self, rows: int, steps: int) -> list[Tensor]:
+        """So many requests of one image that share UNet calls, each with its own prompt, weights, scope and scheduler."""
+        samplers = []
+        for row in range(rows):
+            scheduler = getattr(diffusers, SCHEDULERS[row % len(SCHEDULERS)]).from_config(self.plain.scheduler.config)
+            sampling = SamplingParams(
+                seed=row,
+                height=self.size.latent * self.ours.base.vae_scale_factor,
+                width=self.size.latent * self.ours.base.vae_scale_factor,
+                num_inference_steps=steps,
+                subject_guidance_scale=2.0 + row,
+                influence_scope=0.1 + 0.1 * row,
+                mask_reuse_after=steps // 2,
+            )
+            prompt = " ".join([PROMPT, *["grass"] * row])
+            samplers.append(self.ours.prepare(prompt, [self.subject], sampling, scheduler=scheduler).sampler)
+        while not samplers[0].done:
+            for step in run_together(self.ours.base.unet, [one.launches() for one in samplers]):
+                assert not isinstance(step, Exception), step
+        return [one.latents for one in samplers]
 
     def run_plain(self) -> Tensor:
         """Stock Stable Diffusion with classifier-free guidance."""
