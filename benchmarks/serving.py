@@ -12,7 +12,7 @@ turns within a round, in an order that changes from round to round, and ratios a
   ours              `realcustom.inference.order.LargestStretch`
 Eight staggered jobs (20 steps, direct guidance, other prompts, subjects, weights, scopes and adapters) arrive within two
 steps of each other. The crowd arrives by a Poisson process at 80 % of what `ours` ends a second when all wait at once: 3
-sizes, 4 to 50 steps, 2 guidance modes, 0 to 2 subjects, 2 adapters; seeds are those of the round.
+sizes, 4 to 50 steps, 2 guidance modes of 3 weights, 0 to 2 subjects, 2 adapters; seeds are those of the round.
 
 Writes benchmarks/results/serving.json.
 """
@@ -163,7 +163,11 @@ def mixed(chance: random.Random, count: int, per_second: float | None) -> list[A
             prompt = f"a {case.target_word} and a {other} on {chance.choice(BACKGROUNDS)}"
             subjects.append(Subject(image=CASES[(number + 1) % len(CASES)].reference, word=other))
         sampling = SamplingParams(
-            seed=chance.randrange(10**6), num_inference_steps=chance.choice(STEPS), height=height, width=width
+            seed=chance.randrange(10**6),
+            num_inference_steps=chance.choice(STEPS),
+            height=height,
+            width=width,
+            **({"subject_guidance_scale": chance.choice((2.0, 3.0, 4.0))} if kind else {}),
         )
         job = GenerationJob(
             prompt=prompt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KEEP = 0.97  # weight of what was seen before, per step: the last thirty steps or so count
-EFFICIENT = 0.9  # a call is full when this part of its time is spent on rows
+EFFICIENT = 0.95  # a call is full when this part of its time is spent on rows
 
 
 @dataclass

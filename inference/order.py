@@ -20,7 +20,7 @@ from realcustom.inference.cost import StepCost
 from realcustom.inference.jobs import Ticket
 from realcustom.sampler import Sampler
 
-COMPANY = 4.0  # jobs of at most so many times the leader's work come with it
+COMPANY = 8.0  # jobs of at most so many times the leader's work come with it
 URGENT = 0.6  # a job leads all others when its work alone would take this part of the time to its deadline
 
 

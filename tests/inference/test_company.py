@@ -335,7 +335,7 @@ def test_the_cost_of_a_step_is_learned() -> None:
         cost.learn((32, 32), 2, 2 * rows, 2 * 0.01 + 2 * rows * 0.002)
     call, row = cost.per_call_and_row((32, 32))
     assert call == pytest.approx(0.01, rel=1e-3) and row == pytest.approx(0.002, rel=1e-3)
-    assert cost.full_rows((32, 32)) == 45
+    assert cost.full_rows((32, 32)) == 95
     assert cost.per_call_and_row((64, 64))[1] == pytest.approx(0.008, rel=1e-3)  # not seen: by its cells
 
 
