@@ -24,7 +24,7 @@ def resolve(
 
     Args:
         recipe: a name of `recipes.RECIPES`.
-        files: YAML files of (partial, nested) settings.
+        files: YAML files of (partial, nested) settings; of one that `generate` wrote, the models that it used.
         sets: `NAME=VALUE` with a dotted name.
         options: nested settings from a verb's own options; they win over all others.
         used: the sections that the verb reads; None: all. Of another section names and types are checked, but values that
@@ -38,7 +38,7 @@ def resolve(
         raise config.SettingError(f"unknown recipe '{recipe}'; {guess}There are {', '.join(RECIPES)}")
     data: dict[str, Any] = {}
     for file in files:
-        data = config.merge(data, config.load_file(file))
+        data = config.merge(data, _of_run(config.load_file(file)))
     for text in sets:
         data = config.merge(data, config.parse_assignment(text))
     data = config.merge(data, options or {})
@@ -49,6 +49,16 @@ def resolve(
             if used is None or any(_overlap(conflict.where, section) for section in used):
                 raise
             data = _without(data, conflict.where.split("."))
+
+
+def _of_run(data: dict[str, Any]) -> dict[str, Any]:
+    """A file's settings of a run. The `method` that `generate` wrote is its adapter's, which brings it along again."""
+    request = data.get("request")
+    if not isinstance(request, Mapping):
+        return data
+    models = {name: request[name] for name in ("base", "adapter") if request.get(name)}
+    encoder = request.get("recipes_image_encoder")
+    return models | ({"method": {"image_encoder": {"model": encoder}}} if encoder else {})
 
 
 def _overlap(section: str, other: str) -> bool:

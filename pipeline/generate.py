@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import logging
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +28,7 @@ from realcustom.pipeline.inputs import (
     require_path,
     require_sides,
 )
-from realcustom.sampling import SamplingParams
+from realcustom.sampling import KNOBS, SamplingParams
 from realcustom.store import Store, check_writable, refusals
 
 if TYPE_CHECKING:
@@ -55,13 +58,41 @@ class Request:
     sampling: SamplingParams  # with a seed
 
 
-def check(request: Request, output: Path) -> list[Image.Image]:
+def earlier_request(files: Sequence[Path]) -> dict[str, Any]:
+    """What the settings.yaml of earlier generations among `files` asked for: fields of `Request`, and knobs of a call."""
+    found: dict[str, Any] = {}
+    for file in files:
+        found |= config.load_file(file).get("request") or {}
+    return found
+
+
+def make_request(plain: Mapping[str, Any]) -> Request:
+    """The request of plain data, in which the knobs of a call stand beside the other fields, as in settings.yaml.
+
+    Raises UsageError for an unknown name, a missing one, or a value that is not allowed.
+    """
+    knobs = {knob.name: plain[knob.name] for knob in KNOBS if knob.name in plain}
+    sampling = SamplingParams(**knobs)
+    sampling.check()
+    others = {name: value for name, value in plain.items() if name not in knobs}
+    return dataclasses.replace(config.build(Request, {**others, "sampling": {}}, "request"), sampling=sampling)
+
+
+def free_folder(folder: Path) -> Path:
+    """`folder`, or the first of FOLDER-2, FOLDER-3 ... that is not there."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return folder if not folder.exists() else next(name for name in names if not name.exists())
+
+
+def check(request: Request, output: Path, overwrite: bool = False) -> list[Image.Image]:
     """Check in a fraction of a second what would fail after minutes of loading.
 
+    Args:
+        overwrite: whether an earlier result in `output` may be replaced.
     Returns:
         The photographs, decoded.
     Raises:
-        UsageError: the photo or word of a subject is missing or wrong, no such model, or `output` holds other files.
+        UsageError: the photo or word of a subject is missing or wrong, no such model, or `output` holds files.
     """
     if len(request.images) != len(request.words):
         raise UsageError(
@@ -74,7 +105,7 @@ def check(request: Request, output: Path) -> list[Image.Image]:
             words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt))) or "none"
             raise UsageError(f"--word: '{word}' is not in the prompt; its words are: {words}")
     photographs = [_open(path) for path in request.images]
-    check_output(output)
+    check_output(output, overwrite)
     require_all(
         partial(require_base, request.base),
         partial(_require_adapter, request),
@@ -91,21 +122,24 @@ def _require_adapter(request: Request) -> None:
         raise UsageError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
 
 
-def check_output(output: Path) -> None:
-    """Raise UsageError unless `output` does not exist, is an empty folder, or holds only an earlier result."""
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise UsageError unless `output` does not exist, is an empty folder, or holds an earlier result to overwrite."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output: {output} is a file; name a folder")
     with refusals("read", str(output)):
-        foreign = [path.name for path in output.iterdir() if not _OURS.fullmatch(path.name)] if output.exists() else []
+        there = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    foreign = [name for name in there if not _OURS.fullmatch(name)]
     if foreign:
         raise UsageError(f"--output: {output} holds other files ({foreign[0]} ...); name a new folder")
+    if there and not overwrite:
+        raise UsageError(f"--output: {output} holds an earlier result; name a new folder, or give --overwrite")
     check_writable(str(output))
 
 
-def draw(request: Request, photographs: list[Image.Image], output: Path) -> list[Path]:
+def draw(request: Request, photographs: list[Image.Image], output: Path, overwrite: bool = False) -> list[Path]:
     """Load the models, draw, and write `image-I.png`, `masks-I.png` (with subjects) and settings.yaml below `output`.
 
-    All images are made before the first file is written; an earlier result in `output` is replaced.
+    All images are made before the first file is written; with `overwrite` an earlier result in `output` is replaced.
 
     Returns:
         The images' paths.
@@ -129,7 +163,7 @@ def draw(request: Request, photographs: list[Image.Image], output: Path) -> list
         for i in range(request.sampling.n):
             files[f"masks-{i}.png"] = _png(mask_strip([torch.cat(step, 1)[i] for step in result.masks]))
     files[SETTINGS_FILE] = _settings(request, pipe).encode()
-    return _write(files, output)
+    return _write(files, output, overwrite)
 
 
 def mask_strip(masks: list[torch.Tensor]) -> Image.Image:
@@ -178,8 +212,8 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _write(files: dict[str, bytes], output: Path) -> list[Path]:
-    check_output(output)  # another process may have written there in the meantime
+def _write(files: dict[str, bytes], output: Path, overwrite: bool) -> list[Path]:
+    check_output(output, overwrite)  # another process may have written there in the meantime
     store = Store()
     for path in list(output.iterdir()) if output.exists() else ():
         if path.name not in files:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
 
+from realcustom.errors import UsageError
 from realcustom.pipeline.cli.options import ModelOptions, SettingsOptions
 from realcustom.pipeline.inputs import local_folder
-from realcustom.sampling import MAX_SEED, SamplingParams
+from realcustom.sampling import KNOBS, MAX_SEED, SamplingParams
+
+OUTPUT = "outputs/generate"
 
 
 def generate(
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Description of the picture; contains every --word.")],
+    context: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Description of the picture; contains every --word.  [required]")
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option("--image", metavar="PHOTO", help="Picture of the subject; repeat for several; none: only text."),
@@ -23,8 +28,12 @@ def generate(
         typer.Option("--word", metavar="WORD", help="The prompt's word that the photo narrows; one for each --image."),
     ] = None,
     output: Annotated[
-        str, typer.Option(metavar="DIR", help="Images, masks over the steps, settings.")
-    ] = "outputs/generate",
+        str | None,
+        typer.Option(
+            metavar="DIR", help=f"Images, masks over the steps, settings; else {OUTPUT}, or the next that is free."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --output.")] = False,
     *,
     models: ModelOptions,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the starting noise.")] = 0,
@@ -34,26 +43,35 @@ def generate(
     ] = None,
     given: SettingsOptions,
 ) -> None:
-    """Generate images of a prompt with one of its words narrowed to the subject of a photograph. Runs without Ray."""
+    """Generate images of a prompt with one of its words narrowed to the subject of a photograph. Runs without Ray.
+
+    --config takes the settings.yaml of an earlier result too: what it asked for, with this command's options over it.
+    """
     settings = given.resolve("generate", ("base", "adapter", "method.image_encoder"))
     base, adapter = models.base_and_adapter(settings)
-    from realcustom.pipeline.generate import Request, check, draw
+    from realcustom.pipeline.generate import check, draw, earlier_request, free_folder, make_request
 
-    request = Request(
-        prompt=prompt,
-        images=tuple(images or ()),
-        words=tuple(words or ()),
-        base=base,
-        adapter=adapter,
-        image_encoder=models.image_encoder,
-        recipes_image_encoder=settings.method.image_encoder.model,
-        sampling=dataclasses.replace(sampling, seed=seed, return_masks=bool(images)),
-        device=device,
-    )
-    folder = local_folder(output)
-    photographs = check(request, folder)
-    for path in draw(request, photographs, folder):
+    values = {
+        **{knob.name: getattr(sampling, knob.name) for knob in KNOBS},
+        **{"prompt": prompt, "images": images or (), "words": words or (), "seed": seed, "device": device},
+        "image_encoder": models.image_encoder,
+    }
+    asked = {**values, **earlier_request(given.config or ())}
+    asked |= {name: value for name, value in values.items() if _is_given(context, name)}
+    if asked["prompt"] is None:
+        raise UsageError("Missing option '--prompt'")
+    encoder = settings.method.image_encoder.model
+    asked |= {"base": base, "adapter": adapter, "recipes_image_encoder": encoder, "return_masks": bool(asked["images"])}
+    request = make_request(asked)
+    folder = local_folder(output) if output is not None else free_folder(local_folder(OUTPUT))
+    photographs = check(request, folder, overwrite)
+    for path in draw(request, photographs, folder, overwrite):
         print(path)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 VERBS = {
@@ -61,5 +79,6 @@ VERBS = {
         'realcustom generate --image photo.jpg --word star --prompt "a star on grass" --output outputs/star',
         "realcustom generate --base FOLDER --adapter FILE --image photo.jpg --word dog "
         '--prompt "a dog in the snow" --count 4 --seed 7',
+        "realcustom generate --config outputs/star/settings.yaml --seed 8 --output outputs/star-8",
     )
 }

@@ -157,7 +157,7 @@ def _spread(verb: Callable[..., None]) -> Callable[..., None]:
             parameters += groups[name][1]
         else:
             parameter = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-            if settable and parameter.default is inspect.Parameter.empty:
+            if settable and parameter.default is inspect.Parameter.empty and hints[name] is not typer.Context:
                 parameter, required[name] = _asked_for_later(parameter)
             parameters.append(parameter)
 

@@ -43,9 +43,46 @@ def test_a_photograph_becomes_images_masks_and_settings(
     assert "sampling" not in saved["request"]  # each knob is there once
     assert saved["method"]["tokens"]["hidden"] == 16  # the adapter's own settings, not the recipe's
 
-    command(*arguments, "--seed", "6", "--steps", "2", "--output", str(output))
+    assert run([*arguments, "--output", str(output)]) == 2  # nothing is overwritten silently
+    assert (np.asarray(Image.open(output / "image-0.png")) == first).all()
+    command(*arguments, "--seed", "6", "--steps", "2", "--output", str(output), "--overwrite")
     assert sorted(path.name for path in output.iterdir()) == ["image-0.png", "masks-0.png", "settings.yaml"]
     assert (np.asarray(Image.open(output / "image-0.png")) == second).all()  # image i is that of seed + i
+
+
+def test_the_settings_that_it_wrote_ask_for_the_same_again(
+    command: Command, tiny_models: TinyModels, photo: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--prompt", "a toy in the snow", "--image", photo, "--word", "toy", *tiny_models.options, "--no-mask"]
+    command("generate", *asked, "--count", "2", "--seed", "5", "--steps", "2", "--output", str(tmp_path / "a"))
+    earlier = ["generate", "--config", str(tmp_path / "a" / "settings.yaml")]
+    command(*earlier, "--output", str(tmp_path / "b"))
+    for file in ("image-0.png", "image-1.png", "settings.yaml"):
+        assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes(), file
+    command(
+        *earlier, "--seed", "6", "--count", "1", "--output", str(tmp_path / "c")
+    )  # an option wins, a default does not
+    alone, in_batch = (
+        np.asarray(Image.open(tmp_path / name), dtype=int) for name in ("c/image-0.png", "a/image-1.png")
+    )
+    assert np.abs(alone - in_batch).max() <= 1  # a batch of another size differs in last bits
+    saved = yaml.safe_load((tmp_path / "c" / "settings.yaml").read_text())["request"]
+    assert (saved["n"], saved["seed"], saved["use_mask"], saved["num_inference_steps"]) == (1, 6, False, 2)
+
+    wrong = yaml.safe_load((tmp_path / "a" / "settings.yaml").read_text())
+    for change, message in (({"prompptt": "x"}, "did you mean 'request.prompt'"), ({"n": 0}, "n must be at least 1")):
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"request": wrong["request"] | change}))
+        assert run(["generate", "--config", str(tmp_path / "wrong.yaml"), "--output", str(tmp_path / "d")]) == 2
+        assert message in capfd.readouterr().err
+
+
+def test_without_an_output_the_next_free_folder_is_taken(
+    command: Command, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "--prompt", "a toy", "--base", tiny_models.base, "--steps", "1"]
+    for number in ("", "-2", "-3"):
+        assert command(*arguments) == f"outputs/generate{number}/image-0.png\n"
 
 
 def test_text_alone_needs_no_adapter(command: Command, tiny_models: TinyModels, tmp_path: Path) -> None:
