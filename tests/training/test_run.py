@@ -52,7 +52,6 @@ def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: Simp
     assert not torch.equal(adapter.tensors[name], weights[f"weights.{name}"])
 
 
-@pytest.mark.parametrize("step", [3, 11])  # before the first checkpoint, and after the second
 def test_zero_turns_off_what_comes_every_so_many_steps(world: SimpleNamespace, tmp_path: Path) -> None:
     """What comes before the first step and after the last one stays."""
     settings = replace(SETTINGS, steps=4, val_every=0, log_every=0, checkpoint_every=0, sample_every=0)
@@ -62,6 +61,7 @@ def test_zero_turns_off_what_comes_every_so_many_steps(world: SimpleNamespace, t
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
+@pytest.mark.parametrize("step", [3, 11])  # before the first checkpoint, and after the second
 def test_resumed_run_is_bitwise_the_undisturbed_one(
     undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
