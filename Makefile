@@ -16,7 +16,7 @@ export TORCH_BACKEND
 .PHONY: quickstart test check environment clean
 
 quickstart:  ## make an environment, install what the run needs, and show the whole system at work
-	@infra/install.sh "$(PYTHON)" "$(VENV)"
+	@infra/install.sh "$(PYTHON)" "$(VENV)" all
 	@"$(VENV)/bin/realcustom" quickstart $(ARGS)
 
 test: environment  ## the fast test suite; ARGS=--cov: with coverage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,17 @@ import pytest
 from tests.support.corpora import write_shards
 
 ROOT = Path(__file__).parent.parent
+PHOTO = ROOT / "tests" / "data" / "photos" / "duck_toy.jpg"
+EXTRAS = [
+    "ray",
+    "boto3",
+    "botocore",
+    "pycocotools",
+    "fastapi",
+    "starlette",
+    "httpx",
+    "python_multipart",
+]  # typer brings pydantic
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +64,43 @@ def test_only_our_namespace_is_installed(site: Path) -> None:
         "preprocessing/select/near.py",
     ):
         assert (site / "realcustom" / file).is_file(), file
+
+
+def test_the_library_alone_asks_for_none_of_the_extras(site: Path) -> None:
+    (metadata,) = site.glob("realcustom-*.dist-info/METADATA")
+    lines = [
+        line.removeprefix("Requires-Dist: ") for line in metadata.read_text().splitlines() if "Requires-Dist" in line
+    ]
+    plain = {re.split(r"[\W]", line)[0].lower() for line in lines if "extra ==" not in line}
+    assert plain >= {"torch", "diffusers", "transformers", "pyarrow"} and not plain & set(EXTRAS)
+    for extra, names in (("data", {"ray", "boto3", "pycocotools"}), ("train", {"ray"}), ("serve", {"ray", "fastapi"})):
+        assert names <= {
+            re.split(r"[\W]", line)[0] for line in lines if f"extra == '{extra}'" in line.replace('"', "'")
+        }
+
+
+def test_without_the_extras_the_library_draws_and_other_verbs_say_what_they_need(tmp_path: Path) -> None:
+    """What is not installed is None in sys.modules, which Python's import says as it says a package that is not there."""
+    program = (
+        f"import sys\nfor name in {EXTRAS}: sys.modules[name] = None\n"
+        "from realcustom.pipeline.cli.main import main\nmain()"
+    )
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    done = call("generate", "--prompt", "a star on grass", "--word", "star", "--image", str(PHOTO), "--steps", "2")
+    assert done.returncode == 0 and (tmp_path / "outputs/generate/image-0.png").is_file(), done.stderr
+    for arguments, name in (
+        (("preprocess", "ingest", "--input", str(PHOTO.parent), "--output", "out"), "ray"),
+        (("inspect", "s3://bucket/adapter.safetensors"), "boto3"),
+        (("serve",), "ray"),
+    ):
+        done = call(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert f"error: this needs {name}, which is not installed: pip install 'realcustom[all]'" in done.stderr
 
 
 def test_ingest_runs_on_ray_beside_packages_of_the_same_names(site: Path, tmp_path: Path) -> None:

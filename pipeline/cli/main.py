@@ -17,6 +17,7 @@ from realcustom.pipeline.cli.options import add_verb
 from realcustom.preprocessing.errors import NothingKept
 
 DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
+OPTIONAL = ("ray", "boto3", "botocore", "pycocotools", "httpx", "jinja2", "fastapi", "pydantic")  # of the extras
 MISTAKE = 2
 NOTHING_KEPT = 3
 
@@ -48,6 +49,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         status = interrupt.STATUS
     except typer.TyperException as error:  # an option or verb that does not exist, or a missing value
         return _refuse(error.format_message(), error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            raise
+        return _refuse(f"this needs {error.name}, which is not installed: pip install 'realcustom[all]'", error)
     except NothingKept as error:
         return _refuse(str(error), error, NOTHING_KEPT)
     except UsageError as error:
