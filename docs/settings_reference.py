@@ -1,18 +1,13 @@
 """Write docs/settings.md, the reference of all settings, from the dataclasses: `python docs/settings_reference.py`.
 
-A field's description is the comment at its line, else the comment lines above it. If those are a sentence, with a full
-stop, they also describe the fields below, up to one that has its own.
+A field's description is its comment (`realcustom.pipeline.comments`).
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import enum
 import inspect
-import io
-import textwrap
-import tokenize
 import types
 import typing
 from pathlib import Path
@@ -21,6 +16,7 @@ from typing import Any
 import yaml
 
 from realcustom.config import to_dict
+from realcustom.pipeline.comments import comments_of, member_comments
 from realcustom.pipeline.recipes import RunSettings
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -57,26 +53,6 @@ def sections(settings: type, name: str) -> list[str]:
     return [title, *table, *inner]
 
 
-def comments_of(settings: type) -> dict[str, str]:
-    """Field name -> its comment in the source."""
-    source = textwrap.dedent(inspect.getsource(settings))
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    texts = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    found: dict[str, str] = {}
-    shared, last = "", 0  # the sentence above a group of fields; the last line of the field before
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
-        if not isinstance(node, ast.AnnAssign):
-            continue
-        assert isinstance(node.target, ast.Name) and node.end_lineno is not None
-        above = " ".join(texts.get(number, "") for number in range(last + 1, node.lineno)).strip()
-        own = " ".join(texts[number] for number in range(node.lineno, node.end_lineno + 1) if number in texts)
-        shared = "" if own else above or shared
-        found[node.target.id] = own or shared
-        shared = shared if shared.endswith(".") else ""
-        last = node.end_lineno
-    return found
-
-
 def type_of(hint: Any) -> str:
     """A type as a user gives its values: `int or null`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -108,15 +84,9 @@ def choices_of(hint: Any) -> str:
     kinds = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type) and issubclass(part, enum.Enum)]
     if not kinds:
         return ""
-    comments = _member_comments(kinds[0])
+    comments = member_comments(kinds[0])
     members = [f"`{member.value}`{comments.get(member.name, '')}" for member in kinds[0]]
     return "<br>" + "<br>".join(members)
-
-
-def _member_comments(kind: type[enum.Enum]) -> dict[str, str]:
-    lines = inspect.getsource(kind).splitlines()
-    pairs = [line.strip().partition("  # ") for line in lines if " = " in line]
-    return {code.partition(" = ")[0]: f": {comment}" for code, _, comment in pairs if comment}
 
 
 def _about(hint: Any) -> str:

@@ -1,7 +1,8 @@
-"""The verbs `realcustom inspect` and `realcustom convert`."""
+"""The verbs `realcustom inspect`, `realcustom convert` and `realcustom schema`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +59,13 @@ def inspect(
         print(write_sheet(target, sheet, rows))
 
 
+def schema() -> None:
+    """Print a JSON schema of the settings, by which editors complete and check a --config file."""
+    from realcustom.pipeline.schema import settings_schema
+
+    print(json.dumps(settings_schema(), indent=1, ensure_ascii=False))
+
+
 def _check_file(uri: str) -> None:
     """Raise UsageError where no file can be written."""
     check_writable(uri.rpartition("/")[0] or ("/" if uri.startswith("/") else "."))
@@ -73,4 +81,5 @@ VERBS = {
         "realcustom inspect outputs/records/select@0123456789ab --html outputs/select.html",
         "realcustom inspect zoo",
     ),
+    schema: ("realcustom schema > settings.schema.json",),
 }
