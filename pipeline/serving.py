@@ -8,6 +8,7 @@ import signal
 import threading
 from types import FrameType
 
+from realcustom import log
 from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.cluster import connected
@@ -29,12 +30,25 @@ def serve_until_interrupted(
     with connected(address):
         from realcustom.inference.app import start, stop
 
-        url = start(settings, base, adapter, image_encoder, nouns)
+        with log.each_minute(logger, lambda: _lacking(settings)):
+            url = start(settings, base, adapter, image_encoder, nouns)
         try:
             print(announcement(url, settings), flush=True)
             threading.Event().wait()
         finally:
             stop()
+
+
+def _lacking(settings: ServeSettings) -> str | None:
+    """A line if no node of the cluster has what a replica takes: Ray waits for one silently, as it may be added."""
+    import ray
+
+    needed = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= number for name, number in needed.items()) for node in nodes):
+        return None
+    words = " and ".join(f"{number:g} {name}" for name, number in needed.items() if number)
+    return f"no node of the cluster has {words}, as serve.num_cpus and serve.num_gpus ask for; waiting for one"
 
 
 def nouns(prompt: str) -> list[str]:
