@@ -16,7 +16,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy k
 
 
 class EventStream(Response):
-    """Sends chunks as they come; `on_end` is called however it ends.
+    """Sends chunks as they come; `on_end` is called however it ends, and may be called twice.
 
     Starlette's own streaming answer does not listen for the client's end on servers that say by an error of `send` that
     it is gone: behind a proxy, as Ray Serve's, such an error never comes.
@@ -49,6 +49,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for chunk in self.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.on_end()  # before the client sees the end: its next request must find this one's place free
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

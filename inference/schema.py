@@ -35,12 +35,18 @@ class SubjectRequest(_Strict):
         }
     )
 
-    image: str | None = Field(None, description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not")
-    id: str | None = Field(None, description="in the place of `image`: what `POST /v1/subjects` answered")
+    image: str | None = Field(
+        default=None, description="base64 of a PNG, JPEG or WebP, `data:` prefix accepted; URLs are not"
+    )
+    id: str | None = Field(default=None, description="in the place of `image`: what `POST /v1/subjects` answered")
     word: str = Field(min_length=1, description="a word of the prompt (or several words in a row)")
-    occurrence: Literal["all", "first", "last"] | int | None = Field(None, description="which of its places, from 0")
-    scope: float | None = Field(None, ge=0.0, le=1.0, description="this subject's own influence_scope")
-    mask: str | None = Field(None, description="base64 of a picture of `image`'s size, white where the subject is")
+    occurrence: Literal["all", "first", "last"] | int | None = Field(
+        default=None, description="which of its places, from 0"
+    )
+    scope: float | None = Field(default=None, ge=0.0, le=1.0, description="this subject's own influence_scope")
+    mask: str | None = Field(
+        default=None, description="base64 of a picture of `image`'s size, white where the subject is"
+    )
 
 
 def _field(name: str) -> Any:
