@@ -58,7 +58,8 @@ def nouns(prompt: str) -> list[str]:
 
 def announcement(url: str, settings: ServeSettings) -> str:
     """The endpoint's URL, and an example request."""
-    key = f' -H "Authorization: Bearer ${settings.api_key_variable}"' if settings.api_key_variable else ""
+    shown = f"${settings.api_key_variable}" if settings.api_key_variable else "$KEY" if settings.keys_file else ""
+    key = f' -H "Authorization: Bearer {shown}"' if shown else ""
     return (
         f"ready at {url} (Ctrl-C stops it); for example:\n"
         f"  curl -s {url}/v1/images/generations{key} -H 'Content-Type: application/json' -d @- <<END\n"

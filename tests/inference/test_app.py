@@ -57,7 +57,7 @@ def test_what_cannot_start_is_said(
 
 @pytest.fixture(scope="module")
 def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
-    settings = ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu")
+    settings = ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu", body_timeout_seconds=1.0)
     yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder, nouns)
     stop()
 
@@ -86,6 +86,23 @@ def test_health_and_the_adapter(url: str, tiny_models: TinyModels) -> None:
     [adapter] = httpx.get(f"{url}/v1/adapters").json()["data"]
     assert adapter["sha256"] == adapter_sha256(tiny_models.adapter)
     assert adapter["settings"]["mask"]["influence_scope"] == 0.25 and "/" not in adapter["base"]
+
+
+def test_ids_and_headers_come_once_through_serves_proxy(url: str) -> None:
+    for headers in ({}, {"X-Request-Id": "mine"}):
+        answer = httpx.get(f"{url}/v1/models", headers=headers)
+        [found] = answer.headers.get_list("X-Request-Id")
+        assert found == headers.get("X-Request-Id", found) and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert httpx.delete(f"{url}/v1/requests/none").status_code == 404
+    assert httpx.get(f"{url}/docs").status_code == 200
+
+
+def test_half_a_body_ends_after_its_time(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(20)
+        connection.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
 
 
 def test_errors_that_help(url: str) -> None:

@@ -83,7 +83,7 @@ def test_the_same_for_asyncio(running: Any) -> None:
 
 
 def test_a_stream_is_ended_by_closing_it_or_by_its_id(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = running.service.engine().pipeline.scheduler
+    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
     step, steps = scheduler.step, list[float]()
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -196,6 +196,16 @@ def test_answers_that_are_not_ours(scripted: tuple[str, type[_Scripted]]) -> Non
             client.models()
         with pytest.raises(ApiError, match="ended before the image"):
             list(client.stream(PROMPT))
+
+
+def test_the_example_of_the_page_runs(running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "serving.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    PICTURE.save("star.png")
+    exec(compile(example.replace("http://127.0.0.1:8000", running.url), "docs/serving.md", "exec"), {})
+    with Image.open("out.png") as image:
+        assert image.size == (32, 32)
 
 
 def test_the_client_needs_neither_torch_nor_ray() -> None:

@@ -69,7 +69,7 @@ def test_a_key_has_sizes_of_its_own(running: Any) -> None:
 
 
 def test_a_key_has_a_number_of_requests_at_once(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = running.service.engine().pipeline.scheduler
+    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
     step, started, go_on = scheduler.step, threading.Event(), threading.Event()
 
     def held(*args: Any, **kwargs: Any) -> Any:
@@ -199,7 +199,7 @@ def test_a_keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_keys_file_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         find_keys(_write(tmp_path / "keys.yaml", text))
-    assert (SECRET not in str(caught.value) and caught.value.__cause__ is None) or "SettingError" in repr(caught.value)
+    assert SECRET not in str(caught.value)
 
 
 def test_a_keys_file_that_others_can_read_or_that_is_not_there(tmp_path: Path) -> None:
