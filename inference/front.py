@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realcustom.inference.error_answers import answer_of
-from realcustom.inference.errors import BadRequest, Internal
+from realcustom.inference.errors import BadRequest, Cancelled, Internal
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,18 @@ class Front:
                     headers["X-Request-Id"] = record.request_id
             await send(message)
 
+        async def receive_or_gone() -> Message:
+            try:
+                return await receive()
+            except Exception:  # a server whose client is gone may raise its own (Ray Serve: TaskCancelledError)
+                return {"type": "http.disconnect"}
+
         try:
             if given is not None and not valid:
                 refused = BadRequest("X-Request-Id: 1 to 64 letters, digits, '.', '_' and '-'", "X-Request-Id")
                 await answer_of(refused)(scope, receive, send_with_headers)
             else:
-                await self.app(scope, receive, send_with_headers)
+                await self.app(scope, receive_or_gone, send_with_headers)
         except Exception as error:
             logger.error("%s %s failed", scope["method"], scope["path"][:200], exc_info=error)
             record.error = Internal.kind
@@ -99,7 +105,7 @@ class Front:
                 await answer_of(Internal())(scope, receive, send_with_headers)
         finally:
             if self.access_log:
-                sys.stderr.write(_line(scope, record, status, time.monotonic() - started))
+                sys.stderr.write(_line(scope, record, status or Cancelled.status, time.monotonic() - started))
 
 
 def _line(scope: Scope, record: Record, status: int, seconds: float) -> str:

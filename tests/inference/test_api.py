@@ -211,6 +211,36 @@ def test_a_client_that_goes_away_frees_its_place(service: Service, monkeypatch: 
     assert steps < 10
 
 
+def test_a_server_that_raises_where_its_client_is_gone(service: Service, capfd: pytest.CaptureFixture[str]) -> None:
+    """As Ray Serve does: it cancels the task that receives."""
+    log.configure()
+
+    async def run() -> list[Any]:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            raise RuntimeError("cancelled")
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": URL,
+            "raw_path": URL.encode(),
+            "query_string": b"",
+            "headers": [],
+        }
+        await build_api(service)(
+            {**scope, "app": None, "http_version": "1.1", "server": None, "client": None}, receive, send
+        )
+        return sent
+
+    start, *_ = asyncio.run(run())
+    assert start["status"] == 499 and "failed" not in capfd.readouterr().err
+
+
 def test_full_queue_is_429(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = type(service.engine().pipeline.scheduler)  # each job has one of its own
     step, started, go_on = scheduler.step, threading.Event(), threading.Event()
