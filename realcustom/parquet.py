@@ -39,10 +39,22 @@ class ParquetFile:
         """The schema, with its metadata."""
         return self._file.schema_arrow
 
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """Rows and uncompressed bytes of each row group, from the footer."""
+        metadata = self._file.metadata
+        found = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        return [(int(group.num_rows), int(group.total_byte_size)) for group in found]
+
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Some columns, in that order. Raises UsageError where the file is damaged."""
         with _readable(self.uri):
             return self._file.read(columns=list(columns)).select(list(columns))
+
+    def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of one row group, in that order. Raises UsageError where the file is damaged."""
+        with _readable(self.uri):
+            return self._file.read_row_group(group, columns=list(columns)).select(list(columns))
 
 
 class _Fetched(io.RawIOBase):

@@ -39,13 +39,14 @@ class BatchMaker:
         self._no_text: torch.Tensor | None = None  # (T, D), of the empty caption
 
     def training(self, share: Share) -> Batch:
-        """A worker's share of a training step."""
+        """A worker's share of a training step, in host memory."""
         numbers = [int(number) for number in share.numbers]
         draws = [self._draw(number, self.settings.seed, share.epoch) for number in numbers]
         return self._batch(numbers, draws, share.weights, share.total_weight, training=True)
 
     def validation(self, numbers: np.ndarray) -> Iterator[Batch]:
-        """This worker's share of the held-out records: fixed noise, evenly spread timesteps, no dropout, their own reference."""
+        """This worker's share of the held-out records, on its device: fixed noise, evenly spread timesteps, no dropout, their
+        own reference."""
         settings, size = self.settings, -(-self.settings.batch_size // self.world.size)
         count = settings.validation_timesteps
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
@@ -56,7 +57,8 @@ class BatchMaker:
             rows = rows + rows[:1] * (size - len(rows))  # one batch shape: the same arithmetic for every row
             draws = [self._draw(number, VALIDATION_SEED, f"validation-{stratum}") for number, stratum in rows]
             times = [(stratum + draw.time) / count for (_, stratum), draw in zip(rows, draws, strict=True)]
-            yield self._batch([number for number, _ in rows], draws, weights, 0.0, training=False, times=times)
+            batch = self._batch([number for number, _ in rows], draws, weights, 0.0, training=False, times=times)
+            yield batch.to(self.world.device)
 
     def _draw(self, number: int, seed: int, epoch: int | str) -> Draw:
         shape = self.features.get(Kind.LATENTS, number).shape
@@ -77,14 +79,13 @@ class BatchMaker:
         shift, total = self.settings.timestep_shift, self.num_train_timesteps
         times = times or [draw.time for draw in draws]
         steps = [int(total * shift * time / (1 + (shift - 1) * time)) for time in times]
-        device = self.world.device
         return Batch(
-            latents=_stack([self.features.get(Kind.LATENTS, number) for number in numbers]).to(device),
-            noise=torch.stack([draw.noise for draw in draws]).to(device),
-            timesteps=torch.tensor(steps, device=device),
-            encoder_hidden_states=_stack(text).to(device),
-            image_embeds=_stack(image).to(device),
-            weights=torch.from_numpy(weights).to(device),
+            latents=_stack([self.features.get(Kind.LATENTS, number) for number in numbers]),
+            noise=torch.stack([draw.noise for draw in draws]),
+            timesteps=torch.tensor(steps),
+            encoder_hidden_states=_stack(text),
+            image_embeds=_stack(image),
+            weights=torch.from_numpy(weights),
             total_weight=total_weight,
         )
 
@@ -97,12 +98,14 @@ class BatchMaker:
         return self._no_text
 
     def _image(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
-        views = self.views.of(number) if training and draw.multiview < self.settings.p_multiview else []
-        reference = views[int(draw.view * len(views))] if views else number
+        views = self.views.of(number) if training and draw.multiview < self.settings.p_multiview else ()
+        reference = int(views[int(draw.view * len(views))]) if len(views) else number
         image = self.features.get(Kind.IMAGE, reference)
         # keys and values have no bias: features of zero are the base model without a reference
         return torch.zeros_like(image) if training and draw.drop_image < self.settings.p_drop_image else image
 
 
 def _stack(rows: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([row.float() for row in rows])
+    """(B, ...), in the rows' dtype where they have one, else in fp32."""
+    same = len({row.dtype for row in rows}) == 1
+    return torch.stack(rows if same else [row.float() for row in rows])

@@ -1,148 +1,49 @@
-"""The order of training records: an index over their Parquet files, and the permutation of an epoch. No tensors.
+"""Which training record is seen when: what is held out, and the permutation of an epoch. No tensors, no files.
 
 The order is a function of (seed, epoch) alone and the position in it is the optimizer step, so a resumed run, on any
 number of workers, continues with exactly the next records: each once per epoch.
+
+Records are read in **parts**: runs of whole row groups of one file. Parts are permuted. `open_parts` consecutive ones,
+W, are open at a time: the records of a part, permuted, are dealt out over the W **hands** in which it is open, and a
+hand is an even mixture of what its W parts gave. So a step reads from W parts, and from one hand to the next one part is
+exchanged.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from realcustom.errors import MissingFile, UsageError
-from realcustom.parquet import ParquetFile
-from realcustom.record import check_schema
-from realcustom.store import Store
-from realcustom.training.draws import uniform
+from realcustom.errors import UsageError
+from realcustom.training.index import RecordIndex
 
-
-@dataclass(frozen=True, kw_only=True)
-class RecordIndex:
-    """The place of each training record: record number i is row `row[i]` of file `files[file[i]]`."""
-
-    files: tuple[str, ...]  # uris, sorted by name
-    schema: pa.Schema  # schema of the first file, with its metadata (which model made which cache)
-    uids: pa.ChunkedArray  # (N,) of string
-    parent_uids: pa.ChunkedArray  # (N,) of string
-    view_uids: pa.ChunkedArray  # (N,) of list of string
-    file: np.ndarray  # (N,) int32
-    row: np.ndarray  # (N,) int32
-    identity: str  # hash over the uids in order and the files' sizes, 16 hex digits
-
-    def __len__(self) -> int:
-        return len(self.file)
-
-    def uid(self, number: int) -> str:
-        """uid of record `number`."""
-        return str(self.uids[number].as_py())
-
-
-def open_index(records: str, store: Store | None = None) -> RecordIndex:
-    """Read the index of all Parquet files below `records` (a folder, a file, or a storage URI).
-
-    Raises:
-        MissingFile: `records` does not exist.
-        UsageError: no Parquet file, another schema, no rows, or a uid that occurs twice.
-    """
-    store = store or Store()
-    files, sizes = _parquet_files(records, store)
-    columns: list[pa.Table] = []
-    schema: pa.Schema | None = None
-    for uri in files:
-        parquet = ParquetFile(uri, store)
-        try:
-            check_schema(parquet.schema)
-        except UsageError as error:
-            raise UsageError(f"{uri}: {error}") from error
-        columns.append(parquet.read(["uid", "parent_uid", "view_uids"]))
-        schema = parquet.schema if schema is None else schema
-        _same_caches(schema, parquet.schema, uri)
-    assert schema is not None  # there is at least one file
-    table = pa.concat_tables(columns)
-    if len(table) == 0:
-        raise UsageError(f"{records} holds no training record: its {len(files)} Parquet file(s) have no rows")
-    if pc.count_distinct(table["uid"]).as_py() != len(table):
-        counts = table.group_by("uid").aggregate([("uid", "count")])
-        twice = counts.filter(pc.greater(counts["uid_count"], 1))["uid"][0]
-        raise UsageError(f"{records}: the uid {twice} occurs more than once; is a file there twice?")
-    lengths = [len(part) for part in columns]
-    digest = hashlib.sha256(repr(sizes).encode())
-    for chunk in table["uid"].chunks:
-        digest.update("\n".join(chunk.to_pylist()).encode())
-    return RecordIndex(
-        files=tuple(files),
-        schema=schema,
-        uids=table["uid"],
-        parent_uids=table["parent_uid"],
-        view_uids=table["view_uids"],
-        file=np.repeat(np.arange(len(files), dtype=np.int32), lengths),
-        row=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        identity=digest.hexdigest()[:16],
-    )
-
-
-def _parquet_files(records: str, store: Store) -> tuple[list[str], list[int]]:
-    if not store.exists(records):
-        raise MissingFile(f"no training records at {records}: no such folder")
-    if records.endswith(".parquet") and not store.is_dir(records):
-        return [records], [store.size(records)]
-    entries = [entry for entry in store.list_files(records) if entry.name.endswith(".parquet")]
-    if not entries:
-        raise UsageError(f"{records} holds no .parquet file; give the directory that the last stage printed")
-    return [entry.uri for entry in entries], [entry.size for entry in entries]
-
-
-def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:
-    for name in ("latents", "text_features", "image_features"):
-        ours, theirs = (
-            {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"PARQUET:")}
-            for field in (schema.field(name), found.field(name))
-        )
-        if ours != theirs:
-            raise UsageError(f"{uri}: its cached {name} come from another model than those of the first file")
+VERSION = 2  # of the order; a run begun in another one cannot be continued
+PART_BYTES = 2**27  # uncompressed; a part is cut at the row group that passes it
 
 
 def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Record numbers (training, validation), each ascending. A picture's records are all on one side.
+    """Record numbers (held out, validation), each ascending: all that are not trained on, and those that are validated on.
 
-    Held out are the pictures whose hash is below `fraction`, in order of the hash, up to `at_most` records; the picture
-    with the smallest hash always is.
+    A picture's records are all on one side. Held out are the pictures whose rank is below `fraction`, in ascending order,
+    up to `at_most` records; the picture with the smallest rank always is. Of its records `at_most` are validated on.
 
     Raises UsageError if no record is left to train on.
     """
-    parents = index.parent_uids.to_pylist()
-    ranks = {parent: uniform("validation", parent) for parent in set(parents)}
-    by_parent: dict[str, list[int]] = {}
-    for number, parent in enumerate(parents):
-        by_parent.setdefault(parent, []).append(number)
-    held_out: list[int] = []
-    for parent in sorted(ranks, key=lambda parent: (ranks[parent], parent)):
-        if held_out and (ranks[parent] >= fraction or len(held_out) + len(by_parent[parent]) > at_most):
-            break
-        held_out.extend(by_parent[parent])
-    validation = np.array(sorted(held_out[:at_most]), dtype=np.int64)
-    training = np.setdiff1d(np.arange(len(index)), np.array(held_out))
-    if len(training) == 0:
-        raise UsageError(
-            f"{len(index)} training record(s) of {len(ranks)} picture(s): too few, one picture is held out"
-        )
-    return training, validation
-
-
-def epoch_order(index: RecordIndex, numbers: np.ndarray, seed: int, epoch: int, open_files: int) -> np.ndarray:
-    """The record numbers `numbers` in the order of an epoch, (N,): a permutation that belongs to (seed, epoch).
-
-    Files are permuted; rows are mixed within `open_files` consecutive ones, so that reading stays sequential.
-    """
-    random = np.random.default_rng([seed, epoch])
-    by_file = np.split(numbers, np.flatnonzero(np.diff(index.file[numbers])) + 1)  # numbers ascend, so files do
-    files = random.permutation(len(by_file))
-    groups = [files[start : start + open_files] for start in range(0, len(files), open_files)]
-    return np.concatenate([random.permutation(np.concatenate([by_file[file] for file in group])) for group in groups])
+    candidates = index.by_rank[: at_most + 1]
+    first = index.rank[candidates[0]]
+    while index.rank[candidates[-1]] == first and len(candidates) < len(index):  # its picture goes on
+        candidates = index.by_rank[: 2 * len(candidates)]
+    ranks = index.rank[candidates]
+    ends = np.flatnonzero(np.diff(ranks, append=np.inf)) + 1  # where a picture's records end
+    if len(candidates) < len(index):
+        ends = ends[:-1]  # the last picture may go on
+    fits = (ends <= at_most) & (ranks[ends - 1] < fraction)
+    fits[0] = True
+    held_out = np.sort(candidates[: ends[fits][-1]])
+    if len(held_out) == len(index):
+        raise UsageError(f"{len(index)} training record(s): too few, all of their pictures would be held out")
+    return held_out, np.sort(candidates[: min(at_most, len(held_out))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,42 +59,111 @@ class Share:
 class DataOrder:
     """The stateless order of the records: (step, worker) -> that worker's share of the step's batch."""
 
-    def __init__(self, index: RecordIndex, numbers: np.ndarray, batch_size: int, seed: int, open_files: int) -> None:
-        self.index, self.numbers, self.batch_size = index, numbers, batch_size
-        self.seed, self.open_files = seed, open_files
-        self.steps_per_epoch = -(-len(numbers) // batch_size)
-        self._epoch, self._order = -1, numbers
+    def __init__(self, index: RecordIndex, held_out: np.ndarray, batch_size: int, seed: int, open_parts: int) -> None:
+        """Order all records but those that are `held_out`, ascending numbers."""
+        self.index, self.held_out, self.batch_size, self.seed = index, held_out, batch_size, seed
+        self._starts = _part_starts(index)  # (P + 1,)
+        self._sizes = np.diff(self._starts) - np.diff(np.searchsorted(held_out, self._starts))  # (P,)
+        self._open = min(open_parts, len(self._sizes))
+        self.steps_per_epoch = -(-(len(index) - len(held_out)) // batch_size)
+        self._epoch = self._hand = -1
+
+    @property
+    def open_bytes(self) -> int:
+        """Uncompressed bytes of the largest parts that may be open at a time."""
+        ends = np.cumsum(self.index.group_bytes)[np.searchsorted(self.index.group_row, self._starts[1:]) - 1]
+        return int(np.sort(np.diff(ends, prepend=0))[-self._open :].sum())
 
     def share(self, step: int, rank: int, world_size: int) -> Share:
         """The share of worker `rank` of `world_size` in optimizer step `step` (from 0).
 
         The epoch's last batch, and one that does not divide by the number of workers, is padded with rows of weight
-        zero.
+        zero. A batch is sorted by part and row, so that a worker's shares of consecutive steps are of the same row groups.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._order = epoch_order(self.index, self.numbers, self.seed, epoch, self.open_files)
-            self._epoch = epoch
-        batch = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        batch = self._batch(epoch, position * self.batch_size, (position + 1) * self.batch_size)
         size = -(-self.batch_size // world_size)
         mine = batch[rank * size : (rank + 1) * size]
         padded = np.concatenate([mine, np.full(size - len(mine), batch[0])])
         weights = (np.arange(size) < len(mine)).astype(np.float32)
         return Share(epoch=epoch, numbers=padded, weights=weights, total_weight=float(len(batch)))
 
+    def _batch(self, epoch: int, start: int, end: int) -> np.ndarray:
+        self._begin(epoch)
+        hand, found = int(np.searchsorted(self._ends, start, side="right")), []
+        while hand < len(self._ends) and (begins := self._ends[hand] - self._hand_sizes[hand]) < end:
+            rows = self._dealt(hand)
+            found.append(rows[:, max(0, start - begins) : end - begins])
+            hand += 1
+        lanes, numbers = np.concatenate(found, axis=1)
+        batch: np.ndarray = numbers[np.lexsort((numbers, lanes))]
+        return batch
+
+    def _begin(self, epoch: int) -> None:
+        """Permute the parts of `epoch`: part i is in the hands from `_first[i]`, `_count[i]` of them."""
+        if epoch == self._epoch:
+            return
+        parts = len(self._sizes)
+        hands = parts - self._open + 1
+        self._parts = np.random.default_rng([self.seed, epoch]).permutation(parts)
+        number = np.arange(parts)
+        self._first = np.maximum(0, number - self._open + 1)
+        self._count = np.minimum(number, hands - 1) - self._first + 1
+        sizes = self._sizes[self._parts]
+        self._hand_sizes = np.zeros(hands, np.int64)
+        for hand in range(int(self._count.max())):
+            there = np.flatnonzero(hand < self._count)
+            dealt = _dealt_before(sizes[there], hand + 1, self._count[there])
+            dealt -= _dealt_before(sizes[there], hand, self._count[there])
+            np.add.at(self._hand_sizes, self._first[there] + hand, dealt)
+        self._ends = np.cumsum(self._hand_sizes)
+        self._epoch, self._hand = epoch, -1
+
+    def _dealt(self, hand: int) -> np.ndarray:
+        """The records of a hand in their order, (2, n): the place of each one's part among the open ones, and its number."""
+        if hand != self._hand:
+            given = [self._given(place, hand) for place in range(hand, hand + self._open)]
+            lanes = np.repeat(np.arange(hand, hand + self._open) % self._open, [len(rows) for rows in given])
+            rows = np.stack([lanes, np.concatenate(given)])
+            random = np.random.default_rng([self.seed, self._epoch, 0, hand])
+            # each part's records are spread evenly over the hand, each at a random place of its own stretch
+            when = np.concatenate([(np.arange(len(rows)) + random.random(len(rows))) / len(rows) for rows in given])
+            self._hand, self._rows = hand, rows[:, np.argsort(when, kind="stable")]
+        return self._rows
+
+    def _given(self, place: int, hand: int) -> np.ndarray:
+        """Numbers of the records that the part at `place` gives to a hand."""
+        part = int(self._parts[place])
+        start, end = self._starts[part : part + 2]
+        out = self.held_out[slice(*np.searchsorted(self.held_out, [start, end]))]
+        random = np.random.default_rng([self.seed, self._epoch, 1, part])
+        rows = random.permutation(np.setdiff1d(np.arange(start, end), out, assume_unique=True))
+        turn, count = hand - int(self._first[place]), int(self._count[place])
+        return rows[_dealt_before(len(rows), turn, count) : _dealt_before(len(rows), turn + 1, count)]
+
+
+def _dealt_before(size: np.ndarray | int, turn: int, count: np.ndarray | int) -> np.ndarray | int:
+    """Records of a part that the first `turn` of its `count` hands have."""
+    return size * turn // count
+
+
+def _part_starts(index: RecordIndex) -> np.ndarray:
+    """(P + 1,) numbers of the first records of the parts, and N."""
+    before = np.cumsum(index.group_bytes) - index.group_bytes
+    first_of_file = np.searchsorted(index.group_file, index.group_file, side="left")
+    part = (before - before[first_of_file]) // PART_BYTES
+    begins = np.flatnonzero(np.diff(part, prepend=-1) | np.diff(index.group_file, prepend=-1))
+    return np.append(index.group_row[begins], len(index))
+
 
 class Views:
     """Which other records show the same subject, as record numbers."""
 
-    def __init__(self, index: RecordIndex, allowed: np.ndarray) -> None:
-        """`allowed`: record numbers that may serve as a reference; others, and unknown uids, are left out."""
-        number_of = {index.uid(int(number)): int(number) for number in allowed}
-        self._views: dict[int, list[int]] = {}
-        for number, uids in enumerate(index.view_uids.to_pylist()):
-            known = sorted(number_of[uid] for uid in uids or () if uid in number_of)
-            if known:
-                self._views[number] = known
+    def __init__(self, index: RecordIndex, held_out: np.ndarray) -> None:
+        """Those that are `held_out` (ascending numbers) are no reference in training; unknown uids are left out."""
+        self.index, self.held_out = index, held_out
 
-    def of(self, number: int) -> list[int]:
+    def of(self, number: int) -> np.ndarray:
         """Record numbers of the other views of record `number`'s subject, ascending; may be empty."""
-        return self._views.get(number, [])
+        views = self.index.views_of(number)
+        return views[~np.isin(views, self.held_out)] if len(views) else views

@@ -9,19 +9,20 @@ Legend: C latent channels, h w latent size, T text tokens, D text width, S visua
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from realcustom.cells import decode_tensor
 from realcustom.errors import UsageError
-from realcustom.parquet import ParquetFile
 from realcustom.store import Store
-from realcustom.training.data import RecordIndex
+from realcustom.training.index import RecordIndex
+from realcustom.training.reading import RowGroups
 
 
 class Kind(enum.Enum):
@@ -60,78 +61,91 @@ class FeatureStore:
     """Features by record number."""
 
     def __init__(
-        self, index: RecordIndex, encoders: Encoders, cache_gib: float, open_files: int, store: Store | None = None
+        self,
+        index: RecordIndex,
+        encoders: Encoders,
+        memory: int,
+        held_out: np.ndarray | None = None,
+        store: Store | None = None,
     ) -> None:
         """Start with nothing kept.
 
         Args:
             index: of the records.
             encoders: compute the features that a record's caches lack.
-            cache_gib: decoded features are kept until they fill this many GiB; later ones are read at each use.
-            open_files: Parquet files whose columns are held at a time.
-            store: reads them; None: one with the default retries.
+            memory: bytes. Features that were computed, and those of `held_out` records, are kept until they fill half
+                of it; the rest holds row groups.
+            held_out: numbers of records whose features are wanted again and again.
+            store: reads the files; None: one with the default retries.
         """
         self.index, self.encoders = index, encoders
-        self._store = store or Store()
-        self._budget = int(cache_gib * 2**30)  # bytes left
+        self._rows = RowGroups(index, memory, store or Store())
+        self._room = memory // 2  # bytes left for features that are kept
+        self._held_out = frozenset(() if held_out is None else held_out.tolist())
         self._kept: dict[tuple[Kind, int], torch.Tensor] = {}
         self._shapes: dict[Kind, torch.Size] = {}
-        self._open: OrderedDict[int, dict[str, pa.ChunkedArray]] = OrderedDict()
-        self._open_files = open_files
+        self._lock = threading.RLock()  # batches are made in a thread, validated in another
 
     def get(self, kind: Kind, number: int) -> torch.Tensor:
         """The feature of record `number`, on the CPU, in the dtype of its cache (fp32 where computed).
 
         Raises UsageError, naming the record, where there is neither a cache nor a picture to compute it from, where a
-        cache is broken, and where its shape is not that of the records before.
+        cache is broken or holds a value that is not finite, and where its shape is not that of the records before.
         """
-        kept = self._kept.get((kind, number))
-        if kept is not None:
-            return kept
-        cell = self._cell(number, kind.value)
-        try:
-            tensor = decode_tensor(cell) if cell is not None else self._compute(kind, number)
-        except UsageError as error:
-            raise UsageError(f"record {self.index.uid(number)}, {kind.value}: {error}") from error
-        self._check_shape(kind, number, tensor)
-        size = tensor.numel() * tensor.element_size()
-        if size <= self._budget:
-            self._budget -= size
-            self._kept[kind, number] = tensor
-        return tensor
+        with self._lock:
+            kept = self._kept.get((kind, number))
+            if kept is not None:
+                return kept
+            cell = self._rows.cell(number, kind.value)
+            computed = not cell.is_valid
+            try:
+                tensor = self._compute(kind, number) if computed else _decode(cell)
+            except UsageError as error:
+                raise UsageError(f"record {self.index.uid(number)}, {kind.value}: {error}") from error
+            self._check(kind, number, tensor)
+            size = tensor.numel() * tensor.element_size()
+            if (computed or number in self._held_out) and size <= self._room:
+                self._room -= size
+                self._rows.limit -= size
+                self._kept[kind, number] = tensor
+            return tensor
 
     def picture(self, number: int) -> Picture:
         """The columns that features are computed from."""
-        read: Callable[[str], Any] = lambda name: self._cell(number, name)  # noqa: E731
-        return Picture(
-            uid=self.index.uid(number),
-            caption=read("caption"),
-            target_word=read("target_word"),
-            image=read("image"),
-            subject_mask=read("subject_mask"),
-        )
+        with self._lock:
+            read: Callable[[str], Any] = lambda name: self._rows.cell(number, name).as_py()  # noqa: E731
+            return Picture(
+                uid=self.index.uid(number),
+                caption=read("caption"),
+                target_word=read("target_word"),
+                image=read("image"),
+                subject_mask=read("subject_mask"),
+            )
 
     def _compute(self, kind: Kind, number: int) -> torch.Tensor:
         if kind is Kind.TEXT:
-            return self.encoders.text_features(self._cell(number, "caption")).float().cpu()
+            return self.encoders.text_features(self._rows.cell(number, "caption").as_py()).float().cpu()
         picture = self.picture(number)
         compute = self.encoders.latents if kind is Kind.LATENTS else self.encoders.image_features
         return compute(picture).float().cpu()
 
-    def _check_shape(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
+    def _check(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
         shape = self._shapes.setdefault(kind, tensor.shape)
         if tensor.shape != shape:
             raise UsageError(
                 f"record {self.index.uid(number)}: its {kind.value} have shape {tuple(tensor.shape)}, those of the "
                 f"records before {tuple(shape)}; records of one run have one size"
             )
+        if not bool(torch.isfinite(tensor).all()):
+            file, _ = self.index.file_of(self.index.group_of(number)[0])
+            raise UsageError(
+                f"record {self.index.uid(number)} in {self.index.files[file]}: its {kind.value} hold a value that is not "
+                f"finite; run the encode stage over it again, or remove the record"
+            )
 
-    def _cell(self, number: int, column: str) -> Any:
-        file, row = int(self.index.file[number]), int(self.index.row[number])
-        columns = self._open.setdefault(file, {})
-        self._open.move_to_end(file)
-        while len(self._open) > self._open_files:
-            self._open.popitem(last=False)
-        if column not in columns:
-            columns[column] = ParquetFile(self.index.files[file], self._store).read([column])[column]
-        return columns[column][row].as_py()
+
+def _decode(cell: pa.StructScalar) -> torch.Tensor:
+    """The tensor of a cell; its bytes are copied once."""
+    return decode_tensor(
+        {"data": cell["data"].as_buffer(), "shape": cell["shape"].as_py(), "dtype": cell["dtype"].as_py()}
+    )

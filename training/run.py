@@ -27,7 +27,9 @@ from realcustom.identity import check_base, model_identity, resolve_model
 from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
 from realcustom.store import Store, check_readable, check_writable
-from realcustom.training.data import open_index, split
+from realcustom.training import data
+from realcustom.training.data import split
+from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
 from realcustom.training.metrics import read_rows
@@ -128,6 +130,7 @@ def _make_job(
         "image_encoder": encoder_identity,
         "initial_adapter": adapter_hash,
         "method": to_dict(method),
+        "data_order": data.VERSION,
         "train": decisive,
     }
     _check_same_run(storage.join(output, "settings.yaml"), resolved, store)

@@ -43,7 +43,9 @@ class TrainSettings:
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
     p_drop_image: float = 0.0  # probability that a sample has no reference (its image features are zero)
     p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
-    open_files: int = 8  # record files whose rows are mixed with each other; the rest is read in sequence
+    open_parts: int = (
+        8  # parts of files (whole row groups, some 128 MiB) whose rows are mixed with each other at a time
+    )
 
     validation_fraction: float = 0.05  # share of the pictures that is held out, chosen by a hash of their uid
     validation_records: int = 64  # at most this many are held out
@@ -62,12 +64,12 @@ class TrainSettings:
     num_workers: int = 2  # data-parallel processes
     threads: int = 0  # CPU threads per worker; 0 = the machine's cores over its workers
     use_gpu: bool = False  # one GPU per worker
-    cache_gib: float = 2.0  # memory per worker, GiB, for decoded features; records beyond it are read at each use
+    memory_gib: float = 2.0  # memory per worker, GiB, for row groups, kept features and batches that wait
     retries: RetrySettings = field(default_factory=RetrySettings)  # of reading and writing when the storage fails
 
     def __post_init__(self) -> None:
         counts = (
-            *("steps", "batch_size", "gradient_accumulation", "open_files", "validation_records"),
+            *("steps", "batch_size", "gradient_accumulation", "open_parts", "validation_records"),
             *("validation_timesteps", "sample_steps", "keep_checkpoints"),
             *("num_workers", "max_skipped_steps"),
         )
@@ -75,7 +77,7 @@ class TrainSettings:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
         for name in (
-            *("weight_decay", "warmup", "grad_clip", "sample_records", "threads", "cache_gib"),
+            *("weight_decay", "warmup", "grad_clip", "sample_records", "threads", "memory_gib"),
             *("val_every", "log_every", "checkpoint_every", "sample_every"),
         ):
             if getattr(self, name) < 0:
@@ -99,7 +101,7 @@ class TrainSettings:
 # Settings that may differ when a run is continued: they change how it runs, not its result.
 OPERATIONAL = frozenset(
     {
-        *("keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "cache_gib"),
+        *("keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "memory_gib"),
         "retries",
     }
 )

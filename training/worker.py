@@ -19,13 +19,15 @@ from realcustom.errors import UsageError
 from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.settings import Fusion, Projector
 from realcustom.store import Store
+from realcustom.training.ahead import ReadAhead
 from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from realcustom.training.data import DataOrder, Views, open_index, split
+from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import StepResult, Trainer, World
+from realcustom.training.loop import Batch, StepResult, Trainer, World
 from realcustom.training.metrics import Metrics
 from realcustom.training.objective import Objective
 from realcustom.training.samples import draw_sample_sheet
@@ -58,14 +60,26 @@ class Worker:
                 "Train on a Stable Diffusion 1.x-shaped one, or convert released weights (realcustom convert)"
             )
         index = open_index(job.records, self.store)
+        held_out, self.validation = split(index, settings.validation_fraction, settings.validation_records)
+        memory = int(settings.memory_gib * 2**30)
         self.encoders = FrozenEncoders(self.base, job.image_encoder, job.method, world.device)
         check_caches(index.schema, self.encoders)
-        training, self.validation = split(index, settings.validation_fraction, settings.validation_records)
-        self.order = DataOrder(index, training, settings.batch_size, settings.seed, settings.open_files)
-        self.features = FeatureStore(index, self.encoders, settings.cache_gib, settings.open_files, self.store)
-        self.model = self._make_model(int(training[0]))
+        self.order = DataOrder(index, held_out, settings.batch_size, settings.seed, settings.open_parts)
+        self.features = FeatureStore(index, self.encoders, memory - memory // 4, self.validation, self.store)
+        self.ahead = memory // 4  # bytes of batches that wait
+        opened = self.order.open_bytes / world.size
+        if world.rank == 0 and opened > memory - memory // 4:
+            logger.warning(
+                "files will be read again and again: the %d open parts take %.1f GiB a worker, three quarters of memory_gib=%g "
+                "are for them; a larger memory_gib, a smaller open_parts, or records of the encode stage (row groups of at "
+                "most 16 MiB) avoid that",
+                settings.open_parts,
+                opened / 2**30,
+                settings.memory_gib,
+            )
+        self.model = self._make_model(int(self.validation[0]))
         objective = Objective(self.base.scheduler, world.device)
-        self.batches = BatchMaker(self.features, Views(index, training), settings, objective.num_train_timesteps, world)
+        self.batches = BatchMaker(self.features, Views(index, held_out), settings, objective.num_train_timesteps, world)
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.progress = self._resume()
 
@@ -117,17 +131,22 @@ class Worker:
             self._validate(metrics)
         elif first:
             logger.info("continuing after step %d", trainer.step_count)
-        while trainer.step_count < steps:
-            started = time.monotonic()
-            share = self.order.share(trainer.step_count, self.world.rank, self.world.size)
-            batch = self.batches.training(share)
-            waited = time.monotonic() - started
-            result = trainer.step(batch)
-            if metrics is not None:
-                metrics.add_step(result, share.total_weight, waited)
-            self._after_step(metrics, result)
+        with ReadAhead(self._batch, range(trainer.step_count, steps), self.ahead) as batches:
+            while trainer.step_count < steps:
+                started = time.monotonic()
+                batch = batches.take()
+                waited = time.monotonic() - started
+                result = trainer.step(batch.to(self.world.device))
+                if metrics is not None:
+                    metrics.add_step(result, batch.total_weight, waited)
+                self._after_step(metrics, result)
         if metrics is not None:
             self._finish(metrics)
+
+    def _batch(self, step: int) -> Batch:
+        """This worker's share of a step, in host memory."""
+        batch = self.batches.training(self.order.share(step, self.world.rank, self.world.size))
+        return batch.pinned() if self.world.device.type == "cuda" else batch
 
     def _after_step(self, metrics: Metrics | None, result: StepResult) -> None:
         settings, step = self.settings, self.trainer.step_count

@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from realcustom.record import SCHEMA, picture_uid, record_uid
-from realcustom.training.data import open_index
 from realcustom.training.encoders import FrozenEncoders
 from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.indexing import open_index
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (240, 240, 240)}
 
@@ -68,7 +68,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]], files: int) -> None:
 
 def fill_caches(source: Path, target: Path, encoders: FrozenEncoders, keep_image: bool) -> None:
     """The records of `source` with all three caches, in fp32, and without pictures unless they are to be kept."""
-    store = FeatureStore(open_index(str(source)), encoders, cache_gib=1, open_files=1)
+    store = FeatureStore(open_index(str(source)), encoders, memory=2**30)
     rows = [row for path in sorted(source.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     for number, row in enumerate(rows):
         row |= {kind.value: to_cell(store.get(kind, number)) for kind in Kind}

@@ -11,12 +11,18 @@ import pytest
 import torch
 
 from realcustom.record import SCHEMA, picture_uid, record_uid
-from realcustom.training.data import DataOrder, RecordIndex, Views, epoch_order, open_index, split
-from realcustom.training.draws import draw_sample, training_influence_quantity
+from realcustom.store import Store
+from realcustom.training import data, indexing
+from realcustom.training.data import DataOrder, Views, split
+from realcustom.training.draws import draw_sample, training_influence_quantity, uniform
+from realcustom.training.index import RecordIndex
+from realcustom.training.indexing import open_index
 
 
-def write_records(folder: Path, sizes: list[int], views: dict[int, list[int]] | None = None) -> list[str]:
-    """Files of `sizes` records, two to a picture; returns their uids."""
+def write_records(
+    folder: Path, sizes: list[int], views: dict[int, list[int]] | None = None, group: int = 100
+) -> list[str]:
+    """Files of `sizes` records, two to a picture, `group` records to a row group; returns their uids."""
     uids = [record_uid(picture_uid(f"picture-{number // 2}"), "cat", number % 2) for number in range(sum(sizes))]
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
@@ -37,22 +43,31 @@ def write_records(folder: Path, sizes: list[int], views: dict[int, list[int]] | 
             }
             for number in range(start, start + size)
         ]
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / f"part-{file:03d}.parquet")
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(table, folder / f"part-{file:03d}.parquet", row_group_size=group)
         start += size
     return uids
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> RecordIndex:
-    write_records(tmp_path, [7, 5, 9, 4, 6], views={0: [2, 3, 30], 4: []})
+    write_records(tmp_path, [7, 5, 9, 4, 6], views={0: [30, 2, 3], 4: []}, group=4)
     return open_index(str(tmp_path))
 
 
+def pictures(index: RecordIndex) -> list[str]:
+    """The picture of each record."""
+    return [uid for file in index.files for uid in pq.read_table(file)["parent_uid"].to_pylist()]
+
+
 def test_index_finds_every_record(index: RecordIndex, tmp_path: Path) -> None:
-    assert len(index) == 31
-    for number in (0, 6, 7, 30):
-        table = pq.read_table(index.files[index.file[number]])
-        assert table["uid"][int(index.row[number])].as_py() == index.uid(number)
+    assert len(index) == 31 and len(index.group_file) == 2 + 2 + 3 + 1 + 2
+    for number in range(31):
+        group, row = index.group_of(number)
+        file, within = index.file_of(group)
+        table = pq.ParquetFile(index.files[file]).read_row_group(within, ["uid"])
+        assert table["uid"][row].as_py() == index.uid(number)
+    assert index.rank.tolist() == [uniform("validation", picture) for picture in pictures(index)]
     single = open_index(str(tmp_path / "part-002.parquet"))
     assert len(single) == 9 and single.uid(0) == index.uid(12)
     assert single.identity != index.identity == open_index(str(tmp_path)).identity
@@ -84,39 +99,116 @@ def test_bad_records_are_clear_errors(tmp_path: Path) -> None:
         split(open_index(str(tmp_path / "few")), 0.5, 8)
 
 
-def test_split_keeps_a_picture_on_one_side(index: RecordIndex) -> None:
-    training, validation = split(index, 0.3, 64)
-    assert sorted([*training, *validation]) == list(range(31))
-    sides = [{index.parent_uids[int(number)].as_py() for number in side} for side in (training, validation)]
-    assert not sides[0] & sides[1] and 0 < len(validation) < 20
-    assert len(split(index, 1e-9, 64)[1]) in (1, 2)  # one picture always
-    assert len(split(index, 0.99, 4)[1]) <= 4
+@pytest.mark.parametrize(("fraction", "at_most"), [(0.3, 64), (1e-9, 64), (0.99, 4), (0.99, 1), (0.6, 30)])
+def test_split_keeps_a_picture_on_one_side(index: RecordIndex, fraction: float, at_most: int) -> None:
+    """Against the rule in plain Python: pictures in order of their hash until the share or the number is reached."""
+    parents = pictures(index)
+    expected: list[int] = []
+    for parent in sorted(set(parents), key=lambda parent: uniform("validation", parent)):
+        records = [number for number, other in enumerate(parents) if other == parent]
+        if expected and (uniform("validation", parent) >= fraction or len(expected) + len(records) > at_most):
+            break
+        expected += records
+    held_out, validation = split(index, fraction, at_most)
+    assert held_out.tolist() == sorted(expected) and validation.tolist() == sorted(expected[:at_most])
 
 
-def test_epoch_order_mixes_only_open_files(index: RecordIndex) -> None:
-    numbers = np.arange(1, 31)
-    orders = [epoch_order(index, numbers, 3, epoch, open_files=2) for epoch in (0, 0, 1)]
-    assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
-    assert sorted(orders[2]) == list(numbers)
-    assert not np.array_equal(orders[0], epoch_order(index, numbers, 4, 0, open_files=2))
-    seen: list[int] = []
-    for file in index.file[orders[0]]:
-        if file not in seen:
-            seen.append(int(file))
-    for pair in (seen[:2], seen[2:4], seen[4:]):  # a file is finished before the group after it begins
-        positions = np.flatnonzero(np.isin(index.file[orders[0]], pair))
-        assert positions[-1] - positions[0] == len(positions) - 1
+def test_uids_of_any_length_are_joined(tmp_path: Path) -> None:
+    """A user's own table: uids are any text, and some views are not there."""
+    uids = ["a", "bb", "ünïcode-größer", "0123", ""]
+    views = [["0123", "absent", "bb"], None, ["a"], [], ["ünïcode-größer", "x" * 40]]
+    rows = [
+        {"uid": uid, "parent_uid": uid, "sha256": bytes(32), "width": 8, "height": 8, "caption": "", "target_word": ""}
+        | {"caption_source": "alt_text", "target_start": 0, "target_end": 0, "view_uids": others}
+        for uid, others in zip(uids, views, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "own.parquet")
+    index = open_index(str(tmp_path))
+    assert [index.uid(number) for number in range(5)] == uids
+    assert [index.views_of(number).tolist() for number in range(5)] == [[1, 3], [], [0], [], [2]]
+
+
+def test_a_large_table_s_index_is_kept_beside_it(
+    index: RecordIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "KEPT_FROM", 26)
+    assert not list(tmp_path.glob("index-*"))
+    open_index(str(tmp_path))
+    (kept,) = tmp_path.glob("index-*.arrow")
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "build_index", lambda *_: pytest.fail("made anew"))
+        mapped = open_index(str(tmp_path))
+    for name, value in vars(index).items():
+        other = getattr(mapped, name)
+        assert np.array_equal(value, other) if isinstance(value, np.ndarray) else value == other, name
+    (tmp_path / "part-001.parquet").unlink()  # the old index is not of these files
+    changed = open_index(str(tmp_path))
+    (other_file,) = tmp_path.glob("index-*.arrow")
+    assert len(changed) == 31 - 5 and other_file.name != kept.name
+    assert changed.identity != index.identity
+
+
+def test_an_index_on_an_object_store_is_copied_once(
+    bucket: str, index: RecordIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "KEPT_FROM", 31)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in tmp_path.glob("*.parquet"):
+        Store().write(f"{bucket}/records/{path.name}", path.read_bytes())
+    assert open_index(f"{bucket}/records").identity == index.identity
+    monkeypatch.setattr(indexing, "build_index", lambda *_: pytest.fail("made anew"))
+    mapped = open_index(f"{bucket}/records")
+    assert mapped.uid(30) == index.uid(30) and len(list((tmp_path / "cache" / "realcustom").iterdir())) == 1
+
+
+def epoch_order(index: RecordIndex, seed: int, epoch: int, open_parts: int) -> list[int]:
+    """All records of an epoch but the first, one a step."""
+    order = DataOrder(index, np.array([0]), 1, seed, open_parts)
+    return [int(order.share(30 * epoch + step, 0, 1).numbers[0]) for step in range(30)]
+
+
+def test_an_epoch_mixes_the_rows_of_its_open_parts(index: RecordIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "PART_BYTES", 1)  # a part is a row group
+    parts = len(index.group_file)
+    orders = [epoch_order(index, 3, epoch, open_parts=3) for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[2]) == list(range(1, 31))
+    assert orders[0] != epoch_order(index, 4, 0, open_parts=3)
+    groups = np.array([index.group_of(number)[0] for number in orders[0]])
+    spans = [np.flatnonzero(groups == group)[[0, -1]] for group in range(parts)]
+    open_at_once = [sum(first <= step <= last for first, last in spans) for step in range(30)]
+    assert max(open_at_once) <= 4 and sum(count >= 2 for count in open_at_once) > 20  # at an exchange, one part more
+    everything = epoch_order(index, 3, 0, open_parts=parts)
+    assert np.abs(np.diff([index.group_of(number)[0] for number in everything])).mean() > parts / 5
+
+
+def test_parts_are_whole_row_groups_of_one_file(index: RecordIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data._part_starts(index).tolist() == [0, 7, 12, 21, 25, 31]
+    monkeypatch.setattr(data, "PART_BYTES", 1)
+    assert data._part_starts(index).tolist() == index.group_row.tolist()
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_worker_stays_with_its_row_groups(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the row groups that a batch is of, a worker's share is of its own ones; few change the worker."""
+    write_records(tmp_path, [240] * 12, group=20)
+    index = open_index(str(tmp_path))
+    monkeypatch.setattr(data, "PART_BYTES", int(index.group_bytes[0]) * 3)
+    order = DataOrder(index, np.arange(2), 48, seed=0, open_parts=6)
+    read: list[set[int]] = [set() for _ in range(workers)]
+    for step in range(order.steps_per_epoch):
+        for rank, groups in enumerate(read):
+            share = order.share(step, rank, workers)
+            groups |= {index.group_of(int(number))[0] for number in share.numbers[share.weights > 0]}
+    assert sum(map(len, read)) < 1.5 * len(index.group_file)
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 31, 40])
 def test_each_record_once_per_epoch_across_crash_and_workers(index: RecordIndex, batch_size: int) -> None:
-    numbers = np.arange(31)
-
     def batch(step: int, workers: int) -> list[tuple[int, int]]:
         """The real rows of a step, by fresh processes: nothing but (step, rank) tells them where they are."""
         rows = []
         for rank in range(workers):
-            share = DataOrder(index, numbers, batch_size, seed=5, open_files=3).share(step, rank, workers)
+            share = DataOrder(index, np.array([4]), batch_size, seed=5, open_parts=3).share(step, rank, workers)
             assert len(share.numbers) == -(-batch_size // workers)
             kept = share.numbers[share.weights > 0]
             rows += [(share.epoch, int(number)) for number in kept]
@@ -124,20 +216,20 @@ def test_each_record_once_per_epoch_across_crash_and_workers(index: RecordIndex,
         assert len(rows) == weight
         return rows
 
-    steps = -(-31 // batch_size)
+    steps = -(-30 // batch_size)
     seen = []
     for step in range(2 * steps):  # the number of workers changes at every step
         workers = 1 + step % 3
         rows = batch(step, workers)
         assert rows == batch(step, 1)
         seen += rows
-    assert sorted(seen) == [(epoch, number) for epoch in (0, 1) for number in range(31)]
+    assert sorted(seen) == [(epoch, number) for epoch in (0, 1) for number in range(31) if number != 4]
 
 
-def test_views_are_those_allowed(index: RecordIndex) -> None:
-    assert Views(index, np.arange(31)).of(0) == [2, 3, 30]
-    assert Views(index, np.arange(30)).of(0) == [2, 3]
-    assert Views(index, np.arange(30)).of(4) == []
+def test_views_are_those_that_are_trained_on(index: RecordIndex) -> None:
+    assert Views(index, np.array([1])).of(0).tolist() == [2, 3, 30]
+    assert Views(index, np.array([2, 30])).of(0).tolist() == [3]
+    assert len(Views(index, np.array([1])).of(4)) == 0
 
 
 def test_draws_belong_to_seed_epoch_and_uid() -> None:

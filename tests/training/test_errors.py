@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,8 +18,9 @@ from realcustom.pipeline.cli.main import run
 from realcustom.store import StorageRefused
 from realcustom.training import distributed
 from realcustom.training.batches import BatchMaker
-from realcustom.training.data import open_index, split
+from realcustom.training.data import split
 from realcustom.training.failures import Failure, Failures, WorkerFailed
+from realcustom.training.indexing import open_index
 from realcustom.training.loop import TrainingDiverged
 from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
 from tests.support.training_runs import SETTINGS, fit
@@ -36,7 +38,9 @@ def command(world: SimpleNamespace, output: Path, *options: str) -> list[str]:
 @pytest.fixture
 def broken_records(world: SimpleNamespace, tmp_path: Path) -> str:
     """Records of which one that is trained on, not the first of them, has a cache that cannot be read."""
-    training, _ = split(open_index(world.caches), SETTINGS.validation_fraction, SETTINGS.validation_records)
+    index = open_index(world.caches)
+    held_out, _ = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
+    training = np.setdiff1d(np.arange(len(index)), held_out)
     number = 0
     (tmp_path / "records").mkdir()
     for path in sorted(Path(world.caches).iterdir()):

@@ -25,7 +25,7 @@ from realcustom.training.worker import Worker
 from tests.support.object_store import ObjectStore
 from tests.support.training_runs import METHOD, SETTINGS, curve, fit
 
-FROM_STORAGE = replace(SETTINGS, cache_gib=0, open_files=1)  # a file is read anew whenever another one was read
+FROM_STORAGE = replace(SETTINGS, memory_gib=0, open_parts=1)  # a file is read anew whenever another one was read
 
 
 @pytest.fixture

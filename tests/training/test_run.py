@@ -37,7 +37,9 @@ def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: Simp
     assert undisturbed.loss_after < undisturbed.loss_before
     assert [step for step, _, val in curve(undisturbed) if val is not None] == [0, 6, 12]
     assert [step for step, loss, _ in curve(undisturbed) if loss is not None] == [4, 8, 12]
-    assert undisturbed.curve[1]["grad_norm"] > 0
+    assert (
+        undisturbed.curve[4]["grad_norm"] > 0
+    )  # step 12; before it the epochs' last batch is one row without a reference
     output = Path(undisturbed.adapter).parent
     assert {path.name for path in (output / "checkpoints").iterdir()} == {
         "step-00000010.safetensors",
@@ -93,7 +95,7 @@ def test_finished_run_returns_at_once_and_another_configuration_is_refused(
 def test_features_computed_on_the_fly_equal_cached_ones(
     undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path
 ) -> None:
-    computed = fit(world, tmp_path, replace(SETTINGS, cache_gib=0), records=world.pictures)  # computed at each use
+    computed = fit(world, tmp_path, replace(SETTINGS, memory_gib=0), records=world.pictures)  # computed at each use
     assert all(torch.equal(value, tensors(undisturbed)[name]) for name, value in tensors(computed).items())
 
 
@@ -169,10 +171,11 @@ def test_timesteps_are_uniform_or_shifted_to_the_noisy_end(world: SimpleNamespac
     drawn = {}
     for shift in (1.0, 10.0):
         worker = make_worker(world, tmp_path / str(shift), replace(SETTINGS, timestep_shift=shift))
-        batches = [worker.batches.training(worker.order.share(step, 0, 1)) for step in range(12)]
-        drawn[shift] = torch.cat([batch.timesteps for batch in batches]).double() / worker.batches.num_train_timesteps
+        batches = [worker.batches.training(worker.order.share(step, 0, 1)) for step in range(60)]
+        timesteps = torch.cat([batch.timesteps[batch.weights > 0] for batch in batches])
+        drawn[shift] = timesteps.double() / worker.batches.num_train_timesteps
     assert drawn[1.0].max() < 1 and drawn[10.0].max() < 1
-    assert abs(drawn[1.0].mean() - 0.5) < 0.12
+    assert abs(drawn[1.0].mean() - 0.5) < 0.05
     expected = 10 * drawn[1.0] / (1 + 9 * drawn[1.0])  # of the same draws
     assert (drawn[10.0] - expected).abs().max() < 0.011  # timesteps are whole numbers, ten times as far apart at 0
 

@@ -1,0 +1,167 @@
+"""Cells come from row groups, each read once while there is memory; batches are made ahead, within a limit."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from realcustom.cells import encode_tensor
+from realcustom.dtype import Dtype
+from realcustom.errors import UsageError
+from realcustom.parquet import ParquetFile
+from realcustom.record import SCHEMA
+from realcustom.store import Store
+from realcustom.training import data
+from realcustom.training.ahead import ReadAhead
+from realcustom.training.data import DataOrder
+from realcustom.training.features import FeatureStore, Kind, Picture
+from realcustom.training.index import RecordIndex
+from realcustom.training.indexing import open_index
+from realcustom.training.loop import Batch
+
+RECORDS, GROUP = 160, 5  # 4 files
+
+
+class NoEncoders:
+    """Every feature is cached."""
+
+    def latents(self, picture: Picture) -> torch.Tensor:
+        raise AssertionError(picture)
+
+    def text_features(self, caption: str) -> torch.Tensor:
+        raise AssertionError(caption)
+
+    image_features = latents
+
+
+def feature(number: int) -> torch.Tensor:
+    return torch.full((4, 16), float(number), dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> RecordIndex:
+    rows = [
+        {"uid": f"{number:03d}", "parent_uid": str(number), "sha256": bytes(32), "width": 8, "height": 8, "caption": ""}
+        | {"caption_source": "alt_text", "target_word": "", "target_start": 0, "target_end": 0}
+        | {"latents": encode_tensor(feature(number), Dtype.BFLOAT16)}
+        for number in range(RECORDS)
+    ]
+    for file in range(4):
+        table = pa.Table.from_pylist(rows[file * 40 : (file + 1) * 40], schema=SCHEMA)
+        pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=GROUP)
+    return open_index(str(tmp_path))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+    """How often each row group was read."""
+    counted: Counter[tuple[str, int]] = Counter()
+    read_group = ParquetFile.read_group
+
+    def counting(file: ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        counted[file.uri, group] += 1
+        return read_group(file, group, columns)
+
+    monkeypatch.setattr(ParquetFile, "read_group", counting)
+    return counted
+
+
+def test_an_epoch_reads_each_row_group_once_within_the_memory_of_the_open_parts(
+    index: RecordIndex, reads: Counter[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "PART_BYTES", 2 * int(index.group_bytes[0]))
+    order = DataOrder(index, np.array([7]), 6, seed=1, open_parts=4)
+    memory = (
+        9 * GROUP * 200
+    )  # of 32 groups: 8 are open, and one takes the place of another; a cell is 128 bytes and more
+    store = FeatureStore(index, NoEncoders(), memory)
+    seen = []
+    for step in range(order.steps_per_epoch):
+        share = order.share(step, 0, 1)
+        for number in share.numbers[share.weights > 0].tolist():
+            assert torch.equal(store.get(Kind.LATENTS, number), feature(number))
+            seen.append(number)
+        assert store._rows.held <= memory
+    assert sorted(seen) == [number for number in range(RECORDS) if number != 7]
+    assert len(reads) == RECORDS // GROUP and sum(reads.values()) <= 1.2 * len(reads)
+
+
+def test_held_out_features_are_read_once(index: RecordIndex, reads: Counter[tuple[str, int]]) -> None:
+    held_out = np.array([3, 50, 99])
+    store = FeatureStore(index, NoEncoders(), 3000, held_out)
+    for _ in range(3):
+        for number in (3, 50, 99):
+            assert torch.equal(store.get(Kind.LATENTS, number), feature(number))
+        for number in range(100, RECORDS, GROUP):
+            store.get(Kind.LATENTS, number)
+    assert {reads[index.files[number // 40], number % 40 // GROUP] for number in (3, 50, 99)} == {1}
+    assert max(reads.values()) == 3
+
+
+def test_a_value_that_is_not_finite_is_named(index: RecordIndex, tmp_path: Path) -> None:
+    rows = pq.read_table(tmp_path / "2.parquet").to_pylist()
+    rows[1]["latents"] = encode_tensor(torch.tensor([1.0, torch.nan]).expand(4, 2), Dtype.FLOAT16)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "2.parquet")
+    store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 3000)
+    with pytest.raises(UsageError, match=r"record 081 in \S+2\.parquet: its latents hold a value that is not finite"):
+        store.get(Kind.LATENTS, 81)
+
+
+def batch(step: int) -> Batch:
+    one = torch.zeros(1)
+    return Batch(
+        latents=one,
+        noise=one,
+        timesteps=torch.tensor([step]),
+        encoder_hidden_states=one,
+        image_embeds=one,
+        weights=one,
+        total_weight=1.0,
+    )
+
+
+@pytest.mark.parametrize(("limit", "ahead"), [(0, 1), (28 * 3, 3)])
+def test_batches_are_made_ahead_in_order_within_the_limit(limit: int, ahead: int) -> None:
+    made: list[int] = []
+    full = threading.Event()
+
+    def make(step: int) -> Batch:
+        made.append(step)
+        if len(made) == ahead:
+            full.set()
+        return batch(step)
+
+    with ReadAhead(make, range(4, 12), limit) as batches:
+        assert full.wait(10)
+        assert int(batches.take().timesteps) == 4
+        assert [int(batches.take().timesteps) for _ in range(5, 12)] == list(range(5, 12))
+        assert made == list(range(4, 12))
+    with ReadAhead(make, range(4, 12), limit) as batches:  # closed in the middle: the thread ends
+        batches.take()
+    assert len(made) <= 8 + 2 + ahead
+
+
+def test_an_error_comes_at_its_step_and_keeps_its_trace() -> None:
+    def make(step: int) -> Batch:
+        if step == 2:
+            raise KeyError(step)
+        return batch(step)
+
+    with pytest.raises(KeyError) as caught, ReadAhead(make, range(9), 1000) as batches:
+        assert [int(batches.take().timesteps) for _ in range(2)] == [0, 1]
+        batches.take()
+    assert "make" in [entry.name for entry in caught.traceback]
+
+
+def test_only_what_is_missing_is_fetched(index: RecordIndex) -> None:
+    """A column of a row group is a small part of its file."""
+    file = ParquetFile(index.files[0], Store())
+    assert file.groups == [(GROUP, int(size)) for size in index.group_bytes[:8]]
+    assert file.read_group(2, ["uid"])["uid"].to_pylist() == [f"{number:03d}" for number in range(10, 15)]

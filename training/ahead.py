@@ -1,0 +1,73 @@
+"""The batches of the next steps, made in a thread while the model trains. Their order, and so the run, is the same."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from realcustom.training.loop import Batch
+
+MOST = 64  # batches that wait, at most
+
+
+class ReadAhead:
+    """Makes batches in a thread as long as those that wait fill less than a limit; one is always made ahead."""
+
+    def __init__(self, make: Callable[[int], Batch], steps: Sequence[int], limit: int) -> None:
+        """Prepare to make the batches of `steps`, in this order.
+
+        Args:
+            make: the batch of a step; called in the thread.
+            limit: bytes of batches that wait.
+        """
+        self._make, self._steps, self._limit = make, steps, limit
+        self._ready: deque[Batch | BaseException] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+
+    def __enter__(self) -> ReadAhead:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if error is None:
+            self._thread.join()  # after an error it may be waiting for a storage: it ends by itself
+
+    def take(self) -> Batch:
+        """The next step's batch. Raises the error that ended its making."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready)
+            taken = self._ready.popleft()
+            if isinstance(taken, BaseException):
+                raise taken
+            self._bytes -= taken.nbytes
+            self._changed.notify_all()
+        return taken
+
+    def _run(self) -> None:
+        for step in self._steps:
+            try:
+                made: Batch | BaseException = self._make(step)
+            except BaseException as error:  # the training thread raises it
+                made = error
+            with self._changed:
+                self._ready.append(made)
+                self._bytes += 0 if isinstance(made, BaseException) else made.nbytes
+                self._changed.notify_all()
+                if isinstance(made, BaseException):
+                    return
+                self._changed.wait_for(self._has_room)
+                if self._closed:
+                    return
+
+    def _has_room(self) -> bool:
+        return self._closed or not self._ready or (self._bytes < self._limit and len(self._ready) < MOST)
