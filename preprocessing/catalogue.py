@@ -258,7 +258,7 @@ def _check_base(model: str) -> None:
 ENCODE = Stage(
     name="encode",
     help="Add latents, text features and image features of the training recipe to each record.",
-    version=1,
+    version=2,  # 2: row groups of at most 16 MiB
     load=_load_encode,
     reads=("subjects",),
     needs=tuple(record.SCHEMA),

@@ -31,6 +31,7 @@ from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
 LATENTS, TEXT, IMAGE = "latents", "text_features", "image_features"
+GROUP_BYTES = 2**24  # training reads row groups, a column of one at a time
 
 
 class Encode:
@@ -86,7 +87,8 @@ class Encode:
         if not self._settings.keep_image:
             field = result.schema.field("image")
             result = tables.with_column(result, field, pa.nulls(result.num_rows, field.type))
-        return UnitResult(rows_in=table.num_rows, table=result, excluded=ledger.excluded)
+        file = tables.to_parquet(result, GROUP_BYTES)
+        return UnitResult(rows_in=table.num_rows, table=result, excluded=ledger.excluded, file=file)
 
     def try_batch(self, size: int) -> None:
         """Run all models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""

@@ -101,10 +101,16 @@ def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
     return field.with_metadata({"model": model, **details})
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """Parquet bytes with every writer option fixed, so that equal rows give equal files."""
+def to_parquet(table: pa.Table, group_bytes: int | None = None) -> bytes:
+    """Parquet bytes with every writer option fixed, so that equal rows give equal files.
+
+    A row group has 256 rows, or as many fewer as make at most `group_bytes` by the rows' mean size.
+    """
+    rows = 256
+    if group_bytes is not None and table.nbytes:
+        rows = max(1, min(rows, group_bytes * table.num_rows // table.nbytes))
     sink = pa.BufferOutputStream()  # a Python file would be called for every page
-    pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=256, **_WRITER)
+    pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=rows, **_WRITER)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 

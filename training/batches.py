@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -41,8 +41,9 @@ class BatchMaker:
     def training(self, share: Share) -> Batch:
         """A worker's share of a training step, in host memory."""
         numbers = [int(number) for number in share.numbers]
-        draws = [self._draw(number, self.settings.seed, share.epoch) for number in numbers]
-        return self._batch(numbers, draws, share.weights, share.total_weight, training=True)
+        latents = [self.features.get(Kind.LATENTS, number) for number in numbers]
+        draws = [self._draw(*row, self.settings.seed, share.epoch) for row in zip(numbers, latents, strict=True)]
+        return self._batch(numbers, latents, draws, share.weights, share.total_weight, training=True)
 
     def validation(self, numbers: np.ndarray) -> Iterator[Batch]:
         """This worker's share of the held-out records, on its device: fixed noise, evenly spread timesteps, no dropout, their
@@ -55,18 +56,23 @@ class BatchMaker:
             rows = mine[start : start + size]
             weights = (np.arange(size) < len(rows)).astype(np.float32)
             rows = rows + rows[:1] * (size - len(rows))  # one batch shape: the same arithmetic for every row
-            draws = [self._draw(number, VALIDATION_SEED, f"validation-{stratum}") for number, stratum in rows]
-            times = [(stratum + draw.time) / count for (_, stratum), draw in zip(rows, draws, strict=True)]
-            batch = self._batch([number for number, _ in rows], draws, weights, 0.0, training=False, times=times)
+            picked, strata = zip(*rows, strict=True)
+            latents = [self.features.get(Kind.LATENTS, number) for number in picked]
+            draws = [
+                self._draw(number, latent, VALIDATION_SEED, f"validation-{stratum}")
+                for number, latent, stratum in zip(picked, latents, strata, strict=True)
+            ]
+            times = [(stratum + draw.time) / count for stratum, draw in zip(strata, draws, strict=True)]
+            batch = self._batch(picked, latents, draws, weights, 0.0, training=False, times=times)
             yield batch.to(self.world.device)
 
-    def _draw(self, number: int, seed: int, epoch: int | str) -> Draw:
-        shape = self.features.get(Kind.LATENTS, number).shape
-        return draw_sample(seed, epoch, self.features.index.uid(number), tuple(shape))
+    def _draw(self, number: int, latent: torch.Tensor, seed: int, epoch: int | str) -> Draw:
+        return draw_sample(seed, epoch, self.features.index.uid(number), tuple(latent.shape))
 
     def _batch(
         self,
-        numbers: list[int],
+        numbers: Sequence[int],
+        latents: list[torch.Tensor],
         draws: list[Draw],
         weights: np.ndarray,
         total_weight: float,
@@ -80,7 +86,7 @@ class BatchMaker:
         times = times or [draw.time for draw in draws]
         steps = [int(total * shift * time / (1 + (shift - 1) * time)) for time in times]
         return Batch(
-            latents=_stack([self.features.get(Kind.LATENTS, number) for number in numbers]),
+            latents=_stack(latents),
             noise=torch.stack([draw.noise for draw in draws]),
             timesteps=torch.tensor(steps),
             encoder_hidden_states=_stack(text),

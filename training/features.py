@@ -9,6 +9,7 @@ Legend: C latent channels, h w latent size, T text tokens, D text width, S visua
 from __future__ import annotations
 
 import enum
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,19 @@ class Encoders(Protocol):
 
     def image_features(self, picture: Picture) -> torch.Tensor:
         """(S, Di)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a worker's data may take of its memory, in bytes. The rest is for what is being read and decoded."""
+
+    features: int  # row groups and kept features
+    batches: int  # batches that wait
+
+    @classmethod
+    def of(cls, gib: float) -> Memory:
+        """The parts of `memory_gib`."""
+        return cls(features=int(gib * 2**30 * 5 / 8), batches=int(gib * 2**30 / 8))
 
 
 class FeatureStore:
@@ -136,7 +150,7 @@ class FeatureStore:
                 f"record {self.index.uid(number)}: its {kind.value} have shape {tuple(tensor.shape)}, those of the "
                 f"records before {tuple(shape)}; records of one run have one size"
             )
-        if not bool(torch.isfinite(tensor).all()):
+        if not all(math.isfinite(end) for end in tensor.aminmax()):  # a tenth of the time of isfinite(tensor)
             file, _ = self.index.file_of(self.index.group_of(number)[0])
             raise UsageError(
                 f"record {self.index.uid(number)} in {self.index.files[file]}: its {kind.value} hold a value that is not "

@@ -24,7 +24,7 @@ from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
-from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.features import FeatureStore, Kind, Memory
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import Batch, StepResult, Trainer, World
@@ -61,27 +61,27 @@ class Worker:
             )
         index = open_index(job.records, self.store)
         held_out, self.validation = split(index, settings.validation_fraction, settings.validation_records)
-        memory = int(settings.memory_gib * 2**30)
         self.encoders = FrozenEncoders(self.base, job.image_encoder, job.method, world.device)
         check_caches(index.schema, self.encoders)
         self.order = DataOrder(index, held_out, settings.batch_size, settings.seed, settings.open_parts)
-        self.features = FeatureStore(index, self.encoders, memory - memory // 4, self.validation, self.store)
-        self.ahead = memory // 4  # bytes of batches that wait
-        opened = self.order.open_bytes / world.size
-        if world.rank == 0 and opened > memory - memory // 4:
-            logger.warning(
-                "files will be read again and again: the %d open parts take %.1f GiB a worker, three quarters of memory_gib=%g "
-                "are for them; a larger memory_gib, a smaller open_parts, or records of the encode stage (row groups of at "
-                "most 16 MiB) avoid that",
-                settings.open_parts,
-                opened / 2**30,
-                settings.memory_gib,
-            )
+        self.memory = Memory.of(settings.memory_gib)
+        self.features = FeatureStore(index, self.encoders, self.memory.features, self.validation, self.store)
+        if world.rank == 0:
+            self._warn_of_little_memory()
         self.model = self._make_model(int(self.validation[0]))
         objective = Objective(self.base.scheduler, world.device)
         self.batches = BatchMaker(self.features, Views(index, held_out), settings, objective.num_train_timesteps, world)
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.progress = self._resume()
+
+    def _warn_of_little_memory(self) -> None:
+        opened = self.order.open_bytes / self.world.size
+        if opened > self.memory.features:
+            logger.warning(
+                "row groups will be read again and again: open_parts=%d are up to %.1f GiB a worker, of memory_gib=%g there "
+                "are %.1f GiB for them; set a larger memory_gib or a smaller open_parts",
+                *(self.settings.open_parts, opened / 2**30, self.settings.memory_gib, self.memory.features / 2**30),
+            )
 
     def _make_model(self, first: int) -> RealCustomModel:
         channels, width = self.base.unet.config.in_channels, self.base.unet.config.cross_attention_dim
@@ -127,11 +127,11 @@ class Worker:
             resolved = yaml.safe_dump(dict(self.job.resolved), sort_keys=False)
             self.store.write(self._folder("settings.yaml"), resolved.encode())
         metrics = Metrics(self.job.output, self.store, steps, trainer.step_count, self.progress) if first else None
-        if trainer.step_count == 0:
-            self._validate(metrics)
-        elif first:
-            logger.info("continuing after step %d", trainer.step_count)
-        with ReadAhead(self._batch, range(trainer.step_count, steps), self.ahead) as batches:
+        with ReadAhead(self._batch, range(trainer.step_count, steps), self.memory.batches) as batches:
+            if trainer.step_count == 0:
+                self._validate(metrics)
+            elif first:
+                logger.info("continuing after step %d", trainer.step_count)
             while trainer.step_count < steps:
                 started = time.monotonic()
                 batch = batches.take()

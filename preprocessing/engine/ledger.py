@@ -44,7 +44,7 @@ class UnitResult:
     excluded: list[ExcludedRow] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)  # candidates, by reason
     parent: str = "uid"  # column of `table` that identifies the input row
-    file: bytes | None = None  # the bytes written instead of `table`, where the stage writes no table
+    file: bytes | None = None  # the bytes to write, where they are not those of `tables.to_parquet(table)`
 
     def seal(self, unit: Unit) -> SealedUnit:
         """The outputs as bytes. Raises StageBug if the counts do not add up."""

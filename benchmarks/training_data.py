@@ -1,0 +1,186 @@
+"""Records of Stable Diffusion 1.5's sizes with random caches, and the data part of one training worker without a model.
+
+python benchmarks/training_data.py read FOLDER STEPS MEMORY_GIB     # prints one line of JSON
+python benchmarks/training_data.py index FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from realcustom.cells import encode_tensor
+from realcustom.dtype import Dtype
+from realcustom.preprocessing.encode import GROUP_BYTES
+from realcustom.preprocessing.tables import to_parquet
+from realcustom.record import SCHEMA
+from realcustom.training.ahead import ReadAhead
+from realcustom.training.batches import BatchMaker
+from realcustom.training.data import DataOrder, Views, split
+from realcustom.training.features import FeatureStore, Kind, Memory, Picture
+from realcustom.training.indexing import open_index
+from realcustom.training.loop import Batch, World
+from realcustom.training.settings import TrainSettings
+
+SHAPES = {Kind.LATENTS: (4, 64, 64), Kind.TEXT: (77, 768), Kind.IMAGE: (257, 1024)}  # 0.66 MiB in bf16
+PER_FILE, VIEWS = 1000, 4  # records of a file; of a subject, one after the other
+STEP_SECONDS = 0.1  # stands in for the UNet
+BATCH = 16
+SETTINGS = TrainSettings(batch_size=BATCH, num_workers=1, p_multiview=0.5, validation_records=32)
+
+
+def write_caches(folder: Path, files: int) -> None:
+    """Files of `PER_FILE` records with all three caches, as the encode stage writes them."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for file in range(files):
+        table = small_columns(file * PER_FILE, PER_FILE)
+        for kind, shape in SHAPES.items():
+            values = (torch.randn(shape, generator=generator) for _ in range(PER_FILE))
+            cells = pa.array([encode_tensor(value, Dtype.BFLOAT16) for value in values], SCHEMA.field(kind.value).type)
+            table = table.set_column(SCHEMA.get_field_index(kind.value), SCHEMA.field(kind.value), cells)
+        (folder / f"part-{file:05d}.parquet").write_bytes(to_parquet(table, GROUP_BYTES))
+
+
+def write_rows(folder: Path, records: int) -> None:
+    """The same files without the caches, in as many row groups."""
+    folder.mkdir(parents=True)
+    group = GROUP_BYTES // sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
+    for file in range(records // PER_FILE):
+        path = folder / f"part-{file:05d}.parquet"
+        pq.write_table(small_columns(file * PER_FILE, PER_FILE), path, row_group_size=group, write_statistics=False)
+
+
+def small_columns(first: int, count: int) -> pa.Table:
+    """Records `first` to `first + count`: a subject's records are each other's views."""
+    uids = np.array([f"{number * 0x9E3779B97F4A7C15 % 2**128:032x}" for number in range(first, first + count)])
+    others = [[uids[j] for j in range(i - i % VIEWS, i - i % VIEWS + VIEWS) if j != i] for i in range(count)]
+    text, zero = pa.array(["a toy in the jungle"] * count), pa.array(np.zeros(count, np.int32))
+    given = {
+        "uid": pa.array(uids),
+        "parent_uid": pa.array(uids),
+        "sha256": pa.array([bytes(32)] * count, pa.binary(32)),
+        "width": zero,
+        "height": zero,
+        "caption": text,
+        "caption_source": pa.array(["synthetic"] * count, SCHEMA.field("caption_source").type),
+        "target_word": pa.array(["toy"] * count),
+        "target_start": zero,
+        "target_end": zero,
+        "view_uids": pa.array(others, SCHEMA.field("view_uids").type),
+    }
+    columns = [given.get(field.name, pa.nulls(count, field.type)) for field in SCHEMA]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+class NoEncoders:
+    """Every feature is cached."""
+
+    def latents(self, picture: Picture) -> torch.Tensor:
+        """Not called."""
+        raise AssertionError(picture.uid)
+
+    def text_features(self, caption: str) -> torch.Tensor:
+        """Not called."""
+        raise AssertionError(caption)
+
+    image_features = latents
+
+
+def read(records: str, steps: int, memory_gib: float) -> dict[str, float]:
+    """The data part of a worker for some steps: share of waiting, bytes read and used, memory above what it began with."""
+    torch.set_num_threads(1)
+    peak = Peak()
+    memory = Memory.of(memory_gib)
+    index = open_index(records)
+    held_out, validation = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
+    features = FeatureStore(index, NoEncoders(), memory.features, validation)
+    order = DataOrder(index, held_out, BATCH, SETTINGS.seed, SETTINGS.open_parts)
+    maker = BatchMaker(features, Views(index, held_out), SETTINGS, 1000, World())
+    before = bytes_read()
+    used = sum(feature_bytes(batch) for batch in maker.validation(validation)) / SETTINGS.validation_timesteps
+    validated = bytes_read()
+    for batch in maker.validation(validation):
+        del batch
+    again = bytes_read() - validated
+    start, waits, stepped, trained, cpu = time.monotonic(), list[float](), bytes_read(), 0, time.process_time()
+    with ReadAhead(lambda step: maker.training(order.share(step, 0, 1)), range(steps), memory.batches) as batches:
+        for _ in range(steps):
+            begun = time.monotonic()
+            batch = batches.take()
+            waits.append(time.monotonic() - begun)
+            trained += feature_bytes(batch)
+            time.sleep(STEP_SECONDS)
+    return {
+        "wait": sum(waits) / (time.monotonic() - start),
+        "first_wait_seconds": waits[0],
+        "cpu_seconds_per_step": (time.process_time() - cpu) / steps,
+        "read": (bytes_read() - stepped) / trained,
+        "validation": (validated - before) / used,
+        "validation_again": again / used,
+        "pss": peak.stop(),
+        "epoch": order.steps_per_epoch,
+    }
+
+
+def feature_bytes(batch: Batch) -> int:
+    """Bytes of the features in a batch, as they are in the caches, without padding."""
+    rows = int(torch.count_nonzero(batch.weights))
+    return rows * sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
+
+
+def bytes_read() -> int:
+    """By this process, in all of its system calls."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+class Peak:
+    """The most memory (PSS, GiB) above what there is at the start, sampled twice a second."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._start = self._peak = self._now()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _now(self) -> float:
+        return float(self._process.memory_full_info().pss) / 2**30
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.5):
+            self._peak = max(self._peak, self._now())
+
+    def stop(self) -> float:
+        """End the sampling."""
+        self._done.set()
+        self._thread.join()
+        return max(self._peak, self._now()) - self._start
+
+
+def index_seconds(records: str) -> dict[str, float]:
+    """Seconds, and peak memory in GiB of the process above what it began with, of opening an index."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    index = open_index(records)
+    split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
+    seconds = time.monotonic() - start
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "gib": (after - before) / 2**20, "records": len(index)}
+
+
+if __name__ == "__main__":
+    what, place, *numbers = sys.argv[1:]
+    found = index_seconds(place) if what == "index" else read(place, int(numbers[0]), float(numbers[1]))
+    print(json.dumps(found))
