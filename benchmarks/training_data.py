@@ -23,7 +23,7 @@ from realcustom.cells import encode_tensor
 from realcustom.dtype import Dtype
 from realcustom.preprocessing.encode import GROUP_BYTES
 from realcustom.preprocessing.tables import to_parquet
-from realcustom.record import SCHEMA
+from realcustom.record import SCHEMA, record_uid
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import DataOrder, Views, split
@@ -63,7 +63,7 @@ def write_rows(folder: Path, records: int) -> None:
 
 def small_columns(first: int, count: int) -> pa.Table:
     """Records `first` to `first + count`: a subject's records are each other's views."""
-    uids = np.array([f"{number * 0x9E3779B97F4A7C15 % 2**128:032x}" for number in range(first, first + count)])
+    uids = np.array([record_uid("picture", "toy", number) for number in range(first, first + count)])
     others = [[uids[j] for j in range(i - i % VIEWS, i - i % VIEWS + VIEWS) if j != i] for i in range(count)]
     text, zero = pa.array(["a toy in the jungle"] * count), pa.array(np.zeros(count, np.int32))
     given = {

@@ -70,10 +70,11 @@ class RecordIndex:
         columns = {name: _one_list(array) for name, array in {**arrays, "uids": uids}.items()}
         schema = self.schema.serialize().to_pybytes()
         table = pa.table(columns).replace_schema_metadata({b"identity": self.identity.encode(), b"schema": schema})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        return sink.getvalue()
+        counted = pa.MockOutputStream()
+        _write(table, counted)
+        buffer = pa.allocate_buffer(counted.size())  # a buffer that grows takes up to thrice as much
+        _write(table, pa.FixedSizeBufferWriter(buffer))
+        return buffer
 
     @classmethod
     def of_file(cls, path: Path, files: Sequence[str]) -> RecordIndex:
@@ -95,3 +96,8 @@ class RecordIndex:
 
 def _one_list(array: pa.Array) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array([0, len(array)], pa.int64()), array)
+
+
+def _write(table: pa.Table, sink: pa.NativeFile) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)

@@ -23,7 +23,7 @@ from realcustom.parquet import ParquetFile
 from realcustom.record import check_schema
 from realcustom.storage import FileEntry
 from realcustom.store import StorageRefused, Store
-from realcustom.training.draws import uniform
+from realcustom.training.draws import uniforms
 from realcustom.training.index import RecordIndex
 
 logger = logging.getLogger(__name__)
@@ -102,22 +102,20 @@ def _keep(records: str, name: str, index: RecordIndex, store: Store) -> None:
 class _Part:
     """What the index takes from one file of n records."""
 
-    schema: pa.Schema
     groups: list[tuple[int, int]]  # rows and bytes
-    uids: pa.Array  # (n,) of large_string
+    uids: np.ndarray  # (n,) of bytes
     rank: np.ndarray  # (n,)
     view_counts: np.ndarray  # (n,)
-    view_uids: pa.Array  # (sum of the counts,) of large_string
+    views: np.ndarray  # (sum of the counts,) int32: rows of this file, -1 where the view is in another one
+    others: np.ndarray  # (views of -1,) their uids as bytes
 
 
 def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store: Store) -> RecordIndex:
     """The index of some files, read anew. Raises UsageError as `open_index`."""
+    schema = ParquetFile(files[0], store).schema
     with ThreadPoolExecutor(min(READERS, len(files))) as readers:
-        parts = list(readers.map(lambda uri: _read_part(uri, store), files))
-    schema = parts[0].schema
-    for uri, part in zip(files, parts, strict=True):
-        _same_caches(schema, part.schema, uri)
-    uids = _fixed_width(pa.concat_arrays([part.uids for part in parts]))  # (N,)
+        parts = list(readers.map(lambda uri: _read_part(uri, schema, store), files))
+    uids = np.concatenate([part.uids for part in parts])  # (N,)
     if len(uids) == 0:
         raise UsageError(f"{records} holds no training record: its {len(files)} Parquet file(s) have no rows")
     order = np.argsort(uids, kind="stable")
@@ -128,7 +126,7 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
         raise UsageError(f"{records}: the uid {uid} occurs more than once; is a file there twice?")
     view_start, views = _join_views(parts, ordered, order)
     rank = np.concatenate([part.rank for part in parts])
-    rows, bytes_ = np.array([group for part in parts for group in part.groups], np.int64).T
+    rows, size = np.array([group for part in parts for group in part.groups], np.int64).T
     group_row = np.concatenate([[0], np.cumsum(rows)])
     digest = hashlib.sha256(repr(list(sizes)).encode())
     for array in (group_row, uids):
@@ -139,7 +137,7 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
         uids=uids,
         group_file=np.repeat(np.arange(len(files), dtype=np.int32), [len(part.groups) for part in parts]),
         group_row=group_row,
-        group_bytes=bytes_,
+        group_bytes=size,
         rank=rank,
         by_rank=np.argsort(rank, kind="stable"),
         view_start=view_start,
@@ -148,69 +146,66 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
     )
 
 
-def _read_part(uri: str, store: Store) -> _Part:
+def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
     parquet = ParquetFile(uri, store)
     try:
         check_schema(parquet.schema)
     except UsageError as error:
         raise UsageError(f"{uri}: {error}") from error
+    _same_caches(schema, parquet.schema, uri)
     table = parquet.read(["uid", "parent_uid", "view_uids"])
-    views = table["view_uids"].combine_chunks()
+    uids = _to_bytes(table["uid"].combine_chunks())
+    view_lists = table["view_uids"].combine_chunks()
+    view_uids = _to_bytes(view_lists.flatten())
+    order = np.argsort(uids)
+    views = _look_up(view_uids, uids[order], order)  # most views are neighbours: they are found here, and fast
+    pictures = table["parent_uid"].combine_chunks().dictionary_encode()
+    ranks = uniforms("validation", pictures.dictionary.to_pylist())
     return _Part(
-        schema=parquet.schema,
         groups=parquet.groups,
-        uids=_large(table["uid"]),
-        rank=_ranks(table["parent_uid"]),
-        view_counts=pc.fill_null(pc.list_value_length(views), 0).to_numpy(zero_copy_only=False),
-        view_uids=views.flatten().cast(pa.large_string()),
+        uids=uids,
+        rank=ranks[pictures.indices.to_numpy()],
+        view_counts=pc.fill_null(pc.list_value_length(view_lists), 0).to_numpy(zero_copy_only=False),
+        views=views.astype(np.int32),
+        others=view_uids[views < 0],
     )
 
 
-def _large(column: pa.ChunkedArray) -> pa.Array:
-    return column.cast(pa.large_string()).combine_chunks()
-
-
-def _ranks(parents: pa.ChunkedArray) -> np.ndarray:
-    """The rank of each record, (n,): that of its picture."""
-    pictures = parents.combine_chunks().dictionary_encode()
-    ranks = np.array([uniform("validation", picture) for picture in pictures.dictionary.to_pylist()])
-    return ranks[pictures.indices.to_numpy()] if len(ranks) else np.zeros(0)
-
-
-def _fixed_width(strings: pa.Array) -> np.ndarray:
-    """Strings as an array of bytes of one width, padded with zeros, (N,): without a copy where all are equally long."""
-    lengths = pc.binary_length(strings)
-    width = max(1, pc.max(lengths).as_py() or 0)
-    if pc.min(lengths).as_py() != width:
-        padded = np.zeros((len(strings), width), np.uint8)
-        starts = np.frombuffer(strings.buffers()[1], np.int64)[strings.offset :][: len(strings) + 1]
-        data = np.frombuffer(strings.buffers()[2] or b"", np.uint8)[starts[0] : starts[-1]]
-        padded[np.arange(width) < np.diff(starts)[:, None]] = data
-        return padded.view(f"S{width}")[:, 0]
-    start = np.frombuffer(strings.buffers()[1], np.int64)[strings.offset]
-    return np.frombuffer(strings.buffers()[2], f"S{width}", len(strings), start)
+def _to_bytes(strings: pa.Array) -> np.ndarray:
+    """Strings as an array of bytes of one width, padded with zeros, (n,): without a copy where all are equally long."""
+    if len(strings) == 0:
+        return np.zeros(0, "S1")
+    ends = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset :][: len(strings) + 1]
+    data = np.frombuffer(strings.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+    lengths = np.diff(ends)
+    width = max(1, int(lengths.max()))
+    if lengths.min() == width:
+        return data.view(f"S{width}")
+    padded = np.zeros((len(strings), width), np.uint8)
+    padded[np.arange(width) < lengths[:, None]] = data
+    return padded.view(f"S{width}")[:, 0]
 
 
 def _join_views(parts: Sequence[_Part], ordered: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N + 1,) starts and (V,) numbers of the views that are records; `ordered` are the uids, sorted by `order`."""
-    counts, numbers = [], []
+    counts, numbers, first = [], [], 0
     for part in parts:
-        rows = np.repeat(np.arange(len(part.uids)), part.view_counts)
-        known, found = _look_up(part.view_uids, ordered, order)
-        rows = rows[known]
+        found = part.views.astype(np.int64) + first
+        found[part.views < 0] = _look_up(part.others, ordered, order)
+        known = found >= 0
+        rows, found = np.repeat(np.arange(len(part.uids)), part.view_counts)[known], found[known]
         numbers.append(found[np.lexsort((found, rows))])
         counts.append(np.bincount(rows, minlength=len(part.uids)))
+        first += len(part.uids)
     return np.concatenate([[0], np.cumsum(np.concatenate(counts))]), np.concatenate(numbers)
 
 
-def _look_up(uids: pa.Array, ordered: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `uids` are records, (n,) of bool, and the numbers of those that are."""
-    if len(uids) == 0:
-        return np.zeros(0, bool), np.zeros(0, np.int64)
-    wanted = _fixed_width(uids)
+def _look_up(wanted: np.ndarray, ordered: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The number of each uid that is wanted, (n,); -1 where it is none of `ordered`, whose numbers are `numbers`."""
+    if len(ordered) == 0 or len(wanted) == 0:
+        return np.full(len(wanted), -1)
     places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    known = ordered[places] == wanted
-    return known, order[places[known]]
+    return np.where(ordered[places] == wanted, numbers[places], -1)
 
 
 def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:

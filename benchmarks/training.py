@@ -1,0 +1,119 @@
+"""Training at real sizes: reading, the index, checkpoints, memory. Writes benchmarks/results/training.json.
+
+    python benchmarks/training.py --folder DIR                  # everything; some 15 GB below DIR, reused by the next run
+    python benchmarks/training.py --folder DIR --only reading   # a group of metrics (repeatable)
+    python benchmarks/training.py --folder DIR --quick          # small sizes, nothing is recorded
+
+reading     one worker's data part, with caches of Stable Diffusion 1.5's sizes, 1,000 records a file, batch 16, p_multiview
+            0.5 among 4 views of a subject that lie one after the other, and a timed stand-in of 100 ms for the UNet:
+            train_data_wait_share, train_bytes_read_ratio, train_bytes_read_ratio_validation (of the first validation),
+            train_reader_pss_gib (above memory_gib)
+index       train_index_seconds, train_index_gib, train_index_warm_seconds, train_index_warm_gib: 10,000,000 records with 3
+            views each, 1,000 a file, in row groups as of such caches
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import record
+import training_data
+
+RESULTS = record.RESULTS / "training.json"
+CODE = ("training", "realcustom", "benchmarks/*.py")
+MEMORY_GIB = 2.0
+Values = dict[str, tuple[float, str]]  # by metric: value, unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured."""
+
+    files: int  # of 1,000 records with caches
+    steps: int
+    records: int  # of the index
+
+
+FULL, QUICK = Size(files=8, steps=1000, records=10_000_000), Size(files=1, steps=20, records=20_000)
+
+
+def reading(folder: Path, size: Size) -> Values:
+    """The data part of a worker, in a process of its own."""
+    records = folder / f"caches-{size.files}"
+    if not records.exists():
+        part = folder / "caches.part"
+        training_data.write_caches(part, size.files)
+        part.rename(records)
+    found = alone("read", str(records), str(size.steps), str(MEMORY_GIB))
+    return {
+        "train_data_wait_share": (found["wait"], "ratio"),
+        "train_bytes_read_ratio": (found["read"], "ratio"),
+        "train_bytes_read_ratio_validation": (found["validation"], "ratio"),
+        "train_reader_pss_gib": (found["pss"] - MEMORY_GIB, "GiB"),
+    }
+
+
+def index(folder: Path, size: Size) -> Values:
+    """The index, made and then mapped, each in a process of its own."""
+    records = folder / f"rows-{size.records}"
+    if not records.exists():
+        part = folder / "rows.part"
+        training_data.write_rows(part, size.records)
+        part.rename(records)
+    for kept in records.glob("index-*.arrow"):
+        kept.unlink()
+    cold, warm = (alone("index", str(records)) for _ in range(2))
+    return {
+        "train_index_seconds": (cold["seconds"], "s"),
+        "train_index_gib": (cold["gib"], "GiB"),
+        "train_index_warm_seconds": (warm["seconds"], "s"),
+        "train_index_warm_gib": (warm["gib"], "GiB"),
+    }
+
+
+def alone(*arguments: str) -> dict[str, float]:
+    """What a measurement in a process of its own says."""
+    command = [sys.executable, str(Path(training_data.__file__)), *arguments]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    print(f"{' '.join(arguments)}: {run.stdout.strip()}", file=sys.stderr)
+    found: dict[str, float] = json.loads(run.stdout)
+    return found
+
+
+GROUPS: dict[str, Callable[[Path, Size], Values]] = {"reading": reading, "index": index}
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where records are made and kept")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="just these metrics (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="small sizes; nothing is recorded")
+    arguments = parser.parse_args()
+    if not arguments.quick and not record.is_clean(CODE):
+        parser.error("there are changes without a commit, and a record names one; commit them")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only or GROUPS:
+        values = GROUPS[name](arguments.folder.absolute(), QUICK if arguments.quick else FULL)
+        for metric, (value, unit) in values.items():
+            print(f"{metric}: {value:.3f} {unit}", file=sys.stderr)
+        if not arguments.quick:
+            command = f"python benchmarks/training.py --folder DIR --only {name}"
+            commit = record.head()
+            record.write(
+                RESULTS,
+                [
+                    record.record(metric, value, unit, command=command, commit=commit)
+                    for metric, (value, unit) in values.items()
+                ],
+            )
+
+
+if __name__ == "__main__":
+    main()
