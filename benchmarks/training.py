@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def reading(folder: Path, size: Size) -> Values:
     records = folder / f"caches-{size.files}"
     if not records.exists():
         part = folder / "caches.part"
+        shutil.rmtree(part, ignore_errors=True)
         training_data.write_caches(part, size.files)
         part.rename(records)
     found = alone("read", str(records), str(size.steps), str(MEMORY_GIB))
@@ -64,6 +66,7 @@ def index(folder: Path, size: Size) -> Values:
     records = folder / f"rows-{size.records}"
     if not records.exists():
         part = folder / "rows.part"
+        shutil.rmtree(part, ignore_errors=True)
         training_data.write_rows(part, size.records)
         part.rename(records)
     for kept in records.glob("index-*.arrow"):

@@ -22,4 +22,4 @@ class TrainingJob:
     settings: TrainSettings
     initial_adapter: str | None
     resolved: Mapping[str, Any]  # all settings that decide the result, as in settings.yaml
-    identity: str  # hash of it, 16 hex digits
+    identity: str  # hash of those that may not change when the run is continued, 16 hex digits

@@ -3,7 +3,7 @@ result.
 
 The output folder holds `settings.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end
 `adapter.safetensors` and `result.json`. Calling again with the same arguments continues an unfinished run from its last
-checkpoint and returns a finished run's result at once.
+checkpoint and returns a finished run's result at once; with more `steps`, a finished run is trained further.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
 from realcustom.training.metrics import read_rows
-from realcustom.training.settings import OPERATIONAL, TrainSettings
+from realcustom.training.settings import OPERATIONAL, TrainSettings, may_change
 
 logger = logging.getLogger(__name__)
+
+_WAY_OUT = {  # of a difference that has one of its own
+    "train.steps": "its learning rate ends with its last step: only a run with train.schedule=constant is trained further"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,6 @@ def _make_job(
     base, image_encoder = resolve_model(base), resolve_model(image_encoder)
     encoder_identity = model_identity(image_encoder)
     method = replace(method, image_encoder=replace(method.image_encoder, model=encoder_identity))  # a folder may move
-    decisive = {name: value for name, value in to_dict(settings).items() if name not in OPERATIONAL}
     resolved = {
         "records": index.identity,
         "base": model_identity(base),
@@ -131,9 +134,11 @@ def _make_job(
         "initial_adapter": adapter_hash,
         "method": to_dict(method),
         "data_order": data.VERSION,
-        "train": decisive,
+        "train": {name: value for name, value in to_dict(settings).items() if name not in OPERATIONAL},
     }
-    _check_same_run(storage.join(output, "settings.yaml"), resolved, store)
+    free = may_change(settings)
+    decisive = {**resolved, "train": {name: value for name, value in resolved["train"].items() if name not in free}}
+    _check_same_run(storage.join(output, "settings.yaml"), decisive, free, store)
     return TrainingJob(
         records=_absolute(records),
         output=output,
@@ -143,7 +148,7 @@ def _make_job(
         settings=settings,
         initial_adapter=None if initial_adapter is None else _absolute(initial_adapter),
         resolved=resolved,
-        identity=hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16],
+        identity=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16],
     )
 
 
@@ -152,16 +157,17 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path) if os.path.exists(path) else path
 
 
-def _check_same_run(uri: str, resolved: Mapping[str, Any], store: Store) -> None:
+def _check_same_run(uri: str, decisive: Mapping[str, Any], free: frozenset[str], store: Store) -> None:
     if not store.exists(uri):
         return
-    before, now = dict(_leaves(yaml.safe_load(store.read(uri)))), dict(_leaves(resolved))
+    before, now = dict(_leaves(yaml.safe_load(store.read(uri)))), dict(_leaves(decisive))
     for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise UsageError(
-                f"{os.path.dirname(uri)} belongs to a run of another configuration: {name} was {before.get(name)!r} "
-                f"there and is {now.get(name)!r} now; choose another output folder or remove that one"
-            )
+        if name.removeprefix("train.") in free or before.get(name) == now.get(name):
+            continue
+        raise UsageError(
+            f"{os.path.dirname(uri)} belongs to a run of another configuration: {name} was {before.get(name)!r} "
+            f"there and is {now.get(name)!r} now; {_WAY_OUT.get(name, 'choose another output folder or remove that one')}"
+        )
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,8 +184,11 @@ def _finished(job: TrainingJob) -> TrainResult | None:
     if not store.exists(result_uri) or not store.exists(adapter_uri):
         return None
     result = json.loads(store.read(result_uri))
-    if result["identity"] != job.identity:
+    done, steps = result.get("steps", 0), job.settings.steps
+    if result["identity"] != job.identity or done < steps:
         return None
+    if done > steps:
+        raise UsageError(f"{job.output} has done {done} steps, train.steps={steps} are fewer; give {done} or more")
     if adapter_sha256(adapter_uri, store) != result["sha256"]:
         raise UsageError(f"{adapter_uri} was changed after its run had finished; remove {result_uri} to write it again")
     return TrainResult(

@@ -98,10 +98,15 @@ class TrainSettings:
             raise UsageError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
 
 
-# Settings that may differ when a run is continued: they change how it runs, not its result.
+# Settings that may differ when a run is continued: they change how it runs and what it tells, not the weights.
 OPERATIONAL = frozenset(
     {
         *("keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "memory_gib"),
-        "retries",
+        *("log_every", "val_every", "sample_every", "sample_records", "sample_steps", "max_skipped_steps", "retries"),
     }
 )
+
+
+def may_change(settings: TrainSettings) -> frozenset[str]:
+    """Names of the settings that may differ when a run is continued: with a schedule that has no end, `steps` too."""
+    return OPERATIONAL | ({"steps"} if settings.schedule is Schedule.CONSTANT else set())

@@ -116,6 +116,11 @@ class Worker:
         checkpoint = load_checkpoint(checkpoints[-1], self.store)
         if checkpoint.identity != self.job.identity:
             raise UsageError(f"{checkpoints[-1]} belongs to a run of another configuration; choose another --output")
+        done, steps = checkpoint.counters["step"], self.settings.steps
+        if done > steps:
+            raise UsageError(
+                f"{checkpoints[-1]}: {done} steps are done, train.steps={steps} are fewer; give {done} or more"
+            )
         self.trainer.load_state(checkpoint.tensors, checkpoint.counters)
         return checkpoint.progress
 
@@ -201,7 +206,7 @@ class Worker:
         sha256 = save_adapter(self._folder("adapter.safetensors"), adapter, self.store)
         metrics.close()
         losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
-        result = {"sha256": sha256, **losses, "identity": self.job.identity}
+        result = {"sha256": sha256, **losses, "identity": self.job.identity, "steps": self.settings.steps}
         self.store.write(self._folder("result.json"), json.dumps(result, indent=1).encode())
 
     def _folder(self, *parts: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from realcustom.checkpoint import load_adapter
+from realcustom.errors import UsageError
 from realcustom.identity import model_identity
 from realcustom.model import PROJECTOR
 from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Reference
@@ -26,7 +28,7 @@ from realcustom.training.features import Kind
 from realcustom.training.loop import Batch, TrainingDiverged, World
 from realcustom.training.metrics import read_rows
 from realcustom.training.run import TrainResult, train
-from realcustom.training.settings import Precision, TrainSettings
+from realcustom.training.settings import Precision, Schedule, TrainSettings
 from realcustom.training.worker import Worker
 from tests.support.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
 from tests.support.training_corpus import to_cell
@@ -84,12 +86,42 @@ def test_finished_run_returns_at_once_and_another_configuration_is_refused(
         patch.setattr(run, "_run_local", lambda job: pytest.fail("trained again"))
         assert fit(world, output) == undisturbed
         assert fit(world, output, replace(SETTINGS, checkpoint_every=3, keep_checkpoints=9)) == undisturbed
+        quieter = replace(SETTINGS, log_every=1, val_every=3, sample_every=5, max_skipped_steps=1)
+        assert fit(world, output, quieter) == undisturbed
+    with pytest.raises(ValueError, match=r"12 steps, train\.steps=11 are fewer"):
+        fit(world, output, replace(SETTINGS, steps=11))
     with pytest.raises(ValueError, match=r"train\.lr was 0\.01 there and is 0\.02 now"):
         fit(world, output, replace(SETTINGS, lr=2e-2))
     with pytest.raises(ValueError, match=r"method\.tokens\.fusion was 'timestep'"):
         fit(world, output, method=replace(METHOD, tokens=replace(METHOD.tokens, fusion=Fusion.MEAN)))
     with pytest.raises(ValueError, match="records was"):
         fit(world, output, records=world.pictures)
+
+
+def test_a_finished_run_is_trained_further(
+    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on the way, and with other lines in its log, it ends where a run of all steps ends."""
+    longer = replace(SETTINGS, steps=17)
+    whole = fit(world, tmp_path / "whole", longer)
+    shutil.copytree(Path(undisturbed.adapter).parent, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        kill_at(16, patch)
+        with pytest.raises(Killed):
+            fit(world, tmp_path / "run", replace(longer, log_every=1, val_every=2))
+    assert fit(world, tmp_path / "run").sha256 == undisturbed.sha256  # still there
+    further = fit(world, tmp_path / "run", replace(longer, log_every=2))
+    assert further.sha256 == whole.sha256 and further.loss_before == whole.loss_before
+    assert [row["step"] for row in further.curve if "val_loss" in row] == [0, 6, 12, 14, 17]
+    with pytest.raises(UsageError, match=r"has done 17 steps, train\.steps=12 are fewer"):
+        fit(world, tmp_path / "run")
+
+
+def test_a_schedule_that_ends_is_not_trained_further(world: SimpleNamespace, tmp_path: Path) -> None:
+    cosine = replace(SETTINGS, steps=2, schedule=Schedule.COSINE)
+    fit(world, tmp_path, cosine)
+    with pytest.raises(UsageError, match=r"train\.steps was 2 there and is 3 now; .* only a run with .*constant"):
+        fit(world, tmp_path, replace(cosine, steps=3))
 
 
 def test_features_computed_on_the_fly_equal_cached_ones(
