@@ -1,43 +1,81 @@
 """Training checkpoints: all data for a resume, one safetensors file each, written atomically to a folder or a store.
 
 They hold no random state and no reader position: both follow from the step (`draws.py`, `data.py`).
+
+A checkpoint is taken in two parts. `Snapshot.take` copies the tensors off the device, into one block of memory that is
+laid out as the file is; then training may go on. `Snapshot.write` writes that block, in another thread.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.store import Store
 
 PREFIX, SUFFIX = "step-", ".safetensors"
+_ALIGNMENT = 64  # bytes, of the first tensor
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The state after `counters["step"]` steps."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
     counters: dict[str, int]
     progress: dict[str, float]  # state of the metrics: the sums of the current line, the first validation loss
     identity: str  # hash of the run's configuration
 
 
-def save_checkpoint(folder: str, checkpoint: Checkpoint, keep: int, store: Store) -> str:
-    """Write `<folder>/step-NNNNNNNN.safetensors`, then remove all but the latest `keep`. Returns its uri."""
-    note = {"counters": checkpoint.counters, "progress": checkpoint.progress, "identity": checkpoint.identity}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    uri = storage.join(folder, f"{PREFIX}{checkpoint.counters['step']:08d}{SUFFIX}")
-    store.write(uri, save(tensors, metadata={"training": json.dumps(note, sort_keys=True)}))
-    for old in list_checkpoints(folder, store)[:-keep]:
-        store.delete(old)
-    return uri
+class Snapshot:
+    """The latest checkpoint in host memory, as the bytes of its file."""
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._size = self._step = 0
+
+    def take(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint; its tensors may change afterwards. The block of the one before is used again."""
+        note = {"counters": checkpoint.counters, "progress": checkpoint.progress, "identity": checkpoint.identity}
+        header: dict[str, dict[str, Any]] = {"__metadata__": {"training": json.dumps(note, sort_keys=True)}}
+        tensors = sorted(checkpoint.tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # all stay aligned
+        end = 0
+        for name, tensor in tensors:
+            places = [end, end := end + tensor.nbytes]
+            header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": places}
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+        first, on_gpu = 8 + len(text), any(tensor.is_cuda for _, tensor in tensors)
+        self._reserve(first + end, pinned=on_gpu)
+        self._block[:first] = torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+        data = self._block[first:]
+        for name, tensor in tensors:
+            place = data[slice(*header[name]["data_offsets"])].view(tensor.dtype).view(tensor.shape)
+            place.copy_(tensor.detach(), non_blocking=True)
+        if on_gpu:
+            torch.cuda.synchronize()
+        self._step = checkpoint.counters["step"]
+
+    def _reserve(self, size: int, pinned: bool) -> None:
+        if len(self._block) < size:  # some more, for a longer header
+            self._block = torch.empty(size + 2**16, dtype=torch.uint8, pin_memory=pinned)
+        self._size = size
+
+    def write(self, folder: str, keep: int, store: Store) -> None:
+        """Write `<folder>/step-NNNNNNNN.safetensors`, then remove all but the latest `keep`."""
+        data: Any = self._block[: self._size].numpy().data
+        store.write(storage.join(folder, f"{PREFIX}{self._step:08d}{SUFFIX}"), data)
+        for old in list_checkpoints(folder, store)[:-keep]:
+            store.delete(old)
 
 
 def list_checkpoints(folder: str, store: Store) -> list[str]:

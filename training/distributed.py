@@ -10,8 +10,12 @@ small actor, workers that Ray starts afterwards end at once, and the driver rais
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -28,8 +32,11 @@ from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.settings import TrainSettings
+from realcustom.training.stopping import Stopped, stop_at_sigterm
 
 logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0  # between questions of the first worker whether the run is asked to end
 
 
 def run_distributed(job: TrainingJob) -> None:
@@ -52,7 +59,7 @@ def run_distributed(job: TrainingJob) -> None:
     )
     lost: TrainingFailedError | None = None
     try:
-        with log.each_minute(logger, lambda: _lacking(settings)):
+        with log.each_minute(logger, lambda: _lacking(settings)), _passing_on_sigterm(failures):
             if settings.use_gpu:
                 _check_cuda()
             trainer.fit()
@@ -63,6 +70,9 @@ def run_distributed(job: TrainingJob) -> None:
     failure: Failure | None = ray.get(failures.kept.remote())
     if failure is not None and (failure.final or lost is not None):
         raise failure.to_error() from lost
+    stopped = ray.get(failures.stopped.remote())
+    if stopped is not None:
+        raise Stopped(stopped)
     if lost is not None:
         raise RuntimeError(f"workers were lost more than max_failures={settings.max_failures} times: {lost}") from lost
 
@@ -106,7 +116,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         return  # it ended the previous workers
     node = "" if _node_id() == config["driver"] else socket.gethostname()
     try:
-        failure = _train(config["job"], node)
+        failure = _train(config["job"], node, failures)
     except Exception as error:
         found = Failure.of(error, node)
         ray.get(failures.report.remote(found))
@@ -117,7 +127,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         ray.get(failures.report.remote(failure))
 
 
-def _train(job: TrainingJob, node: str) -> Failure | None:
+def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     """A worker's whole work. Returns a failure that all workers have, so that all of them return."""
     from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
 
@@ -127,7 +137,7 @@ def _train(job: TrainingJob, node: str) -> Failure | None:
     worker: Worker | None = None
     failure: Failure | None = None
     try:
-        worker = Worker(job, world)
+        worker = Worker(job, world, _asked_to_stop(failures) if world.rank == 0 else None)
     except Exception as error:
         failure = Failure.of(error, node)
         if not failure.final:
@@ -139,7 +149,36 @@ def _train(job: TrainingJob, node: str) -> Failure | None:
         worker.run()
     except TrainingDiverged as error:
         return Failure.of(error, node)
+    except Stopped as stopped:
+        ray.get(failures.report_stop.remote(stopped.step))
     return None
+
+
+@contextlib.contextmanager
+def _passing_on_sigterm(failures: Any) -> Iterator[None]:
+    """A context in the driver in which SIGTERM asks the workers to end; in a thread, as a signal's handler must not wait."""
+    stop = threading.Event()
+
+    def pass_on() -> None:
+        stop.wait()
+        failures.ask_to_stop.remote()
+
+    threading.Thread(target=pass_on, name="stop", daemon=True).start()
+    with stop_at_sigterm(stop):
+        yield
+
+
+def _asked_to_stop(failures: Any) -> threading.Event:
+    """An event that is set once the driver asks to end."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not ray.get(failures.is_asked_to_stop.remote()):
+            time.sleep(POLL_SECONDS)
+        stop.set()
+
+    threading.Thread(target=poll, name="stop", daemon=True).start()
+    return stop
 
 
 def _agree(failure: Failure | None, world: World) -> Failure | None:

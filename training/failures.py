@@ -45,10 +45,29 @@ class Failure:
 
 
 class Failures:
-    """The actor that keeps what workers report: the first final failure, else the latest one."""
+    """The actor between driver and workers. It keeps what workers report: the first final failure, else the latest one; and
+    whether the run is asked to end."""
 
     def __init__(self) -> None:
         self._kept: Failure | None = None
+        self._stop = False
+        self._stopped: int | None = None
+
+    def ask_to_stop(self) -> None:
+        """Ask the workers to end after their step."""
+        self._stop = True
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether the run is asked to end."""
+        return self._stop
+
+    def report_stop(self, step: int) -> None:
+        """Keep that the workers have ended after a step because they were asked to."""
+        self._stopped = step
+
+    def stopped(self) -> int | None:
+        """The step after which the workers ended as asked."""
+        return self._stopped
 
     def report(self, failure: Failure) -> None:
         """Keep `failure`, unless a final one is kept."""

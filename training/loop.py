@@ -92,6 +92,7 @@ class StepResult:
     grad_norm: float  # before clipping
     lr: float
     skipped: bool  # a non-finite loss or gradient: nothing was changed
+    stop: bool  # a worker was asked to end the run
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -140,8 +141,14 @@ class Trainer:
         """The model that exchanges gradients; made at the first step, because all workers have to take part."""
         return self.model if self.world.size == 1 else DistributedDataParallel(self.model)
 
-    def step(self, batch: Batch) -> StepResult:
-        """Train on one batch. Raises TrainingDiverged after `max_skipped_steps` non-finite steps in a row."""
+    def step(self, batch: Batch, stop: bool = False) -> StepResult:
+        """Train on one batch.
+
+        Args:
+            stop: whether this worker is asked to end the run.
+        Raises:
+            TrainingDiverged: the last `max_skipped_steps` steps were not finite.
+        """
         settings = self.settings
         quantity = training_influence_quantity(self.influence_quantities, settings.seed, self.step_count)
         self.optimizer.zero_grad(set_to_none=True)
@@ -154,7 +161,7 @@ class Trainer:
                 # DDP averages gradients over workers; the batch's loss is the sum over them
                 (loss * self.world.size).backward()
             total += loss.detach()
-        loss_value = float(self.world.sum(total))
+        loss_value, stopped = self.world.sum(torch.stack([total, total.new_tensor(stop)])).tolist()
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         grad_norm = float(norm)
@@ -163,7 +170,7 @@ class Trainer:
         if finite:
             self._update(rate, norm)
         self._count(finite)
-        return StepResult(loss=loss_value, grad_norm=grad_norm, lr=rate, skipped=not finite)
+        return StepResult(loss=loss_value, grad_norm=grad_norm, lr=rate, skipped=not finite, stop=stopped > 0)
 
     def errors(self, model: nn.Module, batch: Batch, influence_quantity: float) -> torch.Tensor:
         """The squared error of each row, (B,), in fp32."""

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import time
-from typing import Any
 
 from realcustom import storage
 from realcustom.store import Store
+from realcustom.training.background import Background
 from realcustom.training.loop import StepResult
+from realcustom.training.metrics_file import MetricsFile, Row
 
 logger = logging.getLogger(__name__)
 
-WRITE_SECONDS = 5.0  # a store cannot append: the whole file is written, at most this often
-
-
-def read_rows(uri: str, store: Store) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, in order; none where there is no file."""
-    if not store.exists(uri):
-        return []
-    return [json.loads(line) for line in store.read(uri).decode().splitlines()]
+WRITE_SECONDS = 5.0  # between writes to a disk
+STORE_SECONDS = 60.0  # to an object store, where each write is a file
 
 
 class Metrics:
     """Averages steps into rows. Only the first worker has one."""
 
-    def __init__(self, output: str, store: Store, steps: int, step: int, progress: dict[str, float]) -> None:
-        """Continue the metrics of `output` after `step` of `steps` steps; `progress` is the checkpoint's."""
-        self.uri = storage.join(output, "metrics.jsonl")
-        self._store = store
-        self.rows = [row for row in read_rows(self.uri, store) if row["step"] <= step and step > 0]
+    def __init__(
+        self, output: str, store: Store, background: Background, steps: int, step: int, progress: dict[str, float]
+    ) -> None:
+        """Continue the metrics of `output` after `step` of `steps` steps.
+
+        Args:
+            background: writes the rows.
+            progress: the checkpoint's.
+        """
+        self._file, self._background = MetricsFile(output, store), background
+        self._file.cut(step)
+        self._rows: list[Row] = []  # not written yet
+        self._interval = STORE_SECONDS if storage.is_remote(output) else WRITE_SECONDS
         self.steps, self.started_at_step = steps, step
         self.loss_sum = progress.get("loss_sum", 0.0)
         self.count = int(progress.get("count", 0))
@@ -64,7 +66,7 @@ class Metrics:
     def close_row(self, step: int, result: StepResult) -> None:
         """Write the mean over the steps since the last row."""
         seconds = max(1e-9, time.monotonic() - self._since)
-        row: dict[str, Any] = {
+        row: Row = {
             "step": step,
             "loss": self.loss_sum / self.count if self.count else None,
             "lr": result.lr,
@@ -98,23 +100,26 @@ class Metrics:
         self._since = time.monotonic()
 
     def flush(self) -> None:
-        """Write metrics.jsonl."""
-        self._store.write(self.uri, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        self._written = time.monotonic()
+        """Write the rows that are not written, in the background."""
+        rows, self._rows, self._written = self._rows, [], time.monotonic()
+        if rows:
+            self._background.put(lambda: self._file.add(rows))
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
-        """Write the remaining rows."""
+        """Write the remaining rows, and all of them into one file."""
         self.flush()
+        self._background.wait()
+        self._file.cut(self.steps)
         if self._board is not None:
             self._board.close()
 
-    def _add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+    def _add(self, row: Row) -> None:
+        self._rows.append(row)
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, row["step"])
-        if time.monotonic() - self._written > WRITE_SECONDS:
+        if time.monotonic() - self._written > self._interval:
             self.flush()

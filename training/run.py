@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,8 +33,9 @@ from realcustom.training.data import split
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
-from realcustom.training.metrics import read_rows
+from realcustom.training.metrics_file import read_rows
 from realcustom.training.settings import OPERATIONAL, TrainSettings, may_change
+from realcustom.training.stopping import stop_at_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def train(
         UsageError: a missing or unsuitable input, or an `output` of a run with another configuration (nothing is
             written then); a storage that does not answer within `settings.retries`; TrainingDiverged if the loss stayed
             non-finite.
+        Stopped: the process was sent SIGTERM. The running step was finished and a checkpoint written.
         RuntimeError: workers were lost more often than `settings.max_failures`; or a bug in one, with its trace.
     """
     output = output if storage.is_remote(output) else os.path.abspath(output)
@@ -196,7 +199,7 @@ def _finished(job: TrainingJob) -> TrainResult | None:
         sha256=result["sha256"],
         loss_before=result["loss_before"],
         loss_after=result["loss_after"],
-        curve=tuple(read_rows(storage.join(job.output, "metrics.jsonl"), store)),
+        curve=tuple(read_rows(job.output, store)),
     )
 
 
@@ -204,5 +207,6 @@ def _run_local(job: TrainingJob) -> None:
     from realcustom.training.worker import Worker
 
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")
-    with torch_threads(job.settings.threads or available_cores()):
-        Worker(job, World(device=device)).run()
+    stop = threading.Event()
+    with torch_threads(job.settings.threads or available_cores()), stop_at_sigterm(stop):
+        Worker(job, World(device=device), stop).run()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 
 import torch
@@ -20,8 +21,9 @@ from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.settings import Fusion, Projector
 from realcustom.store import Store
 from realcustom.training.ahead import ReadAhead
+from realcustom.training.background import Background
 from realcustom.training.batches import BatchMaker
-from realcustom.training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from realcustom.training.checkpoints import Checkpoint, Snapshot, list_checkpoints, load_checkpoint
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Kind, Memory
@@ -31,6 +33,7 @@ from realcustom.training.loop import Batch, StepResult, Trainer, World
 from realcustom.training.metrics import Metrics
 from realcustom.training.objective import Objective
 from realcustom.training.samples import draw_sample_sheet
+from realcustom.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +48,17 @@ IDLE: dict[Fusion | Projector, tuple[str, ...]] = {
 class Worker:
     """One worker's models, data and place in the run."""
 
-    def __init__(self, job: TrainingJob, world: World) -> None:
+    def __init__(self, job: TrainingJob, world: World, stop: threading.Event | None = None) -> None:
         """Load everything and continue from the latest checkpoint, if there is one.
 
+        Args:
+            stop: is set when the run is asked to end after its step; None: it never is.
         Raises UsageError where a part of the job cannot be used.
         """
         settings = job.settings
         self.job, self.world, self.settings = job, world, settings
         self.store = Store(settings.retries)
+        self.stop, self.snapshot = stop or threading.Event(), Snapshot()
         self.base: Base = load_base(job.base, world.device, torch.float32)
         if self.base.is_sdxl:
             raise UsageError(
@@ -121,18 +127,24 @@ class Worker:
             raise UsageError(
                 f"{checkpoints[-1]}: {done} steps are done, train.steps={steps} are fewer; give {done} or more"
             )
-        self.trainer.load_state(checkpoint.tensors, checkpoint.counters)
+        self.trainer.load_state(dict(checkpoint.tensors), checkpoint.counters)
         return checkpoint.progress
 
     def run(self) -> None:
-        """Train to the last step and save the adapter. Raises TrainingDiverged, on all workers alike."""
+        """Train to the last step and save the adapter.
+
+        Raises, on all workers alike, TrainingDiverged, and Stopped where the run is asked to end before its last step.
+        """
         trainer, steps = self.trainer, self.settings.steps
         first = self.world.rank == 0
         if first:
             resolved = yaml.safe_dump(dict(self.job.resolved), sort_keys=False)
             self.store.write(self._folder("settings.yaml"), resolved.encode())
-        metrics = Metrics(self.job.output, self.store, steps, trainer.step_count, self.progress) if first else None
-        with ReadAhead(self._batch, range(trainer.step_count, steps), self.memory.batches) as batches:
+        with (
+            Background() as self.background,
+            ReadAhead(self._batch, range(trainer.step_count, steps), self.memory.batches) as batches,
+        ):
+            metrics = self._metrics() if first else None
             if trainer.step_count == 0:
                 self._validate(metrics)
             elif first:
@@ -141,12 +153,16 @@ class Worker:
                 started = time.monotonic()
                 batch = batches.take()
                 waited = time.monotonic() - started
-                result = trainer.step(batch.to(self.world.device))
+                result = trainer.step(batch.to(self.world.device), self.stop.is_set())
                 if metrics is not None:
                     metrics.add_step(result, batch.total_weight, waited)
                 self._after_step(metrics, result)
-        if metrics is not None:
-            self._finish(metrics)
+            if metrics is not None:
+                self._finish(metrics)
+
+    def _metrics(self) -> Metrics:
+        step, steps = self.trainer.step_count, self.settings.steps
+        return Metrics(self.job.output, self.store, self.background, steps, step, self.progress)
 
     def _batch(self, step: int) -> Batch:
         """This worker's share of a step, in host memory."""
@@ -160,12 +176,16 @@ class Worker:
             metrics.close_row(step, result)
         if last or _due(step, settings.val_every):
             self._validate(metrics)
-        if metrics is None:
-            return
-        if last or _due(step, settings.checkpoint_every):
-            self._checkpoint(metrics)
-        if last or _due(step, settings.sample_every):
-            self._sample(metrics)
+        if metrics is not None:
+            self.background.check()
+            if last or result.stop or _due(step, settings.checkpoint_every):
+                self._checkpoint(metrics)
+            if last or _due(step, settings.sample_every):
+                self._sample(metrics)
+            if result.stop and not last:
+                self.background.wait()
+        if result.stop and not last:
+            raise Stopped(step)
 
     def _validate(self, metrics: Metrics | None) -> None:
         quantity = self.job.method.tokens.influence_quantity
@@ -174,12 +194,15 @@ class Worker:
             metrics.add_validation(self.trainer.step_count, loss)
 
     def _checkpoint(self, metrics: Metrics) -> None:
-        metrics.flush()
         tensors, counters = self.trainer.state()
-        progress, identity = metrics.progress(), self.job.identity
-        checkpoint = Checkpoint(tensors=tensors, counters=counters, progress=progress, identity=identity)
-        save_checkpoint(self._folder("checkpoints"), checkpoint, self.settings.keep_checkpoints, self.store)
-        metrics.restart_clock()
+        checkpoint = Checkpoint(
+            tensors=tensors, counters=counters, progress=metrics.progress(), identity=self.job.identity
+        )
+        self.background.wait()  # one is under way at most
+        self.snapshot.take(checkpoint)
+        metrics.flush()  # first: a checkpoint has all rows up to its step
+        folder, keep = self._folder("checkpoints"), self.settings.keep_checkpoints
+        self.background.put(lambda: self.snapshot.write(folder, keep, self.store))
 
     def _sample(self, metrics: Metrics) -> None:
         numbers = [int(number) for number in self.validation[: self.settings.sample_records]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import sys
 from functools import partial
 from typing import Annotated
 
@@ -14,6 +16,8 @@ from realcustom.pipeline.cluster import connected
 from realcustom.pipeline.devices import check_training
 from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
 from realcustom.store import check_writable
+
+TERMINATED = 143  # exit status of a program ended by SIGTERM
 
 
 def train(
@@ -46,17 +50,23 @@ def train(
     check_training(settings.train, local, address)
     with contextlib.nullcontext() if local else connected(address):
         from realcustom.training.run import train as run_training
+        from realcustom.training.stopping import Stopped
 
-        result = run_training(
-            records=records,
-            output=output,
-            base=settings.base,
-            image_encoder=None,
-            method=settings.method,
-            settings=settings.train,
-            initial_adapter=initial_adapter,
-            local=local,
-        )
+        try:
+            result = run_training(
+                records=records,
+                output=output,
+                base=settings.base,
+                image_encoder=None,
+                method=settings.method,
+                settings=settings.train,
+                initial_adapter=initial_adapter,
+                local=local,
+            )
+        except Stopped as stopped:
+            command = shlex.join(["realcustom", *sys.argv[1:]])
+            sys.stderr.write(f"{stopped}; the same command goes on: {command}\n")
+            raise typer.Exit(TERMINATED) from stopped
     print(f"validation loss {result.loss_before:.4f} -> {result.loss_after:.4f}")
     print(f"adapter {result.adapter}")
     print(f"sha256 {result.sha256}")

@@ -26,7 +26,7 @@ from realcustom.training import run
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.features import Kind
 from realcustom.training.loop import Batch, TrainingDiverged, World
-from realcustom.training.metrics import read_rows
+from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import Precision, Schedule, TrainSettings
 from realcustom.training.worker import Worker
@@ -314,7 +314,7 @@ def kill_a_worker_after_a_checkpoint(output: Path, killed: list[int]) -> None:
             pids = worker_pids()
         elif list_checkpoints(str(output / "checkpoints"), Store()):
             os.kill(min(pids), signal.SIGKILL)
-            killed.append(len(read_rows(str(output / "metrics.jsonl"), Store())))
+            killed.append(len(read_rows(str(output), Store())))
             return
         time.sleep(0.005)
 

@@ -1,0 +1,109 @@
+"""A run that is sent SIGTERM ends after its step with a checkpoint and a status of its own; the same command goes on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from realcustom.config import to_dict
+from realcustom.store import Store
+from realcustom.training.checkpoints import list_checkpoints
+from realcustom.training.metrics_file import read_rows
+from realcustom.training.run import TrainResult
+from realcustom.training.stopping import Stopped, stop_at_sigterm
+from realcustom.training.worker import Worker
+from tests.support.training_runs import METHOD, SETTINGS, curve, fit
+
+SEVERAL = replace(SETTINGS, checkpoint_every=1000, log_every=1, steps=400)
+
+
+def write_config(world: SimpleNamespace, path: Path, **train: object) -> list[str]:
+    """A command line of a run with these models and settings."""
+    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=world.image_encoder))
+    settings = {"base": world.base, "method": to_dict(method), "train": {**to_dict(SEVERAL), **train}}
+    path.write_text(yaml.safe_dump(settings))
+    start = "from realcustom.pipeline.cli.main import main; main()"
+    output = str(path.parent / "run")
+    return [sys.executable, "-c", start, "train", "--input", world.caches, "--output", output, "--config", str(path)]
+
+
+def terminate_under_way(command: list[str], run: Path) -> subprocess.Popen[str]:
+    """Start a command, and send it SIGTERM when a few steps are done."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(read_rows(str(run), Store())) > 4:
+            process.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.02)
+    return process
+
+
+def test_the_command_ends_with_143_and_goes_on_to_the_same_bytes(world: SimpleNamespace, tmp_path: Path) -> None:
+    command = [*write_config(world, tmp_path / "settings.yaml"), "--local"]
+    process = terminate_under_way([*command, "--set", "train.log_every=1"], tmp_path / "run")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    (checkpoint,) = list_checkpoints(str(tmp_path / "run" / "checkpoints"), Store())
+    step = int(checkpoint[-20:-12])
+    assert (
+        4 < step < 400 and f"stopped after step {step}, which is kept" in said and "goes on: realcustom train" in said
+    )
+    assert read_rows(str(tmp_path / "run"), Store())[-1]["step"] == step
+    shorter = replace(SEVERAL, steps=step + 2)
+    whole = fit(world, tmp_path / "whole", shorter)
+    further = fit(world, tmp_path / "run", shorter)
+    assert further.sha256 == whole.sha256 and curve(further) == curve(whole)
+
+
+def test_a_run_in_this_process_is_stopped_and_continued(
+    world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step = Worker._after_step
+
+    def terminated(worker: Worker, *arguments: object) -> None:
+        if worker.trainer.step_count == 7:
+            signal.raise_signal(signal.SIGTERM)
+        after_step(worker, *arguments)  # type: ignore[arg-type]
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_after_step", terminated)
+        with pytest.raises(Stopped) as caught:
+            fit(world, tmp_path)
+    assert caught.value.step == 8 and signal.getsignal(signal.SIGTERM) is before
+    resumed = fit(world, tmp_path)
+    assert resumed.sha256 == undisturbed.sha256 and curve(resumed) == curve(undisturbed)
+
+
+def test_a_second_signal_is_what_it_was_before() -> None:
+    stop, noticed = threading.Event(), []
+    signal.signal(signal.SIGTERM, lambda *_: noticed.append(True))
+    try:
+        with stop_at_sigterm(stop):
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set() and not noticed
+            signal.raise_signal(signal.SIGTERM)
+            assert noticed
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_workers_on_ray_are_stopped_by_the_driver_s_signal(
+    world: SimpleNamespace, tmp_path: Path, ray_cluster: str
+) -> None:
+    command = write_config(world, tmp_path / "settings.yaml", num_workers=2, steps=100_000, log_every=20)
+    process = terminate_under_way([*command, "--address", ray_cluster], tmp_path / "run")
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 143, said
+    (checkpoint,) = list_checkpoints(str(tmp_path / "run" / "checkpoints"), Store())
+    assert f"stopped after step {int(checkpoint[-20:-12])}" in said

@@ -1,0 +1,67 @@
+"""The rows of metrics.jsonl: appended to on a disk; on an object store, which cannot append, written in parts beside it.
+
+A part holds the rows of some time. They are put together into metrics.jsonl when a run starts again and when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from realcustom import storage
+from realcustom.store import Store
+
+Row = dict[str, Any]
+
+
+def read_rows(output: str, store: Store) -> list[Row]:
+    """The rows of a run in order; none where there are no metrics. A line that was cut by a kill is left out."""
+    uri, parts = storage.join(output, "metrics.jsonl"), storage.join(output, "metrics")
+    places = [uri] if store.exists(uri) else []
+    if storage.is_remote(output):
+        places += [storage.join(parts, name) for name in store.list_names(parts)]
+    rows: dict[tuple[int, bool], Row] = {}  # a part may be in metrics.jsonl already
+    for place in places:
+        for line in store.read(place).decode().splitlines(keepends=True):
+            if line.endswith("\n"):
+                row = json.loads(line)
+                rows[row["step"], "val_loss" in row] = row
+    return list(rows.values())
+
+
+class MetricsFile:
+    """Adds rows to the metrics of one run."""
+
+    def __init__(self, output: str, store: Store) -> None:
+        self._uri, self._parts = storage.join(output, "metrics.jsonl"), storage.join(output, "metrics")
+        self._output, self._store = output, store
+        self._number = 0  # of the next part
+
+    def cut(self, step: int) -> None:
+        """Put all rows up to `step` into metrics.jsonl, and forget the later ones."""
+        kept = [row for row in read_rows(self._output, self._store) if step > 0 and row["step"] <= step]
+        self._store.write(self._uri, _lines(kept))
+        if storage.is_remote(self._output):
+            for name in self._store.list_names(self._parts):
+                self._store.delete(storage.join(self._parts, name))
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows; they are kept whatever happens afterwards."""
+        if storage.is_remote(self._output):
+            self._store.write(storage.join(self._parts, f"{self._number:08d}.jsonl"), _lines(rows))
+            self._number += 1
+        else:
+            self._store.call(lambda uri: _append(uri, _lines(rows)), self._uri, "write")
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _append(path: str, data: bytes) -> None:
+    with open(path.removeprefix("file://"), "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
