@@ -108,10 +108,10 @@ def read(records: str, steps: int, memory_gib: float) -> dict[str, float]:
     order = DataOrder(index, held_out, BATCH, SETTINGS.seed, SETTINGS.open_parts)
     maker = BatchMaker(features, Views(index, held_out), SETTINGS, 1000, World())
     before = bytes_read()
-    used = sum(feature_bytes(batch) for batch in maker.validation(validation)) / SETTINGS.validation_timesteps
+    used = sum(feature_bytes(batch) for batch, _ in maker.validation(validation)) / SETTINGS.validation_timesteps
     validated = bytes_read()
-    for batch in maker.validation(validation):
-        del batch
+    for _ in maker.validation(validation):
+        pass
     again = bytes_read() - validated
     start, waits, stepped, trained, cpu = time.monotonic(), list[float](), bytes_read(), 0, time.process_time()
     with ReadAhead(lambda step: maker.training(order.share(step, 0, 1)), range(steps), memory.batches) as batches:

@@ -45,9 +45,11 @@ class BatchMaker:
         draws = [self._draw(*row, self.settings.seed, share.epoch) for row in zip(numbers, latents, strict=True)]
         return self._batch(numbers, latents, draws, share.weights, share.total_weight, training=True)
 
-    def validation(self, numbers: np.ndarray) -> Iterator[Batch]:
-        """This worker's share of the held-out records, on its device: fixed noise, evenly spread timesteps, no dropout, their
-        own reference."""
+    def validation(self, numbers: np.ndarray) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """This worker's share of the held-out records, on its device, each with the stratum of its timestep, (B,).
+
+        Noise is fixed, timesteps are evenly spread, nothing is dropped, and the reference is the record's own.
+        """
         settings, size = self.settings, -(-self.settings.batch_size // self.world.size)
         count = settings.validation_timesteps
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
@@ -64,7 +66,7 @@ class BatchMaker:
             ]
             times = [(stratum + draw.time) / count for stratum, draw in zip(strata, draws, strict=True)]
             batch = self._batch(picked, latents, draws, weights, 0.0, training=False, times=times)
-            yield batch.to(self.world.device)
+            yield batch.to(self.world.device), torch.tensor(strata)
 
     def _draw(self, number: int, latent: torch.Tensor, seed: int, epoch: int | str) -> Draw:
         return draw_sample(seed, epoch, self.features.index.uid(number), tuple(latent.shape))

@@ -26,6 +26,9 @@ _ALIGNMENT = 64  # bytes, of the first tensor
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
 
 
+_NOTED = ("counters", "progress", "identity", "losses")  # as JSON in the file's metadata
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The state after `counters["step"]` steps."""
@@ -34,6 +37,7 @@ class Checkpoint:
     counters: dict[str, int]
     progress: dict[str, float]  # state of the metrics: the sums of the current line, the first validation loss
     identity: str  # hash of the run's configuration
+    losses: Mapping[str, float]  # validation losses by the step of the checkpoint that was written then
 
 
 class Snapshot:
@@ -45,7 +49,7 @@ class Snapshot:
 
     def take(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint; its tensors may change afterwards. The block of the one before is used again."""
-        note = {"counters": checkpoint.counters, "progress": checkpoint.progress, "identity": checkpoint.identity}
+        note = {name: getattr(checkpoint, name) for name in _NOTED}
         header: dict[str, dict[str, Any]] = {"__metadata__": {"training": json.dumps(note, sort_keys=True)}}
         tensors = sorted(checkpoint.tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # all stay aligned
         end = 0
@@ -70,12 +74,25 @@ class Snapshot:
             self._block = torch.empty(size + 2**16, dtype=torch.uint8, pin_memory=pinned)
         self._size = size
 
-    def write(self, folder: str, keep: int, store: Store) -> None:
-        """Write `<folder>/step-NNNNNNNN.safetensors`, then remove all but the latest `keep`."""
+    def write(self, folder: str, store: Store) -> None:
+        """Write `<folder>/step-NNNNNNNN.safetensors`."""
         data: Any = self._block[: self._size].numpy().data
-        store.write(storage.join(folder, f"{PREFIX}{self._step:08d}{SUFFIX}"), data)
-        for old in list_checkpoints(folder, store)[:-keep]:
-            store.delete(old)
+        store.write(storage.join(folder, file_name(self._step)), data)
+
+
+def file_name(step: int) -> str:
+    """The name of a file of that step."""
+    return f"{PREFIX}{step:08d}{SUFFIX}"
+
+
+def prune(folder: str, latest: int, best: int, losses: Mapping[str, float], store: Store) -> None:
+    """Remove all files of steps in `folder` but the `latest` ones and the `best` ones by validation loss."""
+    there = list_checkpoints(folder, store)
+    ranked = sorted(losses, key=lambda step: (losses[step], int(step)))
+    kept = {storage.join(folder, file_name(int(step))) for step in ranked[:best]} | set(there[-latest:])
+    for uri in there:
+        if uri not in kept:
+            store.delete(uri)
 
 
 def list_checkpoints(folder: str, store: Store) -> list[str]:
@@ -93,4 +110,4 @@ def load_checkpoint(uri: str, store: Store) -> Checkpoint:
         tensors = load(data)
     except (KeyError, ValueError, SafetensorError) as error:
         raise UsageError(f"{uri} is not a training checkpoint") from error
-    return Checkpoint(tensors=tensors, counters=note["counters"], progress=note["progress"], identity=note["identity"])
+    return Checkpoint(tensors=tensors, **{name: note[name] for name in _NOTED})

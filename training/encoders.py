@@ -27,9 +27,9 @@ class FrozenEncoders:
         """Use the loaded base model; the image encoder is loaded when it is first needed.
 
         Args:
-            base: the loaded base model.
+            base: the loaded base model; its VAE and text encoder are moved when they are first needed.
             image_encoder: folder or hub id.
-            device: where image features are computed.
+            device: where features are computed.
         """
         self.base, self.settings, self.device = base, method.image_encoder, device
         self._image_encoder = image_encoder
@@ -45,14 +45,20 @@ class FrozenEncoders:
         """Per picture, beside the global one; known without loading the image encoder."""
         return count_local_views(self._image_encoder, self.settings)
 
+    def loaded(self) -> Base:
+        """The base model with all parts on the device; never if the records' caches hold all features."""
+        for model in (self.base.vae, self.base.text_encoder):
+            model.to(self.device)
+        return self.base
+
     def latents(self, picture: Picture) -> torch.Tensor:
         """(C, h, w) of the picture's centre square at the base model's own size."""
         pixel_values = centre_square(on_white(decode_picture(picture.image)), self.base.resolution)
-        return encode_pixels(self.base, pixel_values[None].to(self.device))[0]
+        return encode_pixels(self.loaded(), pixel_values[None].to(self.device))[0]
 
     def text_features(self, caption: str) -> torch.Tensor:
         """(T, D)."""
-        return encode_prompts(self.base, [caption]).hidden[0]
+        return encode_prompts(self.loaded(), [caption]).hidden[0]
 
     def image_features(self, picture: Picture) -> torch.Tensor:
         """(S, Di) of the reference that `image_encoder.reference` asks for."""

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -157,7 +158,7 @@ class Trainer:
         for number, chunk in enumerate(chunks):
             with self._synchronised(number == len(chunks) - 1):
                 errors = self.errors(self.forward_model, chunk, quantity)  # (B',)
-                loss = (errors * chunk.weights).sum() / batch.total_weight
+                loss = (errors * self._weights(chunk)).sum() / batch.total_weight
                 # DDP averages gradients over workers; the batch's loss is the sum over them
                 (loss * self.world.size).backward()
             total += loss.detach()
@@ -172,12 +173,16 @@ class Trainer:
         self._count(finite)
         return StepResult(loss=loss_value, grad_norm=grad_norm, lr=rate, skipped=not finite, stop=stopped > 0)
 
+    def _weights(self, batch: Batch) -> torch.Tensor:
+        """The weight of each row's error in training, (B,)."""
+        gamma = self.settings.min_snr_gamma
+        return batch.weights * self.objective.min_snr_weights(batch.timesteps, gamma) if gamma else batch.weights
+
     def errors(self, model: nn.Module, batch: Batch, influence_quantity: float) -> torch.Tensor:
         """The squared error of each row, (B,), in fp32."""
         objective = self.objective
         noisy_latents = objective.add_noise(batch.latents, batch.noise, batch.timesteps)  # (B, C, h, w)
-        bf16 = self.settings.precision is Precision.BF16
-        with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with self.autocast():
             prediction = model(
                 noisy_latents,
                 batch.timesteps,
@@ -188,16 +193,29 @@ class Trainer:
             )  # (B, C, h, w)
         return squared_error(prediction, objective.target(batch.latents, batch.noise, batch.timesteps))
 
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """A context with the arithmetic of `precision`."""
+        enabled = self.settings.precision is Precision.BF16
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
+
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch], influence_quantity: float) -> float:
-        """The weighted mean error over the `batches` of all workers, with the weights that an adapter would be saved with."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # sums of error and of weight
+    def validate(
+        self, batches: Iterable[tuple[Batch, torch.Tensor]], strata: int, influence_quantity: float
+    ) -> list[float]:
+        """The weighted mean error of each stratum of timesteps, over all workers, with the weights of an adapter saved now.
+
+        Args:
+            batches: each with the stratum of its rows, (B,), from 0 (the least noise).
+            strata: their number; there is a row in each.
+        """
+        sums = torch.zeros(2, strata, dtype=torch.float64, device=self.world.device)  # of error and of weight
         with self.averaged_weights():
-            for batch in batches:
+            for batch, stratum in batches:
                 errors = self.errors(self.model, batch, influence_quantity).double()
-                sums += torch.stack([(errors * batch.weights).sum(), batch.weights.double().sum()])
-        error, weight = self.world.sum(sums).tolist()
-        return float(error / weight)
+                weights = batch.weights.double()
+                sums.index_add_(1, stratum.to(self.world.device), torch.stack([errors * weights, weights]))
+        error, weight = self.world.sum(sums)
+        return [float(value) for value in error / weight]
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

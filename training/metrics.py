@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+from collections.abc import Iterator
 
 from realcustom import storage
 from realcustom.store import Store
@@ -40,6 +41,7 @@ class Metrics:
         self.skipped = int(progress.get("skipped", 0))
         self.loss_before = progress.get("loss_before")  # the first validation loss
         self.loss_after = progress.get("loss_after")  # the latest one
+        self.validated_at = -1  # step of the latest validation of this start
         self._images, self._waited = 0.0, 0.0
         self._since = self._started = self._written = time.monotonic()
         self._said = 0.0
@@ -87,11 +89,12 @@ class Metrics:
                 f"data wait {row['data_wait']:.0%}  {pace * (self.steps - step):.0f} s left"
             )
 
-    def add_validation(self, step: int, loss: float) -> None:
-        """Add a validation loss; its time is not counted in any row."""
+    def add_validation(self, step: int, losses: list[float]) -> None:
+        """Add the validation losses by timestep, from the least noise to the most; their time is not counted in any row."""
+        loss = sum(losses) / len(losses)
         self.loss_before = loss if self.loss_before is None else self.loss_before
-        self.loss_after = loss
-        self._add({"step": step, "val_loss": loss})
+        self.loss_after, self.validated_at = loss, step
+        self._add({"step": step, "val_loss": loss, "val_losses": losses})
         logger.info("step %d/%d  validation loss %.5f", step, self.steps, loss)
         self.restart_clock()
 
@@ -118,8 +121,15 @@ class Metrics:
     def _add(self, row: Row) -> None:
         self._rows.append(row)
         if self._board is not None:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, row["step"])
+            for name, value in _scalars(row):
+                self._board.add_scalar(name, value, row["step"])
         if time.monotonic() - self._written > self._interval:
             self.flush()
+
+
+def _scalars(row: Row) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, list):
+            yield from ((f"{name}/{number}", part) for number, part in enumerate(value))
+        elif name != "step" and value is not None:
+            yield name, value

@@ -60,6 +60,16 @@ class Objective:
         signal, spread = self._coefficients(timesteps)
         return signal * noise - spread * latents
 
+    def min_snr_weights(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+        """The weight of each row's error by min-SNR (arXiv 2303.09556), (B,), in (0, 1].
+
+        With SNR = abar_t / (1 - abar_t), the error of z_0 has the weight min(SNR, gamma): that of eps min(SNR, gamma) / SNR,
+        that of v min(SNR, gamma) / (SNR + 1).
+        """
+        alphas = self.alphas_cumprod[timesteps]  # (B,)
+        snr = alphas / (1 - alphas)
+        return snr.clamp(max=gamma) / (snr if self.prediction_type == "epsilon" else snr + 1)
+
     def _coefficients(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alphas = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         return alphas.sqrt(), (1 - alphas).sqrt()

@@ -37,8 +37,13 @@ class TrainSettings:
     grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
     ema_decay: float = 0.0  # of the trained weights, in [0, 1); 0 = off. When on, the adapter holds the EMA weights
     precision: Precision = Precision.FP32
+    base_dtype: Precision = Precision.FP32  # of the frozen UNet's weights; bf16 halves them and needs precision bf16
+    gradient_checkpointing: bool = (
+        False  # compute activations again in the backward pass: less memory, a third more time
+    )
     seed: int = 0  # seed of the order of data, noise, timesteps, dropout and new weights
 
+    min_snr_gamma: float = 0.0  # > 0: errors of little noise count less (min-SNR; 5 is usual); 0 = all count alike
     timestep_shift: float = 1.0  # t = s u / (1 + (s - 1) u), u uniform: 1 = uniform, as the paper; more = noisier
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
     p_drop_image: float = 0.0  # probability that a sample has no reference (its image features are zero)
@@ -57,7 +62,8 @@ class TrainSettings:
     sample_steps: int = 20  # denoising steps of a sample
 
     checkpoint_every: int = 500  # steps; 0 = only after the last one: an interrupted run begins again
-    keep_checkpoints: int = 2  # the latest ones
+    keep_checkpoints: int = 2  # the latest ones, and their adapters in adapters/
+    keep_best: int = 1  # further ones with the least validation loss, of those that were written at a validation
     max_skipped_steps: int = 10  # consecutive steps with a non-finite loss or gradient before the run stops
     max_failures: int = 2  # times that lost workers are replaced; -1 = without limit
 
@@ -77,7 +83,16 @@ class TrainSettings:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
         for name in (
-            *("weight_decay", "warmup", "grad_clip", "sample_records", "threads", "memory_gib"),
+            *(
+                "weight_decay",
+                "warmup",
+                "grad_clip",
+                "min_snr_gamma",
+                "keep_best",
+                "sample_records",
+                "threads",
+                "memory_gib",
+            ),
             *("val_every", "log_every", "checkpoint_every", "sample_every"),
         ):
             if getattr(self, name) < 0:
@@ -88,6 +103,8 @@ class TrainSettings:
         for name in ("lr", "timestep_shift"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name}={getattr(self, name)} must be positive")
+        if self.base_dtype is Precision.BF16 and self.precision is not Precision.BF16:
+            raise UsageError("base_dtype=bf16 needs precision=bf16: fp32 arithmetic on rounded weights gains nothing")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns it off")
         if not 0 < self.validation_fraction < 1:
@@ -101,7 +118,16 @@ class TrainSettings:
 # Settings that may differ when a run is continued: they change how it runs and what it tells, not the weights.
 OPERATIONAL = frozenset(
     {
-        *("keep_checkpoints", "checkpoint_every", "max_failures", "num_workers", "threads", "use_gpu", "memory_gib"),
+        *(
+            "keep_checkpoints",
+            "keep_best",
+            "checkpoint_every",
+            "max_failures",
+            "num_workers",
+            "threads",
+            "use_gpu",
+            "memory_gib",
+        ),
         *("log_every", "val_every", "sample_every", "sample_records", "sample_steps", "max_skipped_steps", "retries"),
     }
 )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -23,7 +24,14 @@ from realcustom.store import Store
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.background import Background
 from realcustom.training.batches import BatchMaker
-from realcustom.training.checkpoints import Checkpoint, Snapshot, list_checkpoints, load_checkpoint
+from realcustom.training.checkpoints import (
+    Checkpoint,
+    Snapshot,
+    file_name,
+    list_checkpoints,
+    load_checkpoint,
+    prune,
+)
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Kind, Memory
@@ -33,6 +41,7 @@ from realcustom.training.loop import Batch, StepResult, Trainer, World
 from realcustom.training.metrics import Metrics
 from realcustom.training.objective import Objective
 from realcustom.training.samples import draw_sample_sheet
+from realcustom.training.settings import Precision
 from realcustom.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -58,8 +67,9 @@ class Worker:
         settings = job.settings
         self.job, self.world, self.settings = job, world, settings
         self.store = Store(settings.retries)
+        self.losses: dict[str, float] = {}  # of validations, by the step of a checkpoint
         self.stop, self.snapshot = stop or threading.Event(), Snapshot()
-        self.base: Base = load_base(job.base, world.device, torch.float32)
+        self.base: Base = load_base(job.base, dtype=torch.float32)  # on the CPU: only the UNet is always used
         if self.base.is_sdxl:
             raise UsageError(
                 f"training on an SDXL-shaped base ({self.base.identity}) is not possible yet: records hold no pooled text. "
@@ -99,9 +109,9 @@ class Worker:
             )
         embed_dim = self.features.get(Kind.IMAGE, first).shape[-1]
         generator = torch.Generator().manual_seed(self.settings.seed)
-        model = RealCustomModel(
-            self.base.unet.cpu(), self.job.method, embed_dim, generator, self.encoders.local_views
-        ).to(self.world.device)
+        model = RealCustomModel(self.base.unet, self.job.method, embed_dim, generator, self.encoders.local_views)
+        if self.settings.gradient_checkpointing:
+            model.unet.enable_gradient_checkpointing()
         tokens = self.job.method.tokens
         idle = IDLE.get(tokens.fusion, ()) + IDLE.get(tokens.projector, ())
         for name, parameter in model.trained_parameters().items():
@@ -113,7 +123,11 @@ class Worker:
                     "the initial adapter was trained with image encoder %s, this run has another", initial.image_encoder
                 )
             model.load_adapter_state_dict(initial.tensors)
-        return model
+        if self.settings.base_dtype is Precision.BF16:
+            trained = set(model.trained_parameters().values())
+            for parameter in set(model.parameters()) - trained:
+                parameter.data = parameter.data.bfloat16()
+        return model.to(self.world.device)
 
     def _resume(self) -> dict[str, float]:
         checkpoints = list_checkpoints(self._folder("checkpoints"), self.store)
@@ -127,6 +141,7 @@ class Worker:
             raise UsageError(
                 f"{checkpoints[-1]}: {done} steps are done, train.steps={steps} are fewer; give {done} or more"
             )
+        self.losses = dict(checkpoint.losses)
         self.trainer.load_state(dict(checkpoint.tensors), checkpoint.counters)
         return checkpoint.progress
 
@@ -189,48 +204,61 @@ class Worker:
 
     def _validate(self, metrics: Metrics | None) -> None:
         quantity = self.job.method.tokens.influence_quantity
-        loss = self.trainer.validate(self.batches.validation(self.validation), quantity)
+        batches = self.batches.validation(self.validation)
+        losses = self.trainer.validate(batches, self.settings.validation_timesteps, quantity)
         if metrics is not None:
-            metrics.add_validation(self.trainer.step_count, loss)
+            metrics.add_validation(self.trainer.step_count, losses)
 
     def _checkpoint(self, metrics: Metrics) -> None:
         tensors, counters = self.trainer.state()
+        progress, identity = metrics.progress(), self.job.identity
+        if metrics.validated_at == counters["step"]:
+            self.losses[str(counters["step"])] = progress["loss_after"]
         checkpoint = Checkpoint(
-            tensors=tensors, counters=counters, progress=metrics.progress(), identity=self.job.identity
+            tensors=tensors, counters=counters, progress=progress, identity=identity, losses=self.losses
         )
         self.background.wait()  # one is under way at most
         self.snapshot.take(checkpoint)
         metrics.flush()  # first: a checkpoint has all rows up to its step
-        folder, keep = self._folder("checkpoints"), self.settings.keep_checkpoints
-        self.background.put(lambda: self.snapshot.write(folder, keep, self.store))
+        write = functools.partial(self._write, self._adapter(), counters["step"], dict(self.losses))
+        self.background.put(write)
+
+    def _write(self, adapter: Adapter, step: int, losses: dict[str, float]) -> None:
+        """In the background: the adapter before the checkpoint, so that none is without one."""
+        settings, folders = self.settings, [self._folder(name) for name in ("adapters", "checkpoints")]
+        save_adapter(storage.join(folders[0], file_name(step)), adapter, self.store)
+        self.snapshot.write(folders[1], self.store)
+        for folder in folders:
+            prune(folder, settings.keep_checkpoints, settings.keep_best, losses, self.store)
 
     def _sample(self, metrics: Metrics) -> None:
         numbers = [int(number) for number in self.validation[: self.settings.sample_records]]
         pictures = [picture for picture in map(self.features.picture, numbers) if picture.image is not None]
         if not pictures:
             return  # none requested, or the records keep no pictures
-        with self.trainer.averaged_weights():
-            sheet = draw_sample_sheet(
-                pictures, self.base, self.model, self.encoders, self.job.method, self.settings.sample_steps
-            )
+        with self.trainer.averaged_weights(), self.trainer.autocast():
+            base, method = self.encoders.loaded(), self.job.method
+            sheet = draw_sample_sheet(pictures, base, self.model, self.encoders, method, self.settings.sample_steps)
         if sheet is not None:
             self.store.write(self._folder("samples", f"step-{self.trainer.step_count:08d}.png"), sheet)
         metrics.restart_clock()
 
     def _finish(self, metrics: Metrics) -> None:
+        sha256 = save_adapter(self._folder("adapter.safetensors"), self._adapter(), self.store)
+        metrics.close()
+        losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
+        result = {"sha256": sha256, **losses, "identity": self.job.identity, "steps": self.settings.steps}
+        self.store.write(self._folder("result.json"), json.dumps(result, indent=1).encode())
+
+    def _adapter(self) -> Adapter:
         with self.trainer.averaged_weights():
-            adapter = Adapter(
+            return Adapter(
                 tensors=self.model.adapter_state_dict(),
                 settings=self.job.method,
                 base=self.base.identity,
                 image_encoder=self.encoders.image_encoder_identity,
                 provenance={name: self.job.resolved[name] for name in ("records", "initial_adapter", "train")},
             )
-        sha256 = save_adapter(self._folder("adapter.safetensors"), adapter, self.store)
-        metrics.close()
-        losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
-        result = {"sha256": sha256, **losses, "identity": self.job.identity, "steps": self.settings.steps}
-        self.store.write(self._folder("result.json"), json.dumps(result, indent=1).encode())
 
     def _folder(self, *parts: str) -> str:
         return storage.join(self.job.output, *parts)

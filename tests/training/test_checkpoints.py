@@ -13,14 +13,22 @@ import torch
 from safetensors.torch import load_file
 
 from realcustom import storage
+from realcustom.checkpoint import load_adapter
 from realcustom.errors import UsageError
 from realcustom.store import Store
 from realcustom.training import metrics
 from realcustom.training.background import Background
-from realcustom.training.checkpoints import Checkpoint, Snapshot, list_checkpoints, load_checkpoint
+from realcustom.training.checkpoints import (
+    Checkpoint,
+    Snapshot,
+    file_name,
+    list_checkpoints,
+    load_checkpoint,
+    prune,
+)
 from realcustom.training.metrics_file import MetricsFile, read_rows
 from realcustom.training.run import TrainResult
-from tests.support.training_runs import SETTINGS, curve, fit
+from tests.support.training_runs import SETTINGS, Killed, curve, fit, kill_at
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -36,6 +44,7 @@ def checkpoint(step: int) -> Checkpoint:
         counters={"step": step},
         progress={"loss_sum": 0.5},
         identity="0123",
+        losses={"500": 0.25},
     )
 
 
@@ -46,16 +55,42 @@ def test_a_checkpoint_is_a_safetensors_file_of_the_moment_it_was_taken(tmp_path:
         snapshot.take(taken)
         for tensor in taken.tensors.values():
             tensor.zero_()  # training goes on
-        snapshot.write(str(tmp_path), 9, Store())
+        snapshot.write(str(tmp_path), Store())
         path = tmp_path / f"step-{step:08d}.safetensors"
         read = load_checkpoint(str(path), Store())
         assert read.counters == {"step": step} and read.progress == {"loss_sum": 0.5} and read.identity == "0123"
+        assert read.losses == {"500": 0.25}
         for tensors in (read.tensors, load_file(path)):
             assert tensors.keys() == expected.tensors.keys()
             for name, tensor in expected.tensors.items():
                 assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor), name
-    snapshot.write(str(tmp_path), 2, Store())
-    assert [uri[-20:-12] for uri in list_checkpoints(str(tmp_path), Store())] == ["00000003", "00000012"]
+
+
+@pytest.mark.parametrize(
+    ("latest", "best", "left"), [(2, 0, [4, 5]), (1, 2, [1, 3, 5]), (1, 1, [3, 5]), (9, 0, [1, 2, 3, 4, 5])]
+)
+def test_the_latest_and_the_best_are_kept(tmp_path: Path, latest: int, best: int, left: list[int]) -> None:
+    for step in range(1, 6):
+        (tmp_path / file_name(step)).write_bytes(b"")
+    prune(str(tmp_path), latest, best, {"1": 0.3, "2": 0.4, "3": 0.2, "4": 0.3}, Store())
+    assert [int(uri[-20:-12]) for uri in list_checkpoints(str(tmp_path), Store())] == left
+
+
+def test_a_checkpoint_has_an_adapter_and_the_best_one_stays(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Also over a kill: the losses are in the checkpoints."""
+    settings = replace(SETTINGS, steps=12, checkpoint_every=2, val_every=2, keep_checkpoints=1, lr=1.0)  # it diverges
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(9, patch)
+        with pytest.raises(Killed):
+            fit(world, tmp_path, settings)
+    result = fit(world, tmp_path, settings)
+    losses = {row["step"]: row["val_loss"] for row in result.curve if row.get("val_loss") and row["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, losses
+    for folder in ("checkpoints", "adapters"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {file_name(best), file_name(12)}
+    assert load_adapter(str(tmp_path / "adapters" / file_name(best))).settings == load_adapter(result.adapter).settings
+    assert (tmp_path / "adapters" / file_name(12)).read_bytes() == (tmp_path / "adapter.safetensors").read_bytes()
 
 
 def test_steps_are_taken_while_a_checkpoint_is_written(
@@ -65,11 +100,11 @@ def test_steps_are_taken_while_a_checkpoint_is_written(
     write, begun = Snapshot.write, list[int]()
     steps_done = threading.Event()
 
-    def slow(snapshot: Snapshot, folder: str, keep: int, store: Store) -> None:
+    def slow(snapshot: Snapshot, folder: str, store: Store) -> None:
         if not begun:
             assert steps_done.wait(60)  # of step 9: step 10 is the next checkpoint
         begun.append(snapshot._step)
-        write(snapshot, folder, keep, store)
+        write(snapshot, folder, store)
 
     add_step, counted = metrics.Metrics.add_step, list[object]()
 
@@ -141,6 +176,6 @@ def test_a_full_disk_names_the_file(world: SimpleNamespace, tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "write_bytes", lambda place, data: full() if "checkpoints" in str(place) else None)
-    with pytest.raises(UsageError, match=r"cannot write \S+/checkpoints/step-00000005\.safetensors: the disk is full"):
+    monkeypatch.setattr(storage, "write_bytes", lambda place, data: full() if "adapters" in str(place) else None)
+    with pytest.raises(UsageError, match=r"cannot write \S+/adapters/step-00000005\.safetensors: the disk is full"):
         fit(world, tmp_path, replace(SETTINGS, steps=7))

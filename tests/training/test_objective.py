@@ -36,6 +36,22 @@ def test_objective_equals_numpy(prediction_type: str) -> None:
     )
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_equal_numpy(prediction_type: str) -> None:
+    """The weight times the error of the prediction is min(SNR, gamma) times the error of the z_0 that follows from it."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
+    timesteps = torch.tensor([0, 50, 100, 250, 500, 750, 999])
+    ours = Objective(scheduler).min_snr_weights(timesteps, 5.0).double().numpy()
+    abar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[timesteps.numpy()]
+    snr = abar / (1 - abar)
+    # an error e of eps is an error e sqrt((1 - abar) / abar) of z_0; one of v is e sqrt(1 - abar)
+    of_start = (1 - abar) / abar if prediction_type == "epsilon" else 1 - abar
+    assert np.allclose(ours, np.minimum(snr, 5.0) * of_start, rtol=1e-4)
+    assert ours.min() > 0 and ours.max() <= 1 + 1e-6 and (snr[:3] > 5).all() and (snr[4:] < 5).all()
+
+
 def test_other_kinds_of_bases_are_refused() -> None:
     with pytest.raises(ValueError, match="only diffusion bases"):
         Objective(FlowMatchEulerDiscreteScheduler())

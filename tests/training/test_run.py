@@ -24,6 +24,7 @@ from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Referen
 from realcustom.store import Store
 from realcustom.training import run
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
+from realcustom.training.draws import training_influence_quantity
 from realcustom.training.features import Kind
 from realcustom.training.loop import Batch, TrainingDiverged, World
 from realcustom.training.metrics_file import read_rows
@@ -242,6 +243,59 @@ def test_non_finite_steps_are_skipped_then_stop_the_run(world: SimpleNamespace, 
     worker.trainer.step(bad)
     with pytest.raises(TrainingDiverged, match="2 steps in a row"):
         worker.trainer.step(bad)
+
+
+def test_min_snr_weighs_the_training_loss_alone(world: SimpleNamespace, tmp_path: Path) -> None:
+    workers = [make_worker(world, tmp_path, replace(SETTINGS, min_snr_gamma=gamma)) for gamma in (0.0, 0.1)]
+    batch = workers[0].batches.training(workers[0].order.share(0, 0, 1))
+    trainer = workers[1].trainer
+    with torch.no_grad():
+        errors = trainer.errors(trainer.model, batch, training_influence_quantity((0.3, 1.0), SETTINGS.seed, 0))
+    weights = trainer.objective.min_snr_weights(batch.timesteps, 0.1)
+    assert len(set(weights.tolist())) > 1
+    assert trainer.step(batch).loss == pytest.approx(float((errors * weights).sum() / 5), rel=1e-5)
+    assert workers[0].trainer.step(batch).loss == pytest.approx(float(errors.sum() / 5), rel=1e-5)
+    fresh = make_worker(world, tmp_path, replace(SETTINGS, min_snr_gamma=0.1))
+    losses = [
+        worker.trainer.validate(worker.batches.validation(worker.validation), 2, 0.8)
+        for worker in (fresh, make_worker(world, tmp_path, SETTINGS))
+    ]
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
+
+
+def test_gradient_checkpointing_changes_no_gradient(world: SimpleNamespace, tmp_path: Path) -> None:
+    saved, gradients = [], []
+    for checkpointing in (False, True):
+        worker = make_worker(world, tmp_path, replace(SETTINGS, gradient_checkpointing=checkpointing))
+        batch, sizes = worker.batches.training(worker.order.share(0, 0, 1)), list[int]()
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            worker.trainer.errors(worker.model, batch, 0.8).sum().backward()
+        saved.append(sum(sizes))
+        gradients.append({name: value.grad for name, value in worker.trainer.parameters.items()})
+    assert saved[1] < 0.8 * saved[0]
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        assert gradient is not None and other is not None and torch.equal(gradient, other), name
+
+
+def test_a_base_in_bf16_trains_fp32_weights(world: SimpleNamespace, tmp_path: Path) -> None:
+    """From the same start: the trained weights begin as copies of the base's before it is rounded. Sheets are drawn too."""
+    half = replace(SETTINGS, precision=Precision.BF16, base_dtype=Precision.BF16, sample_records=1, sample_steps=2)
+    worker, other = make_worker(world, tmp_path, half), make_worker(world, tmp_path, SETTINGS)
+    trained = worker.model.trained_parameters()
+    for name, value in other.model.trained_parameters().items():
+        assert trained[name].dtype is torch.float32 and torch.equal(trained[name], value)
+    frozen = {value.dtype for value in worker.model.parameters() if id(value) not in set(map(id, trained.values()))}
+    assert frozen == {torch.bfloat16}
+    result = fit(world, tmp_path / "run", half, records=world.pictures)
+    assert result.loss_after < result.loss_before and (tmp_path / "run" / "samples" / "step-00000012.png").exists()
+    with pytest.raises(ValueError, match="base_dtype=bf16 needs precision=bf16"):
+        replace(SETTINGS, base_dtype=Precision.BF16)
 
 
 def test_bad_inputs_write_nothing(world: SimpleNamespace, tmp_path: Path) -> None:
