@@ -167,7 +167,7 @@ def mixed(chance: random.Random, count: int, per_second: float | None) -> list[A
             num_inference_steps=chance.choice(STEPS),
             height=height,
             width=width,
-            **({"subject_guidance_scale": chance.choice((2.0, 3.0, 4.0))} if kind else {}),
+            subject_guidance_scale=chance.choice((2.0, 3.0, 4.0)) if kind else None,
         )
         job = GenerationJob(
             prompt=prompt,
