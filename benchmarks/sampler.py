@@ -42,6 +42,7 @@ from diffusers import UNet2DConditionModel
 from sampler_sides import SD1, SDXL, SMALL, Sides, Size
 from torch import Tensor
 
+from realcustom.compiling import compile_regions
 from realcustom.settings import MaskSource
 
 RESULTS = record.RESULTS / "sampler.json"
@@ -248,7 +249,7 @@ def benchmark(size: Size, device: str, pairs: int | None, make: Make) -> list[re
         return measure(sides, make, device, size.name, pairs or size.pairs)
     records = measure(sides, make, device, f"{size.name}_bf16_eager", pairs or size.pairs)
     for unet in sides.unets.values():
-        unet.compile()
+        compile_regions(unet, channels_last=True)
     return records + measure(sides, make, device, f"{size.name}_bf16_compiled", pairs or size.pairs)
 
 

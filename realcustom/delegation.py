@@ -87,7 +87,7 @@ def assign_to_stock(pipeline: Any, name: str, value: Any) -> bool:
     if name == "unet":
         raise NotOffered(
             "the UNet holds the adapter and cannot be replaced: load the pipeline again with another base; to compile it, "
-            "pipe.unet.compile()"
+            "pipe.compile()"
         )
     if name in UNUSED and value:
         raise NotOffered(f"{name} is not used here: apply it to output.images")

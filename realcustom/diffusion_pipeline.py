@@ -17,6 +17,7 @@ from realcustom.arrays import Picture
 from realcustom.base import Base
 from realcustom.callbacks import Callback, is_guided, steered
 from realcustom.checkpoint import Adapter
+from realcustom.compiling import compile_regions
 from realcustom.control_inputs import ControlNets, T2IAdapters
 from realcustom.delegation import assign_to_stock, stock_attribute
 from realcustom.drawing import NO_ADAPTER, Call, Prepared, draw, prepare
@@ -270,6 +271,17 @@ class RealCustomPipeline:
                 self._move_adapter(torch.device(value))
         self._encoded.clear()  # cached tokens are on the old device
         return self
+
+    def compile(self, *, channels_last: bool = True, **options: Any) -> None:
+        """Compile the UNet's convolution blocks and feed-forwards with torch.compile; call it last, after any LoRA.
+
+        Results differ in rounding. The first call of each size of pictures takes longer.
+
+        Args:
+            channels_last: keep the UNet's convolution weights in that memory format.
+            options: of `torch.compile`: mode, backend, dynamic.
+        """
+        compile_regions(self.base.unet, channels_last=channels_last, **options)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """diffusers' offload of whole models; the adapter's own modules and the image encoder stay on the device."""

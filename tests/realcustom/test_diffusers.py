@@ -158,8 +158,23 @@ def test_freeu_acts_and_leaves(pipeline: RealCustomPipeline, picture: Picture) -
     assert torch.equal(draw(pipeline, picture), before)
 
 
+def test_compiled_regions(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    """Each is one graph; with another picture, with maps or without, no further graph is made."""
+    before = draw(pipeline, picture)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    pipeline.compile(backend="eager")
+    assert torch.allclose(draw(pipeline, picture), before, atol=1e-5)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0 and not counters["graph_break"]
+    draw(pipeline, picture, mask_reuse_after=1)
+    pipeline(PROMPT, [], num_inference_steps=2, height=32, width=40, output_type="latent")
+    assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+
+
 @pytest.mark.slow
-def test_compiled_unet(pipeline: RealCustomPipeline, picture: Picture) -> None:
+def test_a_unet_compiled_as_a_whole(pipeline: RealCustomPipeline, picture: Picture) -> None:
     """torch.compile leaves graph breaks where maps are collected, not another result."""
     before = draw(pipeline, picture)
     torch._dynamo.reset()
