@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from realcustom.inference.edits import MAX_FIELDS
-from realcustom.inference.events import CompletedEvent, ErrorEvent, PartialImageEvent, StepEvent
+from realcustom.inference.events import CompletedEvent, ErrorEvent, PartialImageEvent, QueuedEvent, StepEvent
 from realcustom.inference.responses import ErrorResponse
 from realcustom.inference.schema import GenerationRequest
 from realcustom.inference.subjects import NewSubject
 
-EVENTS = (StepEvent, PartialImageEvent, CompletedEvent, ErrorEvent)
+EVENTS = (QueuedEvent, StepEvent, PartialImageEvent, CompletedEvent, ErrorEvent)
 REFERENCES = "#/components/schemas/{model}"
 STATUSES = {
     400: "asked for what this API does not have: a URL, a stream with an Idempotency-Key, a malformed header",

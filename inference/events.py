@@ -22,6 +22,13 @@ class StepMasks(BaseModel):
     masks: list[MaskResponse]
 
 
+class QueuedEvent(BaseModel):
+    """The request was taken; the first event of a stream."""
+
+    type: Literal["realcustom.queued"] = "realcustom.queued"
+    ahead: int = Field(description="requests that the engine had when this one came; they may run together with it")
+
+
 class StepEvent(BaseModel):
     """A step is done."""
 
@@ -74,7 +81,7 @@ class ErrorEvent(BaseModel):
 
 def encode_event(event: BaseModel) -> bytes:
     """The event as text of the stream."""
-    name = event.type if isinstance(event, (StepEvent, PartialImageEvent, CompletedEvent)) else "error"
+    name = event.type if isinstance(event, (QueuedEvent, StepEvent, PartialImageEvent, CompletedEvent)) else "error"
     return f"event: {name}\ndata: {event.model_dump_json(exclude_unset=name == 'error')}\n\n".encode()
 
 

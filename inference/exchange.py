@@ -15,15 +15,16 @@ import httpx
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from realcustom.inference.events import CompletedEvent, PartialImageEvent, StepEvent
+from realcustom.inference.events import CompletedEvent, PartialImageEvent, QueuedEvent, StepEvent
 from realcustom.inference.images import OutputFormat
 from realcustom.inference.schema import SubjectRequest
 from realcustom.sampling import SamplingParams
 
-Event = StepEvent | PartialImageEvent | CompletedEvent
+Event = QueuedEvent | StepEvent | PartialImageEvent | CompletedEvent
 Model = TypeVar("Model", bound=BaseModel)
 GENERATIONS, SUBJECTS, MODELS, REQUESTS = "/v1/images/generations", "/v1/subjects", "/v1/models", "/v1/requests"
 _EVENTS: Mapping[str, type[Event]] = {
+    "realcustom.queued": QueuedEvent,
     "realcustom.step": StepEvent,
     "image_generation.partial_image": PartialImageEvent,
     "image_generation.completed": CompletedEvent,
@@ -55,6 +56,7 @@ class Options:
     output_format: OutputFormat | None = None
     output_compression: int | None = None  # quality of webp and jpeg, 0 to 100
     deadline_seconds: float | None = None
+    deterministic: bool | None = None  # share no computation with other requests: the bytes are the same always
     partial_images: int | None = None  # previews in a stream, 0 to 3
     mask_every: int | None = None  # in a stream: masks of every so many steps
     request_id: str | None = None  # to cancel the request by

@@ -105,7 +105,8 @@ class Handler:
     async def _begin(self, asked: Asked, settings: ServeSettings, running: RunningRequest, record: Record) -> Work:
         """Hand over to the engine; from here on the request can be cancelled, and the log learns of it."""
         seconds = asked.request.deadline_seconds or settings.deadline_seconds
-        work = await self.service.begin(asked.request, seconds, edit=asked.edit, words=asked.words)
+        owner = record.key or ""
+        work = await self.service.begin(asked.request, seconds, owner=owner, edit=asked.edit, words=asked.words)
         record.model, record.steps, record.images = work.model.id, work.steps, work.ticket.job.sampling.n
 
         def note(future: Future[Generation]) -> None:

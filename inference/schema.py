@@ -81,7 +81,10 @@ class ImagesRequest(_Strict):
     stream: bool | None = Field(None, description="answer with server-sent events while the images are drawn")
     partial_images: int | None = Field(None, ge=0, le=3, description="previews of each image in a stream")
     mask_every: int | None = Field(None, ge=1, description="in a stream: the masks of every so many steps")
-    step_events: bool = Field(True, description="in a stream: a `realcustom.step` event after every step")
+    step_events: bool = Field(True, description="in a stream: `realcustom.queued`, and `realcustom.step` after steps")
+    deterministic: bool = Field(
+        False, description="share no computation with other requests: the bytes are the same always"
+    )
     deadline_seconds: float | None = Field(None, gt=0, description="at most the server's own; later: 408")
     subjects: list[SubjectRequest] = Field(default_factory=list)
 

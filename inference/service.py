@@ -137,6 +137,7 @@ class Service:
         request: ImagesRequest,
         deadline_seconds: float | None = None,
         *,
+        owner: str = "",
         edit: bool = False,
         words: list[str] | None = None,
     ) -> Work:
@@ -144,16 +145,17 @@ class Service:
 
         Args:
             deadline_seconds: from now to the last step; None = the engine's own.
+            owner: name of the bearer key: the engine is fair among owners.
             edit, words: for `/v1/images/edits`: the words of its subjects, which the answer names.
         """
         engine = self.engine()
         model = choose_model(served_models(engine), request.model)
-        job = await asyncio.to_thread(self._job, request, model)
+        job = await asyncio.to_thread(self._job, request, model, owner)
         await asyncio.to_thread(engine.check, job)
         stream = None
         if request.stream:
             assert self._preview is not None  # made before the engine is ready
-            stream = Stream(request, self._preview, self.settings.heartbeat_seconds, edit=edit)
+            stream = Stream(request, self._preview, self.settings.heartbeat_seconds, ahead=engine.jobs, edit=edit)
         ticket = engine.submit(job, stream.mailbox.put if stream else None, deadline_seconds=deadline_seconds)
         steps = job.sampling.num_inference_steps or engine.pipeline.settings.sampler.num_inference_steps
         return Work(request=request, model=model, ticket=ticket, stream=stream, words=words, steps=steps)
@@ -176,7 +178,7 @@ class Service:
         assert work.stream is not None
         return work.stream.chunks(work.ticket, work.answer)
 
-    def _job(self, request: ImagesRequest, model: ServedModel) -> GenerationJob:
+    def _job(self, request: ImagesRequest, model: ServedModel, owner: str) -> GenerationJob:
         if request.subjects and model.adapter is None and self.engine().adapter is not None:
             raise RequestError(f"subjects: {model.id} is a base without an adapter, it takes none", "subjects")
         subjects = tuple(self._subject(subject, i) for i, subject in enumerate(request.subjects))
@@ -191,7 +193,14 @@ class Service:
         if sampling.seed is None:
             seed = random.SystemRandom().randint(0, MAX_SEED - self.settings.max_n)
             sampling = dataclasses.replace(sampling, seed=seed)
-        return GenerationJob(prompt=request.prompt, subjects=subjects, sampling=sampling, adapter=model.sha256)
+        return GenerationJob(
+            prompt=request.prompt,
+            subjects=subjects,
+            sampling=sampling,
+            adapter=model.sha256,
+            owner=owner,
+            alone=request.deterministic,
+        )
 
     async def add_subject(self, new: NewSubject) -> SubjectResponse:
         """Encode a subject and keep it. Raises RequestError of the kind that says what is wrong."""

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 from realcustom.inference.answers import completed_events, previews, step_event
 from realcustom.inference.errors import DeadlineExceeded, Internal, RequestError
-from realcustom.inference.events import HEARTBEAT, encode_event, error_event
+from realcustom.inference.events import HEARTBEAT, QueuedEvent, encode_event, error_event
 from realcustom.inference.jobs import Generation, Ticket
 from realcustom.inference.progress import Progress
 from realcustom.inference.responses import GenerationResponse
@@ -79,13 +79,21 @@ class Stream:
         request: says which events are sent.
         preview: makes the partial images.
         heartbeat_seconds: after so long without an event a comment is sent, which keeps proxies from closing.
+        ahead: requests that the engine has already.
         edit: whether the events are those of `/v1/images/edits`.
     """
 
     def __init__(
-        self, request: ImagesRequest, preview: LatentPreview, heartbeat_seconds: float, *, edit: bool = False
+        self,
+        request: ImagesRequest,
+        preview: LatentPreview,
+        heartbeat_seconds: float,
+        *,
+        ahead: int = 0,
+        edit: bool = False,
     ) -> None:
-        self.request, self.preview, self.heartbeat_seconds, self.edit = request, preview, heartbeat_seconds, edit
+        self.request, self.preview, self.heartbeat_seconds = request, preview, heartbeat_seconds
+        self.ahead, self.edit = ahead, edit
         self.mailbox = Mailbox(lambda progress: self._preview_number(progress) is not None or self._has_masks(progress))
         self._first: tuple[float, int] | None = None  # time and number of the first step seen
 
@@ -95,6 +103,8 @@ class Stream:
         """The stream's text, from the job's first step to its end. `respond` makes the answer; it may take a while."""
         ticket.future.add_done_callback(self.mailbox.close)
         try:
+            if self.request.step_events:
+                yield encode_event(QueuedEvent(ahead=self.ahead))
             while True:
                 patience = min(self.heartbeat_seconds, ticket.seconds_left())
                 try:

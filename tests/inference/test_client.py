@@ -26,7 +26,7 @@ from realcustom.inference.client import (
     decode,
     encode,
 )
-from realcustom.inference.events import CompletedEvent, PartialImageEvent, StepEvent
+from realcustom.inference.events import CompletedEvent, PartialImageEvent, QueuedEvent, StepEvent
 from realcustom.inference.exchange import Event
 from realcustom.sampling import SamplingParams
 
@@ -48,7 +48,7 @@ def test_generate_and_stream_give_the_same(running: Any, tmp_path: Path) -> None
         assert (image.format, image.size, answer.size) == ("WEBP", (64, 32), "64x32")
         options = Options(output_format="webp", partial_images=1, mask_every=2, model=client.models().data[0].id)
         events = list(client.stream(PROMPT, [CAT], sampling, options))
-        assert {type(event) for event in events} == {StepEvent, PartialImageEvent, CompletedEvent}
+        assert {type(event) for event in events} == {QueuedEvent, StepEvent, PartialImageEvent, CompletedEvent}
         assert isinstance(events[-1], CompletedEvent) and events[-1].b64_json == answer.data[0].b64_json
         PICTURE.save(tmp_path / "cat.png")
         subject = client.add_subject(encode(tmp_path / "cat.png"))

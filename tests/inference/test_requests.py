@@ -207,6 +207,23 @@ def test_a_deadline_of_its_own(running: Any, client: httpx.Client, monkeypatch: 
     assert client.post(URL, json=request | {"deadline_seconds": 61}).status_code == 422
 
 
+def test_a_deterministic_request_has_the_same_bytes_in_any_company(running: Any, client: httpx.Client) -> None:
+    asked = REQUEST | {"deterministic": True, "seed": 4, "num_inference_steps": 8}
+    asked |= {"subjects": [{"image": _picture(), "word": "cat"}]}
+    alone = client.post(URL, json=asked).json()["data"]
+    company = [
+        threading.Thread(
+            target=httpx.post, args=(running.url + URL,), kwargs={"json": REQUEST | {"n": n}, "timeout": 60.0}
+        )
+        for n in (1, 2, 3)
+    ]
+    for other in company:
+        other.start()
+    assert client.post(URL, json=asked).json()["data"] == alone
+    for other in company:
+        other.join(60)
+
+
 def test_usage_counts_forwards_and_seconds(running: Any, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     Slow(running, monkeypatch)
     subjects = [{"image": _picture(), "word": "cat"}]

@@ -69,6 +69,7 @@ def test_where_previews_come() -> None:
 
 def test_all_kinds_of_events_in_order(running: Any) -> None:
     events = _stream(running, n=2, partial_images=2, mask_every=4, return_masks=True)
+    assert events.pop(0) == ("realcustom.queued", {"type": "realcustom.queued", "ahead": 0})
     names = [name for name, _ in events]
     partial, step = ["image_generation.partial_image"] * 2, ["realcustom.step"]
     assert [name for name in names if name == step[0]]  # a slow client gets fewer of them, never of these:
