@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -52,7 +53,8 @@ class Handler:
         """Draw what the JSON body asks for."""
 
         async def read(body: bytes, settings: ServeSettings) -> Asked:
-            return Asked(request=parse_request(body, settings), words=None, edit=False)
+            request = await asyncio.to_thread(parse_request, body, settings)  # a body may be large
+            return Asked(request=request, words=None, edit=False)
 
         return await self._draw(request, read)
 
@@ -72,7 +74,7 @@ class Handler:
         settings = key.limits.narrow(self.service.settings)
         with self.admission.during(key):
             body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
-            adding = self.service.add_subject(parse_new_subject(body))
+            adding = self.service.add_subject(await asyncio.to_thread(parse_new_subject, body))
             return await while_connected(request.receive, adding)
 
     async def _draw(self, request: Request, read: Read) -> Response:

