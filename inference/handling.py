@@ -83,25 +83,24 @@ class Handler:
         with contextlib.ExitStack() as stack:  # what is given back when the request ends, however it ends
             running = stack.enter_context(self.running.during(key.name, record.request_id))
             stack.enter_context(self.admission.during(key))
-            body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
-            asked = await read(body, settings)
-            del body  # pictures are large, and the wait for the engine may be long
-            idempotency_key = request.headers.get("idempotency-key")
+            asked = await read(
+                await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds), settings
+            )
+
+            async def begin() -> Work:
+                return await self._begin(asked, settings, running, record)
+
             if asked.request.stream:
-                if idempotency_key is not None:
-                    raise BadRequest("Idempotency-Key: not for streams; leave it or `stream` out", "Idempotency-Key")
-                work = await self._begin(asked, settings, running, record)
+                _refuse_idempotency(request)
+                work = await begin()
                 stack.callback(work.ticket.cancel)
                 return EventStream(self.service.chunks(work), stack.pop_all().close)
 
             async def make() -> bytes:
-                work = await self._begin(asked, settings, running, record)
-                return (await self.service.finish(work)).model_dump_json(exclude_unset=True).encode()
+                return (await self.service.finish(await begin())).model_dump_json(exclude_unset=True).encode()
 
-            making = make()
-            if idempotency_key is not None:
-                making.close()
-                making = self.answers.once((key.name, idempotency_key), asked.text(), make)
+            name = request.headers.get("idempotency-key")
+            making = make() if name is None else self.answers.once((key.name, name), asked.text(), make)
             return Response(await while_connected(request.receive, making), media_type="application/json")
 
     async def _begin(self, asked: Asked, settings: ServeSettings, running: RunningRequest, record: Record) -> Work:
@@ -119,3 +118,8 @@ class Handler:
         work.ticket.future.add_done_callback(note)
         running.set_cancel(work.ticket.cancel)
         return work
+
+
+def _refuse_idempotency(request: Request) -> None:
+    if "idempotency-key" in request.headers:
+        raise BadRequest("Idempotency-Key: not for streams; leave it or `stream` out", "Idempotency-Key")
