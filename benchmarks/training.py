@@ -10,6 +10,9 @@ reading     one worker's data part, with caches of Stable Diffusion 1.5's sizes,
             train_reader_pss_gib (above memory_gib)
 index       train_index_seconds, train_index_gib, train_index_warm_seconds, train_index_warm_gib: 10,000,000 records with 3
             views each, 1,000 a file, in row groups as of such caches
+checkpoints train_checkpoint_stall_share: a state of 410 MiB every 50 steps of 1 s, written to --output (a folder or an s3://
+            URI of a real server, with AWS_ENDPOINT_URL)
+memory      train_activation_ratio: Stable Diffusion 1.5, 512 px, batch 16, counted on tensors without data
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import record
+import training_checkpoints
 import training_data
+import training_memory
 
 RESULTS = record.RESULTS / "training.json"
 CODE = ("training", "realcustom", "benchmarks/*.py")
@@ -39,12 +45,13 @@ class Size:
     files: int  # of 1,000 records with caches
     steps: int
     records: int  # of the index
+    saves: int  # checkpoints
 
 
-FULL, QUICK = Size(files=8, steps=1000, records=10_000_000), Size(files=1, steps=20, records=20_000)
+FULL, QUICK = Size(files=8, steps=1000, records=10_000_000, saves=4), Size(files=1, steps=20, records=20_000, saves=1)
 
 
-def reading(folder: Path, size: Size) -> Values:
+def reading(folder: Path, size: Size, output: str) -> Values:
     """The data part of a worker, in a process of its own."""
     records = folder / f"caches-{size.files}"
     if not records.exists():
@@ -52,7 +59,7 @@ def reading(folder: Path, size: Size) -> Values:
         shutil.rmtree(part, ignore_errors=True)
         training_data.write_caches(part, size.files)
         part.rename(records)
-    found = alone("read", str(records), str(size.steps), str(MEMORY_GIB))
+    found = alone(training_data, "read", str(records), str(size.steps), str(MEMORY_GIB))
     return {
         "train_data_wait_share": (found["wait"], "ratio"),
         "train_bytes_read_ratio": (found["read"], "ratio"),
@@ -61,7 +68,7 @@ def reading(folder: Path, size: Size) -> Values:
     }
 
 
-def index(folder: Path, size: Size) -> Values:
+def index(folder: Path, size: Size, output: str) -> Values:
     """The index, made and then mapped, each in a process of its own."""
     records = folder / f"rows-{size.records}"
     if not records.exists():
@@ -71,7 +78,7 @@ def index(folder: Path, size: Size) -> Values:
         part.rename(records)
     for kept in records.glob("index-*.arrow"):
         kept.unlink()
-    cold, warm = (alone("index", str(records)) for _ in range(2))
+    cold, warm = (alone(training_data, "index", str(records)) for _ in range(2))
     return {
         "train_index_seconds": (cold["seconds"], "s"),
         "train_index_gib": (cold["gib"], "GiB"),
@@ -80,34 +87,52 @@ def index(folder: Path, size: Size) -> Values:
     }
 
 
-def alone(*arguments: str) -> dict[str, float]:
+def checkpoints(folder: Path, size: Size, output: str) -> Values:
+    """Steps beside which checkpoints are written."""
+    seconds, every = (0.1, 5) if size is QUICK else (1.0, 50)
+    found = alone(training_checkpoints, output, str(size.saves * every + every), str(seconds), str(every))
+    return {"train_checkpoint_stall_share": (found["share"], "ratio")}
+
+
+def memory(folder: Path, size: Size, output: str) -> Values:
+    """Activations, counted."""
+    whole, less = (training_memory.saved_activation_bytes(checkpointing) for checkpointing in (False, True))
+    return {"train_activation_ratio": (less / whole, "ratio")}
+
+
+def alone(module: ModuleType, *arguments: str) -> dict[str, float]:
     """What a measurement in a process of its own says."""
-    command = [sys.executable, str(Path(training_data.__file__)), *arguments]
+    command = [sys.executable, str(module.__file__), *arguments]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     print(f"{' '.join(arguments)}: {run.stdout.strip()}", file=sys.stderr)
     found: dict[str, float] = json.loads(run.stdout)
     return found
 
 
-GROUPS: dict[str, Callable[[Path, Size], Values]] = {"reading": reading, "index": index}
+GROUPS: dict[str, Callable[[Path, Size, str], Values]] = {
+    group.__name__: group for group in (reading, index, checkpoints, memory)
+}
 
 
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where records are made and kept")
+    parser.add_argument("--output", help="where checkpoints are written (default: below DIR)")
     parser.add_argument("--only", choices=GROUPS, action="append", help="just these metrics (repeatable)")
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is recorded")
     arguments = parser.parse_args()
     if not arguments.quick and not record.is_clean(CODE):
         parser.error("there are changes without a commit, and a record names one; commit them")
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    folder, size = arguments.folder.absolute(), QUICK if arguments.quick else FULL
     for name in arguments.only or GROUPS:
-        values = GROUPS[name](arguments.folder.absolute(), QUICK if arguments.quick else FULL)
+        values = GROUPS[name](folder, size, arguments.output or str(folder / "checkpoints"))
         for metric, (value, unit) in values.items():
             print(f"{metric}: {value:.3f} {unit}", file=sys.stderr)
         if not arguments.quick:
-            command = f"python benchmarks/training.py --folder DIR --only {name}"
+            where = f" --output {arguments.output}" if arguments.output and name == "checkpoints" else ""
+            command = f"python benchmarks/training.py --folder DIR --only {name}{where}"
             commit = record.head()
             record.write(
                 RESULTS,
