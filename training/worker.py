@@ -154,6 +154,8 @@ class Worker:
         first = self.world.rank == 0
         if first:
             resolved = yaml.safe_dump(dict(self.job.resolved), sort_keys=False)
+            for folder in ("checkpoints", "adapters", "samples"):  # of a start that was killed
+                storage.remove_partial_files(self._folder(folder))
             self.store.write(self._folder("settings.yaml"), resolved.encode())
         with (
             Background() as self.background,
