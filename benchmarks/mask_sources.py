@@ -3,7 +3,7 @@
     python benchmarks/mask_sources.py                # about 10 minutes on two idle cores
     python benchmarks/mask_sources.py --images 32    # a short look; writes nothing
 
-The shipped adapter draws the same cases from the same noise; rows differ in the mask's source alone, once in its own mode
+An adapter that ships draws the same cases from the same noise; rows differ in the mask's source alone, once in its own mode
 (cascade) and once in `direct`. `fresh` is `mask.source: guidance`, `previous` ours, `reuse_1` and `reuse_half` keep the mask
 after one step and after half of them. For each row:
 
@@ -43,10 +43,10 @@ from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
 RESULTS = record.RESULTS / "mask_sources.json"
 MODES: dict[str, dict[str, Any]] = {"cascade": {}, "direct": {"mode": "direct"}}  # the weights stay the adapter's
 ROWS: dict[str, dict[str, Any]] = {
-    "fresh": {},
+    "fresh": {"source": "guidance"},
     "previous": {"source": "previous"},
-    "reuse_half": {"mask_reuse_after": 10},
-    "reuse_1": {"mask_reuse_after": 1},
+    "reuse_half": {"source": "guidance", "mask_reuse_after": 10},
+    "reuse_1": {"source": "guidance", "mask_reuse_after": 1},
 }
 
 

@@ -19,7 +19,15 @@ from realcustom.preprocessing.settings import (
     SelectSettings,
     SubjectsSettings,
 )
-from realcustom.settings import GuidanceSettings, ImageEncoderSettings, MethodSettings, SamplerSettings, TokenSettings
+from realcustom.settings import (
+    GuidanceSettings,
+    ImageEncoderSettings,
+    MaskSettings,
+    MaskSource,
+    MethodSettings,
+    SamplerSettings,
+    TokenSettings,
+)
 from realcustom.training.settings import Schedule, TrainSettings
 
 
@@ -58,6 +66,7 @@ def sprites() -> RunSettings:
             # the subject's weight is well above the text's, as in the paper; both are small, because any guidance costs
             # some similarity here (sprites/README.md)
             guidance=GuidanceSettings(guidance_scale=1.0, subject_guidance_scale=3.0),
+            mask=MaskSettings(source=MaskSource.PREVIOUS),  # half the UNet calls, no loss (benchmarks/mask_sources.py)
             sampler=SamplerSettings(num_inference_steps=NUM_INFERENCE_STEPS),
         ),
         preprocess=PreprocessSettings(
