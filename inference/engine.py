@@ -23,6 +23,7 @@ from realcustom import config
 from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
+from realcustom.guidance import Weights
 from realcustom.inference.cost import StepCost
 from realcustom.inference.errors import (
     Cancelled,
@@ -44,6 +45,7 @@ from realcustom.tokens import chunks_of
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
+SURE = 0.7  # of the expected seconds: a job is refused for its deadline where not even these are left
 STALLED_SECONDS = 60.0  # a step that takes longer counts as hung
 
 
@@ -151,7 +153,10 @@ class Engine:
         *,
         deadline_seconds: float | None = None,
     ) -> Ticket:
-        """Take `job`. Raises QueueFull with the seconds after which a place is likely, Cancelled once closed.
+        """Take `job`.
+
+        Raises QueueFull with the seconds after which a place, or an end before the deadline, is likely; DeadlineExceeded where
+        the job takes longer than its deadline even alone; Cancelled once closed.
 
         Args:
             on_progress: called after every step of the job, in the engine's thread: it only hands over.
@@ -167,9 +172,35 @@ class Engine:
             if jobs > self.max_queue:
                 wait = math.ceil(self._seconds_per_job * max(1.0, jobs / 2))
                 raise QueueFull(f"{jobs} requests are being served already; try again later", max(1, wait))
+            self._check_time(job, seconds)
             self._waiting.append(ticket)
             self._changed.notify_all()
         return ticket
+
+    def _check_time(self, job: GenerationJob, seconds: float) -> None:
+        """Refuse a job that would not be done in time, as far as costs are known (the lock is held). Raises as `submit`."""
+        own = self._expected(job)
+        if SURE * own > seconds:
+            raise DeadlineExceeded(
+                f"this request takes about {own:.1f} s alone, and has {seconds:g} s: ask for fewer steps or images"
+            )
+        left = [one.seconds(self.cost)[0] for one in self._running]
+        left += [self._expected(ticket.job) for ticket in self._waiting]
+        ahead = sum(min(own, other) for other in left)  # of a longer one only about as much runs before this one ends
+        if SURE * (own + ahead) > seconds:
+            raise QueueFull(
+                f"this request would take about {own + ahead:.1f} s beside those that run, and has {seconds:g} s; try later",
+                max(1, math.ceil(own + ahead - seconds)),
+            )
+
+    def _expected(self, job: GenerationJob) -> float:
+        """Seconds that a job takes alone, from the steps so far; 0 before the first."""
+        pipeline, sampling = self.pipeline_of(job), job.sampling
+        factor, side = pipeline.base.vae_scale_factor, pipeline.base.resolution
+        size = (sampling.height or side) // factor, (sampling.width or side) // factor
+        steps = sampling.num_inference_steps or pipeline.settings.sampler.num_inference_steps
+        weights = Weights(settings=pipeline.settings.guidance, has_subjects=bool(job.subjects))
+        return self.cost.seconds(size, steps, steps * sampling.n * len(weights.branches()))
 
     def close(self) -> None:
         """Stop the running jobs at their next step, cancel the waiting ones, end the threads."""

@@ -22,7 +22,7 @@ from realcustom.config import override
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.inference.cost import StepCost
 from realcustom.inference.engine import Engine
-from realcustom.inference.errors import Cancelled
+from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull
 from realcustom.inference.jobs import GenerationJob, Ticket
 from realcustom.inference.order import LargestStretch, Running
 from realcustom.launch import run_together
@@ -326,6 +326,28 @@ def test_places_are_free_after_many_cancellations(engine: Engine) -> None:
     while engine.jobs and time.monotonic() < deadline:
         time.sleep(0.01)
     assert engine.jobs == 0
+
+
+def test_a_deadline_that_cannot_be_met_is_said_at_once(pipelines: list[RealCustomPipeline]) -> None:
+    engine = Engine(pipelines[0], adapter={"sha256": "first"}, threads=1)
+    try:
+        engine.submit(job(1)).future.result(60)
+        for _ in range(200):
+            engine.cost.learn((16, 16), 2, 3, 1.0)  # as if a step took a second
+        with pytest.raises(DeadlineExceeded, match=r"takes about \d+.* alone, and has 5 s"):
+            engine.submit(job(30), deadline_seconds=5.0)
+        steps = Steps()
+        reached, go_on = steps.hold_at("long", 1)
+        long = engine.submit(job(30), steps.of("long"), deadline_seconds=200.0)
+        assert reached.wait(30)
+        with pytest.raises(QueueFull) as refused:
+            engine.submit(job(20), deadline_seconds=16.0)
+        assert 1 <= int(refused.value.headers()["Retry-After"]) <= 60
+        assert engine.jobs == 1
+        go_on.set()
+        assert long.future.result(60).usage.forwards > 0
+    finally:
+        engine.close()
 
 
 def test_the_cost_of_a_step_is_learned() -> None:

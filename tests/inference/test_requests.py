@@ -77,7 +77,7 @@ def test_a_running_request_is_cancelled_by_its_id(
 ) -> None:
     slow = Slow(running, monkeypatch)
     answers: list[httpx.Response] = []
-    request, headers = REQUEST | {"num_inference_steps": 900, "stream": stream}, {"X-Request-Id": "long-one"}
+    request, headers = REQUEST | {"num_inference_steps": 200, "stream": stream}, {"X-Request-Id": "long-one"}
 
     def send() -> None:
         answers.append(httpx.post(running.url + URL, json=request, headers=headers, timeout=60.0))
@@ -199,7 +199,7 @@ def test_a_subject_is_a_picture_or_an_id(client: httpx.Client, subject: dict[str
 
 def test_a_deadline_of_its_own(running: Any, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     Slow(running, monkeypatch)
-    request = REQUEST | {"num_inference_steps": 900, "deadline_seconds": 0.3}
+    request = REQUEST | {"num_inference_steps": 200, "deadline_seconds": 0.3}
     started = time.monotonic()
     answer = client.post(URL, json=request)
     assert answer.status_code == 408 and answer.json()["error"]["type"] == "deadline_exceeded"
