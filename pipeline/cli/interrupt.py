@@ -19,7 +19,9 @@ CLEANUP_SECONDS = 20.0  # after it ran: Serve ends its replicas, an embedded Ray
 
 
 def watch() -> None:
-    """Watch for Ctrl-C in this process from now on. Call it once, in the main thread."""
+    """Watch for Ctrl-C in this process from now on, unless it was started to ignore it. Call it once, in the main thread."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell, or below nohup
+        return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

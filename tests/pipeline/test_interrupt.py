@@ -77,6 +77,14 @@ def test_a_command_ends_soon(start: Start, code: str) -> None:
     assert time.monotonic() - begun < 20  # of ten minutes
 
 
+def test_a_command_that_was_started_to_ignore_it_goes_on(start: Start) -> None:
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WATCHED
+    process = start("-c", code + "print('ready', flush=True)\ntime.sleep(2)\nprint('done')\n")
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0 and process.stdout.read() == "done\n"
+
+
 def test_waiting_for_a_machine_is_said_and_ends_at_once(
     start: Start, ray_cluster: str, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
