@@ -33,8 +33,8 @@ print("ready", flush=True)
 torch.linalg.svd(matrix)
 """
 HANGING = """
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(600)
 finally:
     time.sleep(600)
