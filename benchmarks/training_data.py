@@ -25,11 +25,12 @@ from realcustom.preprocessing.encode import GROUP_BYTES
 from realcustom.preprocessing.tables import to_parquet
 from realcustom.record import SCHEMA, record_uid
 from realcustom.training.ahead import ReadAhead
+from realcustom.training.batch import Batch
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.features import FeatureStore, Kind, Memory, Picture
 from realcustom.training.indexing import open_index
-from realcustom.training.loop import Batch, World
+from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
 
 SHAPES = {Kind.LATENTS: (4, 64, 64), Kind.TEXT: (77, 768), Kind.IMAGE: (257, 1024)}  # 0.66 MiB in bf16

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from realcustom.training.loop import Batch
+from realcustom.training.batch import Batch
 
 MOST = 64  # batches that wait, at most
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from realcustom.training.batch import Batch
 from realcustom.training.data import Share, Views
 from realcustom.training.draws import Draw, draw_sample
 from realcustom.training.features import FeatureStore, Kind
-from realcustom.training.loop import Batch, World
+from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
 
 VALIDATION_SEED = 0  # not a setting: the validation losses of runs with other seeds can be compared
@@ -95,6 +96,7 @@ class BatchMaker:
             image_embeds=_stack(image),
             weights=torch.from_numpy(weights),
             total_weight=total_weight,
+            numbers=tuple(numbers),
         )
 
     def _text(self, number: int, draw: Draw, training: bool) -> torch.Tensor:

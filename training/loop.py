@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from realcustom.errors import UsageError
+from realcustom.training.batch import Batch
 from realcustom.training.draws import training_influence_quantity
 from realcustom.training.objective import Objective, squared_error
 from realcustom.training.settings import Precision, Schedule, TrainSettings
@@ -41,48 +42,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One worker's rows. Features are in their caches' dtype until the batch is on its device."""
-
-    latents: torch.Tensor  # (B, C, h, w)
-    noise: torch.Tensor  # (B, C, h, w)
-    timesteps: torch.Tensor  # (B,)
-    encoder_hidden_states: torch.Tensor  # (B, T, D)
-    image_embeds: torch.Tensor  # (B, S, Di); all zero where the reference is dropped
-    weights: torch.Tensor  # (B,); 0 for padding
-    total_weight: float  # over all workers
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by the names of the fields."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
-
-    def pinned(self) -> Batch:
-        """In host memory from which a GPU copies while it computes."""
-        return self._with({name: tensor.pin_memory() for name, tensor in self.tensors().items()})
-
-    def to(self, device: torch.device) -> Batch:
-        """On a device, the features in fp32."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
-        features = {name: moved[name].float() for name in ("latents", "encoder_hidden_states", "image_embeds")}
-        return self._with(moved | features)
-
-    def _with(self, tensors: dict[str, torch.Tensor]) -> Batch:
-        return Batch(**tensors, total_weight=self.total_weight)
-
-    def chunks(self, count: int) -> Iterable[Batch]:
-        """At most `count` batches of consecutive rows that make up this one."""
-        size = -(-len(self.weights) // count)
-        for start in range(0, len(self.weights), size):
-            rows = slice(start, start + size)
-            yield self._with({name: tensor[rows] for name, tensor in self.tensors().items()})
 
 
 @dataclass(frozen=True, kw_only=True)

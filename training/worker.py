@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import threading
 import time
 
@@ -23,6 +24,7 @@ from realcustom.settings import Fusion, Projector
 from realcustom.store import Store
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.background import Background
+from realcustom.training.batch import Batch
 from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import (
     Checkpoint,
@@ -37,7 +39,7 @@ from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Kind, Memory
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import Batch, StepResult, Trainer, World
+from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World
 from realcustom.training.metrics import Metrics
 from realcustom.training.objective import Objective
 from realcustom.training.samples import draw_sample_sheet
@@ -173,6 +175,9 @@ class Worker:
                 result = trainer.step(batch.to(self.world.device), self.stop.is_set())
                 if metrics is not None:
                     metrics.add_step(result, batch.total_weight, waited)
+                if result.skipped:
+                    uids = ", ".join(dict.fromkeys(map(self.features.index.uid, batch.numbers)))
+                    logger.warning("step %d was skipped, it is not finite; its records: %s", trainer.step_count, uids)
                 self._after_step(metrics, result)
             if metrics is not None:
                 self._finish(metrics)
@@ -208,6 +213,12 @@ class Worker:
         quantity = self.job.method.tokens.influence_quantity
         batches = self.batches.validation(self.validation)
         losses = self.trainer.validate(batches, self.settings.validation_timesteps, quantity)
+        step = self.trainer.step_count
+        if not all(map(math.isfinite, losses)):
+            raise TrainingDiverged(
+                f"the validation loss after step {step} is not finite; the checkpoints of the steps before it are whole; try a "
+                f"smaller lr (it is {self.settings.lr}) or precision fp32"
+            )
         if metrics is not None:
             metrics.add_validation(self.trainer.step_count, losses)
 

@@ -19,10 +19,11 @@ from tests.support.training_runs import METHOD, SETTINGS, fit
 VARIED = replace(SETTINGS, p_multiview=0.5, gradient_accumulation=2, log_every=1, val_every=100, lr=1e-3)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("kills", "while_writing", "steps"),
-    [(1, 1, 200), pytest.param(20, 5, 4000, marks=pytest.mark.slow)],
-    ids=["one kill", "twenty kills"],
+    ("kills", "while_writing", "steps"), [(1, 1, 200), (20, 5, 4000)], ids=["one kill", "twenty kills"]
 )
 def test_kills_at_random_moments_change_nothing(
     kills: int, while_writing: int, steps: int, world: SimpleNamespace, tmp_path: Path

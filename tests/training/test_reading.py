@@ -20,11 +20,11 @@ from realcustom.record import SCHEMA
 from realcustom.store import Store
 from realcustom.training import data
 from realcustom.training.ahead import ReadAhead
+from realcustom.training.batch import Batch
 from realcustom.training.data import DataOrder
 from realcustom.training.features import FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
-from realcustom.training.loop import Batch
 
 RECORDS, GROUP = 160, 5  # 4 files
 

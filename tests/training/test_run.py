@@ -23,10 +23,13 @@ from realcustom.model import PROJECTOR
 from realcustom.settings import Fusion, ImageEncoderSettings, Projector, Reference
 from realcustom.store import Store
 from realcustom.training import run
+from realcustom.training.batch import Batch
+from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
+from realcustom.training.data import Share
 from realcustom.training.draws import training_influence_quantity
 from realcustom.training.features import Kind
-from realcustom.training.loop import Batch, TrainingDiverged, World
+from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import Precision, Schedule, TrainSettings
@@ -243,6 +246,42 @@ def test_non_finite_steps_are_skipped_then_stop_the_run(world: SimpleNamespace, 
     worker.trainer.step(bad)
     with pytest.raises(TrainingDiverged, match="2 steps in a row"):
         worker.trainer.step(bad)
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Its weights have overflowed: nothing is said to have ended well, and the checkpoint before it is there."""
+    after_step = Worker._after_step
+
+    def overflowing(worker: Worker, *arguments: object) -> None:
+        if worker.trainer.step_count == 6:
+            next(iter(worker.trainer.ema.values())).fill_(torch.inf)
+        after_step(worker, *arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "_after_step", overflowing)
+        with pytest.raises(TrainingDiverged, match="validation loss after step 6 is not finite"):
+            fit(world, tmp_path)
+    assert (
+        not (tmp_path / "result.json").exists() and len(list_checkpoints(str(tmp_path / "checkpoints"), Store())) == 1
+    )
+
+
+def test_a_skipped_step_lists_its_records(
+    world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = BatchMaker.training
+
+    def poisoned(maker: BatchMaker, share: Share) -> Batch:
+        batch = training(maker, share)
+        return (
+            replace(batch, latents=batch.latents * torch.nan) if share.epoch == 0 and share.total_weight < 5 else batch
+        )
+
+    monkeypatch.setattr(BatchMaker, "training", poisoned)
+    fit(world, tmp_path, replace(SETTINGS, steps=5))
+    (said,) = [line for line in caplog.messages if "was skipped" in line]
+    index = make_worker(world, tmp_path / "other", SETTINGS).features.index
+    assert said.startswith("step 4 was skipped") and any(index.uid(number) in said for number in range(len(index)))
 
 
 def test_min_snr_weighs_the_training_loss_alone(world: SimpleNamespace, tmp_path: Path) -> None:
