@@ -12,6 +12,8 @@ index       train_index_seconds, train_index_gib, train_index_warm_seconds, trai
             views each, 1,000 a file, in row groups as of such caches
 checkpoints train_checkpoint_stall_share: a state of 410 MiB every 50 steps of 1 s, written to --output (a folder or an s3://
             URI of a real server, with AWS_ENDPOINT_URL)
+speed       train_cached_vs_online: images/s with all three caches over those without any, one thread a model, with the shipped
+            models of sprites; what is computed on the fly is computed beside the step, in the thread that reads ahead
 memory      train_activation_ratio: Stable Diffusion 1.5, 512 px, batch 16, counted on tensors without data
 """
 
@@ -31,6 +33,7 @@ import record
 import training_checkpoints
 import training_data
 import training_memory
+import training_speed
 
 RESULTS = record.RESULTS / "training.json"
 CODE = ("training", "realcustom", "benchmarks/*.py")
@@ -94,6 +97,13 @@ def checkpoints(folder: Path, size: Size, output: str) -> Values:
     return {"train_checkpoint_stall_share": (found["share"], "ratio")}
 
 
+def speed(folder: Path, size: Size, output: str) -> Values:
+    """Cached features against computed ones, with equal losses."""
+    steps, pairs = (10, 1) if size is QUICK else (100, 3)
+    found = alone(training_speed, str(folder / "speed"), str(steps), str(pairs))
+    return {"train_cached_vs_online": (found["ratio"], "ratio")}
+
+
 def memory(folder: Path, size: Size, output: str) -> Values:
     """Activations, counted."""
     whole, less = (training_memory.saved_activation_bytes(checkpointing) for checkpointing in (False, True))
@@ -110,7 +120,7 @@ def alone(module: ModuleType, *arguments: str) -> dict[str, float]:
 
 
 GROUPS: dict[str, Callable[[Path, Size, str], Values]] = {
-    group.__name__: group for group in (reading, index, checkpoints, memory)
+    group.__name__: group for group in (reading, index, checkpoints, speed, memory)
 }
 
 
