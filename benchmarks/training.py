@@ -21,19 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import record
-import training_checkpoints
-import training_data
-import training_memory
-import training_speed
 
 RESULTS = record.RESULTS / "training.json"
 CODE = ("training", "realcustom", "benchmarks/*.py")
@@ -51,18 +45,15 @@ class Size:
     saves: int  # checkpoints
 
 
-FULL, QUICK = Size(files=8, steps=1000, records=10_000_000, saves=4), Size(files=1, steps=20, records=20_000, saves=1)
+FULL, QUICK = Size(files=8, steps=1000, records=10_000_000, saves=4), Size(files=1, steps=20, records=4_000, saves=1)
 
 
 def reading(folder: Path, size: Size, output: str) -> Values:
     """The data part of a worker, in a process of its own."""
     records = folder / f"caches-{size.files}"
     if not records.exists():
-        part = folder / "caches.part"
-        shutil.rmtree(part, ignore_errors=True)
-        training_data.write_caches(part, size.files)
-        part.rename(records)
-    found = alone(training_data, "read", str(records), str(size.steps), str(MEMORY_GIB))
+        alone("training_data.py", "caches", str(records), str(size.files))
+    found = alone("training_data.py", "read", str(records), str(size.steps), str(MEMORY_GIB))
     return {
         "train_data_wait_share": (found["wait"], "ratio"),
         "train_bytes_read_ratio": (found["read"], "ratio"),
@@ -75,13 +66,10 @@ def index(folder: Path, size: Size, output: str) -> Values:
     """The index, made and then mapped, each in a process of its own."""
     records = folder / f"rows-{size.records}"
     if not records.exists():
-        part = folder / "rows.part"
-        shutil.rmtree(part, ignore_errors=True)
-        training_data.write_rows(part, size.records)
-        part.rename(records)
+        alone("training_data.py", "rows", str(records), str(size.records))
     for kept in records.glob("index-*.arrow"):
         kept.unlink()
-    cold, warm = (alone(training_data, "index", str(records)) for _ in range(2))
+    cold, warm = (alone("training_data.py", "index", str(records)) for _ in range(2))
     return {
         "train_index_seconds": (cold["seconds"], "s"),
         "train_index_gib": (cold["gib"], "GiB"),
@@ -93,28 +81,28 @@ def index(folder: Path, size: Size, output: str) -> Values:
 def checkpoints(folder: Path, size: Size, output: str) -> Values:
     """Steps beside which checkpoints are written."""
     seconds, every = (0.1, 5) if size is QUICK else (1.0, 50)
-    found = alone(training_checkpoints, output, str(size.saves * every + every), str(seconds), str(every))
+    found = alone("training_checkpoints.py", output, str(size.saves * every + every), str(seconds), str(every))
     return {"train_checkpoint_stall_share": (found["share"], "ratio")}
 
 
 def speed(folder: Path, size: Size, output: str) -> Values:
     """Cached features against computed ones, with equal losses."""
     steps, pairs = (10, 1) if size is QUICK else (100, 3)
-    found = alone(training_speed, str(folder / "speed"), str(steps), str(pairs))
+    found = alone("training_speed.py", str(folder / "speed"), str(steps), str(pairs))
     return {"train_cached_vs_online": (found["ratio"], "ratio")}
 
 
 def memory(folder: Path, size: Size, output: str) -> Values:
     """Activations, counted."""
-    whole, less = (training_memory.saved_activation_bytes(checkpointing) for checkpointing in (False, True))
-    return {"train_activation_ratio": (less / whole, "ratio")}
+    found = alone("training_memory.py")
+    return {"train_activation_ratio": (found["with"] / found["without"], "ratio")}
 
 
-def alone(module: ModuleType, *arguments: str) -> dict[str, float]:
+def alone(script: str, *arguments: str) -> dict[str, float]:
     """What a measurement in a process of its own says."""
-    command = [sys.executable, str(module.__file__), *arguments]
+    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    print(f"{' '.join(arguments)}: {run.stdout.strip()}", file=sys.stderr)
+    print(f"{script} {' '.join(arguments)}: {run.stdout.strip()}", file=sys.stderr)
     found: dict[str, float] = json.loads(run.stdout)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 import threading
 import time
@@ -21,7 +22,6 @@ import torch
 
 from realcustom.cells import encode_tensor
 from realcustom.dtype import Dtype
-from realcustom.preprocessing.encode import GROUP_BYTES
 from realcustom.preprocessing.tables import to_parquet
 from realcustom.record import SCHEMA, record_uid
 from realcustom.training.ahead import ReadAhead
@@ -33,6 +33,7 @@ from realcustom.training.indexing import open_index
 from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
 
+GROUP_BYTES = 2**24  # as the encode stage's, whose module loads diffusers
 SHAPES = {Kind.LATENTS: (4, 64, 64), Kind.TEXT: (77, 768), Kind.IMAGE: (257, 1024)}  # 0.66 MiB in bf16
 PER_FILE, VIEWS = 1000, 4  # records of a file; of a subject, one after the other
 STEP_SECONDS = 0.1  # stands in for the UNet
@@ -181,7 +182,18 @@ def index_seconds(records: str) -> dict[str, float]:
     return {"seconds": seconds, "gib": (after - before) / 2**20, "records": len(index)}
 
 
+def main(what: str, place: str, *numbers: str) -> dict[str, float]:
+    """One of the four."""
+    if what == "index":
+        return index_seconds(place)
+    if what == "read":
+        return read(place, int(numbers[0]), float(numbers[1]))
+    part = Path(f"{place}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    {"caches": write_caches, "rows": write_rows}[what](part, int(numbers[0]))
+    part.rename(place)
+    return {}
+
+
 if __name__ == "__main__":
-    what, place, *numbers = sys.argv[1:]
-    found = index_seconds(place) if what == "index" else read(place, int(numbers[0]), float(numbers[1]))
-    print(json.dumps(found))
+    print(json.dumps(main(*sys.argv[1:])))

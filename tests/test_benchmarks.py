@@ -38,6 +38,18 @@ def test_the_sampler_benchmark_compares_equal_computations() -> None:
     assert (results.read_bytes() if results.exists() else None) == before, "a smoke run leaves no record"
 
 
+def test_the_training_benchmark_measures_an_index(tmp_path: Path) -> None:
+    results = ROOT / "benchmarks" / "results" / "training.json"
+    before = results.read_bytes() if results.exists() else None
+    command = [sys.executable, "benchmarks/training.py", "--folder", str(tmp_path), "--quick", "--only", "index"]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for metric in ("seconds", "gib", "warm_seconds", "warm_gib"):
+        assert f"train_index_{metric}: " in run.stderr
+    assert '"records": 4000' in run.stderr
+    assert (results.read_bytes() if results.exists() else None) == before, "a smoke run leaves no record"
+
+
 def test_a_newer_record_replaces_the_older_of_its_metric(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import record\n"
