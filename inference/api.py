@@ -24,6 +24,7 @@ from realcustom.inference.front import Front
 from realcustom.inference.handling import Handler
 from realcustom.inference.keys import Key
 from realcustom.inference.models import choose_model, served_models
+from realcustom.inference.page.routes import add_page
 from realcustom.inference.reference_page import STYLE, reference_page
 from realcustom.inference.responses import GenerationResponse, ModelInfo, ModelList, SubjectResponse
 from realcustom.inference.service import Service, State
@@ -54,6 +55,7 @@ def build_api(service: Service, keys: Sequence[Key] = (), *, has_proxy: bool = F
     _add_subjects(api, handler)
     _add_models(api, service, admission)
     _add_health(api, service)
+    add_page(api)
 
     @api.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -1,0 +1,190 @@
+// The page: what happens when.
+
+import { Problem, draw, getJson, setKey } from "./client.js";
+import { byId, make, setError } from "./dom.js";
+import { Form } from "./form.js";
+import { History } from "./history.js";
+import { bytesOf, dataUrl } from "./pictures.js";
+import { settingsIn, withSettings } from "./png.js";
+import { Result } from "./result.js";
+import { Settings } from "./settings.js";
+import { Subjects } from "./subjects.js";
+
+const PREVIEWS = 3; // of each image; the server gives no more
+const EXAMPLE = { prompt: "a star at the bottom on wood", word: "star", picture: "page/example-subject.png" };
+
+let running = null; // the AbortController of the drawing that is under way
+const subjects = new Subjects({ onChange: () => form.wordsChanged(), onFile: takeFile });
+const settings = new Settings();
+const form = new Form(subjects, settings);
+const result = new Result();
+const history_ = new History({ onChoose: choose });
+
+/** Draw what the form says. */
+async function drawForm() {
+  const asked = running ? null : form.read();
+  if (!asked) return;
+  const { request, cards } = asked;
+  const pictures = cards.map((card) => card.picture);
+  const named = cards.map((card) => ({ word: card.word.value.trim(), picture: card.picture.key }));
+  const entry = { key: Date.now(), request, subjects: named, images: [], masks: [], seeds: [], unmasked: null, steps: 0 };
+  await run(cards, async (signal) => {
+    result.begin(entry);
+    const onEvent = (event) => ((entry.steps = event.of ?? entry.steps), result.take(event));
+    const sent = { ...request, partial_images: PREVIEWS, mask_every: 1, subjects: await sentSubjects(named, pictures) };
+    complete(entry, await draw(sent, { signal, onEvent, onWait }));
+    result.finish(entry, `Done. ${entry.images.length > 1 ? `${entry.images.length} images.` : "The image is there."}`);
+    await history_.keep(entry, pictures);
+  });
+}
+
+/** Draw the same once more without the mask, from the same noise. */
+async function drawUnmasked() {
+  const { entry } = result;
+  const pictures = entry.subjects.map(({ picture }) => history_.pictures.get(picture));
+  if (running) return;
+  await run([], async (signal) => {
+    if (pictures.includes(undefined)) throw new Problem("The picture of this result is no longer in this browser.");
+    result.waiting("Waiting for the server to begin …");
+    const onEvent = ({ step, of, seconds_left: left }) => result.progress(step, of, left);
+    const same = { ...entry.request, seed: entry.seeds[0], model: entry.model, use_mask: false };
+    const done = await draw({ ...same, subjects: await sentSubjects(entry.subjects, pictures) }, { signal, onEvent, onWait });
+    entry.unmasked = done.map((event) => new Blob([bytesOf(event.b64_json)], { type: "image/png" }));
+    result.finish(entry, "Done. Both images are there, side by side.");
+    await history_.keep(entry);
+  }, entry);
+}
+
+/** One drawing at a time: with its button to cancel, and its problems as sentences. `entry` is shown if it fails. */
+async function run(cards, work, entry = result.entry) {
+  running = new AbortController();
+  const { signal } = running;
+  setRunning(true);
+  try {
+    await work(signal);
+  } catch (error) {
+    result.before = entry;
+    if (!signal.aborted && !(error instanceof Problem)) throw error;
+    result.giveUp(signal.aborted ? "Cancelled." : "");
+    if (!signal.aborted) form.show(error, cards);
+  } finally {
+    running = null;
+    setRunning(false);
+  }
+}
+
+function setRunning(on) {
+  const hadFocus = document.activeElement === byId("cancel");
+  byId("draw").setAttribute("aria-disabled", on);
+  byId("cancel").hidden = !on;
+  byId("result").setAttribute("aria-busy", on);
+  byId("compare").disabled = on;
+  if (hadFocus) byId("draw").focus();
+}
+
+function onWait(problem, seconds) {
+  result.waiting(`${problem.message} Trying again in ${seconds} s.`);
+}
+
+function sentSubjects(named, pictures) {
+  return Promise.all(named.map(async ({ word }, i) => ({ word, image: await dataUrl(pictures[i].blob) })));
+}
+
+/** Fill an entry in from the events of its images; each image's file holds its own settings. */
+function complete(entry, done) {
+  const { model, adapter, size, usage } = done[0];
+  Object.assign(entry, { model, adapter, size, seconds: usage.seconds, seeds: done.map((event) => event.seed) });
+  entry.images = done.map((event) => {
+    const { n: _, ...request } = { ...entry.request, seed: event.seed };
+    return withSettings(bytesOf(event.b64_json), { request, subjects: entry.subjects, model, adapter });
+  });
+}
+
+/** A file that was dropped, pasted or chosen: settings that this page wrote, or a picture. */
+async function takeFile(file, card) {
+  const saved = settingsIn(new Uint8Array(await file.arrayBuffer()));
+  notice("");
+  if (!saved) return subjects.take(file, card);
+  const asPicture = make("button", { type: "button", className: "quiet", textContent: "Use it as a picture instead" });
+  asPicture.onclick = () => (notice(""), subjects.take(file));
+  restore(saved, "The words and settings of this file are back.", asPicture);
+}
+
+/** Fill the form in as a drawing was made. */
+function restore({ request, subjects: named }, text, ...more) {
+  const found = named.map(({ word, picture }) => ({ word: String(word), picture: history_.pictures.get(picture) ?? null }));
+  form.fill(request, found);
+  const lost = found.some(({ picture }) => !picture);
+  notice(lost ? `${text} Its picture is not in this browser: give it again. ` : `${text} `, ...more);
+}
+
+function notice(text, ...more) {
+  byId("notice").replaceChildren(text, ...more);
+  byId("notice").hidden = !text;
+}
+
+function choose(entry) {
+  if (running) return;
+  result.show(entry);
+  byId("result").focus({ preventScroll: true });
+  byId("result").scrollIntoView({ block: "nearest" });
+}
+
+async function tryExample() {
+  if (running) return;
+  const blob = await (await fetch(EXAMPLE.picture)).blob();
+  form.fill({ prompt: EXAMPLE.prompt }, [{ word: EXAMPLE.word, picture: null }]);
+  await subjects.take(blob, subjects.cards[0]);
+  await drawForm();
+}
+
+/** What the server has: its settings, and the models to choose among. */
+async function start() {
+  try {
+    const [document_, adapters, models] = await Promise.all(["openapi.json", "v1/adapters", "v1/models"].map(getJson));
+    const sections = Object.values(adapters.data[0]?.settings ?? {}).filter((section) => typeof section === "object");
+    settings.build(document_, Object.assign({}, ...sections), models.data.map((model) => model.id));
+    if (!adapters.data.length) notice("This server has no adapter: it draws your words, and takes no pictures.");
+    setError(byId("form"), byId("form-error"), "");
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    if (error.status === 401) return form.show(error);
+    setError(byId("form"), byId("form-error"), error.message);
+    setTimeout(start, 1000 * (error.retryAfter ?? 10));
+  }
+}
+
+byId("form").onsubmit = (event) => (event.preventDefault(), drawForm());
+byId("form").onkeydown = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && drawForm();
+byId("cancel").onclick = () => running?.abort();
+byId("compare").onclick = drawUnmasked;
+byId("again").onclick = () => restore(oneOf(result.entry), "These are the words and settings of that result.");
+byId("forget").onclick = () => (history_.remove([result.entry.key]), result.show(null));
+byId("example").onclick = tryExample;
+byId("key").onchange = () => {
+  setKey(byId("key").value);
+  setError(byId("key"), byId("key-error"), "");
+  if (!settings.inputs.size) start();
+};
+
+/** The settings that draw the image that is shown. */
+function oneOf({ request, subjects: named, seeds }) {
+  const { n: _, ...one } = request;
+  return { request: { ...one, seed: seeds[result.index] }, subjects: named };
+}
+
+document.ondragover = (event) => (event.preventDefault(), document.body.classList.add("dragging"));
+document.ondragleave = (event) => event.relatedTarget || document.body.classList.remove("dragging");
+document.ondrop = (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  const card = subjects.cards.find(({ root }) => root.contains(event.target));
+  [...event.dataTransfer.files].forEach((file) => takeFile(file, card));
+};
+document.onpaste = (event) => {
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  if (file) event.preventDefault(), takeFile(file);
+};
+
+await history_.open();
+await start();
