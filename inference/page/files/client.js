@@ -51,11 +51,8 @@ async function drawOnce(body, { signal, onEvent }) {
       if (event.type.endsWith(".completed")) done.push(event);
       else onEvent(event);
     }
-    if (!done.length) throw new Problem("The connection ended before the picture was done. Try again.");
+    if (!done.length) throw new Problem("The connection ended before the image was done. Try again.");
     return done;
-  } catch (error) {
-    if (error instanceof TypeError) throw new Problem("The connection to the server broke off. Try again.");
-    throw error;
   } finally {
     signal.removeEventListener("abort", cancel);
   }
@@ -66,7 +63,9 @@ async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : new Problem("The connection to the server broke off. Try again.");
+    });
     if (done) return;
     const blocks = (text + value).split("\n\n");
     text = blocks.pop();

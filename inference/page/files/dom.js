@@ -28,6 +28,15 @@ export function say(text) {
   byId("said").textContent = text;
 }
 
+/** Show a picture; one of few pixels keeps them sharp. */
+export function showImage(image, blob, alt) {
+  image.hidden = !blob;
+  image.alt = blob ? alt : "";
+  image.onload = () => image.classList.toggle("tiny", image.naturalWidth <= 128);
+  if (blob) image.src = urlOf(blob);
+  return image;
+}
+
 const urls = new WeakMap();
 
 /** The address of a blob, the same each time. */

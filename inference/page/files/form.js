@@ -24,14 +24,14 @@ export class Form {
   wordsChanged() {
     markWords(byId("words"), this.subjects.words());
     byId("choice-label").textContent =
-      this.subjects.cards.length > 1 ? "Which words are your things? Click them." : "Which word is your thing? Click it.";
+      this.subjects.cards.length > 1 ? "Which words are the things in your pictures? Click them." : "Which word is the thing in your picture? Click it.";
   }
 
   /** `{request, cards}`; null where something is missing, which is then said beside it. */
   read() {
     this.clear();
     if (!prompt.value.trim()) {
-      setError(prompt, byId("prompt-error"), "Write what the picture should show.");
+      setError(prompt, byId("prompt-error"), "Write what the image should show.");
       prompt.focus();
       return null;
     }
@@ -51,7 +51,7 @@ export class Form {
     const card = cards[Number(number)];
     if (problem.status === 401) {
       byId("key-row").hidden = false;
-      setError(byId("key"), byId("key-error"), "This server asks for a key. Write it here, then draw again.");
+      setError(byId("key"), byId("key-error"), "This server asks for a key. Write it here.");
       byId("key").focus();
     } else if (card) {
       const field = part === "word" ? card.word : card.file;

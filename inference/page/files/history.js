@@ -1,6 +1,6 @@
 // What was drawn, and the pictures it was drawn with, kept in this browser (IndexedDB).
 
-import { byId, make, urlOf } from "./dom.js";
+import { byId, make, showImage } from "./dom.js";
 
 const MOST = 40; // drawings; older ones go
 
@@ -18,7 +18,9 @@ export class History {
     this.entries = new Map();
     this.pictures = new Map();
     this.store = null;
-    byId("clear").onclick = () => this.remove([...this.entries.keys()]);
+    byId("clear").onclick = () => {
+      if (confirm("Delete all images that this browser keeps of this page?")) this.remove([...this.entries.keys()]);
+    };
   }
 
   async open() {
@@ -80,8 +82,7 @@ export class History {
   show() {
     byId("past").hidden = !this.entries.size;
     const items = [...this.entries.values()].reverse().map((entry) => {
-      const image = make("img", { src: urlOf(entry.images[0]), alt: entry.request.prompt });
-      image.onload = () => image.classList.toggle("tiny", image.naturalWidth <= 128);
+      const image = showImage(make("img"), entry.images[0], entry.request.prompt);
       const open = make("button", { type: "button", title: entry.request.prompt, onclick: () => this.onChoose(entry) }, image);
       return make("li", {}, open);
     });

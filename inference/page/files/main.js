@@ -45,28 +45,29 @@ async function drawUnmasked() {
   if (running) return;
   await run([], async (signal) => {
     if (pictures.includes(undefined)) throw new Problem("The picture of this result is no longer in this browser.");
-    result.waiting("Waiting for the server to begin …");
     const onEvent = ({ step, of, seconds_left: left }) => result.progress(step, of, left);
     const same = { ...entry.request, seed: entry.seeds[0], model: entry.model, use_mask: false };
     const done = await draw({ ...same, subjects: await sentSubjects(entry.subjects, pictures) }, { signal, onEvent, onWait });
     entry.unmasked = done.map((event) => new Blob([bytesOf(event.b64_json)], { type: "image/png" }));
     result.finish(entry, "Done. Both images are there, side by side.");
     await history_.keep(entry);
-  }, entry);
+  });
 }
 
-/** One drawing at a time: with its button to cancel, and its problems as sentences. `entry` is shown if it fails. */
-async function run(cards, work, entry = result.entry) {
+/** One drawing at a time: with its button to cancel, and its problems as sentences. */
+async function run(cards, work) {
+  const { entry } = result;
   running = new AbortController();
+  result.waiting("Waiting for the server to begin …");
   const { signal } = running;
   setRunning(true);
   try {
     await work(signal);
   } catch (error) {
-    result.before = entry;
-    if (!signal.aborted && !(error instanceof Problem)) throw error;
-    result.giveUp(signal.aborted ? "Cancelled." : "");
-    if (!signal.aborted) form.show(error, cards);
+    result.finish(entry, signal.aborted ? "Cancelled." : "");
+    if (signal.aborted) return;
+    if (!(error instanceof Problem)) throw error;
+    form.show(error, cards);
   } finally {
     running = null;
     setRunning(false);
@@ -74,12 +75,11 @@ async function run(cards, work, entry = result.entry) {
 }
 
 function setRunning(on) {
-  const hadFocus = document.activeElement === byId("cancel");
+  const { activeElement: focused } = document;
   byId("draw").setAttribute("aria-disabled", on);
-  byId("cancel").hidden = !on;
-  byId("result").setAttribute("aria-busy", on);
-  byId("compare").disabled = on;
-  if (hadFocus) byId("draw").focus();
+  byId("past").inert = byId("result-actions").inert = on;
+  if (on && byId("result").contains(focused)) byId("cancel").focus();
+  if (!on && (focused === byId("cancel") || focused === document.body)) byId("result").focus({ preventScroll: true });
 }
 
 function onWait(problem, seconds) {
@@ -124,7 +124,6 @@ function notice(text, ...more) {
 }
 
 function choose(entry) {
-  if (running) return;
   result.show(entry);
   byId("result").focus({ preventScroll: true });
   byId("result").scrollIntoView({ block: "nearest" });
@@ -144,7 +143,7 @@ async function start() {
     const [document_, adapters, models] = await Promise.all(["openapi.json", "v1/adapters", "v1/models"].map(getJson));
     const sections = Object.values(adapters.data[0]?.settings ?? {}).filter((section) => typeof section === "object");
     settings.build(document_, Object.assign({}, ...sections), models.data.map((model) => model.id));
-    if (!adapters.data.length) notice("This server has no adapter: it draws your words, and takes no pictures.");
+    if (!adapters.data.length) notice("This server has no adapter: it draws your words alone, and takes no pictures.");
     setError(byId("form"), byId("form-error"), "");
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -158,7 +157,7 @@ byId("form").onsubmit = (event) => (event.preventDefault(), drawForm());
 byId("form").onkeydown = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && drawForm();
 byId("cancel").onclick = () => running?.abort();
 byId("compare").onclick = drawUnmasked;
-byId("again").onclick = () => restore(oneOf(result.entry), "These are the words and settings of that result.");
+byId("again").onclick = () => restore(oneOf(result.entry), "These are the words and settings of that image, its seed too: clear it for other images.");
 byId("forget").onclick = () => (history_.remove([result.entry.key]), result.show(null));
 byId("example").onclick = tryExample;
 byId("key").onchange = () => {
@@ -173,13 +172,16 @@ function oneOf({ request, subjects: named, seeds }) {
   return { request: { ...one, seed: seeds[result.index] }, subjects: named };
 }
 
-document.ondragover = (event) => (event.preventDefault(), document.body.classList.add("dragging"));
+const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+document.ondragover = (event) => hasFiles(event) && (event.preventDefault(), document.body.classList.add("dragging"));
 document.ondragleave = (event) => event.relatedTarget || document.body.classList.remove("dragging");
-document.ondrop = (event) => {
+document.ondrop = async (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   document.body.classList.remove("dragging");
-  const card = subjects.cards.find(({ root }) => root.contains(event.target));
-  [...event.dataTransfer.files].forEach((file) => takeFile(file, card));
+  const [first, ...others] = event.dataTransfer.files;
+  await takeFile(first, subjects.cards.find(({ root }) => root.contains(event.target)));
+  for (const file of others) await takeFile(file);
 };
 document.onpaste = (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));

@@ -34,7 +34,8 @@ export function settingsIn(bytes) {
 function parsed(json) {
   try {
     const settings = JSON.parse(json);
-    return typeof settings.request?.prompt === "string" && Array.isArray(settings.subjects) ? settings : null;
+    const whole = typeof settings.request?.prompt === "string" && Array.isArray(settings.subjects);
+    return whole && settings.subjects.every((one) => typeof one?.word === "string") ? settings : null;
   } catch {
     return null;
   }

@@ -1,6 +1,6 @@
 // The result: progress, the image, and the masks of its steps over it.
 
-import { byId, make, say, urlOf } from "./dom.js";
+import { byId, make, say, showImage, urlOf } from "./dom.js";
 import { bytesOf } from "./pictures.js";
 
 const PLAY_SECONDS = 3;
@@ -13,7 +13,6 @@ const [view, state, bar, slider, showMask] = ["view", "state", "bar", "step", "s
 export class Result {
   constructor() {
     this.entry = null;
-    this.before = null; // what to go back to when a drawing ends without a result
     this.index = 0;
     this.timer = 0;
     showMask.onchange = () => this.drawMask();
@@ -23,20 +22,17 @@ export class Result {
       this.drawMask();
     };
     byId("play").onclick = () => (this.timer ? this.stop() : this.play());
-    for (const id of ["image", "unmasked"]) {
-      byId(id).onload = (event) => event.target.classList.toggle("tiny", event.target.naturalWidth <= 128);
-    }
   }
 
   /** An entry that is being drawn. */
   begin(entry) {
-    this.before = this.entry;
     this.entry = entry;
     this.index = 0;
     showMask.checked = true;
     this.render();
-    this.waiting("Waiting for the server to begin …");
     byId("result-actions").hidden = byId("download-hint").hidden = true;
+    const section = byId("result");
+    if (section.getBoundingClientRect().top > innerHeight / 2) section.scrollIntoView(); // on a phone it is below the form
   }
 
   /** Progress of a drawing that has no steps to show yet. */
@@ -75,17 +71,10 @@ export class Result {
     if (step === Math.round(of / 2)) say(`Half of ${of} steps are done.`);
   }
 
-  /** The drawing is done. */
+  /** The drawing is done, or ended: show this one, and tell a screen reader. */
   finish(entry, text) {
-    this.before = null;
     this.show(entry);
     say(text);
-  }
-
-  /** It ended without a result: what was there before is there again. */
-  giveUp(text) {
-    this.show(this.before);
-    if (text) say(text);
   }
 
   /** Show a drawing that is done; null: none. */
@@ -105,11 +94,11 @@ export class Result {
     byId("empty").hidden = entry !== null;
     view.hidden = entry === null;
     if (entry === null) return;
-    setImage(byId("image"), entry.images[index], entry.request.prompt);
+    showImage(byId("image"), entry.images[index], entry.request.prompt);
     const unmasked = entry.unmasked?.[index];
     byId("other").hidden = !unmasked;
     byId("figures").classList.toggle("two", Boolean(unmasked));
-    setImage(byId("unmasked"), unmasked, `${entry.request.prompt}, drawn without the mask`);
+    showImage(byId("unmasked"), unmasked, `${entry.request.prompt}, drawn without the mask`);
     byId("caption").textContent = unmasked ? `With the mask: “${entry.request.prompt}”` : `“${entry.request.prompt}”`;
     byId("facts").textContent = factsOf(entry, index);
     byId("compare").hidden = !entry.subjects.length || Boolean(entry.unmasked);
@@ -126,7 +115,7 @@ export class Result {
     const { images } = this.entry;
     byId("several").hidden = images.length < 2;
     const buttons = images.map((blob, i) => {
-      const image = make("img", { src: urlOf(blob), alt: "", className: byId("image").className });
+      const image = showImage(make("img"), blob, "");
       const choose = () => ((this.index = i), this.render(), byId("several").children[i].focus());
       const button = make("button", { type: "button", ariaLabel: `Image ${i + 1}`, onclick: choose }, image);
       button.setAttribute("aria-pressed", i === this.index);
@@ -173,12 +162,6 @@ export class Result {
   }
 }
 
-function setImage(image, blob, alt) {
-  image.hidden = !blob;
-  image.alt = blob ? alt : "";
-  if (blob) image.src = urlOf(blob);
-}
-
 /** A mask's grey values, and its size. */
 async function pixelsOf(base64) {
   const bitmap = await createImageBitmap(new Blob([bytesOf(base64)], { type: "image/png" }));
@@ -219,7 +202,7 @@ function duration(seconds) {
 
 function factsOf(entry, index) {
   if (!entry.seeds.length) return "";
-  return [`Seed ${entry.seeds[index]}`, entry.size, `${entry.steps} steps`, `${entry.seconds.toFixed(1)} s`].join(" · ");
+  return [`Seed ${entry.seeds[index]}`, `${entry.size.replace("x", " × ")} pixels`, `${entry.steps} steps`, `${entry.seconds.toFixed(1)} s`].join(" · ");
 }
 
 function nameOf(entry, index) {

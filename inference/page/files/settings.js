@@ -26,7 +26,7 @@ export class Settings {
       const input = name === "model" ? choiceOf(models) : inputOf(type, field.default);
       input.id = `set-${name}`;
       this.inputs.set(name, input);
-      byId("fields").append(rowOf(name, input, field.description ?? "", field.default ?? defaults[name]));
+      byId("fields").append(rowOf(name, input, field.description ?? "", name === "model" ? null : field.default ?? defaults[name]));
     }
     this.count();
   }
@@ -93,8 +93,8 @@ function inputOf(type, standard) {
 }
 
 function choiceOf(models) {
-  const first = make("option", { value: "", textContent: "default" });
-  return make("select", {}, first, ...models.map((id) => make("option", { value: id, textContent: id })));
+  const optionOf = (id, i) => make("option", { value: i ? id : "", textContent: id }); // the first is that of no name
+  return make("select", {}, ...models.map(optionOf));
 }
 
 function rowOf(name, input, description, standard) {
@@ -106,5 +106,6 @@ function rowOf(name, input, description, standard) {
   const text = line.charAt(0).toUpperCase() + line.slice(1) + (known ? `. Default: ${standard}` : "");
   const hint = make("p", { className: "hint", id: `${input.id}-hint`, textContent: `${text}.` });
   input.setAttribute("aria-describedby", hint.id);
-  return make("div", { className: "row" }, label, input, hint, make("p", { className: "error", id: `${input.id}-error`, hidden: true }));
+  const className = input.type === "number" || input.type === "checkbox" ? "row" : "row wide";
+  return make("div", { className }, label, input, hint, make("p", { className: "error", id: `${input.id}-error`, hidden: true }));
 }

@@ -1,6 +1,6 @@
-// The cards: each is a thing with its picture and its word.
+// The cards: each is a picture and its word.
 
-import { byId, make, setError, urlOf } from "./dom.js";
+import { byId, setError, showImage } from "./dom.js";
 import { readPicture } from "./pictures.js";
 
 const list = byId("cards");
@@ -26,7 +26,6 @@ export class Subjects {
     };
     card.word.oninput = () => this.changed(card);
     card.file.onchange = () => (card.file.files[0] && this.onFile(card.file.files[0], card), (card.file.value = ""));
-    root.onfocus = () => (this.active = card);
     root.addEventListener("focusin", () => (this.active = card));
     find(".remove").onclick = () => this.remove(card);
     this.cards.push(card);
@@ -50,13 +49,13 @@ export class Subjects {
   number() {
     this.cards.forEach((card, i) => {
       card.root.className = `card colour-${i}`;
-      card.file.setAttribute("aria-label", `Picture of thing ${i + 1}`);
-      card.word.setAttribute("aria-label", `Its word: of thing ${i + 1}`);
-      card.root.querySelector(".remove").setAttribute("aria-label", `Remove thing ${i + 1}`);
+      card.file.setAttribute("aria-label", `Picture ${i + 1}`);
+      card.word.setAttribute("aria-label", `Its word: of picture ${i + 1}`);
+      card.root.querySelector(".remove").setAttribute("aria-label", `Remove picture ${i + 1}`);
       card.root.querySelector(".remove").hidden = this.cards.length === 1 && !card.picture && !card.word.value;
     });
     byId("add").hidden = this.cards.length === MOST || !this.cards[0].picture;
-    byId("add").textContent = `Add a ${["first", "second", "third", "fourth"][this.cards.length] ?? ""} thing`;
+    byId("add").textContent = `Add a ${["first", "second", "third", "fourth"][this.cards.length] ?? ""} picture`;
   }
 
   changed(card) {
@@ -79,10 +78,7 @@ export class Subjects {
 
   show(card, picture) {
     card.picture = picture;
-    const image = card.root.querySelector("img");
-    image.src = urlOf(picture.blob);
-    image.alt = "The picture you gave";
-    image.hidden = false;
+    showImage(card.root.querySelector("img"), picture.blob, "The picture you gave");
     card.root.querySelector(".ask").textContent = "Change";
     const note = card.root.querySelector(".size");
     note.textContent = picture.note;
@@ -108,7 +104,7 @@ export class Subjects {
     for (const card of used) {
       if (card.picture && card.word.value.trim()) continue;
       const [field, sentence] = card.picture
-        ? [card.word, "Click the word of your sentence that this picture shows."]
+        ? [card.word, "Click the word that means the thing in this picture."]
         : [card.file, `Give a picture of “${card.word.value.trim()}”, or clear its word.`];
       setError(field, card.error, sentence);
       field.focus();

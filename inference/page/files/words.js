@@ -48,6 +48,6 @@ export function markWords(place, phrases) {
     const subject = places.findIndex((one) => one.has(i));
     button.className = subject < 0 ? "pick" : `pick chosen colour-${subject % 4}`;
     button.setAttribute("aria-pressed", subject >= 0);
-    button.title = subject < 0 ? "" : `thing ${subject + 1}`;
+    button.title = subject < 0 ? "" : `picture ${subject + 1}`;
   });
 }
