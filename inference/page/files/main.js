@@ -154,7 +154,9 @@ async function start() {
 }
 
 byId("form").onsubmit = (event) => (event.preventDefault(), drawForm());
-byId("form").onkeydown = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && drawForm();
+byId("form").onkeydown = (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) drawForm();
+};
 byId("cancel").onclick = () => running?.abort();
 byId("compare").onclick = drawUnmasked;
 byId("again").onclick = () => restore(oneOf(result.entry), "These are the words and settings of that image, its seed too: clear it for other images.");
@@ -173,8 +175,14 @@ function oneOf({ request, subjects: named, seeds }) {
 }
 
 const hasFiles = (event) => event.dataTransfer.types.includes("Files");
-document.ondragover = (event) => hasFiles(event) && (event.preventDefault(), document.body.classList.add("dragging"));
-document.ondragleave = (event) => event.relatedTarget || document.body.classList.remove("dragging");
+document.ondragover = (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  document.body.classList.add("dragging");
+};
+document.ondragleave = (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dragging");
+};
 document.ondrop = async (event) => {
   if (!hasFiles(event)) return;
   event.preventDefault();

@@ -93,6 +93,7 @@ export class Result {
     const { entry, index } = this;
     byId("empty").hidden = entry !== null;
     view.hidden = entry === null;
+    byId("result-title").textContent = entry ? "Result" : "How it works";
     if (entry === null) return;
     showImage(byId("image"), entry.images[index], entry.request.prompt);
     const unmasked = entry.unmasked?.[index];
