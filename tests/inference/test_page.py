@@ -193,7 +193,7 @@ def test_from_a_picture_to_a_file_and_back(open_page: Open, tmp_path: Path) -> N
     expect(chosen).to_have_attribute("aria-pressed", "true")
     assert page.input_value(".card .word") == "cat"
     page.click("#draw")
-    expect(page.locator("#state")).to_have_text("Waiting for the server to begin …")
+    expect(page.locator("#state")).to_have_text("Waiting for the server …")
     expect(page.locator("#state")).to_contain_text("of 8, ")
     expect(page.locator("#mask")).to_be_visible()  # the mask narrows while it is drawn,
     expect(page.locator("#image")).to_be_visible()  # over a preview
@@ -411,7 +411,7 @@ def test_settings_are_those_of_the_document(open_page: Open, running: Any) -> No
 
 
 @needs_chromium
-def test_a_full_server_is_asked_again(
+def test_a_full_server_is_asked_again_and_says_what_is_ahead(
     open_page: Open, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = serve()
@@ -436,6 +436,8 @@ def test_a_full_server_is_asked_again(
         time.sleep(0.02)
     page.click("#draw")
     expect(page.locator("#state")).to_contain_text("Trying again in")
+    full.service.engine().max_queue = 16
+    expect(page.locator("#state")).to_have_text("One request is being served already. Yours may join.")
     gate.set()
     other.join()
     _wait(page)

@@ -39,7 +39,7 @@ export async function draw(body, watch) {
 }
 
 async function drawOnce(body, { signal, onEvent }) {
-  const id = newId();
+  const id = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(36)).join("");
   const cancel = () => reach(`v1/requests/${id}`, { method: "DELETE", keepalive: true }).catch(() => {});
   signal.addEventListener("abort", cancel);
   try {
@@ -96,10 +96,6 @@ function problemOf({ type, message, param }, more = {}) {
   const bare = param && message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
   const sentence = bare.charAt(0).toUpperCase() + bare.slice(1);
   return new Problem(/[.!?)]$/.test(sentence) ? sentence : `${sentence}.`, { kind: type, param, ...more });
-}
-
-function newId() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function pause(milliseconds, signal) {

@@ -4,7 +4,7 @@ import { Problem, draw, getJson, setKey } from "./client.js";
 import { byId, make, setError } from "./dom.js";
 import { Form } from "./form.js";
 import { History } from "./history.js";
-import { bytesOf, dataUrl } from "./pictures.js";
+import { bytesOf, dataUrl, pngOf } from "./pictures.js";
 import { settingsIn, withSettings } from "./png.js";
 import { Result } from "./result.js";
 import { Settings } from "./settings.js";
@@ -13,7 +13,7 @@ import { Subjects } from "./subjects.js";
 const PREVIEWS = 3; // of each image; the server gives no more
 const EXAMPLE = { prompt: "a star at the bottom on wood", word: "star", picture: "page/example-subject.png" };
 
-let running = null; // the AbortController of the drawing that is under way
+let running = null; // an AbortController while something is drawn
 const subjects = new Subjects({ onChange: () => form.wordsChanged(), onFile: takeFile });
 const settings = new Settings();
 const form = new Form(subjects, settings);
@@ -30,7 +30,10 @@ async function drawForm() {
   const entry = { key: Date.now(), request, subjects: named, images: [], masks: [], seeds: [], unmasked: null, steps: 0 };
   await run(cards, async (signal) => {
     result.begin(entry);
-    const onEvent = (event) => ((entry.steps = event.of ?? entry.steps), result.take(event));
+    const onEvent = (event) => {
+      entry.steps = event.of ?? entry.steps;
+      result.take(event);
+    };
     const sent = { ...request, partial_images: PREVIEWS, mask_every: 1, subjects: await sentSubjects(named, pictures) };
     complete(entry, await draw(sent, { signal, onEvent, onWait }));
     result.finish(entry, `Done. ${entry.images.length > 1 ? `${entry.images.length} images.` : "The image is there."}`);
@@ -45,10 +48,10 @@ async function drawUnmasked() {
   if (running) return;
   await run([], async (signal) => {
     if (pictures.includes(undefined)) throw new Problem("The picture of this result is no longer in this browser.");
-    const onEvent = ({ step, of, seconds_left: left }) => result.progress(step, of, left);
+    const onEvent = (event) => result.takeProgress(event);
     const same = { ...entry.request, seed: entry.seeds[0], model: entry.model, use_mask: false };
     const done = await draw({ ...same, subjects: await sentSubjects(entry.subjects, pictures) }, { signal, onEvent, onWait });
-    entry.unmasked = done.map((event) => new Blob([bytesOf(event.b64_json)], { type: "image/png" }));
+    entry.unmasked = done.map((event) => pngOf(event.b64_json));
     result.finish(entry, "Done. Both images are there, side by side.");
     await history_.keep(entry);
   });
@@ -58,7 +61,7 @@ async function drawUnmasked() {
 async function run(cards, work) {
   const { entry } = result;
   running = new AbortController();
-  result.waiting("Waiting for the server to begin …");
+  result.waiting("Waiting for the server …");
   const { signal } = running;
   setRunning(true);
   try {

@@ -39,6 +39,11 @@ export function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 }
 
+/** The picture in base64 of a PNG. */
+export function pngOf(base64) {
+  return new Blob([bytesOf(base64)], { type: "image/png" });
+}
+
 /** A name for a picture in this browser: not a secret, so a short hash does (crypto.subtle needs https). */
 async function keyOf(blob) {
   let [a, b] = [0xdeadbeef, 0x41c6ce57];

@@ -1,7 +1,7 @@
 // The result: progress, the image, and the masks of its steps over it.
 
 import { byId, make, say, showImage, urlOf } from "./dom.js";
-import { bytesOf } from "./pictures.js";
+import { pngOf } from "./pictures.js";
 
 const PLAY_SECONDS = 3;
 const DARK = 0.68; // how far the image is darkened where no subject acts
@@ -43,28 +43,29 @@ export class Result {
     state.textContent = text;
   }
 
-  /** An event of the stream. */
+  /** An event of the stream: progress, and of the image and its masks what there is so far. */
   take(event) {
-    if (event.type === "realcustom.step") this.takeStep(event);
-    else {
-      this.entry.images[event.image_index] = new Blob([bytesOf(event.b64_json)], { type: "image/png" });
+    this.takeProgress(event);
+    if (event.type.endsWith(".partial_image")) {
+      this.entry.images[event.image_index] = pngOf(event.b64_json);
       this.render();
     }
-  }
-
-  takeStep({ step, of, seconds_left: left, masks }) {
-    this.progress(step, of, left);
-    for (const one of masks ?? []) {
+    for (const one of event.masks ?? []) {
       (this.entry.masks[one.image] ??= []).push(one.masks.map((mask) => mask.b64_json));
     }
-    if (masks) {
+    if (event.masks) {
       slider.max = slider.value = this.entry.masks[this.index].length;
       byId("masks").hidden = false;
       this.drawMask();
     }
   }
 
-  progress(step, of, left) {
+  /** Progress alone, of the place in the queue and of the steps. */
+  takeProgress({ type, ahead, step, of, seconds_left: left }) {
+    if (type === "realcustom.queued" && ahead) {
+      this.waiting(`${ahead === 1 ? "One request is" : `${ahead} requests are`} being served already. Yours may join.`);
+    }
+    if (type !== "realcustom.step") return;
     bar.max = of;
     bar.value = step;
     state.textContent = `Step ${step} of ${of}${left ? `, ${left < 1 ? "less than a second" : `about ${duration(left)}`} left` : ""}`;
@@ -165,7 +166,7 @@ export class Result {
 
 /** A mask's grey values, and its size. */
 async function pixelsOf(base64) {
-  const bitmap = await createImageBitmap(new Blob([bytesOf(base64)], { type: "image/png" }));
+  const bitmap = await createImageBitmap(pngOf(base64));
   const { width, height } = bitmap;
   const context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
   context.drawImage(bitmap, 0, 0);
