@@ -120,6 +120,10 @@ def set_timesteps(
         raise UsageError(
             f"{kind} refuses {' '.join(f'{name} {value}' for name, value in chosen.items())}: {error}"
         ) from error
+    last, known = float(scheduler.timesteps.max()), len(scheduler.alphas_cumprod)
+    if last > known - 1:
+        said = "" if named else f": ask for fewer steps than {num_inference_steps}"
+        raise UsageError(f"{kind} has timesteps from 0 to {known - 1}, this schedule begins at {last:g}{said}")
 
 
 def cut_schedule(scheduler: Any, steps: int, strength: float) -> tuple[Tensor, int]:

@@ -16,7 +16,7 @@ from realcustom.config import override
 from realcustom.errors import UsageError
 from realcustom.presets import released_sdxl
 from realcustom.released_solver import ReleasedSolver
-from realcustom.schedule import alphas_cumprod_at, make_scheduler
+from realcustom.schedule import alphas_cumprod_at, make_scheduler, set_timesteps
 from realcustom.settings import SamplerSettings, without_effect
 from tests.support import tiny
 
@@ -314,3 +314,11 @@ def test_timesteps_that_the_released_solver_has_not(pipeline: RealCustomPipeline
         pipeline(PROMPT, timesteps=timesteps)
     with pytest.raises(UsageError, match="ReleasedSolver refuses num_inference_steps 1001"):
         pipeline(PROMPT, num_inference_steps=1001)
+
+
+def test_a_schedule_that_begins_before_the_first_timestep_is_refused() -> None:
+    """1000 steps of DDIM with the offset of Stable Diffusion begin at timestep 1000, which has no noise level."""
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    set_timesteps(scheduler, 999, torch.device("cpu"))
+    with pytest.raises(UsageError, match="from 0 to 999, this schedule begins at 1000: ask for fewer steps than 1000"):
+        set_timesteps(scheduler, 1000, torch.device("cpu"))
