@@ -70,6 +70,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_a_command_ends_soon(start: Start, code: str) -> None:
     process = start("-c", WATCHED + code)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(2)  # into the call, which takes half a minute, and the sleep
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 130
