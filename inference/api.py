@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from realcustom.inference.admission import Admission
+from realcustom.inference.backend import Backend, State
 from realcustom.inference.document import (
     complete,
     drawing,
@@ -23,20 +24,19 @@ from realcustom.inference.error_answers import add_error_answers
 from realcustom.inference.front import Front
 from realcustom.inference.handling import Handler
 from realcustom.inference.keys import Key
-from realcustom.inference.models import choose_model, served_models
+from realcustom.inference.models import choose_model
 from realcustom.inference.page.routes import add_page
 from realcustom.inference.reference_page import STYLE, reference_page
 from realcustom.inference.responses import GenerationResponse, ModelInfo, ModelList, SubjectResponse
-from realcustom.inference.service import Service, State
 
 _DRAWING_ERRORS = (404, 408, 409, 413, 422, 429, 499, 503)
 
 
-def build_api(service: Service, keys: Sequence[Key] = (), *, has_proxy: bool = False) -> FastAPI:
+def build_api(service: Backend, keys: Sequence[Key] = (), *, has_proxy: bool = False) -> FastAPI:
     """The application around `service`.
 
     Args:
-        service: loads and owns the engine.
+        service: draws.
         keys: bearer keys, of which every /v1 route requires one; none = anyone may ask.
         has_proxy: a proxy before this server puts X-Request-Id into requests and answers, as Ray Serve's does.
     """
@@ -113,30 +113,29 @@ def _add_subjects(api: FastAPI, handler: Handler) -> None:
     async def subject(subject_id: str, request: Request) -> SubjectResponse:
         """Whether this server holds a subject."""
         handler.admission.identify(request)
-        return handler.service.subjects.describe(subject_id)
+        return await handler.service.subject(subject_id)
 
 
-def _add_models(api: FastAPI, service: Service, admission: Admission) -> None:
+def _add_models(api: FastAPI, service: Backend, admission: Admission) -> None:
     needs_key = [Depends(admission.identify)]
 
     @api.get("/v1/models", dependencies=needs_key, responses=errors(503))
     async def models() -> ModelList:
         """The base and every adapter on it; the first is the one of a request that names none."""
-        return ModelList(data=[model.listed() for model in served_models(service.engine())])
+        return ModelList(data=[model.listed() for model in service.models()])
 
     @api.get("/v1/models/{model:path}", dependencies=needs_key, responses=errors(404, 422, 503))
     async def model(model: str) -> ModelInfo:
         """One of them."""
-        return choose_model(served_models(service.engine()), model).listed()
+        return choose_model(service.models(), model).listed()
 
     @api.get("/v1/adapters", dependencies=needs_key, responses=errors(503))
     async def adapters() -> dict[str, Any]:
-        """The adapter that is loaded: its hash, its settings, the base and the image encoder it runs with."""
-        adapter = service.engine().adapter
-        return {"object": "list", "data": [adapter] if adapter else []}
+        """All adapters: their hash, their settings, the base and the image encoder that they were trained with."""
+        return {"object": "list", "data": [model.adapter for model in service.models() if model.adapter]}
 
 
-def _add_health(api: FastAPI, service: Service) -> None:
+def _add_health(api: FastAPI, service: Backend) -> None:
     @api.get("/healthz", responses=errors())
     async def live() -> dict[str, str]:
         """200 as long as the process answers, also while models load."""

@@ -15,12 +15,15 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from realcustom import log
 from realcustom.errors import UsageError
+from realcustom.inference.adapters import find_models
 from realcustom.inference.address import check_port
 from realcustom.inference.api import build_api
+from realcustom.inference.backend import State
 from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine, load_engine
 from realcustom.inference.keys import Key, find_keys
-from realcustom.inference.service import Service, State
+from realcustom.inference.models import ServedModel
+from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
 
 APP_NAME = "realcustom"
@@ -33,7 +36,7 @@ class ModelSource:
     """The models of a replica: hub ids, folders, or (the adapter) a storage URI."""
 
     base: str
-    adapter: str | None = None  # none = plain text-to-image
+    models: tuple[ServedModel, ...]  # all that a request can name
     image_encoder: str | None = None  # none = the one named by the adapter
 
 
@@ -52,11 +55,12 @@ class GenerationServer:
         log.configure(log_level)
 
         def load() -> Engine:
-            return load_engine(settings, source.base, source.adapter, source.image_encoder)
+            own = next((model for model in source.models if model.adapter), source.models[0])
+            return load_engine(settings, source.base, own, source.image_encoder)
 
         self._keys = keys
         self._service = Service(
-            settings, load, instance, nouns
+            settings, load, instance, nouns, source.models
         )  # loads in the background: until then the answer is 503
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -90,6 +94,7 @@ def start(
         RuntimeError: Ray Serve could not start the replica, or a bug made loading fail.
     """
     keys = find_keys(settings)
+    models = find_models(base, adapter, settings.adapters)
     running = serve.status()
     if not running.proxies:
         check_port(settings.host, settings.port)
@@ -99,7 +104,7 @@ def start(
     logging.getLogger("ray.serve").setLevel(lines.log_level)
     serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=lines)
     instance = uuid.uuid4().hex
-    source = ModelSource(base=base, adapter=adapter, image_encoder=image_encoder)
+    source = ModelSource(base=base, models=models, image_encoder=image_encoder)
     deployment = serve.deployment(
         serve.ingress()(GenerationServer),
         name="generation",

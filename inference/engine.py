@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 
-from realcustom import config
-from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
 from realcustom.guidance import Weights
@@ -34,6 +32,7 @@ from realcustom.inference.errors import (
     WordNotInPrompt,
 )
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
+from realcustom.inference.models import ServedModel
 from realcustom.inference.order import LargestStretch, Order, Running
 from realcustom.inference.progress import Progress, Usage
 from realcustom.inference.settings import ServeSettings
@@ -369,11 +368,15 @@ def _ended(ticket: Ticket) -> bool:
     return False
 
 
-def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None) -> Engine:
-    """Load the models and start an engine. Raises UsageError that says what is wrong with a model."""
+def load_engine(settings: ServeSettings, base: str, model: ServedModel, image_encoder: str | None) -> Engine:
+    """Load the base with one adapter and start an engine. Raises UsageError that says what is wrong with a model.
+
+    Args:
+        model: the adapter that stays loaded; one without an adapter = the base alone.
+    """
     pipeline = RealCustomPipeline.from_pretrained(
         base,
-        adapter=adapter,
+        adapter=model.source,
         image_encoder=image_encoder,
         device=settings.device,
         torch_dtype=settings.dtype.to_torch(),
@@ -384,17 +387,5 @@ def load_engine(settings: ServeSettings, base: str, adapter: str | None, image_e
         max_queue=settings.max_queue,
         deadline_seconds=settings.deadline_seconds,
         threads=settings.threads,
-        adapter=None if adapter is None else describe_adapter(adapter),
+        adapter=model.adapter,
     )
-
-
-def describe_adapter(uri: str) -> dict[str, Any]:
-    """An adapter checkpoint's metadata as plain data; without its path."""
-    header, digest = read_header(uri), adapter_sha256(uri)
-    return {
-        "id": digest[:12],
-        "sha256": digest,
-        "base": header.base,
-        "image_encoder": header.image_encoder,
-        "settings": config.to_dict(header.settings),
-    }

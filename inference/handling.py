@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from realcustom.inference.admission import Admission
+from realcustom.inference.backend import Backend, Work
 from realcustom.inference.body import read_body
+from realcustom.inference.drawing import read_drawing
 from realcustom.inference.edits import Edit, parse_edit
 from realcustom.inference.errors import BadRequest
 from realcustom.inference.event_stream import EventStream, while_connected
 from realcustom.inference.front import Record, record_of
 from realcustom.inference.idempotency import Answers
-from realcustom.inference.jobs import Generation
 from realcustom.inference.responses import SubjectResponse
 from realcustom.inference.running import RunningRequest, RunningRequests
 from realcustom.inference.schema import parse_request
-from realcustom.inference.service import Service, Work
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.subjects import parse_new_subject
 
@@ -44,7 +43,7 @@ Read = Callable[[bytes, ServeSettings], Awaitable[Asked]]
 class Handler:
     """Answers the routes that do work."""
 
-    def __init__(self, service: Service, admission: Admission) -> None:
+    def __init__(self, service: Backend, admission: Admission) -> None:
         self.service, self.admission, self.running = service, admission, RunningRequests()
         settings = service.settings
         self.answers = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
@@ -93,31 +92,39 @@ class Handler:
             if asked.request.stream:
                 _refuse_idempotency(request)
                 work = await begin()
-                stack.callback(work.ticket.cancel)
-                return EventStream(self.service.chunks(work), stack.pop_all().close)
+                stack.callback(_end, work, record)
+                return EventStream(work.chunks(), stack.pop_all().close)
 
             async def make() -> bytes:
-                return (await self.service.finish(await begin())).model_dump_json(exclude_unset=True).encode()
+                work = await begin()
+                try:
+                    return await work.answer()
+                finally:
+                    _end(work, record)
 
             name = request.headers.get("idempotency-key")
             making = make() if name is None else self.answers.once((key.name, name), asked.text(), make)
             return Response(await while_connected(request.receive, making), media_type="application/json")
 
     async def _begin(self, asked: Asked, settings: ServeSettings, running: RunningRequest, record: Record) -> Work:
-        """Hand over to the engine; from here on the request can be cancelled, and the log learns of it."""
+        """Hand over to an engine; from here on the request can be cancelled, and the log learns of it."""
         seconds = asked.request.deadline_seconds or settings.deadline_seconds
         owner = record.key or ""
-        work = await self.service.begin(asked.request, seconds, owner=owner, edit=asked.edit, words=asked.words)
-        record.model, record.steps, record.images = work.model.id, work.steps, work.ticket.job.sampling.n
-
-        def note(future: Future[Generation]) -> None:
-            if future.exception() is None:
-                usage = future.result().usage
-                record.queue_seconds, record.compute_seconds = round(usage.queue_seconds, 4), round(usage.seconds, 4)
-
-        work.ticket.future.add_done_callback(note)
-        running.set_cancel(work.ticket.cancel)
+        drawing = await asyncio.to_thread(
+            read_drawing, asked.request, self.service.settings, seconds, owner=owner, edit=asked.edit, words=asked.words
+        )
+        work = await self.service.draw(drawing)
+        record.model, record.steps, record.images = work.model, work.steps, work.images
+        running.set_cancel(work.cancel)
         return work
+
+
+def _end(work: Work, record: Record) -> None:
+    """The request is over, however it ended."""
+    work.cancel()
+    if work.usage is not None:
+        record.queue_seconds = round(work.usage.queue_seconds, 4)
+        record.compute_seconds = round(work.usage.seconds, 4)
 
 
 def _refuse_idempotency(request: Request) -> None:

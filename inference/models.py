@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from realcustom.inference.engine import Engine
 from realcustom.inference.errors import UnknownModel
 from realcustom.inference.responses import ModelInfo
 
@@ -22,6 +21,7 @@ class ServedModel:
 
     id: str
     adapter: dict[str, Any] | None  # its description, as in `GET /v1/adapters`; None = the base alone
+    source: str | None = None  # path or storage URI of the adapter's checkpoint; never told to a client
 
     @property
     def sha256(self) -> str | None:
@@ -31,14 +31,6 @@ class ServedModel:
     def listed(self) -> ModelInfo:
         """As it is listed."""
         return ModelInfo(id=self.id, created=_STARTED)
-
-
-def served_models(engine: Engine) -> list[ServedModel]:
-    """All models; the first is that of a request that names none."""
-    base = ServedModel(id=engine.pipeline.base.identity, adapter=None)
-    if engine.adapter is None:
-        return [base]
-    return [ServedModel(id=PREFIX + engine.adapter["id"], adapter=engine.adapter), base]
 
 
 def choose_model(models: Sequence[ServedModel], name: str | None) -> ServedModel:

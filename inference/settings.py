@@ -26,6 +26,11 @@ class ServeSettings:
     num_gpus: float = 0.0  # GPUs the replica takes of the Ray cluster
     load_timeout_seconds: float = 600.0  # seconds that `start` waits for the models
 
+    adapters: tuple[
+        str, ...
+    ] = ()  # further adapters of the base, each NAME=PATH or NAME=s3://...: model realcustom:NAME
+    max_adapters: int = 4  # adapters that are loaded at the same time; those not used for longest go
+
     access_log: bool = False  # a line of JSON on the replica's stderr for each request, without prompts and pictures
 
     max_queue: int = 16  # requests that may wait while one runs; beyond: 429

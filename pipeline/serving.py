@@ -9,6 +9,7 @@ import threading
 from types import FrameType
 
 from realcustom import log
+from realcustom.inference.adapters import find_models
 from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.cluster import connected
@@ -25,6 +26,7 @@ def serve_until_interrupted(
     """Run the endpoint until SIGINT or SIGTERM, then stop it. Raises KeyboardInterrupt at the end."""
     if not (address or os.environ.get("RAY_ADDRESS")):  # on an existing cluster Serve may listen already
         check_port(settings.host, settings.port)
+    find_models(base, adapter, settings.adapters)
     signal.signal(signal.SIGTERM, _interrupt)
     logger.info("starting Ray and the models ...")
     with connected(address):

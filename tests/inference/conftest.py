@@ -13,9 +13,10 @@ import uvicorn
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.inference.api import build_api
+from realcustom.inference.backend import State
 from realcustom.inference.engine import Engine
 from realcustom.inference.keys import Key
-from realcustom.inference.service import Service, State
+from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
 from tests.support.tiny import TinyModels
 

@@ -20,9 +20,10 @@ from realcustom import log
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
 from realcustom.inference.api import build_api
+from realcustom.inference.backend import State
 from realcustom.inference.engine import Engine
 from realcustom.inference.keys import Key, digest_of
-from realcustom.inference.service import Service, State
+from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
 
 SETTINGS = ServeSettings(max_body_bytes=20_000, max_image_pixels=64 * 64, deadline_seconds=60.0)
@@ -132,7 +133,7 @@ def test_a_bug_is_500_with_its_trace_in_the_log(
     if place == "drawing":
         monkeypatch.setattr(service.engine().pipeline.scheduler, "step", bug)
     else:
-        monkeypatch.setattr("realcustom.inference.service.decode_image", bug)
+        monkeypatch.setattr("realcustom.inference.drawing.decode_image", bug)
     request = {
         "prompt": "a cat in the snow",
         "num_inference_steps": 1,
@@ -153,7 +154,7 @@ def test_a_mistake_found_late_is_422(service: Service, place: str, monkeypatch: 
     if place == "drawing":
         monkeypatch.setattr(service.engine().pipeline.scheduler, "step", refuse)
     else:
-        monkeypatch.setattr("realcustom.inference.service.decode_image", refuse)
+        monkeypatch.setattr("realcustom.inference.drawing.decode_image", refuse)
     subjects = [{"image": _reference(), "word": "cat"}]
     answer = _send(service, "POST", URL, json={"prompt": "a cat in the snow", "subjects": subjects})
     error = {"type": "invalid_request", "message": "this cannot be drawn", "param": None}

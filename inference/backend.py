@@ -1,0 +1,91 @@
+"""What the HTTP interface asks of the part that draws, be it in this process (`service.py`) or in others (`remote.py`)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from realcustom.inference.drawing import Drawing
+from realcustom.inference.edits import Nouns
+from realcustom.inference.models import ServedModel
+from realcustom.inference.responses import SubjectResponse, UsageResponse
+from realcustom.inference.settings import ServeSettings
+from realcustom.inference.subjects import NewSubject
+
+
+class State(enum.Enum):
+    """Whether requests are served."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Work(Protocol):
+    """A request that an engine has taken."""
+
+    @property
+    def model(self) -> str:
+        """Id of the model that draws."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps."""
+        ...
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        ...
+
+    @property
+    def usage(self) -> UsageResponse | None:
+        """Its work; None until it is done, and where it was not done."""
+        ...
+
+    def cancel(self) -> None:
+        """End it within a step; no effect on what is done."""
+        ...
+
+    async def answer(self) -> bytes:
+        """The JSON of its answer. If the caller is cancelled, the work ends within a step. Raises RequestError."""
+        ...
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The text of its stream, in which errors are events."""
+        ...
+
+
+class Backend(Protocol):
+    """Draws requests."""
+
+    settings: ServeSettings
+    instance: str  # returned by the readiness route, so that `start` can tell its own service from an older one
+    nouns: Nouns | None  # the words of a prompt that can name a subject; None = an edit must name its word
+
+    def state(self) -> tuple[State, str]:
+        """The state, and for a failed one the reason."""
+        ...
+
+    @property
+    def failed_by_mistake(self) -> bool:
+        """Whether loading failed by the user's mistake, which the message describes fully; else the log has a trace."""
+        ...
+
+    def models(self) -> Sequence[ServedModel]:
+        """All models; the first is that of a request that names none. Raises Loading or Unavailable."""
+        ...
+
+    async def draw(self, drawing: Drawing) -> Work:
+        """Check the request fully and hand it to an engine. Raises RequestError of the kind that says what is wrong."""
+        ...
+
+    async def add_subject(self, new: NewSubject) -> SubjectResponse:
+        """Encode a subject and keep it. Raises RequestError."""
+        ...
+
+    async def subject(self, subject_id: str) -> SubjectResponse:
+        """A subject that is held. Raises UnknownSubject."""
+        ...

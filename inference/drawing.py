@@ -1,0 +1,102 @@
+"""A request whose pictures are decoded and checked: what goes from the API to an engine, in this process or another."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from realcustom.diffusion_pipeline import Subject
+from realcustom.encoded import EncodedSubject
+from realcustom.inference.errors import RequestError, TooLarge
+from realcustom.inference.images import ImageLimits, decode_image
+from realcustom.inference.schema import ImagesRequest, SubjectRequest
+from realcustom.inference.settings import ServeSettings
+from realcustom.sampling import MAX_SEED, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectPart:
+    """A subject of a request: its picture, or the id under which an engine holds it."""
+
+    image: Image.Image | None
+    mask: Image.Image | None
+    id: str | None
+    chosen: dict[str, Any] = field(default_factory=dict)  # word, occurrence and scope
+
+    def subject(self, find: Callable[[str], EncodedSubject]) -> Subject:
+        """The subject; `find` gives the one of an id."""
+        if self.image is not None:
+            return Subject(image=self.image, mask=self.mask, **self.chosen)
+        assert self.id is not None  # checked with the request
+        return Subject(image=find(self.id), **self.chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A request, ready for an engine."""
+
+    request: ImagesRequest  # without its subjects
+    subjects: tuple[SubjectPart, ...]
+    sampling: SamplingParams  # with a seed
+    deadline_seconds: float | None  # from the engine's taking it to its last step; None = the engine's own
+    owner: str = ""  # who asks: places in a step go round among owners
+    edit: bool = False  # of `/v1/images/edits`
+    words: list[str] | None = None  # of an edit's subjects, which the answer names
+
+
+def read_drawing(
+    request: ImagesRequest,
+    settings: ServeSettings,
+    deadline_seconds: float | None,
+    *,
+    owner: str = "",
+    edit: bool = False,
+    words: list[str] | None = None,
+) -> Drawing:
+    """Decode the request's pictures, which takes a while. Raises RequestError of the kind that says what is wrong."""
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    subjects = tuple(_subject(subject, limits, f"subjects[{i}]") for i, subject in enumerate(request.subjects))
+    pictures = [picture for one in subjects for picture in (one.image, one.mask) if picture is not None]
+    pixels = sum(picture.width * picture.height for picture in pictures)
+    if pixels > settings.max_request_pixels:  # limits the memory of one place in the queue
+        limit = settings.max_request_pixels
+        raise TooLarge(f"subjects: {pixels} pixels in all pictures are over this server's limit of {limit}", "subjects")
+    sampling = request.sampling()
+    if sampling.seed is None:
+        seed = random.SystemRandom().randint(0, MAX_SEED - settings.max_n)
+        sampling = dataclasses.replace(sampling, seed=seed)
+    return Drawing(
+        request=request.model_copy(update={"subjects": []}),
+        subjects=subjects,
+        sampling=sampling,
+        deadline_seconds=deadline_seconds,
+        owner=owner,
+        edit=edit,
+        words=words,
+    )
+
+
+def decode_mask(text: str | None, image: Image.Image, limits: ImageLimits, param: str) -> Image.Image | None:
+    """A picture's mask, of its size. Raises RequestError."""
+    if text is None:
+        return None
+    mask = decode_image(text, limits, param).convert("L")
+    if mask.size != image.size:
+        sizes = f"{mask.width} x {mask.height}, the picture {image.width} x {image.height}"
+        raise RequestError(f"{param}: the mask is {sizes}; they must be the same", param)
+    return mask
+
+
+def _subject(subject: SubjectRequest, limits: ImageLimits, where: str) -> SubjectPart:
+    chosen = {"word": subject.word, "occurrence": subject.occurrence, "scope": subject.scope}
+    if subject.image is None:
+        return SubjectPart(image=None, mask=None, id=subject.id, chosen=chosen)
+    image = decode_image(subject.image, limits, f"{where}.image")
+    return SubjectPart(
+        image=image, mask=decode_mask(subject.mask, image, limits, f"{where}.mask"), id=None, chosen=chosen
+    )
