@@ -108,6 +108,11 @@ class Engine:
         """Jobs in the engine that have no result yet."""
         return len(self._waiting) + len(self._running) + len(self._done) + self._held
 
+    @property
+    def queued_seconds(self) -> float:
+        """Seconds that the jobs in the engine will take, by the speed so far."""
+        return self._seconds_per_job * self.jobs
+
     def add_adapter(self, sha256: str, pipeline: RealCustomPipeline) -> None:
         """Serve a further adapter of the same base: a pipeline made by `with_adapter`. Running jobs go on."""
         self._pipelines = {**self._pipelines, sha256: pipeline}

@@ -16,6 +16,9 @@ class RequestError(Exception):
         self.message = message
         self.param = param
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.message, vars(self))  # subclasses take other arguments
+
     def body(self) -> dict[str, Any]:
         """The JSON form of every error."""
         return {"error": {"type": self.kind, "message": self.message, "param": self.param}}
@@ -23,6 +26,12 @@ class RequestError(Exception):
     def headers(self) -> dict[str, str]:
         """Extra HTTP headers of the answer."""
         return {}
+
+
+def _restored(kind: type[RequestError], message: str, values: dict[str, Any]) -> RequestError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(values)
+    return error
 
 
 class BadRequest(RequestError):
@@ -152,6 +161,16 @@ class Unavailable(RequestError):
 
     status = 503
     kind = "unavailable"
+
+
+class EngineLost(RequestError):
+    """The engine that drew the request ended; another one takes the next."""
+
+    status = 503
+    kind = "engine_lost"
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
 
 
 class Unauthorized(RequestError):

@@ -31,11 +31,20 @@ logger = logging.getLogger(__name__)
 
 
 class EngineWork:
-    """A request that the engine of this process has taken: see `backend.Work`."""
+    """A request that the engine of this process has taken: see `backend.Work`. `started` is set after its first step."""
 
-    def __init__(self, drawing: Drawing, model: ServedModel, ticket: Ticket, steps: int, stream: Stream | None) -> None:
+    def __init__(
+        self,
+        drawing: Drawing,
+        model: ServedModel,
+        ticket: Ticket,
+        steps: int,
+        stream: Stream | None,
+        started: asyncio.Event,
+    ) -> None:
         self.drawing, self.served, self.ticket, self.steps, self.stream = drawing, model, ticket, steps, stream
         self.model, self.images = model.id, ticket.job.sampling.n
+        self.started = started
 
     @property
     def usage(self) -> UsageResponse | None:
@@ -165,12 +174,8 @@ class Service:
             self._failed_at = time.monotonic()
             self._failure = error
 
-    async def draw(self, drawing: Drawing, on_progress: Callable[[Progress], None] | None = None) -> EngineWork:
-        """See `backend.Backend`.
-
-        Args:
-            on_progress: called after every step, in the engine's thread; not for streams.
-        """
+    async def draw(self, drawing: Drawing) -> EngineWork:
+        """See `backend.Backend`."""
         engine, request = self.engine(), drawing.request
         model = choose_model(self.models(), request.model)
         if drawing.subjects and model.adapter is None and engine.adapter is not None:
@@ -191,7 +196,14 @@ class Service:
         if request.stream:
             assert self._preview is not None  # made before the engine is shown
             stream = Stream(request, self._preview, self.settings.heartbeat_seconds, ahead=engine.jobs, edit=drawing.edit)
-            on_progress = stream.mailbox.put
+        started, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def on_progress(progress: Progress) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(started.set)
+            if stream is not None:
+                stream.mailbox.put(progress)
+
         release = await self.shelf.hold(model)
         try:
             await asyncio.to_thread(engine.check, job)
@@ -201,7 +213,7 @@ class Service:
             raise
         ticket.future.add_done_callback(lambda _: release())
         steps = job.sampling.num_inference_steps or engine.pipeline.settings.sampler.num_inference_steps
-        return EngineWork(drawing, model, ticket, steps, stream)
+        return EngineWork(drawing, model, ticket, steps, stream, started)
 
     async def add_subject(self, new: NewSubject) -> SubjectResponse:
         """See `backend.Backend`."""

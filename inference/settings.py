@@ -22,8 +22,16 @@ class ServeSettings:
     device: str | None = None  # torch device of the replica; none = cuda where there is one, else cpu
     dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
     threads: int = 2  # torch's CPU threads in the replica
-    num_cpus: float = 1.0  # logical CPUs the replica takes of the Ray cluster
-    num_gpus: float = 0.0  # GPUs the replica takes of the Ray cluster
+    num_cpus: float = 1.0  # logical CPUs that an engine takes of the Ray cluster
+    num_gpus: float = 0.0  # GPUs that an engine takes of the Ray cluster
+    api_replicas: int = 1  # processes that speak HTTP; each counts the limits of keys and keeps answers for itself
+    api_cpus: float = 0.5  # logical CPUs that each of them takes of the Ray cluster
+    min_engines: int = 1  # engines that always run; 0 = none while nobody asks
+    max_engines: int = 1  # engines while many ask
+    scale_seconds: float = 20.0  # of work for one engine: with more there is another one
+    scale_up_seconds: float = 10.0  # for which there must be more work before an engine is added
+    scale_down_seconds: float = 300.0  # for which there must be less work before an engine is ended
+    drain_seconds: float = 10.0  # for running requests to end, when an engine or the endpoint is to end
     load_timeout_seconds: float = 600.0  # seconds that `start` waits for the models
 
     adapters: tuple[
@@ -55,6 +63,10 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise UsageError(f"port must lie in 1..65535, got {self.port}")
+        if not 0 <= self.min_engines <= self.max_engines:
+            raise UsageError(
+                f"min_engines must lie in 0..max_engines, got {self.min_engines} with max_engines={self.max_engines}"
+            )
         if self.max_queue < 0:
             raise UsageError(f"max_queue must be 0 or more, got {self.max_queue}")
         limits = [field.name for field in fields(self) if field.name.startswith("max_") and field.name != "max_queue"]
@@ -64,6 +76,9 @@ class ServeSettings:
             "deadline_seconds",
             "body_timeout_seconds",
             "heartbeat_seconds",
+            "api_replicas",
+            "scale_seconds",
+            "drain_seconds",
             *limits,
         ):
             if getattr(self, name) <= 0:

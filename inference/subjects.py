@@ -75,6 +75,11 @@ class SubjectStore:
         """As `add` answered. Raises UnknownSubject."""
         return _described(name, self.get(name, None))
 
+    def ids(self) -> list[str]:
+        """Those that are held."""
+        with self._lock:
+            return list(self._subjects)
+
     @property
     def held_bytes(self) -> int:
         """Bytes of all of them."""

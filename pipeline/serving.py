@@ -30,7 +30,7 @@ def serve_until_interrupted(
     signal.signal(signal.SIGTERM, _interrupt)
     logger.info("starting Ray and the models ...")
     with connected(address):
-        from realcustom.inference.app import start, stop
+        from realcustom.inference.starting import start, stop
 
         with log.each_minute(logger, lambda: _lacking(settings)):
             url = start(settings, base, adapter, image_encoder, nouns)

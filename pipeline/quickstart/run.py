@@ -134,7 +134,7 @@ def _train(output: Path, records: str, settings: RunSettings, from_scratch: bool
 @contextlib.contextmanager
 def _served(settings: RunSettings, adapter: str, clock: Clock) -> Iterator[str]:
     """A context in which the endpoint runs with `adapter`; yields its address."""
-    from realcustom.inference.app import start, stop
+    from realcustom.inference.starting import start, stop
 
     serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
     with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"), clock.timed("serve_start"):

@@ -20,8 +20,8 @@ from realcustom.checkpoint import adapter_sha256
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
 from realcustom.evaluation.table import Case, Setting
-from realcustom.inference.app import start, stop
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.starting import start, stop
 from realcustom.pipeline.serving import nouns
 from tests.support.tiny import TinyModels
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from realcustom.inference.app import start, stop
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.starting import start, stop
 from tests.support.tiny import TinyModels
 
 URL = "/v1/images/generations"

@@ -1,0 +1,52 @@
+"""Leases: a request in an engine ends when the API that asked for it says no more that someone waits. No Ray.
+
+It covers what a cancelled call misses: an API process that died, a network that lost the word.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+RENEW_SECONDS = 1.0  # the API renews so often
+LEASE_SECONDS = 6.0  # the engine ends what was not renewed for so long
+
+
+@dataclass(kw_only=True)
+class _Lease:
+    until: float  # time.monotonic()
+    cancel: Callable[[], None]
+
+
+class Leases:
+    """Those of one engine; used from one event loop."""
+
+    def __init__(self, seconds: float = LEASE_SECONDS) -> None:
+        self.seconds = seconds
+        self._leases: dict[str, _Lease] = {}
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def add(self, name: str, cancel: Callable[[], None]) -> None:
+        """A request that `cancel` ends. One of the same name is replaced."""
+        self._leases[name] = _Lease(until=time.monotonic() + self.seconds, cancel=cancel)
+
+    def remove(self, name: str) -> None:
+        """It has ended."""
+        self._leases.pop(name, None)
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Someone waits for these; unknown ones are of other engines."""
+        until = time.monotonic() + self.seconds
+        for name in names:
+            if name in self._leases:
+                self._leases[name].until = until
+
+    def end_late(self) -> int:
+        """Cancel the requests that nobody renews; returns how many."""
+        late = [name for name, lease in self._leases.items() if time.monotonic() > lease.until]
+        for name in late:
+            self._leases.pop(name).cancel()
+        return len(late)

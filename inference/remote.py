@@ -1,0 +1,260 @@
+"""The API's side of the engines: requests go to replicas of another deployment, their answers come back as messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from realcustom.inference.backend import State
+from realcustom.inference.drawing import Drawing
+from realcustom.inference.edits import Nouns
+from realcustom.inference.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineLost,
+    Internal,
+    Loading,
+    QueueFull,
+    RequestError,
+    UnknownSubject,
+)
+from realcustom.inference.events import encode_event, error_event
+from realcustom.inference.leases import RENEW_SECONDS
+from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
+from realcustom.inference.models import ServedModel, choose_model
+from realcustom.inference.responses import SubjectResponse, UsageResponse
+from realcustom.inference.settings import ServeSettings
+from realcustom.inference.subjects import NewSubject
+
+logger = logging.getLogger(__name__)
+TAKEN_SECONDS = 1.5  # within which an engine that runs says that it has a request
+GRACE_SECONDS = 5.0  # beyond a request's deadline, for its last step and its answer
+LOST = "the engine that drew this request ended; try again"
+
+
+class Engines:
+    """The engines as a backend of the API: see `backend.Backend`.
+
+    Args:
+        settings, instance, nouns: see `backend.Backend`.
+        handle: of the engines' deployment.
+        models: all models that a request can name.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        handle: DeploymentHandle[Any],
+        models: Sequence[ServedModel],
+        instance: str = "",
+        nouns: Nouns | None = None,
+    ) -> None:
+        self.settings, self.handle, self.instance, self.nouns = settings, handle, instance, nouns
+        self._models = tuple(models)
+        self._leases: set[str] = set()
+        self._running = 0  # engines that answered last
+        self._watching: asyncio.Task[None] | None = None
+
+    failed_by_mistake = False
+
+    def watch(self) -> None:
+        """Ask for the engines, and renew leases, from now on; on the event loop of the caller."""
+        self._watching = self._watching or asyncio.get_running_loop().create_task(self._watch())
+
+    def state(self) -> tuple[State, str]:
+        """See `backend.Backend`. Without an engine a server that may have none is ready: a request starts one."""
+        ready = self._running > 0 or self.settings.min_engines == 0
+        return (State.READY if ready else State.LOADING), ""
+
+    def models(self) -> Sequence[ServedModel]:
+        """See `backend.Backend`."""
+        return self._models
+
+    async def draw(self, drawing: Drawing) -> RemoteWork:
+        """See `backend.Backend`."""
+        if self.state()[0] is not State.READY:
+            raise Loading("no engine is ready; the models are loading, try again soon")
+        work = RemoteWork(self, drawing, choose_model(self._models, drawing.request.model))
+        await work.begin()
+        return work
+
+    async def add_subject(self, new: NewSubject) -> SubjectResponse:
+        """See `backend.Backend`."""
+        try:
+            found: SubjectResponse | Failed = await self.handle.add_subject.remote(new)
+        except (RayActorError, RayServeException) as error:
+            raise EngineLost(LOST) from error
+        if isinstance(found, Failed):
+            raise found.error
+        return found
+
+    async def subject(self, subject_id: str) -> SubjectResponse:
+        """See `backend.Backend`."""
+        found = [one for one in await self._ask_all("find_subject", subject_id) if one is not None]
+        if not found:
+            raise UnknownSubject("id: this server holds no such subject; send its picture again")
+        answer: SubjectResponse = found[0]
+        return answer
+
+    @contextlib.contextmanager
+    def lease(self) -> Any:
+        """A lease that is renewed while the block runs; gives its name."""
+        name = uuid.uuid4().hex
+        self._leases.add(name)
+        try:
+            yield name
+        finally:
+            self._leases.discard(name)
+
+    async def _watch(self) -> None:
+        while True:
+            began = time.monotonic()
+            self._running = len(await self._ask_all("renew", tuple(self._leases)))
+            await asyncio.sleep(max(0.0, RENEW_SECONDS - (time.monotonic() - began)))
+
+    async def _ask_all(self, method: str, argument: Any) -> list[Any]:
+        """What each engine answers; those that end meanwhile are left out."""
+        try:
+            asked = self.handle.broadcast(method, argument)
+            answers = await asked.results_async(timeout_s=5.0, return_exceptions=True)
+        except (RayServeException, RayActorError, TimeoutError):  # none runs
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+class RemoteWork:
+    """A request that an engine of another process has taken: see `backend.Work`."""
+
+    def __init__(self, engines: Engines, drawing: Drawing, model: ServedModel) -> None:
+        self.engines, self.drawing, self.model = engines, drawing, model.id
+        self.steps, self.images = 0, drawing.sampling.n
+        self.usage: UsageResponse | None = None
+        self._wants = tuple(name for name in (model.sha256, *(one.id for one in drawing.subjects)) if name is not None)
+        seconds = drawing.deadline_seconds or engines.settings.deadline_seconds
+        self._ends = time.monotonic() + min(seconds, engines.settings.deadline_seconds) + GRACE_SECONDS
+        self._response: DeploymentResponseGenerator[Any] | None = None
+        self._cancelled = False
+        self._messages = self._told()
+
+    async def begin(self) -> None:
+        """Wait until it has its place in an engine. Raises RequestError."""
+        message = await self._next()
+        assert isinstance(message, Begun)
+        self.steps, self.images = message.steps, message.images
+
+    def cancel(self) -> None:
+        """See `backend.Work`."""
+        self._cancelled = True
+        if self._response is not None:
+            self._response.cancel()
+
+    async def answer(self) -> bytes:
+        """See `backend.Work`."""
+        try:
+            while True:
+                message = await self._next()
+                if isinstance(message, Answer):
+                    self.usage = message.usage
+                    return message.data
+        finally:
+            await self._end()
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """See `backend.Work`."""
+        try:
+            while True:
+                message = await self._next()
+                if isinstance(message, Answer):
+                    self.usage = message.usage
+                    return
+                if isinstance(message, Chunk):
+                    yield message.data
+        except RequestError as error:
+            yield encode_event(error_event(error))
+        finally:
+            await self._end()
+
+    async def _next(self) -> Message:
+        """The next message. Raises RequestError; after that nothing comes."""
+        try:
+            async with asyncio.timeout(max(0.0, self._ends - time.monotonic())):
+                return await anext(self._messages)
+        except TimeoutError as error:
+            self.cancel()
+            raise DeadlineExceeded("the request was not done before its deadline") from error
+        except BaseException:
+            self.cancel()
+            raise
+
+    async def _end(self) -> None:
+        self.cancel()
+        await self._messages.aclose()
+
+    async def _told(self) -> AsyncGenerator[Message, None]:
+        """The messages from Begun on. A request without a step is given to another engine once, where its own ends."""
+        tried: set[str] = set()
+        lost, begun = False, False
+        while True:
+            drawn = False
+            try:
+                async with contextlib.aclosing(self._call(tuple(tried), patient=not lost)) as messages:
+                    async for message in messages:
+                        if isinstance(message, Taken):
+                            if message.engine in tried:
+                                raise UnknownSubject("subjects: no engine holds this subject; send its picture again")
+                            tried.add(message.engine)
+                            continue
+                        drawn = drawn or isinstance(message, FirstStep)
+                        if isinstance(message, Begun) and begun:
+                            continue
+                        begun = begun or isinstance(message, Begun)
+                        yield message
+                return
+            except EngineLost:
+                if drawn or lost or self._cancelled:
+                    raise
+                lost = True
+                logger.warning("an engine ended; another one takes its request over")
+
+    async def _call(self, tried: tuple[str, ...], *, patient: bool) -> AsyncGenerator[Message, None]:
+        """The messages of one engine. Raises RequestError."""
+        with self.engines.lease() as lease:
+            handle = self.engines.handle.options(stream=True)
+            response = self._response = handle.draw.remote(self.drawing, lease, wants=self._wants, avoid=tried)
+            wakes = self.engines.settings.min_engines == 0 and patient
+            try:
+                async with asyncio.timeout(None if wakes else TAKEN_SECONDS):
+                    message = await anext(response)
+                while True:
+                    if isinstance(message, Failed):
+                        raise message.error
+                    yield message
+                    if isinstance(message, Answer):
+                        return
+                    message = await anext(response)
+            except TimeoutError as error:
+                raise (
+                    Loading("no engine has a free place; try again soon") if patient else EngineLost(LOST)
+                ) from error
+            except BackPressureError as error:
+                raise QueueFull("too many requests wait for an engine; try again later", 1) from error
+            except (RayActorError, RayServeException) as error:
+                raise (Cancelled("the request was cancelled") if self._cancelled else EngineLost(LOST)) from error
+            except (TaskCancelledError, StopAsyncIteration, asyncio.CancelledError) as error:
+                if not self._cancelled:
+                    raise
+                raise Cancelled("the request was cancelled") from error
+            except RayTaskError as error:
+                logger.error("an engine failed on a request", exc_info=error)
+                raise Internal from error
+            finally:
+                response.cancel()

@@ -1,0 +1,137 @@
+"""Starting the endpoint on the cluster that this process is connected to, waiting until it serves, and ending it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+import httpx
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from realcustom.errors import UsageError
+from realcustom.inference.address import check_port
+from realcustom.inference.app import APP_NAME, ENGINE, LINES, ServeArguments, application
+from realcustom.inference.backend import State
+from realcustom.inference.edits import Nouns
+from realcustom.inference.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+_MISTAKE = re.compile(r"realcustom\.errors\.\w+: (.+)|UsageError: (.+)")
+_SAY_AFTER_SECONDS = 5.0  # without a place for a replica
+
+
+def start(
+    settings: ServeSettings,
+    base: str,
+    adapter: str | None,
+    image_encoder: str | None = None,
+    nouns: Nouns | None = None,
+) -> str:
+    """Run the endpoint on the Ray cluster this process is connected to, and wait until it serves requests.
+
+    Args:
+        settings: address, resources and limits.
+        base: diffusers folder or hub id.
+        adapter: adapter checkpoint, path or storage URI; None = plain text-to-image.
+        image_encoder: overrides the image encoder that the adapter names.
+        nouns: a module's function, the words of a prompt that can name a subject; None = an edit must name its word.
+    Returns:
+        The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
+    Raises:
+        UsageError: the address is taken or Serve runs with another, the key's variable is not set, the models are
+            wrong, or were not loaded within `settings.load_timeout_seconds`.
+        RuntimeError: Ray Serve could not start a replica, or a bug made loading fail.
+    """
+    instance = uuid.uuid4().hex
+    given = ServeArguments(base=base, adapter=adapter, image_encoder=image_encoder, serve=settings)
+    app = application(given, nouns, instance)
+    running = serve.status()
+    if running.proxies:
+        _check_address(settings)
+    else:
+        check_port(settings.host, settings.port)
+    if APP_NAME in running.applications:  # replaced, not updated: two replicas may not fit
+        serve.delete(APP_NAME)
+    logging.getLogger("ray.serve").setLevel(LINES.log_level)
+    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LINES)
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{host}:{settings.port}"
+    try:
+        # not serve.run, which waits without limit for a replica that the cluster has no room for
+        serve.run_many([serve.RunTarget(app, name=APP_NAME)], wait_for_applications_running=False)
+        _wait_until_ready(url, instance, settings)
+    except BaseException:
+        stop()
+        raise
+    return url
+
+
+def stop() -> None:
+    """End the endpoint, and Serve if nothing else runs on it. Does nothing if no endpoint runs.
+
+    Requests that run have `drain_seconds` to end.
+    """
+    applications = serve.status().applications.keys()
+    if APP_NAME in applications:
+        serve.delete(APP_NAME)
+    if not applications - {APP_NAME}:
+        serve.shutdown()
+
+
+def _check_address(settings: ServeSettings) -> None:
+    """Raise UsageError if Serve listens elsewhere on this cluster: its address cannot be changed while it runs."""
+    client = _get_global_client()
+    options = None if client is None else client.http_config
+    if options is not None and (options.host, options.port) != (settings.host, settings.port):
+        raise UsageError(
+            f"Serve runs on this cluster with the address {options.host} port {options.port}, not {settings.host} port "
+            f"{settings.port}: use that one (--set serve.host={options.host} --set serve.port={options.port}), or stop it "
+            f"there first"
+        )
+
+
+def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
+    began, said = time.monotonic(), False
+    while time.monotonic() - began < settings.load_timeout_seconds:
+        status = serve.status().applications[APP_NAME]
+        _check_failures(status)
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=10.0).json()
+        except (httpx.TransportError, ValueError):  # ValueError: no JSON, because the proxy has no routes yet
+            answer = None
+        if isinstance(answer, dict) and answer.get("instance") == instance and answer["status"] == State.READY.value:
+            return
+        if not said and time.monotonic() - began > _SAY_AFTER_SECONDS and (lacking := _lacking(settings)):
+            said = True
+            logger.warning("%s; waiting for room", lacking)
+        time.sleep(0.2)
+    lacking = _lacking(settings) or "the models may be large, or far away"
+    raise UsageError(f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); {lacking}")
+
+
+def _check_failures(status: ApplicationStatusOverview) -> None:
+    """Raise what made an engine's constructor fail: UsageError for a mistake, which the message says fully."""
+    deployment = status.deployments.get(ENGINE)
+    message = status.message if deployment is None else f"{deployment.message}\n{status.message}"
+    if found := _MISTAKE.search(message):
+        raise UsageError(next(group for group in found.groups() if group).strip())
+    failed = status.status == ApplicationStatus.DEPLOY_FAILED
+    if failed or "Traceback" in message:
+        raise RuntimeError(f"Ray Serve could not start the endpoint: {message}")
+
+
+def _lacking(settings: ServeSettings) -> str | None:
+    """What an engine asks for and what is free, where no node has that much free."""
+    wanted = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
+    free = ray.available_resources()
+    if all(free.get(name, 0) >= number for name, number in wanted.items()):
+        return None
+    return (
+        f"the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free, an engine takes "
+        f"{settings.num_cpus:g} and {settings.num_gpus:g} (serve.num_cpus, serve.num_gpus)"
+    )
