@@ -37,6 +37,7 @@ from realcustom.inference.subjects import NewSubject
 
 logger = logging.getLogger(__name__)
 TAKEN_SECONDS = 1.5  # within which an engine that runs says that it has a request
+ASK_SECONDS = 2.0  # within which an engine answers a question
 GRACE_SECONDS = 5.0  # beyond a request's deadline, for its last step and its answer
 LOST = "the engine that drew this request ended; try again"
 
@@ -99,7 +100,7 @@ class Engines:
 
     async def subject(self, subject_id: str) -> SubjectResponse:
         """See `backend.Backend`."""
-        found = [one for one in await self._ask_all("find_subject", subject_id) if one is not None]
+        found = [one for one in await self._ask_all("find_subject", subject_id) or () if one is not None]
         if not found:
             raise UnknownSubject("id: this server holds no such subject; send its picture again")
         answer: SubjectResponse = found[0]
@@ -118,15 +119,19 @@ class Engines:
     async def _watch(self) -> None:
         while True:
             began = time.monotonic()
-            self._running = len(await self._ask_all("renew", tuple(self._leases)))
+            answers = await self._ask_all("renew", tuple(self._leases))
+            if answers is not None:
+                self._running = len(answers)
             await asyncio.sleep(max(0.0, RENEW_SECONDS - (time.monotonic() - began)))
 
-    async def _ask_all(self, method: str, argument: Any) -> list[Any]:
-        """What each engine answers; those that end meanwhile are left out."""
+    async def _ask_all(self, method: str, argument: Any) -> list[Any] | None:
+        """What each engine answers; those that end meanwhile are left out. None where one of them is silent."""
         try:
             asked = self.handle.broadcast(method, argument)
-            answers = await asked.results_async(timeout_s=5.0, return_exceptions=True)
-        except (RayServeException, RayActorError, TimeoutError):  # none runs
+            answers = await asked.results_async(timeout_s=ASK_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            return None
+        except (RayServeException, RayActorError):  # none runs
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
