@@ -93,8 +93,11 @@ def open_page(chromium: Any, running: Any) -> Iterator[Open]:
     yield start
     for context in contexts:
         context.close()
-    refused = "Failed to load resource: the server responded with a status of 4"  # what a test provokes
-    assert [text for text in said if not text.startswith(refused)] == []
+    provoked = (
+        "Failed to load resource: the server responded with a status of 4",
+        "Failed to load resource: net::ERR_CONNECTION_REFUSED",
+    )
+    assert [text for text in said if not text.startswith(provoked)] == []
 
 
 def _fill(page: Any, steps: int = 4, word: str = "cat") -> None:
@@ -390,6 +393,21 @@ def _check_error(page: Any, field: str, sentence: str) -> None:
     described = page.get_attribute(field, "aria-describedby").split()[0]
     expect(page.locator(f"#{described}")).to_contain_text(sentence)
     expect(page.locator(field)).to_be_focused()
+
+
+@needs_chromium
+def test_a_server_that_is_gone_is_said_and_nothing_is_lost(open_page: Open) -> None:
+    page = open_page()
+    page.fill("#prompt", PROMPT)
+    page.route("**/v1/**", lambda route: route.abort("connectionrefused"))
+    with page.expect_event("console"):
+        page.click("#draw")
+    expect(page.locator("#form-error")).to_contain_text("The server does not answer.")
+    assert _faults(page) == [] and page.input_value("#prompt") == PROMPT
+    page.unroute("**/v1/**")
+    _set(page, "num_inference_steps", "1")
+    _draw(page)
+    assert page.locator("#form-error").is_hidden()
 
 
 @needs_chromium

@@ -9,11 +9,12 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Say what is wrong with a field in the element beside it; an empty sentence takes it back. */
+/** Say what is wrong with a field (null: with no single one) in the element beside it; an empty sentence takes it back. */
 export function setError(field, place, sentence) {
   place.textContent = sentence;
   place.hidden = !sentence;
   place.id ||= `error-${Math.random().toString(36).slice(2)}`;
+  if (!field) return;
   if (sentence) {
     field.setAttribute("aria-invalid", "true");
     field.setAttribute("aria-describedby", place.id);

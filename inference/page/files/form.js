@@ -42,7 +42,7 @@ export class Form {
 
   clear() {
     setError(prompt, byId("prompt-error"), "");
-    setError(byId("form"), byId("form-error"), "");
+    setError(null, byId("form-error"), "");
   }
 
   /** Say what the server refused, beside its field where there is one. `cards` are those that were sent. */
@@ -63,8 +63,8 @@ export class Form {
     } else if (this.settings.has(problem.param)) {
       this.settings.fail(problem.param, problem.message);
     } else {
-      setError(byId("form"), byId("form-error"), problem.message);
-      byId("form-error").focus();
+      setError(null, byId("form-error"), problem.message);
+      byId("form-error").scrollIntoView({ block: "nearest" });
     }
   }
 

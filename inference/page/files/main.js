@@ -44,8 +44,8 @@ async function drawForm() {
 /** Draw the same once more without the mask, from the same noise. */
 async function drawUnmasked() {
   const { entry } = result;
-  const pictures = entry.subjects.map(({ picture }) => history_.pictures.get(picture));
   if (running) return;
+  const pictures = entry.subjects.map(({ picture }) => history_.pictures.get(picture));
   await run([], async (signal) => {
     if (pictures.includes(undefined)) throw new Problem("The picture of this result is no longer in this browser.");
     const onEvent = (event) => result.takeProgress(event);
@@ -115,7 +115,7 @@ async function takeFile(file, card) {
 
 /** Fill the form in as a drawing was made. */
 function restore({ request, subjects: named }, text, ...more) {
-  const found = named.map(({ word, picture }) => ({ word: String(word), picture: history_.pictures.get(picture) ?? null }));
+  const found = named.map(({ word, picture }) => ({ word, picture: history_.pictures.get(picture) ?? null }));
   form.fill(request, found);
   const lost = found.some(({ picture }) => !picture);
   notice(lost ? `${text} Its picture is not in this browser: give it again. ` : `${text} `, ...more);
@@ -147,11 +147,11 @@ async function start() {
     const sections = Object.values(adapters.data[0]?.settings ?? {}).filter((section) => typeof section === "object");
     settings.build(document_, Object.assign({}, ...sections), models.data.map((model) => model.id));
     if (!adapters.data.length) notice("This server has no adapter: it draws your words alone, and takes no pictures.");
-    setError(byId("form"), byId("form-error"), "");
+    setError(null, byId("form-error"), "");
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     if (error.status === 401) return form.show(error);
-    setError(byId("form"), byId("form-error"), error.message);
+    setError(null, byId("form-error"), error.message);
     setTimeout(start, 1000 * (error.retryAfter ?? 10));
   }
 }
@@ -162,7 +162,9 @@ byId("form").onkeydown = (event) => {
 };
 byId("cancel").onclick = () => running?.abort();
 byId("compare").onclick = drawUnmasked;
-byId("again").onclick = () => restore(oneOf(result.entry), "These are the words and settings of that image, its seed too: clear it for other images.");
+byId("again").onclick = () => {
+  restore(oneOf(result.entry), "These are the words and settings of that image, its seed too: clear it for other images.");
+};
 byId("forget").onclick = () => (history_.remove([result.entry.key]), result.show(null));
 byId("example").onclick = tryExample;
 byId("key").onchange = () => {
@@ -190,14 +192,13 @@ document.ondrop = async (event) => {
   if (!hasFiles(event)) return;
   event.preventDefault();
   document.body.classList.remove("dragging");
-  const [first, ...others] = event.dataTransfer.files;
-  await takeFile(first, subjects.cards.find(({ root }) => root.contains(event.target)));
-  for (const file of others) await takeFile(file);
+  const card = subjects.cards.find(({ root }) => root.contains(event.target));
+  const files = [...event.dataTransfer.files];
+  for (const file of files) await takeFile(file, file === files[0] ? card : undefined);
 };
 document.onpaste = (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
   if (file) event.preventDefault(), takeFile(file);
 };
 
-await history_.open();
-await start();
+await Promise.all([history_.open(), start()]);

@@ -30,7 +30,7 @@ export class Result {
     this.index = 0;
     showMask.checked = true;
     this.render();
-    byId("result-actions").hidden = byId("download-hint").hidden = true;
+    byId("result-actions").hidden = true;
     const section = byId("result");
     if (section.getBoundingClientRect().top > innerHeight / 2) section.scrollIntoView(); // on a phone it is below the form
   }
@@ -86,7 +86,7 @@ export class Result {
     byId("progress").hidden = true;
     state.textContent = "";
     showMask.checked = false;
-    byId("result-actions").hidden = byId("download-hint").hidden = false;
+    byId("result-actions").hidden = false;
     this.render();
   }
 
@@ -204,7 +204,8 @@ function duration(seconds) {
 
 function factsOf(entry, index) {
   if (!entry.seeds.length) return "";
-  return [`Seed ${entry.seeds[index]}`, `${entry.size.replace("x", " × ")} pixels`, `${entry.steps} steps`, `${entry.seconds.toFixed(1)} s`].join(" · ");
+  const size = entry.size.replace("x", " × ");
+  return `Seed ${entry.seeds[index]} · ${size} pixels · ${entry.steps} steps · ${entry.seconds.toFixed(1)} s`;
 }
 
 function nameOf(entry, index) {

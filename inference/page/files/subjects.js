@@ -22,7 +22,7 @@ export class Subjects {
     const find = (name) => root.querySelector(name);
     const card = {
       root, picture: null,
-      file: find(".file"), word: find(".word"), error: find(".error"), drop: find(".drop"),
+      file: find(".file"), word: find(".word"), error: find(".error"), ask: find(".ask"),
     };
     card.word.oninput = () => this.changed(card);
     card.file.onchange = () => (card.file.files[0] && this.onFile(card.file.files[0], card), (card.file.value = ""));
@@ -49,13 +49,13 @@ export class Subjects {
   number() {
     this.cards.forEach((card, i) => {
       card.root.className = `card colour-${i}`;
-      card.file.setAttribute("aria-label", `Picture ${i + 1}`);
-      card.word.setAttribute("aria-label", `Its word: of picture ${i + 1}`);
-      card.root.querySelector(".remove").setAttribute("aria-label", `Remove picture ${i + 1}`);
-      card.root.querySelector(".remove").hidden = this.cards.length === 1 && !card.picture && !card.word.value;
+      const remove = card.root.querySelector(".remove");
+      card.file.setAttribute("aria-label", `${card.ask.textContent} (picture ${i + 1})`);
+      card.word.setAttribute("aria-label", `Its word (picture ${i + 1})`);
+      remove.setAttribute("aria-label", `Remove picture ${i + 1}`);
+      remove.hidden = this.cards.length === 1 && !card.picture && !card.word.value;
     });
     byId("add").hidden = this.cards.length === MOST || !this.cards[0].picture;
-    byId("add").textContent = `Add a ${["first", "second", "third", "fourth"][this.cards.length] ?? ""} picture`;
   }
 
   changed(card) {
@@ -79,7 +79,7 @@ export class Subjects {
   show(card, picture) {
     card.picture = picture;
     showImage(card.root.querySelector("img"), picture.blob, "The picture you gave");
-    card.root.querySelector(".ask").textContent = "Change";
+    card.ask.textContent = "Change";
     const note = card.root.querySelector(".size");
     note.textContent = picture.note;
     note.hidden = !picture.note;
