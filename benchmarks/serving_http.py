@@ -34,13 +34,13 @@ import record
 from process_tree import tree_pss
 from serving import CASES, models, subject
 
-from realcustom.inference.app import start, stop
 from realcustom.inference.client import encode
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import RequestError
 from realcustom.inference.images import encode_picture
 from realcustom.inference.jobs import GenerationJob
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.starting import start, stop
 from realcustom.pipeline.recipes import sprites
 from realcustom.sampling import SamplingParams
 

@@ -138,7 +138,7 @@ def test_a_request_whose_api_died_is_ended(url: str) -> None:
     def idle() -> bool:
         before = engine.cpu_times().user
         time.sleep(1.0)
-        return engine.cpu_times().user - before < 0.3
+        return bool(engine.cpu_times().user - before < 0.3)
 
     _wait_for(idle, 20.0)
     _wait_for(lambda: _is_ready(url))
