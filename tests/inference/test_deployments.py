@@ -34,7 +34,7 @@ def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
         port=free_port(), threads=1, max_steps=2000, device="cpu", num_cpus=0.5, min_engines=2, max_engines=2
     )
     address = start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
-    _wait_for(lambda: len(_replicas("engine")) == 2 and _stats_are_known(address))
+    _rest()
     yield address
     stop()
 
@@ -43,10 +43,6 @@ def _replicas(deployment: str) -> list[psutil.Process]:
     """The processes of a deployment's replicas."""
     title = f"ServeReplica:realcustom:{deployment}"
     return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
-
-
-def _stats_are_known(url: str) -> bool:
-    return httpx.get(f"{url}/readyz").status_code == 200
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -60,6 +56,22 @@ def _post(url: str, request: dict[str, Any]) -> tuple[httpx.Response, float]:
     """The answer, and when it came."""
     answer = httpx.post(url + URL, json=request, timeout=60.0)
     return answer, time.monotonic()
+
+
+def _rest() -> None:
+    """Return when both engines run, and have nothing to do: neither loads its models."""
+
+    def rests() -> bool:
+        engines = _replicas("engine")
+        before = sum(one.cpu_times().user for one in engines)
+        time.sleep(1.0)
+        return (
+            len(engines) == 2
+            and all(map(psutil.pid_exists, (one.pid for one in engines)))
+            and (sum(one.cpu_times().user for one in engines) - before < 0.3)
+        )
+
+    _wait_for(rests)
 
 
 def _busiest(processes: list[psutil.Process]) -> psutil.Process:
@@ -81,7 +93,7 @@ def test_a_dead_engine_is_503_in_our_shape_and_the_other_goes_on(url: str) -> No
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (503, "engine_lost") and int(answer.headers["Retry-After"]) >= 1
     assert came - killed < 2.0
-    _wait_for(lambda: len(_replicas("engine")) == 2)  # the dead one is replaced
+    _rest()  # the dead one is replaced
 
 
 def test_a_stream_of_a_dead_engine_ends_with_an_error(url: str) -> None:
@@ -96,7 +108,7 @@ def test_a_stream_of_a_dead_engine_ends_with_an_error(url: str) -> None:
                 engine.kill()
     assert time.monotonic() - killed < 2.0
     assert any('"type":"engine_lost"' in line for line in lines[-4:])
-    _wait_for(lambda: len(_replicas("engine")) == 2)
+    _rest()
 
 
 def test_what_had_no_step_yet_is_taken_over(url: str) -> None:
@@ -108,7 +120,7 @@ def test_what_had_no_step_yet_is_taken_over(url: str) -> None:
         time.sleep(0.5)
         stopped.kill()
         assert [one.result(60)[0].status_code for one in answers] == [200] * 6
-    _wait_for(lambda: len(_replicas("engine")) == 2)
+    _rest()
 
 
 def test_a_subject_is_found_on_the_engine_that_holds_it(url: str) -> None:
