@@ -23,9 +23,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import record
+
+sys.path.append(str(record.ROOT))  # the tests are not installed
+
 import parity_parts as parts
 import parity_step
-import record
 from parity_release import Release
 
 RESULTS = record.RESULTS / "parity.json"

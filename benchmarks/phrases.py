@@ -13,10 +13,16 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterable
+
+import record
 
 from realcustom.preprocessing.caption import word_lists
 from realcustom.preprocessing.caption.nouns import find_targets
+
+sys.path.append(str(record.ROOT))  # the tests are not installed
+
 from tests.support.phrases import agreement, held_out, held_out_later
 
 NO_SUBJECT = word_lists.NO_SUBJECT | word_lists.COLOURS | word_lists.MATERIALS | word_lists.ADJECTIVES
