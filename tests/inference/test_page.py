@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom import config
 from realcustom.inference.keys import Key, digest_of
 from realcustom.inference.page.routes import FILES
 from realcustom.words import words_of
@@ -202,7 +203,7 @@ def test_from_a_picture_to_a_file_and_back(open_page: Open, tmp_path: Path) -> N
     expect(page.locator("#image")).to_be_visible()  # over a preview
     assert page.locator("#progress").is_visible() and page.locator("#download").is_hidden()
     _wait(page)
-    assert page.locator("#said").inner_text() == "Done. The image is there."
+    assert page.locator("#said").inner_text() == "The image is done."
     expect(page.locator("#mask")).to_be_hidden()  # the image alone, until the slider is moved
     assert page.get_attribute("#step", "max") == "8"
     page.focus("#step")
@@ -412,6 +413,8 @@ def test_a_server_that_is_gone_is_said_and_nothing_is_lost(open_page: Open) -> N
 
 @needs_chromium
 def test_settings_are_those_of_the_document(open_page: Open, running: Any) -> None:
+    engine = running.service.engine()
+    engine.adapter["settings"] = config.to_dict(engine.pipeline.settings)
     page = open_page()
     document = httpx.get(f"{running.url}/openapi.json").json()
     fields = document["components"]["schemas"]["GenerationRequest"]["properties"]
@@ -421,11 +424,14 @@ def test_settings_are_those_of_the_document(open_page: Open, running: Any) -> No
     ]
     assert {"n", "seed", "size", "num_inference_steps", "guidance_scale", "influence_scope"} <= set(shown)
     assert not {"quality", "stream", "prompt"} & set(shown)
-    settings = httpx.get(f"{running.url}/v1/adapters").json()["data"]
-    assert settings
     for name in shown:
         hint = page.text_content(f"#set-{name}-hint")
         assert fields[name]["description"].replace("`", "").lower() in hint.lower()
+    default = f"Default: {engine.pipeline.settings.mask.influence_scope:g}."
+    expect(page.locator("#set-influence_scope-hint")).to_contain_text(default)  # of the adapter that is chosen
+    page.locator("#settings").evaluate("details => { details.open = true; }")
+    page.select_option("#set-model", index=1)
+    expect(page.locator("#set-influence_scope-hint")).not_to_contain_text("Default")
 
 
 @needs_chromium

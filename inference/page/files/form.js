@@ -23,8 +23,6 @@ export class Form {
 
   wordsChanged() {
     markWords(byId("words"), this.subjects.words());
-    byId("choice-label").textContent =
-      this.subjects.cards.length > 1 ? "Which words are the things in your pictures? Click them." : "Which word is the thing in your picture? Click it.";
   }
 
   /** `{request, cards}`; null where something is missing, which is then said beside it. */

@@ -36,8 +36,8 @@ async function drawForm() {
     };
     const sent = { ...request, partial_images: PREVIEWS, mask_every: 1, subjects: await sentSubjects(named, pictures) };
     complete(entry, await draw(sent, { signal, onEvent, onWait }));
-    result.finish(entry, `Done. ${entry.images.length > 1 ? `${entry.images.length} images.` : "The image is there."}`);
     await history_.keep(entry, pictures);
+    result.finish(entry, entry.images.length > 1 ? `Done: ${entry.images.length} images.` : "The image is done.");
   });
 }
 
@@ -52,8 +52,8 @@ async function drawUnmasked() {
     const same = { ...entry.request, seed: entry.seeds[0], model: entry.model, use_mask: false };
     const done = await draw({ ...same, subjects: await sentSubjects(entry.subjects, pictures) }, { signal, onEvent, onWait });
     entry.unmasked = done.map((event) => pngOf(event.b64_json));
-    result.finish(entry, "Done. Both images are there, side by side.");
     await history_.keep(entry);
+    result.finish(entry, "Both images are there, side by side.");
   });
 }
 
@@ -144,8 +144,9 @@ async function tryExample() {
 async function start() {
   try {
     const [document_, adapters, models] = await Promise.all(["openapi.json", "v1/adapters", "v1/models"].map(getJson));
-    const sections = Object.values(adapters.data[0]?.settings ?? {}).filter((section) => typeof section === "object");
-    settings.build(document_, Object.assign({}, ...sections), models.data.map((model) => model.id));
+    const flat = ({ settings: sections = {} }) => Object.assign({}, ...Object.values(sections)); // names of knobs are unique
+    const defaults = new Map(adapters.data.map((adapter) => [adapter.model ?? `realcustom:${adapter.id}`, flat(adapter)]));
+    settings.build(document_, models.data.map((model) => model.id), defaults);
     if (!adapters.data.length) notice("This server has no adapter: it draws your words alone, and takes no pictures.");
     setError(null, byId("form-error"), "");
   } catch (error) {

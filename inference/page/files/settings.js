@@ -16,19 +16,33 @@ export class Settings {
     byId("defaults").onclick = () => this.set({});
   }
 
-  /** Make the fields. `defaults` are the adapter's own, `models` the names that a request can choose. */
-  build(document_, defaults, models) {
-    const fields = document_.components.schemas.GenerationRequest.properties;
-    for (const [name, field] of Object.entries(fields)) {
+  /** Make the fields. `models` are the names that a request can choose, `defaults` an adapter's settings by such a name. */
+  build(document_, models, defaults) {
+    this.document = document_.components.schemas.GenerationRequest.properties;
+    this.defaultsOf = (model) => defaults.get(model || models[0]) ?? {};
+    for (const [name, field] of Object.entries(this.document)) {
       const type = field.anyOf?.find((one) => one.type !== "null") ?? field;
       if (NOT_SHOWN.has(name) || !type.type) continue; // without a type: accepted, and does nothing
       if (name === "model" && models.length < 2) continue;
       const input = name === "model" ? choiceOf(models) : inputOf(type, field.default);
       input.id = `set-${name}`;
       this.inputs.set(name, input);
-      byId("fields").append(rowOf(name, input, field.description ?? "", name === "model" ? null : field.default ?? defaults[name]));
+      byId("fields").append(rowOf(name, input));
     }
+    this.describe();
     this.count();
+  }
+
+  /** Each setting's line, with its default in the model that is chosen. */
+  describe() {
+    const chosen = this.defaultsOf(this.inputs.get("model")?.value);
+    for (const [name, input] of this.inputs) {
+      const standard = name === "model" || input.type === "checkbox" ? null : this.document[name].default ?? chosen[name];
+      if (input.type !== "checkbox") input.placeholder = standard ?? "";
+      const line = (this.document[name].description ?? "").replaceAll("`", "");
+      const text = line.charAt(0).toUpperCase() + line.slice(1) + (standard == null ? "" : `. Default: ${standard}`);
+      byId(`${input.id}-hint`).textContent = `${text}.`;
+    }
   }
 
   /** The settings that are not left at their defaults. Says beside a field what is no number, and then returns null. */
@@ -63,14 +77,15 @@ export class Settings {
   fail(name, sentence) {
     const input = this.inputs.get(name);
     byId("settings").open = true;
-    setError(input, input.closest(".row").querySelector(".error"), sentence);
+    setError(input, byId(`${input.id}-error`), sentence);
     input.setAttribute("aria-describedby", `${input.id}-error ${input.id}-hint`);
     input.focus();
   }
 
   changed(input) {
-    setError(input, input.closest(".row").querySelector(".error"), "");
+    setError(input, byId(`${input.id}-error`), "");
     input.setAttribute("aria-describedby", `${input.id}-hint`);
+    if (input === this.inputs.get("model")) this.describe();
     this.count();
   }
 
@@ -97,15 +112,12 @@ function choiceOf(models) {
   return make("select", {}, ...models.map(optionOf));
 }
 
-function rowOf(name, input, description, standard) {
+function rowOf(name, input) {
   const words = name.replaceAll("_", " ");
   const label = make("label", { htmlFor: input.id, textContent: words.charAt(0).toUpperCase() + words.slice(1) });
-  const known = standard !== undefined && standard !== null && input.type !== "checkbox";
-  if (known) input.placeholder = standard;
-  const line = description.replaceAll("`", "");
-  const text = line.charAt(0).toUpperCase() + line.slice(1) + (known ? `. Default: ${standard}` : "");
-  const hint = make("p", { className: "hint", id: `${input.id}-hint`, textContent: `${text}.` });
+  const hint = make("p", { className: "hint", id: `${input.id}-hint` });
   input.setAttribute("aria-describedby", hint.id);
   const className = input.type === "number" || input.type === "checkbox" ? "row" : "row wide";
-  return make("div", { className }, label, input, hint, make("p", { className: "error", id: `${input.id}-error`, hidden: true }));
+  const error = make("p", { className: "error", id: `${input.id}-error`, hidden: true });
+  return make("div", { className }, label, input, hint, error);
 }
