@@ -24,6 +24,7 @@ from realcustom.inference.error_answers import add_error_answers
 from realcustom.inference.front import Front
 from realcustom.inference.handling import Handler
 from realcustom.inference.keys import Key
+from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.models import choose_model
 from realcustom.inference.page.routes import add_page
 from realcustom.inference.reference_page import STYLE, reference_page
@@ -32,13 +33,16 @@ from realcustom.inference.responses import GenerationResponse, ModelInfo, ModelL
 _DRAWING_ERRORS = (404, 408, 409, 413, 422, 429, 499, 503)
 
 
-def build_api(service: Backend, keys: Sequence[Key] = (), *, has_proxy: bool = False) -> FastAPI:
+def build_api(
+    service: Backend, keys: Sequence[Key] = (), *, has_proxy: bool = False, observer: Observer = UNOBSERVED
+) -> FastAPI:
     """The application around `service`.
 
     Args:
         service: draws.
         keys: bearer keys, of which every /v1 route requires one; none = anyone may ask.
         has_proxy: a proxy before this server puts X-Request-Id into requests and answers, as Ray Serve's does.
+        observer: counts requests.
     """
     api = FastAPI(
         title="RealCustom",
@@ -50,7 +54,7 @@ def build_api(service: Backend, keys: Sequence[Key] = (), *, has_proxy: bool = F
     admission = Admission(keys)
     handler = Handler(service, admission)
     add_error_answers(api)
-    api.add_middleware(Front, has_proxy=has_proxy, access_log=service.settings.access_log)
+    api.add_middleware(Front, has_proxy=has_proxy, access_log=service.settings.access_log, observer=observer)
     _add_images(api, handler)
     _add_subjects(api, handler)
     _add_models(api, service, admission)

@@ -26,6 +26,7 @@ from realcustom.inference.edits import Nouns
 from realcustom.inference.engine_server import EngineServer, ModelSource
 from realcustom.inference.keys import Key, find_keys
 from realcustom.inference.models import ServedModel
+from realcustom.inference.ray_metrics import RayObserver
 from realcustom.inference.remote import Engines
 from realcustom.inference.routing import STATS_SECONDS, HoldersFirst
 from realcustom.inference.scaling import ByQueuedSeconds
@@ -62,10 +63,11 @@ class ApiServer:
         log_level: str,
     ) -> None:
         log.configure(log_level)
+        self._observer = RayObserver()
         self._keys, self._engines = keys, Engines(settings, engines, models, instance, nouns)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        api = build_api(self._engines, self._keys, has_proxy=True)
+        api = build_api(self._engines, self._keys, has_proxy=True, observer=self._observer)
 
         async def watch() -> None:
             self._engines.watch()

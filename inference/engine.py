@@ -15,13 +15,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
-from realcustom.guidance import Weights
+from realcustom.guidance import Branch, Weights
 from realcustom.inference.cost import StepCost
 from realcustom.inference.errors import (
     Cancelled,
@@ -32,6 +33,7 @@ from realcustom.inference.errors import (
     WordNotInPrompt,
 )
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
+from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.models import ServedModel
 from realcustom.inference.order import LargestStretch, Order, Running
 from realcustom.inference.progress import Progress, Usage
@@ -80,6 +82,7 @@ class Engine:
         self.max_queue, self.deadline_seconds = max_queue, deadline_seconds
         self.order: Order = order or LargestStretch()
         self.cost = StepCost()
+        self.observer: Observer = UNOBSERVED
         self._changed = threading.Condition()
         self._waiting: collections.deque[Ticket] = collections.deque()  # not prepared yet
         self._running: list[Running] = []
@@ -178,6 +181,7 @@ class Engine:
                 raise QueueFull(f"{jobs} requests are being served already; try again later", max(1, wait))
             self._check_time(job, seconds)
             self._waiting.append(ticket)
+            ticket.future.add_done_callback(self._observe_end)
             self._changed.notify_all()
         return ticket
 
@@ -258,6 +262,7 @@ class Engine:
         ticket.check()
         job, pipeline = ticket.job, self.pipeline_of(ticket.job)
         started = time.monotonic()
+        self.observer.observe("queue_seconds", started - ticket.submitted)
         try:
             prepared = pipeline.prepare(
                 job.prompt,
@@ -284,11 +289,13 @@ class Engine:
             now = self._step_began = time.monotonic()
             chosen = self.order.choose(self._running, self.cost, now)
         calls: list[int] = []
+        forwards = [one.sampler.forwards_left() for one in chosen]
         results = run_together(self.pipeline.base.unet, [one.sampler.launches() for one in chosen], rows=calls)
         if self.pipeline.base.device.type == "cuda":
             torch.cuda.synchronize(self.pipeline.base.device)  # else the clock would say when the work was handed over
         if calls:
             self.cost.learn(chosen[0].size, len(calls), sum(calls), time.monotonic() - now)
+            self._observe_step(chosen, forwards, calls, time.monotonic() - now)
         ended = [one for one, result in zip(chosen, results, strict=True) if not self._went_on(one, result)]
         with self._changed:
             self._step_began = None
@@ -309,6 +316,8 @@ class Engine:
             sampler = one.sampler
             if one.ticket.job.sampling.return_masks and result.masks is not None:
                 one.masks.append(result.masks)
+            if result.index == 0:
+                self.observer.observe("time_to_first_step_seconds", time.monotonic() - one.ticket.submitted)
             if one.ticket.on_progress is not None:
                 masks = None if result.masks is None else torch.cat(result.masks, 1)
                 of = len(sampler.start.timesteps)
@@ -317,6 +326,27 @@ class Engine:
             return result
 
         return self._attempt(one.ticket, told) is not None and not one.sampler.done
+
+    def _observe_step(self, chosen: list[Running], before: list[int], calls: list[int], seconds: float) -> None:
+        """Tell of a step; `before`: forwards that each of the jobs had left."""
+        observe = self.observer.observe
+        observe("step_seconds", seconds)
+        observe("batch_cells_used_ratio", min(1.0, max(calls) / self.cost.full_rows(chosen[0].size)))
+        for rows in calls:
+            observe("batch_rows", rows)
+        for one, left in zip(chosen, before, strict=True):
+            branches, images = one.sampler.weights.branches(), len(one.sampler.latents)
+            for branch in branches:
+                observe("forwards_total", images, branch.value)
+            passes = left - one.sampler.forwards_left() - images * len(branches)  # for the mask alone
+            observe("forwards_total", max(0, passes), Branch.GUIDANCE.value)
+        observe("running", len(self._running))
+        observe("waiting", len(self._waiting) + self._held)
+
+    def _observe_end(self, future: Future[Generation]) -> None:
+        if isinstance(future.exception(), Cancelled):
+            self.observer.observe("cancelled_total", 1)
+        self.observer.observe("running", len(self._running))
 
     def _finish(self) -> bool:
         """Decode one job's images."""

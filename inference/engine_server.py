@@ -18,6 +18,7 @@ from realcustom.inference.errors import Internal, RequestError, UnknownSubject
 from realcustom.inference.leases import RENEW_SECONDS, Leases
 from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
 from realcustom.inference.models import ServedModel
+from realcustom.inference.ray_metrics import RayObserver
 from realcustom.inference.responses import SubjectResponse
 from realcustom.inference.service import EngineWork, Service
 from realcustom.inference.settings import ServeSettings
@@ -46,7 +47,7 @@ class EngineServer:
             return load_engine(settings, source.base, own, source.image_encoder)
 
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(settings, load, models=source.models)
+        self._service = Service(settings, load, models=source.models, observer=RayObserver())
         self._service.wait()
         self._leases = Leases()
         self._sweeping: asyncio.Task[None] | None = None

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realcustom.inference.error_answers import answer_of
 from realcustom.inference.errors import BadRequest, Cancelled, Internal
+from realcustom.inference.metrics import UNOBSERVED, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,12 @@ class Front:
     Args:
         app: the application.
         has_proxy: a proxy before this server puts X-Request-Id into requests and answers, as Ray Serve's does.
+        observer: counts requests.
         access_log: write a line of JSON to stderr for each request; not a log line of ours, so that programs can read it.
     """
 
-    def __init__(self, app: ASGIApp, *, has_proxy: bool, access_log: bool) -> None:
-        self.app, self.has_proxy, self.access_log = app, has_proxy, access_log
+    def __init__(self, app: ASGIApp, *, has_proxy: bool, access_log: bool, observer: Observer = UNOBSERVED) -> None:
+        self.app, self.has_proxy, self.access_log, self.observer = app, has_proxy, access_log, observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -104,8 +106,12 @@ class Front:
             if status == 0:
                 await answer_of(Internal())(scope, receive, send_with_headers)
         finally:
+            status, seconds = status or Cancelled.status, time.monotonic() - started
+            self.observer.observe("requests_total", 1, str(status))
+            if record.model is not None:
+                self.observer.observe("request_seconds", seconds)
             if self.access_log:
-                sys.stderr.write(_line(scope, record, status or Cancelled.status, time.monotonic() - started))
+                sys.stderr.write(_line(scope, record, status, seconds))
 
 
 def _line(scope: Scope, record: Record, status: int, seconds: float) -> str:

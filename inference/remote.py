@@ -36,7 +36,8 @@ from realcustom.inference.settings import ServeSettings
 from realcustom.inference.subjects import NewSubject
 
 logger = logging.getLogger(__name__)
-TAKEN_SECONDS = 1.5  # within which an engine that runs says that it has a request
+TAKEN_SECONDS = 10.0  # within which an engine says that it has a request
+ALONE_SECONDS = 1.5  # the same where the only engine has just ended
 ASK_SECONDS = 2.0  # within which an engine answers a question
 GRACE_SECONDS = 5.0  # beyond a request's deadline, for its last step and its answer
 LOST = "the engine that drew this request ended; try again"
@@ -105,6 +106,16 @@ class Engines:
             raise UnknownSubject("id: this server holds no such subject; send its picture again")
         answer: SubjectResponse = found[0]
         return answer
+
+    def patience(self, *, again: bool) -> float | None:
+        """Seconds within which an engine takes a request; None: one may have to be started first.
+
+        Args:
+            again: an engine ended with it already.
+        """
+        if again:
+            return TAKEN_SECONDS if self._running > 1 else ALONE_SECONDS
+        return None if self.settings.min_engines == 0 else TAKEN_SECONDS
 
     @contextlib.contextmanager
     def lease(self) -> Any:
@@ -235,9 +246,8 @@ class RemoteWork:
         with self.engines.lease() as lease:
             handle = self.engines.handle.options(stream=True)
             response = self._response = handle.draw.remote(self.drawing, lease, wants=self._wants, avoid=tried)
-            wakes = self.engines.settings.min_engines == 0 and patient
             try:
-                async with asyncio.timeout(None if wakes else TAKEN_SECONDS):
+                async with asyncio.timeout(self.engines.patience(again=not patient)):
                     message = await anext(response)
                 while True:
                     if isinstance(message, Failed):

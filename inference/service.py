@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
 from realcustom.inference.answers import answer
 from realcustom.inference.backend import State
@@ -18,6 +19,7 @@ from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
+from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.models import PREFIX, ServedModel, choose_model
 from realcustom.inference.progress import Progress
 from realcustom.inference.responses import GenerationResponse, SubjectResponse, UsageResponse
@@ -89,6 +91,7 @@ class Service:
         load: makes the engine; the text of its error becomes the reason in `state`.
         instance, nouns: see `backend.Backend`.
         models: all models that a request can name; none = those that the engine is loaded with.
+        observer: is told what is measured.
     """
 
     def __init__(
@@ -98,8 +101,10 @@ class Service:
         instance: str = "",
         nouns: Nouns | None = None,
         models: Sequence[ServedModel] = (),
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self.settings, self.instance, self.nouns = settings, instance, nouns
+        self.observer = observer
         self.subjects = SubjectStore(settings.max_subject_bytes)
         self._models = tuple(models)
         self._encoding = threading.Lock()
@@ -163,6 +168,7 @@ class Service:
     def _load(self, load: Callable[[], Engine]) -> None:
         try:
             engine = load()
+            engine.observer = self.observer
             self._preview = LatentPreview.fit(engine.pipeline.base)
             self._shelf = AdapterShelf(engine, self.settings.max_adapters)
             self._engine = engine
@@ -181,7 +187,7 @@ class Service:
         if drawing.subjects and model.adapter is None and engine.adapter is not None:
             raise RequestError(f"subjects: {model.id} is a base without an adapter, it takes none", "subjects")
         subjects = tuple(
-            part.subject(lambda name, i=i: self.subjects.get(name, f"subjects[{i}].id"))  # type: ignore[misc]
+            part.subject(lambda name, i=i: self._held(name, f"subjects[{i}].id"))  # type: ignore[misc]
             for i, part in enumerate(drawing.subjects)
         )
         job = GenerationJob(
@@ -195,7 +201,14 @@ class Service:
         stream = None
         if request.stream:
             assert self._preview is not None  # made before the engine is shown
-            stream = Stream(request, self._preview, self.settings.heartbeat_seconds, ahead=engine.jobs, edit=drawing.edit)
+            stream = Stream(
+                request,
+                self._preview,
+                self.settings.heartbeat_seconds,
+                ahead=engine.jobs,
+                edit=drawing.edit,
+                observer=self.observer,
+            )
         started, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def on_progress(progress: Progress) -> None:
@@ -204,6 +217,8 @@ class Service:
             if stream is not None:
                 stream.mailbox.put(progress)
 
+        if model.sha256 in self.shelf.loaded():
+            self.observer.observe("cache_hits_total", 1, "adapters")
         release = await self.shelf.hold(model)
         try:
             await asyncio.to_thread(engine.check, job)
@@ -231,7 +246,14 @@ class Service:
         image = decode_image(new.image, limits, "image")
         mask = decode_mask(new.mask, image, limits, "mask")
         with self._encoding:  # one at a time: memory stays bounded
-            return self.subjects.add(pipeline.encode_subject(image, mask))
+            added = self.subjects.add(pipeline.encode_subject(image, mask))
+        self.observer.observe("cache_bytes", self.subjects.held_bytes, "subjects")
+        return added
+
+    def _held(self, name: str, param: str) -> EncodedSubject:
+        subject = self.subjects.get(name, param)
+        self.observer.observe("cache_hits_total", 1, "subjects")
+        return subject
 
 
 def _models_of(engine: Engine) -> list[ServedModel]:

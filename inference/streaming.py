@@ -13,6 +13,7 @@ from realcustom.inference.answers import completed_events, previews, step_event
 from realcustom.inference.errors import DeadlineExceeded, Internal, RequestError
 from realcustom.inference.events import HEARTBEAT, QueuedEvent, encode_event, error_event
 from realcustom.inference.jobs import Generation, Ticket
+from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.progress import Progress
 from realcustom.inference.responses import GenerationResponse
 from realcustom.inference.schema import ImagesRequest
@@ -80,6 +81,7 @@ class Stream:
         preview: makes the partial images.
         heartbeat_seconds: after so long without an event a comment is sent, which keeps proxies from closing.
         ahead: requests that the engine has already.
+        observer: is told when the first preview was sent.
         edit: whether the events are those of `/v1/images/edits`.
     """
 
@@ -91,9 +93,10 @@ class Stream:
         *,
         ahead: int = 0,
         edit: bool = False,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self.request, self.preview, self.heartbeat_seconds = request, preview, heartbeat_seconds
-        self.ahead, self.edit = ahead, edit
+        self.ahead, self.edit, self.observer = ahead, edit, observer
         self.mailbox = Mailbox(lambda progress: self._preview_number(progress) is not None or self._has_masks(progress))
         self._first: tuple[float, int] | None = None  # time and number of the first step seen
 
@@ -118,6 +121,8 @@ class Stream:
                     break
                 for chunk in await asyncio.to_thread(self._of_step, progress):
                     yield chunk
+                if self._preview_number(progress) == 0:
+                    self.observer.observe("time_to_first_preview_seconds", time.monotonic() - ticket.submitted)
             response = await asyncio.to_thread(respond, ticket.future.result())
             for event in completed_events(response, edit=self.edit):
                 yield encode_event(event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import ray
 from PIL import Image
 
 from realcustom.checkpoint import adapter_sha256
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
 from realcustom.evaluation.table import Case, Setting
+from realcustom.inference.metrics import METRICS
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from realcustom.pipeline.serving import nouns
@@ -162,3 +165,20 @@ def test_the_endpoint_draws_what_the_pipeline_draws(url: str, tiny_pipeline: Rea
     for setting in (Setting.TEXT_TO_IMAGE, Setting.SUBJECT_WITHOUT_MASK, Setting.WRONG_REFERENCE):
         pairs = zip(remote(setting, [case]), local(setting, [case]), strict=True)
         assert all(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1 for a, b in pairs)
+
+
+def test_ray_exports_every_metric(url: str) -> None:
+    """Those of this endpoint's requests, at the address that Prometheus reads."""
+    assert _post(url, stream=True, partial_images=1).status_code == 200
+    held = httpx.post(f"{url}/v1/subjects", json={"image": to_base64(REFERENCE)}, timeout=60.0).json()
+    assert _post(url, subjects=[{"id": held["id"], "word": "cat"}]).status_code == 200
+    [node] = [node for node in ray.nodes() if node["Alive"]]
+    names, end = {f"realcustom_{name}" for name in METRICS}, time.monotonic() + 60
+    while missing := names - set(re.findall(r"realcustom_\w+", _scraped(node["MetricsExportPort"]))):
+        assert time.monotonic() < end, missing
+        time.sleep(1.0)
+
+
+def _scraped(port: int) -> str:
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10.0).text
+    return re.sub(r"\bray_", "", text)
