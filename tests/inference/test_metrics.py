@@ -7,6 +7,7 @@ import base64
 import collections
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -106,3 +107,10 @@ def test_forwards_by_branch_are_those_that_the_answer_counts(service: Service, r
     forwards = asyncio.run(talk())
     by_branch = [recorder.total("forwards_total", tag) for name, tag in list(recorder.seen) if name == "forwards_total"]
     assert sum(by_branch) == forwards
+
+
+def test_the_documentation_lists_them_all() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    for name, metric in METRICS.items():
+        tag = "" if metric.tag is None else f"{{{metric.tag}}}"
+        assert f"| `realcustom_{name}{tag}` | {metric.help} ({metric.kind.value}) |" in text
