@@ -72,6 +72,17 @@ class Row:
     noun_accuracy: float
     images: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain data for a report."""
+        return {
+            "setting": self.setting.value,
+            "similarity": self.similarity.mean,
+            "similarity_ci": [self.similarity.low, self.similarity.high],
+            "background_accuracy": self.background_accuracy,
+            "noun_accuracy": self.noun_accuracy,
+            "images": self.images,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -84,20 +95,9 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """`table` and `wrong_reference` as plain data for a report."""
-        rows = [
-            {
-                "setting": row.setting.value,
-                "similarity": row.similarity.mean,
-                "similarity_ci": [row.similarity.low, row.similarity.high],
-                "background_accuracy": row.background_accuracy,
-                "noun_accuracy": row.noun_accuracy,
-                "images": row.images,
-            }
-            for row in self.rows
-        ]
         wrong = self.wrong_reference
         return {
-            "table": rows,
+            "table": [row.to_dict() for row in self.rows],
             "wrong_reference": None if wrong is None else {"difference": wrong.mean, "ci": [wrong.low, wrong.high]},
         }
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 
 from realcustom.errors import UsageError
@@ -30,7 +31,7 @@ def connected(address: str | None = None) -> Iterator[None]:
         UsageError: nothing answers at the address.
     """
     check_address(address)
-    _prepare_environment()
+    _prepare_environment(embedded=is_embedded(address))
     import ray  # imported here, so that a command's help and mistakes do not wait for it
 
     if ray.is_initialized():
@@ -53,7 +54,7 @@ def start_local(num_cpus: int | None = None) -> str:
     Args:
         num_cpus: logical CPUs; None = this machine's, at least `LOCAL_CPUS`.
     """
-    _prepare_environment()
+    _prepare_environment(embedded=True)
     import ray
 
     cpus = num_cpus or local_cpus()
@@ -101,24 +102,51 @@ HARMLESS = (  # log lines of Ray's own parts that do not matter
 )
 
 
-def _prepare_environment() -> None:
+def _prepare_environment(embedded: bool) -> None:
     """Environment variables that Ray and its workers read only while they are imported: Ray's default of
-    authentication, explicit so that all processes agree; no log lines about internals of datasets and actors; no
-    progress bars of libraries, which a worker's log turns into lines."""
+    authentication, explicit so that all processes agree; no log lines about internals of datasets and actors, and no
+    colours; on this machine alone no prefix of a worker's lines either, which are the command's own; no progress bars
+    of libraries, which a worker's log turns into lines."""
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "|".join(HARMLESS))
         os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # we say ourselves what is waited for
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+        if embedded:
+            os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _init_local(num_cpus: int) -> str:
     import ray
 
-    context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
+    with _without_harmless():
+        context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
     return str(context.address_info["address"])
+
+
+@contextlib.contextmanager
+def _without_harmless() -> Iterator[None]:
+    """A context in which lines on stderr are kept back, and written at its end but for those that are harmless.
+
+    Ray's own library writes to the file descriptor: no logger can be told to be quiet.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            written.seek(0)
+            for line in written:
+                if not any(text.encode() in line for text in HARMLESS):
+                    os.write(2, line)
 
 
 def _join(address: str) -> None:

@@ -55,6 +55,7 @@ class Request:
     image_encoder: str | None = None
     recipes_image_encoder: str = ""  # used if the adapter was trained with it
     device: str | None = None
+    enlarge: int = 1  # times each pixel is repeated in the images that are written, each way
     sampling: SamplingParams  # with a seed
 
 
@@ -158,12 +159,17 @@ def draw(request: Request, photographs: list[Image.Image], output: Path, overwri
     subjects = [Subject(image=image, word=word) for image, word in zip(photographs, request.words, strict=True)]
     steps = request.sampling.num_inference_steps or pipe.settings.sampler.num_inference_steps
     result = pipe.draw(request.prompt, subjects, request.sampling, callback_on_step_end=_Progress(steps))
-    files = {f"image-{i}.png": _png(image) for i, image in enumerate(result.images)}
+    files = {f"image-{i}.png": _png(enlarged(image, request.enlarge)) for i, image in enumerate(result.images)}
     if result.masks:
         for i in range(request.sampling.n):
             files[f"masks-{i}.png"] = _png(mask_strip([torch.cat(step, 1)[i] for step in result.masks]))
     files[SETTINGS_FILE] = _settings(request, pipe).encode()
     return _write(files, output, overwrite)
+
+
+def enlarged(image: Image.Image, times: int) -> Image.Image:
+    """The image with each pixel as a square of `times` pixels a side: a picture of 32 pixels is too small to look at."""
+    return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
 
 
 def mask_strip(masks: list[torch.Tensor]) -> Image.Image:

@@ -12,6 +12,7 @@ from realcustom.pipeline.inputs import local_folder
 from realcustom.sampling import KNOBS, MAX_SEED, SamplingParams
 
 OUTPUT = "outputs/generate"
+MAX_ENLARGE = 64
 
 
 def generate(
@@ -38,6 +39,12 @@ def generate(
     models: ModelOptions,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the starting noise.")] = 0,
     sampling: SamplingParams,
+    enlarge: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MAX_ENLARGE, metavar="TIMES", help="Repeat each pixel so often, to look at small ones."
+        ),
+    ] = 1,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="torch device; else a GPU, if there is one.")
     ] = None,
@@ -53,7 +60,14 @@ def generate(
 
     values = {
         **{knob.name: getattr(sampling, knob.name) for knob in KNOBS},
-        **{"prompt": prompt, "images": images or (), "words": words or (), "seed": seed, "device": device},
+        **{
+            "prompt": prompt,
+            "images": images or (),
+            "words": words or (),
+            "seed": seed,
+            "device": device,
+            "enlarge": enlarge,
+        },
         "image_encoder": models.image_encoder,
     }
     asked = {**values, **earlier_request(given.config or ())}

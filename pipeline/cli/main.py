@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (its trace on stderr), 2 the user's mistake (one line
     on stderr), 3 a stage kept nothing for the next one (one line), 130 interrupted.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of libraries: a command's progress is log lines
     interrupt.watch()
     sys.exit(run(arguments))
 

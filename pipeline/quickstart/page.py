@@ -3,88 +3,138 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
+import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from realcustom import storage
-from realcustom.evaluation.table import Case, Setting, Table
-from realcustom.pipeline.quickstart.curve import curve_svg
-from realcustom.pipeline.recipes import RunSettings
+from realcustom.evaluation.table import Row, Setting, Table
+from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
+from realcustom.pipeline.quickstart.film import PHOTOGRAPH, PHOTOGRAPHS, Films
+from realcustom.pipeline.quickstart.results import Results
+from realcustom.pipeline.quickstart.strips import film_content, small
 from realcustom.preprocessing.report.page import around, render_template
 from realcustom.preprocessing.report.pictures import data_uri
 from realcustom.sprites import corpus as drawn
 from realcustom.store import Store
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+SCRIPT = Path(__file__).with_name("page.js.j2")
 SETTING_NAMES = {
-    "text_to_image": "text alone",
-    "subject_without_mask": "subject, no mask",
-    "subject_with_mask": "subject, masked (the method)",
-    "wrong_reference_with_mask": "wrong reference, masked",
-    "oracle": "oracle (drawn)",
+    Setting.TEXT_TO_IMAGE: "text alone",
+    Setting.SUBJECT_WITHOUT_MASK: "subject, no mask",
+    Setting.SUBJECT_WITH_MASK: "subject, masked (the method)",
+    Setting.WRONG_REFERENCE: "wrong reference, masked",
+    Setting.ORACLE: "oracle",
 }
+SHIPPED = "the same with the adapter that ships (8,000 steps)"
 SAMPLES = 8  # pictures of each kind on the page
-CASES = 6  # rows of the side-by-side sheet
-MASKS = 8  # steps of the mask that are shown
+CASES = 5  # rows of the side-by-side sheet, before the photograph's
 KEPT = {drawn.Corruption.EMPTY_CAPTION.value: ": kept, and captioned"}
-NEXT_STEPS = """\
-  realcustom generate --image tests/data/photos/duck_toy.jpg --prompt "a star at the left on grass" --word star
-  realcustom serve --set serve.port=8000                   # the endpoint; its README section has a curl example
-  realcustom inspect {adapter}
-  realcustom inspect zoo                                   # measures of the small models
-  realcustom quickstart --from-scratch --set train.lr=3e-3 # train the adapter from nothing"""
+SUBJECT = "subject.png"  # beside the page: a subject to draw with
+ENLARGED = 8  # times, a picture that a next step draws
 
 
-def write_page(path: Path, content: dict[str, Any]) -> None:
+def write_page(path: Path, content: Mapping[str, Any]) -> None:
     """Render the template with `content` and write it atomically."""
-    Store().write(path, render_template(TEMPLATE, names=SETTING_NAMES, **content))
+    Store().write(path, render_template(TEMPLATE, script=SCRIPT.read_text("utf-8"), **content))
 
 
 def content(
-    report: dict[str, Any],
-    corpus: str,
-    records: pa.Table,
-    trained: Any,
-    request: dict[str, Any],
-    table: Table,
-    cases: Sequence[Case],
-    settings: RunSettings,
-    truth: dict[str, dict[str, Any]],
+    report: dict[str, Any], results: Results, records: pa.Table, truth: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Everything that the template names."""
     return {
         "report": report,
-        "request": _request(request),
-        "corpus": {"pictures": len(truth), "samples": _corpus_samples(corpus)},
-        "dropped": _dropped(corpus, truth),
+        "films": [
+            film_content(films, title, note) for films, (title, note) in zip(results.films, _TITLES, strict=False)
+        ],
+        "request": _request(results.request),
+        "corpus": {"pictures": len(truth), "samples": _corpus_samples(results.corpus)},
+        "excluded": _excluded(results.corpus, truth),
         "subjects": [_subject(row) for row in records.slice(0, SAMPLES // 2).to_pylist()],
-        "settings": [setting.value for setting in table.images],
-        "cases": [_case(case, index, table) for index, case in enumerate(cases[:CASES])],
-        "training": _training(trained, settings, report["training"]["from_scratch"]),
-        "verdict": _verdict(table),
-        "next_steps": NEXT_STEPS.format(adapter=trained.adapter),
+        "rows": _rows(results),
+        "cases": _cases(results),
+        "stage_pages": {
+            name: os.path.relpath(storage.join(directory, "report.html"), results.output)
+            for name, directory in results.directories.items()
+        },
+        "training": _training(results),
+        "verdict": _verdict(results.table),
+        "next_steps": next_steps(results),
     }
 
 
-def _request(request: dict[str, Any]) -> dict[str, Any]:
+_TITLES = (
+    ("the subject of the request below", ""),
+    ("another subject", ""),
+    (
+        "a real photograph",
+        "The reference is a real photograph, of a rubber duck (by Nataniel Ruiz, CC BY 4.0). All models here have only ever seen "
+        "drawn shapes of 32 by 32 pixels, so only its colours can arrive. No judge scores this one.",
+    ),
+)
+
+
+def next_steps(results: Results) -> list[str]:
+    """Commands that run as they are in a fresh shell, from the folder where this run was started."""
+    command = _from_here(Path(sys.executable).with_name("realcustom"))
+    adapter = _from_here(Path(results.trained.result.adapter))
+    case = results.request["case"]
+    prompt = f"a {case.target_word} at the top on {_another(case.truth.background)}"
+    draw = f"{command} generate --adapter {adapter} --word"
+    lines = [
+        f"{draw} {case.target_word} --image {_from_here(results.output / SUBJECT)} "
+        f"--prompt {shlex.quote(prompt)} --count 4 --enlarge {ENLARGED} --output outputs/mine"
+    ]
+    if (PHOTOGRAPHS / PHOTOGRAPH).exists():
+        photograph = _from_here(PHOTOGRAPHS / PHOTOGRAPH)
+        lines.append(
+            f"{draw} star --image {photograph} --prompt 'a star at the right on snow' "
+            f"--enlarge {ENLARGED} --output outputs/photograph"
+        )
+    lines += [
+        f"{command} serve --adapter {adapter}",
+        f"{command} quickstart --set train.steps=600 --output outputs/longer",
+    ]
+    return lines
+
+
+def subject_png(results: Results) -> bytes:
+    """The request's subject, for the first of the next steps."""
+    buffer = io.BytesIO()
+    results.request["case"].reference.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _from_here(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    here, absolute = Path.cwd(), Path(os.path.abspath(path))
+    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))
+
+
+def _another(background: str) -> str:
+    from realcustom.sprites.world import BACKGROUNDS
+
+    return BACKGROUNDS[(BACKGROUNDS.index(background) + 1) % len(BACKGROUNDS)]
+
+
+def _request(request: Mapping[str, Any]) -> dict[str, Any]:
     case, answer = request["case"], request["answer"]
     start = case.prompt.index(case.target_word)
-    masks = [mask for mask in answer["data"][0]["masks"] if mask["subject"] == 0]
-    chosen = np.unique(np.linspace(0, len(masks) - 1, MASKS).round().astype(int))
     return {
         **around(case.prompt, start, start + len(case.target_word)),
         "prompt": case.prompt,
         "seed": case.seed,
         "reference": data_uri(case.reference),
         "images": [f"data:image/png;base64,{data['b64_json']}" for data in answer["data"]],
-        "masks": [
-            {"step": masks[i]["step"] + 1, "image": f"data:image/png;base64,{masks[i]['b64_json']}"} for i in chosen
-        ],
     }
 
 
@@ -100,7 +150,7 @@ def _corpus_samples(corpus: str) -> list[dict[str, str]]:
     return samples
 
 
-def _dropped(corpus: str, truth: dict[str, dict[str, Any]]) -> list[dict[str, str | None]]:
+def _excluded(corpus: str, truth: dict[str, dict[str, Any]]) -> list[dict[str, str | None]]:
     """One picture of each kind of corruption, as it is in the shards; None if it cannot be read."""
     shown: dict[str, dict[str, str | None]] = {}
     readable = {
@@ -126,24 +176,68 @@ def _subject(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _case(case: Case, index: int, table: Table) -> dict[str, Any]:
-    return {
-        "prompt": case.prompt,
-        "reference": data_uri(case.reference),
-        "images": [data_uri(images[index]) for images in table.images.values()],
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """The table's rows with their names; the shipped adapter's after the method's."""
+    rows = []
+    for row in results.table.rows:
+        rows.append(_row(SETTING_NAMES[row.setting], row))
+        if row.setting is Setting.SUBJECT_WITH_MASK and results.shipped is not None:
+            rows.append({**_row(SHIPPED, results.shipped), "method": False})
+    return rows
+
+
+def _row(name: str, row: Row) -> dict[str, Any]:
+    return {**row.to_dict(), "name": name, "method": row.setting is Setting.SUBJECT_WITH_MASK}
+
+
+def _cases(results: Results) -> list[dict[str, Any]]:
+    """Rows of pictures with what each shows."""
+    rows = []
+    for index, case in enumerate(results.cases[:CASES]):
+        drawings = {SETTING_NAMES[setting]: images[index] for setting, images in results.table.images.items()}
+        rows.append(_pictures(case.prompt, {"reference": case.reference, **drawings}))
+    for films in results.films:
+        if films.case.uid == "photograph":
+            rows.append(_photograph(films))
+    return rows
+
+
+def _photograph(films: Films) -> dict[str, Any]:
+    case = films.case
+    pictures = {
+        "reference: a real photograph": case.reference,
+        SETTING_NAMES[Setting.TEXT_TO_IMAGE]: films.text_alone,
+        SETTING_NAMES[Setting.SUBJECT_WITHOUT_MASK]: films.right_unmasked.frames[-1],
+        SETTING_NAMES[Setting.SUBJECT_WITH_MASK]: films.right.frames[-1],
+        SETTING_NAMES[Setting.WRONG_REFERENCE]: films.wrong.frames[-1],
+        "the wrong reference: another photograph": case.wrong_reference,
     }
+    return _pictures(case.prompt, pictures)
 
 
-def _training(trained: Any, settings: RunSettings, from_scratch: bool) -> dict[str, Any]:
-    losses = [(point["step"], point["loss"]) for point in trained.curve if point.get("loss") is not None]
-    validation = [(point["step"], point["val_loss"]) for point in trained.curve if point.get("val_loss") is not None]
+def _pictures(prompt: str, pictures: Mapping[str, Image.Image]) -> dict[str, Any]:
+    return {"prompt": prompt, "pictures": {name: data_uri(small(image)) for name, image in pictures.items()}}
+
+
+def _training(results: Results) -> dict[str, Any]:
+    trained, train = results.trained, results.settings.train
+    losses = [(point["step"], point["loss"]) for point in trained.result.curve if point.get("loss") is not None]
+    validation = [
+        (point["step"], point["val_loss"]) for point in trained.result.curve if point.get("val_loss") is not None
+    ]
+    rows = {row.setting: row.similarity for row in results.table.rows}
+    learned = [(one.step, one.row.similarity) for one in results.learned]
+    levels = [("text alone", rows[Setting.TEXT_TO_IMAGE].mean), ("oracle", rows[Setting.ORACLE].mean)]
+    if results.shipped is not None:
+        levels.append(("shipped adapter", results.shipped.similarity.mean))
     return {
-        "from_scratch": from_scratch,
-        "steps": settings.train.steps,
-        "workers": settings.train.num_workers,
-        "fewest_tokens": settings.method.tokens.gamma_num_train[0],
-        "other_views": settings.train.p_multiview,
-        "curve": curve_svg(losses, validation),
+        "initial_adapter": trained.initial_adapter,
+        "steps": train.steps,
+        "workers": train.num_workers,
+        "fewest_tokens": results.settings.method.tokens.gamma_num_train[0],
+        "other_views": train.p_multiview,
+        "similarity": similarity_svg([*learned, (train.steps, rows[Setting.SUBJECT_WITH_MASK])], levels),
+        "loss": loss_svg(losses, validation),
     }
 
 

@@ -14,14 +14,20 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from realcustom import config, storage
 from realcustom.errors import UsageError
 from realcustom.pipeline import cluster, configure
+from realcustom.pipeline.quickstart.results import Results, Trained
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.store import Store
+
+if TYPE_CHECKING:
+    from realcustom.evaluation.table import Case, Row, Table
+    from realcustom.pipeline.quickstart.film import Films
+    from realcustom.pipeline.quickstart.learning import Measured
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +40,7 @@ class Clock:
 
     def __init__(self, parts: int) -> None:
         self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []  # parts that an earlier run had finished
         self._parts, self._begun, self._start = parts, 0, time.monotonic()
 
     @contextlib.contextmanager
@@ -60,7 +67,7 @@ def run(
     settings: RunSettings,
     *,
     pictures: int = 240,
-    from_scratch: bool = False,
+    initial_adapter: str | None = None,
     address: str | None = None,
 ) -> Path:
     """Run everything below `output` and return the page's path.
@@ -69,22 +76,38 @@ def run(
         output: a folder; finished stages in it are not done again.
         settings: a complete run; its models must be those of the synthetic world.
         pictures: number of pictures of the corpus, unless `output` has one already.
-        from_scratch: train the adapter from nothing instead of from the shipped one.
+        initial_adapter: an adapter checkpoint to start the training from; None = random weights.
         address: of a Ray cluster; None = an embedded one.
     """
     cluster.check_address(address)
-    clock = Clock(parts=6)
+    clock = Clock(parts=7)
     Store().write(output / "settings.yaml", configure.to_yaml(settings).encode())
     corpus = _draw_corpus(output, pictures, clock)
     with contextlib.ExitStack() as stack:
         with clock.timed("ray"):
             stack.enter_context(cluster.connected(address))
         directories, stages = _preprocess(output, corpus, settings, clock)
-        trained = _train(output, directories["encode"], settings, from_scratch, clock)
-        with _served(settings, trained.adapter, clock) as url:
+        trained = _train(output, directories["encode"], settings, initial_adapter, clock)
+        with _served(settings, trained.result.adapter, clock) as url:
             request = _ask(url, settings, clock)
             table, cases = _measure(url, settings, clock)
-    return _report(output, corpus, directories, stages, trained, request, table, cases, settings, from_scratch, clock)
+    learned, shipped, films = _look_closer(settings, trained, request["case"], cases, clock)
+    results = Results(
+        output=output,
+        settings=settings,
+        corpus=corpus,
+        directories=directories,
+        stages=stages,
+        trained=trained,
+        request=request,
+        table=table,
+        cases=cases,
+        learned=learned,
+        shipped=shipped,
+        films=films,
+        reused=clock.reused,
+    )
+    return _report(results, clock)
 
 
 def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
@@ -92,7 +115,9 @@ def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
 
     with clock.heading("Drawing a corpus of image-text pairs, some corrupted on purpose"), clock.timed("corpus"):
         corpus = str(output / "corpus")
-        if not Store().exists(storage.join(corpus, "truth.parquet")):
+        if Store().exists(storage.join(corpus, "truth.parquet")):
+            clock.reused.append("corpus")
+        else:
             write_corpus(corpus, CorpusSettings(pictures=pictures))
     return corpus
 
@@ -108,6 +133,8 @@ def _preprocess(
         for stage in CHAIN:
             with clock.timed(stage.name):
                 result = run_stage(stage, source, root, settings.for_stages(), method=settings.method)
+            if not result.units_run:
+                clock.reused.append(stage.name)
             source = directories[stage.name] = result.directory
             reports[stage.name] = {
                 key: result.report[key] for key in ("in", "kept", "dropped", "quarantined", "rows_out")
@@ -115,20 +142,26 @@ def _preprocess(
     return directories, reports
 
 
-def _train(output: Path, records: str, settings: RunSettings, from_scratch: bool, clock: Clock) -> Any:
+def _train(output: Path, records: str, settings: RunSettings, initial_adapter: str | None, clock: Clock) -> Trained:
     from realcustom.training.run import train
 
-    begun = "from nothing" if from_scratch else "from the shipped adapter"
-    with clock.heading(f"Ray Train: adapter and scoring module on two workers, {begun}"), clock.timed("training"):
-        return train(
+    begun = "random weights" if initial_adapter is None else initial_adapter
+    folder = output / ("training" if initial_adapter is None else "training-further")
+    result_file = folder / "result.json"
+    before = result_file.stat().st_mtime_ns if result_file.exists() else None
+    with clock.heading(f"Ray Train: adapter and scoring module on two workers, from {begun}"), clock.timed("training"):
+        result = train(
             records=records,
-            output=str(output / ("training-from-scratch" if from_scratch else "training")),
+            output=str(folder),
             base=settings.base,
             image_encoder=None,
             method=settings.method,
             settings=settings.train,
-            initial_adapter=None if from_scratch else settings.adapter,
+            initial_adapter=initial_adapter,
         )
+    if result_file.stat().st_mtime_ns == before:
+        clock.reused.append("training")
+    return Trained(result=result, output=str(folder), initial_adapter=initial_adapter)
 
 
 @contextlib.contextmanager
@@ -179,7 +212,7 @@ def _free_port(host: str, wanted: int) -> int:
     raise UsageError(f"no free port on {host}")
 
 
-def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Any, list[Any]]:
+def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Table, list[Case]]:
     """The table, generated by the endpoint and scored by the synthetic world's judge."""
     from realcustom.evaluation.generators import EndpointGenerator
     from realcustom.evaluation.table import evaluate
@@ -193,6 +226,40 @@ def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Any, list[A
     return table, cases
 
 
+def _look_closer(
+    settings: RunSettings, trained: Trained, asked: Case, cases: list[Case], clock: Clock
+) -> tuple[list[Measured], Row | None, list[Films]]:
+    """In this process: adapters saved on the way, the shipped one, and drawings step by step."""
+    from realcustom.diffusion_pipeline import RealCustomPipeline
+    from realcustom.pipeline.quickstart import film, learning
+    from realcustom.pipeline.quickstart.cases import DrawnJudge
+
+    judge = DrawnJudge()
+    saved = learning.saved_on_the_way(trained.output, settings.train.steps)
+    with clock.heading("Looking closer: what it had learned on the way, and its drawings step by step"):
+        pipeline = RealCustomPipeline.from_pretrained(
+            settings.base, adapter=trained.result.adapter, image_encoder=settings.method.image_encoder.model
+        )
+        pipeline.set_progress_bar_config(disable=True)  # a command's progress is log lines
+
+        def measured(name: str, adapter: str) -> Row:
+            other = pipeline.with_adapter(adapter)
+            other.set_progress_bar_config(disable=True)
+            row = learning.measure(other, cases, judge, settings.evaluate)
+            logger.info("%s: similarity %.3f", name, row.similarity.mean)
+            return row
+
+        with clock.timed("learned"):
+            learned = [
+                learning.Measured(step=step, row=measured(f"after {step} steps", file)) for step, file in saved.items()
+            ]
+            shipped = measured("the shipped adapter", settings.adapter) if settings.adapter else None
+        with clock.timed("films"):
+            chosen = [asked, cases[0], film.photograph_case()]
+            films = [film.draw_films(pipeline, case) for case in chosen if case is not None]
+    return learned, shipped, films
+
+
 def _api_key(settings: RunSettings) -> str | None:
     """The endpoint's key, from the environment variable that its settings name."""
     return os.environ.get(settings.serve.api_key_variable or "")
@@ -202,46 +269,37 @@ def _show(setting: Any, done: int, total: int) -> None:
     logger.info("%s: %d/%d", setting.value, done, total)
 
 
-def _report(
-    output: Path,
-    corpus: str,
-    directories: dict[str, str],
-    stages: dict[str, dict[str, Any]],
-    trained: Any,
-    request: dict[str, Any],
-    table: Any,
-    cases: list[Any],
-    settings: RunSettings,
-    from_scratch: bool,
-    clock: Clock,
-) -> Path:
+def _report(results: Results, clock: Clock) -> Path:
     from realcustom.pipeline.quickstart import page, truth
     from realcustom.sprites.inspect_zoo import inspect_zoo
 
+    trained, table, output = results.trained.result, results.table, results.output
     with clock.heading("Writing the page"):
-        drawn = truth.read_truth(corpus)
-        captioned = truth.read_table(directories["caption"], ["uid", "synthetic_caption"])
-        records = truth.read_table(directories["encode"])
+        drawn = truth.read_truth(results.corpus)
+        captioned = truth.read_table(results.directories["caption"], ["uid", "synthetic_caption"])
+        records = truth.read_table(results.directories["encode"])
         with clock.timed("models"):
             models = truth.measure_models(captioned, records, drawn) | inspect_zoo(DRAWINGS, names=("pipeline",))
         clock.seconds["total"] = clock.total()
         report = {
-            "stages": stages,
+            "stages": results.stages,
             "models": models,
             "training": {
-                "from_scratch": from_scratch,
+                "initial_adapter": results.trained.initial_adapter,
                 "loss_before": trained.loss_before,
                 "loss_after": trained.loss_after,
                 "adapter_sha256": trained.sha256,
+                "learned": [{"steps": one.step, **one.row.to_dict()} for one in results.learned],
             },
             **table.to_dict(),
+            "shipped": None if results.shipped is None else results.shipped.to_dict(),
+            "reused": results.reused,
             "seconds": clock.seconds,
-            "settings": config.to_dict(settings),
+            "settings": config.to_dict(results.settings),
         }
-        content = page.content(report, corpus, records, trained, request, table, cases, settings, drawn)
-        index = output / "index.html"
-        page.write_page(index, content)
+        Store().write(output / page.SUBJECT, page.subject_png(results))
+        page.write_page(output / "index.html", page.content(report, results, records, drawn))
         Store().write(output / "report.json", json.dumps(report, indent=1).encode())
-    print(f"Done in {clock.total() / 60:.1f} minutes. Look at {index}")
-    print(f"What to try next:\n{page.NEXT_STEPS.format(adapter=trained.adapter)}")
-    return index
+    print(f"Done in {clock.total() / 60:.1f} minutes. Look at {output / 'index.html'}")
+    print("What to try next:\n" + "\n".join(f"  {line}" for line in page.next_steps(results)))
+    return output / "index.html"

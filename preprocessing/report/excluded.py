@@ -14,7 +14,8 @@ from realcustom.preprocessing.report.page import Card, Section
 from realcustom.preprocessing.report.pictures import thumbnail
 from realcustom.store import Store
 
-SIDE = 100  # pixels of a picture's longer side
+SIDE = 192  # pixels of a picture's longer side
+FILES = 200  # files that are read at most, spread over all; fewer if every reason has its samples sooner
 MESSAGE = 300  # characters
 
 
@@ -47,6 +48,18 @@ def excluded_sections(
         if wanted and all(len(samples.get(title, [])) >= min(n, per_reason) for title, n in wanted.items()):
             break
     return [Section(title=title, cards=cards) for title, cards in sorted(samples.items())]
+
+
+def wanted_of(report: Mapping[str, Any]) -> dict[str, int]:
+    """How often each `outcome: reason` occurs, by a stage's report."""
+    outcomes = ("dropped", "quarantined")
+    return {f"{outcome}: {name}": number for outcome in outcomes for name, number in report[outcome].items()}
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of the indices below `total`, evenly spread, ascending."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
 
 
 def _title(row: Mapping[str, Any]) -> str:

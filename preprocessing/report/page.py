@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+STYLE = Path(__file__).with_name("style.css.j2")  # of all pages: light and dark, down to a phone's width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Section:
 
     title: str
     cards: Sequence[Card]
-    width: int = 150  # pixels of a card, at least
+    width: int = 210  # pixels of a card, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,12 @@ def render(page: Page) -> bytes:
 
 
 def render_template(template: Path, **content: Any) -> bytes:
-    """A Jinja2 template filled with `content`; a name that is not in it is an error."""
+    """A Jinja2 template filled with `content` and with `style`; a name that is not in it is an error."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(template.read_text("utf-8")).render(content).encode("utf-8", "replace")
+    filled = environment.from_string(template.read_text("utf-8")).render(
+        content, style=Markup(STYLE.read_text("utf-8"))
+    )
+    return filled.encode("utf-8", "replace")
 
 
 def account_of(report: Mapping[str, Any]) -> list[tuple[str, int]]:

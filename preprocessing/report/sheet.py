@@ -16,7 +16,7 @@ from realcustom import storage
 from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.directory import StageDirectory
-from realcustom.preprocessing.report.excluded import Excluded, excluded_sections
+from realcustom.preprocessing.report.excluded import FILES, Excluded, excluded_sections, spread, wanted_of
 from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
 from realcustom.preprocessing.report.pictures import decoded, fit, jpeg_uri, thumbnail
 from realcustom.preprocessing.tables import read_footer
@@ -27,7 +27,6 @@ TABLES = 12  # tables that rows are taken from, spread over all
 SIDE = 200  # pixels of a picture's longer side
 SUBJECT_SIDE = 88
 PER_REASON = 6  # samples of excluded rows
-EXCLUDED_FILES = 200  # files that are read at most, spread over all; fewer if every reason has its samples sooner
 TINT = (48, 86, 211)
 BOX = (255, 120, 0)
 _STORE = Store()
@@ -74,12 +73,6 @@ def write_sheet(target: str, sheet: str, count: int) -> str:
     total, left_out = (report["rows_out"], report["in"] - report["kept"]) if report else (sum(lengths), samples)
     shown = f"{len(cards)} of {total} rows, {samples} of {left_out} left out"
     return f"{sheet}: {name}, {shown}, {len(data) / 1e6:.1f} MB"
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the indices below `total`, evenly spread, ascending."""
-    count = min(count, total)
-    return [index * total // count for index in range(count)]
 
 
 def _tables(target: str) -> list[str]:
@@ -170,14 +163,10 @@ def _excluded(target: str) -> list[Section]:
     files = _excluded_files(target)
     upstream = _upstream(target, stage["upstream"])
     chosen = [
-        Excluded(uri=files[index].uri, table=_table(upstream, files[index].name))
-        for index in spread(len(files), EXCLUDED_FILES)
+        Excluded(uri=files[index].uri, table=_table(upstream, files[index].name)) for index in spread(len(files), FILES)
     ]
     report = _report(target)
-    outcomes = ("dropped", "quarantined")
-    wanted = (
-        {f"{outcome}: {name}": n for outcome in outcomes for name, n in report[outcome].items()} if report else None
-    )
+    wanted = wanted_of(report) if report else None
     return excluded_sections(chosen, _STORE, PER_REASON, wanted)
 
 

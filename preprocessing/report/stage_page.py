@@ -10,27 +10,29 @@ from realcustom import storage
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
-from realcustom.preprocessing.report.excluded import SIDE, Excluded, excluded_sections
+from realcustom.preprocessing.report.excluded import FILES, SIDE, Excluded, excluded_sections, spread, wanted_of
 from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
 from realcustom.preprocessing.report.pictures import thumbnail
 
 KEPT = 24  # pictures shown of what was kept
 PER_REASON = 8  # samples shown of each reason
-UNITS = 3  # that samples are taken from
+UNITS = 3  # that samples of what was kept are taken from
 CAPTION = 160  # characters
 
 
 def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequence[Unit]) -> None:
-    """Write report.html for a stage that is complete. `units` are its input's; samples come from the first few."""
-    sampled = units[:UNITS]
-    excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in sampled]
+    """Write report.html for a stage that is complete. `units` are its input's: what was kept is shown of the first few, what
+    was excluded of as many as it takes for samples of every reason.
+    """
+    spread_out = [units[index] for index in spread(len(units), FILES)]
+    excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in spread_out]
     page = Page(
         title=f"{report['stage']}@{report['fingerprint']}",
         subtitle=f"on {report['upstream']}",
         account=account_of(report),
         sections=[
-            Section(title="Kept", cards=_kept(directory, sampled)),
-            *excluded_sections(excluded, directory.store, PER_REASON),
+            Section(title="Kept", cards=_kept(directory, units[:UNITS])),
+            *excluded_sections(excluded, directory.store, PER_REASON, wanted_of(report)),
         ],
     )
     directory.store.write(storage.join(directory.uri, "report.html"), render(page))

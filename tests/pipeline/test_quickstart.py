@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from realcustom.checkpoint import adapter_sha256
 from realcustom.errors import UsageError
+from realcustom.evaluation.statistics import Interval
 from realcustom.pipeline.cli.main import run
-from realcustom.pipeline.quickstart.curve import curve_svg
+from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
 from realcustom.pipeline.quickstart.truth import read_table, read_truth
 from realcustom.sprites import ZOO
 
 SHORT = (
-    *("train.steps=4", "train.batch_size=8", "train.warmup=0", "train.val_every=2", "train.checkpoint_every=4"),
+    *("train.steps=4", "train.batch_size=8", "train.warmup=0", "train.val_every=2", "train.checkpoint_every=1"),
     *("train.sample_records=1", "train.sample_steps=2", "train.validation_records=8"),
     *("evaluate.images=4", "evaluate.num_inference_steps=3", "serve.threads=1"),
 )
@@ -69,7 +74,18 @@ def test_the_report_measures_models_training_and_the_method(output: Path) -> Non
     assert all(row["images"] == 4 and len(row["similarity_ci"]) == 2 for row in rows.values())
     assert rows["oracle"]["similarity"] == max(row["similarity"] for row in rows.values())
     assert set(report["wrong_reference"]) == {"difference", "ci"}
-    assert {"corpus", "training", "request", "table", "total"} <= set(report["seconds"])
+    assert {"corpus", "training", "request", "table", "learned", "films", "total"} <= set(report["seconds"])
+    assert report["reused"] == []
+
+
+def test_training_begins_with_random_weights_and_what_it_saved_on_the_way_is_measured(output: Path) -> None:
+    report = json.loads((output / "report.json").read_text())
+    assert report["training"]["initial_adapter"] is None
+    assert [one["steps"] for one in report["training"]["learned"]] == [1, 2]  # a quarter and a half of the four
+    measured = [*report["training"]["learned"], report["shipped"]]
+    assert all(row["setting"] == "subject_with_mask" and row["images"] == 4 for row in measured)
+    # eight thousand steps against four
+    assert report["shipped"]["similarity"] > report["training"]["learned"][-1]["similarity"]
 
 
 def test_the_page_shows_it_and_needs_nothing_beside_it(output: Path) -> None:
@@ -84,10 +100,28 @@ def test_the_page_shows_it_and_needs_nothing_beside_it(output: Path) -> None:
     images = [attributes for tag, attributes in tags if tag == "img"]
     assert len(images) > 40
     assert all((image["src"] or "").startswith("data:image/") and image["alt"] for image in images)
-    assert not [attributes for tag, attributes in tags if tag in ("script", "link", "iframe")]
+    assert not [
+        attributes for tag, attributes in tags if tag in ("link", "iframe") or ("src" in attributes and tag != "img")
+    ]
+    links = [attributes["href"] or "" for tag, attributes in tags if tag == "a"]
+    assert len(links) == 6 and all((output / link).is_file() for link in links)  # the stages' own pages
     report = json.loads((output / "report.json").read_text())
-    assert report["training"]["adapter_sha256"][:16] in html
-    assert "starts from new weights" in html  # it says that training began with the shipped adapter
+    assert report["training"]["adapter_sha256"][:16] in html and "began as random weights" in html
+    assert "Taken over from an earlier run" not in html
+    lead = html[: html.index("Watch it draw")]
+    assert not re.search(r"\bRay\b|diffusers|torch", re.sub(r"<style>.*?</style>", "", lead, flags=re.DOTALL))
+
+
+def test_what_to_try_next_runs_as_it_is_printed(output: Path) -> None:
+    """The first command of a fresh shell draws the world's subject with the new adapter, large enough to be looked at."""
+    html = unescape((output / "index.html").read_text())
+    commands = html[html.index("<pre>") + 5 : html.index("</pre>")].splitlines()
+    assert [shlex.split(command)[1] for command in commands] == ["generate", "generate", "serve", "quickstart"]
+    program, *arguments = shlex.split(commands[0])
+    assert Path(program).is_file() and str(output / "training" / "adapter.safetensors") in arguments
+    arguments[arguments.index("--output") + 1] = str(output / "mine")
+    assert run(arguments) == 0
+    assert [Image.open(path).size for path in sorted((output / "mine").glob("image-*.png"))] == [(256, 256)] * 4
 
 
 def test_a_second_run_does_nothing_twice(output: Path) -> None:
@@ -98,19 +132,31 @@ def test_a_second_run_does_nothing_twice(output: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
     assert (output / "training" / "adapter.safetensors").stat().st_mtime_ns == adapter
     second = json.loads((output / "report.json").read_text())
+    assert second["reused"] == ["corpus", *first["stages"], "training"]
+    assert (
+        "Taken over from an earlier run in the same folder, and not done again: corpus, ingest"
+        in (output / "index.html").read_text()
+    )
     for part in ("stages", "models", "training", "table", "wrong_reference"):
         assert second[part] == first[part], part
 
 
-def test_a_recipe_without_an_adapter_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["quickstart", "--output", str(tmp_path / "out"), "--set", "adapter=null"]
+def test_an_adapter_to_start_from_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["quickstart", "--output", str(tmp_path / "out"), "--initial-adapter", "nowhere.safetensors"]
     assert run(arguments) == 2
-    assert "--from-scratch" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "--initial-adapter: no adapter checkpoint at nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_curve_marks_every_validation() -> None:
-    svg = curve_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
+def test_the_charts_mark_every_measure() -> None:
+    svg = loss_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
     assert svg.count("<circle") == 3 and svg.count("<polyline") == 2 and "step 19" in svg
+    measures = [(step, Interval(mean=step / 400, low=0.1, high=0.6)) for step in (50, 100, 200)]
+    svg = similarity_svg(measures, [("text alone", 0.28), ("oracle", 1.0)])
+    assert svg.count("<circle") == svg.count('class="interval"') == 3 and svg.count('class="level"') == 2
+    assert "text alone 0.28" in svg and ">0.50<" in svg
 
 
 def test_a_damaged_table_of_an_earlier_run_is_a_mistake(tmp_path: Path) -> None:

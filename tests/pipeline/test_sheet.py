@@ -18,7 +18,8 @@ from pycocotools import mask as coco
 from realcustom import record
 from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.report.sheet import BOX, spread
+from realcustom.preprocessing.report.excluded import spread
+from realcustom.preprocessing.report.sheet import BOX
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.support.corpora import jpeg, picture, png, sample, tar_bytes, write_shards
@@ -56,7 +57,7 @@ def test_a_stage_as_a_sheet(stages: dict[str, str], tmp_path: Path, command: Cal
     assert not re.search(r"https?://|<script|<link", page) and str(tmp_path) not in page
     shown = pictures_of(page)
     assert len(shown) == 7 and all(max(image.size) <= 200 for image in shown)
-    assert shown[-1].size == (96, 96)  # of a row that was dropped, from the stage before
+    assert shown[-1].size == (192, 192)  # enlarged; of a row that was dropped, from the stage before
     command("inspect", stages["ingest"], "--html", str(tmp_path / "ingest.html"))
     page = (tmp_path / "ingest.html").read_text()
     assert "quarantined: truncated_image" in page and "image file is truncated" in page

@@ -1,0 +1,116 @@
+"""Charts of a training run as SVGs. Their colours are the page's own, so that they follow its light or dark mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from realcustom.evaluation.statistics import Interval
+
+WIDTH, HEIGHT = 440, 280
+LEFT, RIGHT, TOP, BOTTOM = 52, 428, 14, 244  # of the area that is drawn in
+Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """From steps and values to places in the picture."""
+
+    last: int  # step at the right edge
+    low: float  # value at the bottom
+    high: float
+
+    def x(self, step: float) -> float:
+        """Of a step."""
+        return LEFT + (RIGHT - LEFT) * step / self.last
+
+    def y(self, value: float) -> float:
+        """Of a value."""
+        return BOTTOM - (BOTTOM - TOP) * (value - self.low) / (self.high - self.low)
+
+    def axes(self, digits: int) -> str:
+        """Three labelled values and steps, with lines across."""
+        parts = []
+        for share in (0.0, 0.5, 1.0):
+            value, step = self.low + share * (self.high - self.low), round(share * self.last)
+            y = self.y(value)
+            parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>')
+            anchor = "end" if share == 1 else "middle"
+            parts.append(f'<text x="{self.x(step):.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">step {step}</text>')
+        return "".join(parts)
+
+    def line(self, points: Points, kind: str) -> str:
+        """A line through points."""
+        joined = " ".join(f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in points)
+        return f'<polyline class="{kind}" points="{joined}"/>'
+
+    def dots(self, points: Points) -> str:
+        """A dot at each point."""
+        return "".join(
+            f'<circle class="dot" cx="{self.x(step):.1f}" cy="{self.y(value):.1f}" r="5"/>' for step, value in points
+        )
+
+    def level(self, value: float, label: str) -> str:
+        """A broken line across at `value`, with its label above it at the right."""
+        y = self.y(value)
+        return (
+            f'<line class="level" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="label" x="{RIGHT}" y="{y - 6:.1f}" text-anchor="end">{escape(label)}</text>'
+        )
+
+
+def similarity_svg(learned: Sequence[tuple[int, Interval]], levels: Sequence[tuple[str, float]]) -> str:
+    """Similarity by training step, each with its interval, between levels to compare it with.
+
+    Args:
+        learned: steps, ascending, at least one, and the similarity of the images drawn with the adapter saved then.
+        levels: names and similarities of what does not depend on the step.
+    """
+    frame = Frame(last=learned[-1][0], low=0.0, high=1.0)
+    points = [(step, similarity.mean) for step, similarity in learned]
+    bars = "".join(
+        f'<line class="interval" x1="{frame.x(step):.1f}" x2="{frame.x(step):.1f}" '
+        f'y1="{frame.y(similarity.low):.1f}" y2="{frame.y(similarity.high):.1f}"/>'
+        for step, similarity in learned
+    )
+    values = "".join(
+        f'<text class="value" x="{frame.x(step) - 8:.1f}" y="{frame.y(similarity.high) - 7:.1f}" '
+        f'text-anchor="middle">{similarity.mean:.2f}</text>'
+        for step, similarity in learned
+    )
+    lines = "".join(frame.level(value, f"{label} {value:.2f}") for label, value in levels)
+    return _svg(
+        "similarity over training steps",
+        frame.axes(1) + lines + frame.line(points, "curve") + bars + frame.dots(points) + values,
+    )
+
+
+def loss_svg(training: Points, validation: Points) -> str:
+    """Loss over steps: training (smoothed, thin) and validation at fixed noise (dots)."""
+    smoothed = _smooth(training)
+    values = [loss for _, loss in [*smoothed, *validation]]
+    low, high = min(values), max(values)
+    room = 0.08 * (high - low + 1e-9)
+    frame = Frame(last=max(step for step, _ in [*training, *validation]) or 1, low=low - room, high=high + room)
+    return _svg(
+        "loss over training steps",
+        frame.axes(3) + frame.line(smoothed, "thin") + frame.line(validation, "curve") + frame.dots(validation),
+    )
+
+
+def _svg(label: str, content: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{content}</svg>'
+
+
+def _smooth(points: Points, window: int = 9) -> Points:
+    """Running mean over this many neighbours."""
+    half = window // 2
+    losses = [loss for _, loss in points]
+    return [
+        (step, float(np.mean(losses[max(0, index - half) : index + half + 1])))
+        for index, (step, _) in enumerate(points)
+    ]
