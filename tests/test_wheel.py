@@ -60,6 +60,8 @@ def test_only_our_namespace_is_installed(site: Path) -> None:
         "py.typed",
         "sprites/zoo/adapter.safetensors",
         "pipeline/quickstart/page.html.j2",
+        "pipeline/quickstart/page.js.j2",
+        "preprocessing/report/style.css.j2",
         "preprocessing/report/page.html.j2",
         "inference/page/files/index.html",
         "preprocessing/select/near.py",

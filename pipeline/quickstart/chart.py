@@ -55,11 +55,15 @@ class Frame:
         )
 
     def level(self, value: float, label: str) -> str:
-        """A broken line across at `value`, with its label above it at the right."""
+        """A broken line across at `value`, with its label below it: at the right end of a low one, at the left of a high
+        one, where a rising curve is not.
+        """
         y = self.y(value)
+        low = value < (self.low + self.high) / 2
+        place = f'x="{RIGHT}" text-anchor="end"' if low else f'x="{LEFT + 4}"'
         return (
             f'<line class="level" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="label" x="{RIGHT}" y="{y - 6:.1f}" text-anchor="end">{escape(label)}</text>'
+            f'<text class="label" {place} y="{y + 15:.1f}">{escape(label)}</text>'
         )
 
 
@@ -78,8 +82,8 @@ def similarity_svg(learned: Sequence[tuple[int, Interval]], levels: Sequence[tup
         for step, similarity in learned
     )
     values = "".join(
-        f'<text class="value" x="{frame.x(step) - 8:.1f}" y="{frame.y(similarity.high) - 7:.1f}" '
-        f'text-anchor="middle">{similarity.mean:.2f}</text>'
+        f'<text class="value" x="{frame.x(step) + 4:.1f}" y="{frame.y(similarity.low) + 17:.1f}" '
+        f'text-anchor="end">{similarity.mean:.2f}</text>'
         for step, similarity in learned
     )
     lines = "".join(frame.level(value, f"{label} {value:.2f}") for label, value in levels)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from realcustom import storage
-from realcustom.evaluation.table import Row, Setting, Table
+from realcustom.evaluation.table import Case, Row, Setting, Table
 from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
 from realcustom.pipeline.quickstart.film import PHOTOGRAPH, PHOTOGRAPHS, Films
 from realcustom.pipeline.quickstart.results import Results
@@ -83,28 +83,27 @@ _TITLES = (
 )
 
 
-def next_steps(results: Results) -> list[str]:
-    """Commands that run as they are in a fresh shell, from the folder where this run was started."""
+def next_steps(results: Results) -> list[dict[str, str]]:
+    """What was not done yet: `why`, and a `command` that runs as it is in a fresh shell in the working directory."""
     command = _from_here(Path(sys.executable).with_name("realcustom"))
     adapter = _from_here(Path(results.trained.result.adapter))
     case = results.request["case"]
-    prompt = f"a {case.target_word} at the top on {_another(case.truth.background)}"
+    prompt = f"a {case.target_word} at the top on {_new_background(case)}"
     draw = f"{command} generate --adapter {adapter} --word"
-    lines = [
-        f"{draw} {case.target_word} --image {_from_here(results.output / SUBJECT)} "
-        f"--prompt {shlex.quote(prompt)} --count 4 --enlarge {ENLARGED} --output outputs/mine"
-    ]
+    steps = {
+        "Draw this subject in another scene, four times, enlarged": f"{draw} {case.target_word} "
+        f"--image {_from_here(results.output / SUBJECT)} --prompt {shlex.quote(prompt)} --count 4 --enlarge {ENLARGED} "
+        "--output outputs/mine"
+    }
     if (PHOTOGRAPHS / PHOTOGRAPH).exists():
         photograph = _from_here(PHOTOGRAPHS / PHOTOGRAPH)
-        lines.append(
-            f"{draw} star --image {photograph} --prompt 'a star at the right on snow' "
-            f"--enlarge {ENLARGED} --output outputs/photograph"
+        steps["Take a photograph as the reference"] = (
+            f"{draw} star --image {photograph} --prompt 'a star at the right on snow' --enlarge {ENLARGED} "
+            "--output outputs/photograph"
         )
-    lines += [
-        f"{command} serve --adapter {adapter}",
-        f"{command} quickstart --set train.steps=600 --output outputs/longer",
-    ]
-    return lines
+    steps["Keep the new adapter running, for your own programs"] = f"{command} serve --adapter {adapter}"
+    steps["Train for longer"] = f"{command} quickstart --set train.steps=600 --output outputs/longer"
+    return [{"why": why, "command": line} for why, line in steps.items()]
 
 
 def subject_png(results: Results) -> bytes:
@@ -120,10 +119,11 @@ def _from_here(path: Path) -> str:
     return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))
 
 
-def _another(background: str) -> str:
+def _new_background(case: Case) -> str:
+    """One that neither the case's prompt nor its reference has."""
     from realcustom.sprites.world import BACKGROUNDS
 
-    return BACKGROUNDS[(BACKGROUNDS.index(background) + 1) % len(BACKGROUNDS)]
+    return next(name for name in BACKGROUNDS if name not in (case.truth.background, case.truth.reference.background))
 
 
 def _request(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -301,5 +301,7 @@ def _report(results: Results, clock: Clock) -> Path:
         page.write_page(output / "index.html", page.content(report, results, records, drawn))
         Store().write(output / "report.json", json.dumps(report, indent=1).encode())
     print(f"Done in {clock.total() / 60:.1f} minutes. Look at {output / 'index.html'}")
-    print("What to try next:\n" + "\n".join(f"  {line}" for line in page.next_steps(results)))
+    print("What to try next:")
+    for step in page.next_steps(results):
+        print(f"  # {step['why']}\n  {step['command']}")
     return output / "index.html"

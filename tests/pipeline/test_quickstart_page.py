@@ -97,7 +97,9 @@ def _content() -> dict[str, Any]:
             "loss": loss_svg([(1, 0.3), (200, 0.2)], [(0, 0.25), (200, 0.2)]),
         },
         "verdict": "In words.",
-        "next_steps": [".venv/bin/realcustom generate --adapter outputs/quickstart/training/adapter.safetensors"],
+        "next_steps": [
+            {"why": "Draw", "command": ".venv/bin/realcustom generate --adapter " + 9 * "outputs/quickstart/"}
+        ],
     }
 
 
@@ -152,7 +154,7 @@ def _colour(page: Any, veiled: bool = False) -> tuple[int, ...]:
 
 def test_the_slider_shows_each_step_with_its_mask(open_page: Open) -> None:
     page = open_page()
-    expect(page.locator("#says")).to_contain_text(f"Step {STEPS} of {STEPS}: the subject may act in 80 %")
+    expect(page.locator("#says")).to_contain_text(f"Step {STEPS} of {STEPS}, finished: the subject may act in 80 %")
     slider = page.locator("#step")
     slider.focus()
     for step in range(STEPS, 0, -1):
