@@ -71,6 +71,7 @@ class Worker:
         self.store = Store(settings.retries)
         self.losses: dict[str, float] = {}  # of validations, by the step of a checkpoint
         self.stop, self.snapshot = stop or threading.Event(), Snapshot()
+        self._say("loading the models and the index of the records")
         self.base: Base = load_base(job.base, dtype=torch.float32)  # on the CPU: only the UNet is always used
         if self.base.is_sdxl:
             raise UsageError(
@@ -91,6 +92,11 @@ class Worker:
         self.batches = BatchMaker(self.features, Views(index, held_out), settings, objective.num_train_timesteps, world)
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.progress = self._resume()
+
+    def _say(self, text: str) -> None:
+        """One worker's word for all of them."""
+        if self.world.rank == 0:
+            logger.info("%s", text)
 
     def _warn_of_little_memory(self) -> None:
         opened = self.order.open_bytes / self.world.size
@@ -165,9 +171,10 @@ class Worker:
         ):
             metrics = self._metrics() if first else None
             if trainer.step_count == 0:
+                self._say(f"before the first step: the loss on {len(self.validation)} records that are held out")
                 self._validate(metrics)
-            elif first:
-                logger.info("continuing after step %d", trainer.step_count)
+            else:
+                self._say(f"continuing after step {trainer.step_count}")
             while trainer.step_count < steps:
                 started = time.monotonic()
                 batch = batches.take()

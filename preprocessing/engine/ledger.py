@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.progress import PictureProgress
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, StageBug, naming
 from realcustom.preprocessing.pictures import decode, decode_small
@@ -113,7 +114,9 @@ class RowLedger:
         A row whose picture does not decode is excluded.
         """
         remaining = self.remaining()
+        progress = PictureProgress(self._unit, len(remaining))
         for start in range(0, len(remaining), size):
+            progress.reached(start)
             indices, pictures = [], []
             for index in remaining[start : start + size]:
                 try:

@@ -47,6 +47,22 @@ class Progress:
         return " · ".join(parts)
 
 
+class PictureProgress:
+    """One line per `every` seconds within a unit: one unit of a few pictures may take minutes."""
+
+    def __init__(self, unit: str, total: int, every: float = 15.0):
+        self._unit, self._total, self._every = unit, total, every
+        self._start = self._last = time.monotonic()
+
+    def reached(self, done: int) -> None:
+        """Log that so many pictures of the unit are done, if it is time to."""
+        now = time.monotonic()
+        if now - self._last >= self._every and 0 < done < self._total:
+            self._last = now
+            left = (now - self._start) / done * (self._total - done)
+            logger.info("unit %s: %d/%d pictures · %s left", self._unit, done, self._total, _clock(left))
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -16,6 +16,7 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 
+from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.cluster import task_limit
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
@@ -73,7 +74,7 @@ def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle) 
     dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     dataset = dataset.map_batches(
         _ModelWorker,
-        fn_constructor_args=(job, deaths, limit),
+        fn_constructor_args=(job, deaths, limit, log.level()),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=job.settings.execution.workers or 1),
@@ -98,7 +99,8 @@ def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandl
 class _ModelWorker:
     """An actor that holds a stage's models."""
 
-    def __init__(self, job: StageJob, deaths: ActorHandle, limit: int):
+    def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
+        log.configure(log_level)
         self._processor = Processor(job)
         self._work = _counted("model", self._process, deaths, limit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -121,7 +122,8 @@ def test_what_to_try_next_runs_as_it_is_printed(output: Path) -> None:
     assert Path(program).is_file() and str(output / "training" / "adapter.safetensors") in arguments
     arguments[arguments.index("--output") + 1] = str(output / "mine")
     assert run(arguments) == 0
-    assert [Image.open(path).size for path in sorted((output / "mine").glob("image-*.png"))] == [(256, 256)] * 4
+    drawn = [Image.open(io.BytesIO(path.read_bytes())) for path in sorted((output / "mine").glob("image-*.png"))]
+    assert [image.size for image in drawn] == [(256, 256)] * 4
 
 
 def test_a_second_run_does_nothing_twice(output: Path) -> None:
