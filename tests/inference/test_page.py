@@ -489,7 +489,10 @@ def test_a_key_is_asked_for(open_page: Open, serve: Callable[..., Any], chromium
 @needs_chromium
 @pytest.mark.usefixtures("slow")
 def test_the_keyboard_alone(open_page: Open) -> None:
-    page = open_page()
+    page, choosers = open_page(), list[Any]()
+    page.on(
+        "filechooser", lambda chooser: choosers.append(chooser)
+    )  # from the start: while none listens, the browser opens a window of its own
 
     def tab_to(selector: str) -> None:
         for _ in range(60):
@@ -500,9 +503,11 @@ def test_the_keyboard_alone(open_page: Open) -> None:
 
     tab_to(".skip")
     tab_to(".card .file")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(_picture())
+    page.keyboard.press("Space")
+    deadline = time.monotonic() + 20
+    while not choosers and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
+    choosers[0].set_files(_picture())
     expect(page.locator(".card img")).to_be_visible()
     tab_to("#prompt")
     page.keyboard.type(PROMPT)
