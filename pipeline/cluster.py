@@ -16,6 +16,8 @@ from realcustom.machine import available_cores
 LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
 PATIENCE_SECONDS = 5.0  # for an address to accept a connection
 
+NO_DASHBOARD = "http://127.0.0.1:9"  # where nothing answers: an embedded cluster has none
+
 logger = logging.getLogger(__name__)
 
 
@@ -122,6 +124,7 @@ def _prepare_environment(embedded: bool) -> None:
 def _init_local(num_cpus: int) -> str:
     import ray
 
+    os.environ.setdefault("RAY_API_SERVER_ADDRESS", NO_DASHBOARD)  # else Ray Train asks that of any cluster that it finds
     with _without_harmless():
         context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
     return str(context.address_info["address"])
