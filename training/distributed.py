@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
 import threading
 import time
@@ -59,7 +60,7 @@ def run_distributed(job: TrainingJob) -> None:
     )
     lost: TrainingFailedError | None = None
     try:
-        with log.each_minute(logger, lambda: _lacking(settings)), _passing_on_sigterm(failures):
+        with _own_interrupts(), log.each_minute(logger, lambda: _lacking(settings)), _passing_on_sigterm(failures):
             if settings.use_gpu:
                 _check_cuda()
             trainer.fit()
@@ -152,6 +153,19 @@ def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     except Stopped as stopped:
         ray.get(failures.report_stop.remote(stopped.step))
     return None
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """A context after which Ctrl-C does what it did before: Ray Train leaves its handler behind, which asks a controller that
+    has ended, and on the way connects to any cluster of this machine.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

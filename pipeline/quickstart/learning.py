@@ -40,8 +40,16 @@ def saved_on_the_way(output: str, steps: int) -> dict[int, str]:
     return {step: place for step, place in places.items() if Store().exists(place)}
 
 
-def measure(pipeline: RealCustomPipeline, cases: Sequence[Case], judge: Judge, settings: EvaluateSettings) -> Row:
-    """The method's row of the table for the adapter of `pipeline`, drawn in this process."""
+def measure(
+    name: str, pipeline: RealCustomPipeline, cases: Sequence[Case], judge: Judge, settings: EvaluateSettings
+) -> Row:
+    """The method's row of the table for the adapter of `pipeline`, drawn in this process; `name` is its name in the log."""
+
+    def show(setting: Setting, done: int, total: int) -> None:
+        logger.info("%s: %d/%d", name, done, total)
+
     generator = PipelineGenerator(pipeline=pipeline, num_inference_steps=settings.num_inference_steps)
-    table = evaluate(cases, generator, judge, settings, rows=(Setting.SUBJECT_WITH_MASK,))
-    return table.rows[0]
+    table = evaluate(cases, generator, judge, settings, rows=(Setting.SUBJECT_WITH_MASK,), progress=show)
+    row = table.rows[0]
+    logger.info("%s: similarity %.3f", name, row.similarity.mean)
+    return row

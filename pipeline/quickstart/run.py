@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from realcustom import config, storage
 from realcustom.errors import UsageError
+from realcustom.machine import torch_threads
 from realcustom.pipeline import cluster, configure
 from realcustom.pipeline.quickstart.results import Results, Trained
 from realcustom.pipeline.recipes import RunSettings
@@ -234,9 +235,10 @@ def _look_closer(
     from realcustom.pipeline.quickstart import film, learning
     from realcustom.pipeline.quickstart.cases import DrawnJudge
 
-    judge = DrawnJudge()
+    judge, threads = DrawnJudge(), settings.serve.threads
     saved = learning.saved_on_the_way(trained.output, settings.train.steps)
-    with clock.heading("Looking closer: what it had learned on the way, and its drawings step by step"):
+    closer = clock.heading("Looking closer: what it had learned on the way, and its drawings step by step")
+    with closer, torch_threads(threads):  # as few as the endpoint's: small models, on a machine that may be busy
         pipeline = RealCustomPipeline.from_pretrained(
             settings.base, adapter=trained.result.adapter, image_encoder=settings.method.image_encoder.model
         )
@@ -245,9 +247,7 @@ def _look_closer(
         def measured(name: str, adapter: str) -> Row:
             other = pipeline.with_adapter(adapter)
             other.set_progress_bar_config(disable=True)
-            row = learning.measure(other, cases, judge, settings.evaluate)
-            logger.info("%s: similarity %.3f", name, row.similarity.mean)
-            return row
+            return learning.measure(name, other, cases, judge, settings.evaluate)
 
         with clock.timed("learned"):
             learned = [
@@ -278,7 +278,7 @@ def _report(results: Results, clock: Clock) -> Path:
         drawn = truth.read_truth(results.corpus)
         captioned = truth.read_table(results.directories["caption"], ["uid", "synthetic_caption"])
         records = truth.read_table(results.directories["encode"])
-        with clock.timed("models"):
+        with clock.timed("models"), torch_threads(results.settings.serve.threads):
             models = truth.measure_models(captioned, records, drawn) | inspect_zoo(DRAWINGS, names=("pipeline",))
         clock.seconds["total"] = clock.total()
         report = {

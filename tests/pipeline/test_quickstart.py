@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import signal
 from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
@@ -41,7 +42,9 @@ def few_drawings() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def output(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart") / "run"
+    before = signal.getsignal(signal.SIGINT)
     assert run(_command(folder)) == 0
+    assert signal.getsignal(signal.SIGINT) is before  # Ray Train leaves its own, which asks a controller that has ended
     return folder
 
 
