@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before anything imports a library that reads them; workers and subprocesses inherit them.
 os.environ["OMP_NUM_THREADS"] = "1"  # as `few_threads` below, for libraries' own computing and for subprocesses
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with tests on Ray or an object store come first: they take longest, and so two processes end together."""
     long = {item.path for item in items if {"ray_cluster", "object_store"} & set(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_arrive() -> None:
+    """A shell's background job is started with SIGINT ignored, and would hand that to the commands that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

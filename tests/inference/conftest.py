@@ -18,7 +18,7 @@ from realcustom.inference.engine import Engine
 from realcustom.inference.keys import Key
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
-from tests.support.tiny import TinyModels
+from tests.support.tiny import ADAPTER, TinyModels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,6 @@ class Running:
 
 
 Serve = Callable[..., Running]
-ADAPTER = {"id": "0123456789ab", "sha256": "0123456789ab" * 5 + "0123", "base": "tiny", "image_encoder": "tiny"}
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from realcustom.inference.metrics import METRICS
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from realcustom.pipeline.serving import nouns
+from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
@@ -35,12 +36,6 @@ REQUEST: dict[str, Any] = {
     "num_inference_steps": 2,
     "subjects": [{"image": to_base64(REFERENCE), "word": "cat"}],
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_what_cannot_start_is_said(

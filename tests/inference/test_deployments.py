@@ -20,7 +20,7 @@ from PIL import Image
 
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
-from tests.inference.test_app import free_port
+from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
 
 URL = "/v1/images/generations"

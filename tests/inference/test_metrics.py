@@ -21,7 +21,7 @@ from realcustom.inference.engine import Engine
 from realcustom.inference.metrics import METRICS
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
-from tests.inference.conftest import ADAPTER
+from tests.support.tiny import ADAPTER
 
 URL = "/v1/images/generations"
 

@@ -95,11 +95,12 @@ def test_recipe_saves_what_loads(name: str, tmp_path: Path) -> None:
     image, box = Image.fromarray(draw(scene(Split.EVALUATION, 0)).image), (2.0, 2.0, 20.0, 20.0)
     model = str(tmp_path / "model")
     if name == "grounding_dino":
-        subjects = SubjectsSettings(detector=model, min_detection_score=0.0)
+        subjects = SubjectsSettings(detector=model, segmenter=model, min_detection_score=0.0)
         ((*boxes,),) = zoo.detector(PreprocessSettings(subjects=subjects))([image], ["star"])
         assert len(boxes) == grounding_dino.QUERIES
     elif name == "sam":
-        ((mask, score),) = zoo.segmenter(PreprocessSettings(subjects=SubjectsSettings(segmenter=model)))([image], [box])
+        subjects = SubjectsSettings(detector=model, segmenter=model)
+        ((mask, score),) = zoo.segmenter(PreprocessSettings(subjects=subjects))([image], [box])
         assert mask.shape == (SIZE, SIZE)
         assert mask.dtype == bool
         assert np.isfinite(score)

@@ -49,6 +49,8 @@ WORDS = ("a", "the", "toy", "dog", "cat", "star", "on", "in", "and", "grass", "s
 TEXT_WIDTH = 24
 IMAGE_WIDTH = 32
 IMAGE_TOKENS = 16
+# the description of an adapter that a test says is loaded
+ADAPTER = {"id": "0123456789ab", "sha256": "0123456789ab" * 5 + "0123", "base": "tiny", "image_encoder": "tiny"}
 
 
 def tiny_tokenizer(words: tuple[str, ...] = WORDS, length: int = 77) -> CLIPTokenizer:
