@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KEEP = 0.97  # weight of what was seen before, per step: the last thirty steps or so count
+LEAST_ROWS = 8  # so that calls of several sizes are seen, whatever a few steps of a busy machine seem to say
 EFFICIENT = 0.95  # a call is full when this part of its time is spent on rows
 
 
@@ -60,11 +61,11 @@ class StepCost:
         return call * calls + row * rows
 
     def full_rows(self, size: tuple[int, int]) -> int:
-        """Rows of a call from which on more of them save little time a row; 8 before anything is known."""
+        """Rows of a call from which on more of them save little time a row; LEAST_ROWS before that is known."""
         if not self.known:
-            return 8
+            return LEAST_ROWS
         call, row = self.per_call_and_row(size)
-        return max(1, round(EFFICIENT / (1 - EFFICIENT) * call / row)) if row > 0 else 64
+        return max(LEAST_ROWS, round(EFFICIENT / (1 - EFFICIENT) * call / row)) if row > 0 else 64
 
 
 def _solve(sums: _Sums) -> tuple[float, float]:

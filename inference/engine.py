@@ -57,7 +57,7 @@ class Engine:
         pipeline: owned by the engine from now on.
         max_queue: jobs that may be in the engine beside one.
         deadline_seconds: from `submit` to the last step.
-        threads: CPU threads of torch in each of the engine's threads.
+        threads: CPU threads of torch in the stepping thread; the other two have one.
         adapter: description of the pipeline's adapter; `sha256` is its checkpoint's.
         order: who takes part in a step.
     """
@@ -93,8 +93,12 @@ class Engine:
         self._seconds_per_job = 1.0  # running mean of seconds between ends of jobs while busy, for Retry-After
         self._last_end = time.monotonic()
         self._threads = [
-            threading.Thread(target=self._work, args=(act, threads), name=name, daemon=True)
-            for name, act in (("prepare", self._prepare), ("step", self._step), ("finish", self._finish))
+            threading.Thread(target=self._work, args=(act, count), name=name, daemon=True)
+            for name, act, count in (
+                ("prepare", self._prepare, 1),
+                ("step", self._step, threads),
+                ("finish", self._finish, 1),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -229,9 +233,11 @@ class Engine:
             self._running = [one for one in self._running if not _ended(one.ticket)]
 
     def _work(self, act: Callable[[], bool], threads: int) -> None:
-        torch.set_num_threads(threads)  # Ray sets OMP_NUM_THREADS=1 in its workers
+        # Ray sets OMP_NUM_THREADS=1 in its workers. Set before each piece of work: the number is partly the process's, and
+        # with more threads than cores in all pools OpenMP's barriers sleep, which takes half as long again
+        torch.set_num_threads(threads)
         while act():
-            pass
+            torch.set_num_threads(threads)
 
     def _wait_for(self, something: Callable[[], bool], more: Callable[[], bool]) -> bool:
         """Wait (the lock is held) until there is something to do; False = the engine is closed, and no more will come."""
