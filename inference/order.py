@@ -1,9 +1,9 @@
 """Which of the running jobs take part in the next step.
 
-The job that would end with the largest stretch leads: its time in the engine, when it ends, over its time alone. A short
-job's stretch grows fast, so it is led past long ones after a step or so; a long job's grows for as long as it is passed
-over, so it never starves. Others of the leader's size come with it: as many rows as make a UNet call efficient, none of
-much more work than the leader's, who would pay for them with its own time.
+The job that would end with the largest stretch leads, were it passed over once more: its time in the engine, when it ends,
+over its time alone. A step of others is much of a short job's time, so it is led past long ones at once; a long job's stretch
+grows for as long as it is passed over, so it never starves. Others of the leader's size come with it: as many rows as make a
+UNet call efficient, none of much more work than the leader's, who would pay for them with its own time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from realcustom.inference.cost import StepCost
+from realcustom.inference.cost import LEAST_ROWS, StepCost
 from realcustom.inference.jobs import Ticket
 from realcustom.sampler import Sampler
 
@@ -77,7 +77,8 @@ class LargestStretch:
     def choose(self, running: Sequence[Running], cost: StepCost, now: float) -> list[Running]:
         """See `Order`."""
         work = {one: one.seconds(cost) for one in running}
-        ranked = _fairly([(one, _urgency(one, *work[one], now)) for one in running])
+        waits = {one.size: cost.seconds(one.size, 1, LEAST_ROWS) for one in running}
+        ranked = _fairly([(one, _urgency(one, *work[one], waits[one.size], now)) for one in running])
         leader = ranked[0]
         if leader.sampler.alone:
             return [leader]
@@ -91,11 +92,11 @@ class LargestStretch:
         return chosen
 
 
-def _urgency(one: Running, left: float, whole: float, now: float) -> float:
-    """The stretch at which a job would end if it ran alone from now on; infinite near its deadline."""
+def _urgency(one: Running, left: float, whole: float, wait: float, now: float) -> float:
+    """The stretch at which a job would end if it ran alone after one step of others; infinite near its deadline."""
     if left > URGENT * (one.ticket.deadline - now):
         return math.inf
-    return (now - one.ticket.submitted + left) / whole if whole > 0 else now - one.ticket.submitted
+    return (now - one.ticket.submitted + wait + left) / whole if whole > 0 else now - one.ticket.submitted
 
 
 def _fairly(jobs: Sequence[tuple[Running, float]]) -> list[Running]:
