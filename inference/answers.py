@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from PIL import Image
 
 from realcustom.inference.events import (
     CompletedEvent,
@@ -43,12 +44,17 @@ def answer(
 
 
 def _image(generation: Generation, i: int, request: ImagesRequest) -> ImageResponse:
-    quality = 100 if request.output_compression is None else request.output_compression
-    picture = encode_picture(generation.images[i], request.output_format or "png", quality)
+    picture = _encoded(generation.images[i], request)
     if generation.masks is None:
         return ImageResponse(b64_json=picture, seed=generation.seeds[i])
     masks = [mask for step, of_step in enumerate(generation.masks[:, i]) for mask in mask_responses(of_step, step)]
     return ImageResponse(b64_json=picture, seed=generation.seeds[i], masks=masks)
+
+
+def _encoded(image: Image.Image, request: ImagesRequest) -> str:
+    """A picture as the request asks for it, in base64."""
+    quality = 100 if request.output_compression is None else request.output_compression
+    return encode_picture(image, request.output_format or "png", quality)
 
 
 def mask_responses(masks: np.ndarray, step: int) -> list[MaskResponse]:
@@ -61,16 +67,14 @@ def previews(
 ) -> list[PartialImageEvent]:
     """A preview of every image after this step."""
     kind: PreviewType = "image_edit.partial_image" if edit else "image_generation.partial_image"
-    output_format = request.output_format or "png"
-    quality = 100 if request.output_compression is None else request.output_compression
     return [
         PartialImageEvent(
             type=kind,
-            b64_json=encode_picture(image, output_format, quality),
+            b64_json=_encoded(image, request),
             created_at=int(time.time()),
             image_index=i,
             size=f"{image.width}x{image.height}",
-            output_format=output_format,
+            output_format=request.output_format or "png",
             partial_image_index=number,
         )
         for i, image in enumerate(preview.images(progress.latents))

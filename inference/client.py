@@ -18,20 +18,20 @@ import httpx
 from pydantic import BaseModel
 
 from realcustom.inference.exchange import (
-    MODELS,
-    REQUESTS,
-    SUBJECTS,
     ApiError,
     Call,
     Event,
     EventReader,
     Options,
     Retries,
+    cancel_call,
     check,
     decode,
     encode,
     generation_call,
+    models_call,
     read,
+    subject_call,
     wait_before_retry,
 )
 from realcustom.inference.responses import GenerationResponse, ModelList, SubjectResponse
@@ -98,16 +98,15 @@ class Client:
 
     def add_subject(self, image: str, mask: str | None = None) -> SubjectResponse:
         """Have a subject (as `encode` gives it) encoded once; its id stands for it in `SubjectRequest.id`."""
-        body = {"image": image} | ({} if mask is None else {"mask": mask})
-        return self._ask(SubjectResponse, Call(method="POST", path=SUBJECTS, body=body))
+        return self._ask(SubjectResponse, subject_call(image, mask))
 
     def models(self) -> ModelList:
         """The names for `Options.model`."""
-        return self._ask(ModelList, Call(method="GET", path=MODELS))
+        return self._ask(ModelList, models_call())
 
     def cancel(self, request_id: str) -> None:
         """End a running request by its id. Raises ApiError where none of this id runs."""
-        with self._opened(Call(method="DELETE", path=f"{REQUESTS}/{request_id}")):
+        with self._opened(cancel_call(request_id)):
             pass
 
     def _ask(self, model: type[Model], call: Call) -> Model:
@@ -178,16 +177,15 @@ class AsyncClient:
 
     async def add_subject(self, image: str, mask: str | None = None) -> SubjectResponse:
         """As `Client.add_subject`."""
-        body = {"image": image} | ({} if mask is None else {"mask": mask})
-        return await self._ask(SubjectResponse, Call(method="POST", path=SUBJECTS, body=body))
+        return await self._ask(SubjectResponse, subject_call(image, mask))
 
     async def models(self) -> ModelList:
         """As `Client.models`."""
-        return await self._ask(ModelList, Call(method="GET", path=MODELS))
+        return await self._ask(ModelList, models_call())
 
     async def cancel(self, request_id: str) -> None:
         """As `Client.cancel`."""
-        async with self._opened(Call(method="DELETE", path=f"{REQUESTS}/{request_id}")):
+        async with self._opened(cancel_call(request_id)):
             pass
 
     async def _ask(self, model: type[Model], call: Call) -> Model:

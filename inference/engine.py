@@ -280,9 +280,7 @@ class Engine:
         except UsageError as error:  # the pipeline's refusal of arguments that `check` does not test
             raise RequestError(str(error)) from error
         sampler = prepared.sampler
-        return Running(
-            ticket=ticket, sampler=sampler, words=prepared.words, started=started, forwards=sampler.forwards_left()
-        )
+        return Running(ticket=ticket, sampler=sampler, started=started, forwards=sampler.forwards_left())
 
     def _step(self) -> bool:
         """One step of some of the running jobs."""
@@ -300,8 +298,9 @@ class Engine:
         if self.pipeline.base.device.type == "cuda":
             torch.cuda.synchronize(self.pipeline.base.device)  # else the clock would say when the work was handed over
         if calls:
-            self.cost.learn(chosen[0].size, len(calls), sum(calls), time.monotonic() - now)
-            self._observe_step(chosen, forwards, calls, time.monotonic() - now)
+            seconds = time.monotonic() - now
+            self.cost.learn(chosen[0].size, len(calls), sum(calls), seconds)
+            self._observe_step(chosen, forwards, calls, seconds)
         ended = [one for one, result in zip(chosen, results, strict=True) if not self._went_on(one, result)]
         with self._changed:
             self._step_began = None

@@ -93,6 +93,21 @@ def generation_call(
     return Call(method="POST", path=GENERATIONS, body=body | ({"stream": True} if stream else {}), headers=headers)
 
 
+def subject_call(image: str, mask: str | None) -> Call:
+    """The request that has a subject encoded."""
+    return Call(method="POST", path=SUBJECTS, body={"image": image} | ({} if mask is None else {"mask": mask}))
+
+
+def models_call() -> Call:
+    """The request for the models' names."""
+    return Call(method="GET", path=MODELS)
+
+
+def cancel_call(request_id: str) -> Call:
+    """The request that ends another one."""
+    return Call(method="DELETE", path=f"{REQUESTS}/{request_id}")
+
+
 def encode(picture: Image.Image | bytes | str | Path) -> str:
     """A picture, a file's bytes or a file as base64, for `SubjectRequest.image`."""
     if isinstance(picture, Image.Image):

@@ -30,7 +30,6 @@ class Running:
 
     ticket: Ticket
     sampler: Sampler
-    words: list[list[str]]
     started: float  # time.monotonic() seconds
     forwards: int  # single-image UNet forwards of all its steps
     masks: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of each step, where the job asks for them

@@ -48,7 +48,7 @@ class SubjectTokens:
     scale: float = 1.0  # weight of the visual term
     projections: Projections | None = None  # of its adapter; None = the layers' own
     cache: dict[Attention, KeyValue] | None = None  # kept by the caller over a call's steps; None = computed each time
-    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by grid
+    _masks: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict)  # by grid; new in each copy
 
     def keys_values(self, attn: Attention) -> KeyValue:
         """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
@@ -79,7 +79,7 @@ class SubjectTokens:
 
     def at(self, offset: int) -> SubjectTokens:
         """The same where its rows come after `offset` others."""
-        return self if offset == 0 else replace(self, rows=shifted(self.rows, offset), _masks={})
+        return self if offset == 0 else replace(self, rows=shifted(self.rows, offset))
 
     def _select(self, tokens: Tensor) -> Tensor:
         assert self.index is not None and self.gate is not None

@@ -17,6 +17,7 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from realcustom.guidance import Branch
+from realcustom.launch import joined
 
 Text = Callable[[Sequence[Branch]], dict[str, Any]]  # the UNet's text inputs for the rows of these branches
 
@@ -110,4 +111,4 @@ def _text_of(branch: Branch) -> Branch:
 
 
 def _rows(tensor: Tensor, branches: Sequence[Any]) -> Tensor:
-    return tensor if len(branches) == 1 else torch.cat([tensor] * len(branches))
+    return joined([tensor] * len(branches))

@@ -298,7 +298,7 @@ class Sampler:
                 mask=mask,
                 mask_resize=self.mask.mask_resize,
             )
-        return replace(subject, rows=at, index=index, gate=gate, mask=mask, _masks={})
+        return replace(subject, rows=at, index=index, gate=gate, mask=mask)
 
 
 def _of(branches: Sequence[Branch], own: T, unconditional: T) -> list[T]:

@@ -146,7 +146,7 @@ def running(alone: Alone) -> Running:
     sampler._build_masks = replayed  # type: ignore[method-assign]
     job = GenerationJob(prompt="", sampling=alone.arguments["sampling"])
     ticket = Ticket(job, time.monotonic() + 1000)
-    return Running(ticket=ticket, sampler=sampler, words=[], started=0.0, forwards=alone.forwards)
+    return Running(ticket=ticket, sampler=sampler, started=0.0, forwards=alone.forwards)
 
 
 def check_crowd(seed: int, pipelines: list[RealCustomPipeline]) -> None:
@@ -383,7 +383,7 @@ def test_a_short_job_passes_long_ones_and_a_long_one_never_starves(pipelines: li
         ticket = Ticket(GenerationJob(prompt="", sampling=SamplingParams(seed=1), owner=owner), deadline)
         ticket.submitted = submitted
         forwards = prepared.sampler.forwards_left()
-        return Running(ticket=ticket, sampler=prepared.sampler, words=[], started=0.0, forwards=forwards)
+        return Running(ticket=ticket, sampler=prepared.sampler, started=0.0, forwards=forwards)
 
     cost = StepCost()
     for rows in (2, 4, 8):
