@@ -88,17 +88,23 @@ def build(arguments: Mapping[str, Any]) -> Application:
     return application(given, None if given.nouns is None else _imported(given.nouns))
 
 
-def application(given: ServeArguments, nouns: Nouns | None, instance: str = "") -> Application:
+def application(
+    given: ServeArguments,
+    nouns: Nouns | None,
+    instance: str = "",
+    models: tuple[ServedModel, ...] | None = None,
+) -> Application:
     """The application.
 
     Args:
         nouns: the function itself; None = an edit must name its word.
         instance: returned by the readiness route.
+        models: as `find_models` found them for `given`; None = they are found here, which reads the adapters.
     Raises:
         UsageError: as `build`.
     """
     settings, keys = given.serve, find_keys(given.serve)
-    models = find_models(given.base, given.adapter, settings.adapters)
+    models = find_models(given.base, given.adapter, settings.adapters) if models is None else models
     source = ModelSource(base=given.base, models=models, image_encoder=given.image_encoder)
     engines = _engine_deployment(settings).bind(settings, source, log.level())
     api = serve.deployment(

@@ -18,6 +18,7 @@ from realcustom.inference.address import check_port
 from realcustom.inference.app import APP_NAME, ENGINE, LINES, ServeArguments, application
 from realcustom.inference.backend import State
 from realcustom.inference.edits import Nouns
+from realcustom.inference.models import ServedModel
 from realcustom.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def start(
     adapter: str | None,
     image_encoder: str | None = None,
     nouns: Nouns | None = None,
+    models: tuple[ServedModel, ...] | None = None,
 ) -> str:
     """Run the endpoint on the Ray cluster this process is connected to, and wait until it serves requests.
 
@@ -40,6 +42,7 @@ def start(
         adapter: adapter checkpoint, path or storage URI; None = plain text-to-image.
         image_encoder: overrides the image encoder that the adapter names.
         nouns: a module's function, the words of a prompt that can name a subject; None = an edit must name its word.
+        models: as `find_models` found them already; None = they are found here, which reads the adapters.
     Returns:
         The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
     Raises:
@@ -49,7 +52,7 @@ def start(
     """
     instance = uuid.uuid4().hex
     given = ServeArguments(base=base, adapter=adapter, image_encoder=image_encoder, serve=settings)
-    app = application(given, nouns, instance)
+    app = application(given, nouns, instance, models)
     running = serve.status()
     if running.proxies:
         _check_address(settings)

@@ -26,14 +26,14 @@ def serve_until_interrupted(
     """Run the endpoint until SIGINT or SIGTERM, then stop it. Raises KeyboardInterrupt at the end."""
     if not (address or os.environ.get("RAY_ADDRESS")):  # on an existing cluster Serve may listen already
         check_port(settings.host, settings.port)
-    find_models(base, adapter, settings.adapters)
+    models = find_models(base, adapter, settings.adapters)  # a wrong one is said before Ray starts
     signal.signal(signal.SIGTERM, _interrupt)
     logger.info("starting Ray and the models ...")
     with connected(address):
         from realcustom.inference.starting import start, stop
 
         with log.each_minute(logger, lambda: _lacking(settings)):
-            url = start(settings, base, adapter, image_encoder, nouns)
+            url = start(settings, base, adapter, image_encoder, nouns, models)
         try:
             print(announcement(url, settings), flush=True)
             threading.Event().wait()
