@@ -25,6 +25,7 @@ from realcustom.inference.engine import Engine
 from realcustom.inference.keys import Key, digest_of
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
+from tests.support.slow_steps import slow_steps
 
 SETTINGS = ServeSettings(max_body_bytes=20_000, max_image_pixels=64 * 64, deadline_seconds=60.0)
 URL = "/v1/images/generations"
@@ -186,22 +187,12 @@ def test_other_routes_and_the_key(service: Service) -> None:
 
 
 def test_a_client_that_goes_away_frees_its_place(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 0
-    scheduler = type(service.engine().pipeline.scheduler)  # each job has one of its own
-    step = scheduler.step
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        time.sleep(0.05)
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "step", slow)
+    steps = slow_steps(service.engine(), monkeypatch, 0.05)
 
     async def talk(client: httpx.AsyncClient) -> httpx.Response:
         request = {"prompt": "a cat in the snow", "num_inference_steps": 100}
         task = asyncio.create_task(client.post(URL, json=request))
-        while steps < 2:
+        while len(steps) < 2:
             await asyncio.sleep(0.01)
         task.cancel()  # what Serve does to the handler when the connection closes
         with pytest.raises(asyncio.CancelledError):
@@ -209,7 +200,7 @@ def test_a_client_that_goes_away_frees_its_place(service: Service, monkeypatch: 
         return await client.post(URL, json=request | {"num_inference_steps": 1})
 
     assert _talk(service, talk).status_code == 200
-    assert steps < 10
+    assert len(steps) < 10
 
 
 def test_a_server_that_raises_where_its_client_is_gone(service: Service, capfd: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from realcustom.inference.client import (
 from realcustom.inference.events import CompletedEvent, PartialImageEvent, QueuedEvent, StepEvent
 from realcustom.inference.exchange import Event
 from realcustom.sampling import SamplingParams
+from tests.support.slow_steps import slow_steps
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
 PROMPT, FEW = "a cat in the snow", SamplingParams(num_inference_steps=3, seed=3)
@@ -83,15 +84,7 @@ def test_the_same_for_asyncio(running: Any) -> None:
 
 
 def test_a_stream_is_ended_by_closing_it_or_by_its_id(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
-    step, steps = scheduler.step, list[float]()
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        steps.append(time.monotonic())
-        time.sleep(0.05)
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "step", slow)
+    steps = slow_steps(running.service.engine(), monkeypatch, 0.05)
     long = SamplingParams(num_inference_steps=900)
     with Client(running.url) as client:
         stream = client.stream(PROMPT, (), long)

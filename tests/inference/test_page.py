@@ -21,6 +21,7 @@ from realcustom import config
 from realcustom.inference.keys import Key, digest_of
 from realcustom.inference.page.routes import FILES
 from realcustom.words import words_of
+from tests.support.slow_steps import slow_steps
 
 CHROMIUM = shutil.which("chromium")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -48,14 +49,7 @@ def running(serve: Callable[..., Any]) -> Any:
 @pytest.fixture
 def slow(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes a while, so that a person could see it."""
-    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
-    step = scheduler.step
-
-    def slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.1)
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "step", slowly)
+    slow_steps(running.service.engine(), monkeypatch, 0.1)
 
 
 @pytest.fixture(scope="module")

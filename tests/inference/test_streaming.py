@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from realcustom.inference.streaming import preview_steps
+from tests.support.slow_steps import slow_steps
 
 URL = "/v1/images/generations"
 
@@ -123,14 +124,7 @@ def test_silence_is_filled_with_comments_and_a_deadline_ends_it(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = serve(heartbeat_seconds=0.05)
-    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
-    step = scheduler.step
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.3)
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "step", slow)
+    slow_steps(running.service.engine(), monkeypatch, 0.3)
     names = [name for name, _ in _stream(running, num_inference_steps=2)]
     assert names.count("") >= 4 and names[-1] == "image_generation.completed"
     monkeypatch.setattr("realcustom.inference.engine.SURE", 0.0)  # else the request is refused before it streams
@@ -142,15 +136,7 @@ def test_silence_is_filled_with_comments_and_a_deadline_ends_it(
 def test_a_client_that_goes_away_ends_its_job_within_a_step(
     running: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = type(running.service.engine().pipeline.scheduler)  # each job has one of its own
-    step, steps = scheduler.step, list[float]()
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        steps.append(time.monotonic())
-        time.sleep(0.05)
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "step", counted)
+    steps = slow_steps(running.service.engine(), monkeypatch, 0.05)
     request = REQUEST | {"num_inference_steps": 200, "stream": stream}
     if stream:
         with httpx.stream("POST", running.url + URL, json=request, timeout=60.0) as response:
