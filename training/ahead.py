@@ -10,6 +10,7 @@ from types import TracebackType
 from realcustom.training.batch import Batch
 
 MOST = 64  # batches that wait, at most
+LONGEST_WAIT = 10.0  # seconds for the batch in the making, after an error
 
 
 class ReadAhead:
@@ -39,8 +40,8 @@ class ReadAhead:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if error is None:
-            self._thread.join()  # after an error it may be waiting for a storage: it ends by itself
+        # A thread that is still in native code when Python ends aborts the process; one that waits for a storage is left.
+        self._thread.join(None if error is None else LONGEST_WAIT)
 
     def take(self) -> Batch:
         """The next step's batch. Raises the error that ended its making."""

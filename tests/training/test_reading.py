@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from realcustom.training.data import DataOrder
 from realcustom.training.features import FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
+from realcustom.training.stopping import Stopped
 
 RECORDS, GROUP = 160, 5  # 4 files
 
@@ -158,6 +160,23 @@ def test_an_error_comes_at_its_step_and_keeps_its_trace() -> None:
         assert [int(batches.take().timesteps) for _ in range(2)] == [0, 1]
         batches.take()
     assert "make" in [entry.name for entry in caught.traceback]
+
+
+def test_no_batch_is_in_the_making_after_the_training_ended_with_an_error() -> None:
+    """A thread that is in native code while Python ends aborts the process."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def make(step: int) -> Batch:
+        if step == 1:
+            begun.set()
+            time.sleep(0.3)
+            ended.set()
+        return batch(step)
+
+    with pytest.raises(Stopped), ReadAhead(make, range(9), 1000):
+        assert begun.wait(10)
+        raise Stopped(0)
+    assert ended.is_set()
 
 
 def test_only_what_is_missing_is_fetched(index: RecordIndex) -> None:
