@@ -195,13 +195,13 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     compare("early_reuse_vs_ip_adapter", "early_reuse", "ip_adapter")
     compare("half_reuse_vs_plain_sd", "half_reuse", "plain_sd")
     compare("free_mask_vs_plain_sd", "free_mask", "plain_sd")
-    few = max(1, pairs // 2)
-    for metric, a, b in (
-        ("release_order_vs_three_stock_forwards", release, sides.run_three_forwards),
-        ("half_reuse_vs_release_order_reusing", half, release_reusing),
-        ("map_overhead", partial(sides.run_guidance_passes, True), partial(sides.run_guidance_passes, False)),
+    few = max(1, pairs // 2)  # of what has no target
+    for metric, a, b, count in (
+        ("release_order_vs_three_stock_forwards", release, sides.run_three_forwards, few),
+        ("half_reuse_vs_release_order_reusing", half, release_reusing, few),
+        ("map_overhead", partial(sides.run_guidance_passes, True), partial(sides.run_guidance_passes, False), pairs),
     ):
-        records.append(ratio(metric, *paired(a, b, pairs if metric == "map_overhead" else few, device)))
+        records.append(ratio(metric, *paired(a, b, count, device)))
         print(f"{name}_{metric}: {shown(records[-1])}", file=sys.stderr)
     if sides.size.batch == 1:  # eight of them; few steps, since each is eight times as long
         mixed, equal = partial(sides.run_rows, 8, 4), partial(sides.run_batch, 8, 4)
@@ -210,7 +210,7 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         with counted(sides.unets["ours"]) as of_equal:
             equal()
         assert of_mixed == of_equal, f"other UNet calls: {of_mixed}, {of_equal}"
-        records.append(ratio("rows_vs_batch", *paired(mixed, equal, few, device)))
+        records.append(ratio("rows_vs_batch", *paired(mixed, equal, pairs, device)))
         print(f"{name}_rows_vs_batch: {shown(records[-1])}", file=sys.stderr)
     for side, values in times.items():
         per_image = np.array(values) / sides.size.batch
