@@ -2,6 +2,7 @@
 
     python benchmarks/sampler.py                    # this machine's processor, about 20 minutes
     python benchmarks/sampler.py --device cuda      # a GPU: bf16, eager and compiled, sizes of SD 1.5 and SDXL
+    python benchmarks/sampler.py --compiled         # `pipe.compile()` against none, the same pictures
     python benchmarks/sampler.py --quick            # a smoke run at tiny size; writes nothing
 
 Baselines: the order of the released code (benchmarks/release_order.py), diffusers' IP-Adapter pipeline with a given
@@ -148,6 +149,13 @@ def counted(unet: UNet2DConditionModel) -> Iterator[list[int]]:
 Make = Callable[..., record.Record]
 
 
+def ratio(make: Make, metric: str, a: list[float], b: list[float]) -> record.Record:
+    """The median of the paired ratios of A's seconds to B's, with their spread."""
+    ratios = np.array(a) / np.array(b)
+    low, high = np.percentile(ratios, [5, 95])
+    return make(metric, float(np.median(ratios)), "ratio", n=len(ratios), spread=(float(low), float(high)))
+
+
 def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> list[record.Record]:
     """All records of one size."""
     steps = sides.size.steps
@@ -178,17 +186,10 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         run_a, run_b = paired(runs[a][0], runs[b][0], pairs, device)
         times[a] += run_a
         times[b] += run_b
-        records.append(ratio(metric, run_a, run_b))
+        records.append(ratio(make, f"{name}_{metric}", run_a, run_b))
         floor = forwards[a] / forwards[b]
         records.append(make(f"{name}_{metric}_forwards", floor, "ratio"))
         print(f"{name}_{metric}: {shown(records[-2])}; by counted forwards {floor:.3f}", file=sys.stderr)
-
-    def ratio(metric: str, a: list[float], b: list[float]) -> record.Record:
-        ratios = np.array(a) / np.array(b)
-        low, high = np.percentile(ratios, [5, 95])
-        return make(
-            f"{name}_{metric}", float(np.median(ratios)), "ratio", n=len(ratios), spread=(float(low), float(high))
-        )
 
     compare("half_reuse_vs_release_order", "half_reuse", "release_order")
     compare("half_reuse_vs_ip_adapter", "half_reuse", "ip_adapter")
@@ -201,7 +202,7 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         ("half_reuse_vs_release_order_reusing", half, release_reusing, few),
         ("map_overhead", partial(sides.run_guidance_passes, True), partial(sides.run_guidance_passes, False), pairs),
     ):
-        records.append(ratio(metric, *paired(a, b, count, device)))
+        records.append(ratio(make, f"{name}_{metric}", *paired(a, b, count, device)))
         print(f"{name}_{metric}: {shown(records[-1])}", file=sys.stderr)
     if sides.size.batch == 1:  # eight of them; few steps, since each is eight times as long
         mixed, equal = partial(sides.run_rows, 8, 4), partial(sides.run_batch, 8, 4)
@@ -210,7 +211,7 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         with counted(sides.unets["ours"]) as of_equal:
             equal()
         assert of_mixed == of_equal, f"other UNet calls: {of_mixed}, {of_equal}"
-        records.append(ratio("rows_vs_batch", *paired(mixed, equal, pairs, device)))
+        records.append(ratio(make, f"{name}_rows_vs_batch", *paired(mixed, equal, pairs, device)))
         print(f"{name}_rows_vs_batch: {shown(records[-1])}", file=sys.stderr)
     for side, values in times.items():
         per_image = np.array(values) / sides.size.batch
@@ -234,16 +235,39 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     return records
 
 
+def measure_compiled(eager: Sides, compiled: Sides, make: Make, device: str, pairs: int) -> list[record.Record]:
+    """Seconds of a call after `pipe.compile()` over those of one without, and the seconds of the first call."""
+    compile_regions(compiled.ours.base.unet, channels_last=True)
+    compile_regions(compiled.plain.unet, channels_last=True)
+    half = eager.size.steps // 2
+    first = seconds(partial(compiled.run_ours, half), device)
+    difference = relative(compiled.run_ours(half).images, eager.run_ours(half).images)
+    assert difference < 1e-3 or eager.latents.dtype is not torch.float32, difference
+    records = [make(f"{eager.size.name}_compiled_first_call_seconds", first, "s")]
+    print(f"largest difference to uncompiled: {difference:.1e}; first call {first:.1f} s", file=sys.stderr)
+    for side, a, b in (
+        ("half_reuse", partial(compiled.run_ours, half), partial(eager.run_ours, half)),
+        ("plain_sd", compiled.run_plain, eager.run_plain),
+    ):
+        name = f"{eager.size.name}_{side}_compiled_vs_eager"
+        records.append(ratio(make, name, *paired(a, b, pairs, device)))
+        print(f"{name}: {shown(records[-1])}", file=sys.stderr)
+    return records
+
+
 def shown(item: record.Record) -> str:
     low, high = item["spread"]
     return f"{item['value']} {item['unit']}" + (f" ({low} to {high}, n={item['n']})" if item["n"] > 1 else "")
 
 
-def benchmark(size: Size, device: str, pairs: int | None, make: Make) -> list[record.Record]:
+def benchmark(size: Size, device: str, pairs: int | None, make: Make, compiled: bool) -> list[record.Record]:
     """Eager everywhere; on a GPU compiled as well."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with tempfile.TemporaryDirectory(prefix="realcustom-sampler-") as folder:
         sides = Sides.make(size, Path(folder), device, dtype)
+    if compiled:
+        with tempfile.TemporaryDirectory(prefix="realcustom-sampler-") as folder:
+            return measure_compiled(sides, Sides.make(size, Path(folder), device, dtype), make, device, pairs or 7)
     check_equal(sides, tolerance=1e-4 if dtype is torch.float32 else 0.1)
     if device == "cpu":
         return measure(sides, make, device, size.name, pairs or size.pairs)
@@ -259,6 +283,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="a smoke run: one pair at tiny size, nothing written")
     parser.add_argument("--only", action="append", help="a size by its name (repeatable)")
+    parser.add_argument("--compiled", action="store_true", help="only: compiled against not compiled")
     parser.add_argument("--pairs", type=int, help="pairs of runs of each comparison")
     arguments = parser.parse_args()
     sizes: tuple[Size, ...] = GPU_SIZES if arguments.device == "cuda" else (SETTING_S, WIDE)
@@ -278,14 +303,15 @@ def main() -> None:
     def make(
         metric: str, value: float, unit: str, n: int = 1, spread: tuple[float, float] | None = None
     ) -> record.Record:
-        command = "python benchmarks/sampler.py" + (" --device cuda" if arguments.device == "cuda" else "")
+        command = "python benchmarks/sampler.py" + " --compiled" * arguments.compiled
+        command += " --device cuda" * (arguments.device == "cuda")
         hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else ""
         return record.record(metric, value, unit, n=n, spread=spread, command=command, commit=commit, hardware=hardware)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ip_adapter_masks.*")
         for size in sizes:
-            records = benchmark(replace(size), arguments.device, arguments.pairs, make)
+            records = benchmark(replace(size), arguments.device, arguments.pairs, make, arguments.compiled)
             if not arguments.quick:
                 record.write(RESULTS, records)
 
