@@ -1,4 +1,4 @@
-# The two commands of a newcomer are `make quickstart` and `make test`; both need Python 3.11+ and make, nothing else.
+# The two commands of a newcomer are `make quickstart` and `make test`; both need Python 3.11 to 3.14 and make, nothing else.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,4 +33,4 @@ environment:  ## the environment that tests and checks need
 
 clean:  ## remove the environment, caches and build files; outputs/ stays
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
-	find $(PACKAGES) tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) tests benchmarks docs integrations -name __pycache__ -type d -prune -exec rm -rf {} +

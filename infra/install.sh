@@ -16,9 +16,9 @@ fail() {
     exit 2
 }
 
-command -v "$python" >/dev/null || fail "no '$python' on this machine; install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..."
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "Python 3.11 or newer is needed, '$python' is $("$python" -V 2>&1); name another: make PYTHON=python3.12 ..."
+command -v "$python" >/dev/null || fail "no '$python' on this machine; install Python 3.11 to 3.14, or name one: make PYTHON=python3.12 ..."
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || # what torch and Ray are built for
+    fail "Python 3.11 to 3.14 is needed, '$python' is $("$python" -V 2>&1); name another: make PYTHON=python3.12 ..."
 
 key=$("$python" -c 'import hashlib, pathlib, sys
 files = b"".join(pathlib.Path(name).read_bytes() for name in ("pyproject.toml", "constraints.txt", "infra/install.sh"))

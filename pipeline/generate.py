@@ -123,13 +123,17 @@ def _require_adapter(request: Request) -> None:
         raise UsageError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise UsageError unless `output` does not exist, is an empty folder, or holds an earlier result to overwrite."""
+def check_output(output: Path, overwrite: bool, ours: re.Pattern[str] = _OURS) -> None:
+    """Raise UsageError unless `output` does not exist, is an empty folder, or holds an earlier result to overwrite.
+
+    Args:
+        ours: the names of the files of such a result.
+    """
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output: {output} is a file; name a folder")
     with refusals("read", str(output)):
         there = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    foreign = [name for name in there if not _OURS.fullmatch(name)]
+    foreign = [name for name in there if not ours.fullmatch(name)]
     if foreign:
         raise UsageError(f"--output: {output} holds other files ({foreign[0]} ...); name a new folder")
     if there and not overwrite:

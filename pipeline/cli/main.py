@@ -12,7 +12,7 @@ import typer
 
 from realcustom import log
 from realcustom.errors import UsageError
-from realcustom.pipeline.cli import generate, inspect, interrupt, preprocess, quickstart, serve, train
+from realcustom.pipeline.cli import export, generate, inspect, interrupt, preprocess, quickstart, serve, streams, train
 from realcustom.pipeline.cli.options import add_verb
 from realcustom.preprocessing.errors import NothingKept
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a bug (its trace on stderr), 2 the user's mistake (one line
     on stderr), 3 a stage kept nothing for the next one (one line), 130 interrupted.
     """
+    streams.open_closed()
     os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of libraries: a command's progress is log lines
     interrupt.watch()
     sys.exit(run(arguments))
@@ -92,7 +93,7 @@ def _before_the_verb(
         raise typer.Exit(MISTAKE)
 
 
-for _module in (quickstart, train, generate, serve, inspect):
+for _module in (quickstart, train, generate, serve, export, inspect):
     for _verb, _examples in _module.VERBS.items():
         add_verb(app, _verb, *_examples)
 app.add_typer(preprocess.app, name="preprocess")

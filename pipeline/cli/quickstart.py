@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from realcustom.pipeline.cli.options import Address, SettingsOptions
-from realcustom.pipeline.inputs import local_folder, require_base, require_path
+from realcustom.errors import require_all
+from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
+from realcustom.pipeline.inputs import local_folder, require_base, require_image_encoder, require_path
 from realcustom.store import check_writable
 
 USED = ("base", "adapter", "method", "preprocess", "train", "serve", "evaluate")
@@ -22,12 +24,20 @@ def quickstart(
         str | None, typer.Option(metavar="FILE", help="Adapter to start the training from; else random weights.")
     ] = None,
     *,
+    models: EncoderOptions,
     given: SettingsOptions,
     address: Address = None,
 ) -> None:
-    """Run the whole system on a synthetic world: corpus, preprocessing, training, serving, evaluation, a page."""
-    settings = given.resolve("quickstart", USED)
-    require_base(settings.base)
+    """Run the whole system on a synthetic world: corpus, preprocessing, training, serving, evaluation, a page.
+
+    --base and --image-encoder are for models of this world, trained anew; the shipped adapter is then left out.
+    """
+    over = models.settings()
+    settings = given.resolve("quickstart", USED, {**over, "adapter": None} if over else None)
+    require_all(
+        partial(require_base, settings.base),
+        partial(require_image_encoder, settings.method.image_encoder.model),
+    )
     for name, file in (("adapter", settings.adapter), ("--initial-adapter", initial_adapter)):
         if file is not None:
             require_path(file, name, "adapter checkpoint")

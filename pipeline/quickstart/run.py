@@ -6,61 +6,30 @@ Nothing is special to the quickstart: each part is the function that its verb of
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
-import os
-import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realcustom import config, storage
-from realcustom.errors import UsageError
 from realcustom.machine import torch_threads
 from realcustom.pipeline import cluster, configure
+from realcustom.pipeline.quickstart import endpoint
+from realcustom.pipeline.quickstart.alone import alone
+from realcustom.pipeline.quickstart.clock import Clock
 from realcustom.pipeline.quickstart.results import Results, Trained
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.store import Store
 
 if TYPE_CHECKING:
-    from realcustom.evaluation.table import Case, Row, Table
+    from realcustom.evaluation.table import Case, Row
     from realcustom.pipeline.quickstart.film import Films
     from realcustom.pipeline.quickstart.learning import Measured
 
 logger = logging.getLogger(__name__)
 
-HTTP_IMAGES = 3
 DRAWINGS = 32  # images that the diffusion model is measured on
-
-
-class Clock:
-    """Logs each part as it starts and keeps its duration."""
-
-    def __init__(self, parts: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self.reused: list[str] = []  # parts that an earlier run had finished
-        self._parts, self._begun, self._start = parts, 0, time.monotonic()
-
-    @contextlib.contextmanager
-    def heading(self, text: str) -> Iterator[None]:
-        """One of the numbered parts in the log."""
-        self._begun += 1
-        logger.info("[%d/%d] %s", self._begun, self._parts, text)
-        yield
-
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Seconds of the block, kept under `name`."""
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 2)
-
-    def total(self) -> float:
-        """Seconds since the clock was made."""
-        return round(time.monotonic() - self._start, 2)
 
 
 def run(
@@ -79,8 +48,15 @@ def run(
         pictures: number of pictures of the corpus, unless `output` has one already.
         initial_adapter: an adapter checkpoint to start the training from; None = random weights.
         address: of a Ray cluster; None = an embedded one.
+    Raises:
+        UsageError: another run works in `output`.
     """
     cluster.check_address(address)
+    with alone(output):
+        return _run(output, settings, pictures, initial_adapter, address)
+
+
+def _run(output: Path, settings: RunSettings, pictures: int, initial_adapter: str | None, address: str | None) -> Path:
     clock = Clock(parts=7)
     Store().write(output / "settings.yaml", configure.to_yaml(settings).encode())
     corpus = _draw_corpus(output, pictures, clock)
@@ -89,9 +65,9 @@ def run(
             stack.enter_context(cluster.connected(address))
         directories, stages = _preprocess(output, corpus, settings, clock)
         trained = _train(output, directories["encode"], settings, initial_adapter, clock)
-        with _served(settings, trained.result.adapter, clock) as url:
-            request = _ask(url, settings, clock)
-            table, cases = _measure(url, settings, clock)
+        with endpoint.served(settings, trained.result.adapter, clock) as url:
+            request = endpoint.ask(url, settings, clock)
+            table, cases = endpoint.measure(url, settings, clock)
     learned, shipped, films = _look_closer(settings, trained, request["case"], cases, clock)
     results = Results(
         output=output,
@@ -165,68 +141,6 @@ def _train(output: Path, records: str, settings: RunSettings, initial_adapter: s
     return Trained(result=result, output=str(folder), initial_adapter=initial_adapter)
 
 
-@contextlib.contextmanager
-def _served(settings: RunSettings, adapter: str, clock: Clock) -> Iterator[str]:
-    """A context in which the endpoint runs with `adapter`; yields its address."""
-    from realcustom.inference.starting import start, stop
-
-    serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
-    with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"), clock.timed("serve_start"):
-        url = start(serve, base=settings.base, adapter=adapter, image_encoder=settings.method.image_encoder.model)
-    try:
-        yield url
-    finally:
-        stop()
-
-
-def _ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
-    """One request as an application sends it, with a subject that no model was trained on."""
-    import httpx
-
-    from realcustom.evaluation.generators import to_base64
-    from realcustom.pipeline.quickstart.cases import drawn_cases
-
-    case = drawn_cases(1, first=settings.evaluate.images)[0]  # not one of the evaluated subjects
-    body = {
-        "prompt": case.prompt,
-        "n": min(HTTP_IMAGES, settings.serve.max_n),
-        "seed": case.seed,
-        "return_masks": True,
-        "subjects": [{"image": to_base64(case.reference), "word": case.target_word}],
-    }
-    with clock.timed("request"):
-        key = _api_key(settings)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        timeout = settings.serve.deadline_seconds
-        answer = httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=timeout)
-        answer.raise_for_status()
-    logger.info("%s drew %d images of “%s”", url, body["n"], case.prompt)
-    return {"case": case, "answer": answer.json()}
-
-
-def _free_port(host: str, wanted: int) -> int:
-    """`wanted` if nothing listens there, else a port that is free."""
-    for port in (wanted, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    raise UsageError(f"no free port on {host}")
-
-
-def _measure(url: str, settings: RunSettings, clock: Clock) -> tuple[Table, list[Case]]:
-    """The table, generated by the endpoint and scored by the synthetic world's judge."""
-    from realcustom.evaluation.generators import EndpointGenerator
-    from realcustom.evaluation.table import evaluate
-    from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
-
-    cases = drawn_cases(settings.evaluate.images)
-    with clock.heading(f"Measuring: {len(cases)} images for each setting, over HTTP"), clock.timed("table"):
-        steps = settings.evaluate.num_inference_steps
-        generator = EndpointGenerator(url=url, num_inference_steps=steps, api_key=_api_key(settings))
-        table = evaluate(cases, generator, DrawnJudge(), settings.evaluate, progress=_show)
-    return table, cases
-
-
 def _look_closer(
     settings: RunSettings, trained: Trained, asked: Case, cases: list[Case], clock: Clock
 ) -> tuple[list[Measured], Row | None, list[Films]]:
@@ -258,15 +172,6 @@ def _look_closer(
             chosen = [asked, cases[0], film.photograph_case()]
             films = [film.draw_films(pipeline, case) for case in chosen if case is not None]
     return learned, shipped, films
-
-
-def _api_key(settings: RunSettings) -> str | None:
-    """The endpoint's key, from the environment variable that its settings name."""
-    return os.environ.get(settings.serve.api_key_variable or "")
-
-
-def _show(setting: Any, done: int, total: int) -> None:
-    logger.info("%s: %d/%d", setting.value, done, total)
 
 
 def _report(results: Results, clock: Clock) -> Path:
