@@ -121,17 +121,17 @@ def test_a_base_of_the_hub_is_named_in_the_metadata_and_in_the_use(
 
 
 def test_nothing_is_overwritten_silently(
-    command: Command, tiny_models: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, tiny_models: TinyModels, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
     arguments = ["export", tiny_models.adapter, "--output", str(folder)]
     command(*arguments, "--model-card")
-    assert run(arguments) == 2 and "holds an earlier result" in capsys.readouterr().err
+    assert run(arguments) == 2 and "holds an earlier result" in capfd.readouterr().err
     command(*arguments, "--overwrite")
     assert sorted(path.name for path in folder.iterdir()) == ["adapter.safetensors", "pipeline.py", "settings.yaml"]
     (folder / "notes.txt").write_text("mine")
     assert run([*arguments, "--overwrite"]) == 2
-    assert "holds other files (notes.txt ...)" in capsys.readouterr().err
+    assert "holds other files (notes.txt ...)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
