@@ -82,7 +82,7 @@ def hero(pipeline: RealCustomPipeline, cases: Sequence[Case]) -> None:
             [case.reference, *masks_of(pipeline, case, MASK_STEPS), *asked(pipeline, case, case.prompt, 3)],
             f"“{case.prompt}”",
         )
-        for case in cases[:4]
+        for case in cases[:2]
     ]
     draw_sheet(HERE / "hero.png", titles, rows)
 
@@ -130,7 +130,7 @@ def main() -> None:
     )
     first_of_noun = {case.target_word: case for case in reversed(drawn_cases(40))}
     cases = sorted(first_of_noun.values(), key=lambda case: case.seed)
-    hero(pipeline, cases[:4])
+    hero(pipeline, cases)
     mask_or_not(pipeline, cases)
     narrowing(pipeline, cases[2:6])
     prompts(pipeline, cases)

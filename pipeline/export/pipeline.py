@@ -19,7 +19,7 @@ from realcustom.errors import UsageError
 from realcustom.output import RealCustomOutput
 
 
-class RealCustomStockPipeline(DiffusionPipeline):
+class RealCustomStockPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not typed
     """A stock pipeline whose calls are those of `RealCustomPipeline`, which is its attribute `realcustom`.
 
     The names of the arguments below are those of a base's parts, by which diffusers hands them over.

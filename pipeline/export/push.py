@@ -11,7 +11,7 @@ def check(repository: str) -> None:
     """Raise UsageError for a name that the hub does not take, and where no token is set."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)
@@ -27,8 +27,8 @@ def push(folder: Path, repository: str) -> str:
     Raises:
         UsageError: the hub does not answer, or refuses.
     """
-    from httpx import HTTPError
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP client that the hub's has
 
     api = HfApi()
     try:

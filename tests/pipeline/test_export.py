@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +77,10 @@ def test_diffusers_loads_it_on_a_base_and_draws_the_same(
     folder = tmp_path / "export"
     command("export", adapter, "--output", str(folder))
     assert not (folder / "README.md").exists()
-    loaded = {"adapter": str(folder / "adapter.safetensors"), "image_encoder": encoder}
-    pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=str(folder), trust_remote_code=True, **loaded)
-    own = RealCustomPipeline.from_pretrained(base, **loaded)
+    file = str(folder / "adapter.safetensors")
+    custom = {"custom_pipeline": str(folder), "trust_remote_code": True}
+    pipe = DiffusionPipeline.from_pretrained(base, **custom, adapter=file, image_encoder=encoder)
+    own = RealCustomPipeline.from_pretrained(base, file, encoder)
     subjects = [Subject(image=Image.open(photo), word="toy")]
     for each in (pipe, own):
         each.set_progress_bar_config(disable=True)
@@ -101,7 +99,7 @@ def test_diffusers_loads_it_on_a_base_and_draws_the_same(
     assert pipe.to(torch.float64).realcustom.base.unet.dtype == torch.float64
 
     with pytest.raises(UsageError, match="adapter: none given"):
-        DiffusionPipeline.from_pretrained(base, custom_pipeline=str(folder), trust_remote_code=True)
+        DiffusionPipeline.from_pretrained(base, **custom)
 
 
 def test_a_base_of_the_hub_is_named_in_the_metadata_and_in_the_use(
@@ -163,24 +161,28 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert not output.exists()
 
 
-def test_it_is_pushed_by_the_hub_s_own_client(tiny_models: TinyModels, tmp_path: Path) -> None:
-    """In processes of their own: the client reads the hub's address once."""
+def test_it_is_pushed_by_the_hub_s_own_client(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
-    def push(name: str, token: str, url: str, *options: str) -> subprocess.CompletedProcess[str]:
-        output = str(tmp_path / name)
-        arguments = ["export", tiny_models.adapter, "--output", output, "--model-card", "--push", f"me/{name}"]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": url, "HF_TOKEN": token}
-        command = [sys.executable, "-m", "realcustom", *arguments, *options]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    def push(name: str, token: str, *options: str) -> int:
+        monkeypatch.setenv("HF_TOKEN", token)
+        output = ["--output", str(tmp_path / name), "--model-card", "--push", f"me/{name}"]
+        return run(["export", tiny_models.adapter, *output, *options])
+
+    def refusal() -> str:
+        err = capsys.readouterr().err
+        assert err.startswith("error: --push me/") and err.count("\n") == 1, err
+        return err
 
     with hub() as server:
-        done = push("toys", TOKEN, server.url)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        assert done.stdout.splitlines()[-1] == f"{server.url}/me/toys/commit/{40 * 'a'}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        assert push("toys", TOKEN) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"{server.url}/me/toys/commit/{40 * 'a'}"
         files = {path.name: path.read_bytes() for path in (tmp_path / "toys").iterdir()}
         assert server.repositories == {"me/toys": files} and b"# toys" in files["README.md"]
-        refused = push("others", "hf_wrong", server.url)
-    unreached = push("toys", TOKEN, server.url, "--overwrite")
-    for failed, reason in ((refused, "401"), (unreached, "refused")):
-        assert failed.returncode == 2 and failed.stderr.startswith("error: --push me/"), failed.stderr
-        assert failed.stderr.count("\n") == 1 and reason in failed.stderr, failed.stderr
+        assert push("others", "hf_wrong") == 2 and "401" in refusal()
+    assert push("toys", TOKEN, "--overwrite") == 2 and "refused" in refusal()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert push("toys", TOKEN, "--overwrite") == 2 and "offline mode is enabled" in refusal()

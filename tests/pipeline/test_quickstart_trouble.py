@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from realcustom.errors import UsageError
@@ -23,6 +21,7 @@ SHORT = (
     *("train.sample_records=1", "train.sample_steps=2", "train.validation_records=8"),
     *("evaluate.images=4", "evaluate.num_inference_steps=3", "serve.threads=1"),
 )
+SIZES = ("64k", "1m", "3m")  # in the corpus, in the stages, in training
 COMMAND = ["quickstart", "--pictures", "48", *(part for setting in SHORT for part in ("--set", setting))]
 
 
@@ -72,3 +71,87 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(
         assert run([*verb, "--output", str(disk / "out")]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: cannot write below {disk / 'out'}: no permission in {disk}") and err.count("\n") == 1
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a quickstart on a Ray of its own, with what it says in a file; one that is there at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def call(output: Path, log: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "realcustom", *COMMAND, "--output", str(output)]
+        environment = {**own, MARK: str(tmp_path)}  # its processes are known by it
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+            )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+MARK = "REALCUSTOM_TEST_MARK"
+PATIENCE = 300.0  # seconds, on a busy machine
+
+
+def left(mark: str) -> list[str]:
+    """Command lines of processes that were begun with `mark` in their environment."""
+    found = []
+    for process in psutil.process_iter(["environ", "cmdline", "status"]):
+        if (process.info["environ"] or {}).get(MARK) == mark and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"] or [])[:80])
+    return found
+
+
+def wait_for(condition: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part", ["Drawing a corpus", "six stages", "Ray Train:", "Ray Serve:", "Measuring:", "Looking closer"]
+)
+def test_ctrl_c_ends_it_in_any_part_and_the_same_command_goes_on(start: Start, tmp_path: Path, part: str) -> None:
+    log = tmp_path / "log"
+    process = start(tmp_path / "out", log)
+    wait_for(lambda: part in log.read_text() or process.poll() is not None, log)
+    time.sleep(1.5)  # into the part
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    said = log.read_text()
+    assert said.endswith("interrupted\n") and "Traceback" not in said and time.monotonic() - begun < 30
+    wait_for(lambda: left(str(tmp_path)) == [], log)
+    if part == "Ray Train:":
+        again = start(tmp_path / "out", log)
+        assert again.wait(PATIENCE) == 0, log.read_text()
+        assert (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
+    start: Start, tmp_path: Path, size: str
+) -> None:
+    log = tmp_path / "log"
+    with mounted(tmp_path / "disk", f"size={size}") as disk:
+        assert start(disk / "out", log).wait(PATIENCE) == 2, log.read_text()
+        said = log.read_text()
+        assert "Traceback" not in said and said.count("error: ") == 1
+        assert re.search(r"error: cannot write \S+: the disk is full\n$", said), said
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        assert start(disk / "out", log).wait(PATIENCE) == 0, log.read_text()
+        assert (disk / "out" / "index.html").is_file()
+        wait_for(lambda: left(str(tmp_path)) == [], log)
