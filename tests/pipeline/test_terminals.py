@@ -11,9 +11,11 @@ import sys
 import termios
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-PHOTO = "tests/data/photos/duck_toy.jpg"
+ROOT = Path(__file__).parents[2]
+PHOTO = str(ROOT / "tests" / "data" / "photos" / "duck_toy.jpg")
 REALCUSTOM = (sys.executable, "-m", "realcustom")
 GENERATE = ("generate", "--prompt", "a star on grass", "--word", "star", "--image", PHOTO)
 
@@ -51,12 +53,13 @@ def test_a_narrow_terminal_shows_help_and_mistakes_without_colours(variables: di
 
 def test_closed_streams_change_neither_status_nor_files(tmp_path: Path) -> None:
     """The first files that a command opens must not take the numbers of the streams, and get their lines."""
-    output = tmp_path / "out"
 
     def started(*arguments: str) -> int:
         full = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *REALCUSTOM, *arguments]
         return subprocess.run(full, check=False, capture_output=True, timeout=120).returncode
 
-    assert started(*GENERATE, "--steps", "2", "--output", str(output)) == 0
-    assert (output / "image-0.png").read_bytes().startswith(b"\x89PNG")
+    photos = str(ROOT / "tests" / "data" / "photos")
+    assert started("preprocess", "ingest", "--local", "--input", photos, "--output", str(tmp_path)) == 0
+    (table,) = tmp_path.glob("ingest@*/*.parquet")
+    assert pq.read_metadata(table).num_rows == 3
     assert started("inspect", "/nowhere") == 2
