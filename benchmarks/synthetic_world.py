@@ -41,7 +41,7 @@ from realcustom.pipeline.quickstart.cases import DrawnJudge, drawn_cases
 from realcustom.pipeline.zoo import measure_zoo
 from realcustom.settings import Fusion, MethodSettings
 from realcustom.sprites import zoo_path
-from realcustom.sprites.world import draw
+from realcustom.sprites.world import Scene, draw
 
 RESULTS = record.RESULTS / "sprites.json"
 BATCH = 32  # images of one sampler call
@@ -144,16 +144,16 @@ def table(images: int) -> Iterator[Measure]:
 
 def crop(images: int) -> Iterator[Measure]:
     """The adapter that is shown its subject cut out on white instead of the whole picture."""
-    cases = [dataclasses.replace(case, reference=see_through_reference(case)) for case in drawn_cases(images)]
+    cases = [dataclasses.replace(case, reference=see_through(case.truth.reference)) for case in drawn_cases(images)]
     names = {Setting.SUBJECT_WITHOUT_MASK: "crop_no_mask", Setting.SUBJECT_WITH_MASK: "crop_masked"}
     found = measured(shipped(adapter="adapter_crop"), cases, list(names))
     for setting, name in names.items():
         yield from row(name, found[setting])
 
 
-def see_through_reference(case: Case) -> Image.Image:
-    """A case's reference, transparent outside its subject."""
-    drawing = draw(case.truth.reference)
+def see_through(scene: Scene) -> Image.Image:
+    """A scene's picture, transparent outside its first subject."""
+    drawing = draw(scene)
     return Image.fromarray(np.dstack([drawing.image, drawing.masks[0].astype(np.uint8) * 255]))
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 
 from realcustom import record, storage
 from realcustom.errors import UsageError
-from realcustom.sprites.world import Drawing, Scene, Split, draw, scene
+from realcustom.sprites.world import Drawing, Scene, Split, draw, is_held_out, scene
 
 
 class Corruption(enum.Enum):
@@ -52,6 +52,7 @@ class CorpusSettings:
     second: float = 0.0  # probability of a second subject
     first: int = 0  # index of the first scene
     corrupted: int = 2  # pictures corrupted in each way (one torn shard at most)
+    leave_out: bool = False  # show no noun on a background and at a place that `world.is_held_out` names
     split: Split = Split.CORPUS
 
     def __post_init__(self) -> None:
@@ -118,13 +119,22 @@ def jpeg_bytes(image: np.ndarray, quality: int = 95) -> bytes:
 
 
 def _samples(settings: CorpusSettings) -> Iterator[Sample]:
-    for index in range(settings.first, settings.first + settings.pictures):
-        item = scene(settings.split, index, views=settings.views, second=settings.second)
+    scenes = ((index, _scene(index, settings)) for index in itertools.count(settings.first))
+    kept = ((index, item) for index, item in scenes if not (settings.leave_out and _is_held_out(item)))
+    for index, item in itertools.islice(kept, settings.pictures):
         drawing = draw(item)
         group = f"{settings.split.name.lower()}-{index // settings.views}"
         yield Sample(
             scene=item, drawing=drawing, jpeg=jpeg_bytes(drawing.image), caption=item.caption, view_group=group
         )
+
+
+def _scene(index: int, settings: CorpusSettings) -> Scene:
+    return scene(settings.split, index, views=settings.views, second=settings.second)
+
+
+def _is_held_out(item: Scene) -> bool:
+    return any(is_held_out(placed.identity.noun, item.background, placed.place) for placed in item.subjects)
 
 
 def _corrupt_some(samples: Iterator[Sample], settings: CorpusSettings) -> Iterator[Sample]:
