@@ -33,6 +33,7 @@ from realcustom.sprites.world import (
 
 CELL = 2  # pixels a side of a latent cell
 LEAST = 1e-12  # probability below which one is as good as none: log-odds stay within 27.7
+NEAR = 15.0  # in Lab: a pixel further from every colour is a mixture of two, and votes for none
 TEXTURES = 8  # drawings over which a background's colours are averaged
 
 
@@ -136,11 +137,12 @@ def _of_colours(votes: Sequence[np.ndarray], who: Sequence[Identity], attribute:
 
 
 def _colour_votes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (N, 3) by the nearest colour in Lab: of bodies, then of seconds, last the outline."""
+    """Pixels (N, 3) near a colour, by that colour: of bodies, then of seconds, last the outline."""
     if not len(pixels):
         return np.zeros(len(_palette()))
     distance = ((to_lab(pixels)[:, None] - _palette()[None]) ** 2).sum(2)  # (N, colours)
-    return np.bincount(distance.argmin(1), minlength=len(_palette())).astype(float)
+    near = distance.min(1) <= NEAR**2
+    return np.bincount(distance.argmin(1)[near], minlength=len(_palette())).astype(float)
 
 
 @functools.cache
