@@ -70,7 +70,7 @@ SETTINGS: Mapping[str, Callable[[], Method]] = {
 SAMPLING: Mapping[str, Callable[[], Method]] = {
     "scoring_none": tokens(lambda settings: dataclasses.replace(settings, scoring=False)),
     **{f"scoring_{one.value}": fusion(one) for one in Fusion},
-    **{f"quantity_{value}": quantity(value) for value in (0.3, 0.5, 1.0)}  # 0.8 is the adapter's own,
+    **{f"quantity_{value}": quantity(value) for value in (0.3, 0.5, 1.0)},  # 0.8 is the adapter's own
 }
 
 
