@@ -14,6 +14,7 @@ from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.errors import NothingKept
 from realcustom.preprocessing.report.nothing import why_nothing
+from realcustom.preprocessing.report.page import not_read_of
 from realcustom.preprocessing.run import InProcess, OnRay, check_stage, run_stage
 
 
@@ -30,7 +31,7 @@ def run_stages(
     """Run `stages` one after the other, the first on `input`; yields lines with the result of each.
 
     The last line of a stage is the directory that it wrote. Ray is started when there is work for it, not before.
-    Raises NothingKept after a stage that kept no row, if there are several.
+    Raises NothingKept after a stage that is complete and kept no row.
 
     Args:
         local: in this process, without Ray.
@@ -56,7 +57,7 @@ def run_stages(
             )
             yield account(stage.name, result.report)
             yield result.directory
-            if len(stages) > 1 and result.report["in"] and not result.report["kept"]:
+            if not result.report["kept"] and not result.units_left:
                 raise NothingKept(
                     f"{why_nothing(stage.name, result.report, preprocess)}; {result.directory}/aside says why of each row"
                 )
@@ -70,4 +71,17 @@ def account(name: str, report: dict[str, Any]) -> str:
         numbers = report[word]
         reasons = f" ({', '.join(f'{reason} {number}' for reason, number in numbers.items())})" if numbers else ""
         parts.append(f" + {sum(numbers.values())} {word}{reasons}")
-    return "".join(parts) + f"; {report['rows_out']} rows written"
+    return "".join(parts) + f"; {report['rows_out']} rows written" + "".join(f"; {text}" for text in _besides(report))
+
+
+def _besides(report: dict[str, Any]) -> Iterator[str]:
+    """What else is to be said: kept rows without a caption, files that were not read."""
+    for note, number in report.get("noted", {}).items():
+        yield f"{number} of the kept {note.replace('_', ' ')}"
+    lost = report.get("table_rows_without_picture", {}).get("rows", 0)
+    if lost:
+        yield f"{lost} rows of a table of captions without a picture"
+    kinds = not_read_of(report)
+    if kinds:
+        named = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        yield f"{sum(kinds.values())} files not read: {named}"

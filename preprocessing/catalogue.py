@@ -53,7 +53,7 @@ def _check_tables(job: StageJob, source: StageInput) -> None:
 INGEST = Stage(
     name="ingest",
     help="Read a source: each picture decoded, sized, hashed and named; unusable ones excluded with the reason.",
-    version=5,
+    version=6,
     load=_load_ingest,
     open_source=open_corpus,
     describe=_describe_ingest,
@@ -172,7 +172,7 @@ def _ask_endpoint(job: StageJob) -> None:
 CAPTION = Stage(
     name="caption",
     help="Add a synthetic caption to the alt text, and find the words that can name a subject.",
-    version=2,
+    version=3,
     load=_load_caption,
     reads=("select", "score", "ingest"),
     needs=tuple(tables.INGESTED),
@@ -258,7 +258,7 @@ def _check_base(model: str) -> None:
 ENCODE = Stage(
     name="encode",
     help="Add latents, text features and image features of the training recipe to each record.",
-    version=2,  # 2: row groups of at most 16 MiB
+    version=3,  # 3: the square shows the subject
     load=_load_encode,
     reads=("subjects",),
     needs=tuple(record.SCHEMA),

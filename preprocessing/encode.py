@@ -1,7 +1,7 @@
 """Stage `encode`: the features of a record that training reads, computed once. Each cache can be left out.
 
-Latents are of the centre square at `encode.resolution` (aspect-ratio buckets are not made yet); image features are of
-the reference as training and serving prepare it.
+Latents are of a square at `encode.resolution` that shows the subject, the centre one if that does (aspect-ratio buckets
+are not made yet); image features are of the reference as training and serving prepare it.
 
 Legend: B batch, R resolution, C latent channels, h w latent size, T text tokens, D text width, S visual tokens, Di
 their width.
@@ -9,8 +9,10 @@ their width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -20,18 +22,29 @@ from realcustom.base import Base, encode_pixels, encode_prompts
 from realcustom.base_loading import load_base
 from realcustom.cells import decode_mask, encode_tensor, mask_area
 from realcustom.image_encoder import ImageEncoder, load_image_encoder
-from realcustom.pixels import centre_square
+from realcustom.pixels import cut_share, subject_square
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.models import Runtime, blank_pictures, pad_batch
 from realcustom.preprocessing.engine.unit import Unit
-from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
 from realcustom.preprocessing.settings import EncodeSettings, fixed_batch
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
 LATENTS, TEXT, IMAGE = "latents", "text_features", "image_features"
+CUT = "cut_subject"
 GROUP_BYTES = 2**24  # training reads row groups, a column of one at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """A batch of records, decoded."""
+
+    pictures: list[Image.Image]
+    masks: list[np.ndarray | None]  # of the subject, bool (H, W)
+    captions: list[str]
+    references: list[Image.Image]
 
 
 class Encode:
@@ -62,6 +75,8 @@ class Encode:
         features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}}
         if self._image_encoder is not None and self._method.image_encoder.reference is Reference.CROP:
             ledger.each(lambda row: _require_mask(table["subject_mask"][row].as_py()))
+        if self._base is not None and self._settings.latents:
+            ledger.each(lambda row: self._require_subject(table["subject_mask"][row].as_py()))
         size = fixed_batch(self._settings.batch_size)
         for batch, pictures in ledger.picture_batches(size):
             with naming(ledger.batch_name(batch)):
@@ -69,7 +84,13 @@ class Encode:
                 references = pictures  # nothing reads them
                 if self._image_encoder is not None:
                     references = [self._reference(*pair) for pair in zip(pictures, masks, strict=True)]
-                for name, tensors in self._encode(pictures, captions, references, size).items():
+                inputs = _Inputs(
+                    pictures=pictures,
+                    masks=[None if mask is None else decode_mask(mask) for mask in masks],
+                    captions=captions,
+                    references=references,
+                )
+                for name, tensors in self._encode(inputs, size).items():
                     features[name].update(zip(batch, tensors, strict=True))
 
         def check(row: int) -> None:
@@ -93,14 +114,20 @@ class Encode:
     def try_batch(self, size: int) -> None:
         """Run all models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
         pictures = blank_pictures(size)
-        self._encode(pictures, ["a picture"] * size, pictures, size)
+        captions = ["a picture"] * size
+        self._encode(_Inputs(pictures=pictures, masks=[None] * size, captions=captions, references=pictures), size)
 
     def _makes(self, name: str) -> bool:
         return bool(getattr(self._settings, name))
 
-    def _encode(
-        self, pictures: list[Image.Image], captions: list[str], references: list[Image.Image], size: int
-    ) -> dict[str, torch.Tensor]:
+    def _require_subject(self, cell: dict[str, Any] | None) -> None:
+        if cell is None or not mask_area(cell):  # the whole picture is the subject
+            return
+        cut = cut_share(decode_mask(cell), self._settings.resolution)
+        if cut > self._settings.max_cut:
+            raise RowDropped(CUT, f"{cut:.0%} of the mask is outside the square that is encoded")
+
+    def _encode(self, inputs: _Inputs, size: int) -> dict[str, torch.Tensor]:
         """Features of a batch of at most `size` records, on the CPU: name -> (records, ...)."""
         found: dict[str, torch.Tensor] = {}
         if self._runtime is None:
@@ -108,16 +135,20 @@ class Encode:
         device = self._runtime.device
         with self._runtime.inference():
             if self._base is not None and self._settings.latents:
-                pixel_values = torch.stack([centre_square(picture, self._settings.resolution) for picture in pictures])
+                squares = [
+                    subject_square(picture, mask, self._settings.resolution)
+                    for picture, mask in zip(inputs.pictures, inputs.masks, strict=True)
+                ]
+                pixel_values = torch.stack(squares)
                 pixel_values = _pad_rows(pixel_values, size).to(device)  # (B, 3, R, R)
                 found[LATENTS] = encode_pixels(self._base, pixel_values)  # (B, C, h, w)
             if self._base is not None and self._settings.text_features:
-                found[TEXT] = encode_prompts(self._base, pad_batch(captions, size)).hidden  # (B, T, D)
+                found[TEXT] = encode_prompts(self._base, pad_batch(inputs.captions, size)).hidden  # (B, T, D)
             if self._image_encoder is not None and self._settings.image_features:
                 encoder = self._image_encoder
-                pixel_values = _pad_rows(torch.stack([encoder.prepare(image) for image in references]), size)
+                pixel_values = _pad_rows(torch.stack([encoder.prepare(image) for image in inputs.references]), size)
                 found[IMAGE] = encoder.encode(pixel_values.to(device))  # (B, S, Di)
-        return {name: tensor[: len(pictures)].float().cpu() for name, tensor in found.items()}
+        return {name: tensor[: len(inputs.pictures)].float().cpu() for name, tensor in found.items()}
 
     def _reference(self, picture: Image.Image, cell: dict[str, Any] | None) -> Image.Image:
         mask = None if cell is None else decode_mask(cell)

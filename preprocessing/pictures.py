@@ -8,11 +8,14 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from realcustom.colour import has_broken_profile
 from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.scans import Stream, lacks_scans
 from realcustom.reference import on_white
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the decoders that are used on untrusted bytes
@@ -23,12 +26,27 @@ UNDECODED_EXTENSIONS = (
     *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"),  # cameras' raw formats
 )
 
+_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+)  # first bytes of what is decoded, besides WEBP and BMP
+# First bytes of formats that are not decoded; those of ISO media files stand from byte 4 on.
+_UNDECODED_MAGIC = (b"II*\0", b"MM\0*", b"8BPS", b"\0\0\x01\0", b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ")
+_ISO_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+FIRST_BYTES = 32  # that `looks_like_picture` needs
+_LONG_TEXT = 2**16  # bytes of a text chunk of a PNG that is skipped: Pillow takes a long one for an attack
+
 # What Pillow's decoders raise on broken bytes.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
 def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = None) -> Image.Image:
-    """Decode fully, turn upright (EXIF), and bring to RGB: grey, palette, CMYK and 16 bit converted, alpha on white.
+    """Decode fully, turn upright (EXIF), and bring to sRGB: grey, palette, CMYK and 16 bit converted, alpha on white.
+
+    An ICC profile is applied; a broken one is not.
+
 
     Args:
         data: encoded bytes in one of `FORMATS`; of an animation the first frame is taken.
@@ -45,13 +63,84 @@ def decode_with_size(
     data: bytes, max_pixels: int | None = None, draft_side: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """`decode`, and the full width and height, upright, which a draft does not have."""
-    with _opened(data, max_pixels) as image:
+    found = examine(data, max_pixels, draft_side)
+    return found.picture, found.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A decoded picture, and what is to be said of its file."""
+
+    picture: Image.Image
+    size: tuple[int, int]  # full width and height, upright
+    notes: tuple[
+        str, ...
+    ]  # broken_profile: its colour profile is none, and was not applied; damaged_scan: see scans.py
+
+
+def examine(data: bytes, max_pixels: int | None = None, draft_side: int | None = None) -> Examined:
+    """`decode`, with the full size, and with notes of what is wrong with a picture that decodes."""
+    stream = Stream(without_long_texts(data))
+    with _opened(stream, max_pixels) as image:
         width, height = image.size
         if draft_side is not None:
             image.draft("RGB", (draft_side, draft_side))
         image.load()
+        if lacks_scans(data):
+            raise DataError(DataFault.TRUNCATED_IMAGE, "the file ends before its last scans")
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return _upright_rgb(image), (height, width) if turned else (width, height)
+        found = {"broken_profile": has_broken_profile(image), "damaged_scan": stream.is_damaged}
+        return Examined(
+            picture=_upright_rgb(image),
+            size=(height, width) if turned else (width, height),
+            notes=tuple(name for name, holds in found.items() if holds),
+        )
+
+
+def looks_like_picture(first: bytes) -> bool:
+    """Whether a file with these `FIRST_BYTES` is a picture, of a format that is decoded here or of another."""
+    return (
+        is_decoded(first)
+        or first.startswith(_UNDECODED_MAGIC)
+        or (first[4:8] == b"ftyp" and first[8:12] in _ISO_BRANDS)
+    )
+
+
+def is_decoded(first: bytes) -> bool:
+    """Whether a file with these `FIRST_BYTES` is of one of `FORMATS`."""
+    webp = first[:4] == b"RIFF" and first[8:12] == b"WEBP"
+    bmp = first[:2] == b"BM" and first[15:18] == b"\0\0\0"  # the length of the second header, below 256
+    return first.startswith(_MAGIC) or webp or bmp
+
+
+def without_long_texts(data: bytes) -> bytes:
+    """The bytes without those text chunks of a PNG that Pillow refuses for their length; other bytes unchanged."""
+    if not data.startswith(_MAGIC[1]):
+        return data
+    position, kept, dropped = 8, [data[:8]], False
+    while position + 8 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 12 + length
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and _is_long(kind, data[position + 8 : end - 4]):
+            dropped = True
+        else:
+            kept.append(data[position:end])
+        position = end
+    return b"".join(kept) if dropped else data
+
+
+def _is_long(kind: bytes, text: bytes) -> bool:
+    if len(text) > _LONG_TEXT:
+        return True
+    packed = text.partition(b"\0")[2]  # after the keyword
+    if kind == b"iTXt" and packed[:1] == b"\1":
+        packed = b"\0" + packed[2:].partition(b"\0")[2].partition(b"\0")[2]  # after language and translation
+    elif kind != b"zTXt":
+        return False
+    try:
+        return len(zlib.decompressobj().decompress(packed[1:], _LONG_TEXT + 1)) > _LONG_TEXT
+    except zlib.error:
+        return True  # Pillow need not look at it
 
 
 def decode_small(data: bytes, longest_side: int) -> Image.Image:
@@ -62,19 +151,20 @@ def decode_small(data: bytes, longest_side: int) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture turned by its EXIF orientation and as RGB; not copied where it is so already, as most are."""
+    """The picture turned by its EXIF orientation and as sRGB; not copied where it is so already, as most are."""
     ImageOps.exif_transpose(image, in_place=True)
-    return image if image.mode == "RGB" and "transparency" not in image.info else on_white(image)
+    plain = image.mode == "RGB" and "transparency" not in image.info and "icc_profile" not in image.info
+    return image if plain else on_white(image)
 
 
 @contextmanager
-def _opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(stream: Stream, max_pixels: int | None) -> Iterator[Image.Image]:
     """A context with the opened picture; errors of the decoders become a DataError."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "a truncated picture must never pass"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of invalid EXIF and of sizes that max_pixels limits
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(stream, formats=FORMATS) as image:
                 if max_pixels is not None and image.width * image.height > max_pixels:
                     message = f"{image.width} x {image.height} pixels, more than ingest.max_pixels={max_pixels}"
                     raise DataError(DataFault.DECOMPRESSION_BOMB, message)

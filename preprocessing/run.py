@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["InProcess", "OnRay", "StageResult", "check_stage", "run_stage"]
 
 logger = logging.getLogger(__name__)
+_HOPELESS = 1000  # rows: where so many came in and all are quarantined, something is wrong with the whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,9 @@ def run_stage(
     if todo or plan.gone:
         _clear(stage.name, directory, plan, todo)
     total, ends = _run_units(job, todo, directory, plan, executor, progress)
-    report = make_report(description, total, units=len(plan.done) + len(todo), extra=prepared.report)
+    report = make_report(
+        description, total, units=len(plan.done) + len(todo), extra={**source.account, **prepared.report}
+    )
     left = len(plan.todo) - len(todo)
     if left == 0:
         _finish(directory, report, prepared.units)
@@ -209,23 +212,30 @@ def _run_units(
     for counts in directory.counts(plan.done):
         total.add(counts)
     execution = job.settings.execution
-    _check_errors(total, execution, directory)
+    units, done = len(plan.done) + len(todo), len(plan.done)
     ends = [time.monotonic()]
     for counts in executor.run(job, todo):
         ends.append(time.monotonic())
         total.add(counts)
         progress.unit_done(counts)
-        _check_errors(total, execution, directory)
+        done += 1
+        _check_errors(total, total.rows_in * units / done, execution, directory)
+    _check_errors(total, total.rows_in, execution, directory)
     return total, ends
 
 
-def _check_errors(total: Counts, execution: ExecutionSettings, directory: StageDirectory) -> None:
-    if total.errors > max(execution.max_error_floor, execution.max_error_fraction * total.rows_in):
+def _check_errors(total: Counts, expected: float, execution: ExecutionSettings, directory: StageDirectory) -> None:
+    """Raise TooManyErrors if more rows are quarantined than the limit allows of all rows that are expected.
+
+    The bad ones may stand at the front. Where all of very many are bad, the rest is not waited for.
+    """
+    hopeless = total.errors == total.rows_in >= _HOPELESS
+    if hopeless or total.errors > max(execution.max_error_floor, execution.max_error_fraction * expected):
         faults = ", ".join(f"{fault} {number}" for fault, number in sorted(total.quarantined.items()))
         raise TooManyErrors(
             f"{total.errors} of {total.rows_in} rows are quarantined ({faults}), more than "
             f"execution.max_error_fraction={execution.max_error_fraction} allows; the rows are listed in "
-            f"{directory.excluded_folder}"
+            f"{directory.excluded_folder}. If they may be lost: --set preprocess.execution.max_error_fraction=1"
         )
 
 

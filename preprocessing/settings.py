@@ -30,7 +30,15 @@ class SourceKind(enum.Enum):
     WEBDATASET = "webdataset"  # .tar shards
     PARQUET = "parquet"  # tables that hold the pictures
     PICTURES = "pictures"  # a folder of pictures
-    URLS = "urls"  # Parquet or CSV tables of URLs, which are downloaded
+    URLS = "urls"  # Parquet, CSV, TSV or JSON lines with URLs, or lists of them, which are downloaded
+
+
+class CaptionRule(enum.Enum):
+    """What becomes of several captions of one picture."""
+
+    FIRST = "first"
+    LONGEST = "longest"
+    EACH = "each"  # a row for each; `select` takes such rows for copies, unless both of its searches are off
 
 
 class CaptionPolicy(enum.Enum):
@@ -85,11 +93,22 @@ class IngestSettings:
     source: SourceKind = SourceKind.AUTO
     corpus: str | None = None  # name that identifies the corpus when its storage moves; null: the input's address does
     unit_size: int = 256  # pictures per unit, for a folder of pictures and for tables of URLs
-    image_column: str = "image"  # Parquet source: encoded bytes, or a struct with a `bytes` field
-    url_column: str = "url"  # table of URLs
-    caption_column: str | None = "caption"  # of a table, and of a .json beside a picture; null: no captions there
+    # Columns of a table. Each default stands for all usual names of such a column, in any case (docs: sources)
+    image_column: str = "image"  # encoded bytes, a struct with a `bytes` field, or base64
+    url_column: str = "url"
+    caption_column: str | None = "caption"  # also of a .json beside a picture; null: no captions there
+    columns: tuple[str, ...] = ()  # names of the columns of a .csv, .tsv or .txt without a header line, in its order
+    caption_rule: CaptionRule = CaptionRule.FIRST  # which of several captions of a picture is taken
+    caption_extensions: tuple[str, ...] = (
+        "txt",
+        "caption",
+    )  # of files with a picture's caption, the first that is there
+    # Which member of a webdataset sample is the picture, and which the caption: what follows the key's dot, or a pattern
+    # such as *.left.jpg; null: the only member with such an extension
+    image_member: str | None = None
+    caption_member: str | None = None
     keep_columns: tuple[str, ...] | None = None  # other columns of a table that are kept; null: all
-    metadata: str | None = None  # CSV that describes a folder's pictures: path or URI
+    metadata: str | None = None  # CSV that describes a folder's pictures: path or URI; null: tables beside them do
     join: str | None = None  # which row describes which picture: PART=COLUMN, PART one of folder, stem, file, path
     caption_template: str | None = (
         None  # "a photo of a {class}": columns of `metadata`, or a PART; null: caption_column
@@ -107,6 +126,10 @@ class IngestSettings:
             given, lacking = ("join", "metadata") if self.metadata is None else ("metadata", "join")
             raise UsageError(
                 f"ingest.{given} needs ingest.{lacking}: the CSV, and PART=COLUMN that says whose row is whose"
+            )
+        if any(not name or name.startswith(".") or name != name.lower() for name in self.caption_extensions):
+            raise UsageError(
+                f"ingest.caption_extensions are lower case and without a dot, as txt; got {', '.join(self.caption_extensions)}"
             )
         if self.join is not None:
             parse_join(self.join)
@@ -286,13 +309,16 @@ class EncodeSettings:
     latents: bool = True  # the picture as VAE latents, by `base`
     text_features: bool = True  # hidden states of the caption, by `base`'s text encoder
     image_features: bool = True  # features of the reference, by `image_encoder`
-    resolution: int = 512  # pixels: shorter side scaled to it, centre square encoded
+    resolution: int = 512  # pixels: shorter side scaled to it, a square that shows the subject encoded
+    max_cut: float = 0.2  # share of the subject's mask outside that square above which a record is dropped
     dtype: Dtype = Dtype.FLOAT16  # of cached tensors
     batch_size: int | BatchSize = 8  # records per forward
     keep_image: bool = True  # false: records hold no picture, only the caches
 
     def __post_init__(self) -> None:
         _at_least(1, resolution=self.resolution, batch_size=self.batch_size)
+        if not 0 <= self.max_cut <= 1:
+            raise UsageError(f"encode.max_cut is a share within 0..1, got {self.max_cut}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from realcustom.arrays import Picture, to_mask, to_picture
+from realcustom.colour import in_srgb
 from realcustom.errors import UsageError
 from realcustom.settings import EncoderKind, Fit, ImageEncoderSettings, Reference
 
@@ -35,7 +36,8 @@ def prepare_reference(image: Picture, mask: Picture | None, settings: ImageEncod
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, 8 bit, with transparency on white; grey, palette and CMYK pictures converted."""
+    """sRGB, 8 bit, with transparency on white; grey, palette and CMYK pictures converted, ICC profiles applied."""
+    image = in_srgb(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         values = np.asarray(image, dtype=np.int64)
         return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")

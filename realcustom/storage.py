@@ -6,6 +6,7 @@ sees the old file, the new one, or none, never a part.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -48,10 +49,16 @@ def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
         # a killed process leaves in the store (docs/preprocessing/how-to.md says how to remove them).
         filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")
         return filesystem, f"{bucket}/{key}".rstrip("/")
-    if is_remote(uri):
-        filesystem, path = fs.FileSystem.from_uri(str(uri))
-        return filesystem, str(path)
+    require_known(uri)
     return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).absolute())
+
+
+def require_known(uri: str | Path) -> None:
+    """Raise UsageError for an address that is neither a path nor on `s3://`."""
+    if is_remote(uri) and not str(uri).startswith("s3://"):
+        scheme = str(uri).partition("://")[0]
+        hint = "the store's S3 address (AWS_ENDPOINT_URL=https://storage.googleapis.com), " if scheme == "gs" else ""
+        raise UsageError(f"{uri}: {scheme}:// is not read or written here: use {hint}s3:// or a folder of this machine")
 
 
 def join(uri: str | Path, *parts: str) -> str:
@@ -60,8 +67,17 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def absolute(uri: str | Path) -> str:
-    """A local path as absolute, so that a process in another folder finds it; a URI unchanged."""
-    return str(uri) if is_remote(uri) else str(Path(str(uri).removeprefix("file://")).expanduser().absolute())
+    """The one form of an address: a local path absolute and without `..`, an object's without a slash at its end.
+
+    So a process in another folder finds it, and whatever way it was written, a fingerprint is the same.
+    """
+    if is_remote(uri):
+        return str(uri).rstrip("/")
+    path = os.path.join(os.getcwd(), os.path.expanduser(str(uri).removeprefix("file://")))
+    folder, up, rest = f"{path}/".rpartition("/../")
+    if up:  # what is above a link is what is above its target
+        path = os.path.join(os.path.realpath(f"{folder}/.."), rest)
+    return os.path.normpath(path)
 
 
 def exists(uri: str | Path) -> bool:
@@ -101,6 +117,13 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
+    try:
+        _write_local(path, data)
+    except FileNotFoundError:  # another run removed the temporary file as one that a killed run left
+        _write_local(path, data)
+
+
+def _write_local(path: str, data: bytes) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
@@ -112,7 +135,7 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        if os.path.exists(temporary):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
 
@@ -121,7 +144,8 @@ def delete(uri: str | Path) -> None:
     """Remove a file, if it exists."""
     filesystem, path = open_filesystem(uri)
     if exists(uri):
-        filesystem.delete_file(path)
+        with contextlib.suppress(FileNotFoundError):  # another run removed it
+            filesystem.delete_file(path)
 
 
 def delete_folder(uri: str | Path) -> None:

@@ -192,8 +192,9 @@ def refusals(doing: str, uri: str) -> Iterator[None]:
 def check_readable(uri: str) -> None:
     """Raise StorageRefused within seconds if an object store lets us neither list nor read `uri`.
 
-    Does nothing for a local path or for a missing file.
+    Does nothing for a local path or for a missing file. Raises UsageError for an address of another kind.
     """
+    storage.require_known(uri)
     if not uri.startswith("s3://"):
         return
     import boto3

@@ -14,7 +14,7 @@ from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity
 from realcustom.image_encoder import ImageEncoder, count_local_views, load_image_encoder
-from realcustom.pixels import centre_square
+from realcustom.pixels import subject_square
 from realcustom.reference import on_white, prepare_reference
 from realcustom.settings import MethodSettings
 from realcustom.training.features import Kind, Picture
@@ -52,8 +52,9 @@ class FrozenEncoders:
         return self.base
 
     def latents(self, picture: Picture) -> torch.Tensor:
-        """(C, h, w) of the picture's centre square at the base model's own size."""
-        pixel_values = centre_square(on_white(decode_picture(picture.image)), self.base.resolution)
+        """(C, h, w) of the picture's square that shows the subject, at the base model's own size."""
+        mask = None if picture.subject_mask is None else decode_mask(picture.subject_mask)
+        pixel_values = subject_square(on_white(decode_picture(picture.image)), mask, self.base.resolution)
         return encode_pixels(self.loaded(), pixel_values[None].to(self.device))[0]
 
     def text_features(self, caption: str) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +27,12 @@ from realcustom.preprocessing.caption.word_lists import (
 )
 
 _ENGLISH = (CLOSED | DETERMINERS) - FOREIGN
+# Scripts that are written without spaces: Thai, Lao, Myanmar, Khmer, Japanese kana, Chinese characters.
+_UNSPACED_RANGES = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
 _JUNK = re.compile(r"[\d_@#\\]|://|\w\.\w")  # file names, addresses, sizes, numbers
 _WORD = re.compile(r"(?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)(?:(?<=s)['’]\Z)?|\S")  # or punctuation, without this group
 
@@ -66,10 +74,23 @@ def find_targets(caption: str, nouns: Sequence[str], limit: int) -> list[Target]
     return list(targets.values())[:limit]
 
 
+def plain_text(caption: str) -> str:
+    """A caption as words are looked for in it: HTML's entities as the characters they stand for, in Unicode's form NFC."""
+    return unicodedata.normalize("NFC", html.unescape(caption))
+
+
 def _from_vocabulary(caption: str, nouns: Sequence[str]) -> list[tuple[int, int]]:
-    longest_first = sorted({noun.strip() for noun in nouns}, key=lambda noun: (-len(noun), noun))
-    pattern = "|".join(re.escape(noun) for noun in longest_first)
-    return [match.span() for match in re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", caption, re.IGNORECASE)]
+    """Spans of the nouns; beside a letter of a script without spaces a word may begin and end anywhere."""
+    composed = {unicodedata.normalize("NFC", noun.strip()) for noun in nouns}
+    longest_first = sorted(composed, key=lambda noun: (-len(noun), noun))
+    pattern = "|".join(_bounded(noun) for noun in longest_first)
+    return [match.span() for match in re.finditer(pattern, caption, re.IGNORECASE)]
+
+
+def _bounded(noun: str) -> str:
+    before = "" if _UNSPACED.match(noun[0]) else rf"(?<![^\W{_UNSPACED_RANGES}])"
+    after = "" if _UNSPACED.match(noun[-1]) else rf"(?![^\W{_UNSPACED_RANGES}])"
+    return before + re.escape(noun) + after
 
 
 def _from_phrases(caption: str) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.caption.nouns import Target, find_targets
+from realcustom.preprocessing.caption.nouns import Target, find_targets, plain_text
 from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import RowDropped, RowExcluded, naming
@@ -57,7 +57,7 @@ class Caption:
         tables.require_columns(table.schema, tables.INGESTED, f"caption, unit {unit.name}")
         ledger = RowLedger(table, unit.name)
         synthetic = self._synthetic(ledger) if self._endpoint is None else self._asked_for(ledger)
-        alt_texts: list[str | None] = table["alt_text"].to_pylist()
+        alt_texts = [None if text is None else plain_text(text) for text in table["alt_text"].to_pylist()]
         chosen: dict[int, tuple[str, str, list[Target]]] = {}
 
         def choose(index: int) -> None:
@@ -89,7 +89,7 @@ class Caption:
         else made of `caption.word`."""
         word = self._settings.word
         nouns = self._settings.nouns if word is None else (word,)
-        sources = [("alt_text", alt_text), ("synthetic", synthetic)]
+        sources = [("alt_text", alt_text), ("synthetic", None if synthetic is None else plain_text(synthetic))]
         if self._settings.caption_policy is CaptionPolicy.SYNTHETIC:
             sources.reverse()
         for source, text in sources:

@@ -121,6 +121,8 @@ class StageDirectory:
             foreign = self.store.list_files(self.uri)
         except FileNotFoundError:
             foreign = []
+        if foreign and self.store.exists(uri):  # another run began it between the two looks
+            return self.describe(description)
         if foreign:
             raise UsageError(
                 f"{self.uri} holds files of no stage ({foreign[0].name}): move them away or give another --output"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.progress import PictureProgress
-from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
+from realcustom.preprocessing.engine.unit import FIRST_NAMES, Counts, SealedUnit, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, StageBug, naming
 from realcustom.preprocessing.pictures import decode, decode_small
 
@@ -44,6 +44,7 @@ class UnitResult:
     table: pa.Table
     excluded: list[ExcludedRow] = field(default_factory=list)
     rejected: dict[str, int] = field(default_factory=dict)  # candidates, by reason
+    notes: dict[str, list[str]] = field(default_factory=dict)  # what is to be said of kept rows, with their names
     parent: str = "uid"  # column of `table` that identifies the input row
     file: bytes | None = None  # the bytes to write, where they are not those of `tables.to_parquet(table)`
 
@@ -54,6 +55,8 @@ class UnitResult:
             kept=pc.count_distinct(self.table[self.parent]).as_py(),
             rows_out=self.table.num_rows,
             rejected=dict(self.rejected),
+            noted={name: len(rows) for name, rows in self.notes.items()},
+            first={name: sorted(rows)[:FIRST_NAMES] for name, rows in self.notes.items()},
         )
         for row in self.excluded:
             tally = counts.quarantined if row.why.quarantined else counts.dropped

@@ -26,6 +26,7 @@ class StageInput:
     upstream: str  # identity of their source; part of the fingerprint
     description: dict[str, Any] | None  # stage.json of the stage that wrote them; null: no stage wrote them
     finished: bool  # whether that stage is complete
+    account: Mapping[str, Any] = field(default_factory=dict)  # of a corpus: what report.json says of its files
 
 
 @dataclass(frozen=True, kw_only=True)

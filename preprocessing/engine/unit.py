@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ID_DIGITS = 16  # hex digits of an identity in a file name
+FIRST_NAMES = 5  # names that are kept of rows of which something is to be said
+_LONGEST_NAME = 120  # characters of a unit's name, before a hash: a manifest's name has two more, and disks take 255
 
 
 class UnitKind(enum.Enum):
@@ -33,6 +35,8 @@ class InputFile:
     uri: str
     size: int  # bytes; 0 for a part, which its hash identifies
     caption: str | None = None  # caption of a picture that a table or a template describes
+    captions: tuple[str, ...] = ()  # further ones, each of a row of its own
+    beside: str = ""  # name of the picture that it belongs to, with its caption; empty: it is read for itself
     unlisted: str = ""  # why a picture does not belong to the corpus; empty: it does
     number: int | None = None  # number of the unit that wrote it, among the input's units
     group: int | None = None  # the row group that is read; None: all
@@ -61,7 +65,7 @@ class Unit:
     def from_json(cls, text: str) -> Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
-        files = tuple(InputFile(**file) for file in data["files"])
+        files = tuple(InputFile(**{**file, "captions": tuple(file["captions"])}) for file in data["files"])
         pairs = {name: tuple(data[name]) if data[name] is not None else None for name in ("byte_range", "bits")}
         return cls(**{**data, **pairs, "kind": UnitKind(data["kind"]), "files": files})
 
@@ -76,6 +80,8 @@ class Counts:
     quarantined: dict[str, int] = field(default_factory=dict)  # by fault
     rows_out: int = 0  # rows written; differs from `kept` where one row becomes several
     rejected: dict[str, int] = field(default_factory=dict)  # candidates of a 1-to-N stage, by reason; not rows
+    noted: dict[str, int] = field(default_factory=dict)  # kept rows of which something is to be said, by what it is
+    first: dict[str, list[str]] = field(default_factory=dict)  # the first names of each of these, sorted
 
     @property
     def errors(self) -> int:
@@ -91,14 +97,20 @@ class Counts:
             (self.dropped, other.dropped),
             (self.quarantined, other.quarantined),
             (self.rejected, other.rejected),
+            (self.noted, other.noted),
         ):
             for name, number in theirs.items():
                 mine[name] = mine.get(name, 0) + number
+        for name, names in other.first.items():  # whatever the order in which units end
+            self.first[name] = sorted([*self.first.get(name, []), *names])[:FIRST_NAMES]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, keys as in report.json."""
         reasons = {name: dict(sorted(getattr(self, name).items())) for name in ("dropped", "quarantined", "rejected")}
-        return {"in": self.rows_in, "kept": self.kept, **reasons, "rows_out": self.rows_out}
+        counts: dict[str, Any] = {"in": self.rows_in, "kept": self.kept, **reasons, "rows_out": self.rows_out}
+        if self.noted:
+            counts |= {"noted": dict(sorted(self.noted.items())), "first": dict(sorted(self.first.items()))}
+        return counts
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Counts:
@@ -121,7 +133,8 @@ def identity_of(*parts: str | int | Sequence[Any]) -> str:
 
 
 def unit_name(file: str) -> str:
-    """A unit's name from its file's name: only plain characters; where that changes it, a hash of the full name is added."""
+    """A unit's name from its file's name: only plain characters, not too many; where that changes it, a hash is added."""
     stem = posixpath.splitext(file)[0]
     plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", stem).strip("-.")
-    return plain if plain == stem else f"{plain}-{identity_of(file)[:8]}"
+    unchanged = plain == stem and len(plain) <= _LONGEST_NAME
+    return plain if unchanged else f"{plain[:_LONGEST_NAME]}-{identity_of(file)[:8]}"

@@ -1,11 +1,13 @@
-"""Units of a corpus, read from its listings, its tables of URLs and its table of captions."""
+"""Units of a corpus, read from its listing, its tables of URLs and its tables of captions."""
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,17 +16,21 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import StageInput
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of
-from realcustom.preprocessing.ingest.folder import SIDECARS, sidecar_name
-from realcustom.preprocessing.ingest.metadata import Describe, describer
+from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_caption_tables
+from realcustom.preprocessing.ingest.columns import by_rule
+from realcustom.preprocessing.ingest.contents import Contents, Source, find_source
+from realcustom.preprocessing.ingest.folder import sidecar_name, sidecar_names
+from realcustom.preprocessing.ingest.listing import Listing, NotRead, kind_of, list_corpus, pictures_among
+from realcustom.preprocessing.ingest.metadata import Describe, Described, describer
 from realcustom.preprocessing.ingest.parquet import check_source_table
 from realcustom.preprocessing.ingest.sample import is_text
-from realcustom.preprocessing.ingest.url_units import is_url_table, url_units
-from realcustom.preprocessing.inputs import file_unit, files_of, sorted_units
-from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
+from realcustom.preprocessing.ingest.url_units import url_units
+from realcustom.preprocessing.inputs import file_unit, sorted_units
 from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind
 from realcustom.storage import FileEntry
 from realcustom.store import Store
 
+_PLAIN = 60  # characters of a picture's name in the name of the unit that begins with it
 _FINGERPRINTED = re.compile(r"[a-z_]+@[0-9a-f]{12}")  # the name of a stage's directory
 
 
@@ -34,103 +40,164 @@ def open_corpus(uri: str, settings: PreprocessSettings, store: Store) -> StageIn
     Raises:
         UsageError: it holds nothing to read, a mixture, or tables without the columns that the settings name.
     """
-    units = _units(uri, settings.ingest, store)
+    units, account = _open(uri, settings.ingest, store)
     name = settings.ingest.corpus if settings.ingest.corpus is not None else storage.absolute(uri)
-    return StageInput(units=sorted_units(units), upstream=f"corpus {name}", description=None, finished=True)
+    return StageInput(
+        units=sorted_units(units), upstream=f"corpus {name}", description=None, finished=True, account=account
+    )
 
 
-def _units(uri: str, settings: IngestSettings, store: Store) -> list[Unit]:
-    entries = _without_stages(files_of(uri, store))
-    names = {entry.name for entry in entries}
+def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit], dict[str, Any]]:
+    listing = list_corpus(uri, store)
+    names = {entry.name for entry in listing.files}
     # the shards of `export` are a corpus
     if "stage.json" in names and not any(name.endswith(".tar") for name in names):
         raise UsageError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
-    entries = [entry for entry in entries if not posixpath.basename(entry.name).startswith(".")]
-    kind, files = _source(uri, entries, settings, store)
-    if kind is not SourceKind.PICTURES and (settings.metadata or settings.caption_template):
-        name = "metadata" if settings.metadata else "caption_template"
-        raise UsageError(f"ingest.{name} describes the pictures of a folder, and {uri} is read as {kind.value}")
-    if kind is SourceKind.PICTURES:
-        sidecars = {sidecar_name(entry.name): entry for entry in entries if sidecar_name(entry.name)}
-        return list(_picture_units(files, sidecars, describer(settings, store), settings.unit_size))
-    unreadable = next((entry.name for entry in files if not is_text(entry.name)), None)
+    entries = _without_stages(listing.files)
+    contents = Contents.of(entries)
+    source = find_source(uri, contents, settings, store)
+    _check_settings(uri, source, settings)
+    if source.kind is SourceKind.PICTURES:
+        return _folder(entries, source, settings, store, listing)
+    unreadable = next((entry.name for entry in source.files if not is_text(entry.name)), None)
     if unreadable is not None:
         raise UsageError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
-    if kind is SourceKind.URLS:
-        return url_units(files, settings, store)
-    if kind is SourceKind.PARQUET:
-        first, schema = tables.first_schema(files, store)
+    account = _account(entries, source.files, source.beside, listing.not_read)
+    if source.kind is SourceKind.URLS:
+        return url_units(source.files, settings, store), account
+    if source.kind is SourceKind.PARQUET:
+        first, schema = tables.first_schema(source.files, store)
         check_source_table(schema, settings, first.name)
-    return [file_unit(entry, UnitKind.TAR if kind is SourceKind.WEBDATASET else UnitKind.TABLE) for entry in files]
+    kind = UnitKind.TAR if source.kind is SourceKind.WEBDATASET else UnitKind.TABLE
+    return [file_unit(entry, kind) for entry in source.files], account
+
+
+def _check_settings(uri: str, source: Source, settings: IngestSettings) -> None:
+    """Refuse settings for a source of another kind."""
+    given = [name for name in ("metadata", "caption_template") if getattr(settings, name)]
+    if given and source.kind is not SourceKind.PICTURES:
+        raise UsageError(
+            f"ingest.{given[0]} describes the pictures of a folder, and {uri} is read as {source.kind.value}"
+        )
+    members = [name for name in ("image_member", "caption_member") if getattr(settings, name)]
+    if members and source.kind is not SourceKind.WEBDATASET:
+        raise UsageError(
+            f"ingest.{members[0]} is about the members of tar shards, and {uri} is read as {source.kind.value}"
+        )
 
 
 def _without_stages(entries: Sequence[FileEntry]) -> list[FileEntry]:
-    """The files that are not in a stage's directory below the corpus."""
+    """The files that are not in a stage's directory below the corpus: they were not there before a run wrote them."""
     homes = {posixpath.dirname(entry.name) for entry in entries if posixpath.basename(entry.name) == "stage.json"}
     stages = tuple(f"{home}/" for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home)))
     return [entry for entry in entries if not entry.name.startswith(stages)]
 
 
-def _source(
-    uri: str, entries: Sequence[FileEntry], settings: IngestSettings, store: Store
-) -> tuple[SourceKind, list[FileEntry]]:
-    """The kind of the corpus, and its files."""
-    parquet = [entry for entry in entries if entry.name.endswith(".parquet")]
-    sheets = [entry for entry in entries if entry.name.endswith(".csv")]
-    by_kind = {
-        SourceKind.WEBDATASET: [entry for entry in entries if entry.name.endswith(".tar")],
-        SourceKind.PARQUET: parquet,
-        SourceKind.PICTURES: [
-            entry for entry in entries if _extension(entry.name) in (*EXTENSIONS, *UNDECODED_EXTENSIONS)
-        ],
-        SourceKind.URLS: [*parquet, *sheets],
-    }
-    kind = settings.source
-    if kind is SourceKind.AUTO:
-        kind = _detect(uri, by_kind, settings, store)
-    if not by_kind[kind]:
-        known = f".tar shards, .parquet or .csv tables, or pictures (.{', .'.join(EXTENSIONS)})"
-        wanted = known if settings.source is SourceKind.AUTO else f"{kind.value} files"
-        raise UsageError(f"{uri} is an empty corpus: no {wanted} among its {len(entries)} files")
-    return kind, by_kind[kind]
+def _account(
+    entries: Iterable[FileEntry], read: Iterable[FileEntry], beside: Iterable[FileEntry], not_read: NotRead
+) -> dict[str, Any]:
+    """What report.json says of the files: those that are read, those that belong to them, and all others by kind."""
+    reading = {entry.name for entry in read}
+    belonging = {entry.name for entry in beside} - reading
+    for entry in entries:
+        if entry.name not in reading and entry.name not in belonging:
+            not_read.add(kind_of(entry.name), entry.name)
+    return {"files": {"read": len(reading), "beside": len(belonging)}, "not_read": not_read.to_dict()}
 
 
-def _detect(uri: str, by_kind: dict[SourceKind, list[FileEntry]], settings: IngestSettings, store: Store) -> SourceKind:
-    """By the names of the files; a table is one of URLs if it has such a column and none of pictures. A .csv counts
-    only where there is nothing else: beside pictures it is a list of them."""
-    found = [kind for kind, files in by_kind.items() if files and kind is not SourceKind.URLS]
-    if len(found) > 1:
-        counts = ", ".join(f"{len(by_kind[kind])} of {kind.value}" for kind in found)
-        raise UsageError(f"{uri} holds {counts}: say which is meant with ingest.source={found[0].value}")
-    if not found:
-        return SourceKind.URLS if by_kind[SourceKind.URLS] else SourceKind.PICTURES
-    if found == [SourceKind.PARQUET]:
-        _, schema = tables.first_schema(by_kind[SourceKind.PARQUET], store)
-        return SourceKind.URLS if is_url_table(schema, settings) else SourceKind.PARQUET
-    return found[0]
+# a folder of pictures
+
+
+def _folder(
+    entries: Sequence[FileEntry], source: Source, settings: IngestSettings, store: Store, listing: Listing
+) -> tuple[list[Unit], dict[str, Any]]:
+    """The units of a folder of pictures."""
+    taken = {entry.name for entry in (*source.files, *source.beside)}
+    left = [entry for entry in entries if entry.name not in taken]
+    sidecars = {sidecar_name(entry.name, settings): entry for entry in left if sidecar_name(entry.name, settings)}
+    more = pictures_among((entry for entry in left if not sidecar_name(entry.name, settings)), store)
+    pictures = sorted([*source.files, *more], key=lambda entry: entry.name)
+    beside: dict[str, list[FileEntry]] = {}
+    for entry in pictures:
+        found = [sidecars[name] for name in sidecar_names(entry.name, settings) if name in sidecars]
+        if found:
+            beside[entry.name] = found
+    own = {entry.name for entry in more} | {one.name for found in beside.values() for one in found}
+    describe = describer(settings, store)
+    captions = CaptionTables()
+    if describe is None:
+        rest = [entry for entry in left if entry.name not in own]
+        captions = read_caption_tables(rest, (entry.name for entry in pictures), settings, store)
+        describe = _said_by(captions, settings)
+    units = list(_picture_units(pictures, beside, describe, settings.unit_size))
+    belonging = [*source.beside, *captions.files, *(one for found in beside.values() for one in found)]
+    if settings.metadata is not None:
+        own_table = storage.absolute(settings.metadata)
+        belonging += [entry for entry in entries if storage.absolute(entry.uri) == own_table]
+    return units, {**_account(entries, pictures, belonging, listing.not_read), **captions.account()}
+
+
+def _said_by(captions: CaptionTables, settings: IngestSettings) -> Describe | None:
+    """The captions of the tables that were found. A picture that none of them knows stays, with what lies beside it."""
+    if not captions.files:
+        return None
+
+    def describe(path: str) -> Described:
+        first, others = by_rule(captions.captions.get(path, []), settings.caption_rule)
+        return Described(caption=first, others=others)
+
+    return describe
 
 
 def _picture_units(
-    files: Sequence[FileEntry], sidecars: dict[str, FileEntry], describe: Describe | None, unit_size: int
+    files: Sequence[FileEntry], beside: dict[str, list[FileEntry]], describe: Describe | None, unit_size: int
 ) -> Iterator[Unit]:
-    for number, first in enumerate(range(0, len(files), unit_size)):
+    for first, last in cut_by_names([entry.name for entry in files], unit_size):
         inputs: list[InputFile] = []
-        identities: list[list[str | int]] = []
-        for entry in files[first : first + unit_size]:
-            said = describe(entry.name) if describe is not None else None
-            caption, unlisted = (said.caption, said.unlisted) if said is not None else (None, "")
+        identities: list[list[Any]] = []
+        for entry in files[first:last]:
+            said = describe(entry.name) if describe is not None else Described()
             inputs.append(
-                InputFile(name=entry.name, uri=entry.uri, size=entry.size, caption=caption, unlisted=unlisted)
+                InputFile(
+                    name=entry.name,
+                    uri=entry.uri,
+                    size=entry.size,
+                    caption=said.caption,
+                    captions=said.others,
+                    unlisted=said.unlisted,
+                )
             )
             identities.append([entry.name, entry.size, entry.version])
-            if said is not None:
-                identities[-1] += [caption or "", unlisted]
-            stem = posixpath.splitext(entry.name)[0]
-            for beside in (sidecars[stem + kind] for kind in SIDECARS if stem + kind in sidecars):
-                inputs.append(InputFile(name=beside.name, uri=beside.uri, size=beside.size))
-                identities.append([beside.name, beside.size, beside.version])
-        name = f"pictures-{number:05d}"
+            if describe is not None:
+                identities[-1] += [said.caption or "", said.unlisted, *said.others]
+            for one in beside.get(entry.name, []):
+                inputs.append(InputFile(name=one.name, uri=one.uri, size=one.size, beside=entry.name))
+                identities.append([one.name, one.size, one.version])
+        key = files[first].name
+        plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", posixpath.splitext(key)[0])[:_PLAIN].strip("-.")
+        name = f"pictures-{plain}-{identity_of(key)[:8]}"
         yield Unit(name=name, identity=identity_of(identities), kind=UnitKind.PICTURES, files=tuple(inputs))
+
+
+def cut_by_names(names: Sequence[str], size: int) -> list[tuple[int, int]]:
+    """Cut sorted names into ranges of at most `size`: the first index of each, and the one after its last.
+
+    Where a range begins depends on hashes of names, not on their number: one more name changes the range that it is in.
+    """
+    hashes = [
+        int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") for name in names
+    ]
+    found: list[tuple[int, int]] = []
+    pending = [(0, len(names), size.bit_length())]
+    while pending:
+        first, last, bits = pending.pop()
+        if last - first <= size and bits < size.bit_length():
+            found.append((first, last))
+            continue
+        # a range begins at each name whose hash ends in so many zeros: one in 2^bits
+        starts = [first] + [index for index in range(first + 1, last) if hashes[index] & ((1 << bits) - 1) == 0]
+        pending += [(start, end, bits - 1) for start, end in zip(starts, [*starts[1:], last], strict=True)]
+    return sorted(found)
 
 
 def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) -> None:
@@ -146,7 +213,3 @@ def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) 
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         list(pool.map(check, (unit for unit in units if unit.kind is UnitKind.TABLE)))
-
-
-def _extension(name: str) -> str:
-    return posixpath.splitext(name)[1].removeprefix(".").lower()

@@ -1,14 +1,22 @@
-"""CSV files with a header line, read row by row: UTF-8, from a disk or an object store, a line in memory at a time."""
+"""CSV and TSV files, read row by row: UTF-8, from a disk or an object store, a line in memory at a time.
+
+A table whose first line holds a URL has no header line. Between values stands a tab where the first line has one. Tables
+with tabs know no line breaks in values, and of quotes only those around a whole value.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.errors import DataError, DataFault
-from realcustom.store import ChunkedFile, Store
+from realcustom.preprocessing.ingest.compressed import Bytes, open_plain
+from realcustom.store import Store
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
 _CHUNK = 2**23  # bytes that are fetched at a time
@@ -16,25 +24,27 @@ _HEADER = 2**16  # and for a header
 _BUFFER = 2**16  # bytes that are decoded at a time
 
 
-def read_header(uri: str, store: Store) -> list[str]:
-    """The columns of a CSV. Raises UsageError if there are none, two of one name, or one that is not UTF-8."""
-    first = next(_records(_Lines(uri, store, chunk=_HEADER), uri), [])
-    if not any(name.strip() for name in first):
-        raise UsageError(f"{uri} is not a CSV with a header line: its first line names no column")
-    odd = next((name for name in first if not readable(name)), None)
-    if odd is not None:
-        raise UsageError(f"{uri}: the name of a column is not UTF-8 ({odd!a}): save the table as UTF-8")
-    other = next((mark for mark in (";", "\t", "|") if len(first) == 1 and mark in first[0]), None)
-    if other is not None:
-        raise UsageError(f"{uri}: its only column is {first[0]!r}: between values stands a comma, not {other!r}")
-    twice = next((name for name in first if first.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{uri}: two columns are named '{twice}'")
-    return first
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """How a table is written."""
+
+    columns: list[str]
+    tabs: bool  # between values stands a tab; else a comma
+    header: bool  # the first line names the columns; else it is a row
+
+
+def read_header(uri: str, store: Store, names: Sequence[str] = ()) -> list[str]:
+    """The columns of a table. Raises UsageError if there are none, two of one name, or one that is not UTF-8.
+
+    Args:
+        names: the columns of a table without a header line. None are needed where its first line holds a URL and at most
+            one other value, which then is the caption.
+    """
+    return _shape(uri, store, names).columns
 
 
 def read_rows(
-    uri: str, store: Store, byte_range: tuple[int, int] | None = None
+    uri: str, store: Store, byte_range: tuple[int, int] | None = None, names: Sequence[str] = ()
 ) -> Iterator[dict[str, str | None] | DataError]:
     """The rows after the header. Missing values at the end of a row are None; a row that is too long is an error.
 
@@ -42,29 +52,40 @@ def read_rows(
 
     Args:
         byte_range: read only these bytes of the file (the first and the one after the last), as given by `cut_rows`.
+        names: as `read_header` takes them.
     Raises:
         UsageError: the text is not a CSV.
     """
-    header = read_header(uri, store)
-    records = _records(_Lines(uri, store, byte_range), uri)
-    if byte_range is None:
+    shape = _shape(uri, store, names)
+    header = shape.columns
+    records = _records(Lines(uri, store, byte_range), uri, shape.tabs)
+    if byte_range is None and shape.header:
         next(records)
     for record in records:
         if len(record) > len(header):
-            message = f"{len(record)} values for {len(header)} columns: one that holds a comma must be in quotes"
-            yield DataError(DataFault.UNREADABLE_ROW, message)
+            why = "none may hold a tab" if shape.tabs else "one that holds a comma must be in quotes"
+            yield DataError(DataFault.UNREADABLE_ROW, f"{len(record)} values for {len(header)} columns: {why}")
         elif record:
             yield {name: record[index] if index < len(record) else None for index, name in enumerate(header)}
 
 
-def cut_rows(uri: str, store: Store, size: int) -> list[tuple[int, tuple[int, int]]]:
+def cut_rows(uri: str, store: Store, size: int, names: Sequence[str] = ()) -> list[tuple[int, tuple[int, int]]]:
     """Cut the rows into pieces of `size`: yields each piece's number of rows and its bytes in the file.
 
     Raises UsageError as `read_rows`.
     """
-    lines = _Lines(uri, store)
-    records = _records(lines, uri)
-    next(records, None)
+    lines = Lines(uri, store)
+    if lines.is_empty:
+        return []
+    shape = _shape(uri, store, names)
+    records = _records(lines, uri, shape.tabs)
+    if shape.header:
+        next(records, None)
+    return pieces_of(records, lines, size)
+
+
+def pieces_of(records: Iterator[Any], lines: Lines, size: int) -> list[tuple[int, tuple[int, int]]]:
+    """`cut_rows` for records that are made of `lines`; a record that is empty is none."""
     pieces: list[tuple[int, tuple[int, int]]] = []
     start, count = lines.position, 0
     for record in records:
@@ -75,14 +96,55 @@ def cut_rows(uri: str, store: Store, size: int) -> list[tuple[int, tuple[int, in
     return [*pieces, (count, (start, lines.position))] if count else pieces
 
 
-class _Lines:
+def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
+    lines = Lines(uri, store, chunk=_HEADER)
+    line = next(lines, "")
+    tabs = "\t" in line
+    first = next(_records(itertools.chain([line] if line else [], lines), uri, tabs), [])
+    if not any(name.strip() for name in first):
+        raise UsageError(f"{uri} is not a CSV with a header line: its first line names no column")
+    if names and len(names) != len(first):
+        raise UsageError(
+            f"{uri}: ingest.columns names {len(names)} columns, and its first line has {len(first)} values"
+        )
+    urls = [value.strip().lower().startswith(("http://", "https://")) for value in first]
+    if names or any(urls):
+        return _Shape(columns=list(names) or _assumed(urls, uri), tabs=tabs, header=False)
+    _check_header(first, uri)
+    return _Shape(columns=first, tabs=tabs, header=True)
+
+
+def _assumed(urls: list[bool], uri: str) -> list[str]:
+    """The columns of a table without a header line, of one URL and at most one other value."""
+    if len(urls) > 2 or urls.count(True) != 1:
+        raise UsageError(
+            f"{uri} has no header line, for its first line holds a URL: name its {len(urls)} columns, as in "
+            f"--set 'preprocess.ingest.columns=[url, caption]'"
+        )
+    return ["url" if is_url else "caption" for is_url in urls]
+
+
+def _check_header(first: list[str], uri: str) -> None:
+    odd = next((name for name in first if not readable(name)), None)
+    if odd is not None:
+        raise UsageError(f"{uri}: the name of a column is not UTF-8 ({odd!a}): save the table as UTF-8")
+    other = next((mark for mark in (";", "|") if len(first) == 1 and mark in first[0]), None)
+    if other is not None:
+        raise UsageError(f"{uri}: its only column is {first[0]!r}: between values stands a comma, not {other!r}")
+    twice = next((name for name in first if first.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{uri}: two columns are named '{twice}'")
+
+
+class Lines:
     """A file's lines with their ends, of all its bytes or of some; a byte order mark at its start is left out."""
 
     def __init__(self, uri: str, store: Store, byte_range: tuple[int, int] | None = None, chunk: int = _CHUNK):
         if byte_range is not None:
             chunk = min(chunk, byte_range[1] - byte_range[0])
-        file = store.open(uri, chunk)
-        raw = _Bytes(file, *(byte_range or (0, file.size)))
+        file = open_plain(uri, store, chunk)
+        self.is_empty = file.size == 0
+        raw = Bytes(file, *(byte_range or (0, file.size)))
         buffered = io.BufferedReader(raw, _BUFFER)
         self._uri = uri
         self._text = io.TextIOWrapper(buffered, "utf-8", "surrogateescape", newline="")
@@ -101,26 +163,12 @@ class _Lines:
         return line.removeprefix("\ufeff") if begins else line
 
 
-class _Bytes(io.RawIOBase):
-    """Some of a file's bytes as Python's stream of them."""
-
-    def __init__(self, file: ChunkedFile, start: int, end: int):
-        self._file = file
-        self.position, self._end = start, end
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """As io.RawIOBase has it."""
-        data = self._file.read(self.position, min(len(buffer), self._end - self.position))
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
-
-
-def _records(lines: Iterator[str], uri: str) -> Iterator[list[str]]:
+def _records(lines: Iterator[str], uri: str, tabs: bool) -> Iterator[list[str]]:
+    if tabs:
+        for line in lines:
+            plain = line.rstrip("\r\n")
+            yield [_unquoted(value) for value in plain.split("\t")] if plain else []
+        return
     csv.field_size_limit(_FIELD_LIMIT)
     reader = csv.reader(lines, strict=True)  # else an unclosed quote joins many rows into one
     while True:
@@ -131,6 +179,13 @@ def _records(lines: Iterator[str], uri: str) -> Iterator[list[str]]:
         except csv.Error as error:
             hint = "is a quote before it not closed, or one within a value not doubled?"
             raise UsageError(f"{uri} is not a readable CSV: {error} in line {reader.line_num}; {hint}") from error
+
+
+def _unquoted(value: str) -> str:
+    """A value between tabs without the quotes around it, where it is quoted as in a CSV."""
+    inner = value[1:-1]
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else value
 
 
 def readable(text: str | None) -> bool:

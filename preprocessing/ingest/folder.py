@@ -1,61 +1,93 @@
-"""A folder of pictures as a source, their captions beside them (.txt, .json) or given by a table."""
+"""A folder of pictures as a source, their captions beside them (.txt, .caption, .json) or given by a table."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
 
+from realcustom.errors import MissingFile
 from realcustom.preprocessing.engine.unit import InputFile, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
-from realcustom.preprocessing.ingest.sample import (
-    Entry,
-    Sample,
-    beside,
-    is_text,
-    too_large,
-    unsupported,
-)
-from realcustom.preprocessing.pictures import UNDECODED_EXTENSIONS
+from realcustom.preprocessing.ingest.columns import by_rule
+from realcustom.preprocessing.ingest.sample import Entry, Sample, beside, is_text, too_large, unsupported
+from realcustom.preprocessing.pictures import FIRST_BYTES, UNDECODED_EXTENSIONS, is_decoded, looks_like_picture
 from realcustom.preprocessing.settings import IngestSettings
-from realcustom.store import Store
+from realcustom.store import StorageRefused, Store
 
-SIDECARS = (".txt", ".json")
+JSON = "json"
+SIDECARS = (".txt", ".json")  # of a picture in a folder of evaluation
 UNLISTED = "not_in_metadata"
 
 
-def sidecar_name(name: str) -> str:
+def sidecar_names(picture: str, settings: IngestSettings) -> list[str]:
+    """The names under which a picture's captions are looked for, in the order in which they count; then its .json.
+
+    `a.txt` and `a.jpg.txt` of `a.jpg`.
+    """
+    stem = posixpath.splitext(picture)[0]
+    extensions = (*settings.caption_extensions, JSON)
+    return list(dict.fromkeys(f"{base}.{extension}" for extension in extensions for base in (stem, picture)))
+
+
+def sidecar_name(name: str, settings: IngestSettings) -> str:
     """The name that a file beside a picture is looked up by, its extension in lower case; empty for other files."""
     stem, extension = posixpath.splitext(name)
-    return stem + extension.lower() if extension.lower() in SIDECARS else ""
+    known = extension.lower().removeprefix(".") in (*settings.caption_extensions, JSON)
+    return stem + extension.lower() if known else ""
 
 
 def read_pictures(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The unit's pictures, each with the texts beside it. A caption from a table wins over one from a sidecar."""
-    sidecars = {sidecar_name(file.name): file for file in unit.files if sidecar_name(file.name)}
+    sidecars: dict[str, list[InputFile]] = {}
     for file in unit.files:
-        if sidecar_name(file.name):
+        if file.beside:
+            sidecars.setdefault(file.beside, []).append(file)
+    for file in unit.files:
+        if file.beside:
             continue
         if file.unlisted:
             yield file.name, RowDropped(UNLISTED, file.unlisted)
             continue
         try:
-            yield file.name, _sample(file, sidecars, settings, store)
+            yield file.name, _sample(file, sidecars.get(file.name, []), settings, store)
         except RowExcluded as why:
             yield file.name, why
 
 
-def _sample(file: InputFile, sidecars: dict[str, InputFile], settings: IngestSettings, store: Store) -> Sample:
+def _sample(file: InputFile, sidecars: list[InputFile], settings: IngestSettings, store: Store) -> Sample:
     if not is_text(file.name):  # Arrow could not open it
         raise DataError(DataFault.UNREADABLE_TEXT, f"the file's name, {file.name!a}, is not UTF-8; rename it")
-    stem, extension = posixpath.splitext(file.name)
-    extension = extension.removeprefix(".").lower()
-    if extension in UNDECODED_EXTENSIONS:
-        raise unsupported(extension)
     if file.size > settings.max_bytes:
         raise too_large(file.size, settings)
-    files = (sidecars.get(f"{stem}{kind}") for kind in SIDECARS)
-    txt, json_ = (store.read(sidecar.uri) if sidecar is not None else None for sidecar in files)
-    alt_text, view_group = beside(txt, json_, settings)
+    texts = {_kind(sidecar): sidecar for sidecar in reversed(sidecars)}  # the first of a kind wins
+    json_ = texts.pop(JSON, None)
+    txt = next((texts[kind] for kind in settings.caption_extensions if kind in texts), None)
+    captions, view_group, keys = beside(
+        _read(txt, store) if txt is not None else None, _read(json_, store) if json_ is not None else None, settings
+    )
     if file.caption is not None:
-        alt_text = file.caption
-    return Sample(data=store.read(file.uri), alt_text=alt_text, view_group=view_group)
+        captions = [file.caption, *file.captions]
+    data = _read(file, store)
+    extension = posixpath.splitext(file.name)[1].removeprefix(".").lower()
+    if not is_decoded(data[:FIRST_BYTES]) and (
+        extension in UNDECODED_EXTENSIONS or looks_like_picture(data[:FIRST_BYTES])
+    ):
+        raise unsupported(extension)
+    alt_text, others = by_rule(captions, settings.caption_rule)
+    return Sample(data=data, alt_text=alt_text, captions=others, view_group=view_group, keys=keys)
+
+
+def _kind(sidecar: InputFile) -> str:
+    return posixpath.splitext(sidecar.name)[1].removeprefix(".").lower()
+
+
+def _read(file: InputFile, store: Store) -> bytes:
+    """A file's bytes. Raises DataError where this one cannot be read, though its storage can."""
+    try:
+        return store.read(file.uri)
+    except MissingFile as error:
+        raise DataError(DataFault.UNREADABLE_FILE, f"{file.name} was removed after it was listed") from error
+    except StorageRefused as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise DataError(DataFault.UNREADABLE_FILE, f"{file.name}: no permission to read it") from error
+        raise

@@ -19,6 +19,7 @@ class Described:
     """What the table says about a picture: a caption, no caption, or that it does not belong to the corpus."""
 
     caption: str | None = None
+    others: tuple[str, ...] = ()  # further captions, each for a row of its own
     unlisted: str = ""  # why the picture is dropped; empty: it is kept
 
 
@@ -85,10 +86,17 @@ def _index(uri: str, join: Join, store: Store) -> dict[str, dict[str, str | None
 
 def _from_rows(settings: IngestSettings, join: Join, rows: dict[str, dict[str, str | None]]) -> Describe:
     table = posixpath.basename(settings.metadata or "")
+    taken: dict[str, str] = {}  # row -> picture, where a row is about one file
 
     def describe(path: str) -> Described:
         parts = parts_of(path)
         row = rows.get(parts[join.part])
+        other = taken.setdefault(parts[join.part], path) if join.part != "folder" else path
+        if row is not None and other != path:
+            raise UsageError(
+                f"the row of {table} with {join.column}='{parts[join.part]}' is about both {other} and {path}: join by "
+                f"path={join.column}, with paths from the folder on"
+            )
         if row is None:
             return Described(unlisted=f"{table} has no row with {join.column}='{parts[join.part]}'")
         values = {name: value or "" for name, value in row.items()}

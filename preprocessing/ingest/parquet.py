@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
-from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text, too_large
+from realcustom.preprocessing.ingest.columns import CAPTIONS, IMAGES, URLS, by_rule, find_column, texts_of
+from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text, raw_bytes, text_of, too_large
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
 
@@ -31,6 +32,8 @@ def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
         yield file.name, DataError(DataFault.TORN_TABLE, f"not a readable Parquet file: {error}")
         return
     check_source_table(table.schema_arrow, settings, file.name)
+    image = image_column(table.schema_arrow, settings)
+    assert image is not None, "checked above"
     columns = columns_read(table.schema_arrow.names, settings)
     first = 0
     for group in range(table.num_row_groups):
@@ -45,7 +48,7 @@ def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
             continue
         for key, row in zip(keys, plain_rows(rows), strict=True):
             try:
-                yield key, row if isinstance(row, DataError) else _sample(row, settings)
+                yield key, row if isinstance(row, DataError) else _sample(row, image, settings)
             except RowExcluded as why:
                 yield key, why
 
@@ -53,7 +56,7 @@ def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
 def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
     """The rows as Python objects. Arrow has not checked that texts are UTF-8: invalid bytes come as surrogates."""
     names = table.schema.names
-    texts = [name for name, field in zip(names, table.schema, strict=True) if _is_text(field.type)]
+    texts = [name for name, field in zip(names, table.schema, strict=True) if is_text_type(field.type)]
     for name in texts:
         column = table[name]
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -97,70 +100,110 @@ def _as_text(column: pa.Array) -> str:
         return " ".join(column.to_string().split())
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text_type(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text, as it is or by a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
-    """Raise UsageError if the columns that the settings name are not in the table, or not of a usable type."""
-    require_column(schema.names, settings.image_column, "image_column", where)
-    require_texts(schema, settings, where)
-    kind = schema.field(settings.image_column).type
+def image_column(schema: pa.Schema, settings: IngestSettings) -> str | None:
+    """The column of pictures: of the usual names the first that holds bytes, else the first. None: there is none."""
+    found = find_column(schema.names, settings.image_column, IMAGES)
+    if settings.image_column != IMAGES[0] or (found is not None and holds_bytes(schema.field(found).type)):
+        return found
+    with_bytes = [name for name in schema.names if holds_bytes(schema.field(name).type)]
+    return find_column(with_bytes, settings.image_column, IMAGES) or found
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type can be encoded pictures: bytes, or a struct with a field of them."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UsageError(f"{where}: ingest.image_column='{settings.image_column}' holds {kind}, not encoded pictures")
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
+    """Raise UsageError if the columns that the settings name are not in the table, or not of a usable type."""
+    name = image_column(schema, settings)
+    if name is None:
+        require_column(schema.names, settings.image_column, "image_column", where)
+    require_texts(schema, settings, where)
+    kind = schema.field(name).type
+    if not (holds_bytes(kind) or is_text_type(kind)):
+        raise UsageError(f"{where}: ingest.image_column='{name}' holds {kind}, not encoded pictures")
 
 
 def require_texts(schema: pa.Schema, settings: IngestSettings, where: str) -> None:
     """Raise UsageError if captions or view groups, where the settings name them, are not text; or a kept column is missing."""
     for kept in settings.keep_columns or ():
         require_column(schema.names, kept, "keep_columns", where)
-    if settings.caption_column is not None:
+    caption = find_column(schema.names, settings.caption_column, CAPTIONS)
+    if caption is None and settings.caption_column is not None:
         require_column(schema.names, settings.caption_column, "caption_column", where)
-    for name in (settings.caption_column, VIEW_GROUP):
+    for name in (caption, VIEW_GROUP):
         if name not in schema.names:
             continue
         kind = schema.field(name).type
-        if not (_is_text(kind) or pa.types.is_null(kind)):
-            raise UsageError(f"{where}: the column '{name}' holds {kind}, expected text")
+        if name == caption and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            kind = kind.value_type
+        if not (is_text_type(kind) or pa.types.is_null(kind)):
+            raise UsageError(f"{where}: the column '{name}' holds {schema.field(name).type}, expected text")
 
 
 def columns_read(columns: list[str], settings: IngestSettings) -> list[str] | None:
     """Those of a table's columns that are read; None: all."""
     if settings.keep_columns is None:
         return None
-    own = (settings.image_column, settings.url_column, settings.caption_column, VIEW_GROUP, *settings.keep_columns)
-    return [name for name in columns if name in own]
+    usual = ((settings.image_column, IMAGES), (settings.url_column, URLS), (settings.caption_column, CAPTIONS))
+    own = [find_column(columns, wanted, names) for wanted, names in usual]
+    return [name for name in columns if name in (*own, *IMAGES, VIEW_GROUP, *settings.keep_columns)]
 
 
 def require_column(columns: list[str], name: str, setting: str, where: str) -> None:
     """Raise UsageError that names the columns there are if `name`, which a setting gives, is not among them."""
     if name not in columns:
         hint = " (null where there are no captions)" if setting == "caption_column" else ""
-        raise UsageError(f"{where} has no column '{name}' but {', '.join(columns)}; set ingest.{setting}{hint}")
+        raise UsageError(
+            f"{where} has no column '{name}' but {', '.join(columns)}; --set preprocess.ingest.{setting}=NAME says "
+            f"which it is{hint}"
+        )
 
 
-def _sample(row: dict[str, Any], settings: IngestSettings) -> Sample:
-    image = row[settings.image_column]
-    data = image["bytes"] if isinstance(image, dict) else image
+def _sample(row: dict[str, Any], image: str, settings: IngestSettings) -> Sample:
+    value = row[image]
+    data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise DataError(DataFault.MISSING_IMAGE, f"'{settings.image_column}' is null")
+        raise DataError(DataFault.MISSING_IMAGE, f"'{image}' is null")
+    if isinstance(data, str):
+        data = from_base64(data)
     if len(data) > settings.max_bytes:
         raise too_large(len(data), settings)
-    return sample_of(data, row, settings)
+    return sample_of(data, row, image, settings)
 
 
-def sample_of(data: bytes, row: dict[str, Any], settings: IngestSettings) -> Sample:
-    """The picture `data` with the texts of its row. Raises DataError if the caption is not UTF-8."""
-    known = (settings.image_column, settings.caption_column, VIEW_GROUP)
-    caption = row.get(settings.caption_column) if settings.caption_column is not None else None
-    keep = settings.keep_columns
+def from_base64(text: str) -> bytes:
+    """The bytes of a picture in base64, with or without `data:...,` before it. Raises DataError if it is none."""
+    try:
+        return base64.b64decode("".join(text.removeprefix(text[: text.find(",") + 1]).split()), validate=True)
+    except ValueError as error:
+        raise DataError(DataFault.UNREADABLE_IMAGE, f"the picture is no base64: {error}") from error
+
+
+def sample_of(data: bytes, row: dict[str, Any], image: str | None, settings: IngestSettings) -> Sample:
+    """The picture `data` with the texts of its row. Raises DataError if the caption is not UTF-8.
+
+    Args:
+        image: the column that the picture came from; None: another file.
+    """
+    caption = find_column(row, settings.caption_column, CAPTIONS)
+    known, keep = (image, caption, VIEW_GROUP), settings.keep_columns
     others = {name: value for name, value in row.items() if name not in known and (keep is None or name in keep)}
+    captions = texts_of(row[caption], f"'{caption}'") if caption is not None else []
+    alt_text, more = by_rule([text_of(raw_bytes(text)) for text in captions], settings.caption_rule)
     return Sample(
         data=data,
-        alt_text=optional_text(caption),
+        alt_text=alt_text,
+        captions=more,
         view_group=optional_text(row.get(VIEW_GROUP)),
         columns=to_json(others),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
+from realcustom.preprocessing.ingest.columns import captions_of
 from realcustom.preprocessing.settings import IngestSettings
 
 
@@ -16,11 +17,14 @@ class Sample:
 
     data: bytes
     alt_text: str | None  # null: none was given
+    captions: tuple[str, ...] = ()  # further ones, each of a row of its own
+    keys: str = ""  # where there was none: the keys among which one was looked for
     view_group: str | None = None
     members: tuple[tuple[str, bytes | None], ...] | None = None  # as the column `members` holds them
     columns: str | None = None  # as the column of that name holds them
 
 
+_KEYS = 10  # of a .json without a caption that are named
 Entry = tuple[str, Sample | RowExcluded]  # source-relative name; the sample, or why there is none
 
 
@@ -53,22 +57,30 @@ def is_text(value: str) -> bool:
 
 def optional_text(value: str | None) -> str | None:
     """`text_of` for a value that may be missing, in which bytes that are not UTF-8 are surrogates."""
-    return text_of(value.encode("utf-8", "surrogateescape")) if value is not None else None
+    return text_of(raw_bytes(value)) if value is not None else None
 
 
-def beside(txt: bytes | None, json_: bytes | None, settings: IngestSettings) -> tuple[str | None, str | None]:
-    """Caption and view group of a picture with a .txt and a .json beside it. The .txt is the caption where both are."""
+def raw_bytes(text: str) -> bytes:
+    """The bytes of a text in which those that are not UTF-8 are surrogates; other lone ones give bytes that are not UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, of a .json
+        return text.encode("utf-8", "surrogatepass")
+
+
+def beside(txt: bytes | None, json_: bytes | None, settings: IngestSettings) -> tuple[list[str], str | None, str]:
+    """Captions and view group of a picture with a text and a .json beside it; the keys of a .json without a caption.
+
+    The text is the caption where both are.
+    """
     values = _json(json_) if json_ is not None else {}
     group = values.get("view_group")
     if group is not None and not isinstance(group, str):
         raise DataError(DataFault.UNREADABLE_JSON, f"view_group is {group!r}, expected a string")
     if txt is not None:
-        return text_of(txt), group
-    caption = values.get(settings.caption_column) if settings.caption_column is not None else None
-    if caption is not None and not isinstance(caption, str):
-        message = f"'{settings.caption_column}' of the .json is {type(caption).__name__}, expected text"
-        raise DataError(DataFault.UNREADABLE_CAPTION, message)
-    return (caption.strip() if caption is not None else None), group
+        return [text_of(txt)], group, ""
+    captions = captions_of(values, settings.caption_column)
+    return captions, group, "" if captions else ", ".join(map(ascii, list(values)[:_KEYS]))
 
 
 def _json(data: bytes) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +15,14 @@ from realcustom.preprocessing.engine.ledger import ExcludedRow, UnitResult
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, naming
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
-from realcustom.preprocessing.ingest.sample import Sample, is_text
+from realcustom.preprocessing.ingest.sample import Entry, Sample, is_text
 from realcustom.preprocessing.ingest.sources import read_source
-from realcustom.preprocessing.pictures import decode_with_size
+from realcustom.preprocessing.pictures import examine
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.record import picture_uid
 from realcustom.store import Store
 
+WITHOUT_CAPTION = "without_caption"
 SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS])
 
 
@@ -31,8 +35,8 @@ class Ingest:
     def __call__(self, unit: Unit) -> UnitResult:
         """Read and check all samples of `unit`, in the source's order."""
         rows_in, excluded, good = 0, list[ExcludedRow](), list[dict[str, Any]]()
-        seen: set[str] = set()
-        for name, entry in read_source(unit, self._settings, self._store):
+        seen, notes = set[str](), defaultdict[str, list[str]](list)
+        for name, entry in _each_caption(read_source(unit, self._settings, self._store)):
             rows_in += 1
             key = name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
             uid = picture_uid(key)
@@ -40,27 +44,41 @@ class Ingest:
                 sample = _checked(entry, uid in seen)
                 seen.add(uid)
                 with naming(f"unit {unit.name}, row {uid} ({key})"):
-                    good.append(self._row(uid, name, sample))
+                    good.append(self._row(uid, name, sample, notes))
             except RowExcluded as why:
                 excluded.append(ExcludedRow(uid=uid, key=key, why=why))
-        return UnitResult(rows_in=rows_in, table=pa.Table.from_pylist(good, schema=SCHEMA), excluded=excluded)
+        table = pa.Table.from_pylist(good, schema=SCHEMA)
+        return UnitResult(rows_in=rows_in, table=table, excluded=excluded, notes=notes)
 
-    def _row(self, uid: str, key: str, sample: Sample) -> dict[str, Any]:
-        picture, (width, height) = decode_with_size(sample.data, self._settings.max_pixels, draft_side=BASE_SIDE)
+    def _row(self, uid: str, key: str, sample: Sample, notes: dict[str, list[str]]) -> dict[str, Any]:
+        found = examine(sample.data, self._settings.max_pixels, draft_side=BASE_SIDE)
+        for note in found.notes:
+            notes[note].append(key)
+        if not (sample.alt_text or "").strip():
+            notes[WITHOUT_CAPTION].append(f"{key} (its .json has {sample.keys})" if sample.keys else key)
         members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None
         return {
             "uid": uid,
             "key": key,
             "sha256": hashlib.sha256(sample.data).digest(),
             "image": sample.data,
-            "width": width,
-            "height": height,
+            "width": found.size[0],
+            "height": found.size[1],
             "alt_text": sample.alt_text,
             "view_group": sample.view_group,
-            **vars(signature(picture)),
+            **vars(signature(found.picture)),
             "members": members,
             "columns": sample.columns,
         }
+
+
+def _each_caption(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries; a sample of several captions once for each of them."""
+    for name, entry in entries:
+        yield name, entry
+        if isinstance(entry, Sample):
+            for number, caption in enumerate(entry.captions, start=1):
+                yield f"{name}#caption{number}", replace(entry, alt_text=caption, captions=())
 
 
 def _checked(entry: Sample | RowExcluded, is_repeated: bool) -> Sample:

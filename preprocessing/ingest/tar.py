@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from realcustom.store import ChunkedFile
+from realcustom.preprocessing.ingest.compressed import File
 
 _BLOCK = tarfile.BLOCKSIZE  # 512 bytes
 _MAX_EXTENDED_HEADER = 2**20  # bytes of a long name or a pax header
@@ -39,7 +39,7 @@ class Member:
     link: str | None = None  # what it points to
 
 
-def read_members(file: ChunkedFile, max_bytes: int) -> Iterator[Member]:
+def read_members(file: File, max_bytes: int) -> Iterator[Member]:
     """The files and links of an archive in order; the data of one above `max_bytes` are left out.
 
     Raises:
@@ -97,7 +97,7 @@ def write_archive(members: Iterable[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def _payload(file: ChunkedFile, offset: int, size: int, limit: int, extended: bool) -> bytes | None:
+def _payload(file: File, offset: int, size: int, limit: int, extended: bool) -> bytes | None:
     if size > limit:
         if extended:
             raise TornTar(offset, f"an extended header of {size} bytes")

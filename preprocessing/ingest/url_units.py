@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
 from realcustom.preprocessing.engine.worker import StageJob
-from realcustom.preprocessing.ingest.csv_table import cut_rows, read_header
+from realcustom.preprocessing.ingest.columns import CAPTIONS, IMAGES, URLS, find_column
 from realcustom.preprocessing.ingest.parquet import require_column, require_texts
+from realcustom.preprocessing.ingest.text_table import cut_rows, is_text_table, read_header
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.preprocessing.tables import read_footer
 from realcustom.storage import FileEntry
@@ -19,9 +20,9 @@ from realcustom.store import Store
 _Piece = tuple[int, tuple[int, int] | None]  # number of rows; of a CSV the bytes that hold them
 
 
-def is_url_table(schema: pa.Schema, settings: IngestSettings) -> bool:
-    """Whether a Parquet table has a column of URLs and none of pictures."""
-    return settings.url_column in schema.names and settings.image_column not in schema.names
+def url_column(columns: Iterable[str], settings: IngestSettings) -> str | None:
+    """The column of URLs; where there is none by name, one of pictures, which then holds addresses. None: neither."""
+    return find_column(columns, settings.url_column, (*URLS, *IMAGES))
 
 
 def url_units(files: Sequence[FileEntry], settings: IngestSettings, store: Store) -> list[Unit]:
@@ -38,8 +39,8 @@ def _units(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator
     name = unit_name(entry.name)
     whole = Unit(name=name, identity="", kind=UnitKind.URLS, files=(file,))
     pieces: list[_Piece] | None
-    if entry.name.endswith(".csv"):
-        pieces = _csv_pieces(entry, settings, store)
+    if is_text_table(entry.name):
+        pieces = _text_pieces(entry, settings, store)
     else:
         pieces = _parquet_pieces(entry, settings, store)
     if pieces is None:  # a torn table is one unit, whose only sample is a fault
@@ -54,14 +55,16 @@ def _units(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator
         first += count
 
 
-def _csv_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece]:
-    columns = read_header(entry.uri, store)
-    require_column(columns, settings.url_column, "url_column", entry.name)
-    if settings.caption_column is not None:
+def _text_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece]:
+    columns = read_header(entry.uri, store, settings.columns)
+    if url_column(columns, settings) is None:
+        require_column(columns, settings.url_column, "url_column", entry.name)
+    lacks_caption = find_column(columns, settings.caption_column, CAPTIONS) is None
+    if settings.caption_column is not None and lacks_caption and len(columns) > 1:  # a list of URLs alone has none
         require_column(columns, settings.caption_column, "caption_column", entry.name)
     for name in settings.keep_columns or ():
         require_column(columns, name, "keep_columns", entry.name)
-    return list(cut_rows(entry.uri, store, settings.unit_size))
+    return list(cut_rows(entry.uri, store, settings.unit_size, settings.columns))
 
 
 def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece] | None:
@@ -70,7 +73,8 @@ def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) ->
     except pa.ArrowInvalid:
         return None
     schema = metadata.schema.to_arrow_schema()
-    require_column(schema.names, settings.url_column, "url_column", entry.name)
+    if url_column(schema.names, settings) is None:
+        require_column(schema.names, settings.url_column, "url_column", entry.name)
     require_texts(schema, settings, entry.name)
     starts = range(0, metadata.num_rows, settings.unit_size)
     return [(min(settings.unit_size, metadata.num_rows - start), None) for start in starts]

@@ -12,10 +12,11 @@ from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
-from realcustom.preprocessing.ingest.csv_table import read_rows
 from realcustom.preprocessing.ingest.download import download
 from realcustom.preprocessing.ingest.parquet import columns_read, plain_rows, sample_of
-from realcustom.preprocessing.ingest.sample import Entry, Sample
+from realcustom.preprocessing.ingest.sample import Entry, Sample, raw_bytes
+from realcustom.preprocessing.ingest.text_table import is_text_table, read_rows
+from realcustom.preprocessing.ingest.url_units import url_column
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
 
@@ -46,7 +47,7 @@ def _sample(row: _Row | DataError, result: bytes | RowExcluded, settings: Ingest
     if isinstance(result, RowExcluded):
         return result
     try:
-        return sample_of(result, row, settings)
+        return sample_of(result, row, None, settings)
     except RowExcluded as why:
         return why
 
@@ -55,8 +56,8 @@ def _table_rows(unit: Unit, settings: IngestSettings, store: Store) -> list[_Row
     """The unit's rows. Raises DataError if the table is torn there; errors of the storage pass unchanged."""
     assert unit.count is not None, "a torn table has no rows"
     uri = unit.files[0].uri
-    if unit.files[0].name.endswith(".csv"):
-        rows: list[_Row | DataError] = list(read_rows(uri, store, unit.byte_range))
+    if is_text_table(unit.files[0].name):
+        rows: list[_Row | DataError] = list(read_rows(uri, store, settings.columns, unit.byte_range))
         size = store.size(uri)
         if size != unit.files[0].size or len(rows) != unit.count:
             raise UsageError(f"{uri} was changed while it was read ({unit.files[0].size} bytes, now {size}): run again")
@@ -79,8 +80,9 @@ def _open(uri: str) -> pa.NativeFile:
 
 
 def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:
-    value = None if isinstance(row, DataError) else row[settings.url_column]
-    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    name = None if isinstance(row, DataError) else url_column(row, settings)
+    value = None if isinstance(row, DataError) or name is None else row[name]
+    return raw_bytes(value) if isinstance(value, str) else value if isinstance(value, bytes) else None
 
 
 def _read_parquet(unit: Unit, source: pa.NativeFile, settings: IngestSettings) -> Iterator[_Row | DataError]:

@@ -1,18 +1,33 @@
-"""webdataset shards as a source: members that share a key are a sample, and all of them are kept."""
+"""webdataset shards as a source: members that share a key are a sample, and all of them are kept.
+
+Pictures are counted, not groups: a key is what stands before the first dot of a name, as in webdataset; where that leaves
+samples without a picture or with several, it is what stands before the last one, and in doubt each picture is quarantined.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
+from realcustom.preprocessing.ingest.columns import by_rule
+from realcustom.preprocessing.ingest.compressed import is_compressed, unpack
 from realcustom.preprocessing.ingest.sample import Entry, Sample, beside, too_large, unsupported
 from realcustom.preprocessing.ingest.tar import Member, TornTar, read_members
-from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS
+from realcustom.preprocessing.pictures import (
+    EXTENSIONS,
+    FIRST_BYTES,
+    UNDECODED_EXTENSIONS,
+    is_decoded,
+    looks_like_picture,
+)
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
+
+_Split = Callable[[str], tuple[str, str]]
 
 
 @dataclass(kw_only=True)
@@ -23,35 +38,40 @@ class _Group:
     members: dict[str, Member] = field(default_factory=dict)  # by extension in lower case, without the dot
     repeated: str | None = None  # an extension that came twice
 
+    def add(self, extension: str, member: Member) -> None:
+        """Add a member."""
+        if extension in self.members:
+            self.repeated = extension
+        self.members.setdefault(extension, member)
+
 
 def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """The samples of a shard in its order. A torn shard ends with one fault that names the byte."""
+    """The samples of a shard, in the order of their first members, wherever in the shard the others stand.
+
+    A torn shard ends with one fault that names the byte.
+    """
     file = unit.files[0]
-    source = store.open(file.uri)
-    group: _Group | None = None
+    packed = unpack(file.uri, store) if is_compressed(file.uri) else None
+    source = packed or store.open(file.uri)
+    members = list[Member]()
+    torn: TornTar | None = None
     try:
         for member in read_members(source, settings.max_bytes):
-            key, extension = split_key(member.name)
-            if not extension:
-                message = "a name without an extension, or a hidden file: no member of a sample"
-                yield f"{file.name}/{member.name}", RowDropped("no_extension", message)
-                continue
-            if group is None or group.key != key:
-                if group is not None:
-                    yield _finish(file.name, group, settings)
-                group = _Group(key=key)
-            if extension.lower() in group.members:
-                group.repeated = extension.lower()
-            group.members.setdefault(extension.lower(), member)
-    except TornTar as torn:
-        # a sample without a following key belongs to the torn sample
-        if group is not None and torn.name is not None and split_key(torn.name)[0] != group.key:
-            yield _finish(file.name, group, settings)
+            members.append(member)
+        if packed is not None and packed.damage:
+            torn = TornTar(packed.size, packed.damage)
+    except TornTar as error:
+        torn = error
+    groups = _grouped(members, split_key)
+    if torn is not None and groups:
+        last = next(group for group in reversed(groups) if members[-1] in group.members.values())
+        if torn.name is None or split_key(torn.name)[0] == last.key:  # no following key closes the sample
+            groups.remove(last)
+    for group in groups:
+        yield from _entries(file.name, group, settings)
+    if torn is not None:
         message = f"torn at byte {torn.offset} of {source.size}: {torn.reason}"
         yield f"{file.name}@{torn.offset}", DataError(DataFault.TORN_TAR, message)
-        return
-    if group is not None:
-        yield _finish(file.name, group, settings)
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -61,9 +81,84 @@ def split_key(name: str) -> tuple[str, str]:
     return posixpath.join(folder, stem), extension if stem else ""
 
 
-def _finish(shard: str, group: _Group, settings: IngestSettings) -> Entry:
-    known = (*EXTENSIONS, *UNDECODED_EXTENSIONS)
-    pictures = sorted((name for name in group.members if name in known), key=lambda name: name in UNDECODED_EXTENSIONS)
+def _split_last(name: str) -> tuple[str, str]:
+    stem, extension = posixpath.splitext(name)
+    return stem, extension.removeprefix(".")
+
+
+def _grouped(members: Sequence[Member], split: _Split) -> list[_Group]:
+    """The members by their keys; one without an extension is by itself.
+
+    A member joins the sample of the member before it, else the last one of its key, if that lacks such a member.
+    """
+    groups: list[_Group] = []
+    last: dict[str, _Group] = {}
+    current: _Group | None = None
+    for member in members:
+        key, extension = split(member.name)
+        extension = extension.lower()
+        group = last.get(key) if extension else _Group(key=member.name)
+        if group is None or (group is not current and extension in group.members):
+            group = last[key] = _Group(key=key)
+        if not group.members:
+            groups.append(group)
+        group.add(extension, member)
+        current = group
+    return groups
+
+
+def _entries(shard: str, group: _Group, settings: IngestSettings) -> Iterator[Entry]:
+    """The group's entry, or one for each of its pictures where it has several."""
+    if "" in group.members:
+        why = RowDropped("no_extension", "a name without an extension, or a hidden file: no member of a sample")
+        yield f"{shard}/{group.key}", why
+        return
+    pictures = _pictures(group, settings)
+    inner = [] if pictures or settings.image_member is not None else _inner_pictures(group)
+    if len(pictures) <= 1 and not inner:
+        yield _entry(shard, group, pictures, settings)
+        return
+    parts = _grouped(list(group.members.values()), _split_last) if inner and group.repeated is None else []
+    if parts and all(len(_pictures(part, settings)) == 1 for part in parts):
+        for part in parts:
+            yield _entry(shard, part, _pictures(part, settings), settings)
+        return
+    for name in pictures or inner:
+        yield f"{shard}/{group.key}.{name}", _ambiguous(group, pictures or inner, settings)
+
+
+def _pictures(group: _Group, settings: IngestSettings) -> list[str]:
+    """The members that may be the sample's picture: as the setting says, else by extension, else by their first bytes."""
+    names = list(group.members)
+    if settings.image_member is not None:
+        return fnmatch.filter(names, settings.image_member.lower())
+    by_name = [name for name in names if name in EXTENSIONS] or [name for name in names if name in UNDECODED_EXTENSIONS]
+    return by_name or [name for name in names if "." not in name and looks_like_picture(_first_bytes(group, name))]
+
+
+def _inner_pictures(group: _Group) -> list[str]:
+    """The members that end as pictures do, after another dot."""
+    return [name for name in group.members if _split_last(name)[1] in (*EXTENSIONS, *UNDECODED_EXTENSIONS)]
+
+
+def _first_bytes(group: _Group, name: str) -> bytes:
+    return (group.members[name].data or b"")[:FIRST_BYTES]
+
+
+def _ambiguous(group: _Group, pictures: Sequence[str], settings: IngestSettings) -> DataError:
+    names = " and ".join(f".{name}" for name in pictures)
+    if settings.image_member is not None:
+        message = f"{names} of the sample are members as ingest.image_member={settings.image_member} says"
+    else:
+        others = ", ".join(f".{name}" for name in group.members)
+        message = (
+            f"the sample has the members {others}: say which is its picture with --set "
+            f"preprocess.ingest.image_member={pictures[0]}, and which its caption with preprocess.ingest.caption_member"
+        )
+    return DataError(DataFault.AMBIGUOUS_IMAGE, message)
+
+
+def _entry(shard: str, group: _Group, pictures: Sequence[str], settings: IngestSettings) -> Entry:
     key = f"{shard}/{group.key}" + (f".{pictures[0]}" if pictures else "")
     try:
         return key, _sample(pictures[0] if pictures else None, group, settings)
@@ -72,11 +167,12 @@ def _finish(shard: str, group: _Group, settings: IngestSettings) -> Entry:
 
 
 def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> Sample:
-    """The group as a sample around its picture, the first that can be decoded."""
+    """The group as a sample around its picture."""
     if extension is None:
-        raise DataError(DataFault.MISSING_IMAGE, f"the sample holds no picture, only {', '.join(group.members)}")
-    if extension in UNDECODED_EXTENSIONS:
-        raise unsupported(extension)
+        wanted = "" if settings.image_member is None else f" as ingest.image_member={settings.image_member} says"
+        raise DataError(
+            DataFault.MISSING_IMAGE, f"the sample holds no picture{wanted}, only {', '.join(group.members)}"
+        )
     if group.repeated is not None:
         raise DataError(DataFault.DUPLICATE_KEY, f"the sample has two members .{group.repeated}")
     for name, member in group.members.items():
@@ -84,9 +180,27 @@ def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> S
             raise DataError(DataFault.LINK, f".{name} is a link to {member.link}, and only files are read")
         if member.data is None:  # a member that was not read could not be written back
             raise too_large(member.size, settings, "" if name == extension else f".{name} has ")
-    data = {name: member.data for name, member in group.members.items()}
-    alt_text, view_group = beside(data.get("txt"), data.get("json"), settings)
-    image = data[extension]
+    if extension in UNDECODED_EXTENSIONS and not is_decoded(_first_bytes(group, extension)):
+        raise unsupported(extension)
+    captions, view_group, keys = _beside(group, settings)
+    alt_text, others = by_rule(captions, settings.caption_rule)
+    image = group.members[extension].data
     assert image is not None, "checked above"
     members = tuple((member.name, None if name == extension else member.data) for name, member in group.members.items())
-    return Sample(data=image, alt_text=alt_text, view_group=view_group, members=members)
+    return Sample(data=image, alt_text=alt_text, captions=others, view_group=view_group, members=members, keys=keys)
+
+
+def _beside(group: _Group, settings: IngestSettings) -> tuple[list[str], str | None, str]:
+    """What `beside` makes of the group's members: of the caption's, where the setting says which that is."""
+    data = {name: member.data for name, member in group.members.items()}
+    if settings.caption_member is None:
+        text = next((data[name] for name in settings.caption_extensions if name in data), None)
+        return beside(text, data.get("json"), settings)
+    found = fnmatch.filter(list(data), settings.caption_member.lower())
+    if len(found) > 1:
+        names = " and ".join(f".{name}" for name in found)
+        raise DataError(DataFault.UNREADABLE_CAPTION, f"{names} match ingest.caption_member={settings.caption_member}")
+    if found and _split_last(f"x.{found[0]}")[1] == "json":
+        return beside(None, data[found[0]], settings)
+    _, view_group, _ = beside(b"", data.get("json"), settings)
+    return ([] if not found else beside(data[found[0]], None, settings)[0]), view_group, ""

@@ -25,6 +25,7 @@ DECIDED_BY = {
     "large_mask": "subjects.max_area",
     "border_contact": "subjects.max_border_contact",
     "box_and_mask_disagree": "subjects.min_box_mask_iou",
+    "cut_subject": "encode.max_cut",
     "private_address": "ingest.private_addresses",
     "decompression_bomb": "ingest.max_pixels",
     "too_many_bytes": "ingest.max_bytes",
@@ -37,6 +38,8 @@ def why_nothing(stage: str, report: Mapping[str, Any], settings: PreprocessSetti
     Args:
         report: of a stage that kept no row, as in report.json.
     """
+    if not report["in"]:
+        return f"{stage} found no row in its input"
     reasons = {**report["dropped"], **report["quarantined"]}
     top = max(reasons, key=lambda reason: reasons[reason], default="")
     said = f"{stage} kept none of {report['in']} rows: {reasons.get(top, 0)} are {top}{_decided_by(top, settings)}"

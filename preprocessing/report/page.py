@@ -70,7 +70,24 @@ def account_of(report: Mapping[str, Any]) -> list[tuple[str, int]]:
     lines.append(("rows written", report["rows_out"]))
     lines += [(f"candidates rejected: {reason}", number) for reason, number in report["rejected"].items()]
     lines += [(f"sets of {size} copies", number) for size, number in report.get("clusters", {}).items()]
-    return lines
+    lines += [(f"kept, {note.replace('_', ' ')}", number) for note, number in report.get("noted", {}).items()]
+    lines += [(f"files not read: {kind}", number) for kind, number in not_read_of(report).items()]
+    rows = report.get("table_rows_without_picture", {}).get("rows", 0)
+    return lines + ([("rows of a table of captions without a picture", rows)] if rows else [])
+
+
+def not_read_of(report: Mapping[str, Any]) -> dict[str, int]:
+    """How many files of each kind were not read, the most frequent first."""
+    kinds = {kind: number for kind, number in report.get("not_read", {}).items() if kind != "first"}
+    return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+
+
+def names_of(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The first names of what a report counts without a sample of it."""
+    named = {f"Kept, {note.replace('_', ' ')}": names for note, names in report.get("first", {}).items()}
+    named["Files not read"] = report.get("not_read", {}).get("first", [])
+    named["Rows without a picture"] = report.get("table_rows_without_picture", {}).get("first", [])
+    return {title: names for title, names in named.items() if names}
 
 
 def around(text: str, start: int = 0, end: int = 0) -> dict[str, str]:

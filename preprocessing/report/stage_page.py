@@ -11,7 +11,7 @@ from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
 from realcustom.preprocessing.report.excluded import FILES, SIDE, Excluded, excluded_sections, spread, wanted_of
-from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, render
+from realcustom.preprocessing.report.page import Card, Page, Section, account_of, around, names_of, render
 from realcustom.preprocessing.report.pictures import thumbnail
 
 KEPT = 24  # pictures shown of what was kept
@@ -33,6 +33,7 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
         sections=[
             Section(title="Kept", cards=_kept(directory, units[:UNITS])),
             *excluded_sections(excluded, directory.store, PER_REASON, wanted_of(report)),
+            *(Section(title=title, cards=[Card(foot=names)]) for title, names in names_of(report).items()),
         ],
     )
     directory.store.write(storage.join(directory.uri, "report.html"), render(page))

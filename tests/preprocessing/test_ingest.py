@@ -228,16 +228,18 @@ def test_parquet_source(tmp_path: Path, as_struct: bool) -> None:
 
 
 def test_parquet_source_without_the_column_says_which_there_are(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"jpg": [b""], "text": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match=r"no column 'image' but jpg, text; set ingest\.image_column"):
+    pq.write_table(pa.table({"scan": [b""], "title": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(
+        ValueError, match=r"no column 'image' but scan, title; --set preprocess\.ingest\.image_column=NAME"
+    ):
         ingest(tmp_path, tmp_path / "out")
 
 
 def test_a_later_table_without_the_column_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
-    for name, column in (("a", "caption"), ("b", "text")):
+    for name, column in (("a", "caption"), ("b", "title")):
         pq.write_table(pa.table({"image": [png(picture(0))], column: ["a toy"]}), tmp_path / f"src/{name}.parquet")
-    with pytest.raises(ValueError, match=r"b\.parquet has no column 'caption' but image, text"):
+    with pytest.raises(ValueError, match=r"b\.parquet has no column 'caption' but image, title"):
         ingest(tmp_path / "src", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -298,7 +300,7 @@ def test_captions_of_a_table_that_are_not_utf_8_are_quarantined(tmp_path: Path) 
     result = ingest(tmp_path, tmp_path / "out")
     assert table_of(result)["alt_text"].to_pylist() == ["a café", None]
     assert result.report["quarantined"] == {"unreadable_caption": 1}
-    pq.write_table(table.set_column(1, "caption", pa.array([["x"]] * 3)), tmp_path / "t.parquet")
+    pq.write_table(table.set_column(1, "caption", pa.array([[7]] * 3)), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"t\.parquet: the column 'caption' holds list<.*>, expected text"):
         ingest(tmp_path, tmp_path / "out")
 
@@ -344,7 +346,9 @@ def test_photographs_pass_through_the_stages_without_models(tmp_path: Path) -> N
 def test_a_mixture_of_sources_is_refused_until_one_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 1, 1)
     (tmp_path / "src/x.jpg").write_bytes(jpeg(picture(0)))
-    with pytest.raises(ValueError, match=r"1 of webdataset, 1 of pictures: .* ingest\.source=webdataset"):
+    with pytest.raises(
+        ValueError, match=r"1 of webdataset, 1 of pictures: .* --set preprocess\.ingest\.source=webdataset"
+    ):
         ingest(tmp_path / "src", tmp_path / "out")
     assert ingest(tmp_path / "src", tmp_path / "out", source=SourceKind.PICTURES).report["in"] == 1
 

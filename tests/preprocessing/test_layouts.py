@@ -1,0 +1,505 @@
+"""Corpora as tools and people write them: what is read of each with the plain command, and the account of every file."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from realcustom.preprocessing.ingest.columns import find_column
+from realcustom.preprocessing.ingest.corpus import cut_by_names, open_corpus
+from realcustom.preprocessing.run import StageResult
+from realcustom.preprocessing.settings import CaptionRule, PreprocessSettings, SourceKind
+from realcustom.store import Store
+from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
+from tests.support.stages import excluded_of, ingest, table_of
+
+
+def write(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def captions(result: StageResult) -> dict[str, str | None]:
+    table = table_of(result)
+    return dict(zip(table["key"].to_pylist(), table["alt_text"].to_pylist(), strict=True))
+
+
+def accounted(folder: Path, report: dict[str, Any]) -> None:
+    """Every file of a plain walk is read, belongs to one that is, or is counted."""
+    walked = sum(len(names) for _, _, names in os.walk(folder, followlinks=False))
+    walked += sum(os.path.islink(os.path.join(top, name)) for top, names, _ in os.walk(folder) for name in names)
+    kinds = {kind: number for kind, number in report["not_read"].items() if kind != "first"}
+    assert sum(report["files"].values()) + sum(kinds.values()) == walked
+    assert report["in"] == report["kept"] + sum(report["dropped"].values()) + sum(report["quarantined"].values())
+
+
+def not_read(report: dict[str, Any]) -> dict[str, int]:
+    return {kind: number for kind, number in report["not_read"].items() if kind != "first"}
+
+
+P = [jpeg(picture(number)) for number in range(8)]
+
+
+# files
+
+
+def test_compressed_shards_and_extensions_of_any_case_are_read(tmp_path: Path) -> None:
+    shard = [tar_bytes(sample("000", P[number], f"toy {number}")) for number in range(4)]
+    source = write(
+        tmp_path / "src",
+        {
+            "a.tar.gz": gzip.compress(shard[0]),
+            "b.tgz": gzip.compress(shard[1]),
+            "c.tar": shard[2],
+            "D.TAR": shard[3],
+            "e.tar.zst": pa.compress(shard[0], codec="zstd", asbytes=True),
+            "torn.tar.gz": gzip.compress(shard[1])[:-60],
+            "notes.md": "read me",
+        },
+    )
+    result = ingest(source, tmp_path / "out")
+    assert set(captions(result)) == {
+        *("a.tar.gz/000.jpg", "b.tgz/000.jpg", "c.tar/000.jpg", "D.TAR/000.jpg", "e.tar.zst/000.jpg")
+    }
+    assert result.report["quarantined"] == {"torn_tar": 1} and not_read(result.report) == {".md": 1}
+    accounted(source, result.report)
+
+
+def test_every_picture_by_its_first_bytes_is_a_row_and_every_other_file_is_counted(tmp_path: Path) -> None:
+    pictures = ["a.jpg", "b.jpg_large", "c.jpg?w=640", "d", "e.JPG.1", "f.jpg.webp", "g.pjpeg", "i.jpg~", "j.image"]
+    files: dict[str, bytes | str] = {name: jpeg(picture(number)) for number, name in enumerate(pictures)}
+    files |= {
+        "h.apng": png(picture(20)),
+        "wrong.tiff": P[0],
+        "k.bin": b"BMW is a car maker",
+        "l": "text",
+        "m.npz": b"PK",
+    }
+    source = write(tmp_path / "src", files)
+    result = ingest(source, tmp_path / "out")
+    assert set(captions(result)) == {*pictures, "h.apng", "wrong.tiff"}
+    assert result.report["not_read"] == {".bin": 1, ".npz": 1, "no extension": 1, "first": ["k.bin", "l", "m.npz"]}
+    accounted(source, result.report)
+
+
+def test_pictures_of_unknown_extensions_alone_are_a_folder_of_pictures(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"a": P[0], "b.image": P[1]})
+    assert ingest(source, tmp_path / "out").report["kept"] == 2
+
+
+def test_hidden_and_system_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    junk = [
+        "Thumbs.db",
+        ".DS_Store",
+        "._a.jpg",
+        "@eaDir/a.jpg/SYNOPHOTO.jpg",
+        "__MACOSX/b.jpg",
+        ".ipynb_checkpoints/a.jpg",
+    ]
+    source = write(tmp_path / "src", {name: P[0] for name in ("a.jpg", *junk)})
+    result = ingest(source, tmp_path / "out")
+    assert list(captions(result)) == ["a.jpg"] and not_read(result.report) == {"hidden": 3, "system": 3}
+    accounted(source, result.report)
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", {"x.jpg": P[0], "deep/y.jpg": P[1], "z.jpg": P[4]})
+    source = write(tmp_path / "src", {"a.jpg": P[2], "in/b.jpg": P[3]})
+    (source / "folder").symlink_to(elsewhere)
+    (source / "again").symlink_to(elsewhere / "deep")  # what is followed once is there once
+    (source / "file.jpg").symlink_to(elsewhere / "x.jpg")
+    (source / "own.jpg").symlink_to(source / "a.jpg")
+    (source / "in/loop").symlink_to(source)
+    (source / "gone.jpg").symlink_to(tmp_path / "nothing")
+    (elsewhere / "back").symlink_to(tmp_path)
+    result = ingest(source, tmp_path / "out")
+    assert set(captions(result)) == {"a.jpg", "in/b.jpg", "again/y.jpg", "file.jpg", "folder/z.jpg"}
+    assert not_read(result.report) == {"dangling link": 1, "link": 5}
+    assert set(result.report["not_read"]["first"]) == {
+        *("folder/back", "folder/deep", "folder/x.jpg", "gone.jpg", "in/loop", "own.jpg")
+    }
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"a.jpg": P[0]})
+    os.mkfifo(source / "pipe")
+    assert not_read(ingest(source, tmp_path / "out").report) == {"no file": 1}
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "src", {"a.jpg": P[0], "private/b.jpg": P[1]})
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied")  # tests may run as one who may read anything
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(ValueError, match=r"cannot list .*/src/private: no permission"):
+        ingest(source, tmp_path / "out")
+
+
+def test_files_of_one_picture_that_cannot_be_read_are_its_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "src", {"a.jpg": P[0], "b.jpg": P[1], "c.jpg": P[2]})
+    read = Store.read
+
+    def refuse(self: Store, uri: str) -> bytes:
+        if uri.endswith("b.jpg"):
+            os.unlink(uri)
+        return read(self, uri)
+
+    monkeypatch.setattr(Store, "read", refuse)
+    result = ingest(source, tmp_path / "out")
+    assert list(captions(result)) == ["a.jpg", "c.jpg"] and result.report["quarantined"] == {"unreadable_file": 1}
+
+
+# folders with captions
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_imagefolder(kind: str, tmp_path: Path) -> None:
+    rows = [{"file_name": f"{number}.jpg", "text": f"a dog {number}"} for number in range(3)]
+    rows += [{"file_name": f"metadata.{kind}", "text": "itself"}, {"file_name": "gone.jpg", "text": "no picture"}]
+    for split in ("train", "test"):
+        source = write(tmp_path / "src", {f"{split}/{number}.jpg": P[number] for number in range(4)})
+        own = [{**row, "text": f"{split} {row['text']}"} for row in rows]
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(own), source / split / "metadata.parquet")
+        else:
+            lines = [json.dumps(row) for row in own]
+            if kind == "csv":
+                lines = ["file_name,text", *(",".join(row.values()) for row in own)]
+            write(source, {f"{split}/metadata.{kind}": "\n".join(lines)})
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {
+        f"{split}/{number}.jpg": f"{split} a dog {number}" if number < 3 else None
+        for split in ("test", "train")
+        for number in range(4)
+    }
+    assert result.report["table_rows_without_picture"]["rows"] == 4
+    assert result.report["noted"] == {"without_caption": 2}
+    assert result.report["first"] == {"without_caption": ["test/3.jpg", "train/3.jpg"]}
+    accounted(source, result.report)
+
+
+def test_two_tables_that_disagree_are_named_and_two_that_agree_are_one(tmp_path: Path) -> None:
+    line = json.dumps({"file_name": "0.jpg", "text": "a dog"})
+    source = write(
+        tmp_path / "src", {"0.jpg": P[0], "metadata.jsonl": line, "metadata.csv": "file_name,text\n0.jpg,a dog\n"}
+    )
+    assert captions(ingest(source, tmp_path / "out")) == {"0.jpg": "a dog"}
+    write(source, {"metadata.csv": "file_name,text\n0.jpg,a cat\n"})
+    with pytest.raises(ValueError, match=r"metadata\.csv and metadata\.jsonl give 0\.jpg different captions"):
+        ingest(source, tmp_path / "out")
+
+
+def test_one_row_for_two_pictures_names_both(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"a/0.jpg": P[0], "b/0.jpg": P[1], "list.csv": "picture,text\n0.jpg,a dog\n"})
+    with pytest.raises(ValueError, match=r"is about both a/0\.jpg and b/0\.jpg: join by path=picture"):
+        ingest(source, tmp_path / "out", metadata=str(source / "list.csv"), join="file=picture", caption_column="text")
+    write(source, {"list.json": json.dumps([{"image": "0.jpg", "text": "a dog"}])})
+    with pytest.raises(ValueError, match=r"list\.json: '0\.jpg' is the name of a/0\.jpg and of b/0\.jpg"):
+        ingest(source, tmp_path / "out")
+
+
+def test_kohya(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {
+        "10_dog/IMG 0.JPG": P[0],
+        "10_dog/IMG 0.txt": "a dog",
+        "5_cat/c.png": png(picture(1)),
+    }
+    files |= {"5_cat/c.caption": "a cat", "5_cat/c.npz": b"PK", "5_cat/d.jpg": P[2], "5_cat/d.jpg.txt": "whole name"}
+    files |= {"5_cat/e.jpg": P[3], "5_cat/e.tags": "1girl", "5_cat/e.txt": ""}
+    source = write(tmp_path / "src", files)
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {
+        "10_dog/IMG 0.JPG": "a dog",
+        "5_cat/c.png": "a cat",
+        "5_cat/d.jpg": "whole name",
+        "5_cat/e.jpg": "",
+    }
+    assert not_read(result.report) == {".npz": 1, ".tags": 1} and result.report["noted"] == {"without_caption": 1}
+    accounted(source, result.report)
+    tagged = ingest(source, tmp_path / "tags", caption_extensions=("tags", "txt"))
+    assert captions(tagged)["5_cat/e.jpg"] == "1girl" and captions(tagged)["10_dog/IMG 0.JPG"] == "a dog"
+
+
+def test_coco_captions(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {f"train2017/{number:012d}.jpg": P[number] for number in range(3)}
+    files |= {"val2017/000000000000.jpg": P[4]}
+    images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in range(3)]
+    said = [{"image_id": number, "caption": text} for number in range(2) for text in ("a dog", "a large brown dog")]
+    files["annotations/captions_train2017.json"] = json.dumps({"images": images, "annotations": said})
+    files["annotations/instances_train2017.json"] = json.dumps(
+        {"images": images, "annotations": [{"bbox": [0, 0, 1, 1]}]}
+    )
+    source = write(tmp_path / "src", files)
+    result = ingest(source, tmp_path / "out")
+    assert captions(result)["train2017/000000000001.jpg"] == "a dog"
+    assert captions(result)["train2017/000000000002.jpg"] is captions(result)["val2017/000000000000.jpg"] is None
+    assert not_read(result.report) == {".json": 1} and result.report["noted"] == {"without_caption": 2}
+    accounted(source, result.report)
+    longest = ingest(source, tmp_path / "out", caption_rule=CaptionRule.LONGEST)
+    assert captions(longest)["train2017/000000000000.jpg"] == "a large brown dog"
+    each = ingest(source, tmp_path / "out", caption_rule=CaptionRule.EACH)
+    assert each.report["in"] == each.report["kept"] == 6
+    assert captions(each)["train2017/000000000000.jpg#caption1"] == "a large brown dog"
+
+
+def test_lists_of_pictures_and_texts(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a dog"}]
+    rows = [{"image": "img/1.jpg", "conversations": turns}, {"image": "img/9.jpg", "conversations": turns}]
+    files: dict[str, bytes | str] = {f"img/{number}.jpg": P[number] for number in range(3)}
+    files["data.jsonl"] = (
+        '{"images": ["img/0.jpg"], "text": "<__dj__image> a cat"}\n{"images": ["a", "b"], "text": "x"}\n'
+    )
+    source = write(
+        tmp_path / "src", {**files, "llava.json": json.dumps(rows), "other.json": "{}", "labels.csv": "x,y\n1,2\n"}
+    )
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"img/0.jpg": "a cat", "img/1.jpg": "a dog", "img/2.jpg": None}
+    assert not_read(result.report) == {".csv": 1, ".json": 1}
+    assert result.report["table_rows_without_picture"]["rows"] == 2
+    accounted(source, result.report)
+
+
+# shards
+
+
+def shard(folder: Path, members: list[tuple[str, bytes]]) -> Path:
+    return write(folder, {"s.tar": tar_bytes(members)})
+
+
+def test_captions_in_json_by_their_usual_keys(tmp_path: Path) -> None:
+    said = [{"prompt": "a"}, {"text": "b"}, {"caption": ["c", "d"]}, {"caption": 5}, {"caption": None, "id": 1}, ["x"]]
+    said += [{"conversations": [{"from": "gpt", "value": "e"}]}, {"title": "f"}]  # type: ignore[list-item]
+    members = [
+        pair for n, one in enumerate(said) for pair in ((f"{n}.jpg", P[n]), (f"{n}.json", json.dumps(one).encode()))
+    ]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert [captions(result).get(f"s.tar/{n}.jpg", "quarantined") for n in range(8)] == [
+        *("a", "b", "c", "quarantined", None, None, "e", None)
+    ]
+    assert result.report["noted"] == {"without_caption": 3}
+    assert result.report["first"]["without_caption"] == [
+        "s.tar/4.jpg (its .json has 'caption', 'id')",
+        "s.tar/5.jpg",
+        "s.tar/7.jpg (its .json has 'title')",
+    ]
+    titled = ingest(tmp_path / "src", tmp_path / "out", caption_column="title")
+    assert captions(titled)["s.tar/7.jpg"] == "f"
+
+
+def test_dots_in_names_lose_no_picture(tmp_path: Path) -> None:
+    members = [
+        pair for n in range(4) for pair in ((f"photo v1.5_{n}.jpg", P[n]), (f"photo v1.5_{n}.txt", b"toy %d" % n))
+    ]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {f"s.tar/photo v1.5_{n}.jpg": f"toy {n}" for n in range(4)}
+
+
+def test_which_member_is_the_picture_is_a_setting_that_the_message_names(tmp_path: Path) -> None:
+    members = [("0.left.jpg", P[0]), ("0.right.jpg", P[1]), ("0.json", b'{"caption": "a toy"}')]
+    members += [("1.input.jpg", P[2]), ("1.outputs.txt", b"a boot")]
+    source = shard(tmp_path / "src", members)
+    result = ingest(source, tmp_path / "out")
+    assert result.report["quarantined"] == {"ambiguous_image": 3} and result.report["in"] == 3
+    message = excluded_of(result)["s.tar/0.left.jpg"]["message"]
+    assert message.startswith(
+        "the sample has the members .left.jpg, .right.jpg, .json: say which is its picture with --set"
+    )
+    assert "preprocess.ingest.image_member=left.jpg" in message
+    left = ingest(source, tmp_path / "out", image_member="left.jpg")
+    assert captions(left) == {"s.tar/0.left.jpg": "a toy"} and left.report["quarantined"] == {"missing_image": 1}
+    given = ingest(source, tmp_path / "out", image_member="*.jpg", caption_member="outputs.txt")
+    assert captions(given) == {"s.tar/1.input.jpg": "a boot"} and given.report["quarantined"] == {"ambiguous_image": 2}
+    with pytest.raises(ValueError, match=r"ingest\.image_member is about the members of tar shards"):
+        ingest(write(tmp_path / "folder", {"a.jpg": P[0]}), tmp_path / "out", image_member="left.jpg")
+
+
+def test_of_two_formats_none_is_taken_by_its_order(tmp_path: Path) -> None:
+    members = [
+        ("0.png", png(picture(9))),
+        ("0.jpg", P[0]),
+        ("0.txt", b"a toy"),
+        ("1.jpg", P[1]),
+        ("1.png", png(picture(8))),
+    ]
+    source = shard(tmp_path / "src", members)
+    result = ingest(source, tmp_path / "out")
+    assert result.report["quarantined"] == {"ambiguous_image": 4} == {"ambiguous_image": result.report["in"]}
+    chosen = ingest(source, tmp_path / "out", image_member="jpg")
+    assert table_of(chosen)["image"].to_pylist() == [P[0], P[1]]
+
+
+def test_members_of_a_sample_that_stand_apart_are_joined(tmp_path: Path) -> None:
+    members = [(f"{n}.jpg", P[n]) for n in range(4)] + [(f"{n}.txt", b"toy %d" % n) for n in range(4)]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {f"s.tar/{n}.jpg": f"toy {n}" for n in range(4)}
+
+
+def test_a_picture_of_an_unknown_extension_in_a_sample(tmp_path: Path) -> None:
+    members = [("0.image", P[0]), ("0.txt", b"a toy"), ("1.cls", b"7")]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {"s.tar/0.image": "a toy"} and result.report["quarantined"] == {"missing_image": 1}
+
+
+# what img2dataset writes
+
+
+def test_img2dataset_shards(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "src", {"00000.tar": tar_bytes(sample("000000000", P[0], "a dog")), "00000_stats.json": "{}"}
+    )
+    pq.write_table(
+        pa.table({"url": ["http://x"], "caption": ["a dog"], "key": ["000000000"]}), source / "00000.parquet"
+    )
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"00000.tar/000000000.jpg": "a dog"} and result.report["files"] == {
+        "read": 1,
+        "beside": 2,
+    }
+    accounted(source, result.report)
+    (source / "00000.parquet").rename(source / "extra.parquet")
+    with pytest.raises(
+        ValueError, match=r"1 of webdataset, 1 of parquet: .* --set preprocess\.ingest\.source=webdataset or"
+    ):
+        ingest(source, tmp_path / "out")
+    named = ingest(source, tmp_path / "out", source=SourceKind.WEBDATASET)
+    assert not_read(named.report) == {".parquet": 1}
+    accounted(source, named.report)
+
+
+def test_img2dataset_files(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {"00000/0.jpg": P[0], "00000/0.txt": "a dog", "00000/0.json": '{"caption": "x"}'}
+    source = write(tmp_path / "src", {**files, "00000_stats.json": "{}"})
+    pq.write_table(pa.table({"url": ["http://x"], "caption": ["a dog"], "key": ["0"]}), source / "00000.parquet")
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"00000/0.jpg": "a dog"} and not_read(result.report) == {}
+    accounted(source, result.report)
+
+
+def test_bytes_win_over_a_url_beside_them(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"00000_stats.json": "{}"})
+    table = pa.table({"key": ["0"], "caption": ["a dog"], "jpg": [P[0]], "url": ["http://127.0.0.1:9/0.jpg"]})
+    pq.write_table(table, source / "00000.parquet")
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"00000.parquet#0": "a dog"}
+    accounted(source, result.report)
+
+
+# tables of pictures
+
+
+def test_several_captions_of_a_row(tmp_path: Path) -> None:
+    table = pa.table({"image": [{"bytes": P[0], "path": None}] * 2, "caption": [["a", "a longer one"], []]})
+    source = write(tmp_path / "src", {"x": ""})
+    pq.write_table(table, source / "t.parquet")
+    assert captions(ingest(source, tmp_path / "out")) == {"t.parquet#0": "a", "t.parquet#1": None}
+    each = ingest(source, tmp_path / "out", caption_rule=CaptionRule.EACH)
+    assert captions(each) == {"t.parquet#0": "a", "t.parquet#0#caption1": "a longer one", "t.parquet#1": None}
+
+
+def test_pictures_in_base64(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = [base64.b64encode(P[0]).decode(), "data:image/jpeg;base64," + base64.b64encode(P[1]).decode(), "no base64!"]
+    source = write(tmp_path / "src", {"x": ""})
+    pq.write_table(
+        pa.table({"image": texts, "caption": list("abc"), "url": ["http://127.0.0.1:9/x"] * 3}), source / "t.parquet"
+    )
+    with caplog.at_level("INFO"):
+        result = ingest(source, tmp_path / "out")
+    assert table_of(result)["image"].to_pylist() == P[:2] and result.report["quarantined"] == {"unreadable_image": 1}
+    assert "t.parquet: the column 'image' is read as pictures in base64" in caplog.text
+
+
+def test_names_of_files_in_a_table(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"img/0.jpg": P[0]})
+    pq.write_table(pa.table({"image": ["img/0.jpg", "img/9.jpg"], "caption": ["a dog", "b"]}), source / "meta.parquet")
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"img/0.jpg": "a dog"} and result.report["table_rows_without_picture"]["rows"] == 1
+    accounted(source, result.report)
+    with pytest.raises(ValueError, match=r"meta\.parquet holds the names of files, and no pictures lie beside it"):
+        ingest(source / "meta.parquet", tmp_path / "out")
+
+
+def test_usual_names_of_columns_are_found_in_any_case() -> None:
+    usual = ("caption", "text")
+    assert find_column(["URL", "TEXT"], "caption", usual) == "TEXT"
+    assert find_column(["text", "Caption"], "caption", usual) == "Caption"
+    assert find_column(["TEXT"], "title", usual) is None and find_column(["x"], None, usual) is None
+
+
+# units
+
+
+def test_one_more_picture_redoes_one_unit(tmp_path: Path) -> None:
+    names = [f"img/{number:05d}.jpg" for number in range(3000)]
+    before = {tuple(names[first:last]) for first, last in cut_by_names(names, 64)}
+    assert all(len(unit) <= 64 for unit in before) and 3000 / 64 < len(before) < 3000 / 16
+    for more in ("img/!.jpg", "img/01234x.jpg", "zzz.jpg"):
+        named = sorted([*names, more])
+        after = {tuple(named[first:last]) for first, last in cut_by_names(named, 64)}
+        assert len(after - before) <= 2 and sum((more in unit) for unit in after) == 1
+    assert [last - first for first, last in cut_by_names(names[:5], 1)] == [1] * 5
+    source = write(tmp_path / "src", {f"{number}.jpg": P[number] for number in range(8)})
+    first = ingest(source, tmp_path / "out", unit_size=2)
+    write(source, {"!.jpg": jpeg(picture(50))})
+    again = ingest(source, tmp_path / "out", unit_size=2)
+    assert again.report["kept"] == 9 and again.units_run <= 2 < first.units_run
+
+
+def test_long_names_give_units_of_their_own(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {f"{'x' * 200}{n}.tar": tar_bytes(sample("0", P[n])) for n in range(2)})
+    result = ingest(source, tmp_path / "out")
+    assert result.report["kept"] == 2 and all(len(path.name) < 200 for path in Path(result.directory).rglob("*"))
+
+
+def test_one_form_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "src 50%20", {"a.jpg": P[0]})
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/er")
+    monkeypatch.chdir(tmp_path)
+    forms = [
+        str(source),
+        f"{source}/",
+        f"{source}/../{source.name}",
+        source.name,
+        f"./{source.name}//",
+        f"file://{source}",
+    ]
+    forms.append(f"deep/../{source.name}")
+    assert {open_corpus(form, PreprocessSettings(), Store()).upstream for form in forms} == {f"corpus {source}"}
+    assert ingest(Path("link/../..") / source.name, tmp_path / "out").report["kept"] == 1  # above the link's target
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "hf://datasets/x", "https://example.org/x"])
+def test_what_is_no_source_is_said_at_once(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{uri}: \w+:// is not read or written here: use .*s3://"):
+        ingest(uri, tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_a_tar_with_links_and_folders_counts_its_members(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        info = tarfile.TarInfo("0.jpg")
+        info.size = len(P[0])
+        archive.addfile(info, io.BytesIO(P[0]))
+    source = write(tmp_path / "src", {"s.tar.gz": buffer.getvalue(), "photo.png": encoded(picture(0), "PNG")})
+    with pytest.raises(ValueError, match=r"1 of webdataset, 1 of pictures"):
+        ingest(source, tmp_path / "out")
