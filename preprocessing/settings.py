@@ -92,7 +92,7 @@ class IngestSettings:
 
     source: SourceKind = SourceKind.AUTO
     corpus: str | None = None  # name that identifies the corpus when its storage moves; null: the input's address does
-    unit_size: int = 256  # pictures per unit, for a folder of pictures and for tables of URLs
+    unit_size: int = 256  # rows per unit of a table of URLs; pictures per unit of a folder, at most
     # Columns of a table. Each default stands for all usual names of such a column, in any case (docs: sources)
     image_column: str = "image"  # encoded bytes, a struct with a `bytes` field, or base64
     url_column: str = "url"

@@ -25,7 +25,7 @@ class ParquetFile:
             UsageError: it is no Parquet file, or the storage refuses (StorageRefused).
         """
         self.uri = str(uri)
-        fetched = _Fetched(store.open(self.uri, chunk=0))
+        fetched = Fetched(store.open(self.uri, chunk=0))
         with _readable(self.uri):
             self._file = pq.ParquetFile(pa.PythonFile(fetched, mode="r"))
 
@@ -57,7 +57,7 @@ class ParquetFile:
             return self._file.read_row_group(group, columns=list(columns)).select(list(columns))
 
 
-class _Fetched(io.RawIOBase):
+class Fetched(io.RawIOBase):
     """A file of a store as a Python file object, for pyarrow."""
 
     def __init__(self, file: ChunkedFile) -> None:

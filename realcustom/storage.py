@@ -19,6 +19,7 @@ from pyarrow import fs
 from realcustom.errors import MissingFile, UsageError
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
+WRITE_ATTEMPTS = 10  # tries of a local write whose temporary file another process removes
 LISTING_ATTEMPTS = 8  # tries of a page of a listing, with growing waits: about a minute for an overloaded store
 
 
@@ -117,10 +118,12 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
-    try:
-        _write_local(path, data)
-    except FileNotFoundError:  # another run removed the temporary file as one that a killed run left
-        _write_local(path, data)
+    for _ in range(WRITE_ATTEMPTS - 1):
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another run took the temporary file for one that a killed run left
+            return _write_local(path, data)
+    _write_local(path, data)
 
 
 def _write_local(path: str, data: bytes) -> None:

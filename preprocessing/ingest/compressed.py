@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import tempfile
+import weakref
 import zlib
 from collections.abc import Callable
 from typing import IO, Any, Protocol
@@ -55,6 +56,7 @@ class Unpacked:
 
     def __init__(self, file: File, codec: str):
         self._temporary = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        weakref.finalize(self, self._temporary.close)
         self.damage = ""  # why it ends early; empty: it does not
         packed = _CODECS[codec](io.BufferedReader(Bytes(file, 0, file.size), _PIECE))
         try:

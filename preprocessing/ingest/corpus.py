@@ -18,11 +18,21 @@ from realcustom.preprocessing.engine.stage import StageInput
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of
 from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_caption_tables
 from realcustom.preprocessing.ingest.columns import by_rule
+from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.preprocessing.ingest.contents import Contents, Source, find_source
 from realcustom.preprocessing.ingest.folder import sidecar_name, sidecar_names
-from realcustom.preprocessing.ingest.listing import Listing, NotRead, kind_of, list_corpus, pictures_among
+from realcustom.preprocessing.ingest.listing import (
+    UNNAMED,
+    Listing,
+    NotRead,
+    is_addressable,
+    is_picture_name,
+    kind_of,
+    list_corpus,
+    pictures_among,
+)
 from realcustom.preprocessing.ingest.metadata import Describe, Described, describer
-from realcustom.preprocessing.ingest.parquet import check_source_table
+from realcustom.preprocessing.ingest.parquet import check_source_table, table_units
 from realcustom.preprocessing.ingest.sample import is_text
 from realcustom.preprocessing.ingest.url_units import url_units
 from realcustom.preprocessing.inputs import file_unit, sorted_units
@@ -53,7 +63,7 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
     # the shards of `export` are a corpus
     if "stage.json" in names and not any(name.endswith(".tar") for name in names):
         raise UsageError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
-    entries = _without_stages(listing.files)
+    entries = _addressable(_without_stages(listing.files), listing.not_read)
     contents = Contents.of(entries)
     source = find_source(uri, contents, settings, store)
     _check_settings(uri, source, settings)
@@ -68,8 +78,8 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
     if source.kind is SourceKind.PARQUET:
         first, schema = tables.first_schema(source.files, store)
         check_source_table(schema, settings, first.name)
-    kind = UnitKind.TAR if source.kind is SourceKind.WEBDATASET else UnitKind.TABLE
-    return [file_unit(entry, kind) for entry in source.files], account
+        return [unit for entry in source.files for unit in table_units(entry, store)], account
+    return [file_unit(entry, UnitKind.TAR) for entry in source.files], account
 
 
 def _check_settings(uri: str, source: Source, settings: IngestSettings) -> None:
@@ -91,6 +101,18 @@ def _without_stages(entries: Sequence[FileEntry]) -> list[FileEntry]:
     homes = {posixpath.dirname(entry.name) for entry in entries if posixpath.basename(entry.name) == "stage.json"}
     stages = tuple(f"{home}/" for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home)))
     return [entry for entry in entries if not entry.name.startswith(stages)]
+
+
+def _addressable(entries: Sequence[FileEntry], not_read: NotRead) -> list[FileEntry]:
+    """The files that can be opened. Of those that cannot, pictures and shards stay: they are quarantined by name."""
+    kept = []
+    for entry in entries:
+        is_row = is_picture_name(entry.name) or plain_name(entry.name).endswith(".tar")
+        if is_row or is_addressable(entry.name) or not is_text(entry.name):
+            kept.append(entry)
+        else:
+            not_read.add(UNNAMED, entry.name)
+    return kept
 
 
 def _account(
@@ -212,4 +234,4 @@ def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) 
         check_source_table(schema, settings, file.name)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        list(pool.map(check, (unit for unit in units if unit.kind is UnitKind.TABLE)))
+        list(pool.map(check, (unit for unit in units if unit.kind is UnitKind.TABLE and not unit.first)))

@@ -9,7 +9,16 @@ from realcustom.errors import MissingFile
 from realcustom.preprocessing.engine.unit import InputFile, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
 from realcustom.preprocessing.ingest.columns import by_rule
-from realcustom.preprocessing.ingest.sample import Entry, Sample, beside, is_text, too_large, unsupported
+from realcustom.preprocessing.ingest.listing import is_addressable
+from realcustom.preprocessing.ingest.sample import (
+    Entry,
+    Sample,
+    beside,
+    is_text,
+    too_large,
+    unreadable_name,
+    unsupported,
+)
 from realcustom.preprocessing.pictures import FIRST_BYTES, UNDECODED_EXTENSIONS, is_decoded, looks_like_picture
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import StorageRefused, Store
@@ -57,6 +66,8 @@ def read_pictures(unit: Unit, settings: IngestSettings, store: Store) -> Iterato
 def _sample(file: InputFile, sidecars: list[InputFile], settings: IngestSettings, store: Store) -> Sample:
     if not is_text(file.name):  # Arrow could not open it
         raise DataError(DataFault.UNREADABLE_TEXT, f"the file's name, {file.name!a}, is not UTF-8; rename it")
+    if not is_addressable(file.name):
+        raise unreadable_name()
     if file.size > settings.max_bytes:
         raise too_large(file.size, settings)
     texts = {_kind(sidecar): sidecar for sidecar in reversed(sidecars)}  # the first of a kind wins

@@ -24,7 +24,14 @@ from realcustom.store import Store
 FIRST = 10  # names that are kept of what is counted
 _SYSTEM_FOLDERS = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-HIDDEN, SYSTEM, LINK, DANGLING, SPECIAL = "hidden", "system", "link", "dangling link", "no file"
+HIDDEN, SYSTEM, LINK, DANGLING, SPECIAL, UNNAMED = (
+    "hidden",
+    "system",
+    "link",
+    "dangling link",
+    "no file",
+    "unreadable name",
+)
 # Files that are no pictures whatever their number: they are not opened to look at their first bytes.
 _NO_PICTURES = (
     *("txt", "caption", "json", "jsonl", "csv", "tsv", "gz", "parquet", "arrow", "tar", "tgz", "zip", "md"),

@@ -6,51 +6,120 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realcustom.errors import UsageError
-from realcustom.preprocessing.engine.unit import Unit
+from realcustom.parquet import Fetched
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.engine.unit import Unit, UnitKind, identity_of
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.columns import CAPTIONS, IMAGES, URLS, by_rule, find_column, texts_of
 from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text, raw_bytes, text_of, too_large
+from realcustom.preprocessing.inputs import file_unit
 from realcustom.preprocessing.settings import IngestSettings
+from realcustom.storage import FileEntry
 from realcustom.store import Store
 
+UNIT_BYTES = 2**26  # bytes of a large table that make a unit; a worker takes some six times as many
+_BUFFER = 2**20  # bytes of a column of a large table that are fetched at a time
+_BATCH = 64  # rows of it that are read at a time
 VIEW_GROUP = "view_group"  # column of any table: pictures of one group show the same subject
 
 
 def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """The rows of a table in its order. A broken row group is a fault of each of its rows; a torn file is one fault."""
+    """The unit's rows in the table's order. What of a row group cannot be read is a fault of each of its rows; a torn file
+    is one fault."""
     file = unit.files[0]
-    data = store.read(file.uri)
     try:
-        table = pq.ParquetFile(pa.BufferReader(data))
-    except (pa.ArrowInvalid, OSError) as error:  # from memory: an OSError is about the bytes
+        table = _opened(unit, store)
+    except (pa.ArrowInvalid, OSError) as error:
+        _require_data(error)
         yield file.name, DataError(DataFault.TORN_TABLE, f"not a readable Parquet file: {error}")
         return
     check_source_table(table.schema_arrow, settings, file.name)
     image = image_column(table.schema_arrow, settings)
     assert image is not None, "checked above"
-    columns = columns_read(table.schema_arrow.names, settings)
-    first = 0
-    for group in range(table.num_row_groups):
-        count = table.metadata.row_group(group).num_rows
-        keys = [f"{file.name}#{first + index}" for index in range(count)]
-        first += count
+    for number, row in _rows(table, unit, columns_read(table.schema_arrow.names, settings)):
+        key = f"{file.name}#{number}"
         try:
-            rows = table.read_row_group(group, columns=columns, use_threads=False)
+            yield key, row if isinstance(row, DataError) else _sample(row, image, settings)
+        except RowExcluded as why:
+            yield key, why
+
+
+def table_units(entry: FileEntry, store: Store) -> list[Unit]:
+    """A table as one unit, or a large one as units of some of its rows, so that the memory of a unit is bounded."""
+    whole = file_unit(entry, UnitKind.TABLE)
+    if entry.size <= 2 * UNIT_BYTES:
+        return [whole]
+    try:
+        rows = store.call(tables.read_footer, entry.uri).num_rows
+    except pa.ArrowInvalid:  # reported where it is read
+        return [whole]
+    count = max(1, math.ceil(rows * UNIT_BYTES / entry.size))
+    return [
+        replace(
+            whole,
+            name=f"{whole.name}-{number:06d}",
+            identity=identity_of(entry.size, entry.version, first, count),
+            first=first,
+            count=min(count, rows - first),
+        )
+        for number, first in enumerate(range(0, rows, count))
+    ]
+
+
+def _opened(unit: Unit, store: Store) -> pq.ParquetFile:
+    """The table: in memory where the unit is all of it, else its bytes fetched as they are needed."""
+    uri = unit.files[0].uri
+    if unit.count is None:
+        return pq.ParquetFile(pa.BufferReader(store.read(uri)))
+    return pq.ParquetFile(pa.PythonFile(Fetched(store.open(uri, chunk=0)), mode="r"), buffer_size=_BUFFER)
+
+
+def _rows(
+    table: pq.ParquetFile, unit: Unit, columns: list[str] | None
+) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The unit's rows with their numbers, a few in memory at a time."""
+    first, last = unit.first, table.metadata.num_rows if unit.count is None else unit.first + unit.count
+    start = 0
+    for group in range(table.num_row_groups):
+        end = start + table.metadata.row_group(group).num_rows
+        number = max(start, first)
+        try:
+            if number < min(end, last):
+                for at, batch in _batches(table, group, start, columns):
+                    low, high = max(number, at) - at, min(last - at, len(batch))
+                    own = batch.slice(low, high - low) if low < high else batch.slice(0, 0)
+                    for row in plain_rows(pa.Table.from_batches([own])):
+                        yield number, row
+                        number += 1
+                    if at + len(batch) >= last:
+                        break
         except (pa.ArrowInvalid, OSError) as error:
+            _require_data(error)
             torn = DataError(DataFault.TORN_TABLE, f"row group {group} is broken: {error}")
-            yield from ((key, torn) for key in keys)
-            continue
-        for key, row in zip(keys, plain_rows(rows), strict=True):
-            try:
-                yield key, row if isinstance(row, DataError) else _sample(row, image, settings)
-            except RowExcluded as why:
-                yield key, why
+            yield from ((missing, torn) for missing in range(number, min(end, last)))
+        start = end
+
+
+def _batches(
+    table: pq.ParquetFile, group: int, start: int, columns: list[str] | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """A row group in pieces, each with the number of its first row."""
+    for batch in table.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False):
+        yield start, batch
+        start += len(batch)
+
+
+def _require_data(error: Exception) -> None:
+    """Raise the error again unless it is about the bytes: one of the disk or the store has a number or names that."""
+    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+        raise error
 
 
 def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:

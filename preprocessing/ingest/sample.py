@@ -38,6 +38,12 @@ def unsupported(extension: str) -> DataError:
     return DataError(DataFault.UNSUPPORTED_FORMAT, f"pictures in .{extension} are not decoded; convert them before")
 
 
+def unreadable_name() -> DataError:
+    """The error of a file that no path can name, as an object store may hold."""
+    message = "no path: an empty part, or one of dots, between slashes of its key; rename it"
+    return DataError(DataFault.UNREADABLE_NAME, message)
+
+
 def text_of(data: bytes) -> str:
     """A text as a table or file holds it, stripped. Raises DataError if it is not UTF-8."""
     try:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
-from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.preprocessing.ingest.folder import read_pictures
 from realcustom.preprocessing.ingest.listing import is_addressable
 from realcustom.preprocessing.ingest.parquet import read_table
-from realcustom.preprocessing.ingest.sample import Entry, is_text
+from realcustom.preprocessing.ingest.sample import Entry, unreadable_name
 from realcustom.preprocessing.ingest.webdataset import read_shard
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
@@ -21,10 +20,8 @@ from realcustom.store import Store
 
 def read_source(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """All samples of a unit, in the source's own order."""
-    wrong = [file for file in unit.files if not is_addressable(file.name) and is_text(file.name)]
-    if wrong:
-        message = "no path: an empty part, or a part of dots, between slashes; rename it"
-        return iter([(file.name, DataError(DataFault.UNREADABLE_NAME, message)) for file in wrong if not file.beside])
+    if unit.kind is UnitKind.TAR and not is_addressable(unit.files[0].name):
+        return iter([(unit.files[0].name, unreadable_name())])
     if unit.kind is UnitKind.TAR:
         return read_shard(unit, settings, store)
     if unit.kind is UnitKind.TABLE:

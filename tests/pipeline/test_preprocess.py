@@ -109,7 +109,7 @@ def test_captions_of_a_table_are_options(pictures: Path, tmp_path: Path, capsys:
     ]
     ingested = stage(capsys, *arguments, *given)
     assert counts(ingested) == (5, 2, 3, 0)
-    table = pq.read_table(ingested / "pictures-00000.parquet", columns=["key", "alt_text"])
+    table = pq.read_table(next(ingested.glob("*.parquet")), columns=["key", "alt_text"])
     assert table["alt_text"].to_pylist() == ["a photo of a yellow duck", "a photo of a robot"]
     assert run(["preprocess", *arguments, *given[:-1], "a {that}"]) == 2
     said = capsys.readouterr().err
@@ -126,7 +126,10 @@ def test_a_dry_run_says_what_all_would_take_and_leaves_nothing(
     arguments = ["ingest", "--input", str(pictures), "--output", str(root), *small]
     assert run(["preprocess", *arguments, "--dry-run", "2", "--hourly-price", "0.5"]) == 0
     out = capsys.readouterr().out
-    assert re.match(r"ingest: 2 of 3 units tried, 4 rows in .* worker hours = .* at 0.5 an hour, about .* written", out)
+    said = re.match(
+        r"ingest: 2 of (\d) units tried, \d rows in .* worker hours = .* at 0.5 an hour, about .* written", out
+    )
+    assert said is not None and 2 < int(said[1]) <= 5  # of five pictures, two at most in a unit
     assert not root.exists()
     ingested = stage(capsys, *arguments)
     before = contents(root)
@@ -135,7 +138,7 @@ def test_a_dry_run_says_what_all_would_take_and_leaves_nothing(
         == 0
     )
     score, select, together = capsys.readouterr().out.splitlines()
-    assert score.startswith("score: 1 of 3 units tried") and select.startswith("select: 1 of 3 units tried")
+    assert score.startswith(f"score: 1 of {said[1]} units") and select.startswith(f"select: 1 of {said[1]} units")
     assert together.startswith("together: ") and contents(root) == before
     assert run(["preprocess", *arguments, "--dry-run", "1", "--limit", "1"]) == 2
     assert "give one of the two" in capsys.readouterr().err
@@ -145,7 +148,7 @@ def test_a_selection_as_shards(pictures: Path, tmp_path: Path, capsys: pytest.Ca
     root = ["--output", str(tmp_path / "records"), "--local"]
     ingested = stage(capsys, "ingest", "--input", str(pictures), *root)
     exported = stage(capsys, "export", "--input", str(ingested), *root)
-    assert counts(exported) == (4, 4, 0, 0) and (exported / "pictures-00000.tar").is_file()
+    assert counts(exported) == (4, 4, 0, 0) and len(list(exported.glob("pictures-*.tar"))) == 1
     assert run(["inspect", str(exported)]) == 0
     assert capsys.readouterr().out.endswith("4 rows written\n1 webdataset shards\n")
     again = stage(capsys, "ingest", "--input", str(exported), *root)

@@ -86,7 +86,7 @@ def test_pictures_of_other_sources_become_samples(tmp_path: Path) -> None:
     (source / "b.txt").write_text("a toy")
     ingested = run(INGEST, source, tmp_path / "out", ANNOTATED)
     exported = run(EXPORT, ingested.directory, tmp_path / "out", ANNOTATED)
-    found = dict(members_of((Path(exported.directory) / "pictures-00000.tar").read_bytes()))
+    found = dict(members_of(next(Path(exported.directory).glob("pictures-*.tar")).read_bytes()))
     uids = {row["key"]: row["uid"] for row in table_of(ingested).to_pylist()}
     photo, toy = uids["my.photo.jpg"], uids["b.webp"]
     assert set(found) == {f"{photo}.png", f"{photo}.json", f"{toy}.webp", f"{toy}.txt", f"{toy}.json"}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.ingest import parquet
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind
 from realcustom.record import picture_uid
@@ -268,6 +269,21 @@ def test_a_broken_row_group_is_quarantined_row_by_row(tmp_path: Path) -> None:
     report = ingest(tmp_path, tmp_path / "out").report
     assert report["in"] == 6 and report["kept"] == 2
     assert report["quarantined"] == {"torn_table": 2, "unreadable_image": 2}
+
+
+@pytest.mark.parametrize("group", [3, 100])
+def test_a_large_table_is_read_in_units_of_some_rows(
+    group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [png(picture(number)) for number in range(11)]
+    (tmp_path / "src").mkdir()
+    path = tmp_path / "src/t.parquet"
+    pq.write_table(pa.table({"image": pictures, "caption": list("abcdefghijk")}), path, row_group_size=group)
+    whole = table_of(ingest(tmp_path / "src", tmp_path / "whole")).to_pylist()
+    monkeypatch.setattr(parquet, "UNIT_BYTES", path.stat().st_size // 5)
+    monkeypatch.setattr(parquet, "_BATCH", 2)
+    result = ingest(tmp_path / "src", tmp_path / "out")
+    assert result.units_run == 6 and table_of(result).to_pylist() == whole and len(whole) == 11
 
 
 def test_a_torn_table_is_quarantined_wherever_it_stands(tmp_path: Path) -> None:

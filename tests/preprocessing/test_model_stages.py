@@ -18,9 +18,10 @@ from pycocotools import mask as coco
 
 from realcustom.base import encode_pixels, encode_prompts
 from realcustom.base_loading import load_base
+from realcustom.cells import decode_mask, encode_mask
 from realcustom.dtype import Dtype
 from realcustom.image_encoder import load_image_encoder
-from realcustom.pixels import centre_square
+from realcustom.pixels import centre_square, cut_share, subject_square
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SUBJECTS
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.score.clip import load_heads
@@ -39,7 +40,7 @@ from realcustom.record import SCHEMA, check_schema, record_uid
 from realcustom.reference import prepare_reference
 from realcustom.settings import ImageEncoderSettings, MethodSettings, Reference
 from tests.support import tiny_models
-from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes
+from tests.support.corpora import jpeg, picture, png, sample, snapshot, tar_bytes
 from tests.support.tiny import tiny_base, tiny_image_encoder, tiny_pp_settings, tiny_siglip_dino
 
 ANY = {"min_detection_score": 0.0, "min_segmentation_score": -1e9, "min_area": 0.0, "max_area": 1.0}
@@ -237,7 +238,7 @@ def test_caches_are_what_training_would_compute(stages: SimpleNamespace, models:
     for row in table.to_pylist():
         image = Image.open(io.BytesIO(row["image"])).convert("RGB")
         expected = {
-            "latents": encode_pixels(base, centre_square(image, 32)[None])[0],
+            "latents": encode_pixels(base, subject_square(image, decode_mask(row["subject_mask"]), 32)[None])[0],
             "text_features": encode_prompts(base, [row["caption"]]).hidden[0],
             "image_features": encoder.encode(
                 encoder.prepare(prepare_reference(image, None, MethodSettings().image_encoder))[None]
@@ -245,6 +246,46 @@ def test_caches_are_what_training_would_compute(stages: SimpleNamespace, models:
         }
         for name, values in expected.items():
             torch.testing.assert_close(tensor(row[name]), values.bfloat16(), atol=0.02, rtol=0.02)
+
+
+def test_the_square_that_is_encoded_shows_the_subject(
+    stages: SimpleNamespace, models: PreprocessSettings, tmp_path: Path
+) -> None:
+    table = rows_of(stages.subjects).slice(0, 1)
+    rows = []
+    for number, (width, box) in enumerate([(96, (4, 6, 24, 26)), (96, (70, 6, 90, 26)), (200, (0, 6, 200, 26))]):
+        mask = np.zeros((32, width), dtype=bool)
+        mask[box[1] : box[3], box[0] : box[2]] = True
+        image = Image.fromarray(np.where(mask[..., None], np.uint8([200, 30, 40]), np.uint8(128)))
+        rows.append(
+            {**table.to_pylist()[0], "uid": f"{number:032x}", "image": png(image), "width": width, "height": 32}
+        )
+        rows[-1] |= {"subject_mask": encode_mask(mask), "subject_box": list(map(float, box))}
+    (tmp_path / "src").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "src/records.parquet")
+    only = replace(models, encode=replace(models.encode, text_features=False, image_features=False, resolution=32))
+    result = run_stage(
+        ENCODE, str(tmp_path / "src"), str(tmp_path), only, method=MethodSettings(), executor=InProcess()
+    )
+    assert result.report["dropped"] == {"cut_subject": 1} and result.report["kept"] == 2
+    base = load_base(str(models.encode.base))
+    middle = encode_pixels(base, centre_square(Image.new("RGB", (32, 32), (128, 128, 128)), 32)[None])[0]
+    for row in rows_of(result).to_pylist():
+        assert not torch.allclose(tensor(row["latents"]), middle.bfloat16(), atol=0.02)
+
+
+@pytest.mark.parametrize("size", [(96, 32), (32, 96), (97, 33), (64, 64)])
+def test_the_square_moves_as_little_as_it_takes(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    mask = np.zeros((size[1], size[0]), dtype=bool)
+    middle = (size[1] // 2, size[0] // 2)
+    mask[middle[0] - 3 : middle[0] + 3, middle[1] - 3 : middle[1] + 3] = True
+    torch.testing.assert_close(subject_square(image, mask, 32), centre_square(image, 32), rtol=0, atol=0)
+    torch.testing.assert_close(subject_square(image, ~mask & False, 32), centre_square(image, 32), rtol=0, atol=0)
+    corner = np.zeros_like(mask)
+    corner[:5, :5] = True
+    assert cut_share(corner, 32) == cut_share(mask, 32) == 0.0
+    assert cut_share(np.ones_like(mask), 32) == pytest.approx(1 - min(size) / max(size))
 
 
 def test_each_cache_can_be_left_out_and_references_cut_out(

@@ -9,7 +9,7 @@ import pytest
 from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.report.nothing import DECIDED_BY, why_nothing
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
-from tests.support.corpora import write_shards
+from tests.support.corpora import tar_bytes, write_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,13 +37,18 @@ def test_all_stops_where_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureF
     assert not list((tmp_path / "out").glob("caption@*"))
 
 
-def test_a_stage_by_itself_that_keeps_nothing_has_done_its_work(tmp_path: Path) -> None:
+def test_a_stage_by_itself_that_keeps_nothing_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shards(tmp_path / "src", 1, 2)
     common = ["--local", "--output", str(tmp_path / "out")]
     assert run(["preprocess", "ingest", "--input", str(tmp_path / "src"), *common]) == 0
     assert run(["preprocess", "score", "--input", str(tmp_path / "out"), *common, *_no_clip()]) == 0
     select = ["preprocess", "select", "--input", str(tmp_path / "out"), *common]
-    assert run([*select, "--set", "preprocess.select.min_side=4096"]) == 0
+    assert run([*select, "--set", "preprocess.select.min_side=4096"]) == 3
+    assert "error: select kept none of 2 rows: 2 are too_small (select.min_side=4096); " in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/s.tar").write_bytes(tar_bytes({}))
+    assert run(["preprocess", "ingest", "--input", str(tmp_path / "empty"), *common]) == 3
+    assert "error: ingest found no row in its input" in capsys.readouterr().err
 
 
 def _no_clip() -> list[str]:

@@ -76,3 +76,22 @@ def test_an_evaluation_folder_in_the_store_is_known_by_its_content(bucket: str) 
     with pytest.raises(ValueError, match=r"no folder at s3://corpus/nothing"):
         elsewhere = PreprocessSettings(select=SelectSettings(evaluation_folder=f"{bucket}/nothing"))
         describe(SELECT, elsewhere, "score@0", {}, None)
+
+
+def test_keys_that_are_no_paths_are_quarantined_and_one_form_of_an_address_is_one_corpus(
+    bucket: str, tmp_path: Path
+) -> None:
+    client = boto3.client("s3")
+    for number, key in enumerate(
+        ["a.jpg", "/b.jpg", "x//c.jpg", "x/./d.jpg", "x/../e.jpg", "x//notes", ".hidden/f.jpg"]
+    ):
+        client.put_object(Bucket="corpus", Key=f"odd-keys/{key}", Body=jpeg(picture(number)))
+    settings = PreprocessSettings()
+    results = [
+        run_stage(INGEST, place, str(tmp_path), settings, executor=InProcess())
+        for place in (f"{bucket}/odd-keys", f"{bucket}/odd-keys/")
+    ]
+    assert results[0].directory == results[1].directory and results[1].units_run == 0
+    report = results[0].report
+    assert (report["in"], report["kept"], report["quarantined"]) == (5, 1, {"unreadable_name": 4})
+    assert {kind: n for kind, n in report["not_read"].items() if kind != "first"} == {"hidden": 1, "unreadable name": 1}

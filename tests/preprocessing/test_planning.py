@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,3 +304,46 @@ def test_a_file_at_the_top_of_the_file_system_is_looked_for_there(monkeypatch: p
     assert files_of("/pairs.parquet", Store()) == [entry] and listed == ["/"]
     files_of("s3://bucket/folder/pairs.parquet", Store())
     assert listed[-1] == "s3://bucket/folder"
+
+
+def test_two_runs_on_one_output_both_end(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 6, 2)
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        results = list(pool.map(lambda _: run(INGEST, tmp_path / "src", tmp_path / "out"), range(3)))
+    assert {result.report["kept"] for result in results} == {12}
+    alone = run(INGEST, tmp_path / "src", tmp_path / "alone")
+    assert snapshot(results[0].directory) == snapshot(alone.directory)
+
+
+def test_a_write_whose_temporary_file_another_run_removes_is_made_again(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def clean() -> None:
+        while not stop.is_set():
+            storage.remove_partial_files(tmp_path)
+
+    cleaner = threading.Thread(target=clean)
+    cleaner.start()
+    try:
+        for number in range(100):
+            storage.write_bytes(tmp_path / f"{number % 7}", b"x")
+    finally:
+        stop.set()
+        cleaner.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(number) for number in range(7)]
+
+
+def test_bad_rows_at_the_front_are_judged_by_the_whole_input(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for shard in range(4):
+        members: dict[str, bytes] = {}
+        for number in range(26):
+            members |= sample(f"{number}", b"broken" if shard == 0 and number < 12 else jpeg(picture(number)))
+        (tmp_path / f"src/{shard}.tar").write_bytes(tar_bytes(members))
+    limit = replace(SMALL, execution=ExecutionSettings(max_error_fraction=0.12))
+    assert run(INGEST, tmp_path / "src", tmp_path / "out", limit).report["quarantined"] == {"unreadable_image": 12}
+    strict = replace(SMALL, execution=ExecutionSettings(max_error_fraction=0.11))
+    with pytest.raises(
+        ValueError, match=r"12 of 104 rows are quarantined .* --set preprocess\.execution\.max_error_fraction=1"
+    ):
+        run(INGEST, tmp_path / "src", tmp_path / "out", strict)

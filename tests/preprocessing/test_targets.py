@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from realcustom.preprocessing.caption.nouns import find_targets
+from realcustom.preprocessing.caption.nouns import find_targets, plain_text
 from tests.support.phrases import Labelled, agreement, held_out, held_out_later, labelled
 
 
@@ -56,3 +56,36 @@ def test_vocabulary_is_matched_as_whole_words_longest_first() -> None:
     found = find_targets("Teddy bear, bears and a BEAR; a teddy bear (c++)", ("bear", "teddy bear", "c++"), 9)
     assert [(target.word, target.start) for target in found] == [("Teddy bear", 0), ("BEAR", 24), ("c++", 44)]
     assert len(find_targets("a cat and a dog", ("dog", "cat"), 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("caption", "nouns", "words"),
+    [
+        ("Tom &amp; his dog", (), ["dog"]),
+        ("a caf\u0065\u0301 table", ("caf\u00e9",), ["caf\u00e9"]),
+        ("a caf\u00e9 table", ("caf\u0065\u0301",), ["caf\u00e9"]),
+        (
+            "\u4e00\u53ea\u68d5\u8272\u7684\u72d7\u5728\u8349\u5730\u4e0a",
+            ("\u72d7",),
+            ["\u72d7"],
+        ),  # Chinese: a brown dog
+        (
+            "\u30e9\u30fc\u30e1\u30f3\u3068\u732b",
+            ("\u732b", "\u30e9\u30fc\u30e1\u30f3"),
+            ["\u30e9\u30fc\u30e1\u30f3", "\u732b"],
+        ),
+        (
+            "\u0e2a\u0e38\u0e19\u0e31\u0e02\u0e2a\u0e35\u0e19\u0e49\u0e33\u0e15\u0e32\u0e25",
+            ("\u0e2a\u0e38\u0e19\u0e31\u0e02",),
+            ["\u0e2a\u0e38\u0e19\u0e31\u0e02"],
+        ),
+        ("\u72d7dog\u72d7", ("dog",), ["dog"]),
+        ("a hotdog and dogs", ("dog",), []),
+        ("\u0441\u043e\u0431\u0430\u043a\u0438", ("\u0441\u043e\u0431\u0430\u043a",), []),  # Russian has spaces
+    ],
+)
+def test_words_of_any_script_and_of_html(caption: str, nouns: tuple[str, ...], words: list[str]) -> None:
+    text = plain_text(caption)
+    found = find_targets(text, nouns, 9)
+    assert [target.word for target in found] == words
+    assert all(text[target.start : target.end] == target.word for target in found)

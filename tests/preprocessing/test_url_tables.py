@@ -1,0 +1,79 @@
+"""Tables of URLs in the forms in which they are published: LAION, CC3M, DataComp, lists; each with the plain command."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from realcustom.preprocessing.catalogue import INGEST
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings
+from tests.support.picture_server import served
+from tests.support.stages import table_of
+
+TOLERANT = ExecutionSettings(max_error_fraction=1.0, attempts=1, backoff=0.0)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served() as server:
+        yield server.url
+
+
+def fetch(source: Path, output: Path, **settings: object) -> StageResult:
+    ingest = IngestSettings(private_addresses=True, **settings)  # type: ignore[arg-type]
+    given = PreprocessSettings(ingest=ingest, execution=TOLERANT)
+    return run_stage(INGEST, str(source), str(output), given, executor=InProcess())
+
+
+def captions(result: StageResult) -> list[str | None]:
+    found: list[str | None] = table_of(result)["alt_text"].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("names", [("URL", "TEXT", "WIDTH"), ("Url", "Top_Caption", "x"), ("image", "caption", "n")])
+def test_parquet_of_laion_and_others(names: tuple[str, str, str], url: str, tmp_path: Path) -> None:
+    table = pa.table(dict(zip(names, ([f"{url}/picture/1"], ["a dog"], [320]), strict=True)))
+    (tmp_path / "src").mkdir()
+    pq.write_table(table, tmp_path / "src/part-00000.snappy.parquet")
+    assert captions(fetch(tmp_path / "src", tmp_path / "out")) == ["a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("Train.tsv", 'a "red" bus\t{url}/picture/1\n"a ""big"" singer"\t{url}/picture/2\n', ['a "red" bus', 'a "big" singer']),
+        ("no_header.csv", "a red bus, old\t{url}/picture/1\n", ["a red bus, old"]),
+        ("no_header.CSV", '{url}/picture/1,"a bus, old"\n', ["a bus, old"]),
+        ("list.csv.gz", "URL,TEXT\n" + "{url}/picture/1,a bus\n" * 3, ["a bus"] * 3),
+        ("list.jsonl", '{{"url": "{url}/picture/1", "caption": ["a bus", "b"]}}\nno json\n', ["a bus"]),
+        ("list.txt", "{url}/picture/1\n\n{url}/picture/2\n", [None, None]),
+    ],
+)  # fmt: skip
+def test_text_tables(name: str, text: str, expected: list[str | None], url: str, tmp_path: Path) -> None:
+    data = text.format(url=url).encode()
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    result = fetch(tmp_path / "src", tmp_path / "out", unit_size=2)
+    assert captions(result) == expected
+    assert result.report["not_read"] == {"first": []} and result.report["files"] == {"read": 1, "beside": 0}
+    assert result.report["quarantined"] == ({"unreadable_row": 1} if "no json" in text else {})
+
+
+def test_columns_without_a_header_line_are_a_setting(url: str, tmp_path: Path) -> None:
+    (tmp_path / "list.tsv").write_text(f"7\ta bus\t{url}/picture/1\n8\ta car\t{url}/picture/2\n")
+    with pytest.raises(
+        ValueError, match=r"no header line.*name its 3 columns, as in --set 'preprocess\.ingest\.columns="
+    ):
+        fetch(tmp_path / "list.tsv", tmp_path / "out")
+    assert captions(fetch(tmp_path / "list.tsv", tmp_path / "out", columns=("id", "caption", "url"))) == [
+        "a bus",
+        "a car",
+    ]
+    with pytest.raises(ValueError, match=r"ingest\.columns names 2 columns, and its first line has 3 values"):
+        fetch(tmp_path / "list.tsv", tmp_path / "out", columns=("caption", "url"))
