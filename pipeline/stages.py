@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from realcustom import storage
 from realcustom.errors import require_all
 from realcustom.pipeline.cluster import check_address, connected
 from realcustom.pipeline.devices import check_stages
 from realcustom.pipeline.recipes import RunSettings
+from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.errors import NothingKept
 from realcustom.preprocessing.report.nothing import why_nothing
 from realcustom.preprocessing.report.page import not_read_of
 from realcustom.preprocessing.run import InProcess, OnRay, check_stage, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings
+from realcustom.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 def run_stages(
@@ -46,6 +54,7 @@ def run_stages(
     check_stages(stages, preprocess, local, address)
     with contextlib.ExitStack() as stack:
         for stage in stages:
+            _warn_of_drawings(stage, input, preprocess)
             result = run_stage(
                 stage,
                 input,
@@ -62,6 +71,36 @@ def run_stages(
                     f"{why_nothing(stage.name, result.report, preprocess)}; {result.directory}/aside says why of each row"
                 )
             input = result.directory
+
+
+def _warn_of_drawings(stage: Stage, input: str, settings: PreprocessSettings) -> None:
+    """Warn before models that know drawings alone are run on photographs."""
+    from realcustom.sprites import ZOO
+    from realcustom.sprites.world import SIZE
+
+    models = stage.models_of(settings)
+    drawing = [name for name, model in models.items() if Path(model).is_relative_to(ZOO)]
+    store = Store(settings.execution.retries)
+    if not drawing or stage.open_source is not None or not store.is_dir(input):
+        return
+    files = [name for name in store.list_names(input) if name.endswith(".parquet")]
+    if not files:
+        return
+    uri = storage.join(input, files[0])
+    if not {"width", "height"} <= set(store.call(tables.read_schema, uri).names):
+        return
+    sizes = store.call(lambda place: tables.read_columns(place, ["width", "height"]), uri).to_pylist()
+    shorter = [min(size.values()) for size in sizes]
+    if shorter and min(shorter) > 4 * SIZE:
+        logger.warning(
+            "%s: %s, the models of the recipe `sprites`, know drawings of %d pixels alone, and the pictures of %s have %d and "
+            "more: what they say of them means nothing. Another --recipe, or --set, names models for photographs",
+            stage.name,
+            " and ".join(f"{stage.name}.{name}" for name in drawing),
+            SIZE,
+            input,
+            min(shorter),
+        )
 
 
 def account(name: str, report: dict[str, Any]) -> str:

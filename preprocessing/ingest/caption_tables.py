@@ -6,6 +6,7 @@ imagefolder's `metadata.jsonl`, `.csv` or `.parquet` (`file_name` and a caption)
 
 from __future__ import annotations
 
+import functools
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
@@ -101,8 +102,13 @@ class _Places:
     """The pictures of a corpus by the names that tables give them."""
 
     def __init__(self, pictures: Iterable[str]):
-        self._names = set(pictures)
+        self._pictures = pictures
         self._by_file: dict[str, list[str]] | None = None
+
+    @functools.cached_property
+    def _names(self) -> set[str]:
+        """Made where there is a table to be joined."""
+        return set(self._pictures)
 
     def find(self, name: str, table: str) -> str | None:
         """The picture of that name: relative to the table's folder; for a table of another name than imagefolder's also

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +14,7 @@ from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import StageInput
-from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of
+from realcustom.preprocessing.engine.unit import Unit, UnitKind
 from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_caption_tables
 from realcustom.preprocessing.ingest.columns import by_rule
 from realcustom.preprocessing.ingest.compressed import plain_name
@@ -33,6 +32,7 @@ from realcustom.preprocessing.ingest.listing import (
 )
 from realcustom.preprocessing.ingest.metadata import Describe, Described, describer
 from realcustom.preprocessing.ingest.parquet import check_source_table, table_units
+from realcustom.preprocessing.ingest.picture_units import picture_units
 from realcustom.preprocessing.ingest.sample import is_text
 from realcustom.preprocessing.ingest.url_units import url_units
 from realcustom.preprocessing.inputs import file_unit, sorted_units
@@ -40,7 +40,6 @@ from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings
 from realcustom.storage import FileEntry
 from realcustom.store import Store
 
-_PLAIN = 60  # characters of a picture's name in the name of the unit that begins with it
 _FINGERPRINTED = re.compile(r"[a-z_]+@[0-9a-f]{12}")  # the name of a stage's directory
 
 
@@ -68,11 +67,11 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
     source = find_source(uri, contents, settings, store)
     _check_settings(uri, source, settings)
     if source.kind is SourceKind.PICTURES:
-        return _folder(entries, source, settings, store, listing)
+        return _folder(contents, source, settings, store, listing)
     unreadable = next((entry.name for entry in source.files if not is_text(entry.name)), None)
     if unreadable is not None:
         raise UsageError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
-    account = _account(entries, source.files, source.beside, listing.not_read)
+    account = _account(entries, len(source.files), (*source.files, *source.beside), listing.not_read)
     if source.kind is SourceKind.URLS:
         return url_units(source.files, settings, store), account
     if source.kind is SourceKind.PARQUET:
@@ -116,47 +115,71 @@ def _addressable(entries: Sequence[FileEntry], not_read: NotRead) -> list[FileEn
 
 
 def _account(
-    entries: Iterable[FileEntry], read: Iterable[FileEntry], beside: Iterable[FileEntry], not_read: NotRead
+    entries: Iterable[FileEntry], read: int, own: Iterable[FileEntry], not_read: NotRead, more: int = 0
 ) -> dict[str, Any]:
-    """What report.json says of the files: those that are read, those that belong to them, and all others by kind."""
-    reading = {entry.name for entry in read}
-    belonging = {entry.name for entry in beside} - reading
+    """What report.json says of the files: those that are read, those that belong to them, and all others by kind.
+
+    Args:
+        read: number of files that are read.
+        own: those of `entries` that are read or belong to one that is; `more` of the latter are not among `entries`.
+    """
+    names = {entry.name for entry in own}
+    known = 0
     for entry in entries:
-        if entry.name not in reading and entry.name not in belonging:
+        if entry.name in names:
+            known += 1
+        else:
             not_read.add(kind_of(entry.name), entry.name)
-    return {"files": {"read": len(reading), "beside": len(belonging)}, "not_read": not_read.to_dict()}
+    return {"files": {"read": read, "beside": known + more - read}, "not_read": not_read.to_dict()}
 
 
 # a folder of pictures
 
 
 def _folder(
-    entries: Sequence[FileEntry], source: Source, settings: IngestSettings, store: Store, listing: Listing
+    contents: Contents, source: Source, settings: IngestSettings, store: Store, listing: Listing
 ) -> tuple[list[Unit], dict[str, Any]]:
     """The units of a folder of pictures."""
-    taken = {entry.name for entry in (*source.files, *source.beside)}
-    left = [entry for entry in entries if entry.name not in taken]
+    # the pictures among them are so many that no set of their names is made
+    others = sorted(
+        (*contents.shards, *contents.parquet, *contents.sheets, *contents.others), key=lambda entry: entry.name
+    )
+    found = {entry.name for entry in (*source.beside, *([] if contents.pictures else source.files))}
+    left = [entry for entry in others if entry.name not in found]
     sidecars = {sidecar_name(entry.name, settings): entry for entry in left if sidecar_name(entry.name, settings)}
     more = pictures_among((entry for entry in left if not sidecar_name(entry.name, settings)), store)
-    pictures = sorted([*source.files, *more], key=lambda entry: entry.name)
+    pictures = sorted([*source.files, *more], key=lambda entry: entry.name) if more else source.files
+    beside = _beside(pictures, sidecars, settings)
+    own = [*source.beside, *more, *(one for texts in beside.values() for one in texts)]
+    describe = describer(settings, store)
+    captions = CaptionTables()
+    if describe is None:
+        known = {entry.name for entry in own}
+        rest = [entry for entry in left if entry.name not in known]
+        captions = read_caption_tables(rest, (entry.name for entry in pictures), settings, store)
+        describe = _said_by(captions, settings)
+    own += captions.files
+    if settings.metadata is not None:
+        table = storage.absolute(settings.metadata)
+        own += [entry for entry in others if storage.absolute(entry.uri) == table]
+    units = list(picture_units(pictures, beside, describe, settings.unit_size))
+    own += [] if contents.pictures else source.files
+    account = _account(others, len(pictures), own, listing.not_read, more=len(contents.pictures))
+    return units, {**account, **captions.account()}
+
+
+def _beside(
+    pictures: Iterable[FileEntry], sidecars: Mapping[str, FileEntry], settings: IngestSettings
+) -> dict[str, list[FileEntry]]:
+    """The files beside each picture that has some."""
     beside: dict[str, list[FileEntry]] = {}
+    if not sidecars:
+        return beside
     for entry in pictures:
         found = [sidecars[name] for name in sidecar_names(entry.name, settings) if name in sidecars]
         if found:
             beside[entry.name] = found
-    own = {entry.name for entry in more} | {one.name for found in beside.values() for one in found}
-    describe = describer(settings, store)
-    captions = CaptionTables()
-    if describe is None:
-        rest = [entry for entry in left if entry.name not in own]
-        captions = read_caption_tables(rest, (entry.name for entry in pictures), settings, store)
-        describe = _said_by(captions, settings)
-    units = list(_picture_units(pictures, beside, describe, settings.unit_size))
-    belonging = [*source.beside, *captions.files, *(one for found in beside.values() for one in found)]
-    if settings.metadata is not None:
-        own_table = storage.absolute(settings.metadata)
-        belonging += [entry for entry in entries if storage.absolute(entry.uri) == own_table]
-    return units, {**_account(entries, pictures, belonging, listing.not_read), **captions.account()}
+    return beside
 
 
 def _said_by(captions: CaptionTables, settings: IngestSettings) -> Describe | None:
@@ -169,57 +192,6 @@ def _said_by(captions: CaptionTables, settings: IngestSettings) -> Describe | No
         return Described(caption=first, others=others)
 
     return describe
-
-
-def _picture_units(
-    files: Sequence[FileEntry], beside: dict[str, list[FileEntry]], describe: Describe | None, unit_size: int
-) -> Iterator[Unit]:
-    for first, last in cut_by_names([entry.name for entry in files], unit_size):
-        inputs: list[InputFile] = []
-        identities: list[list[Any]] = []
-        for entry in files[first:last]:
-            said = describe(entry.name) if describe is not None else Described()
-            inputs.append(
-                InputFile(
-                    name=entry.name,
-                    uri=entry.uri,
-                    size=entry.size,
-                    caption=said.caption,
-                    captions=said.others,
-                    unlisted=said.unlisted,
-                )
-            )
-            identities.append([entry.name, entry.size, entry.version])
-            if describe is not None:
-                identities[-1] += [said.caption or "", said.unlisted, *said.others]
-            for one in beside.get(entry.name, []):
-                inputs.append(InputFile(name=one.name, uri=one.uri, size=one.size, beside=entry.name))
-                identities.append([one.name, one.size, one.version])
-        key = files[first].name
-        plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", posixpath.splitext(key)[0])[:_PLAIN].strip("-.")
-        name = f"pictures-{plain}-{identity_of(key)[:8]}"
-        yield Unit(name=name, identity=identity_of(identities), kind=UnitKind.PICTURES, files=tuple(inputs))
-
-
-def cut_by_names(names: Sequence[str], size: int) -> list[tuple[int, int]]:
-    """Cut sorted names into ranges of at most `size`: the first index of each, and the one after its last.
-
-    Where a range begins depends on hashes of names, not on their number: one more name changes the range that it is in.
-    """
-    hashes = [
-        int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") for name in names
-    ]
-    found: list[tuple[int, int]] = []
-    pending = [(0, len(names), size.bit_length())]
-    while pending:
-        first, last, bits = pending.pop()
-        if last - first <= size and bits < size.bit_length():
-            found.append((first, last))
-            continue
-        # a range begins at each name whose hash ends in so many zeros: one in 2^bits
-        starts = [first] + [index for index in range(first + 1, last) if hashes[index] & ((1 << bits) - 1) == 0]
-        pending += [(start, end, bits - 1) for start, end in zip(starts, [*starts[1:], last], strict=True)]
-    return sorted(found)
 
 
 def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) -> None:

@@ -163,3 +163,29 @@ def test_all_stages_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture
     _, kept, _, _ = counts(encoded)
     assert kept > 0
     check_schema(pq.read_schema(next(encoded.glob("*.parquet"))))
+
+
+def test_models_of_drawings_on_photographs_are_warned_of_before_they_run(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--output", str(tmp_path / "records"), "--local"]
+    ingested = stage(capsys, "ingest", "--input", str(pictures), *common)
+    assert run(["preprocess", "score", "--input", str(ingested), *common]) == 0
+    said = capsys.readouterr().err
+    assert "score.clip and score.heads, the models of the recipe `sprites`, know drawings of 32 pixels alone" in said
+    assert run(["preprocess", "score", "--input", str(ingested), *common, *NO_MODELS]) == 0
+    assert "know drawings" not in capsys.readouterr().err
+
+
+def test_files_that_are_not_read_are_on_the_last_line(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "again.npz").write_bytes(b"PK")
+    (pictures / ".DS_Store").write_bytes(b"x")
+    assert (
+        run(["preprocess", "ingest", "--input", str(pictures), "--output", str(tmp_path / "records"), "--local"]) == 0
+    )
+    line, directory = capsys.readouterr().out.splitlines()
+    assert line.endswith("; 1 of the kept without caption; 2 files not read: 1 .npz, 1 hidden")
+    page = (Path(directory) / "report.html").read_text()
+    assert "files not read: .npz" in page and "again.npz" in page and "again.jpg" in page

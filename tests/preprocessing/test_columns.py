@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom.preprocessing.catalogue import CAPTION, EXPORT, INGEST, SCORE, SELECT
-from realcustom.preprocessing.ingest.parquet import to_json
+from realcustom.preprocessing.ingest.other_columns import to_json
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from realcustom.preprocessing.ingest.columns import find_column
-from realcustom.preprocessing.ingest.corpus import cut_by_names, open_corpus
+from realcustom.preprocessing.ingest.corpus import open_corpus
+from realcustom.preprocessing.ingest.picture_units import cut_by_names
 from realcustom.preprocessing.run import StageResult
 from realcustom.preprocessing.settings import CaptionRule, PreprocessSettings, SourceKind
 from realcustom.store import Store
