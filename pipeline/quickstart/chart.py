@@ -82,8 +82,8 @@ def similarity_svg(learned: Sequence[tuple[int, Interval]], levels: Sequence[tup
         for step, similarity in learned
     )
     values = "".join(
-        f'<text class="value" x="{frame.x(step) + 4:.1f}" y="{frame.y(similarity.low) + 17:.1f}" '
-        f'text-anchor="end">{similarity.mean:.2f}</text>'
+        f'<text class="value" x="{frame.x(step) + (-9 if step == frame.last else 9):.1f}" y="{frame.y(similarity.mean) + 16:.1f}" '
+        f'text-anchor="{"end" if step == frame.last else "start"}">{similarity.mean:.2f}</text>'
         for step, similarity in learned
     )
     lines = "".join(frame.level(value, f"{label} {value:.2f}") for label, value in levels)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
-import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,8 @@ from PIL import Image
 from realcustom import storage
 from realcustom.evaluation.table import Case, Row, Setting, Table
 from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
-from realcustom.pipeline.quickstart.film import PHOTOGRAPH, PHOTOGRAPHS, Films
+from realcustom.pipeline.quickstart.film import Films
+from realcustom.pipeline.quickstart.next_steps import next_steps
 from realcustom.pipeline.quickstart.results import Results
 from realcustom.pipeline.quickstart.strips import film_content, small
 from realcustom.preprocessing.report.page import around, render_template
@@ -38,8 +37,6 @@ SHIPPED = "the same with the adapter that ships (8,000 steps)"
 SAMPLES = 8  # pictures of each kind on the page
 CASES = 5  # rows of the side-by-side sheet, before the photograph's
 KEPT = {drawn.Corruption.EMPTY_CAPTION.value: ": kept, and captioned"}
-SUBJECT = "subject.png"  # beside the page: a subject to draw with
-ENLARGED = 8  # times, a picture that a next step draws
 
 
 def write_page(path: Path, content: Mapping[str, Any]) -> None:
@@ -53,9 +50,7 @@ def content(
     """Everything that the template names."""
     return {
         "report": report,
-        "films": [
-            film_content(films, title, note) for films, (title, note) in zip(results.films, _TITLES, strict=False)
-        ],
+        "films": [_film(films, results.request["case"]) for films in results.films],
         "request": _request(results.request),
         "corpus": {"pictures": len(truth), "samples": _corpus_samples(results.corpus)},
         "excluded": _excluded(results.corpus, truth),
@@ -72,58 +67,17 @@ def content(
     }
 
 
-_TITLES = (
-    ("the subject of the request below", ""),
-    ("another subject", ""),
-    (
-        "a real photograph",
-        "The reference is a real photograph, of a rubber duck (by Nataniel Ruiz, CC BY 4.0). All models here have only ever seen "
-        "drawn shapes of 32 by 32 pixels, so only its colours can arrive. No judge scores this one.",
-    ),
+_PHOTOGRAPH = (
+    "The reference is a real photograph, of a rubber duck (by Nataniel Ruiz, CC BY 4.0). All models here have only ever seen "
+    "drawn shapes of 32 by 32 pixels, so only its colours can arrive. No judge scores this one."
 )
 
 
-def next_steps(results: Results) -> list[dict[str, str]]:
-    """What was not done yet: `why`, and a `command` that runs as it is in a fresh shell in the working directory."""
-    command = _from_here(Path(sys.executable).with_name("realcustom"))
-    adapter = _from_here(Path(results.trained.result.adapter))
-    case = results.request["case"]
-    prompt = f"a {case.target_word} at the top on {_new_background(case)}"
-    draw = f"{command} generate --adapter {adapter} --word"
-    steps = {
-        "Draw this subject in another scene, four times, enlarged": f"{draw} {case.target_word} "
-        f"--image {_from_here(results.output / SUBJECT)} --prompt {shlex.quote(prompt)} --count 4 --enlarge {ENLARGED} "
-        "--output outputs/mine"
-    }
-    if (PHOTOGRAPHS / PHOTOGRAPH).exists():
-        photograph = _from_here(PHOTOGRAPHS / PHOTOGRAPH)
-        steps["Take a photograph as the reference"] = (
-            f"{draw} star --image {photograph} --prompt 'a star at the right on snow' --enlarge {ENLARGED} "
-            "--output outputs/photograph"
-        )
-    steps["Keep the new adapter running, for your own programs"] = f"{command} serve --adapter {adapter}"
-    steps["Train for longer"] = f"{command} quickstart --set train.steps=600 --output outputs/longer"
-    return [{"why": why, "command": line} for why, line in steps.items()]
-
-
-def subject_png(results: Results) -> bytes:
-    """The request's subject, for the first of the next steps."""
-    buffer = io.BytesIO()
-    results.request["case"].reference.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _from_here(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    here, absolute = Path.cwd(), Path(os.path.abspath(path))
-    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))
-
-
-def _new_background(case: Case) -> str:
-    """One that neither the case's prompt nor its reference has."""
-    from realcustom.sprites.world import BACKGROUNDS
-
-    return next(name for name in BACKGROUNDS if name not in (case.truth.background, case.truth.reference.background))
+def _film(films: Films, asked: Case) -> dict[str, Any]:
+    case = films.case
+    if case.uid == "photograph":
+        return film_content(films, "a real photograph", _PHOTOGRAPH)
+    return film_content(films, f"a {case.target_word}{', of the request below' if case.uid == asked.uid else ''}")
 
 
 def _request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,8 +206,12 @@ def _verdict(table: Table) -> str:
     beyond = "beyond its interval, so what arrives is this subject's" if gap.low > 0 else "NOT beyond its interval"
     return (
         f"With the mask, similarity is {masked.similarity.mean:.3f} against {plain.similarity.mean:.3f} of text alone: "
-        f"{share:.0%} of the way to the oracle. The background is right in {masked.background_accuracy:.0%} of the images "
-        f"(text alone {plain.background_accuracy:.0%}); without the mask similarity is {bare.similarity.mean:.3f} and the "
-        f"background right in {bare.background_accuracy:.0%}. The right reference is ahead of a wrong one of the same "
-        f"noun by {gap.mean:.3f} [{gap.low:.3f}, {gap.high:.3f}] in paired images, {beyond}."
+        f"{_percent(share)} of the way to the oracle. The background is right in {_percent(masked.background_accuracy)} of the "
+        f"images (text alone {_percent(plain.background_accuracy)}); without the mask similarity is {bare.similarity.mean:.3f} "
+        f"and the background right in {_percent(bare.background_accuracy)}. The right reference is ahead of a wrong one of the "
+        f"same noun by {gap.mean:.3f} [{gap.low:.3f}, {gap.high:.3f}] in paired images, {beyond}."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")

@@ -169,13 +169,13 @@ def _look_closer(
             ]
             shipped = measured("the shipped adapter", settings.adapter) if settings.adapter else None
         with clock.timed("films"):
-            chosen = [asked, cases[0], film.photograph_case()]
+            chosen = [cases[:2][-1], asked, film.photograph_case()]
             films = [film.draw_films(pipeline, case) for case in chosen if case is not None]
     return learned, shipped, films
 
 
 def _report(results: Results, clock: Clock) -> Path:
-    from realcustom.pipeline.quickstart import page, truth
+    from realcustom.pipeline.quickstart import next_steps, page, truth
     from realcustom.sprites.inspect_zoo import inspect_zoo
 
     trained, table, output = results.trained.result, results.table, results.output
@@ -202,11 +202,11 @@ def _report(results: Results, clock: Clock) -> Path:
             "seconds": clock.seconds,
             "settings": config.to_dict(results.settings),
         }
-        Store().write(output / page.SUBJECT, page.subject_png(results))
+        Store().write(output / next_steps.SUBJECT, next_steps.subject_png(results))
         page.write_page(output / "index.html", page.content(report, results, records, drawn))
         Store().write(output / "report.json", json.dumps(report, indent=1).encode())
     print(f"Done in {clock.total() / 60:.1f} minutes. Look at {output / 'index.html'}")
     print("What to try next:")
-    for step in page.next_steps(results):
+    for step in next_steps.next_steps(results):
         print(f"  # {step['why']}\n  {step['command']}")
     return output / "index.html"

@@ -119,7 +119,7 @@ def test_the_page_shows_it_and_needs_nothing_beside_it(output: Path) -> None:
 def test_what_to_try_next_runs_as_it_is_printed(output: Path) -> None:
     """The first command of a fresh shell draws the world's subject with the new adapter, large enough to be looked at."""
     html = unescape((output / "index.html").read_text())
-    commands = re.findall("<pre>(.*?)</pre>", html)
+    commands = [re.sub("<.*?>", "", command) for command in re.findall("<pre>(.*?)</pre>", html)]
     assert [shlex.split(command)[1] for command in commands] == ["generate", "generate", "serve", "quickstart"]
     program, *arguments = shlex.split(commands[0])
     assert Path(program).is_file() and str(output / "training" / "adapter.safetensors") in arguments

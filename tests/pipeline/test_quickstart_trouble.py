@@ -24,7 +24,7 @@ SHORT = (
     *("train.sample_records=1", "train.sample_steps=2", "train.validation_records=8"),
     *("evaluate.images=4", "evaluate.num_inference_steps=3", "serve.threads=1"),
 )
-SIZES = ("64k", "1m", "3m")  # in the corpus, in the stages, in training
+SIZES = ("64k", "1m", "4m")  # in the corpus, in the stages, in training
 COMMAND = ["quickstart", "--pictures", "48", *(part for setting in SHORT for part in ("--set", setting))]
 
 
