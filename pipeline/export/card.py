@@ -47,7 +47,7 @@ def _use(header: Header) -> str:
         ("BASE", f"the base's folder or hub id ({header.base})"),
         ("IMAGE_ENCODER", f"that of the image encoder ({header.image_encoder})"),
     ) if word in base + encoder]  # fmt: skip
-    where = f" {' and '.join(unknown)}." if unknown else ""
+    where = f"\n{' and '.join(unknown)}." if unknown else ""
     return f"""\
 `FOLDER` is this folder, or `huggingface_hub.snapshot_download(...)` of this repository.{where}
 
@@ -78,7 +78,7 @@ def _trained_with(header: Header, sha256: str) -> str:
     encoder = header.settings.image_encoder
     kind = {EncoderKind.CLIP: "CLIP", EncoderKind.SIGLIP_DINO: "SigLIP and DINOv2"}[encoder.kind]
     train = header.provenance.get("train")
-    settings = f"\n```yaml\n{yaml.safe_dump(train, sort_keys=True)}```\n" if train else "not recorded\n"
+    settings = f"\n\n```yaml\n{yaml.safe_dump(train, sort_keys=True)}```\n" if train else " not recorded.\n"
     numbers = sum(_count(shape) for shape in header.shapes.values())
     return f"""\
 ## What it was made with
@@ -91,7 +91,7 @@ def _trained_with(header: Header, sha256: str) -> str:
 | weights | {numbers:,} numbers in {len(header.shapes)} tensors |
 | sha256 | `{sha256}` |
 
-The method's settings are in `settings.yaml`, and in the adapter itself. Of the training: {settings}"""
+The method's settings are in `settings.yaml`, and in the adapter itself. Of the training:{settings}"""
 
 
 def _count(shape: tuple[int, ...]) -> int:
