@@ -53,6 +53,8 @@ def configure(level: str = "info") -> None:
         handler = _Stderr()
         handler.setFormatter(_Format())
         _OURS.addHandler(handler)
+    # it tells where it found keys and addresses; Ray Train's workers show that to the user
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     warnings.showwarning = _log_warning
 
 

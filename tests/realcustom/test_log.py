@@ -1,4 +1,4 @@
-"""Lines that are said again and again while something is waited for."""
+"""What is logged: lines that are said again and again while something is waited for, and nothing of the store's library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from realcustom import log
 from realcustom.log import each_minute
 
 logger = logging.getLogger("realcustom.tests")
@@ -32,3 +33,9 @@ def test_nothing_is_said_after_the_context(caplog: pytest.LogCaptureFixture) -> 
     with each_minute(logger, lambda: "waiting", seconds=60):
         pass
     assert caplog.messages == ["waiting"]
+
+
+def test_the_store_s_library_does_not_tell_where_it_found_keys() -> None:
+    """Ray Train's workers have a handler at the root, which shows what libraries say."""
+    log.configure("debug")
+    assert not logging.getLogger("botocore.credentials").isEnabledFor(logging.INFO)
