@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import record
 import torch
-from drawn_methods import baselines, cases_of, customised, graded, plain
+from drawn_methods import baselines, cases_of, customised, graded, mixed_cases, plain
 from drawn_tables import Row, interval, kept_answers, resample, write_table
 from fine_tuning import Training, fine_tuned, pixels
 from synthetic_world import shipped
@@ -31,7 +31,6 @@ from realcustom.sprites.judge import Judge
 from realcustom.sprites.questions import Kind
 
 RESULTS = record.RESULTS / "drawn_baselines.json"
-KINDS = (Kind.PLAIN, Kind.CONTRADICTION)
 SCORES = ("similarity", "noun", "background", "place_error", "background_error", "background_colour")
 TRAININGS: Mapping[str, Training] = {
     "lora_1_picture": Training(),
@@ -40,36 +39,35 @@ TRAININGS: Mapping[str, Training] = {
 }
 
 
-def row(kind: Kind, name: str, drawn: np.ndarray, cases: Sequence[Case]) -> Row:
+def row(name: str, drawn: np.ndarray, cases: Sequence[Case]) -> Row:
     """A method's means and intervals."""
     found, counts = graded(Judge.load(zoo_path("judge")), drawn, cases), resample(cases)
-    means = {score: interval(getattr(found, score), counts) for score in SCORES}
-    return {"kind": kind.value, "method": name, "images": len(cases), **means}
+    return {
+        "method": name,
+        "images": len(cases),
+        **{score: interval(getattr(found, score), counts) for score in SCORES},
+    }
 
 
 def untuned(images: int, work: Path) -> Iterator[Row]:
-    """The baselines that train nothing."""
-    methods = baselines()
-    for kind in KINDS:
-        cases = cases_of(kind, images)
-        for name, method in methods.items():
-            drawn = kept_answers(work / f"{kind.value}-{name}-{images}.npy", lambda method=method: method, cases)  # type: ignore[misc]
-            yield row(kind, name, drawn, cases)
+    """The baselines that train nothing; their pictures are those of benchmarks/metric_validity.py."""
+    cases = mixed_cases(images)
+    for name, method in baselines().items():
+        yield row(name, kept_answers(work / f"{name}-{images}.npy", lambda method=method: method, cases), cases)  # type: ignore[misc]
 
 
 def tuned(subjects: int, work: Path) -> Iterator[Row]:
     """Fine-tuning of each subject, beside the method and text alone."""
-    kind = Kind.CONTRADICTION
-    cases = cases_of(kind, subjects)
+    cases = cases_of(Kind.CONTRADICTION, subjects)
     for name, make in (("plain", lambda: plain(shipped())), ("masked", lambda: customised(shipped()))):
-        yield row(kind, name, kept_answers(work / f"tuned-{name}-{subjects}.npy", make, cases), cases)
+        yield row(name, kept_answers(work / f"tuned-{name}-{subjects}.npy", make, cases), cases)
     for name, training in TRAININGS.items():
         stops = [of_subject(case, name, training, work) for case in cases]
         for number, steps in enumerate(training.stops):
             seconds = [stop[number][1] for stop in stops]
             drawn = np.stack([stop[number][0] for stop in stops])
             measured = {"steps": steps, "seconds": interval(np.array(seconds), resample(cases), digits=1)}
-            yield {**row(kind, name, drawn, cases), **measured}
+            yield {**row(name, drawn, cases), **measured}
 
 
 def of_subject(case: Case, name: str, training: Training, work: Path) -> list[tuple[np.ndarray, float]]:
@@ -90,9 +88,9 @@ def main() -> None:
     """Draw what is missing, score it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("untuned", "tuned"), nargs="+", default=("untuned", "tuned"))
-    parser.add_argument("--images", type=int, default=96, help="questions of each kind")
-    parser.add_argument("--subjects", type=int, default=24, help="that are fine-tuned")
-    parser.add_argument("--work", type=Path, default=Path("outputs/drawn_baselines"), help="where pictures are kept")
+    parser.add_argument("--images", type=int, default=96, help="of each method that trains nothing")
+    parser.add_argument("--subjects", type=int, default=12, help="that are fine-tuned")
+    parser.add_argument("--work", type=Path, default=Path("outputs/drawn_methods"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)

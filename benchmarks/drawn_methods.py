@@ -54,6 +54,11 @@ def cases_of(kind: Kind, count: int, first: int = 0) -> list[Case]:
     return [_case(kind, index) for index in range(first, first + count)]
 
 
+def mixed_cases(count: int) -> list[Case]:
+    """Half plain questions, half prompts that contradict their reference."""
+    return [*cases_of(Kind.PLAIN, count // 2), *cases_of(Kind.CONTRADICTION, count - count // 2)]
+
+
 def _case(kind: Kind, index: int) -> Case:
     asked = question(kind, index)
     identity = asked.target.subjects[0].identity

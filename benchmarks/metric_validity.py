@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import record
 import torch
-from drawn_methods import Method, baselines, binary, cases_of, customised, graded
+from drawn_methods import Method, baselines, binary, customised, graded, mixed_cases
 from drawn_tables import Row, interval, kept_answers, resample, write_table
 from neural_metrics import Metrics
 from PIL import Image
@@ -38,7 +38,6 @@ from realcustom.evaluation.table import Case
 from realcustom.pipeline.quickstart.cases import picture
 from realcustom.sprites import defects, zoo_path
 from realcustom.sprites.judge import Judge
-from realcustom.sprites.questions import Kind
 from realcustom.sprites.world import (
     BACKGROUNDS,
     BODY_COLOURS,
@@ -150,7 +149,7 @@ def methods() -> dict[str, Method]:
 
 def measured(images: int, work: Path) -> tuple[dict[str, Values], list[Case]]:
     """Truths and metrics of every method's pictures, and the cases."""
-    cases = [*cases_of(Kind.PLAIN, images // 2), *cases_of(Kind.CONTRADICTION, images - images // 2)]
+    cases = mixed_cases(images)
     judge, metrics, found = Judge.load(zoo_path("judge")), Metrics(), {}
     for name, method in methods().items():
         drawn = kept_answers(work / f"{name}-{images}.npy", lambda method=method: method, cases)  # type: ignore[misc]
@@ -233,7 +232,7 @@ def main() -> None:
     """Draw what is missing, measure it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=96, help="of each method")
-    parser.add_argument("--work", type=Path, default=Path("outputs/metric_validity"), help="where pictures are kept")
+    parser.add_argument("--work", type=Path, default=Path("outputs/drawn_methods"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -111,6 +111,7 @@ def records_of(work: Path, pictures: int, settings: RunSettings) -> str:
 def adapter_of(name: str, seed: int, steps: int, work: Path, pictures: int) -> str:
     """The adapter of a variant and seed, trained if it is not there yet."""
     settings, start = VARIANTS[name](steps, seed), time.monotonic()
+    # the corpus and its stages are there after the first time
     result = train(
         records=records_of(work, pictures, settings),
         output=str(work / f"{name}-{seed}-{steps}"),
