@@ -93,20 +93,21 @@ class IngestSettings:
     source: SourceKind = SourceKind.AUTO
     corpus: str | None = None  # name that identifies the corpus when its storage moves; null: the input's address does
     unit_size: int = 256  # rows per unit of a table of URLs; pictures per unit of a folder, at most
-    # Columns of a table. Each default stands for all usual names of such a column, in any case (docs: sources)
-    image_column: str = "image"  # encoded bytes, a struct with a `bytes` field, or base64
-    url_column: str = "url"
-    caption_column: str | None = "caption"  # also of a .json beside a picture; null: no captions there
+    # column of a table with encoded bytes, a struct with a `bytes` field, or base64; the default stands for all usual names
+    image_column: str = "image"
+    url_column: str = "url"  # column with addresses; the default stands for all usual names, in any case
+    # column with captions, also of a .json beside a picture; the default stands for all usual names; null: no captions there
+    caption_column: str | None = "caption"
     columns: tuple[str, ...] = ()  # names of the columns of a .csv, .tsv or .txt without a header line, in its order
     caption_rule: CaptionRule = CaptionRule.FIRST  # which of several captions of a picture is taken
     caption_extensions: tuple[str, ...] = (
         "txt",
         "caption",
     )  # of files with a picture's caption, the first that is there
-    # Which member of a webdataset sample is the picture, and which the caption: what follows the key's dot, or a pattern
-    # such as *.left.jpg; null: the only member with such an extension
+    # member of a webdataset sample that is the picture: what follows the key's dot, or a pattern as *.left.jpg; null: the
+    # only one with a picture's extension
     image_member: str | None = None
-    caption_member: str | None = None
+    caption_member: str | None = None  # and the member that is its caption; null: by caption_extensions, or the .json
     keep_columns: tuple[str, ...] | None = None  # other columns of a table that are kept; null: all
     metadata: str | None = None  # CSV that describes a folder's pictures: path or URI; null: tables beside them do
     join: str | None = None  # which row describes which picture: PART=COLUMN, PART one of folder, stem, file, path

@@ -27,10 +27,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("bad")
     write_shards(place / "shards", 1, 2)
     pictures = [png(picture(seed)) for seed in range(2)]
-    for name in ("table", "fake", "evaluation", "scans", "twice", "torn", "notes"):
+    for name in ("table", "fake", "numbers", "evaluation", "scans", "twice", "torn", "notes"):
         (place / name).mkdir()
-    pq.write_table(pa.table({"image": pictures, "text": ["a", "b"]}), place / "table/t.parquet")
+    pq.write_table(pa.table({"image": pictures, "title": ["a", "b"]}), place / "table/t.parquet")
     pq.write_table(pa.table({"image": ["a.jpg", "b.jpg"], "caption": ["a", "b"]}), place / "fake/t.parquet")
+    pq.write_table(pa.table({"image": [1, 2], "caption": ["a", "b"]}), place / "numbers/t.parquet")
     (place / "evaluation/cut.jpg").write_bytes(jpeg(picture(0))[:400])
     (place / "scans/a.tiff").write_bytes(encoded(picture(0), "TIFF"))
     (place / "notes/readme.txt").write_text("no model")
@@ -55,16 +56,22 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "ingest",
         "table",
         ("ingest.image_column=picture",),
-        "t.parquet has no column 'picture' but image, text; set ingest.image_column",
+        "t.parquet has no column 'picture' but image, title; --set preprocess.ingest.image_column=NAME says which it is",
     ),
     "a column is missing": (
         "ingest",
         "table",
         (),
-        "t.parquet has no column 'caption' but image, text; set ingest.caption_column (null where there are no capt",
+        "preprocess.ingest.caption_column=NAME says which it is (null where there are no captions)",
     ),
-    "a column holds something else": ("ingest", "fake", (), "ingest.image_column='image' holds string, not encoded"),
-    "a stage's column is missing": ("score", "table", NO_MODELS, "the column 'uid' is missing; it has image, text"),
+    "a column holds something else": ("ingest", "numbers", (), "ingest.image_column='image' holds int64, not encoded"),
+    "names of files that are not there": (
+        "ingest",
+        "fake",
+        (),
+        "t.parquet holds the names of files, and no pictures lie",
+    ),
+    "a stage's column is missing": ("score", "table", NO_MODELS, "the column 'uid' is missing; it has image, title"),
     "a setting's name is mistyped": ("ingest", "shards", ("ingest.image_colum=x",), "did you mean 'preprocess.ingest."),
     "a device is mistyped": ("score", "ingested", ("compute.device=gpu",), "'gpu' is not allowed; did you mean 'cpu'"),
     "a table of another stage": ("select", "ingested", (), "select reads what score wrote, and "),

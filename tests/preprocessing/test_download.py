@@ -217,20 +217,25 @@ def test_workers_fetch_and_export_what_one_process_does(
 
 def test_tables_that_cannot_be_read_are_said_plainly(tmp_path: Path) -> None:
     table = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"link": ["http://x"], "caption": ["a"]}), table)
-    with pytest.raises(ValueError, match=r"no column 'url' but link, caption; set ingest\.url_column"):
+    pq.write_table(pa.table({"address": ["http://x"], "caption": ["a"]}), table)
+    with pytest.raises(
+        ValueError, match=r"no column 'url' but address, caption; --set preprocess\.ingest\.url_column=NAME"
+    ):
         fetch(
             table,
             tmp_path / "out",
-            image_column="link",
+            image_column="address",
             url_column="url",
             source=SourceKind.URLS,
         )
-    (tmp_path / "list.csv").write_text("link,caption\nhttp://x,a\n")
-    with pytest.raises(ValueError, match=r"list\.csv has no column 'url' but link, caption"):
+    (tmp_path / "list.csv").write_text("address,caption\nhttp://x,a\n")
+    with pytest.raises(ValueError, match=r"list\.csv has no column 'url' but address, caption"):
         fetch(tmp_path / "list.csv", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"no column 'text' but link, caption; set ingest\.caption_column \(null"):
-        fetch(tmp_path / "list.csv", tmp_path / "out", url_column="link", caption_column="text")
+    with pytest.raises(
+        ValueError,
+        match=r"no column 'text' but address, caption; --set preprocess\.ingest\.caption_column=NAME .* \(null",
+    ):
+        fetch(tmp_path / "list.csv", tmp_path / "out", url_column="address", caption_column="text")
     assert not (tmp_path / "out").exists()
 
 
