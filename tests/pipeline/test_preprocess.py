@@ -78,7 +78,10 @@ def test_a_command_of_its_own_joins_the_cluster_and_writes_the_bytes_of_a_local_
     done = subprocess.run([command, *arguments, str(tmp_path / "ray")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     account, directory = done.stdout.splitlines()
-    assert account == "ingest: 5 in = 4 kept + 0 dropped + 1 quarantined (truncated_image 1); 4 rows written"
+    assert (
+        account
+        == "ingest: 5 in = 4 kept + 0 dropped + 1 quarantined (truncated_image 1); 4 rows written; 1 of the kept without caption"
+    )
     local = stage(capsys, *arguments[1:], str(tmp_path / "local"), "--local")
     assert local.name == Path(directory).name
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
