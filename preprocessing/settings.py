@@ -76,12 +76,14 @@ class DownloadSettings:
     connections: int = 32  # at once, of one worker
     per_host: int = 4  # at once to one host, of all workers together (each has a share, at least one)
     timeout: float = 30.0  # seconds for one try, from the first byte sent to the last received
+    # seconds without a byte after which a try is given up; a host that never said anything is then not asked again
+    silence: float = 5.0
     user_agent: str = "realcustom"  # HTTP User-Agent, and the name by which a robots opt-out can address us
 
     def __post_init__(self) -> None:
         _at_least(1, connections=self.connections, per_host=self.per_host)
-        if not self.timeout > 0:
-            raise UsageError(f"timeout must be above 0 seconds, got {self.timeout}")
+        if not (self.timeout > 0 and self.silence > 0):
+            raise UsageError(f"timeout and silence must be above 0 seconds, got {self.timeout} and {self.silence}")
         if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent.strip():
             raise UsageError(f"user_agent must be printable ASCII, got {self.user_agent!r}")
 

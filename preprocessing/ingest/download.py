@@ -10,6 +10,7 @@ import asyncio
 import collections
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -22,6 +23,7 @@ from realcustom.preprocessing.http_retry import (
     run_in_thread,
     with_retries,
 )
+from realcustom.preprocessing.ingest.hosts import hosts_of_worker
 from realcustom.preprocessing.ingest.url_safety import UrlTarget, resolve
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.retry import RetrySettings
@@ -49,6 +51,7 @@ class _Downloader:
     def __init__(self, settings: IngestSettings, retries: RetrySettings):
         self._settings, self._retries = settings, retries
         self._all = asyncio.Semaphore(settings.download.connections)
+        self._known = hosts_of_worker()
         self._hosts: dict[str, asyncio.Semaphore] = collections.defaultdict(
             lambda: asyncio.Semaphore(settings.download.per_host)
         )
@@ -58,9 +61,12 @@ class _Downloader:
         headers = {"User-Agent": self._settings.download.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"}
         # a connection belongs to an address and a host name: it is not reused for another name
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(
-            headers=headers, limits=limits, timeout=self._settings.download.timeout, trust_env=False
-        ) as client:
+        download = self._settings.download
+        patience = min(download.silence, download.timeout)
+        timeout = httpx.Timeout(download.timeout, connect=patience, read=patience)
+        # names are looked up by threads, of which asyncio has few: dead names would keep all of them
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(download.connections))
+        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=False) as client:
             return await asyncio.gather(*(self._one(client, url) for url in urls))
 
     async def _one(self, client: httpx.AsyncClient, url: bytes | None) -> Result:
@@ -79,30 +85,42 @@ class _Downloader:
     async def _follow(self, client: httpx.AsyncClient, url: str) -> bytes:
         """One try: the picture. Each redirect is checked as the first URL was."""
         for _ in range(MAX_REDIRECTS + 1):
-            host = UrlTarget.parse(url).host
-            async with self._hosts[host], self._all:
-                answer = await self._guarded_get(client, url)
+            target = UrlTarget.parse(url)
+            async with self._hosts[target.host]:
+                self._require_alive(target, url)
+                async with self._all:
+                    answer = await self._guarded_get(client, url, target.site)
             if isinstance(answer, bytes):
                 return answer
             url = answer
         raise RowDropped("too_many_redirects", f"more than {MAX_REDIRECTS}, the last one to {url}")
 
-    async def _guarded_get(self, client: httpx.AsyncClient, url: str) -> bytes | str:
+    def _require_alive(self, target: UrlTarget, url: str) -> None:
+        if self._known.is_dead(target.site):
+            raise DataError(
+                DataFault.UNREACHABLE, f"{target.site} gave no answer before, and is not asked again: {url}"
+            )
+
+    async def _guarded_get(self, client: httpx.AsyncClient, url: str, site: str) -> bytes | str:
         try:
             async with asyncio.timeout(self._settings.download.timeout):
-                return await self._get(client, url)
+                return await self._get(client, url, site)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
+            if isinstance(error, (httpx.ConnectError, httpx.TimeoutException, TimeoutError)):
+                self._known.was_silent(site)
             raise TryAgain(no_answer(error)) from error
         except OSError as error:  # the host name was not found
+            self._known.was_silent(site)
             raise TryAgain(f"no such host ({type(error).__name__})") from error
 
-    async def _get(self, client: httpx.AsyncClient, url: str) -> bytes | str:
+    async def _get(self, client: httpx.AsyncClient, url: str, site: str) -> bytes | str:
         """The body, or where a redirect leads."""
         target = UrlTarget.parse(url)
         request = await resolve(target, self._settings.private_addresses)
         async with client.stream(
             "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
         ) as response:
+            self._known.answered(site)
             status, headers = response.status_code, response.headers
             if is_passing(status):
                 raise TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))

@@ -25,6 +25,11 @@ class UrlTarget:
     url: httpx.URL
     host: str
 
+    @property
+    def site(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{_port(self.url)}"
+
     @classmethod
     def parse(cls, url: str) -> UrlTarget:
         """Raises DataError for an invalid URL, RowDropped for a scheme other than http and https."""
@@ -59,9 +64,8 @@ async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
         OSError: there is no such name.
     """
     loop = asyncio.get_running_loop()
-    port = target.url.port or (443 if target.url.scheme == "https" else 80)
     try:
-        found = await loop.getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(target.host, _port(target.url), type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label that is empty or too long
         raise DataError(DataFault.INVALID_URL, f"'{target.host}' cannot be a host's name") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
@@ -74,6 +78,10 @@ async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
     extensions = {"sni_hostname": target.host} if target.url.scheme == "https" else {}
     url = target.url.copy_with(host=str(chosen), username=None, password=None)
     return PinnedRequest(url=url, host_header=target.url.netloc.decode("ascii"), extensions=extensions)
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def is_public(address: _Address) -> bool:

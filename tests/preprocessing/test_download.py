@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from realcustom import storage
 from realcustom.preprocessing.catalogue import EXPORT, INGEST
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, RowDropped, TooManyErrors
-from realcustom.preprocessing.ingest import urls
+from realcustom.preprocessing.ingest import hosts, urls
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.download import opted_out
+from realcustom.preprocessing.ingest.hosts import Hosts
 from realcustom.preprocessing.ingest.url_safety import UrlTarget, is_public, resolve
 from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.settings import (
@@ -105,10 +108,10 @@ def test_every_row_is_a_picture_or_has_its_reason(server: PictureServer, tmp_pat
 
 def test_without_the_setting_no_row_leads_into_the_own_network(server: PictureServer, tmp_path: Path) -> None:
     port = server.url.rpartition(":")[2]
-    hosts = ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433"]
-    table = write_table(tmp_path / "t.parquet", [f"http://{host}:{port}/picture/1" for host in hosts])
+    places = ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "2130706433"]
+    table = write_table(tmp_path / "t.parquet", [f"http://{host}:{port}/picture/1" for host in places])
     result = fetch(table, tmp_path / "out", private_addresses=False)
-    assert result.report["dropped"] == {"private_address": len(hosts)}
+    assert result.report["dropped"] == {"private_address": len(places)}
     assert not server.asked
     assert "ingest.private_addresses=true" in excluded_of(result)["t.parquet#0"]["message"]
 
@@ -159,6 +162,33 @@ def test_a_slow_answer_is_given_up(server: PictureServer, tmp_path: Path) -> Non
     result = fetch(table, tmp_path / "out", execution=once, download=DownloadSettings(timeout=0.3))
     assert result.report["quarantined"] == {"unreachable": 1}
     assert "no answer (TimeoutError)" in excluded_of(result)["t.parquet#0"]["message"]
+
+
+def test_a_host_that_never_answers_is_waited_for_once(server: PictureServer, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        gone = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        urls = [f"{gone}/{index}" for index in range(40)] + [f"{server.url}/picture/{index}" for index in range(4)]
+        table = write_table(tmp_path / "t.parquet", urls)
+        began = time.monotonic()
+        result = fetch(table, tmp_path / "out", download=DownloadSettings(silence=0.5, per_host=2), unit_size=11)
+        assert time.monotonic() - began < 5
+    assert (result.report["kept"], result.report["quarantined"]) == (4, {"unreachable": 40})
+    message = excluded_of(result)["t.parquet#39"]["message"]
+    assert "gave no answer before, and is not asked again" in message
+
+
+def test_a_host_is_dead_until_it_answers_or_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Hosts()
+    for _ in range(hosts.SILENT):
+        assert not known.is_dead("a:80")
+        known.was_silent("a:80")
+    assert known.is_dead("a:80") and not known.is_dead("a:81")
+    monkeypatch.setattr(hosts, "REMEMBERED", 0.0)
+    assert not known.is_dead("a:80")
+    known.answered("b:80")
+    for _ in range(9):
+        known.was_silent("b:80")  # one that works, but is slow
+    assert not known.is_dead("b:80")
 
 
 def test_an_outage_stops_the_job(tmp_path: Path) -> None:
