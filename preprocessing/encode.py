@@ -61,7 +61,7 @@ class Encode:
         self._image_encoder: ImageEncoder | None = None
         if settings.base and "base" in models:
             assert runtime is not None
-            self._base = load_base(settings.base, runtime.device, torch.float32)
+            self._base = load_base(settings.base, runtime.device, torch.float32, only=_parts(settings))
         if settings.image_encoder and "image_encoder" in models:
             assert runtime is not None
             self._image_encoder = load_image_encoder(
@@ -162,6 +162,12 @@ class Encode:
         if name == IMAGE:
             details |= self._method.image_encoder.of_features()
         return tables.made_by(record.SCHEMA.field(name), model, **details)
+
+
+def _parts(settings: EncodeSettings) -> tuple[str, ...]:
+    """The base's models that run: never the UNet, which is the largest."""
+    encoders = ("text_encoder", "text_encoder_2") if settings.text_features else ()
+    return (*encoders, *(("vae",) if settings.latents else ()))
 
 
 def _require_mask(cell: dict[str, Any] | None) -> None:

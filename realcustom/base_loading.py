@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +34,7 @@ def load_base(
     options: LoadOptions | None = None,
     *,
     inpainting: bool = False,
+    only: Collection[str] | None = None,
 ) -> Base:
     """Load a base model, or take a loaded one.
 
@@ -42,6 +44,8 @@ def load_base(
         device: None = the CPU; of a loaded pipeline: where it is.
         dtype: None = float32; of a loaded pipeline it must be None.
         inpainting: take a UNet that also reads a mask and the picture around it, too.
+        only: of a folder or hub id: names of `base.MODELS` whose weights are read; the others have their shapes alone, on
+            the meta device. None = all.
     Raises:
         UsageError: it is not there, lacks a part or a weight, or has another shape than SD 1.x or SDXL.
     """
@@ -51,12 +55,13 @@ def load_base(
         pipeline, identity = _given(base, dtype, options), model_identity(name)
     else:
         name = str(base)
-        pipeline, identity = _load(name, dtype or torch.float32, options), model_identity(name)
+        wanted = MODELS if only is None else only
+        pipeline, identity = _load(name, dtype or torch.float32, options, wanted), model_identity(name)
     loaded = Base(pipeline=pipeline, identity=identity)
     _check_shape(name, loaded, inpainting)
     for model in _models(pipeline).values():
         model.requires_grad_(False).eval()
-        if device is not None:
+        if device is not None and not any(parameter.is_meta for parameter in model.parameters()):
             model.to(device)
     return loaded
 
@@ -89,17 +94,17 @@ def _given(pipeline: DiffusionPipeline, dtype: torch.dtype | None, options: Load
     return pipeline
 
 
-def _load(base: str, dtype: torch.dtype, options: LoadOptions) -> Stock:
+def _load(base: str, dtype: torch.dtype, options: LoadOptions, wanted: Collection[str]) -> Stock:
     if base.endswith(SINGLE_FILES):
         return _load_single_file(base, dtype, options)
     if options.config is not None:
         raise UsageError(f"config={options.config} is for a single file; {base} has its own configuration")
     check_base(base)
     with load_refusals("base model", base):
-        return _load_folder(base, dtype, options)
+        return _load_folder(base, dtype, options, wanted)
 
 
-def _load_folder(base: str, dtype: torch.dtype, options: LoadOptions) -> Stock:
+def _load_folder(base: str, dtype: torch.dtype, options: LoadOptions, wanted: Collection[str]) -> Stock:
     name, revision = split_revision(base)
     if revision and options.revision:
         raise UsageError(f"{base} names a revision and so does revision={options.revision}: give one")
@@ -108,7 +113,10 @@ def _load_folder(base: str, dtype: torch.dtype, options: LoadOptions) -> Stock:
     if "_class_name" not in index:
         raise UsageError(f"{base}: its model_index.json names no class of pipeline, as diffusers' does")
     files = {**source, "variant": options.variant, "use_safetensors": options.use_safetensors, "dtype": dtype}
-    parts = {part: _load_model(base, part, kind, files) for part, kind in _classes(index).items()}
+    parts = {
+        part: _load_model(base, part, kind, files) if part in wanted else _shape_of(name, part, kind, source)
+        for part, kind in _classes(index).items()
+    }
     if "text_encoder_2" in index:
         return StableDiffusionXLPipeline.from_pretrained(name, **files, **parts, add_watermarker=False)
     return StableDiffusionPipeline.from_pretrained(
@@ -146,6 +154,16 @@ def _load_model(base: str, part: str, kind: Any, files: dict[str, Any]) -> nn.Mo
             raise UsageError(f"{base}: its {part} {problem}: {', '.join(sorted(keys)[:4])}")
     model: nn.Module = loaded[0]
     return model
+
+
+def _shape_of(base: str, part: str, kind: Any, source: dict[str, Any]) -> nn.Module:
+    """One model without weights, as its configuration says."""
+    with torch.device("meta"):
+        if issubclass(kind, PreTrainedModel):
+            made: nn.Module = kind(kind.config_class.from_pretrained(base, subfolder=part, **source))
+        else:
+            made = kind.from_config(kind.load_config(base, subfolder=part, **source))
+    return made
 
 
 def _load_single_file(base: str, dtype: torch.dtype, options: LoadOptions) -> Stock:
