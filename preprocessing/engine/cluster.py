@@ -40,6 +40,14 @@ def task_workers(job: StageJob, units: Sequence[Unit]) -> int:
     return min(task_limit(job) or cpus, cpus, len(units))
 
 
+def model_workers(job: StageJob, units: int, gpus: int) -> int:
+    """The number of actors that hold a stage's models: `execution.workers`; else one on the CPU, or one for each GPU of the
+    cluster as it is now, as far as there are units for them."""
+    if job.settings.execution.workers is not None:
+        return job.settings.execution.workers
+    return max(1, min(gpus, units)) if job.settings.compute.device is Device.CUDA else 1
+
+
 def lacking(job: StageJob) -> str | None:
     """A warning if no node has the resources of a worker with models: Ray waits for one silently, as an autoscaler may add it."""
     if not job.models:

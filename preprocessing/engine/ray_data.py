@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 
 from realcustom import log
 from realcustom.errors import UsageError
-from realcustom.preprocessing.engine.cluster import task_limit
+from realcustom.preprocessing.engine.cluster import model_workers, task_limit
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.engine.worker import Processor, StageJob, commit_unit, read_unit
 from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
@@ -46,7 +46,8 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
     deaths = start_counting(job.name)
-    dataset = _with_models(dataset, job, deaths) if job.models else _without_models(dataset, job, deaths, len(units))
+    run = _with_models if job.models else _without_models
+    dataset = run(dataset, job, deaths, len(units))
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node")}
         if row["refusal"]:
@@ -67,8 +68,9 @@ def _elsewhere(node: str) -> str:
     return f" (said by node {name})" if node and number != ray.get_runtime_context().get_node_id() else ""
 
 
-def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle) -> ray.data.Dataset:
+def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: int) -> ray.data.Dataset:
     compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
+    workers = model_workers(job, units, int(ray.cluster_resources().get("GPU", 0)))
     # not the actors' num_cpus: Ray fuses operators with equal ones, and reading would wait for the model
     reading = _counted("read", _reading(job), deaths, limit)
     dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
@@ -77,7 +79,7 @@ def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle) 
         fn_constructor_args=(job, deaths, limit, log.level()),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=job.settings.execution.workers or 1),
+        compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=compute.threads,
         num_gpus=1 if compute.device is Device.CUDA else 0,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,12 +23,12 @@ import pyarrow.compute as pc
 from realcustom import storage
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory, to_json_bytes
-from realcustom.preprocessing.engine.executors import Executor, InProcess
-from realcustom.preprocessing.engine.plan import Plan, make_plan
-from realcustom.preprocessing.engine.progress import Progress
+from realcustom.preprocessing.engine.executors import Executor
+from realcustom.preprocessing.engine.plan import make_plan
 from realcustom.preprocessing.engine.stage import Prepared, StageInput
+from realcustom.preprocessing.engine.steps import clear, run_step, step_uri
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
-from realcustom.preprocessing.engine.worker import StageJob, Work
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.select.duplicates import ROW_BITS, priorities_of
 from realcustom.preprocessing.select.evaluation import prepare_evaluation
@@ -49,7 +49,6 @@ from realcustom.preprocessing.select.steps import (
     load_shuffle,
     load_signatures,
     read_exclusions,
-    step_uri,
 )
 from realcustom.preprocessing.select.survivors import Copies, resolve
 from realcustom.preprocessing.select.uids import check_uids
@@ -101,9 +100,9 @@ def find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepar
     if plan.todo or plan.gone or not job.store.exists(clusters_uri):
         if not _has_uids_of_ingest(source):
             check_uids(units, job.store)
-        signatures = _run_step("signatures", load_signatures, blocks, job, executor)
+        signatures = run_step("signatures", load_signatures, blocks, job, executor)
         found = _search(signatures, job, executor)
-        _clear(place, plan, present, wanted)
+        clear(place, plan, present, wanted)
         job.store.write(clusters_uri, to_json_bytes(found.copies.cluster_sizes()))
         todo = {unit.name for unit in plan.todo}
         for unit, block in zip(wanted, signatures, strict=True):
@@ -179,7 +178,7 @@ def _pairs(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> lis
             parts.append(Part(uri=uri, content=block.identity, group=group, rows=length))
     number = sum(part.rows for part in parts)
     if number <= settings.exact_search_rows:
-        return _run_step("pairs", load_pairs, pair_units(parts, settings), job, executor)
+        return run_step("pairs", load_pairs, pair_units(parts, settings), job, executor)
     larger = fitted(blocks, settings)
     if larger != settings:
         logger.info(
@@ -190,48 +189,16 @@ def _pairs(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> lis
         job = replace(job, settings=replace(job.settings, select=larger))
     units = shuffle_units(blocks, bit_tables(number, settings), settings.partition_rows)
     buckets: dict[tuple[int, int], list[Part]] = {}
-    for unit in _run_step("shuffle", load_shuffle, units, job, executor):
+    for unit in run_step("shuffle", load_shuffle, units, job, executor):
         for group, (bits, length) in enumerate(_groups(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
             buckets.setdefault((BitTable.of(unit).number, bits), []).append(part)
-    return _run_step("pairs", load_pairs, bucket_units(buckets, settings.partition_rows), job, executor)
+    return run_step("pairs", load_pairs, bucket_units(buckets, settings.partition_rows), job, executor)
 
 
 def _groups(unit: Unit, job: StageJob) -> list[tuple[int, int]]:
     """Label and length of each row group of a step's output."""
     return job.store.call(tables.read_groups, unit.files[0].uri)
-
-
-def _run_step(
-    step: str, load: Callable[[StageJob], Work], units: Sequence[Unit], job: StageJob, executor: Executor
-) -> list[Unit]:
-    """Do the open units of a step; its outputs as the next step's inputs, in the order of `units`."""
-    job = replace(job, load=load, directory=step_uri(job.directory, step), reads_table=False)
-    directory = job.stage_directory()
-    present = directory.rows_present()
-    plan = make_plan(units, directory.manifests(), present)
-    _clear(directory, plan, present, units)
-    progress = Progress(f"{job.name}, {step}", len(units), len(plan.done))
-    # a single unit runs here: Ray would take seconds to start
-    where = InProcess() if len(plan.todo) == 1 else executor
-    for counts in where.run(job, plan.todo):
-        progress.unit_done(counts)
-    outputs = {manifest.unit: manifest.output for manifest in directory.manifests()}
-    return [_output(number, unit, outputs[unit.name], directory) for number, unit in enumerate(units)]
-
-
-def _output(number: int, unit: Unit, output: str, directory: StageDirectory) -> Unit:
-    file = InputFile(name=f"{unit.name}.parquet", uri=directory.rows_uri(unit.name), size=0, number=number)
-    return Unit(name=unit.name, identity=output, kind=UnitKind.PART, files=(file,), bits=unit.bits)
-
-
-def _clear(directory: StageDirectory, plan: Plan, present: Collection[str], units: Sequence[Unit]) -> None:
-    """Remove units that are out of date, and the rest of a removal that was killed."""
-    directory.remove(plan.stale)
-    directory.remove(plan.gone, with_outputs=True)
-    names = {unit.name for unit in units}
-    if not names.issuperset(present):
-        directory.remove_strays(names)
 
 
 def _seal(block: Unit, found: _Found, job: StageJob) -> SealedUnit:

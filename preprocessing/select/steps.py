@@ -43,11 +43,6 @@ def evaluation_uri(directory: str) -> str:
     return storage.join(directory, "global", "evaluation.parquet")
 
 
-def step_uri(directory: str, step: str) -> str:
-    """The directory of a step of the stage's search."""
-    return storage.join(directory, "global", step)
-
-
 def load_signatures(job: StageJob) -> Work:
     """Step `signatures`, ready for units. `job.directory` is the step's."""
     settings, store, evaluation = job.settings.select, job.store, None

@@ -10,7 +10,7 @@ import pytest
 from realcustom.machine import available_cores
 from realcustom.preprocessing.catalogue import INGEST, SCORE
 from realcustom.preprocessing.engine import cluster
-from realcustom.preprocessing.engine.cluster import fit_to_cluster, lacking, task_limit, task_workers
+from realcustom.preprocessing.engine.cluster import fit_to_cluster, lacking, model_workers, task_limit, task_workers
 from realcustom.preprocessing.engine.ray_data import _elsewhere, _node
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob
@@ -76,3 +76,15 @@ def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:
     for compute in (ComputeSettings(device=Device.CUDA), ComputeSettings(threads=64)):
         said = lacking(replace(models, settings=PreprocessSettings(compute=compute)))
         assert said is not None and "score: no node of the cluster has" in said and "waiting for one" in said
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "units", "gpus", "actors"),
+    [(Device.CUDA, None, 20, 8, 8), (Device.CUDA, None, 3, 8, 3), (Device.CUDA, None, 20, 0, 1)]
+    + [(Device.CUDA, 2, 20, 8, 2), (Device.CPU, None, 20, 8, 1), (Device.CPU, 5, 20, 0, 5)],
+)
+def test_models_run_on_every_gpu_unless_workers_are_given(
+    device: Device, workers: int | None, units: int, gpus: int, actors: int
+) -> None:
+    settings = PreprocessSettings(compute=ComputeSettings(device=device), execution=ExecutionSettings(workers=workers))
+    assert model_workers(SCORE.job(settings, "/out"), units, gpus) == actors
