@@ -191,7 +191,8 @@ def flops() -> dict[Stage, dict[str, float]]:
     blip_vision = blip.vision_model
     # makes tensors of its own while it runs, and so cannot run on the meta device
     detector = GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=SwinConfig(**swin)))
-    wide, query = torch.zeros(1, 3, 1333, 1333), torch.zeros(1, 16, dtype=torch.long)  # as the stage pads them
+    # as the stage makes it of a 4:3 picture
+    wide, query = torch.zeros(1, 3, 800, 1067), torch.zeros(1, 16, dtype=torch.long)
     return {
         SCORE: {"CLIP ViT-L/14": counted(clip, lambda: clip(input_ids=tokens, pixel_values=picture[224]))},
         CAPTION: {

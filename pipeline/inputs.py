@@ -11,7 +11,7 @@ from realcustom.errors import UsageError
 from realcustom.storage import is_remote, join
 from realcustom.store import Store, check_readable
 
-RECORDS_BY = ("encode", "subjects")  # stages that write training records, the usual one first
+RECORDS_BY = ("encode", "views", "subjects")  # stages that write training records, the usual one first
 
 
 def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str | None:

@@ -74,7 +74,10 @@ def _load_score(job: StageJob) -> Work:
 def _check_heads(folder: str) -> None:
     file = Path(folder) / "heads.safetensors"
     if not file.is_file():
-        raise UsageError(f"score.heads: no file at {file}")
+        raise UsageError(
+            f"score.heads: no file at {file}: make it from LAION's head with `python -m "
+            f"realcustom.preprocessing.score.convert_heads`, or set score.heads=null and select.min_aesthetic=null"
+        )
 
 
 SCORE = Stage(
@@ -206,7 +209,7 @@ def _describe_subjects(
 SUBJECTS = Stage(
     name="subjects",
     help="Find each target word in its picture: box, mask, checks, crop; or take pictures whole. Writes training records.",
-    version=2,
+    version=3,  # 3: the detector's input has the picture's own aspect
     load=_load_subjects,
     reads=("caption",),
     needs=(*tables.INGESTED, *tables.CAPTION_FIELDS),
@@ -215,6 +218,43 @@ SUBJECTS = Stage(
         ModelSetting(name="segmenter", model_type="sam"),
     ),
     describe=_describe_subjects,
+)
+
+
+# views
+
+
+def _load_views(job: StageJob) -> Work:
+    from realcustom.preprocessing.views.stage import Views
+
+    return TableWork(Views(job))
+
+
+def _require_views(settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    _require_set("views", ["encoder"] if settings.views.encoder is None else [])
+
+
+def _describe_views(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
+    description["parameters"].pop("partition_rows")  # how it searches, not what it finds
+
+
+def _find_views(job: StageJob, source: StageInput, executor: Executor) -> Prepared:
+    from realcustom.preprocessing.views.search import find_views
+
+    return find_views(job, source, executor)
+
+
+VIEWS = Stage(
+    name="views",
+    help="Link each record with those that show its subject in other pictures, by an image encoder. No row leaves.",
+    version=1,
+    load=_load_views,
+    reads=("subjects",),
+    needs=tuple(record.SCHEMA),
+    models=(ModelSetting(name="encoder"),),
+    check_settings=_require_views,
+    describe=_describe_views,
+    prepare=_find_views,
 )
 
 
@@ -260,7 +300,7 @@ ENCODE = Stage(
     help="Add latents, text features and image features of the training recipe to each record.",
     version=3,  # 3: the square shows the subject
     load=_load_encode,
-    reads=("subjects",),
+    reads=("views", "subjects"),
     needs=tuple(record.SCHEMA),
     models=(
         ModelSetting(name="base", check=_check_base, wanted=lambda encode: encode.latents or encode.text_features),
@@ -298,4 +338,10 @@ def _require_set(stage: str, missing: list[str]) -> None:
 
 
 CHAIN = (INGEST, SCORE, SELECT, CAPTION, SUBJECTS, ENCODE)  # in the order in which they run
-CATALOGUE = {stage.name: stage for stage in (*CHAIN, EXPORT)}
+CATALOGUE = {stage.name: stage for stage in (*CHAIN[:-1], VIEWS, ENCODE, EXPORT)}
+
+
+def chain(settings: PreprocessSettings) -> tuple[Stage, ...]:
+    """The stages from a source to records with these settings: `views` too, where it has an encoder."""
+    optional = () if settings.views.encoder is None else (VIEWS,)
+    return (*CHAIN[:-1], *optional, ENCODE)

@@ -78,7 +78,7 @@ class Encode:
         if self._base is not None and self._settings.latents:
             ledger.each(lambda row: self._require_subject(table["subject_mask"][row].as_py()))
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in ledger.picture_batches(size):
+        for batch, pictures in ledger.picture_batches(size, threads=self._runtime.threads if self._runtime else 1):
             with naming(ledger.batch_name(batch)):
                 captions, masks = ([table[name][row].as_py() for row in batch] for name in ("caption", "subject_mask"))
                 references = pictures  # nothing reads them

@@ -65,8 +65,8 @@ def find_directory(place: str, reads: Sequence[str], store: Store) -> str:
 
 
 def next_after(stage: str) -> str:
-    """The stage of the chain whose usual input is what `stage` wrote; the first one where there is none."""
-    return next((following.name for following in CHAIN if following.reads[:1] == (stage,)), CHAIN[0].name)
+    """The first stage of the chain that reads what `stage` wrote; the first of all where there is none."""
+    return next((following.name for following in CHAIN if stage in following.reads), CHAIN[0].name)
 
 
 def list_directories(root: str, store: Store) -> list[Found]:

@@ -303,6 +303,28 @@ class SubjectsSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewsSettings:
+    """Records that show one subject in different pictures, found by what an image encoder sees in their crops."""
+
+    # a DINOv2, CLIP or CLIP vision model, hub id or folder; null: the stage does not run, and records have the views that
+    # `view_group` of the source gives them
+    encoder: str | None = None
+    neighbours: int = 4  # two records are views of each other if each is among so many nearest ones of the other
+    min_similarity: float = 0.8  # cosine of the crops' vectors, -1..1
+    max_similarity: float = 0.98  # at this cosine or above two crops are copies, and not linked
+    partition_rows: int = 20_000  # records whose vectors a worker compares with as many at a time: it holds both
+    batch_size: int | BatchSize = 32  # crops per forward
+
+    def __post_init__(self) -> None:
+        _at_least(1, neighbours=self.neighbours, partition_rows=self.partition_rows, batch_size=self.batch_size)
+        if not -1 <= self.min_similarity < self.max_similarity:
+            raise UsageError(
+                f"views.min_similarity={self.min_similarity} must be at least -1 and below "
+                f"views.max_similarity={self.max_similarity}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
     """Caches of the training recipe; each can be left out."""
 
@@ -339,7 +361,7 @@ class ComputeSettings:
 
     device: Device = Device.CPU
     dtype: ModelDtype = ModelDtype.AUTO
-    threads: int = 1  # torch threads of one worker
+    threads: int = 1  # CPU threads of one worker: torch's, and those that prepare pictures beside the models
     largest_batch: int = 64  # where `batch_size: auto` begins; not in the fingerprint, unlike the number that is found
 
     def __post_init__(self) -> None:
@@ -357,7 +379,8 @@ class ComputeSettings:
 class ExecutionSettings:
     """How the work runs. Changes no byte of the output and so no fingerprint."""
 
-    # workers of a stage; null: one for a stage with models, else one per core of this machine, or per CPU of a cluster
+    # workers of a stage; null: of a stage with models one per GPU (one on the CPU), else one per core of this machine, or
+    # per CPU of a cluster
     workers: int | None = None
     max_error_fraction: float = 0.2  # quarantined / rows in; above it the job stops
     max_error_floor: int = 10  # this many quarantined rows never stop a job
@@ -391,6 +414,7 @@ class PreprocessSettings:
     select: SelectSettings = field(default_factory=SelectSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     subjects: SubjectsSettings = field(default_factory=SubjectsSettings)
+    views: ViewsSettings = field(default_factory=ViewsSettings)
     encode: EncodeSettings = field(default_factory=EncodeSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)

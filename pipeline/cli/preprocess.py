@@ -1,4 +1,4 @@
-"""The verbs `realcustom preprocess ...`: one for each stage of the catalogue; `filter` runs two stages, `all` six."""
+"""The verbs `realcustom preprocess ...`: one for each stage of the catalogue; `filter` runs two stages, `all` six or seven."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from realcustom.errors import UsageError
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions, add_verb, with_parameters
 from realcustom.pipeline.inputs import find_stage, require_path
 from realcustom.pipeline.recipes import RunSettings
-from realcustom.preprocessing.catalogue import CAPTION, CATALOGUE, CHAIN, ENCODE, INGEST, SCORE, SELECT
+from realcustom.preprocessing.catalogue import CAPTION, CATALOGUE, CHAIN, ENCODE, INGEST, SCORE, SELECT, VIEWS, chain
 from realcustom.preprocessing.engine.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 app = typer.Typer(
-    help="From an image-text corpus to training records: ingest, score, select, caption, subjects, encode.",
+    help="From an image-text corpus to training records: ingest, score, select, caption, subjects, views, encode.",
     epilog="Each stage reads the directory that the one before printed; run again, it does only the rest.",
     rich_markup_mode=None,
 )
@@ -110,8 +110,11 @@ OPTIONS: Mapping[str, type[SourceOptions | WordOptions | EncoderOptions]] = {
 
 
 def _verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
-    """A verb that runs `stages`; how it reads its input depends on the first."""
+    """A verb that runs `stages`, of the whole chain those that the settings ask for; how it reads its input depends on the
+    first."""
     used = [f"preprocess.{section}" for section in (*(stage.name for stage in stages), "compute", "execution")]
+    if stages is CHAIN:
+        used += [f"preprocess.{VIEWS.name}"]
     if ENCODE in stages:
         used += ["base", "method.image_encoder"]
     groups = {stage.name: OPTIONS[stage.name] for stage in stages if stage.name in OPTIONS}
@@ -125,7 +128,8 @@ def _verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
             input = find_stage(input, stages[0].reads)
         else:
             require_path(input, "--input", "folder or table")
-        for line in how.run(stages, input, output, settings):
+        asked = chain(settings.preprocess) if stages is CHAIN else stages
+        for line in how.run(asked, input, output, settings):
             print(line, flush=True)
 
     source = Input if stages[0].open_source is None else Source
@@ -159,4 +163,4 @@ def _before_the_verb(context: typer.Context) -> None:
 for _stage in CATALOGUE.values():
     _add(_stage.name, (_stage,), _stage.help)
 _add("filter", (SCORE, SELECT), "score, then select on what it wrote.")
-_add("all", CHAIN, "All six stages in order, from a source to training records.")
+_add("all", CHAIN, "All stages in order, from a source to training records; views only with views.encoder.")

@@ -37,6 +37,7 @@ class Caption:
         self._settings = settings
         self._maker = models.get("model") or settings.endpoint.model
         self._captioner = None
+        self._threads = 1 if runtime is None else runtime.threads
         self._endpoint = None
         if settings.endpoint.url is not None:
             from realcustom.preprocessing.caption.endpoint import (
@@ -103,7 +104,7 @@ class Caption:
             return {}
         captions: dict[int, str] = {}
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in ledger.picture_batches(size):
+        for batch, pictures in ledger.picture_batches(size, threads=self._threads):
             with naming(ledger.batch_name(batch)):
                 captions.update(zip(batch, self._captioner(pictures, size), strict=True))
         return captions

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +18,8 @@ from realcustom.preprocessing.engine.progress import PictureProgress
 from realcustom.preprocessing.engine.unit import FIRST_NAMES, Counts, SealedUnit, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, StageBug, naming
 from realcustom.preprocessing.pictures import decode, decode_small
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +115,61 @@ class RowLedger:
         return [index for index in range(self.table.num_rows) if index not in self._excluded]
 
     def picture_batches(
-        self, size: int, longest_side: int | None = None
+        self,
+        size: int,
+        longest_side: int | None = None,
+        alike: Callable[[int], Hashable] | None = None,
+        threads: int = 1,
     ) -> Iterator[tuple[list[int], list[Image.Image]]]:
-        """The remaining rows' indices and decoded pictures, at most `size` at a time, scaled down to `longest_side`.
+        """`prepared_batches` of the pictures themselves, scaled down to `longest_side`."""
 
-        A row whose picture does not decode is excluded.
+        def read(data: bytes) -> Image.Image:
+            return decode(data) if longest_side is None else decode_small(data, longest_side)
+
+        return self.prepared_batches(size, lambda index, data: read(data), threads, alike)
+
+    def prepared_batches(
+        self,
+        size: int,
+        prepare: Callable[[int, bytes], P],
+        threads: int = 1,
+        alike: Callable[[int], Hashable] | None = None,
+    ) -> Iterator[tuple[list[int], list[P]]]:
+        """The remaining rows' indices and what `prepare` makes of each one's encoded picture, at most `size` at a time.
+
+        It is made in threads, a batch ahead of the one that the caller works on. A row whose picture does not decode is
+        excluded. Rows of which `alike` says the same come in the same batches.
         """
-        remaining = self.remaining()
-        progress = PictureProgress(self._unit, len(remaining))
-        for start in range(0, len(remaining), size):
-            progress.reached(start)
-            indices, pictures = [], []
-            for index in remaining[start : start + size]:
-                try:
-                    with naming(self.name(index)):
-                        data = self.table["image"][index].as_py()
-                        if data is None:
-                            raise DataError(DataFault.MISSING_IMAGE, "the row holds no picture")
-                        pictures.append(decode(data) if longest_side is None else decode_small(data, longest_side))
-                        indices.append(index)
-                except RowExcluded as why:
-                    self.exclude(index, why)
-            if indices:
-                yield indices, pictures
+        groups: dict[Hashable, list[int]] = {}
+        for index in self.remaining():
+            groups.setdefault(None if alike is None else alike(index), []).append(index)
+        batches = [rows[start : start + size] for rows in groups.values() for start in range(0, len(rows), size)]
+        progress, begun = PictureProgress(self._unit, sum(map(len, batches))), 0
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[list[tuple[int, Future[P]]]] = deque()
+            for batch in [*batches, []]:
+                ahead.append([(index, pool.submit(self._prepare, index, prepare)) for index in batch])
+                if len(ahead) < 2:
+                    continue
+                progress.reached(begun)
+                begun += len(ahead[0])
+                made = dict(self._finished(ahead.popleft()))
+                if made:
+                    yield list(made), list(made.values())
+
+    def _prepare(self, index: int, prepare: Callable[[int, bytes], P]) -> P:
+        with naming(self.name(index)):
+            data = self.table["image"][index].as_py()
+            if data is None:
+                raise DataError(DataFault.MISSING_IMAGE, "the row holds no picture")
+            return prepare(index, data)
+
+    def _finished(self, batch: Sequence[tuple[int, Future[P]]]) -> Iterator[tuple[int, P]]:
+        for index, future in batch:
+            try:
+                yield index, future.result()
+            except RowExcluded as why:
+                self.exclude(index, why)
 
     def batch_name(self, indices: list[int]) -> str:
         """The name of a batch of rows in messages."""

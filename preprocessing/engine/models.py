@@ -42,6 +42,11 @@ class Runtime:
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
 
+    @property
+    def threads(self) -> int:
+        """That prepare pictures beside the models, and that torch computes with on a CPU."""
+        return self._compute.threads
+
     def load(self, kind: type[M], model: str) -> M:
         """A model of a folder or hub id (`id@revision`) in fp32, for inference only.
 
@@ -77,12 +82,12 @@ def pad_batch(items: Sequence[T], size: int) -> list[T]:
     return [*items, *[items[0]] * (size - len(items))]
 
 
-def blank_pictures(number: int) -> list[Image.Image]:
-    """Pictures for trying a batch size.
+def blank_pictures(number: int, size: tuple[int, int] = (64, 64)) -> list[Image.Image]:
+    """Pictures, no two of them one object, for trying a batch size.
 
-    Their size does not matter: processors scale every picture to the model's shape.
+    Their size matters only to a model that keeps their aspect ratio.
     """
-    return [Image.new("RGB", (64, 64))] * number
+    return [Image.new("RGB", size) for _ in range(number)]
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

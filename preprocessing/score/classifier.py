@@ -35,16 +35,20 @@ class Classifier:
         """Of the score that it gives."""
         return (self._score,)
 
+    def prepare(self, picture: Image.Image) -> torch.Tensor:
+        """The model's input, (3, R, R)."""
+        pixel_values: torch.Tensor = self._processor([picture], return_tensors="pt").pixel_values
+        return pixel_values[0]
+
     def __call__(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+        self, prepared: Sequence[torch.Tensor], texts: Sequence[str | None], batch_size: int
     ) -> list[dict[str, float]]:
         """Scores of at most `batch_size` pictures; their texts do not matter."""
-        padded = pad_batch(list(pictures), batch_size)
-        pixel_values = self._processor(padded, return_tensors="pt").pixel_values
+        pixel_values = torch.stack(pad_batch(list(prepared), batch_size))
         with self._runtime.inference():
             logits = self._model(pixel_values=pixel_values.to(self._runtime.device)).logits  # (B, labels)
         normalise = torch.sigmoid if self._is_multi_label else partial(torch.softmax, dim=-1)
-        probabilities = normalise(logits.float())[: len(pictures), self._label].cpu().tolist()
+        probabilities = normalise(logits.float())[: len(prepared), self._label].cpu().tolist()
         return [{self._score: probability} for probability in probabilities]
 
     def _check_shapes(self, model: str) -> None:

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
@@ -36,16 +37,20 @@ class ClipScorer:
         """Of the scores that it gives."""
         return ("image_text", *self._heads)
 
+    def prepare(self, picture: Image.Image) -> torch.Tensor:
+        """The model's input, (3, R, R)."""
+        pixel_values: torch.Tensor = self._processor([picture], return_tensors="pt").pixel_values
+        return pixel_values[0]
+
     def __call__(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+        self, prepared: Sequence[torch.Tensor], texts: Sequence[str | None], batch_size: int
     ) -> list[dict[str, float]]:
         """Scores of at most `batch_size` pictures. `image_text` (cosine, -1..1) only where there is a text."""
-        padded = pad_batch(list(pictures), batch_size)
         words = pad_batch([text or "" for text in texts], batch_size)
         tokens = self._tokenizer(
             words, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
         )
-        pixel_values = self._processor(padded, return_tensors="pt").pixel_values
+        pixel_values = torch.stack(pad_batch(list(prepared), batch_size))
         with self._runtime.inference():
             output = self._model(
                 input_ids=tokens.input_ids.to(self._runtime.device),
@@ -54,7 +59,7 @@ class ClipScorer:
             )
         image_embeds = output.image_embeds.float().cpu().numpy()  # (B, D), L2-normalised
         text_embeds = output.text_embeds.float().cpu().numpy()  # (B, D), L2-normalised
-        return [self._scores(image_embeds[i], text_embeds[i] if texts[i] else None) for i in range(len(pictures))]
+        return [self._scores(image_embeds[i], text_embeds[i] if texts[i] else None) for i in range(len(prepared))]
 
     def _scores(self, image_embed: np.ndarray, text_embed: np.ndarray | None) -> dict[str, float]:
         scores = {}

@@ -22,6 +22,8 @@ from realcustom.preprocessing.pictures import decode, sharpness
 from realcustom.preprocessing.settings import JUDGED, ScoreSettings, fixed_batch
 
 if TYPE_CHECKING:
+    import torch
+
     from realcustom.preprocessing.engine.models import Runtime
 
 
@@ -33,10 +35,14 @@ class Scorer(Protocol):
         """Of the scores that it gives."""
         ...
 
+    def prepare(self, picture: Image.Image) -> torch.Tensor:
+        """The model's input for a picture; made in threads beside the model."""
+        ...
+
     def __call__(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str | None], batch_size: int
+        self, prepared: Sequence[torch.Tensor], texts: Sequence[str | None], batch_size: int
     ) -> list[dict[str, float]]:
-        """Scores by name of at most `batch_size` pictures with their alt texts."""
+        """Scores by name of at most `batch_size` prepared pictures with their alt texts."""
         ...
 
 
@@ -47,6 +53,7 @@ class Score:
         self._settings = settings
         self._models = models
         self._scorers: list[Scorer] = []
+        self._threads = 1 if runtime is None else runtime.threads
         # torch and transformers only where a model runs
         if settings.clip is not None:
             assert runtime is not None
@@ -71,18 +78,24 @@ class Score:
         ledger = RowLedger(table, unit.name)
         scores: dict[int, dict[str, float]] = {}
 
-        def measure(index: int) -> None:
-            picture = decode(table["image"][index].as_py(), draft_side=self._settings.sharpness_side)
+        def measure(index: int, data: bytes) -> None:
+            picture = decode(data, draft_side=self._settings.sharpness_side)
             scores[index] = {"sharpness": sharpness(picture, self._settings.sharpness_side)}
 
-        ledger.each(measure)
-        if self._scorers:
+        def prepare(index: int, data: bytes) -> list[torch.Tensor]:
+            measure(index, data)
+            picture = decode(data)
+            return [scorer.prepare(picture) for scorer in self._scorers]
+
+        if not self._scorers:
+            ledger.each(lambda index: measure(index, table["image"][index].as_py()))
+        else:
             size = fixed_batch(self._settings.batch_size)
-            for batch, pictures in ledger.picture_batches(size):
+            for batch, prepared in ledger.prepared_batches(size, prepare, self._threads):
                 with naming(ledger.batch_name(batch)):
                     texts = [table["alt_text"][index].as_py() for index in batch]
-                    for scorer in self._scorers:
-                        for index, values in zip(batch, scorer(pictures, texts, size), strict=True):
+                    for scorer, inputs in zip(self._scorers, zip(*prepared, strict=True), strict=True):
+                        for index, values in zip(batch, scorer(inputs, texts, size), strict=True):
                             scores[index].update(values)
 
         def check(index: int) -> None:
@@ -101,7 +114,7 @@ class Score:
         from realcustom.preprocessing.engine.models import blank_pictures
 
         for scorer in self._scorers:
-            scorer(blank_pictures(size), ["a picture"] * size, size)
+            scorer([scorer.prepare(picture) for picture in blank_pictures(size)], ["a picture"] * size, size)
 
     def _scores_field(self) -> pa.Field:
         field = tables.SCORES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,12 +47,25 @@ class Detector:
         self._model = runtime.load(GroundingDinoForObjectDetection, settings.detector)
         self._processor = GroundingDinoImageProcessorPil.from_pretrained(model, revision=revision)
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of the model's input for a picture of that size: those of a batch must be equal.
+
+        A processor that keeps aspect ratios gives inputs of many sizes: they are padded on the longer side to one of four
+        lengths (the shorter side's, 4:3, 3:2, the greatest), so that a batch fills up and little of it is padding.
+        """
         size = self._processor.size
-        side = size.longest_edge  # if set, pictures keep their aspect ratio and are padded to one square shape
-        self._pad_size = {"height": side or size.height, "width": side or size.width}
+        if not size.longest_edge:
+            return int(size.height), int(size.width)
+        short, longest = int(size.shortest_edge), int(size.longest_edge)
+        wanted = short * max(width, height) / min(width, height)
+        lengths = (short, math.ceil(short * 4 / 3), math.ceil(short * 3 / 2))
+        long = next((length for length in lengths if wanted <= length <= longest), longest)
+        return (short, long) if width >= height else (long, short)
 
     def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int) -> list[Detections]:
-        """The candidates in at most `batch_size` RGB pictures, each for its phrase."""
+        """The candidates in at most `batch_size` RGB pictures of one `shape`, each for its phrase."""
+        height, width = self.shape(*pictures[0].size)
         padded = pad_batch(list(pictures), batch_size)
         texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), batch_size)]
         tokens = self._tokenizer(
@@ -62,7 +76,7 @@ class Detector:
             return_token_type_ids=True,
             return_tensors="pt",
         )
-        images = self._processor(padded, pad_size=self._pad_size, return_tensors="pt")
+        images = self._processor(padded, pad_size={"height": height, "width": width}, return_tensors="pt")
         with self._runtime.inference():
             output = self._model(
                 pixel_values=images.pixel_values.to(self._runtime.device),

@@ -23,8 +23,17 @@ class Segment:
     score: float  # SAM's own estimate of the mask's IoU
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Embedded:
+    """What SAM's image encoder saw of one picture."""
+
+    embedding: torch.Tensor  # (C, h, w)
+    original_size: torch.Tensor  # (2,) height and width, pixels
+    reshaped_size: torch.Tensor  # (2,) the same after the processor's resize
+
+
 class Segmenter:
-    """Pictures and one box for each -> masks."""
+    """Pictures and boxes in them -> masks. The image encoder, nearly all of SAM's time, runs once for a picture."""
 
     def __init__(self, settings: SubjectsSettings, runtime: Runtime):
         assert settings.segmenter is not None
@@ -36,20 +45,49 @@ class Segmenter:
     def __call__(
         self, pictures: Sequence[Image.Image], boxes: Sequence[tuple[float, float, float, float]], batch_size: int
     ) -> list[Segment]:
-        """Masks of at most `batch_size` RGB pictures, each for its box (x0 y0 x1 y1, pixels)."""
-        padded = pad_batch(list(pictures), batch_size)
-        prompts = [[list(box)] for box in pad_batch(list(boxes), batch_size)]
-        inputs = self._processor(padded, input_boxes=prompts, return_tensors="pt")
+        """Masks of any number of boxes (x0 y0 x1 y1, pixels), each with its RGB picture; a picture may come again."""
+        distinct = list({id(picture): picture for picture in pictures}.values())
+        embedded: dict[int, _Embedded] = {}
+        for start in range(0, len(distinct), batch_size):
+            some = distinct[start : start + batch_size]
+            embedded |= zip(map(id, some), self._embed(some, batch_size), strict=True)
+        found: list[Segment] = []
+        for start in range(0, len(boxes), batch_size):
+            rows = slice(start, start + batch_size)
+            found += self._decode([embedded[id(picture)] for picture in pictures[rows]], boxes[rows], batch_size)
+        return found
+
+    def _embed(self, pictures: Sequence[Image.Image], batch_size: int) -> list[_Embedded]:
+        inputs = self._processor(pad_batch(list(pictures), batch_size), return_tensors="pt")
+        with self._runtime.inference():
+            embeddings = self._model.get_image_embeddings(inputs.pixel_values.to(self._runtime.device))  # (B, C, h, w)
+        rows = slice(0, len(pictures))
+        columns = (embeddings[rows], inputs.original_sizes[rows], inputs.reshaped_input_sizes[rows])
+        return [
+            _Embedded(embedding=embedding, original_size=original, reshaped_size=reshaped)
+            for embedding, original, reshaped in zip(*columns, strict=True)
+        ]
+
+    def _decode(
+        self, pictures: Sequence[_Embedded], boxes: Sequence[tuple[float, float, float, float]], batch_size: int
+    ) -> list[Segment]:
+        """Masks of at most `batch_size` boxes, each in its picture."""
+        scaled = []  # as SamProcessor does it: in pixels of the resized picture
+        for one, box in zip(pictures, boxes, strict=True):
+            scale = one.reshaped_size.double() / one.original_size.double()  # (2,): y, x
+            scaled.append(torch.tensor(box, dtype=torch.float64) * scale.flip(0).repeat(2))
+        embeddings = torch.stack(pad_batch([one.embedding for one in pictures], batch_size))
+        prompts = torch.stack(pad_batch(scaled, batch_size))[:, None]  # (B, 1, 4)
         with self._runtime.inference():
             output = self._model(
-                pixel_values=inputs.pixel_values.to(self._runtime.device),
-                input_boxes=inputs.input_boxes.to(self._runtime.device, torch.float32),
+                image_embeddings=embeddings,
+                input_boxes=prompts.to(self._runtime.device, torch.float32),
                 multimask_output=False,  # a box is not ambiguous, unlike a point
             )
         masks = self._processor.post_process_masks(
             output.pred_masks[: len(pictures)].float().cpu(),
-            inputs.original_sizes[: len(pictures)],
-            inputs.reshaped_input_sizes[: len(pictures)],
+            torch.stack([one.original_size for one in pictures]),
+            torch.stack([one.reshaped_size for one in pictures]),
         )
         scores = output.iou_scores.float().cpu().numpy()  # (B, 1, 1)
         found = []

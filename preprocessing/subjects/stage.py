@@ -47,6 +47,7 @@ class Subjects:
     def __init__(self, settings: SubjectsSettings, models: dict[str, str], runtime: Runtime):
         self._settings = settings
         self._models = models
+        self._threads = runtime.threads
         self._detector = Detector(settings, runtime)
         self._segmenter = Segmenter(settings, runtime)
 
@@ -59,7 +60,10 @@ class Subjects:
         records: dict[int, list[dict[str, Any]]] = defaultdict(list)
         targets = table["targets"].to_pylist()
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in ledger.picture_batches(size):
+        widths, heights = table["width"].to_pylist(), table["height"].to_pylist()
+        for batch, pictures in ledger.picture_batches(
+            size, alike=lambda row: self._detector.shape(widths[row], heights[row]), threads=self._threads
+        ):
             with naming(ledger.batch_name(batch)):
                 queries = [
                     _Query(row=row, picture=picture, target=target)
@@ -69,9 +73,8 @@ class Subjects:
                 accepted: list[tuple[_Query, Detection]] = []
                 for start in range(0, len(queries), size):
                     accepted += self._detect(queries[start : start + size], rejected)
-                for start in range(0, len(accepted), size):
-                    for query, values in self._segment(accepted[start : start + size], rejected):
-                        records[query.row].append(values)
+                for query, values in self._segment(accepted, rejected):
+                    records[query.row].append(values)
                 for row in batch:
                     records[row] = self._distinct(records[row], rejected[row])
 
@@ -95,7 +98,7 @@ class Subjects:
 
     def try_batch(self, size: int) -> None:
         """Run both models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
-        pictures = blank_pictures(size)
+        pictures = blank_pictures(size, (128, 64))  # of the greatest input that the detector makes
         self._detector(pictures, ["a subject"] * size, size)
         self._segmenter(pictures, [(0.0, 0.0, 32.0, 32.0)] * size, size)
 

@@ -76,7 +76,7 @@ def test_multi_label_models_give_each_label_a_probability_of_its_own(root: Path)
         plain = Classifier("nsfw", name, Runtime(ComputeSettings()))
         logits = plain._model(pixel_values=plain._processor(pictures, return_tensors="pt").pixel_values).logits
         expected = logits.sigmoid() if total == 2 else logits.softmax(-1)
-        found = [scores["nsfw"] for scores in plain(pictures, [None] * 3, 3)]
+        found = [scores["nsfw"] for scores in plain([plain.prepare(one) for one in pictures], [None] * 3, 3)]
         assert found == pytest.approx(expected[:, plain._label].tolist(), abs=1e-5)
 
 

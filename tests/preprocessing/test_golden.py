@@ -43,7 +43,7 @@ def test_stages_with_models_write_the_recorded_values(
     recorded: dict[str, Any], found: dict[str, dict[str, str]]
 ) -> None:
     values = [name for name in recorded["sha256"] if name.endswith(", values")]
-    assert len(values) == 4
+    assert len(values) == 5
     assert {name: found[name] for name in values} == {name: recorded["sha256"][name] for name in values}, HINT
 
 

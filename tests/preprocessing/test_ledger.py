@@ -15,9 +15,9 @@ from PIL import Image
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.engine.ledger import ExcludedRow
+from realcustom.preprocessing.engine.ledger import ExcludedRow, RowLedger
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.errors import DataError, DataFault, StageBug, naming
 from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
@@ -177,3 +177,39 @@ def test_a_mistake_that_a_row_brings_to_light_names_the_row() -> None:
         naming("unit a, row 1"),
     ):
         raise UsageError("the mask is 2 x 2, the picture 4 x 4")
+
+
+def pictures_table(*images: bytes | None) -> pa.Table:
+    return pa.table(
+        {"uid": [str(number) for number in range(len(images))], "image": pa.array(images, pa.large_binary())}
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_pictures_are_prepared_one_batch_ahead_in_order_and_broken_ones_leave(threads: int) -> None:
+    ledger = RowLedger(pictures_table(*[None if n == 3 else b"x" if n == 5 else b"%d" % n for n in range(9)]), "u")
+    begun: list[int] = []
+
+    def prepare(index: int, data: bytes) -> int:
+        begun.append(index)
+        if data == b"x":
+            raise DataError(DataFault.UNREADABLE_IMAGE, "broken")
+        return int(data)
+
+    batches = ledger.prepared_batches(2, prepare, threads)
+    assert next(batches) == ([0, 1], [0, 1])
+    assert max(begun) <= 3
+    assert list(batches) == [([2], [2]), ([4], [4]), ([6, 7], [6, 7]), ([8], [8])]
+    assert [(row.uid, row.why.reason) for row in ledger.excluded] == [("3", "missing_image"), ("5", "unreadable_image")]
+
+
+def test_rows_that_are_alike_come_in_the_same_batches() -> None:
+    ledger = RowLedger(pictures_table(*[b"0"] * 7), "u")
+    batches = [rows for rows, _ in ledger.prepared_batches(2, lambda index, data: 0, alike=lambda index: index % 3)]
+    assert batches == [[0, 3], [6], [1, 4], [2, 5]]
+
+
+def test_a_bug_while_a_picture_is_prepared_names_its_row() -> None:
+    ledger = RowLedger(pictures_table(b"0", b"1"), "u")
+    with pytest.raises(StageBug, match=r"unit u, row 0 \(0\): ZeroDivisionError"):
+        list(ledger.prepared_batches(2, lambda index, data: 1 / int(data)))

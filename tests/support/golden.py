@@ -32,9 +32,10 @@ from realcustom.preprocessing.catalogue import (
     SCORE,
     SELECT,
     SUBJECTS,
+    VIEWS,
 )
 from realcustom.preprocessing.run import InProcess, run_stage
-from realcustom.preprocessing.settings import CaptionSettings, ScoreSettings
+from realcustom.preprocessing.settings import CaptionSettings, ScoreSettings, ViewsSettings
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from tests.support.corpora import jpeg, picture, sample, tar_bytes
 
@@ -65,6 +66,7 @@ def outputs(root: Path) -> dict[str, dict[str, str]]:
     drawn = root / "drawn"
     write_corpus(drawn, CorpusSettings(pictures=12, per_shard=8, corrupted=0))
     source = str(drawn / "shards")
+    with_views = replace(preprocess, views=ViewsSettings(encoder=settings.method.image_encoder.model))
     for stage in CHAIN:
         result = run_stage(
             stage, source, str(root / "models"), preprocess, method=settings.method, executor=InProcess()
@@ -74,6 +76,12 @@ def outputs(root: Path) -> dict[str, dict[str, str]]:
             name = f"{stage.name} with models"
             found[f"{name}, values"] = {path.name: _values(path) for path in sorted(Path(source).glob("*.parquet"))}
             found[name] = _files(Path(source))
+        if stage is SUBJECTS:
+            linked = run_stage(VIEWS, source, str(root / "models"), with_views, executor=InProcess()).directory
+            found["views with models"] = _files(Path(linked))
+            found["views with models, values"] = {
+                path.name: _values(path) for path in sorted(Path(linked).glob("*.parquet"))
+            }
     return found
 
 
