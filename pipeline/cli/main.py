@@ -12,7 +12,18 @@ import typer
 
 from realcustom import log
 from realcustom.errors import UsageError
-from realcustom.pipeline.cli import export, generate, inspect, interrupt, preprocess, quickstart, serve, streams, train
+from realcustom.pipeline.cli import (
+    export,
+    generate,
+    inspect,
+    interrupt,
+    preprocess,
+    quickstart,
+    rehearse,
+    serve,
+    streams,
+    train,
+)
 from realcustom.pipeline.cli.options import add_verb
 from realcustom.preprocessing.errors import NothingKept
 
@@ -93,7 +104,7 @@ def _before_the_verb(
         raise typer.Exit(MISTAKE)
 
 
-for _module in (quickstart, train, generate, serve, export, inspect):
+for _module in (quickstart, train, generate, serve, export, inspect, rehearse):
     for _verb, _examples in _module.VERBS.items():
         add_verb(app, _verb, *_examples)
 app.add_typer(preprocess.app, name="preprocess")

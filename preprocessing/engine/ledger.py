@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -145,7 +146,8 @@ class RowLedger:
             groups.setdefault(None if alike is None else alike(index), []).append(index)
         batches = [rows[start : start + size] for rows in groups.values() for start in range(0, len(rows), size)]
         progress, begun = PictureProgress(self._unit, sum(map(len, batches))), 0
-        with ThreadPoolExecutor(threads) as pool:
+        # decoders silence warnings, which is the whole process's matter: here, so that threads do not undo each other's
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(threads) as pool:
             ahead: deque[list[tuple[int, Future[P]]]] = deque()
             for batch in [*batches, []]:
                 ahead.append([(index, pool.submit(self._prepare, index, prepare)) for index in batch])

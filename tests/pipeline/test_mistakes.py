@@ -199,10 +199,10 @@ def test_settings_are_printed_and_nothing_is_done(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     "verb",
-    [["quickstart"], ["train"], ["generate"], ["serve"], ["inspect"]]
+    [["quickstart"], ["train"], ["generate"], ["serve"], ["inspect"], ["rehearse"]]
     + [
         ["preprocess", stage]
-        for stage in ("ingest", "score", "select", "caption", "subjects", "encode", "export", "filter", "all")
+        for stage in ("ingest", "score", "select", "caption", "subjects", "views", "encode", "export", "filter", "all")
     ],
     ids=" ".join,
 )
