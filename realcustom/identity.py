@@ -1,4 +1,4 @@
-"""Identities of models: a hub id with its revision, or a local folder's name and content hash, never its path.
+"""Identities of models: a hub id with its revision, or a folder's name and content hash, never its path or URI.
 
 Models that are used together are given in one string, separated by commas, and so are their identities.
 """
@@ -13,14 +13,18 @@ from pathlib import Path
 
 from realcustom import storage
 from realcustom.errors import UsageError
+from realcustom.model_cache import is_stored, local, pin
 from realcustom.store import Store, refusals
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of every base model
 
 
 def check_base(base: str) -> None:
-    """Raise UsageError if `base` is neither a folder in diffusers' format nor shaped like a hub id; nothing is loaded."""
-    folder = Path(base)
+    """Raise UsageError if `base` is neither a folder in diffusers' format nor shaped like a hub id; nothing is loaded.
+
+    One in a store is fetched.
+    """
+    folder = Path(local(base))
     if folder.is_dir():
         missing = [part for part in PARTS if not (folder / part).is_dir()]
         if (folder / "model_index.json").is_file():
@@ -53,7 +57,10 @@ def _listed(folder: Path) -> list[str]:
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
-    """`id@revision` -> (id, revision); a folder has no revision."""
+    """`id@revision` -> (id, revision), as the libraries take them; a folder has no revision. One in a store is fetched: (its
+    local copy, None)."""
+    if is_stored(model):
+        return local(model), None
     if Path(model).exists() or "@" not in model:
         return model, None
     name, _, revision = model.rpartition("@")
@@ -69,17 +76,22 @@ def split_models(models: str) -> list[str]:
 
 
 def resolve_model(model: str) -> str:
-    """A model for workers to load: a folder's absolute path, or `id@revision`, so that no later revision is loaded.
+    """A model for workers to load: a folder's absolute path, or `id@revision` (of a folder in a store `s3://...@revision`),
+    so that no later one is loaded.
 
     Raises UsageError where it is neither a folder nor a model that the hub (or its local cache) knows.
     """
     names = split_models(model)
     if len(names) > 1:
         return ",".join(map(resolve_model, names))
+    if is_stored(model):
+        return pin(model)
     if os.path.isdir(model):
         return os.path.abspath(model)
     if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
-        raise UsageError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
+        raise UsageError(
+            f"no model folder at {model}: give a folder on this machine or of an S3 store, or the id of a hub model"
+        )
     name, revision = split_revision(model)
     return f"{name}@{revision or _hub_revision(name)}"
 
@@ -106,6 +118,7 @@ def model_identity(model: str) -> str:
     names = split_models(model)
     if len(names) > 1:
         return ",".join(map(model_identity, names))
+    model = local(model)
     if Path(model).is_file():
         file = Path(model).resolve()
         status = file.stat()

@@ -21,6 +21,7 @@ from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
 from realcustom.maps import text_cross_attentions
 from realcustom.model import RealCustomModel
+from realcustom.model_cache import local
 from realcustom.settings import EncoderKind, MethodSettings
 
 OWN_FOLDER, ADAPTER = "realcustom", "adapter.safetensors"
@@ -86,7 +87,7 @@ def save_folder(
 
 def saved_in(base: str) -> Saved | None:
     """The adapter and the image encoder that `save_folder` put into this folder, if it did."""
-    own = Path(base) / OWN_FOLDER
+    own = Path(local(base)) / OWN_FOLDER
     if not (own / ADAPTER).is_file():
         return None
     kind = read_header(own / ADAPTER).settings.image_encoder.kind

@@ -7,12 +7,14 @@ sees the old file, the new one, or none, never a part.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
@@ -193,6 +195,31 @@ def list_names(uri: str | Path) -> list[str]:
             return sorted(item.name for item in found if not item.name.startswith(".tmp-") and not item.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFile(f"no folder at {uri}") from None
+
+
+def begins_any(prefix: str) -> bool:
+    """Whether some file's URI begins with `prefix`."""
+    if not is_remote(prefix):
+        folder, _, start = prefix.rpartition("/")
+        try:
+            return any(name.startswith(start) for name in os.listdir(open_filesystem(folder)[1]))
+        except FileNotFoundError:
+            return False
+    bucket, _, key = prefix.removeprefix("s3://").partition("/")
+    return bool(s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"))
+
+
+def s3_client() -> Any:
+    """A boto3 client of the environment's store, made once: it takes a good part of a second."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    return _client_of(*(os.environ.get(name) for name in names))
+
+
+@functools.lru_cache(maxsize=4)
+def _client_of(*settings: str | None) -> Any:
+    import boto3
+
+    return boto3.Session().client("s3")
 
 
 def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:

@@ -42,6 +42,7 @@ class FaultyProxy(LoopbackServer):
         super().__init__(_Handler)
         self.upstream, self.seed, self.probability, self.down = upstream, seed, probability, down
         self.met: Counter[tuple[str, Trouble]] = Counter()  # (method, trouble) -> how often
+        self.sent: Counter[str] = Counter()  # path -> bytes of answers to GET
         self._asked: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
 
@@ -126,6 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self._head(status, headers, len(data))
+        if self.command == "GET":
+            with self.server.lock:
+                self.server.sent[self.path] += len(data)
         if self.command != "HEAD":
             self.wfile.write(data)
 

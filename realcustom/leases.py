@@ -1,0 +1,295 @@
+"""Who may write: leases on a disk or an object store, so that no two programs write one output at once.
+
+    <folder>/holders/ID       a program that is at work; it renews this file while it lives
+    <folder>/claims/NAME      what a holder has taken: its ID
+
+A claim is as good as its holder: it ends when the holder's file is gone or was not renewed for `EXPIRY_SECONDS` of the
+store's own time; nobody's clock is asked. Claims are taken by a write that fails where there is one already; on a store that
+has no such write by write, wait, read and compare. Taking what is held by a program of this machine that has ended waits for
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from realcustom import storage
+from realcustom.conditional import age_of, can_condition, put_if_absent, put_over, remove
+from realcustom.errors import UsageError
+from realcustom.retry import RetrySettings
+from realcustom.store import Store
+
+logger = logging.getLogger(__name__)
+
+WRITER = "writer"  # the claim of a whole output
+RENEW_SECONDS = 5.0
+EXPIRY_SECONDS = 20.0
+SETTLE_SECONDS = 1.0  # between writing and reading back, where a store has no conditional write
+POLL_SECONDS = 0.5
+CLOCK_SECONDS = 1.0  # what a store tells of times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What one holder takes, from any process; it is sent to workers."""
+
+    folder: str
+    holder: str
+    conditional: bool  # whether the store writes only where nothing is there
+    store: Store
+
+    def take(self, name: str) -> str | None:
+        """Take `name`; None: it is ours now, or was. Else the id of the living holder that has it."""
+        uri = self._claim(name)
+        while True:
+            if self._put(uri, None):
+                return None
+            try:
+                other = self.store.read(uri)
+            except FileNotFoundError:
+                continue  # it was released just now
+            if other == self.holder.encode():
+                return None
+            if is_alive(self.folder, other.decode(), self.store):
+                return other.decode()
+            if self._put(uri, other):
+                return None
+            time.sleep(POLL_SECONDS)  # another one was faster
+
+    def release(self, name: str) -> None:
+        """Give back what we have taken; of another's claim nothing happens."""
+        if self.has(name):
+            remove(self._claim(name), self.store)
+
+    def has(self, name: str) -> bool:
+        """Whether `name` is ours."""
+        try:
+            return self.store.read(self._claim(name)) == self.holder.encode()
+        except FileNotFoundError:
+            return False
+
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """A context in which `name` is ours; waits, and says so, while another has it."""
+        said = False
+        while (other := self.take(name)) is not None:
+            if not said:
+                logger.info("waiting for %s, which does this now", describe(self.folder, other, self.store))
+            said = True
+            time.sleep(POLL_SECONDS)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def _claim(self, name: str) -> str:
+        return storage.join(self.folder, "claims", name)
+
+    def _put(self, uri: str, over: bytes | None) -> bool:
+        """Write our id where nothing is (`over` None), or in the place of what is there; whether it is ours then."""
+        data = self.holder.encode()
+        if self.conditional or not storage.is_remote(uri):
+            return put_if_absent(uri, data, self.store) if over is None else put_over(uri, data, over, self.store)
+        try:
+            there: bytes | None = self.store.read(uri)
+        except FileNotFoundError:
+            there = None
+        if there != over:
+            return False
+        self.store.write(uri, data)
+        time.sleep(SETTLE_SECONDS)
+        return self.store.read(uri) == data
+
+
+@contextlib.contextmanager
+def holding(folder: str, store: Store, lost: Callable[[str], object] | None = None) -> Iterator[Claims]:
+    """A context in which this program is a holder.
+
+    Args:
+        folder: of the leases; it is made, and removed when nobody uses it any more.
+        lost: called, in a thread, with the reason, when another program has become the writer meanwhile, as this one was
+            halted or the store was away for longer than a lease lasts.
+    """
+    holder = uuid.uuid4().hex
+    uri = _holder(folder, holder)
+    missing = _missing(folder)
+    store.write(uri, json.dumps(_this_program()).encode())
+    conditional = can_condition(storage.join(folder, f"probe-{holder}"), store)
+    claims = Claims(folder=folder, holder=holder, conditional=conditional, store=store)
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(claims, ended, lost), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield claims
+    finally:
+        ended.set()
+        thread.join(RENEW_SECONDS)
+        _leave(claims, missing)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str, what: str, store: Store, lost: Callable[[str], object] | None = None) -> Iterator[None]:
+    """A context in which nobody else writes `what`.
+
+    Raises UsageError, naming the holder, where another program does. One that was killed on another machine is waited for, for
+    `EXPIRY_SECONDS` at most.
+    """
+    with holding(folder, store, lost) as claims:
+        if (other := claims.take(WRITER)) is not None:
+            logger.info("%s is held by %s; looking whether that lives", what, describe(folder, other, store))
+            began = time.monotonic()
+            while (other := claims.take(WRITER)) is not None:
+                age = age_of(_holder(folder, other), store)
+                if age is not None and age + CLOCK_SECONDS < time.monotonic() - began:  # it was renewed before our eyes
+                    raise UsageError(
+                        f"{what} is being written by {describe(folder, other, store)}: wait for it, end it, or give another output"
+                    )
+                time.sleep(POLL_SECONDS)
+        try:
+            yield
+        finally:
+            claims.release(WRITER)
+
+
+def is_alive(folder: str, holder: str, store: Store) -> bool:
+    """Whether a holder is at work, by its own file and the store's time."""
+    age = age_of(_holder(folder, holder), store)
+    if age is None or age > EXPIRY_SECONDS:
+        return False
+    program = _read(folder, holder, store)
+    here = _this_program()
+    if program.get("machine") != here["machine"]:
+        return True
+    return _start_of(int(program["pid"])) == str(program["started"])
+
+
+def describe(folder: str, holder: str, store: Store) -> str:
+    """Words for a holder: `mara@node-3 (process 4711)`."""
+    program = _read(folder, holder, store)
+    return (
+        f"{program['user']}@{program['host']} (process {program['pid']})"
+        if program
+        else "a program that has just ended"
+    )
+
+
+def _renew(claims: Claims, ended: threading.Event, lost: Callable[[str], object] | None) -> None:
+    """Renew the holder until `ended`. While the store is away nobody can take what is ours; afterwards it may be another's."""
+    uri = _holder(claims.folder, claims.holder)
+    renewed = time.monotonic()
+    while not ended.wait(RENEW_SECONDS):
+        try:
+            _touch(uri)
+            late = time.monotonic() - renewed > EXPIRY_SECONDS
+            if late and lost is not None and not claims.has(WRITER):
+                lost(
+                    f"{claims.folder} was not renewed for more than {EXPIRY_SECONDS:.0f} s, and another program has taken it"
+                )
+                return
+            renewed = time.monotonic()
+        except Exception as error:  # of the store, or of the network: the next time may do
+            logger.debug("%s is not renewed: %s", uri, error)
+
+
+def _touch(uri: str) -> None:
+    if not storage.is_remote(uri):
+        with contextlib.suppress(FileNotFoundError):  # it was taken for dead, and removed
+            os.utime(storage.open_filesystem(uri)[1])
+            return
+    storage.write_bytes(uri, json.dumps(_this_program()).encode())
+
+
+def _missing(folder: str) -> list[Path]:
+    """The folders that the leases need and that are not there yet, the innermost first; an object store has none."""
+    if storage.is_remote(folder):
+        return []
+    place = Path(storage.open_filesystem(folder)[1])
+    return [each for each in (place, *place.parents) if not each.exists()]
+
+
+def _leave(claims: Claims, missing: list[Path]) -> None:
+    """Remove the holder, and the folders that it made where they are empty. Where the store does not let us, the error that
+    ended the program is the one to show."""
+    store = Store(RetrySettings(attempts=3, backoff=0.5))
+    try:
+        remove(_holder(claims.folder, claims.holder), store)
+        _sweep(claims.folder, store)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it is used
+                folder.rmdir()
+    except (UsageError, OSError) as error:
+        logger.warning("a lease stays in %s until its time is over: %s", claims.folder, error)
+
+
+def _sweep(folder: str, store: Store) -> None:
+    """Remove what programs that were killed have left, and the folders where nothing is in them any more."""
+    for name in store.list_names(storage.join(folder, "claims")):
+        uri = storage.join(folder, "claims", name)
+        with contextlib.suppress(FileNotFoundError):
+            if not is_alive(folder, store.read(uri).decode(), store):
+                remove(uri, store)
+    for name in store.list_names(storage.join(folder, "holders")):
+        if not is_alive(folder, name, store):
+            remove(_holder(folder, name), store)
+    if not storage.is_remote(folder):
+        place = Path(storage.open_filesystem(folder)[1])
+        parents = [place.parent] if place.parent.name == "leases" else []  # those of stages share one
+        for each in (place / "claims", place / "holders", place, *parents):
+            with contextlib.suppress(OSError):  # it is used, or another program has removed it
+                each.rmdir()
+
+
+def _holder(folder: str, holder: str) -> str:
+    return storage.join(folder, "holders", holder)
+
+
+def _read(folder: str, holder: str, store: Store) -> dict[str, Any]:
+    try:
+        program: dict[str, Any] = json.loads(store.read(_holder(folder, holder)))
+    except FileNotFoundError:
+        return {}
+    return program
+
+
+def _this_program() -> dict[str, Any]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers
+        user = str(os.getuid())
+    return {
+        "user": user,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _start_of(os.getpid()),
+    }
+
+
+def _machine() -> str:
+    """This machine since its start, and the processes' numbers of this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: nobody is of the same machine, and all wait for the lease's end
+        return uuid.uuid4().hex
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, which its number alone does not say; empty for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

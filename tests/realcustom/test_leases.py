@@ -1,0 +1,155 @@
+"""Leases on a disk and on an object store: one writer, whoever asks; what a killed program held comes free."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from realcustom import conditional, leases, storage
+from realcustom.errors import UsageError
+from realcustom.leases import Claims, holding, is_alive, only_writer
+from realcustom.retry import RetrySettings
+from realcustom.store import Store
+
+STORE = Store(RetrySettings(attempts=3, backoff=0.05))
+
+
+@pytest.fixture(params=["disk", "store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "leases")
+    return f"{request.getfixturevalue('bucket')}/leases"
+
+
+def names(folder: str) -> list[str]:
+    try:
+        return [entry.name for entry in storage.list_files(folder)]
+    except FileNotFoundError:
+        return []
+
+
+def test_of_many_that_take_one_name_one_has_it(folder: str) -> None:
+    with holding(folder, STORE) as first, holding(folder, STORE) as second, holding(folder, STORE) as third:
+        assert first.conditional
+        for turn in range(5):
+            with ThreadPoolExecutor(3) as pool:
+                taken = list(pool.map(Claims.take, (first, second, third), [f"unit-{turn}"] * 3))
+            winner = taken.index(None)
+            assert taken.count(None) == 1
+            assert {other for other in taken if other} == {(first, second, third)[winner].holder}
+        assert (first, second, third)[winner].take("unit-4") is None, "it was ours already"
+    assert names(folder) == []
+
+
+def test_what_is_released_is_free(folder: str) -> None:
+    with holding(folder, STORE) as first, holding(folder, STORE) as second:
+        assert first.take("a") is None
+        second.release("a")  # not its own
+        assert second.take("a") == first.holder
+        first.release("a")
+        assert second.take("a") is None
+        assert not first.has("a")
+
+
+def test_a_killed_program_of_this_machine_is_not_waited_for(folder: str, tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from realcustom.leases import holding\n"
+        "from realcustom.store import Store\n"
+        "with holding(sys.argv[1], Store()) as claims:\n"
+        "    claims.take('a')\n"
+        "    print(claims.holder, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    other = process.stdout.readline().strip()
+    with holding(folder, STORE) as claims:
+        assert claims.take("a") == other
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        begun = time.monotonic()
+        assert claims.take("a") is None
+        assert time.monotonic() - begun < 5
+    assert names(folder) == []
+
+
+def test_one_of_another_machine_ends_with_its_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody renews: after its time, by the store's clock, the claim is taken."""
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 2.0)
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(leases, "_machine", lambda: "another")
+            theirs = stack.enter_context(holding(folder, STORE))
+        theirs.take("writer")
+        assert is_alive(folder, theirs.holder, STORE)
+        begun = time.monotonic()
+        with only_writer(folder, "the run", STORE):
+            assert 1 < time.monotonic() - begun < 8
+            assert not theirs.has("writer")
+    assert names(folder) == []
+
+
+def test_the_second_writer_is_told_who_the_first_is(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
+    with only_writer(folder, "s3://bucket/run", STORE):
+        begun = time.monotonic()
+        mine = rf"s3://bucket/run is being written by .*\(process {os.getpid()}\)"
+        with pytest.raises(UsageError, match=mine), only_writer(folder, "s3://bucket/run", STORE):
+            raise AssertionError
+        assert time.monotonic() - begun < 10
+    with only_writer(folder, "s3://bucket/run", STORE):
+        pass
+    assert names(folder) == []
+
+
+def test_a_store_without_conditional_writes(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes every write: found out by the probe; then by writing, waiting and reading back."""
+    plain: Callable[..., bool] = conditional._put_object
+    monkeypatch.setattr(conditional, "_put_object", lambda uri, data, condition: plain(uri, data, {}))
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.5)
+    conditional._heeds.cache_clear()
+    folder = f"{bucket}/leases"
+    with holding(folder, STORE) as first, holding(folder, STORE) as second:
+        assert not first.conditional
+        with ThreadPoolExecutor(2) as pool:
+            taken = list(pool.map(Claims.take, (first, second), "aa"))
+        assert taken.count(None) == 1
+    assert names(folder) == []
+    conditional._heeds.cache_clear()
+
+
+def test_a_writer_that_was_away_is_told_that_another_writes(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store was away for longer than a lease lasts: alone it goes on; where another has begun, it hears of that."""
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.4)
+    told, away = threading.Event(), threading.Event()
+    touch = leases._touch
+
+    def unless_away(uri: str) -> None:
+        if away.is_set():
+            raise OSError("the network is gone")
+        touch(uri)
+
+    monkeypatch.setattr(leases, "_touch", unless_away)
+    with only_writer(folder, "the run", STORE, lambda reason: told.set()):
+        away.set()
+        time.sleep(0.7)
+        away.clear()
+        assert not told.wait(0.4)
+        away.set()
+        storage.write_bytes(storage.join(folder, "claims", leases.WRITER), b"another")
+        time.sleep(0.7)
+        away.clear()
+        assert told.wait(5)
+        storage.delete(storage.join(folder, "claims", leases.WRITER))
