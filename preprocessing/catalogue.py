@@ -13,6 +13,7 @@ from realcustom import record, storage
 from realcustom.config import to_dict
 from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity
+from realcustom.model_cache import local
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.executors import Executor
 from realcustom.preprocessing.engine.model_check import check_weights
@@ -290,9 +291,10 @@ def _describe_encode(description: dict[str, Any], settings: PreprocessSettings, 
 
 
 def _check_base(model: str) -> None:
-    if Path(model).is_dir():
+    folder = Path(local(model))
+    if folder.is_dir():
         check_base(model)
-        check_weights(Path(model), "encode.base")
+        check_weights(folder, "encode.base")
 
 
 ENCODE = Stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -21,6 +22,7 @@ from realcustom.preprocessing.engine.fingerprint import describe, fingerprint, i
 from realcustom.preprocessing.engine.model_check import check_models
 from realcustom.preprocessing.engine.plan import Plan, make_plan
 from realcustom.preprocessing.engine.progress import Progress
+from realcustom.preprocessing.engine.sharing import alone, manifests_of, run_shared, shared
 from realcustom.preprocessing.engine.stage import Prepared, Stage, StageInput
 from realcustom.preprocessing.engine.unit import Counts, Unit
 from realcustom.preprocessing.engine.worker import StageJob
@@ -86,22 +88,26 @@ def run_stage(
         settings = fix_batch_size(job, output, executor.probe)
         job, description = _make_job(stage, source, output, settings, method)
     directory = job.stage_directory()
-    prepared, plan = _prepare(stage, job, source, description, directory, executor)
+    finished = directory.store.exists(storage.join(directory.uri, "report.json"))
+    with contextlib.nullcontext() if stage.prepare is None or finished else alone(job, "prepare"):
+        prepared, plan = _prepare(stage, job, source, description, directory, executor)
     todo = plan.todo[:limit]
     progress = Progress(stage.name, len(plan.done) + len(todo), len(plan.done))
     if not source.finished:
         logger.warning(
             "%s: the stage before has not finished %s: only the units that are there are read", stage.name, input
         )
-    if todo or plan.gone:
-        _clear(stage.name, directory, plan, todo)
-    total, ends = _run_units(job, todo, directory, plan, executor, progress)
-    report = make_report(
-        description, total, units=len(plan.done) + len(todo), extra={**source.account, **prepared.report}
-    )
     left = len(plan.todo) - len(todo)
-    if left == 0:
-        _finish(directory, report, prepared.units)
+    with shared(job) if todo or plan.gone else contextlib.nullcontext(job) as job:
+        if todo or plan.gone:
+            _clear(stage.name, directory, plan, todo)
+        total, ends = _run_units(job, todo, directory, plan, executor, progress)
+        report = make_report(
+            description, total, units=len(plan.done) + len(todo), extra={**source.account, **prepared.report}
+        )
+        if left == 0:
+            with contextlib.nullcontext() if job.claims is None else alone(job, "finish"):
+                _finish(directory, report, prepared.units)
     if total.rows_in and not total.kept:
         logger.warning("%s: nothing was kept: %s says why of each row", stage.name, directory.excluded_folder)
     seconds = time.monotonic() - began
@@ -214,12 +220,16 @@ def _run_units(
     execution = job.settings.execution
     units, done = len(plan.done) + len(todo), len(plan.done)
     ends = [time.monotonic()]
-    for counts in executor.run(job, todo):
+    for counts in run_shared(job, todo, directory, executor):
         ends.append(time.monotonic())
         total.add(counts)
         progress.unit_done(counts)
         done += 1
         _check_errors(total, total.rows_in * units / done, execution, directory)
+    if len(ends) <= len(todo):  # other clients did some
+        total = Counts()
+        for counts in directory.counts([*plan.done, *manifests_of(todo, directory)]):
+            total.add(counts)
     _check_errors(total, total.rows_in, execution, directory)
     return total, ends
 

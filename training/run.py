@@ -8,10 +8,12 @@ checkpoint and returns a finished run's result at once; with more `steps`, a fin
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.config import to_dict
 from realcustom.errors import UsageError
 from realcustom.identity import check_base, model_identity, resolve_model
+from realcustom.leases import only_writer
 from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
 from realcustom.store import Store, check_readable, check_writable
@@ -94,14 +97,15 @@ def train(
 
     check_base(base)
     check_writable(output)
-    if local:
-        if settings.num_workers != 1:
-            logger.warning("num_workers=%d has no effect: in-process training is one worker", settings.num_workers)
-        _run_local(job)
-    else:
-        from realcustom.training.distributed import run_distributed  # the only part that imports ray
+    with only_writer(storage.join(output, "leases"), output, Store(settings.retries), _stop):
+        if local:
+            if settings.num_workers != 1:
+                logger.warning("num_workers=%d has no effect: in-process training is one worker", settings.num_workers)
+            _run_local(job)
+        else:
+            from realcustom.training.distributed import run_distributed  # the only part that imports ray
 
-        run_distributed(job)
+            run_distributed(job)
     result = _finished(job)
     assert result is not None, f"the run ended without a result in {output}"
     return result
@@ -201,6 +205,12 @@ def _finished(job: TrainingJob) -> TrainResult | None:
         loss_after=result["loss_after"],
         curve=tuple(read_rows(job.output, store)),
     )
+
+
+def _stop(reason: str) -> None:
+    """The lease is lost, and another run may begin: end as at SIGTERM."""
+    logger.error("%s: the run ends after its step", reason)
+    _thread.interrupt_main(signal.SIGTERM)
 
 
 def _run_local(job: TrainingJob) -> None:

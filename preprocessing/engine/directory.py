@@ -81,6 +81,11 @@ class StageDirectory:
         name = f"{unit.name}.{unit.identity}.{content[:ID_DIGITS]}.json"
         self.store.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
 
+    def is_done(self, unit: Unit) -> bool:
+        """Whether a unit's manifest is there."""
+        prefix = storage.join(self.uri, "manifests", f"{unit.name}.{unit.identity}.")
+        return self.store.call(storage.begins_any, prefix, "list")
+
     def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
         """The sum of the manifests' counts."""
         with ThreadPoolExecutor(max_workers=16) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from realcustom import log
@@ -11,7 +12,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.batch_size import probe, probe_on_worker
 from realcustom.preprocessing.engine.model_check import check_loading
 from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import Processor, StageJob, commit_unit, read_unit
+from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, read_unit
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Executor(Protocol):
         ...
 
     def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
-        """Process and commit units; yields the counts of each when it is done."""
+        """Process and commit units; yields the counts of each when it is done. What another client has is left out."""
         ...
 
 
@@ -52,9 +53,13 @@ class InProcess:
     def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
         """Process and commit units in this process."""
         loaded, self._loaded = self._loaded, None
-        processor = loaded[1] if loaded is not None and loaded[0] == job else Processor(job)
+        processor = loaded[1] if loaded is not None and loaded[0] == replace(job, claims=None) else Processor(job)
         for unit in units:
-            sealed = processor(unit, read_unit(job, unit))
+            try:
+                data = read_unit(job, unit)
+            except UnitTaken:
+                continue
+            sealed = processor(unit, data)
             commit_unit(job, unit, sealed)
             yield sealed.counts
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from realcustom.errors import UsageError, require_all
 from realcustom.identity import split_models, split_revision
+from realcustom.model_cache import local
 from realcustom.preprocessing.engine.stage import ModelSetting, Stage
 from realcustom.preprocessing.engine.worker import StageJob, load_work
 from realcustom.preprocessing.settings import PreprocessSettings
@@ -67,7 +68,7 @@ def check_weights(folder: Path, setting: str) -> None:
 
 
 def _check_model(model: str, setting: str, wanted: ModelSetting) -> None:
-    folder = Path(model)
+    folder = Path(local(model))
     if wanted.check is not None:
         wanted.check(model)
     elif folder.is_dir():
@@ -109,9 +110,9 @@ def _hub_config(model: str, setting: str) -> Path:
 
 def _is_here(model: str) -> bool:
     """Whether a model's weights are on this machine: in a folder, or in the hub's cache."""
-    if Path(model).is_dir():
-        return True
     name, revision = split_revision(model)
+    if Path(name).is_dir():
+        return True
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json", revision=revision)

@@ -20,7 +20,7 @@ from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.cluster import model_workers, task_limit
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
-from realcustom.preprocessing.engine.worker import Processor, StageJob, commit_unit, read_unit
+from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, read_unit
 from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.settings import Device
@@ -49,12 +49,13 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     run = _with_models if job.models else _without_models
     dataset = run(dataset, job, deaths, len(units))
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node")}
+        row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
         if row["refusal"]:
             raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
         if row["bug"]:
             raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
-        yield Counts.from_dict(json.loads(row["counts"]))
+        if not row["taken"]:
+            yield Counts.from_dict(json.loads(row["counts"]))
 
 
 def _node() -> str:
@@ -174,11 +175,13 @@ def _whole(job: StageJob) -> _Operator:
 
 def _guarded(batch: pa.Table, work: Callable[[], pa.Table]) -> pa.Table:
     """`work()`; an error becomes part of the row, so that the driver reports it and stops at once."""
-    if "bug" in batch.column_names and (batch["bug"][0].as_py() or batch["refusal"][0].as_py()):
-        return batch  # an operator before this one failed
+    if "bug" in batch.column_names and any(batch[name][0].as_py() for name in ("bug", "refusal", "taken")):
+        return batch  # an operator before this one failed, or left it to another client
     unit = _unit(batch)
     try:
         return work()
+    except UnitTaken:
+        return _row(unit.to_json(), taken="by another client")
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, UsageError):
@@ -206,8 +209,17 @@ def _row(
     refusal: str = "",
     trace: str = "",
     node: str = "",
+    taken: str = "",
 ) -> pa.Table:
-    texts = {"unit": unit, "counts": counts, "bug": bug, "refusal": refusal, "trace": trace, "node": node}
+    texts = {
+        "unit": unit,
+        "counts": counts,
+        "bug": bug,
+        "refusal": refusal,
+        "trace": trace,
+        "node": node,
+        "taken": taken,
+    }
     columns = {name: pa.array([text]) for name, text in texts.items()}
     blobs = {"rows": rows, "excluded": excluded}
     columns |= {name: pa.array([data], pa.large_binary()) for name, data in blobs.items()}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from realcustom.errors import UsageError
+from realcustom.leases import Claims
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.ledger import UnitResult
@@ -63,6 +64,7 @@ class StageJob:
     reads_table: bool = True  # the work gets the bytes of a unit's one table; else it reads its input itself
     weights: bool = True  # false: models are built as their files say, but no weight is read
     loads_without_weights: bool = True  # whether that is possible
+    claims: Claims | None = None  # of a run that shares its units with others
     share: Callable[[StageJob, Sequence[Unit], int], tuple[StageJob, list[str]]] | None = None  # as Stage has it
 
     @property
@@ -111,8 +113,18 @@ class SourceWork:
             return self._source(unit).seal(unit)
 
 
+class UnitTaken(Exception):
+    """Another client does this unit, or has done it."""
+
+
 def read_unit(job: StageJob, unit: Unit) -> bytes:
-    """The Parquet bytes of a unit's table. Empty where the work reads its input itself."""
+    """The Parquet bytes of a unit's table. Empty where the work reads its input itself. Raises UnitTaken."""
+    if job.claims is not None:
+        if job.claims.take(unit.name) is not None:
+            raise UnitTaken
+        if job.stage_directory().is_done(unit):
+            job.claims.release(unit.name)
+            raise UnitTaken
     return job.store.read(unit.files[0].uri) if job.reads_table else b""
 
 
@@ -156,6 +168,8 @@ def load_work(job: StageJob) -> Work:
 def commit_unit(job: StageJob, unit: Unit, sealed: SealedUnit) -> None:
     """Write a unit's outputs, its manifest last."""
     job.stage_directory().commit(unit, sealed)
+    if job.claims is not None:
+        job.claims.release(unit.name)
 
 
 def table_of(unit: Unit, data: bytes) -> pa.Table:

@@ -1,0 +1,150 @@
+"""Two clients on one stage share its units; one that is killed leaves its units to the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from realcustom import storage
+from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine import executors, worker
+from realcustom.preprocessing.engine.unit import SealedUnit, Unit
+from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
+from tests.support.corpora import write_shards
+
+SETTINGS = PreprocessSettings(
+    ingest=IngestSettings(corpus="toys"),
+    select=SelectSettings(min_side=16),
+    execution=ExecutionSettings(attempts=4, backoff=0.05),
+)
+UNITS = 6
+# A client that writes a line for each unit that it commits, slowly: argv = stage, input, output.
+CLIENT = (
+    "import sys, time\n"
+    "from realcustom.preprocessing.engine import executors\n"
+    "from tests.preprocessing.test_sharing import SETTINGS, run\n"
+    "commit = executors.commit_unit\n"
+    "def say(job, unit, sealed):\n"
+    "    time.sleep(0.15)\n"
+    "    commit(job, unit, sealed)\n"
+    "    print('unit', unit.name, flush=True)\n"
+    "executors.commit_unit = say\n"
+    "print('ready', flush=True)\n"
+    "sys.stdin.readline()\n"
+    "result = run(sys.argv[1], sys.argv[2], sys.argv[3])\n"
+    "print('units', result.report['units'], result.report['in'], flush=True)\n"
+)
+
+
+def run(stage: str, source: str, output: str) -> StageResult:
+    stages = {each.name: each for each in (INGEST, SCORE, SELECT)}
+    return run_stage(stages[stage], source, output, SETTINGS, executor=InProcess())
+
+
+def start(stage: str, source: str, output: str) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen(
+        [sys.executable, "-c", CLIENT, stage, source, output],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def begin(client: subprocess.Popen[str]) -> None:
+    assert client.stdin is not None
+    client.stdin.write("go\n")
+    client.stdin.flush()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_clients_do_each_unit_once(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", UNITS, 3)
+    alone = run("ingest", str(tmp_path / "src"), str(tmp_path / "alone"))
+    clients = [start("ingest", str(tmp_path / "src"), str(tmp_path / "both")) for _ in range(2)]
+    for client in clients:
+        assert client.stdout is not None and client.stdout.readline() == "ready\n"
+    for client in clients:
+        begin(client)
+    said = [client.communicate(timeout=120)[0].splitlines() for client in clients]
+    done = [[line for line in lines if line.startswith("unit ")] for lines in said]
+    assert all(client.returncode == 0 for client in clients)
+    assert sorted(done[0] + done[1]) == sorted(set(done[0] + done[1])) and len(done[0] + done[1]) == UNITS
+    assert all(done), "both were useful"
+    assert {lines[-1] for lines in said} == {f"units {UNITS} {alone.report['in']}"}
+    assert tree(tmp_path / "both") == tree(tmp_path / "alone"), "one set of outputs, and no lease is left"
+    assert not (tmp_path / "both" / "leases").exists()
+
+
+def test_a_killed_client_leaves_its_units_to_the_other(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", UNITS, 3)
+    run("ingest", str(tmp_path / "src"), str(tmp_path / "alone"))
+    killed = start("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
+    assert killed.stdout is not None and killed.stdout.readline() == "ready\n"
+    begin(killed)
+    assert killed.stdout.readline().startswith("unit ")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    begun = time.monotonic()
+    run("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
+    assert time.monotonic() - begun < 10, "it is of this machine, and its end is seen"
+    assert tree(tmp_path / "both") == tree(tmp_path / "alone")
+
+
+def test_a_unit_that_another_has_is_counted_when_it_is_done(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a store: the second client begins in the middle of the first one's work, and both reports are of all units."""
+    write_shards(tmp_path / "src", 3, 2)
+    commit = worker.commit_unit
+    results: list[StageResult] = []
+
+    def begin_another(job: worker.StageJob, unit: Unit, sealed: SealedUnit) -> None:
+        monkeypatch.setattr(executors, "commit_unit", commit)
+        others = executors.InProcess()
+        plain = others.run
+
+        def once(inner: worker.StageJob, units: object) -> object:
+            yield from plain(inner, units)  # type: ignore[arg-type]
+            commit(job, unit, sealed)  # the first one's unit is done while the second one waits
+
+        others.run = once  # type: ignore[method-assign, assignment]
+        results.append(run_stage(INGEST, str(tmp_path / "src"), f"{bucket}/out", SETTINGS, executor=others))
+
+    monkeypatch.setattr(executors, "commit_unit", begin_another)
+    results.append(run("ingest", str(tmp_path / "src"), f"{bucket}/out"))
+    assert [result.report["units"] for result in results] == [3, 3]
+    assert [result.report["in"] for result in results] == [6, 6]
+    assert not [entry.name for entry in storage.list_files(f"{bucket}/out") if "leases" in entry.name]
+    report = json.loads(storage.read_bytes(f"{results[0].directory}/report.json"))
+    assert report["in"] == 6
+
+
+@pytest.mark.slow
+def test_only_one_client_looks_for_copies_at_a_time(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", UNITS, 3)
+    ingested = run("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
+    scored = run("score", ingested.directory, str(tmp_path / "both"))
+    alone = run("select", scored.directory, str(tmp_path / "alone"))
+    clients = [start("select", scored.directory, str(tmp_path / "both")) for _ in range(2)]
+    for client in clients:
+        begin(client)
+    said = [client.communicate(timeout=120)[0].splitlines() for client in clients]
+    assert all(client.returncode == 0 for client in clients)
+    units = [line for lines in said for line in lines if line.startswith("unit ")]
+    assert len(units) == len(set(units))
+    name = Path(alone.directory).name
+    assert tree(tmp_path / "both" / name) == tree(tmp_path / "alone" / name)
