@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from realcustom.errors import UsageError
 from realcustom.machine import available_cores
+from realcustom.pipeline import owned
 
 LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
 PATIENCE_SECONDS = 5.0  # for an address to accept a connection
@@ -60,12 +61,16 @@ def start_local(num_cpus: int | None = None) -> str:
     import ray
 
     cpus = num_cpus or local_cpus()
+    before = owned.descendants([os.getpid()])
     try:
-        return _init_local(cpus)
+        address = _init_local(cpus)
     except Exception as error:  # a busy machine sometimes misses Ray's fixed time limits
         logger.warning("Ray did not start (%s); trying once more", error)
         ray.shutdown()
-        return _init_local(cpus)
+        address = _init_local(cpus)
+    # Ray itself leaves two helpers behind where this process is killed
+    owned.watch([process.pid for process in owned.descendants([os.getpid()]) - before])
+    return address
 
 
 def local_cpus() -> int:

@@ -64,13 +64,13 @@ def require_sides(base: str, width: int | None, height: int | None) -> None:
 
 def vae_config(base: str) -> dict[str, Any]:
     """The configuration of a base's VAE; empty where it is not on this machine, or not readable."""
-    file: Any = Path(base) / "vae" / "config.json"
-    if not Path(base).is_dir():
+    from realcustom.identity import split_revision
+
+    name, revision = split_revision(base)
+    file: Any = Path(name) / "vae" / "config.json"
+    if not Path(name).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        from realcustom.identity import split_revision
-
-        name, revision = split_revision(base)
         file = try_to_load_from_cache(name, "vae/config.json", revision=revision)
     try:
         return dict(json.loads(Path(file).read_text())) if isinstance(file, str | Path) else {}

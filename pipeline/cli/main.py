@@ -13,22 +13,35 @@ import typer
 from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli import (
+    cluster,
     export,
     generate,
     inspect,
     interrupt,
+    jobs,
     preprocess,
     quickstart,
     rehearse,
     serve,
     streams,
+    submit,
     train,
 )
 from realcustom.pipeline.cli.options import add_verb
 from realcustom.preprocessing.errors import NothingKept
 
 DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
-OPTIONAL = ("ray", "boto3", "botocore", "pycocotools", "httpx", "jinja2", "fastapi", "pydantic")  # of the extras
+OPTIONAL = (
+    "ray",
+    "boto3",
+    "botocore",
+    "pycocotools",
+    "httpx",
+    "aiohttp",
+    "jinja2",
+    "fastapi",
+    "pydantic",
+)  # of the extras
 MISTAKE = 2
 NOTHING_KEPT = 3
 
@@ -104,7 +117,9 @@ def _before_the_verb(
         raise typer.Exit(MISTAKE)
 
 
-for _module in (quickstart, train, generate, serve, export, inspect, rehearse):
+for _module in (quickstart, train, generate, serve, export, inspect, rehearse, submit):
     for _verb, _examples in _module.VERBS.items():
         add_verb(app, _verb, *_examples)
 app.add_typer(preprocess.app, name="preprocess")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(jobs.app, name="jobs")

@@ -1,0 +1,130 @@
+"""The verb `realcustom submit`."""
+
+from __future__ import annotations
+
+import select
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from realcustom.pipeline.cli import interrupt
+
+ASK_SECONDS = 15.0  # for an answer, before Ctrl-C ends the command whatever it does
+
+JobsAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="URL", help="Dashboard, http://HOST:8265; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS."
+    ),
+]
+
+
+def submit(
+    verb: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="What is run there, with its options.")],
+    address: JobsAddress = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the job; else made from the verb.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow the job to its end, or leave at once.")] = True,
+    package: Annotated[
+        bool, typer.Option("--package/--no-package", help="Take along what git tracks, or use the cluster's own code.")
+    ] = True,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URI", help="Folder on a store for a package over the limit.")
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable of the job; may be repeated.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="Shown by `jobs list`; may be repeated.")
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="Of the job's own process, not of its workers.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="Likewise.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0, metavar="GIB", help="Likewise.")] = None,
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Further tries of a job that failed.")] = 0,
+    wait_for_room: Annotated[
+        bool, typer.Option("--wait-for-room", help="Wait for a node with what is asked for; else that is an error.")
+    ] = False,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Interpreter on the cluster; else the one that runs Ray there.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job as YAML and stop.")] = False,
+) -> None:
+    """Run a verb as a job of a Ray cluster: submit [OPTIONS] -- VERB ..."""
+    from realcustom.pipeline.jobs_api import JobsApi
+    from realcustom.pipeline.packing import find_package
+    from realcustom.pipeline.submission import JobRequest, describe, make_name, parse_pairs
+    from realcustom.pipeline.submission import submit as send
+
+    request = JobRequest(
+        arguments=verb,
+        name=name or make_name(verb),
+        package=find_package(Path.cwd()) if package else None,
+        storage=storage,
+        environment=parse_pairs(env or (), "--env"),
+        labels=parse_pairs(label or (), "--label"),
+        cpus=cpus,
+        gpus=gpus,
+        memory_gib=memory,
+        retries=retries,
+        python=python,
+    )
+    api = JobsApi(address)
+    if dry_run:
+        sys.stdout.write(describe(request, api.url))
+        return
+    send(request, api, wait_for_room=wait_for_room)
+    sys.stderr.write(f"job {request.name} at {api.url}\n")
+    if not wait:
+        print(request.name)
+        return
+    raise typer.Exit(follow_to_end(api.url, request.name))
+
+
+def follow_to_end(address: str, name: str) -> int:
+    """Show a job's output until it has ended; returns its exit status. Ctrl-C asks whether the job is to end too."""
+    from realcustom.pipeline.following import follow
+    from realcustom.pipeline.jobs_api import JobsApi
+
+    api = JobsApi(address)
+    try:
+        job = follow(api, name, _show)
+    except KeyboardInterrupt:
+        if _asked_to_stop(name):
+            api.stop(name)
+            sys.stderr.write(f"job {name} is asked to end\n")
+        else:
+            sys.stderr.write(
+                f"job {name} goes on: `realcustom jobs logs {name} --follow` shows it, `realcustom jobs stop {name}` ends it\n"
+            )
+        return interrupt.STATUS
+    status = job.exit_status()
+    said = f": {job.message}" if job.exit_code is None and job.message and status else ""
+    sys.stderr.write(f"job {name} {job.status.lower()}, exit status {status}{said}\n")
+    return status
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _asked_to_stop(name: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"\nstop the job {name} as well? [y/N] ")
+    sys.stderr.flush()
+    try:
+        ready, _, _ = select.select([sys.stdin], [], [], ASK_SECONDS)
+        return bool(ready) and sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        return False
+
+
+VERBS = {
+    submit: (
+        "realcustom submit --address http://head:8265 -- preprocess score --input s3://bucket/ingest@0123456789ab "
+        "--output s3://bucket",
+        "realcustom submit --detach --env AWS_DEFAULT_REGION=eu-west-1 --retries 2 -- train "
+        "--input s3://bucket/encode@0123456789ab --output s3://bucket/train",
+        "realcustom submit --dry-run -- train --input s3://bucket/encode@0123456789ab --output s3://bucket/train",
+    )
+}

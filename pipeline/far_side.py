@@ -1,0 +1,88 @@
+"""The first program of a submitted job: it checks the interpreter and its packages, and then runs the command.
+
+It is sent along as a file of its own and run by whatever Python the cluster has: standard library only, and syntax that
+older versions read. Beside it lies `wanted.json`, the versions here; its arguments are those of `realcustom`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+MISTAKE = 2
+FINAL = (0, MISTAKE, 3, 130, 143)  # exit statuses that another try would not change, or that were asked for
+PAUSE_SECONDS = 5.0
+RETRIES = "REALCUSTOM_JOB_RETRIES"  # variable: how often a failed command is begun again
+
+
+def problems(wanted: dict[str, Any]) -> list[str]:
+    """What this interpreter lacks, one text each.
+
+    Args:
+        wanted: `python` as "3.11", `packages` as {name: version}.
+    """
+    found = []
+    python = "{}.{}".format(*sys.version_info)
+    if python != wanted["python"]:
+        found.append("Python is {} there and {} here".format(python, wanted["python"]))
+    for name, version in sorted(wanted["packages"].items()):
+        try:
+            there = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} is not installed")
+            continue
+        if there.split("+")[0].split(".")[:2] != version.split("+")[0].split(".")[:2]:
+            found.append(f"{name} is {there} there and {version} here")
+    if not found and importlib.util.find_spec("realcustom") is None:
+        found.append("realcustom is neither installed nor in the package")
+    return found
+
+
+def run(arguments: list[str], retries: int) -> int:
+    """Run the command, again after a status that another try may change; returns the last exit status."""
+    command = [sys.executable, "-m", "realcustom"] + arguments
+    if not retries:
+        os.execv(sys.executable, command)
+    attempt = 0
+    while True:
+        attempt += 1
+        process = subprocess.Popen(command)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, functools.partial(_pass_on, process))
+        status = process.wait()
+        status = status if status >= 0 else 128 - status
+        if status in FINAL or attempt > retries:
+            return status
+        print(f"exit status {status}; trying again ({attempt} of {retries})", flush=True)
+        time.sleep(PAUSE_SECONDS)
+
+
+def _pass_on(process: subprocess.Popen[bytes], number: int, frame: Any) -> None:
+    process.send_signal(number)
+
+
+def main() -> None:
+    """Check, run, and exit with the command's status."""
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "wanted.json")) as file:
+        wanted = json.load(file)
+    sys.path.insert(0, os.getcwd())
+    found = problems(wanted)
+    if found:
+        sys.stderr.write(
+            "error: the cluster's interpreter {} does not fit: {}; install what is missing there, or name another "
+            "interpreter with --python\n".format(sys.executable, "; ".join(found))
+        )
+        sys.exit(MISTAKE)
+    sys.exit(run(sys.argv[1:], int(os.environ.get(RETRIES, "0"))))
+
+
+if __name__ == "__main__":
+    main()

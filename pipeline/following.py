@@ -1,0 +1,75 @@
+"""A job's output, shown as it comes, through lost connections, until the job has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+import aiohttp
+
+from realcustom.errors import UsageError
+from realcustom.pipeline.jobs_api import Job, JobsApi, Unreachable
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 300.0  # for a cluster that does not answer any more
+PAUSE_SECONDS = 1.0
+SAY_SECONDS = 30.0  # until a job that has not begun is said to wait
+
+
+def follow(api: JobsApi, name: str, write: Callable[[str], object]) -> Job:
+    """Hand all that a job writes to `write`, piece by piece; returns the job when it has ended.
+
+    Raises UsageError where there is no such job, or its cluster has not answered for `PATIENCE_SECONDS`.
+    """
+    shown = 0  # characters of the output
+    heard = said = time.monotonic()
+    lost = False
+    while True:
+        try:
+            job = api.get(name)
+            if lost:
+                logger.info("the cluster answers again")
+            heard, lost = time.monotonic(), False
+            if job.has_ended:
+                write(api.logs(name)[shown:])
+                return job
+            if job.status == "PENDING":
+                if time.monotonic() - said > SAY_SECONDS:
+                    said = time.monotonic()
+                    logger.info("job %s waits: %s", name, job.message or "the cluster has not begun it")
+            else:
+                shown = asyncio.run(_tail(api, name, shown, write))
+        except Unreachable as error:
+            if time.monotonic() - heard > PATIENCE_SECONDS:
+                raise UsageError(
+                    f"{error}; it has not answered for {PATIENCE_SECONDS:.0f} s. If its head was lost, the job is too, "
+                    "unless the cluster keeps its state elsewhere; the same command, submitted again, goes on where it ended"
+                ) from error
+            if not lost:
+                logger.warning("the cluster does not answer; trying again for %.0f s", PATIENCE_SECONDS)
+            lost = True
+        time.sleep(PAUSE_SECONDS)
+
+
+async def _tail(api: JobsApi, name: str, shown: int, write: Callable[[str], object]) -> int:
+    """Write what comes after the first `shown` characters, until the stream ends; returns how many there are now."""
+    read = 0
+    url = f"{api.url}/api/jobs/{name}/logs/tail"
+    timeout = aiohttp.ClientTimeout(total=None, connect=10)
+    # the stream's end and a lost connection are the same here: the caller asks how the job is
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with (
+            aiohttp.ClientSession(headers=api.headers, timeout=timeout) as session,
+            session.ws_connect(url, heartbeat=30, max_msg_size=0) as stream,
+        ):
+            async for message in stream:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    break
+                text = message.data
+                write(text[max(0, shown - read) :])
+                read += len(text)
+    return max(shown, read)

@@ -1,0 +1,246 @@
+"""Several Ray nodes, and an object store, on this machine: for trying what is meant for a cluster.
+
+Every port is chosen among those that are free, so that any number of such clusters can be on one machine, and each node
+has a folder of its own, as on machines of their own. All of it listens on loopback and ends with its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from realcustom.errors import UsageError
+from realcustom.pipeline import owned
+
+HOST = "127.0.0.1"
+BUCKET = "realcustom"
+# Below the ports that Linux gives to outgoing connections, above those that Ray gives to workers by default.
+PORTS = range(20000, 32000)
+START_SECONDS = 120.0  # for a node or the store to answer
+STARTED = "Ray runtime started."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node: the process that holds it, and its folder."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def kill(self) -> None:
+        """End all its processes at once, as a machine that is lost."""
+        processes = owned.descendants([self.process.pid])
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass(kw_only=True)
+class LocalCluster:
+    """A running cluster; the first node is the head."""
+
+    address: str  # of Ray, host:port
+    api: str  # URL of its dashboard and jobs
+    metrics: tuple[str, ...]  # host:port of each node's Prometheus metrics
+    store: dict[str, str]  # variables that name the object store; empty without one
+    nodes: list[Node] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        """Variables with which a command uses this cluster and its store."""
+        return {
+            "RAY_ADDRESS": self.address,
+            "RAY_API_SERVER_ADDRESS": self.api,
+            "RAY_AUTH_MODE": "token",
+            **self.store,
+        }
+
+
+@contextlib.contextmanager
+def local_cluster(nodes: int, cpus: int, *, s3: bool = False, object_store_mb: int = 200) -> Iterator[LocalCluster]:
+    """A cluster that runs inside the block. Whatever ends this process ends it too.
+
+    Args:
+        nodes: the head included.
+        cpus: logical CPUs of each node.
+        s3: with an S3 server, which holds an empty bucket `realcustom` in memory.
+        object_store_mb: of each node, in the machine's shared memory.
+    Raises:
+        UsageError: something that it needs is not installed, or a node does not start; its log is quoted.
+    """
+    _require_packages(s3)
+    _make_token()
+    folder = Path(tempfile.mkdtemp(prefix="realcustom-"))  # short: it holds Unix sockets
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        ports = iter(free_ports(4 + 4 * nodes))
+        store = _start_store(next(ports), folder, started) if s3 else {}
+        gcs, dashboard, client = next(ports), next(ports), next(ports)
+        cluster = LocalCluster(address=f"{HOST}:{gcs}", api=f"http://{HOST}:{dashboard}", metrics=(), store=store)
+        metrics = []
+        for number in range(nodes):
+            own = [next(ports) for _ in range(4)]
+            metrics.append(f"{HOST}:{own[3]}")
+            role = (
+                (
+                    *("--head", f"--port={gcs}", f"--ray-client-server-port={client}"),
+                    *("--include-dashboard=true", f"--dashboard-port={dashboard}"),
+                )
+                if number == 0
+                else (f"--address={cluster.address}",)
+            )
+            command = _node_command(role, own, cpus, object_store_mb, folder / f"n{number}")
+            process, log = _start(command, folder / f"node-{number}.log", store, started)
+            cluster.nodes.append(Node(process=process, log=log))
+            if number == 0:
+                _wait(cluster.nodes[:1])  # the others join it
+        cluster.metrics = tuple(metrics)
+        _wait(cluster.nodes[1:])
+        _wait_for(cluster.api, cluster.nodes[0].process, cluster.nodes[0].log)
+        yield cluster
+    finally:
+        owned.end(owned.descendants(process.pid for process in started))
+        for process in started:
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback on which nothing listens, all different."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:  # together: else one of them might be given twice
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            probe = held.enter_context(socket.socket())
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == number:
+                return found
+    raise UsageError(f"fewer than {number} ports from {PORTS.start} to {PORTS.stop} are free on this machine")
+
+
+def _node_command(
+    role: Sequence[str], ports: Sequence[int], cpus: int, object_store_mb: int, folder: Path
+) -> list[str]:
+    names = (
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "runtime-env-agent-port",
+        "metrics-export-port",
+    )
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *role),
+        *(f"--node-ip-address={HOST}", f"--num-cpus={cpus}", "--num-gpus=0", f"--temp-dir={folder}"),
+        f"--object-store-memory={object_store_mb * 2**20}",
+        *("--node-manager-port=0", "--object-manager-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+        *(f"--{name}={port}" for name, port in zip(names, ports, strict=True)),
+    ]
+
+
+def _start(
+    command: Sequence[str], log: Path, store: dict[str, str], started: list[subprocess.Popen[bytes]]
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a process of the cluster in a session of its own: a terminal's Ctrl-C is for us alone."""
+    binaries = str(Path(sys.executable).parent)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        **store,
+        "RAY_AUTH_MODE": "token",
+        "PATH": os.pathsep.join([binaries, os.environ.get("PATH", os.defpath)]),  # a job's `python` is ours
+        "PYTHONWARNINGS": "ignore",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    started.append(process)
+    owned.watch([process.pid], str(log.parent))
+    return process, log
+
+
+def _start_store(port: int, folder: Path, started: list[subprocess.Popen[bytes]]) -> dict[str, str]:
+    url = f"http://{HOST}:{port}"
+    program = "import sys; from moto.server import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "--host", HOST, "--port", str(port)]
+    process, log = _start(command, folder / "store.log", {}, started)
+    _wait_for(url, process, log)
+    urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=10).close()
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "realcustom",
+        "AWS_SECRET_ACCESS_KEY": "realcustom",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def _wait(nodes: Collection[Node]) -> None:
+    for node in nodes:
+        _until(functools.partial(_says, node.log, STARTED), node.process, node.log)
+
+
+def _says(log: Path, text: str) -> bool:
+    return text in log.read_text(errors="replace")
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    _until(answers, process, log)
+
+
+def _until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace").strip().splitlines()
+            raise UsageError(f"a part of the cluster did not start: {' / '.join(said[-4:]) or 'it said nothing'}")
+        time.sleep(0.1)
+
+
+def _require_packages(s3: bool) -> None:
+    for package, extra in (("ray", "realcustom[all]"), *([("moto", "moto[server]")] if s3 else [])):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"this needs {package}, which is not installed: pip install '{extra}'")
+
+
+def _make_token() -> None:
+    """The token that this machine's clusters want, where Ray looks for it; one that is there is kept."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    place = Path.home() / ".ray" / "auth_token"
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(uuid.uuid4().hex)

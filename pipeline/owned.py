@@ -1,0 +1,135 @@
+"""Processes that end with the process that started them, however that one ends.
+
+Nobody tells a process that its parent was killed, and the children of a killed child belong to no one. A watcher, a
+small process of its own, remembers the descendants of some processes while all is well, and ends those that are left
+when their owner is gone. Linux only: it reads /proc. This file is also the watcher's program and imports no other of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+PATIENCE_SECONDS = 5.0  # from SIGTERM to SIGKILL
+_POLL_SECONDS = 0.5
+
+
+class Process(NamedTuple):
+    """A process; its number may be used again after its end, its start may not."""
+
+    pid: int
+    started: int  # clock ticks since the machine's start
+
+
+class _Entry(NamedTuple):
+    parent: int
+    state: str
+    started: int
+
+
+def descendants(roots: Iterable[int]) -> set[Process]:
+    """The running processes among `roots` and all below them."""
+    table = _table()
+    children: dict[int, list[int]] = {}
+    for pid, entry in table.items():
+        children.setdefault(entry.parent, []).append(pid)
+    found, todo = set[Process](), [pid for pid in roots if pid in table]
+    while todo:
+        pid = todo.pop()
+        process = Process(pid, table[pid].started)
+        if process not in found:
+            found.add(process)
+            todo += children.get(pid, [])
+    return {process for process in found if table[process.pid].state not in "ZX"}
+
+
+def alive(processes: Collection[Process]) -> set[Process]:
+    """Those of `processes` that have not ended."""
+    table = _table()
+    return {
+        process
+        for process in processes
+        if process.pid in table
+        and table[process.pid].started == process.started
+        and table[process.pid].state not in "ZX"
+    }
+
+
+def end(processes: Collection[Process], patience: float = PATIENCE_SECONDS) -> None:
+    """End processes and all that they have started: SIGTERM, and SIGKILL for what is left after `patience` seconds."""
+    known = set(processes)
+    _send(_grown(known), signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while left := _grown(known):
+        if time.monotonic() > deadline:
+            _send(left, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def watch(roots: Collection[int], folder: str | None = None) -> None:
+    """Have the descendants of these processes ended when this process is gone.
+
+    Args:
+        folder: is removed then; None: nothing is.
+    """
+    arguments = [str(os.getpid()), folder or "", *map(str, roots)]
+    # a session of its own: what a terminal sends to the owner does not end the watcher
+    watcher = subprocess.Popen(
+        [sys.executable, "-ESs", __file__, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    watcher.returncode = 0  # it outlives us by design: Python is not to warn of that
+
+
+def _grown(known: set[Process]) -> set[Process]:
+    """The living ones of `known`, to which what they have started is added."""
+    known |= descendants(process.pid for process in alive(known))
+    return alive(known)
+
+
+def _send(processes: Collection[Process], number: signal.Signals) -> None:
+    for process in alive(processes):
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(process.pid, number)
+
+
+def _table() -> dict[int, _Entry]:
+    """All processes of this machine that we may see."""
+    table = {}
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            text = Path("/proc", name, "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it ended just now
+            continue
+        fields = text.rpartition(")")[2].split()  # after the command, which may hold anything
+        table[int(name)] = _Entry(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
+    return table
+
+
+def _watch_until_gone(owner: int, folder: str, roots: Collection[int]) -> None:
+    known = descendants(roots)
+    while os.getppid() == owner:
+        if not _grown(known):
+            return  # they ended before their owner
+        time.sleep(_POLL_SECONDS)
+    end(known)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _watch_until_gone(int(sys.argv[1]), sys.argv[2], [int(pid) for pid in sys.argv[3:]])

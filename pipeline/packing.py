@@ -1,0 +1,120 @@
+"""What a job takes along: the files that git tracks, as a zip whose name is its content's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import stat
+import subprocess
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from realcustom.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+MB = 10**6
+LARGE_MB = 50  # from here on the size and the largest files are said
+LIMIT_MB = 200  # through the cluster's head; more goes to a store
+LARGEST = 10
+_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal files are equal bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """The files of a working tree that a job takes along."""
+
+    root: Path
+    files: Mapping[str, Path]  # name in the package -> file
+    sizes: Mapping[str, int]  # bytes
+    untracked: int = 0  # files that git neither tracks nor ignores; they stay behind
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes.values())
+
+    def largest(self) -> str:
+        """The largest files, with their sizes."""
+        names = sorted(self.sizes, key=lambda name: (-self.sizes[name], name))[:LARGEST]
+        return ", ".join(f"{name} {self.sizes[name] / MB:.1f} MB" for name in names)
+
+    def zipped(self, further: Mapping[str, bytes]) -> bytes:
+        """As a zip, with further files by their names; equal files give equal bytes."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, data in further.items():
+                archive.writestr(_info(name, 0o644), data)
+            for name in sorted(self.files):
+                path = self.files[name]
+                archive.writestr(_info(name, stat.S_IMODE(path.stat().st_mode)), path.read_bytes())
+        return buffer.getvalue()
+
+
+def find_package(folder: Path) -> Package:
+    """The files that git tracks in the working tree of `folder`, as they are now; submodules and links included.
+
+    Raises UsageError where there is no such tree.
+    """
+    root = Path(_git(folder, "rev-parse", "--show-toplevel").strip())
+    tracked = [name for name in _git(root, "ls-files", "-z", "--recurse-submodules").split("\0") if name]
+    untracked = [name for name in _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0") if name]
+    files = dict(_through_links(root, tracked))
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    return Package(root=root, files=files, sizes=sizes, untracked=len(untracked))
+
+
+def check_size(package: Package, limit: int | None) -> None:
+    """Say how large a large package is. Raises UsageError for one over `limit` bytes; None: any size."""
+    said = f"{len(package.files)} files, {package.size / MB:.0f} MB; the largest: {package.largest()}"
+    if limit is not None and package.size > limit:
+        raise UsageError(
+            f"the files that git tracks below {package.root} are over the limit of {limit / MB:.0f} MB ({said}): have git "
+            "forget those that a job does not need (git rm --cached), or give --storage s3://BUCKET/FOLDER"
+        )
+    if package.size > LARGE_MB * MB:
+        logger.warning("the job takes %s", said)
+
+
+def content_name(data: bytes) -> str:
+    """The name of a zip, by its content."""
+    return hashlib.sha256(data).hexdigest()[:24]
+
+
+def _through_links(root: Path, names: list[str]) -> list[tuple[str, Path]]:
+    """Names and files; a link to a folder of the tree stands for the tracked files in it, as a zip has no links."""
+    found = []
+    for name in names:
+        path = root / name
+        if not path.exists():  # deleted and not yet committed, or a link to nothing
+            continue
+        if not path.is_dir():
+            found.append((name, path))
+            continue
+        target = os.path.relpath(path.resolve(), root.resolve())
+        found += [(name + inner[len(target) :], root / inner) for inner in names if inner.startswith(target + os.sep)]
+    return found
+
+
+def _info(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _TIME)
+    info.external_attr = (stat.S_IFREG | mode) << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise UsageError("git is not installed, and a job takes along what git tracks; or give --no-package") from error
+    except subprocess.CalledProcessError as error:
+        raise UsageError(
+            f"a job takes along what git tracks, and {folder} is in no git repository (git said: "
+            f"{error.stderr.strip()}); make one (git init, git add), or give --no-package where the cluster has the code"
+        ) from error
+    return done.stdout

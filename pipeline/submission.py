@@ -1,0 +1,219 @@
+"""A command as a job of a cluster: what it takes along, what it asks for, and how it is started there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import re
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.pipeline import far_side
+from realcustom.pipeline.jobs_api import JobsApi
+from realcustom.pipeline.packing import LIMIT_MB, MB, Package, check_size, content_name
+from realcustom.store import Store, check_writable
+
+logger = logging.getLogger(__name__)
+
+# Compared by their first two numbers, those that are installed here.
+PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "safetensors", "tokenizers")
+STOP_SECONDS = 120  # from a job's SIGTERM to its SIGKILL; Ray's own 3 are too few for a checkpoint
+ROOM_SECONDS = 30.0  # between two looks for room
+AGENT_TRIES, NO_AGENT = 6, "No available agent"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PYTHON = "REALCUSTOM_JOB_PYTHON"  # variable: the interpreter
+# Ray runs a job in a shell with any PATH. Its own interpreter is in the command line of the raylet, which started the process
+# that started this shell.
+_START = r"""raylet=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$PPID/status")
+rays=$(tr '\0' '\n' < "/proc/$raylet/cmdline" | sed -n 's/^--python_worker_command=\([^ ]*\).*/\1/p')
+exec "${REALCUSTOM_JOB_PYTHON:-${rays:-python3}}" .realcustom-job/check.py "$@"
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """A job to submit."""
+
+    arguments: Sequence[str]  # of `realcustom`
+    name: str
+    package: Package | None = None  # None: the cluster has our package
+    storage: str | None = None  # URI of a folder for packages over the limit
+    environment: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cpus: float | None = None  # of the node that the job's own process is on
+    gpus: float | None = None
+    memory_gib: float | None = None
+    retries: int = 0
+    python: str | None = None  # interpreter there; None: Ray's own
+
+    def __post_init__(self) -> None:
+        if not self.arguments:
+            raise UsageError("what is to run? Give a verb after `--`, as: submit -- preprocess score --input ...")
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(f"--name: {self.name!r} has other characters than letters, digits, '.', '_' and '-'")
+
+    @property
+    def needed(self) -> dict[str, float]:
+        """What the job asks of one node, by Ray's names."""
+        memory = None if self.memory_gib is None else self.memory_gib * 2**30
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": memory}
+        return {name: amount for name, amount in asked.items() if amount}
+
+    def entrypoint(self) -> str:
+        """The shell's command line."""
+        return shlex.join(["exec", "sh", ".realcustom-job/start", *self.arguments])
+
+    def to_ray(self, working_dir: str) -> dict[str, Any]:
+        """The body of Ray's request."""
+        variables = {
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+            **({far_side.RETRIES: str(self.retries)} if self.retries else {}),
+            **({PYTHON: self.python} if self.python is not None else {}),
+            **self.environment,
+        }
+        request: dict[str, Any] = {
+            "submission_id": self.name,
+            "entrypoint": self.entrypoint(),
+            "runtime_env": {"working_dir": working_dir, "env_vars": variables},
+            "metadata": {
+                "verb": shlex.join(self.arguments),
+                **{f"label:{name}": value for name, value in self.labels.items()},
+            },
+        }
+        names = {"CPU": "entrypoint_num_cpus", "GPU": "entrypoint_num_gpus", "memory": "entrypoint_memory"}
+        for name, amount in self.needed.items():
+            request[names[name]] = int(amount) if name == "memory" else amount
+        return request
+
+
+def submit(request: JobRequest, api: JobsApi, *, wait_for_room: bool) -> None:
+    """Check, send the package, and start the job.
+
+    Raises UsageError, within seconds unless it waits: another Ray, no room, a package over the limit, a name that is taken.
+    """
+    _check_ray(api)
+    _check_room(request.needed, api, wait_for_room)
+    working_dir = _send(request, api)
+    for attempt in range(1, AGENT_TRIES + 1):
+        try:
+            api.submit(request.to_ray(working_dir))
+            return
+        except UsageError as error:
+            if "already" in str(error):
+                raise UsageError(f"--name: the cluster has a job {request.name}; give another name") from error
+            if NO_AGENT not in str(error) or attempt == AGENT_TRIES:
+                raise
+            time.sleep(1.0)  # of a cluster that is starting
+
+
+def describe(request: JobRequest, api_url: str) -> str:
+    """The job as YAML, as it would be submitted."""
+    package = request.package
+    taken = (
+        "nothing: the cluster has the code"
+        if package is None
+        else {"root": str(package.root), "files": len(package.files), "megabytes": round(package.size / MB, 1)}
+    )
+    body = request.to_ray("<the package>")
+    return yaml.safe_dump({"address": api_url, "package": taken, **body}, sort_keys=False, allow_unicode=True)
+
+
+def make_name(arguments: Sequence[str]) -> str:
+    """A name for a job, as `preprocess-score-3f2a1c`."""
+    verb = [word for word in arguments[:2] if re.fullmatch(r"[a-z]+", word)]
+    return "-".join([*verb, uuid.uuid4().hex[:6]])
+
+
+def parse_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """`K=V` texts as a mapping. Raises UsageError for another form."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+            raise UsageError(f"{option}: {text!r} is not NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _first_programs() -> dict[str, bytes]:
+    """What runs before the command, as files of the package."""
+    wanted = {"python": "{}.{}".format(*sys.version_info), "packages": _versions()}
+    files = {"start": _START.encode(), "check.py": Path(far_side.__file__).read_bytes()}
+    files["wanted.json"] = json.dumps(wanted, sort_keys=True).encode()
+    return {f".realcustom-job/{name}": data for name, data in files.items()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_ray(api: JobsApi) -> None:
+    there = api.version()
+    here = _versions().get("ray")
+    if here is not None and there.split(".")[:2] != here.split(".")[:2]:
+        raise UsageError(
+            f"the cluster at {api.url} runs Ray {there} and this machine has {here}: install the cluster's version here, or "
+            "submit from an environment that has it"
+        )
+
+
+def _check_room(needed: Mapping[str, float], api: JobsApi, wait: bool) -> None:
+    """Raise UsageError, or wait and say so, while no node has what the job asks for."""
+    while needed:
+        nodes = api.nodes()
+        if any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
+            return
+        message = f"the job asks one node for {_words(needed)}, and the {len(nodes)} nodes of {api.url} have " + (
+            "; ".join(sorted({_words({name: node.get(name, 0) for name in needed}) for node in nodes})) or "nothing"
+        )
+        if not wait:
+            raise UsageError(f"{message}: ask for less, or wait for another node with --wait-for-room")
+        logger.info("%s; waiting for one", message)
+        time.sleep(ROOM_SECONDS)
+
+
+def _words(amounts: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{amount / 2**30:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
+        for name, amount in amounts.items()
+    )
+
+
+def _send(request: JobRequest, api: JobsApi) -> str:
+    """Give the cluster the package; returns the URI that Ray takes the working directory from."""
+    package = request.package or Package(root=Path(), files={}, sizes={})
+    check_size(package, None if request.storage is not None else LIMIT_MB * MB)
+    if package.untracked:
+        logger.info(
+            "%d files that git neither tracks nor ignores stay behind (git add takes them along)", package.untracked
+        )
+    data = package.zipped(_first_programs())
+    name = f"_ray_pkg_{content_name(data)}.zip"
+    if len(data) <= LIMIT_MB * MB:
+        if not api.has_package(name):
+            api.send_package(name, data)
+        return f"gcs://{name}"
+    assert request.storage is not None
+    uri = storage.join(request.storage, name)
+    check_writable(request.storage)
+    store = Store()
+    if not store.exists(uri):
+        store.write(uri, data)
+    return uri

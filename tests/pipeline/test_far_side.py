@@ -1,0 +1,83 @@
+"""A job's first program: what the cluster's interpreter lacks is said by name, before anything else happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from realcustom.pipeline import far_side
+
+HERE = "{}.{}".format(*sys.version_info)
+# Stands for our package: its status is the number in its argument, its count of calls a file.
+PACKAGE = (
+    "import pathlib, signal, sys, time\n"
+    "calls = pathlib.Path('calls')\n"
+    "calls.write_text(calls.read_text() + 'x' if calls.exists() else 'x')\n"
+    "if sys.argv[1] == 'wait':\n"
+    "    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))\n"
+    "    print('waiting', flush=True)\n"
+    "    time.sleep(60)\n"
+    "sys.exit(int(sys.argv[1]))\n"
+)
+
+
+def start(folder: Path, argument: str, retries: int = 0, python: str = HERE, **packages: str) -> subprocess.Popen[str]:
+    (folder / "realcustom").mkdir(exist_ok=True)
+    (folder / "realcustom" / "__main__.py").write_text(PACKAGE)
+    program = folder / ".realcustom-job" / "check.py"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(Path(far_side.__file__).read_text().replace("PAUSE_SECONDS = 5.0", "PAUSE_SECONDS = 0.01"))
+    (program.parent / "wanted.json").write_text(json.dumps({"python": python, "packages": packages}))
+    return subprocess.Popen(
+        [sys.executable, "-P", str(program), argument],
+        cwd=folder,
+        env={**os.environ, far_side.RETRIES: str(retries)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, argument: str, retries: int = 0, python: str = HERE, **packages: str) -> tuple[int, str]:
+    process = start(folder, argument, retries, python, **packages)
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    status, said = run(tmp_path, "0", python="2.7", numpy="1.26.4", nothing_of_this_name="1.0")
+    assert (
+        status == 2 and said.count("\n") == 1 and said.startswith(f"error: the cluster's interpreter {sys.executable}")
+    )
+    for part in (f"Python is {HERE} there and 2.7 here", "nothing_of_this_name is not installed", "and 1.26.4 here"):
+        assert part in said
+    assert not (tmp_path / "calls").exists()
+
+
+def test_the_status_is_the_commands(tmp_path: Path) -> None:
+    import numpy
+
+    for status in (0, 3):
+        assert run(tmp_path, str(status), numpy=numpy.__version__) == (status, "")
+
+
+def test_another_try(tmp_path: Path) -> None:
+    status, said = run(tmp_path, "1", retries=2)
+    assert status == 1 and said == "exit status 1; trying again (1 of 2)\nexit status 1; trying again (2 of 2)\n"
+    assert (tmp_path / "calls").read_text() == "xxx"
+    assert run(tmp_path, "2", retries=2) == (2, ""), "a mistake stays one"
+
+
+def test_a_job_that_is_stopped_stops_its_command(tmp_path: Path) -> None:
+    process = start(tmp_path, "wait", retries=1)
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143 and time.monotonic() - begun < 20
+    assert (tmp_path / "calls").read_text() == "x"

@@ -1,0 +1,174 @@
+"""Ray's jobs over HTTP: what can go wrong becomes one sentence within seconds."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from realcustom.errors import UsageError
+from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.jobs_api import JobsApi, find_address
+from realcustom.pipeline.submission import JobRequest, submit
+from tests.support.loopback import LoopbackServer, running
+
+
+class Dashboard(LoopbackServer):
+    """Answers as Ray's dashboard does: a token, a version, one node."""
+
+    def __init__(self, version: str = "2.60.0", token: str = "right") -> None:
+        super().__init__(_Handler)
+        self.version, self.token = version, token
+        self.submitted: list[dict[str, object]] = []
+        self.packages: dict[str, bytes] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Dashboard
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self, status: int, body: object) -> None:
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response_only(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            status = 403 if self.headers.get("Authorization") else 401
+            return self._answer(status, "Unauthorized: Missing authentication token")
+        if self.path == "/api/version":
+            return self._answer(200, {"version": "4", "ray_version": self.server.version})
+        if self.path.startswith("/api/v0/nodes"):
+            node = {"state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 4 * 2.0**30}}
+            return self._answer(200, {"data": {"result": {"result": [node]}}})
+        return self._answer(404, "no such thing")
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.packages[self.path.rpartition("/")[2]] = body
+        self._answer(200, "")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if any(body["submission_id"] == job["submission_id"] for job in self.server.submitted):
+            return self._answer(400, "Traceback\n  ...\nValueError: Job with submission_id x already exists.")
+        self.server.submitted.append(body)
+        return self._answer(200, {"submission_id": body["submission_id"]})
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    with running(Dashboard()) as server:
+        yield server
+
+
+def test_a_job_is_sent_once_with_its_package(dashboard: Dashboard) -> None:
+    request = JobRequest(
+        arguments=["preprocess", "score", "--input", "s3://b/a b"],
+        name="score-1",
+        labels={"team": "a"},
+        environment={"A": "b"},
+        cpus=1,
+        memory_gib=1.5,
+        retries=2,
+    )
+    submit(request, JobsApi(dashboard.url), wait_for_room=False)
+    (job,) = dashboard.submitted
+    assert job["metadata"] == {"verb": "preprocess score --input 's3://b/a b'", "label:team": "a"}
+    assert job["entrypoint_num_cpus"] == 1 and job["entrypoint_memory"] == 1.5 * 2**30
+    runtime = job["runtime_env"]
+    assert isinstance(runtime, dict) and runtime["env_vars"]["A"] == "b"
+    (package,) = dashboard.packages
+    assert runtime["working_dir"] == f"gcs://{package}"
+    with pytest.raises(UsageError, match="--name: the cluster has a job score-1; give another name"):
+        submit(request, JobsApi(dashboard.url), wait_for_room=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [({"gpus": 1}, "1 GPU.*have 0 GPU"), ({"memory_gib": 9}, "9.0 GiB.*4.0 GiB")]
+)
+def test_what_no_node_has_is_refused(dashboard: Dashboard, asked: dict[str, float], said: str) -> None:
+    request = JobRequest(
+        arguments=["train"], name="train-1", gpus=asked.get("gpus"), memory_gib=asked.get("memory_gib")
+    )
+    with pytest.raises(UsageError, match=f"{said}.*--wait-for-room"):
+        submit(request, JobsApi(dashboard.url), wait_for_room=False)
+    assert not dashboard.submitted
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"), [("", "wants a token, and none is set"), ("wrong", "wants another token")]
+)
+def test_a_token_is_asked_for(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, variable: str, said: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", variable)
+    with pytest.raises(UsageError, match=f"{said}.*RAY_AUTH_TOKEN"):
+        JobsApi(dashboard.url).version()
+
+
+def test_the_token_is_found_where_ray_looks_for_it(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("right\n")
+    assert JobsApi(dashboard.url).version() == "2.60.0"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match=r"RAY_AUTH_TOKEN_PATH names .*none, and there is no such file"):
+        JobsApi(dashboard.url)
+
+
+def test_another_ray_is_refused() -> None:
+    with (
+        running(Dashboard(version="2.41.0")) as server,
+        pytest.raises(UsageError, match=r"runs Ray 2.41.0 and this machine"),
+    ):
+        submit(JobRequest(arguments=["train"], name="a"), JobsApi(server.url), wait_for_room=False)
+
+
+def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as deaf:  # listens, and never speaks HTTP; its port when it is closed: nothing is there
+        deaf.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+    for arguments, said in (
+        (["jobs", "list"], "which cluster? Give --address"),
+        (["jobs", "list", "--address", closed], f"no Ray cluster answers at {closed}"),
+        (["jobs", "list", "--address", "ray://head:10001"], "jobs are submitted to the dashboard"),
+        (["submit", "--address", closed, "--env", "A", "--", "train"], "--env: 'A' is not NAME=VALUE"),
+        (["submit", "--address", closed, "--name", "a/b", "--", "train"], "--name: 'a/b' has other characters"),
+        (["submit", "--address", closed, "--", "train"], f"no Ray cluster answers at {closed}"),
+    ):
+        begun = time.monotonic()
+        assert run(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {said}") and error.count("\n") == 1, error
+        assert time.monotonic() - begun < 10
+
+
+def test_addresses() -> None:
+    assert find_address("head:8265") == "http://head:8265"
+    assert find_address("https://head/ray/") == "https://head/ray"
+    assert find_address("auto") == "http://127.0.0.1:8265"
+
+
+def test_a_dry_run_prints_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert run(["submit", "--address", "head:1", "--dry-run", "--gpus", "1", "--", "train", "--input", "a"]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert job["address"] == "http://head:1" and job["metadata"]["verb"] == "train --input a"
+    assert job["entrypoint_num_gpus"] == 1 and job["package"]["files"] > 300

@@ -1,0 +1,133 @@
+"""A cluster of several nodes and a store on this machine; jobs on it, as docs/cluster.md has them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from realcustom import storage
+from realcustom.pipeline import owned
+from realcustom.pipeline.local_cluster import LocalCluster, free_ports, local_cluster
+from realcustom.sprites.corpus import CorpusSettings, write_corpus
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "cluster.md"
+PATIENCE = 300
+
+
+def test_chosen_ports_are_free_and_different() -> None:
+    ports = free_ports(40)
+    assert len(set(ports)) == 40
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with local_cluster(2, 3, s3=True) as cluster:
+        patch = pytest.MonkeyPatch()
+        for name, value in cluster.environment().items():
+            patch.setenv(name, value)
+        yield cluster
+        patch.undo()
+
+
+@pytest.fixture(scope="module")
+def corpus(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, CorpusSettings(pictures=48, per_shard=12))
+    for path in (folder / "shards").iterdir():
+        storage.write_bytes(f"s3://realcustom/raw/{path.name}", path.read_bytes())
+    return folder / "shards"
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "realcustom", *arguments], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT
+    )
+
+
+def objects(uri: str) -> dict[str, bytes]:
+    return {entry.name: storage.read_bytes(entry.uri) for entry in storage.list_files(uri)}
+
+
+@pytest.mark.cluster
+def test_the_page_s_commands_give_a_local_run_s_bytes(cluster: LocalCluster, corpus: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = [line for line in blocks[1].splitlines() if line]
+    assert lines and all(line.startswith("realcustom ") for line in lines)
+    for line in lines:
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("SUCCEEDED") == 2
+    for verb, source in (("ingest", str(corpus)), ("filter", str(tmp_path))):
+        done = command("preprocess", verb, "--local", "--input", source, "--output", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    for stage in ("ingest", "score", "select"):
+        [local] = tmp_path.glob(f"{stage}@*")
+        files = {path.relative_to(local).as_posix(): path.read_bytes() for path in local.rglob("*") if path.is_file()}
+        there = objects(f"s3://realcustom/records/{local.name}")
+        assert {name for name in files if name.endswith(".parquet")} <= set(there)
+        differing = [name for name in files if files[name] != there.get(name) and name != "report.html"]
+        assert differing == []
+
+
+@pytest.mark.cluster
+def test_a_job_s_end_is_the_command_s(cluster: LocalCluster, corpus: Path) -> None:
+    wrong = command(
+        "submit", "--name", "wrong", "--", "preprocess", "score", "--input", "s3://realcustom/no", "--output", "a"
+    )
+    assert wrong.returncode == 2 and "error: " in wrong.stdout and "Traceback" not in wrong.stdout, wrong.stdout
+    taken = command("submit", "--name", "wrong", "--", "schema")
+    assert taken.returncode == 2 and taken.stderr.endswith("--name: the cluster has a job wrong; give another name\n")
+    none = command("jobs", "wait", "nothing")
+    assert none.returncode == 2 and "no job nothing on the cluster" in none.stderr
+    begun = time.monotonic()
+    room = command("submit", "--gpus", "1", "--", "train")
+    assert room.returncode == 2 and "--wait-for-room" in room.stderr and time.monotonic() - begun < 20
+    detached = command("submit", "--detach", "--name", "quick", "--label", "who=me", "--", "--version")
+    assert detached.stdout == "quick\n"
+    waited = command("jobs", "wait", "quick")
+    assert waited.returncode == 0 and waited.stdout == "job quick succeeded\n"
+    assert "realcustom 0" in command("jobs", "logs", "quick").stdout
+    assert re.search(r"quick +SUCCEEDED .* who=me +--version", command("jobs", "list").stdout)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_cluster_ends_with_its_command(number: signal.Signals, tmp_path: Path) -> None:
+    """Two at once, on ports of their own; whatever ends the command, none of its processes is left."""
+    log = (tmp_path / "log").open("w")
+    arguments = ["cluster", "local", "--nodes", "2", "--cpus", "1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "realcustom", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        for _ in range(2 if number is signal.SIGTERM else 1)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert "ready\n" in process.stdout, (tmp_path / "log").read_text()
+    time.sleep(1.0)
+    trees = [owned.descendants([process.pid]) for process in processes]
+    for process in processes:
+        os.kill(process.pid, number)
+        process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
+    deadline = time.monotonic() + 30
+    while left := [alive for tree in trees for alive in owned.alive(tree)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    log.close()

@@ -1,0 +1,77 @@
+"""Processes that end with the one that started them, whatever ends that one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from realcustom.pipeline import owned
+from realcustom.pipeline.owned import Process, alive, descendants
+
+# A child whose own child goes on alone, as Ray's helpers do; both deaf to SIGTERM where they are told to be.
+TREE = (
+    "import os, subprocess, sys, time\n"
+    "from realcustom.pipeline import owned\n"
+    "deaf = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)'\n"
+    "middle = f'import subprocess, sys, time; subprocess.Popen([sys.executable, \"-c\", {deaf!r}]); time.sleep(600)'\n"
+    "child = subprocess.Popen([sys.executable, '-c', middle], stdout=subprocess.PIPE)\n"
+    "child.stdout.readline()\n"
+    "owned.watch([child.pid], sys.argv[1])\n"
+    "time.sleep(1.2)\n"  # the watcher has looked
+    "print(child.pid, flush=True)\n"
+    "time.sleep(600)\n"
+)
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], set[Process], Path]]:
+    folder = tmp_path / "owned"
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", TREE, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    tree = descendants([int(process.stdout.readline())])
+    yield process, tree, folder
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    owned.end(tree, 0)
+
+
+def test_a_killed_owner_leaves_nothing(owner: tuple[subprocess.Popen[str], set[Process], Path]) -> None:
+    process, tree, folder = owner
+    assert len(tree) == 2
+    middle = next(each for each in tree if alive([each]) and each.pid == min(one.pid for one in tree))
+    os.kill(process.pid, signal.SIGKILL)
+    os.kill(middle.pid, signal.SIGKILL)  # so that nobody but the watcher knows of the last one
+    process.wait()
+    deadline = time.monotonic() + 20
+    while alive(tree) or folder.exists():
+        assert time.monotonic() < deadline, alive(tree)
+        time.sleep(0.1)
+
+
+def test_a_number_that_is_used_again_is_another_process() -> None:
+    me = next(iter(descendants([os.getpid()]) & {process for process in descendants([os.getpid()])}))
+    assert alive([me]) and not alive([Process(me.pid, me.started - 1)])
+
+
+def test_end_takes_what_is_started_meanwhile() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 20
+    while len(tree := descendants([process.pid])) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    owned.end({next(each for each in tree if each.pid == process.pid)})
+    process.wait()
+    assert not alive(tree)
