@@ -1,0 +1,142 @@
+"""Kubernetes manifests: they compose, have KubeRay's fields alone, and agree where they must."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "infra" / "k8s"
+OVERLAYS = ("local", "gpu", "spot")
+SCHEMA = json.loads((Path(__file__).parent / "kuberay.json").read_text())
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl composes the overlays")
+
+
+@pytest.fixture(scope="module")
+def composed() -> dict[str, list[dict[str, Any]]]:
+    """Overlay -> its resources."""
+    found = {}
+    for overlay in OVERLAYS:
+        command = ["kubectl", "kustomize", str(K8S / "overlays" / overlay)]
+        found[overlay] = list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True).stdout))
+    return found
+
+
+def mistakes(resource: dict[str, Any]) -> list[str]:
+    """What KubeRay would not understand of one of its resources."""
+    schema = {"$ref": f"#/$defs/{resource['kind']}", "$defs": SCHEMA["$defs"]}
+    return [
+        f"{list(error.path)}: {error.message}"
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(resource)
+    ]
+
+
+def pods(value: Any) -> Iterator[dict[str, Any]]:
+    """Every pod's spec in a resource."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for inner in value.values():
+            yield from pods(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from pods(inner)
+
+
+def test_kuberay_s_resources_have_its_fields(composed: dict[str, list[dict[str, Any]]]) -> None:
+    kinds = set()
+    for resources in composed.values():
+        for resource in resources:
+            if resource["apiVersion"] == "ray.io/v1":
+                assert mistakes(resource) == []
+                kinds.add(resource["kind"])
+    assert kinds == set(SCHEMA["$defs"]) - {"cluster"}
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda spec: spec.update(suspended=True),
+        lambda spec: spec.update(backoffLimit="two"),
+        lambda spec: spec["rayClusterSpec"]["gcsFaultToleranceOptions"].update(backend="rocks"),
+        lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("groupName"),
+        lambda spec: spec["deletionStrategy"]["deletionRules"][0]["condition"].update(jobStatus="DONE"),
+    ],
+)
+def test_a_planted_mistake_is_found(composed: dict[str, list[dict[str, Any]]], plant: Any) -> None:
+    job = copy.deepcopy(next(each for each in composed["gpu"] if each["kind"] == "RayJob"))
+    plant(job["spec"])
+    assert mistakes(job)
+
+
+def test_what_is_written_once_is_the_same_everywhere(composed: dict[str, list[dict[str, Any]]]) -> None:
+    for overlay, resources in composed.items():
+        [cluster] = [each["spec"] for each in resources if each["kind"] == "RayCluster"]
+        assert cluster["rayVersion"] == importlib.metadata.version("ray")
+        for each in resources:
+            spec = each.get("spec", {})
+            for own in (
+                spec.get("rayClusterSpec"),
+                spec.get("rayClusterConfig"),
+                spec.get("jobTemplate", {}).get("rayClusterSpec"),
+            ):
+                assert own in (None, cluster), each["metadata"]["name"]
+        images = {container["image"] for each in resources for pod in pods(each) for container in pod["containers"]}
+        assert {image.rpartition("-")[0] for image in images} == {"registry.example/realcustom:0.1.0"}, overlay
+        for group in cluster["workerGroupSpecs"]:
+            [shm] = [each for each in group["template"]["spec"]["volumes"] if each["name"] == "shm"]
+            size = shm["emptyDir"]["sizeLimit"]
+            unit = {"Gi": 2**30, "Mi": 2**20}[size[-2:]]
+            assert int(size[:-2]) * unit == int(group["rayStartParams"]["object-store-memory"])
+
+
+def test_every_pod_is_held_short(composed: dict[str, list[dict[str, Any]]]) -> None:
+    """Not root, nothing written outside volumes, no capability, memory that is asked for is what there is."""
+    for pod in (pod for resources in composed.values() for each in resources for pod in pods(each)):
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]
+        for container in pod["containers"]:
+            security, resources = container["securityContext"], container["resources"]
+            assert security["readOnlyRootFilesystem"] and security["capabilities"] == {"drop": ["ALL"]}
+            assert not security["allowPrivilegeEscalation"]
+            assert resources["requests"]["memory"] == resources["limits"]["memory"]
+
+
+def test_jobs_wait_for_a_queue_and_leave_no_cluster(composed: dict[str, list[dict[str, Any]]]) -> None:
+    for resources in composed.values():
+        jobs = {each["metadata"]["name"]: each["spec"] for each in resources if each["kind"] == "RayJob"}
+        assert set(jobs) == {"ingest", "score", "select", "caption", "subjects", "encode", "train"}
+        for spec in jobs.values():
+            assert spec["suspend"] and spec["activeDeadlineSeconds"] and spec["backoffLimit"]
+            assert {rule["policy"] for rule in spec["deletionStrategy"]["deletionRules"]} == {"DeleteCluster"}
+
+
+def test_no_work_on_the_head_and_token_always(composed: dict[str, list[dict[str, Any]]]) -> None:
+    for resources in composed.values():
+        [cluster] = [each["spec"] for each in resources if each["kind"] == "RayCluster"]
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        assert cluster["authOptions"] == {"mode": "token"}
+        assert all(group["minReplicas"] == 0 for group in cluster["workerGroupSpecs"]), (
+            "nothing is paid for between jobs"
+        )
+
+
+def test_the_endpoint_is_that_of_serve_yaml(composed: dict[str, list[dict[str, Any]]]) -> None:
+    own = yaml.safe_load((ROOT / "infra" / "serve.yaml").read_text())
+    for resources in composed.values():
+        [service] = [each["spec"] for each in resources if each["kind"] == "RayService"]
+        assert yaml.safe_load(service["serveConfigV2"]) == own
+
+
+def test_no_secret_is_in_a_manifest(composed: dict[str, list[dict[str, Any]]]) -> None:
+    assert not [each for resources in composed.values() for each in resources if each["kind"] == "Secret"]
