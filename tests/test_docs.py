@@ -34,7 +34,8 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = ("realcustom", "preprocessing", "training", "inference", "evaluation", "pipeline", "sprites")
 OWN_PHOTOS = ROOT / "docs" / "own-photos.md"
-APART = (README, OWN_PHOTOS)  # pages whose commands have tests of their own
+CLUSTER = ROOT / "docs" / "cluster.md"  # tests/pipeline/test_local_cluster.py
+APART = (README, OWN_PHOTOS, CLUSTER)  # pages whose commands have tests of their own
 MODULE = "python -m realcustom."
 # What makes training short; a command stays the page's own otherwise. Two workers: tests/pipeline/test_quickstart.py.
 SHORT = (
