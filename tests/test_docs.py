@@ -35,7 +35,8 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT 
 FOLDERS = ("realcustom", "preprocessing", "training", "inference", "evaluation", "pipeline", "sprites")
 OWN_PHOTOS = ROOT / "docs" / "own-photos.md"
 CLUSTER = ROOT / "docs" / "cluster.md"  # tests/pipeline/test_local_cluster.py
-APART = (README, OWN_PHOTOS, CLUSTER)  # pages whose commands have tests of their own
+RUNBOOK = ROOT / "docs" / "runbook.md"
+APART = (README, OWN_PHOTOS, CLUSTER, RUNBOOK)  # pages whose commands have tests of their own
 MODULE = "python -m realcustom."
 # What makes training short; a command stays the page's own otherwise. Two workers: tests/pipeline/test_quickstart.py.
 SHORT = (

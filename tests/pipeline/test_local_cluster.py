@@ -101,6 +101,17 @@ def test_a_job_s_end_is_the_command_s(cluster: LocalCluster, corpus: Path) -> No
 
 
 @pytest.mark.cluster
+def test_the_runbook_s_commands(cluster: LocalCluster) -> None:
+    assert command("submit", "--detach", "--name", "train-3f2a1c", "--", "--version").returncode == 0
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "runbook.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line]
+    assert {line.split()[2] for line in lines} == {"list", "logs", "stop", "wait"}
+    for line in lines:
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode in (0, 143), done.stderr
+
+
+@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_cluster_ends_with_its_command(number: signal.Signals, tmp_path: Path) -> None:
     """Two at once, on ports of their own; whatever ends the command, none of its processes is left."""
