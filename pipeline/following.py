@@ -35,7 +35,7 @@ def follow(api: JobsApi, name: str, write: Callable[[str], object]) -> Job:
                 logger.info("the cluster answers again")
             heard, lost = time.monotonic(), False
             if job.has_ended:
-                write(api.logs(name)[shown:])
+                _write_rest(api, name, shown, write)
                 return job
             if job.status == "PENDING":
                 if time.monotonic() - said > SAY_SECONDS:
@@ -53,6 +53,16 @@ def follow(api: JobsApi, name: str, write: Callable[[str], object]) -> Job:
                 logger.warning("the cluster does not answer; trying again for %.0f s", PATIENCE_SECONDS)
             lost = True
         time.sleep(PAUSE_SECONDS)
+
+
+def _write_rest(api: JobsApi, name: str, shown: int, write: Callable[[str], object]) -> None:
+    """Write what the stream has not shown; nothing where the job's node is gone, and its output with it."""
+    try:
+        write(api.logs(name)[shown:])
+    except Unreachable:
+        raise
+    except UsageError as error:
+        logger.warning("the job's last lines cannot be had: %s", error)
 
 
 async def _tail(api: JobsApi, name: str, shown: int, write: Callable[[str], object]) -> int:
