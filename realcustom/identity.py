@@ -89,9 +89,7 @@ def resolve_model(model: str) -> str:
     if os.path.isdir(model):
         return os.path.abspath(model)
     if os.path.exists(model) or model.startswith((".", "/", "~")) or storage.is_remote(model):
-        raise UsageError(
-            f"no model folder at {model}: give a folder on this machine or of an S3 store, or the id of a hub model"
-        )
+        raise UsageError(f"no model folder at {model}: give a folder on this machine or the id of a hub model")
     name, revision = split_revision(model)
     return f"{name}@{revision or _hub_revision(name)}"
 

@@ -212,11 +212,11 @@ def _touch(uri: str) -> None:
 
 
 def _missing(folder: str) -> list[Path]:
-    """The folders that the leases need and that are not there yet, the innermost first; an object store has none."""
+    """The leases' folder and the one that it is in, as far as they are not there yet; an object store has none."""
     if storage.is_remote(folder):
         return []
     place = Path(storage.open_filesystem(folder)[1])
-    return [each for each in (place, *place.parents) if not each.exists()]
+    return [each for each in (place, place.parent) if not each.exists()]
 
 
 def _leave(claims: Claims, missing: list[Path]) -> None:
