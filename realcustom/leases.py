@@ -235,14 +235,16 @@ def _leave(claims: Claims, missing: list[Path]) -> None:
 
 def _sweep(folder: str, store: Store) -> None:
     """Remove what programs that were killed have left, and the folders where nothing is in them any more."""
-    for name in store.list_names(storage.join(folder, "claims")):
-        uri = storage.join(folder, "claims", name)
-        with contextlib.suppress(FileNotFoundError):
-            if not is_alive(folder, store.read(uri).decode(), store):
-                remove(uri, store)
-    for name in store.list_names(storage.join(folder, "holders")):
-        if not is_alive(folder, name, store):
-            remove(_holder(folder, name), store)
+    try:
+        entries = store.list_files(folder)
+    except FileNotFoundError:
+        entries = []
+    for entry in entries:  # claims come before holders
+        kind, _, name = entry.name.partition("/")
+        with contextlib.suppress(FileNotFoundError):  # removed by another program just now
+            holder = store.read(entry.uri).decode() if kind == "claims" else name
+            if kind in ("claims", "holders") and not is_alive(folder, holder, store):
+                remove(entry.uri, store)
     if not storage.is_remote(folder):
         place = Path(storage.open_filesystem(folder)[1])
         parents = [place.parent] if place.parent.name == "leases" else []  # those of stages share one

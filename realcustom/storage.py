@@ -211,15 +211,18 @@ def begins_any(prefix: str) -> bool:
 
 def s3_client() -> Any:
     """A boto3 client of the environment's store, made once: it takes a good part of a second."""
-    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+    keys = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE", "DEFAULT_REGION", "REGION")
+    names = ("AWS_ENDPOINT_URL", *(f"AWS_{key}" for key in keys))
     return _client_of(*(os.environ.get(name) for name in names))
 
 
 @functools.lru_cache(maxsize=4)
 def _client_of(*settings: str | None) -> Any:
     import boto3
+    from botocore.config import Config
 
-    return boto3.Session().client("s3")
+    retries = {"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}
+    return boto3.Session().client("s3", config=Config(retries=retries))
 
 
 def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
@@ -240,12 +243,9 @@ def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
 
 
 def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
-    import boto3  # pyarrow's listing has no ETag
-    from botocore.config import Config
-
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    client = boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}))
+    client = s3_client()  # pyarrow's listing has no ETag
     # with a delimiter the store leaves out keys in folders below, which would fill the pages of 1000 keys
     options = {} if recursive else {"Delimiter": "/"}
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
