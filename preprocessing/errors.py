@@ -1,4 +1,4 @@
-"""Why a row is excluded, and errors that stop a job. Retries: realcustom/store.py, http_retry.py."""
+"""Why a row is excluded, and errors that stop a job. Retries: realcustom/store.py, realcustom/http_retry.py."""
 
 from __future__ import annotations
 

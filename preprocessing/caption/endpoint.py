@@ -22,8 +22,7 @@ import httpx
 from PIL import Image
 
 from realcustom.errors import UsageError
-from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
-from realcustom.preprocessing.http_retry import (
+from realcustom.http_retry import (
     TryAgain,
     is_passing,
     no_answer,
@@ -31,6 +30,7 @@ from realcustom.preprocessing.http_retry import (
     run_in_thread,
     with_retries,
 )
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
 from realcustom.preprocessing.settings import CaptionSettings
 from realcustom.retry import RetrySettings
 
@@ -51,6 +51,14 @@ T = TypeVar("T")
 
 class EndpointRefused(UsageError):
     """The endpoint cannot caption any picture; the job has to stop."""
+
+
+class _TryPictureAgain(TryAgain):
+    """A transient failure that is the picture's own fault if it lasts."""
+
+    def __init__(self, what: str, fault: DataFault, after: float = 0.0):
+        super().__init__(what, after)
+        self.fault = fault
 
 
 class EndpointCaptioner:
@@ -147,29 +155,32 @@ class EndpointCaptioner:
     async def _patiently(self, action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
         try:
             return await with_retries(action, retries)
+        except _TryPictureAgain as error:
+            raise DataError(error.fault, error.what) from error
         except TryAgain as error:
-            if error.fault is not None:
-                raise DataError(error.fault, error.what) from error
             raise self._down(error.what) from error
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> httpx.Response:
         """One try. Returns the answer; raises where it asks for another try or where no try can help."""
         address = f"{str(self._endpoint.url).rstrip('/')}/{path}"
-        fault = DataFault.ENDPOINT_FAILED if body is not None else None  # one picture can make a server fail
         try:
             async with asyncio.timeout(self._endpoint.timeout):
                 response = await client.request(method, address, json=body)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            raise TryAgain(no_answer(error), fault=fault) from error
+            raise self._failed(no_answer(error), body is not None) from error
         status = response.status_code
         if is_passing(status):
             after = retry_after(response.headers.get("retry-after"))
-            raise TryAgain(f"HTTP {status}", after, None if status in _BUSY else fault)
+            raise self._failed(f"HTTP {status}", body is not None and status not in _BUSY, after)
         if status in (401, 403):
             state = "the key in it is refused" if self._key else "it is not set"
             variable = self._endpoint.key_variable
             raise EndpointRefused(f"{self._name}: HTTP {status}; the key is read from {variable}: {state}")
         return response
+
+    def _failed(self, what: str, by_picture: bool, after: float = 0.0) -> TryAgain:
+        """One picture can make a server fail; a server that is busy, or gives no list of models, is not a picture's fault."""
+        return _TryPictureAgain(what, DataFault.ENDPOINT_FAILED, after) if by_picture else TryAgain(what, after)
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
         response = await self._send(client, "POST", "chat/completions", body)
@@ -188,7 +199,7 @@ class EndpointCaptioner:
             caption = " ".join((text or "").encode("utf-8", "replace").decode().split())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             what = f"the answer is no chat completion: {self._said(response)}"
-            raise TryAgain(what, fault=DataFault.UNREADABLE_ANSWER) from error
+            raise _TryPictureAgain(what, DataFault.UNREADABLE_ANSWER) from error
         if refusal or reason == "content_filter" or _APOLOGY.match(caption):
             raise RowDropped(REFUSED, self._plain(str(refusal or caption or reason)))
         if reason == "length":

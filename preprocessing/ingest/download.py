@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded, naming
-from realcustom.preprocessing.http_retry import (
+from realcustom.http_retry import (
     TryAgain,
     is_passing,
     no_answer,
@@ -23,6 +22,7 @@ from realcustom.preprocessing.http_retry import (
     run_in_thread,
     with_retries,
 )
+from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded, naming
 from realcustom.preprocessing.ingest.hosts import hosts_of_worker
 from realcustom.preprocessing.ingest.url_safety import UrlTarget, resolve
 from realcustom.preprocessing.settings import IngestSettings

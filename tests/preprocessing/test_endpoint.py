@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from realcustom.http_retry import LONGEST_WAIT, retry_after
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.caption.endpoint import EndpointRefused
 from realcustom.preprocessing.catalogue import CAPTION, INGEST
-from realcustom.preprocessing.http_retry import LONGEST_WAIT, retry_after
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import CaptionSettings, EndpointSettings, ExecutionSettings, PreprocessSettings
 from tests.support.caption_server import KEY, MODEL, CaptionServer, caption_of, captioning

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import httpx
 
-from realcustom.preprocessing.errors import DataFault
 from realcustom.retry import RetrySettings
 
 T = TypeVar("T")
@@ -46,12 +45,12 @@ def no_answer(error: Exception) -> str:
 class TryAgain(Exception):
     """A transient failure. After the last try this error is raised unchanged.
 
-    `after`: seconds that the server asks for. `fault`: the row's fault if it lasts; None: never the row's.
+    `after`: seconds that the server asks for.
     """
 
-    def __init__(self, what: str, after: float = 0.0, fault: DataFault | None = None):
+    def __init__(self, what: str, after: float = 0.0):
         super().__init__(what)
-        self.what, self.after, self.fault = what, after, fault
+        self.what, self.after = what, after
 
 
 async def with_retries(action: Callable[[], Awaitable[T]], retries: RetrySettings) -> T:
