@@ -14,6 +14,7 @@ from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli import (
     cluster,
+    evaluate,
     export,
     generate,
     inspect,
@@ -123,3 +124,4 @@ for _module in (quickstart, train, generate, serve, export, inspect, rehearse, s
 app.add_typer(preprocess.app, name="preprocess")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(evaluate.app, name="evaluate")

@@ -1,0 +1,302 @@
+"""What evaluation costs beside the sampler and the metrics' models, and how exact its metrics are.
+
+    python benchmarks/evaluation.py              # about 15 minutes on two cores; needs psutil; torchmetrics if it is there
+    python benchmarks/evaluation.py --only evaluate_rerun_seconds
+
+The suite is one's own: subjects of the drawn world, three pictures each; models are those that ship.
+
+evaluate_overhead           seconds of `evaluate` over those of the same sampler calls and the same models' forwards, models
+                            loaded in both; alternating, both orders
+evaluate_rerun_seconds      the whole command, 3,000 images of 30 subjects x 25 prompts x 4, everything cached
+evaluate_pss_growth         peak PSS of the command with 1,200 new images over that with 120
+evaluate_metric_agreement   largest difference of CLIP-T, CLIP-I and DINO-I to torchmetrics, or where that is not installed to
+                            transformers' whole forward, one picture at a time
+
+Writes benchmarks/results/evaluation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import process_tree
+import record
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.drawing import Call, draw
+from realcustom.evaluation import dreambench
+from realcustom.evaluation.embedding import Clip, Dino
+from realcustom.evaluation.suite import SuiteCase, decode
+from realcustom.evaluation.suites import read_own
+from realcustom.machine import torch_threads
+from realcustom.pipeline.evaluate import evaluate
+from realcustom.pipeline.evaluate_drawing import Where
+from realcustom.pipeline.evaluate_request import Request
+from realcustom.pipeline.recipes import sprites
+from realcustom.sampling import SamplingParams
+from realcustom.sprites import world, zoo_path
+from realcustom.store import Store
+
+RESULTS = record.RESULTS / "evaluation.json"
+METRICS = ("evaluate_overhead", "evaluate_rerun_seconds", "evaluate_pss_growth", "evaluate_metric_agreement")
+CLIP, DINO = str(zoo_path("clip")), str(zoo_path("image_encoder"))
+COLUMNS = (f"clip_t@{CLIP}", f"clip_i@{CLIP}", f"dino_i@{DINO}", f"diversity@{DINO}", f"copying@{DINO}")
+PHOTOS, PAIRS, AGREEING = 3, 5, 32
+BATCH = 16
+
+
+def write_suite(folder: Path, subjects: int, prompts: Sequence[str]) -> tuple[str, str]:
+    """Folder of subjects and file of prompts."""
+    rows = ["subject,class"]
+    for index in range(subjects):
+        first = world.scene(world.Split.EVALUATION, 11 * index)
+        identity = first.subjects[0].identity
+        rows.append(f"s{index:03},{identity.noun}")
+        for number in range(PHOTOS):
+            scene = world.same_scene_with(world.scene(world.Split.EVALUATION, 11 * index + number), identity)
+            path = folder / "subjects" / f"s{index:03}" / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(world.draw(scene).image).save(path)
+    (folder / "subjects" / "subjects.csv").write_text("\n".join(rows) + "\n")
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    return str(folder / "subjects"), str(folder / "prompts.txt")
+
+
+def command(suite: tuple[str, str], output: Path, steps: int) -> list[str]:
+    """The command line; one row that is drawn, and the oracle."""
+    metrics = [part for name in COLUMNS for part in ("--metric", name)]
+    return [
+        *(
+            sys.executable,
+            "-m",
+            "realcustom",
+            "evaluate",
+            "--suite",
+            "own",
+            "--subjects",
+            suite[0],
+            "--prompts",
+            suite[1],
+        ),
+        *("--row", "subject_with_mask", "--row", "oracle", "--steps", str(steps), "--output", str(output), *metrics),
+    ]
+
+
+def overhead(folder: Path) -> list[float]:
+    """Ratios of seconds, evaluate over bare, in pairs of alternating order."""
+    suite = write_suite(folder, 8, dreambench.OBJECT_PROMPTS[:4])
+    ratios = []
+    for pair in range(PAIRS):
+        sides: list[Callable[[], None]] = [
+            lambda pair=pair: run_evaluate(suite, folder / f"output-{pair}"),  # type: ignore[misc]
+            lambda: run_bare(suite),
+        ]
+        seconds = {}
+        for side in (0, 1) if pair % 2 else (1, 0):
+            start = time.perf_counter()
+            sides[side]()
+            seconds[side] = time.perf_counter() - start
+        ratios.append(seconds[0] / seconds[1])
+        print(f"evaluate {seconds[0]:.2f} s, bare {seconds[1]:.2f} s", file=sys.stderr)
+    return ratios
+
+
+def run_evaluate(suite: tuple[str, str], output: Path) -> None:
+    """The verb's function, in this process."""
+    settings = sprites()
+    request = Request(
+        suite="own",
+        base=settings.base,
+        output=str(output),
+        adapters=(str(settings.adapter),),
+        subjects=suite[0],
+        prompts=suite[1],
+        metrics=COLUMNS,
+        rows=("subject_with_mask", "oracle"),
+        sampling=SamplingParams(seed=0),
+        where=Where(),
+    )
+    evaluate(request, replace(settings, evaluate=replace(settings.evaluate, batch_size=BATCH)))
+
+
+def run_bare(suite: tuple[str, str]) -> None:
+    """The same sampler calls, and the same pictures and texts through the same models, with nothing kept."""
+    settings, store = sprites(), Store()
+    cases = read_own(*suite, store, images_per_prompt=settings.evaluate.images_per_prompt, seed=0).cases
+    photos = {
+        photo.uri: decode(store.read(photo.uri), photo.uri) for case in cases for photo in case.references[0].photos
+    }
+    with torch_threads(settings.evaluate.threads):
+        pipe = RealCustomPipeline.from_pretrained(
+            settings.base, adapter=settings.adapter, image_encoder=settings.method.image_encoder.model, device="cpu"
+        )
+        pipe.set_progress_bar_config(disable=True)
+        drawn: list[Image.Image] = []
+        for start in range(0, len(cases), BATCH):
+            batch = cases[start : start + BATCH]
+            drawn += draw(pipe, _call(batch, photos)).images
+        pictures = [*drawn, *photos.values()]
+        clip, dino = Clip(CLIP, "cpu"), Dino(DINO, "cpu")
+        clip.pictures(pictures)
+        clip.texts(sorted({case.prompt for case in cases}))
+        dino.pictures(pictures)
+
+
+def _call(cases: Sequence[SuiteCase], photos: dict[str, Image.Image]) -> Call:
+    given = [case.references[0] for case in cases]
+    return Call(
+        prompt=[case.prompt for case in cases],
+        subjects=[[Subject(image=photos[one.given.uri], word=one.word)] for one in given],
+        sampling=SamplingParams(),
+        generator=[torch.Generator().manual_seed(case.seed) for case in cases],
+    )
+
+
+def rerun(folder: Path) -> float:
+    """Seconds of the command with all of its 3,000 images and values there."""
+    suite = write_suite(folder, 30, dreambench.OBJECT_PROMPTS)
+    line = command(suite, folder / "output", steps=1)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL, cwd=record.ROOT)
+        seconds.append(time.perf_counter() - start)
+        print(f"{seconds[-1]:.2f} s", file=sys.stderr)
+    assert len(list((folder / "output" / "images").glob("*.png"))) == 3000
+    return seconds[1]
+
+
+def pss_growth(folder: Path) -> float:
+    """Peak PSS with ten times the images over that with one time."""
+    peaks = []
+    for images in (120, 1200):
+        suite = write_suite(folder / str(images), 30, dreambench.OBJECT_PROMPTS[: images // 120])
+        line = command(suite, folder / f"output-{images}", steps=4)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        peaks.append(process_tree.run(line, record.ROOT, environment, memory=True).peak_pss)
+        print(f"{images} images: {peaks[-1] / 1e6:.0f} MB", file=sys.stderr)
+    return peaks[1] / peaks[0]
+
+
+def agreement() -> tuple[float, str]:
+    """The largest difference, and what it is a difference to."""
+    scenes = [world.scene(world.Split.EVALUATION, 31 * index) for index in range(AGREEING)]
+    pictures = [Image.fromarray(world.draw(scene).image) for scene in scenes]
+    texts = [scene.caption for scene in scenes]
+    ours, dino = Clip(CLIP, "cpu"), Dino(DINO, "cpu").pictures(pictures)
+    images, prompts = ours.pictures(pictures), ours.texts(texts)
+    hand_images, hand_texts = clip_by_hand(pictures, texts)
+    differences = [
+        np.abs((images * prompts).sum(1) - (hand_images * hand_texts).sum(1)).max(),
+        np.abs(images @ images.T - hand_images @ hand_images.T).max(),
+        np.abs(dino @ dino.T - (hand := dino_by_hand(pictures)) @ hand.T).max(),
+    ]
+    other = "transformers' whole forward"
+    theirs = by_torchmetrics(pictures, texts)
+    if theirs is not None:
+        differences.append(np.abs((images * prompts).sum(1) - theirs).max())
+        other += " and torchmetrics' CLIPScore"
+    return float(max(differences)), other
+
+
+def clip_by_hand(pictures: Sequence[Image.Image], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """One at a time."""
+    model = CLIPModel.from_pretrained(CLIP).eval()
+    processor, tokenizer = CLIPImageProcessorPil.from_pretrained(CLIP), AutoTokenizer.from_pretrained(CLIP)
+    length = model.config.text_config.max_position_embeddings
+    found = []
+    with torch.no_grad():
+        for picture, text in zip(pictures, texts, strict=True):
+            tokens = tokenizer([text], truncation=True, max_length=length, return_tensors="pt")
+            output = model(**tokens, pixel_values=processor(picture, return_tensors="pt").pixel_values)
+            found.append((output.image_embeds[0].double().numpy(), output.text_embeds[0].double().numpy()))
+    return tuple(np.stack([v / np.linalg.norm(v) for v in side]) for side in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def dino_by_hand(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """One at a time."""
+    model = transformers.CLIPVisionModel.from_pretrained(DINO).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(DINO)
+    with torch.no_grad():
+        states = [model(**processor(picture, return_tensors="pt")).last_hidden_state[0, 0] for picture in pictures]
+    vectors = torch.stack(states).double().numpy()
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def by_torchmetrics(pictures: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray | None:
+    """CLIPScore of each pair over 100, which is the cosine where that is above 0; None where it is not installed."""
+    try:
+        from torchmetrics.multimodal.clip_score import CLIPScore  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+
+    def model() -> tuple[Any, Any]:
+        processor = transformers.CLIPProcessor(
+            CLIPImageProcessorPil.from_pretrained(CLIP), AutoTokenizer.from_pretrained(CLIP)
+        )
+        return CLIPModel.from_pretrained(CLIP), processor
+
+    found = []
+    for picture, text in zip(pictures, texts, strict=True):
+        metric = CLIPScore(model_name_or_path=model)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        found.append(float(metric(pixels, text)) / 100)
+    return np.array(found)
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
+    wanted = parser.parse_args().only or METRICS
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not record.is_clean(("realcustom", "evaluation", "pipeline", "benchmarks/*.py")):
+        print("the code differs from the commit that the records will name", file=sys.stderr)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="realcustom-evaluation-") as temporary:
+        for metric in wanted:
+            value, unit, n, spread, note = measure(metric, Path(temporary) / metric)
+            print(f"{metric}: {value:.4g} {unit} {note}", file=sys.stderr)
+            made = record.record(
+                metric, value, unit, n=n, spread=spread, command="python benchmarks/evaluation.py", commit=record.head()
+            )
+            if metric == "evaluate_metric_agreement":  # far below what the record's digits show
+                made |= {"value": float(f"{value:.3g}"), "spread": [0.0, float(f"{value:.3g}")], "against": note}
+            record.write(RESULTS, [made])
+
+
+def measure(metric: str, folder: Path) -> tuple[float, str, int, tuple[float, float] | None, str]:
+    """Value, unit, number, spread and a note."""
+    if metric == "evaluate_overhead":
+        ratios = overhead(folder)
+        low, high = np.quantile(ratios, [0.05, 0.95])
+        return statistics.median(ratios), "ratio", len(ratios), (float(low), float(high)), ""
+    if metric == "evaluate_rerun_seconds":
+        return rerun(folder), "s", 3000, None, "of 3000 images"
+    if metric == "evaluate_pss_growth":
+        return pss_growth(folder), "ratio", 1, None, ""
+    value, other = agreement()
+    return value, "abs", AGREEING, None, other
+
+
+if __name__ == "__main__":
+    main()

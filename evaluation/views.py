@@ -1,0 +1,106 @@
+"""What of a picture is compared: the whole, its subject cut out on white, or its background with the subject greyed.
+
+Where the subject is comes from the suite's own mask, else from a segmenter, whose masks are kept in the output.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from realcustom import storage
+from realcustom.errors import UsageError
+from realcustom.evaluation.suite import Photo, Photos, decode
+from realcustom.reference import cut_out
+from realcustom.store import Store
+
+GREY = 128  # of the pixels that a background view leaves out
+FOLDER = "masks"
+
+
+class View(enum.Enum):
+    """A part of a picture."""
+
+    WHOLE = "whole"
+    SUBJECT = "subject"  # the rest is white, cropped to the subject with a margin of 5 %
+    BACKGROUND = "background"  # the subject is grey
+
+
+class Segmenter(Protocol):
+    """Finds what a word names."""
+
+    identity: str  # of its models and thresholds
+
+    def __call__(self, pictures: Sequence[Image.Image], words: Sequence[str]) -> Sequence[np.ndarray]:
+        """Masks, bool (H, W), one for each RGB picture and its word; all false where it finds nothing."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A picture in a view."""
+
+    photo: Photo
+    word: str = ""  # names the subject, for a segmenter
+    view: View = View.WHOLE
+
+
+class Views:
+    """Makes views."""
+
+    def __init__(self, output: str, photos: Photos, segmenter: Segmenter | None, store: Store) -> None:
+        self._folder, self._photos, self._segmenter, self._store = (
+            storage.join(output, FOLDER),
+            photos,
+            segmenter,
+            store,
+        )
+
+    def key(self, seen: Seen) -> str:
+        """A hash of all that decides the view's pixels, 32 hex digits."""
+        parts = [self._photos.sha256(seen.photo.uri)]
+        if seen.view is not View.WHOLE:
+            parts += [seen.view.value, self._mask_key(seen)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def picture(self, seen: Seen) -> Image.Image | None:
+        """RGB; None for the subject's view where there is no subject."""
+        picture = self._photos.picture(seen.photo.uri)
+        if seen.view is View.WHOLE:
+            return picture
+        mask = self.mask(seen)
+        if seen.view is View.SUBJECT:
+            return cut_out(picture, mask) if mask.any() else None
+        return Image.fromarray(np.where(mask[..., None], np.uint8(GREY), np.asarray(picture)))
+
+    def mask(self, seen: Seen) -> np.ndarray:
+        """Where the subject is, bool (H, W)."""
+        own = self._photos.mask(seen.photo)
+        if own is not None:
+            return own
+        uri = storage.join(self._folder, f"{self._mask_key(seen)}.png")
+        if self._store.exists(uri):
+            return np.asarray(decode(self._store.read(uri), uri).convert("L")) > 0
+        assert self._segmenter is not None, "asked for in _mask_key"
+        mask = np.asarray(self._segmenter([self._photos.picture(seen.photo.uri)], [seen.word])[0], dtype=bool)
+        buffer = io.BytesIO()
+        Image.fromarray(mask).save(buffer, "PNG")
+        self._store.write(uri, buffer.getvalue())
+        return mask
+
+    def _mask_key(self, seen: Seen) -> str:
+        if seen.photo.mask is not None:
+            return self._photos.sha256(seen.photo.mask)
+        if self._segmenter is None:
+            raise UsageError(
+                f"{seen.photo.uri} has no mask, and there is no segmenter: masks are files like 00.mask.png"
+            )
+        parts = [self._photos.sha256(seen.photo.uri), seen.word, self._segmenter.identity]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,57 @@
+"""The columns of an evaluation's table: metrics by their names, with the models that they need."""
+
+from __future__ import annotations
+
+from realcustom.evaluation.metrics import Embedder, Metric, is_clip, make_metric, parse
+from realcustom.evaluation.rubrics import rubric_named
+from realcustom.evaluation.scorers import SeeingColumn, own_function, score_metrics
+from realcustom.evaluation.seeing import SeeingJudge
+from realcustom.evaluation.suite import Photos
+from realcustom.evaluation.views import Views
+from realcustom.pipeline.evaluate_request import Request
+from realcustom.pipeline.recipes import RunSettings
+from realcustom.store import Store
+
+
+class Columns:
+    """The metrics that are asked for, made before anything is drawn. Raises UsageError for one that cannot be."""
+
+    def __init__(self, request: Request, settings: RunSettings, photos: Photos, store: Store) -> None:
+        from realcustom.pipeline.evaluate_masks import SubjectSegmenter
+
+        self.metrics: list[Metric] = []
+        self._seeing: list[SeeingColumn] = []
+        self._embedders: dict[tuple[str, bool], Embedder] = {}
+        segmenter = SubjectSegmenter.of(settings.preprocess)
+        self._views = Views(request.output, photos, segmenter, store)
+        self._request, self._settings, self._photos, self._store = request, settings.evaluate, photos, store
+        if request.suite == "drawn":
+            from realcustom.pipeline.evaluate_drawn import DrawnScorer
+
+            self.metrics += score_metrics(DrawnScorer(), request.output, photos, store)
+        for name in request.metrics or (() if request.suite == "drawn" else self._settings.metrics):
+            self.metrics += self._make(name)
+
+    def conventions(self) -> dict[str, str]:
+        """What each column says, by its name."""
+        return {metric.name: metric.convention for metric in self.metrics}
+
+    def notes(self) -> list[str]:
+        """What is to be said below the table."""
+        return [note for column in self._seeing for note in column.notes()]
+
+    def _make(self, name: str) -> list[Metric]:
+        output = self._request.output
+        if name.endswith("@seeing"):
+            judge = SeeingJudge(self._settings.seeing, rubric_named(name.removesuffix("@seeing")))
+            self._seeing.append(SeeingColumn(judge, output, self._photos, self._store))
+            return [self._seeing[-1].metric]
+        if ":" in name and "@" not in name:
+            return score_metrics(own_function(name), output, self._photos, self._store)
+        kind, model, label = parse(name, self._settings.models)
+        embedder = self._embedders.get((model, is_clip(kind)))
+        if embedder is None:
+            device = self._request.where.device
+            embedder = Embedder(model, is_clip(kind), output, self._views, device, self._store)
+            self._embedders[model, is_clip(kind)] = embedder
+        return [make_metric(kind, label, embedder)]
