@@ -45,9 +45,9 @@ from realcustom.evaluation.embedding import Clip, Dino
 from realcustom.evaluation.suite import SuiteCase, decode
 from realcustom.evaluation.suites import read_own
 from realcustom.machine import torch_threads
-from realcustom.pipeline.evaluate import evaluate
-from realcustom.pipeline.evaluate_drawing import Where
-from realcustom.pipeline.evaluate_request import Request
+from realcustom.pipeline.evaluate.drawing import Where
+from realcustom.pipeline.evaluate.request import Request
+from realcustom.pipeline.evaluate.run import evaluate
 from realcustom.pipeline.recipes import sprites
 from realcustom.sampling import SamplingParams
 from realcustom.sprites import world, zoo_path

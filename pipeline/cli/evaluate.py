@@ -98,10 +98,10 @@ def run(
         raise UsageError("--gpu is for --workers; in this process give --device")
     if sampling.n != 1:
         raise UsageError("--count is set by evaluate.images_per_prompt here: give --set evaluate.images_per_prompt=N")
-    from realcustom.pipeline.evaluate import evaluate
-    from realcustom.pipeline.evaluate_compare import below, parse_floor, read_run, worse
-    from realcustom.pipeline.evaluate_drawing import Where
-    from realcustom.pipeline.evaluate_request import Request
+    from realcustom.pipeline.evaluate.compare import below, parse_floor, read_run, worse
+    from realcustom.pipeline.evaluate.drawing import Where
+    from realcustom.pipeline.evaluate.request import Request
+    from realcustom.pipeline.evaluate.run import evaluate
     from realcustom.store import Store
 
     for text in fail_below or ():
@@ -146,7 +146,7 @@ def compare(
 ) -> None:
     """Paired differences of two evaluations: the same subject, prompt and seed; p adjusted by Holm."""
     from realcustom.evaluation.results import Bootstrap
-    from realcustom.pipeline.evaluate_compare import compare_runs, lines
+    from realcustom.pipeline.evaluate.compare import compare_runs, lines
 
     for line in lines(compare_runs(first, second, Bootstrap())):
         print(line)

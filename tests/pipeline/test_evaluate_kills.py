@@ -19,7 +19,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 from realcustom.pipeline.cli.main import run
 import realcustom.diffusion_pipeline, realcustom.evaluation.embedding
-import realcustom.pipeline.evaluate, realcustom.pipeline.evaluate_page
+import realcustom.pipeline.evaluate.run, realcustom.pipeline.evaluate.page
 command, output, kills = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 def start():

@@ -22,8 +22,8 @@ from realcustom.preprocessing.report.page import render_template
 from realcustom.preprocessing.report.pictures import fit, jpeg_uri
 from realcustom.store import Store
 
-TEMPLATE = Path(__file__).with_name("evaluate_page.html.j2")
-SCRIPT = Path(__file__).with_name("evaluate_page.js.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+SCRIPT = Path(__file__).with_name("page.js.j2")
 SIDE = 160  # pixels of a reference's longer side
 COPIES = 10  # likeliest copies that are shown
 

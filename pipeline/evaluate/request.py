@@ -21,7 +21,7 @@ from realcustom.evaluation.methods import (
 from realcustom.evaluation.metrics import Judged
 from realcustom.evaluation.suite import Suite
 from realcustom.evaluation.table import Setting
-from realcustom.pipeline.evaluate_drawing import Where
+from realcustom.pipeline.evaluate.drawing import Where
 from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.sampling import SamplingParams
@@ -65,7 +65,7 @@ def read_suite(request: Request, settings: RunSettings, store: Store) -> Suite:
     """The suite that the request names, limited. Raises UsageError as its reader."""
     count = {"images_per_prompt": settings.evaluate.images_per_prompt, "seed": request.sampling.seed or 0}
     if request.suite == "drawn":
-        from realcustom.pipeline.evaluate_drawn import drawn_suite
+        from realcustom.pipeline.evaluate.drawn import drawn_suite
 
         return drawn_suite(storage.join(request.output, "subjects"), settings.evaluate.images, store).limited(
             request.limit

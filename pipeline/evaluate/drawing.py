@@ -17,7 +17,7 @@ from realcustom.machine import torch_threads
 from realcustom.pipeline.cluster import connected
 
 if TYPE_CHECKING:
-    from realcustom.pipeline.evaluate_request import Request
+    from realcustom.pipeline.evaluate.request import Request
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from realcustom.evaluation.scorers import SeeingColumn, own_function, score_metr
 from realcustom.evaluation.seeing import SeeingJudge
 from realcustom.evaluation.suite import Photos
 from realcustom.evaluation.views import Views
-from realcustom.pipeline.evaluate_request import Request
+from realcustom.pipeline.evaluate.request import Request
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.store import Store
 
@@ -17,7 +17,7 @@ class Columns:
     """The metrics that are asked for, made before anything is drawn. Raises UsageError for one that cannot be."""
 
     def __init__(self, request: Request, settings: RunSettings, photos: Photos, store: Store) -> None:
-        from realcustom.pipeline.evaluate_masks import SubjectSegmenter
+        from realcustom.pipeline.evaluate.masks import SubjectSegmenter
 
         self.metrics: list[Metric] = []
         self._seeing: list[SeeingColumn] = []
@@ -26,7 +26,7 @@ class Columns:
         self._views = Views(request.output, photos, segmenter, store)
         self._request, self._settings, self._photos, self._store = request, settings.evaluate, photos, store
         if request.suite == "drawn":
-            from realcustom.pipeline.evaluate_drawn import DrawnScorer
+            from realcustom.pipeline.evaluate.drawn import DrawnScorer
 
             self.metrics += score_metrics(DrawnScorer(), request.output, photos, store)
         for name in request.metrics or (() if request.suite == "drawn" else self._settings.metrics):

@@ -9,7 +9,7 @@ from realcustom.errors import UsageError
 from realcustom.evaluation.methods import ORACLE, TEXT_ALONE
 from realcustom.evaluation.results import Bootstrap, Difference, Measured, Results, by_place, compared
 from realcustom.evaluation.tables import read_parquet
-from realcustom.pipeline.evaluate import RESULTS_FILE
+from realcustom.pipeline.evaluate.run import RESULTS_FILE
 from realcustom.store import Store
 
 SIGNIFICANT = 0.05  # adjusted p below which a difference counts

@@ -24,9 +24,9 @@ from realcustom.evaluation.suite import Photo, Photos, Suite
 from realcustom.evaluation.table import Setting
 from realcustom.machine import torch_threads
 from realcustom.pipeline.configure import to_yaml
-from realcustom.pipeline.evaluate_columns import Columns
-from realcustom.pipeline.evaluate_drawing import draw_missing
-from realcustom.pipeline.evaluate_request import (
+from realcustom.pipeline.evaluate.columns import Columns
+from realcustom.pipeline.evaluate.drawing import draw_missing
+from realcustom.pipeline.evaluate.request import (
     SETTINGS_FILE,
     Request,
     check_output,
@@ -142,7 +142,7 @@ def _write(
     speed: Mapping[str, Any],
     store: Store,
 ) -> None:
-    from realcustom.pipeline.evaluate_page import page
+    from realcustom.pipeline.evaluate.page import page
 
     files = {
         RESULTS_FILE: tables.parquet(results.measured),

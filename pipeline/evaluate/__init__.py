@@ -1,0 +1,1 @@
+"""`realcustom evaluate`: a suite drawn, measured and compared."""
