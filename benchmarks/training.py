@@ -14,6 +14,10 @@ checkpoints train_checkpoint_stall_share: a state of 410 MiB every 50 steps of 1
             URI of a real server, with AWS_ENDPOINT_URL)
 speed       train_cached_vs_online: images/s with all three caches over those without any, one thread a model, with the shipped
             models of sprites; what is computed on the fly is computed beside the step, in the thread that reads ahead
+ray         train_ray_vs_bare: images/s of two workers of Ray Train over those of two bare processes with the same steps, whose
+            batches are in memory; the shipped models of sprites
+kills       train_resume_loss_difference: a tiny run killed -9 twenty times at random moments, a quarter of them while a
+            checkpoint is written, against the undisturbed run
 memory      train_activation_ratio: Stable Diffusion 1.5, 512 px, batch 16, counted on tensors without data
 """
 
@@ -33,6 +37,7 @@ RESULTS = record.RESULTS / "training.json"
 CODE = ("training", "realcustom", "benchmarks/*.py")
 MEMORY_GIB = 2.0
 Values = dict[str, tuple[float, str]]  # by metric: value, unit
+REPEATED = {"train_cached_vs_online": 3, "train_ray_vs_bare": 3, "train_resume_loss_difference": 20}  # pairs, or kills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,20 @@ def speed(folder: Path, size: Size, output: str) -> Values:
     return {"train_cached_vs_online": (found["ratio"], "ratio")}
 
 
+def ray(folder: Path, size: Size, output: str) -> Values:
+    """Workers on Ray against bare processes."""
+    steps, pairs = (8, 1) if size is QUICK else (80, 3)
+    found = alone("training_ray.py", str(folder / "ray"), str(steps), str(pairs))
+    return {"train_ray_vs_bare": (found["ratio"], "ratio")}
+
+
+def kills(folder: Path, size: Size, output: str) -> Values:
+    """A run that is killed again and again."""
+    times, steps = (2, 300) if size is QUICK else (20, 4000)
+    found = alone("training_kills.py", str(folder / "kills"), str(times), str(steps))
+    return {"train_resume_loss_difference": (found["difference"], "abs")}
+
+
 def memory(folder: Path, size: Size, output: str) -> Values:
     """Activations, counted."""
     found = alone("training_memory.py")
@@ -108,7 +127,7 @@ def alone(script: str, *arguments: str) -> dict[str, float]:
 
 
 GROUPS: dict[str, Callable[[Path, Size, str], Values]] = {
-    group.__name__: group for group in (reading, index, checkpoints, speed, memory)
+    group.__name__: group for group in (reading, index, checkpoints, speed, ray, kills, memory)
 }
 
 
@@ -135,7 +154,7 @@ def main() -> None:
             record.write(
                 RESULTS,
                 [
-                    record.record(metric, value, unit, command=command, commit=commit)
+                    record.record(metric, value, unit, n=REPEATED.get(metric, 1), command=command, commit=commit)
                     for metric, (value, unit) in values.items()
                 ],
             )

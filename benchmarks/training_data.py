@@ -24,6 +24,7 @@ from realcustom.cells import encode_tensor
 from realcustom.dtype import Dtype
 from realcustom.preprocessing.tables import to_parquet
 from realcustom.record import SCHEMA, record_uid
+from realcustom.settings import MethodSettings
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.batch import Batch
 from realcustom.training.batches import BatchMaker
@@ -96,6 +97,18 @@ class NoEncoders:
         """Not called."""
         raise AssertionError(caption)
 
+    def pooled_text(self, caption: str) -> torch.Tensor:
+        """Not called."""
+        raise AssertionError(caption)
+
+    def augmented_features(self, picture: Picture, *key: object) -> torch.Tensor:
+        """Not called."""
+        raise AssertionError(picture.uid, key)
+
+    def black_features(self) -> torch.Tensor:
+        """Not called."""
+        raise AssertionError
+
     image_features = latents
 
 
@@ -106,17 +119,24 @@ def read(records: str, steps: int, memory_gib: float) -> dict[str, float]:
     memory = Memory.of(memory_gib)
     index = open_index(records)
     held_out, validation = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
-    features = FeatureStore(index, NoEncoders(), memory.features, validation)
     order = DataOrder(index, held_out, BATCH, SETTINGS.seed, SETTINGS.open_parts)
-    maker = BatchMaker(features, Views(index, held_out), SETTINGS, 1000, World())
-    before = bytes_read()
+
+    def reader() -> BatchMaker:
+        features = FeatureStore(index, NoEncoders(), memory.features, validation)
+        return BatchMaker(features, Views(index, held_out), SETTINGS, MethodSettings(), 1000, World())
+
+    maker, before = reader(), bytes_read()
     used = sum(feature_bytes(batch) for batch, _ in maker.validation(validation)) / SETTINGS.validation_timesteps
-    validated = bytes_read()
+    first = bytes_read() - before
     for _ in maker.validation(validation):
         pass
-    again = bytes_read() - validated
-    start, waits, stepped, trained, cpu = time.monotonic(), list[float](), bytes_read(), 0, time.process_time()
+    again = bytes_read() - before - first
+    maker, before, waits, trained, cpu = reader(), bytes_read(), list[float](), 0, time.process_time()
+    # as in a worker: the first batches are made while it validates
     with ReadAhead(lambda step: maker.training(order.share(step, 0, 1)), range(steps), memory.batches) as batches:
+        for _ in maker.validation(validation):
+            time.sleep(STEP_SECONDS / 3)  # a forward
+        start = time.monotonic()
         for _ in range(steps):
             begun = time.monotonic()
             batch = batches.take()
@@ -127,8 +147,8 @@ def read(records: str, steps: int, memory_gib: float) -> dict[str, float]:
         "wait": sum(waits) / (time.monotonic() - start),
         "first_wait_seconds": waits[0],
         "cpu_seconds_per_step": (time.process_time() - cpu) / steps,
-        "read": (bytes_read() - stepped) / trained,
-        "validation": (validated - before) / used,
+        "read": (bytes_read() - before - first) / trained,
+        "validation": first / used,
         "validation_again": again / used,
         "pss": peak.stop(),
         "epoch": order.steps_per_epoch,

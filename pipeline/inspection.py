@@ -1,4 +1,4 @@
-"""Descriptions of files and folders: an adapter, a stage's output, training records, or the shipped models."""
+"""Descriptions of files and folders: an adapter, a training run, a stage's output, training records, or the shipped models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
     """Lines that describe `target`.
 
     Args:
-        target: `zoo`, an adapter checkpoint, a stage's directory, a folder of records, or a Parquet file.
+        target: `zoo`, an adapter checkpoint, a training run, a stage's directory, a folder of records, or a Parquet file.
         images: drawings that `zoo` measures the shipped models on; other seeds give other drawings.
     Raises:
         UsageError: it does not exist, is none of these, or is broken.
@@ -55,6 +55,11 @@ def _folder(folder: str) -> Iterator[str]:
         if not tables:
             yield f"{sum(name.endswith('.tar') for name in names)} webdataset shards"
             return
+    elif {"settings.yaml", "metrics.jsonl"} <= names.keys():
+        from realcustom.training.facts import describe_run
+
+        yield from describe_run(folder, _STORE)
+        return
     elif "adapter.safetensors" in names:
         yield from _adapter(names["adapter.safetensors"])
         return

@@ -29,7 +29,7 @@ from realcustom.settings import (
     SamplerSettings,
     TokenSettings,
 )
-from realcustom.training.settings import Precision, Schedule, TrainSettings
+from realcustom.training.settings import CurriculumPoint, Precision, Schedule, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,13 @@ def paper_sd15() -> RunSettings:
         base="stable-diffusion-v1-5/stable-diffusion-v1-5",
         method=presets.paper_sd15(),
         preprocess=_photographs(resolution=512),
-        train=TrainSettings(use_gpu=True, num_workers=8),
+        train=TrainSettings(
+            use_gpu=True,
+            num_workers=16,  # the paper's
+            precision=Precision.BF16,
+            base_dtype=Precision.BF16,
+            gradient_checkpointing=True,
+        ),
         serve=ServeSettings(num_gpus=1),
     )
 
@@ -168,11 +174,24 @@ def photos_sd15() -> RunSettings:
 
 def released_sdxl() -> RunSettings:
     """RealCustom++ on SDXL as released; `realcustom convert` makes an adapter from the released weights."""
+    paper = paper_sd15()
+    train = dataclasses.replace(
+        paper.train,
+        p_drop_text=0.1,
+        p_drop_image=0.1,
+        p_drop_both=0.05,
+        # other views where records know some; `ref_aug` stands in for them, and needs the records' pictures
+        curriculum=(
+            CurriculumPoint(until_step=paper.train.steps // 2, p_multiview=0.0),
+            CurriculumPoint(until_step=paper.train.steps, p_multiview=0.5),
+        ),
+    )
     return dataclasses.replace(
-        paper_sd15(),
+        paper,
         base="stabilityai/stable-diffusion-xl-base-1.0",
         method=presets.released_sdxl(),
         preprocess=_photographs(resolution=1024),
+        train=train,
     )
 
 

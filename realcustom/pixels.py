@@ -33,6 +33,17 @@ def subject_square(picture: Image.Image, mask: np.ndarray | None, resolution: in
     return (values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
+def square_place(
+    size: tuple[int, int], mask: np.ndarray | None, resolution: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height of the scaled picture, and left and top of `subject_square` in it.
+
+    Args:
+        size: (width, height) of the picture.
+    """
+    return _scaled(size, resolution), _corner(size, mask, resolution)
+
+
 def cut_share(mask: np.ndarray, resolution: int) -> float:
     """The share of a mask's pixels, bool (H, W), that `subject_square` leaves out. Raises ZeroDivisionError if it has none."""
     size = (mask.shape[1], mask.shape[0])

@@ -1,6 +1,7 @@
 """A worker's rows of one step, as tensors.
 
-Legend: B rows, C latent channels, h w latent size, T text tokens, D text width, S visual tokens, Di their width.
+Legend: B rows, C latent channels, h w latent size, T text tokens, D text width, P width of the pooled text, S visual
+tokens, Di their width.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ class Batch:
     noise: torch.Tensor  # (B, C, h, w)
     timesteps: torch.Tensor  # (B,)
     encoder_hidden_states: torch.Tensor  # (B, T, D)
-    image_embeds: torch.Tensor  # (B, S, Di); all zero where the reference is dropped
+    image_embeds: torch.Tensor  # (B, S, Di); where the reference is dropped all zero, or those of a black picture
     weights: torch.Tensor  # (B,); 0 for padding
     total_weight: float  # over all workers
+    pooled_text: torch.Tensor | None = None  # (B, P), SDXL alone
+    time_ids: torch.Tensor | None = None  # (B, 6), SDXL alone
+    error_weights: torch.Tensor | None = None  # (B, 1, h, w), of the parts of a row's error; None: all alike
     numbers: tuple[int, ...] = ()  # of the records
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -33,6 +37,13 @@ class Batch:
         """Bytes of all tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
+    @property
+    def added_conditions(self) -> dict[str, torch.Tensor] | None:
+        """What an SDXL-shaped UNet is conditioned on besides, by diffusers' names; None for another."""
+        if self.pooled_text is None or self.time_ids is None:
+            return None
+        return {"text_embeds": self.pooled_text, "time_ids": self.time_ids}
+
     def pinned(self) -> Batch:
         """In host memory from which a GPU copies while it computes."""
         return self._with({name: tensor.pin_memory() for name, tensor in self.tensors().items()})
@@ -40,7 +51,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """On a device, the features in fp32."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
-        features = {name: moved[name].float() for name in ("latents", "encoder_hidden_states", "image_embeds")}
+        names = ("latents", "encoder_hidden_states", "image_embeds", "pooled_text", "time_ids")
+        features = {name: moved[name].float() for name in names if name in moved}
         return self._with(moved | features)
 
     def _with(self, tensors: dict[str, torch.Tensor]) -> Batch:

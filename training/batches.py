@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from realcustom.settings import MethodSettings, Uncond
 from realcustom.training.batch import Batch
 from realcustom.training.data import Share, Views
-from realcustom.training.draws import Draw, draw_sample
-from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.draws import Draw, draw_sample, uniform
+from realcustom.training.features import BadRecord, FeatureStore, Kind
+from realcustom.training.geometry import error_weights, time_ids
 from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
 
 VALIDATION_SEED = 0  # not a setting: the validation losses of runs with other seeds can be compared
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A sample of a batch, and what was drawn for it."""
+
+    number: int
+    key: tuple[object, ...]  # names its draws: seed, epoch, uid
+    draw: Draw
+    time: float  # in [0, 1), before `timestep_shift`
+    reference: int  # number of the record whose image features it has
+    no_text: bool = False
+    no_image: bool = False
+    augmented: bool = False
 
 
 class BatchMaker:
@@ -25,8 +42,13 @@ class BatchMaker:
         features: FeatureStore,
         views: Views,
         settings: TrainSettings,
+        method: MethodSettings,
         num_train_timesteps: int,
         world: World,
+        *,
+        latent_pixels: int = 8,
+        is_sdxl: bool = False,
+        drop: Callable[[BadRecord], None] | None = None,
     ) -> None:
         """Prepare a worker's batches.
 
@@ -34,17 +56,30 @@ class BatchMaker:
             features: by record number.
             views: other views that may be used as a sample's reference.
             num_train_timesteps: T, of the base model's scheduler.
+            latent_pixels: pixels per latent cell and side.
+            is_sdxl: give each row its pooled text and sizes.
+            drop: is told of a record that cannot be used; its row has weight zero. None: BadRecord is raised.
         """
-        self.features, self.views, self.settings = features, views, settings
+        self.features, self.views, self.settings, self.method = features, views, settings, method
         self.num_train_timesteps, self.world = num_train_timesteps, world
-        self._no_text: torch.Tensor | None = None  # (T, D), of the empty caption
+        self._latent_pixels, self._is_sdxl, self._drop = latent_pixels, is_sdxl, drop
+        self._constants: dict[str, torch.Tensor] = {}  # features of the empty caption and of no reference
 
     def training(self, share: Share) -> Batch:
         """A worker's share of a training step, in host memory."""
+        p_multiview, p_augmented = self.settings.at(share.step)
         numbers = [int(number) for number in share.numbers]
-        latents = [self.features.get(Kind.LATENTS, number) for number in numbers]
-        draws = [self._draw(*row, self.settings.seed, share.epoch) for row in zip(numbers, latents, strict=True)]
-        return self._batch(numbers, latents, draws, share.weights, share.total_weight, training=True)
+        latents, good = self._each(Kind.LATENTS, numbers, self._latents)
+        rows = [self._row(number, share, p_multiview, p_augmented) for number in numbers]
+        return self._batch(rows, latents, share.weights * good, share.total_weight, training=True)
+
+    def prepare_constants(self) -> None:
+        """Compute what stands for a caption or a reference that is dropped, if any is."""
+        settings = self.settings
+        if max(settings.p_drop_text, settings.p_drop_both) > 0:
+            self._no_text()
+        if max(settings.p_drop_image, settings.p_drop_both) > 0:
+            self._no_image(torch.zeros(0))
 
     def validation(self, numbers: np.ndarray) -> Iterator[tuple[Batch, torch.Tensor]]:
         """This worker's share of the held-out records, on its device, each with the stratum of its timestep, (B,).
@@ -56,63 +91,122 @@ class BatchMaker:
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
         mine = cases[self.world.rank :: self.world.size]
         for start in range(0, len(mine), size):
-            rows = mine[start : start + size]
-            weights = (np.arange(size) < len(rows)).astype(np.float32)
-            rows = rows + rows[:1] * (size - len(rows))  # one batch shape: the same arithmetic for every row
-            picked, strata = zip(*rows, strict=True)
-            latents = [self.features.get(Kind.LATENTS, number) for number in picked]
-            draws = [
-                self._draw(number, latent, VALIDATION_SEED, f"validation-{stratum}")
-                for number, latent, stratum in zip(picked, latents, strata, strict=True)
-            ]
-            times = [(stratum + draw.time) / count for stratum, draw in zip(strata, draws, strict=True)]
-            batch = self._batch(picked, latents, draws, weights, 0.0, training=False, times=times)
-            yield batch.to(self.world.device), torch.tensor(strata)
+            picked = mine[start : start + size]
+            weights = (np.arange(size) < len(picked)).astype(np.float32)
+            picked = picked + picked[:1] * (size - len(picked))  # one batch shape: the same arithmetic for every row
+            latents, good = self._each(Kind.LATENTS, [number for number, _ in picked], self._latents)
+            rows = [self._fixed_row(number, stratum) for number, stratum in picked]
+            batch = self._batch(rows, latents, weights * good, 0.0, training=False)
+            yield batch.to(self.world.device), torch.tensor([stratum for _, stratum in picked])
 
-    def _draw(self, number: int, latent: torch.Tensor, seed: int, epoch: int | str) -> Draw:
-        return draw_sample(seed, epoch, self.features.index.uid(number), tuple(latent.shape))
+    def _row(self, number: int, share: Share, p_multiview: float, p_augmented: float) -> Row:
+        settings, key = self.settings, (self.settings.seed, share.epoch, self.features.index.uid(number))
+        draw = draw_sample(*key, self._shape(Kind.LATENTS))
+        both = settings.p_drop_both > 0 and uniform(*key, "drop_both") < settings.p_drop_both
+        views = self.views.of(number) if draw.multiview < p_multiview else ()
+        return Row(
+            number=number,
+            key=key,
+            draw=draw,
+            time=draw.time,
+            reference=int(views[int(draw.view * len(views))]) if len(views) else number,
+            no_text=both or draw.drop_text < settings.p_drop_text,
+            no_image=both or draw.drop_image < settings.p_drop_image,
+            augmented=not len(views) and p_augmented > 0 and uniform(*key, "ref_aug") < p_augmented,
+        )
+
+    def _fixed_row(self, number: int, stratum: int) -> Row:
+        key = (VALIDATION_SEED, f"validation-{stratum}", self.features.index.uid(number))
+        draw = draw_sample(*key, self._shape(Kind.LATENTS))
+        time = (stratum + draw.time) / self.settings.validation_timesteps
+        return Row(number=number, key=key, draw=draw, time=time, reference=number)
 
     def _batch(
-        self,
-        numbers: Sequence[int],
-        latents: list[torch.Tensor],
-        draws: list[Draw],
-        weights: np.ndarray,
-        total_weight: float,
-        training: bool,
-        times: list[float] | None = None,
+        self, rows: list[Row], latents: list[torch.Tensor], weights: np.ndarray, total_weight: float, training: bool
     ) -> Batch:
-        rows = list(zip(numbers, draws, strict=True))
-        text = [self._text(number, draw, training) for number, draw in rows]
-        image = [self._image(number, draw, training) for number, draw in rows]
+        text, good_text = self._each(Kind.TEXT, rows, self._text)
+        image, good_image = self._each(Kind.IMAGE, rows, self._image)
         shift, total = self.settings.timestep_shift, self.num_train_timesteps
-        times = times or [draw.time for draw in draws]
-        steps = [int(total * shift * time / (1 + (shift - 1) * time)) for time in times]
+        steps = [int(total * shift * row.time / (1 + (shift - 1) * row.time)) for row in rows]
+        weighted = training and self.settings.subject_loss_weight != 1
         return Batch(
             latents=_stack(latents),
-            noise=torch.stack([draw.noise for draw in draws]),
+            noise=torch.stack([row.draw.noise for row in rows]),
             timesteps=torch.tensor(steps),
             encoder_hidden_states=_stack(text),
             image_embeds=_stack(image),
-            weights=torch.from_numpy(weights),
+            weights=torch.from_numpy(weights * good_text * good_image),
             total_weight=total_weight,
-            numbers=tuple(numbers),
+            pooled_text=torch.stack([self._pooled(row) for row in rows]) if self._is_sdxl else None,
+            time_ids=torch.tensor([self._time_ids(row.number) for row in rows]) if self._is_sdxl else None,
+            error_weights=torch.stack([self._error_weights(row.number) for row in rows]) if weighted else None,
+            numbers=tuple(row.number for row in rows),
         )
 
-    def _text(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
-        text = self.features.get(Kind.TEXT, number)
-        if not training or draw.drop_text >= self.settings.p_drop_text:
-            return text
-        if self._no_text is None:
-            self._no_text = self.features.encoders.text_features("").cpu()
-        return self._no_text
+    def _each(
+        self, kind: Kind, rows: Sequence[int] | Sequence[Row], make: Callable[..., torch.Tensor]
+    ) -> tuple[list[torch.Tensor], np.ndarray]:
+        """A feature of each row, and 1 where it could be had; elsewhere it is zero."""
+        found: list[torch.Tensor | None] = []
+        for row in rows:
+            try:
+                found.append(make(row))
+            except BadRecord as error:
+                if self._drop is None:
+                    raise
+                self._drop(error)
+                found.append(None)
+        filled = [torch.zeros(self._shape(kind)) if tensor is None else tensor for tensor in found]
+        return filled, np.array([tensor is not None for tensor in found], np.float32)
 
-    def _image(self, number: int, draw: Draw, training: bool) -> torch.Tensor:
-        views = self.views.of(number) if training and draw.multiview < self.settings.p_multiview else ()
-        reference = int(views[int(draw.view * len(views))]) if len(views) else number
-        image = self.features.get(Kind.IMAGE, reference)
-        # keys and values have no bias: features of zero are the base model without a reference
-        return torch.zeros_like(image) if training and draw.drop_image < self.settings.p_drop_image else image
+    def _shape(self, kind: Kind) -> tuple[int, ...]:
+        return tuple(self.features.shapes[kind])
+
+    def _latents(self, number: int) -> torch.Tensor:
+        return self.features.get(Kind.LATENTS, number)
+
+    def _text(self, row: Row) -> torch.Tensor:
+        text = self.features.get(Kind.TEXT, row.number)
+        return self._no_text() if row.no_text else text
+
+    def _no_text(self) -> torch.Tensor:
+        return self._constant("text", lambda: self.features.encoders.text_features(""))
+
+    def _pooled(self, row: Row) -> torch.Tensor:
+        if row.no_text:
+            return self._constant("pooled", lambda: self.features.encoders.pooled_text(""))
+        return self.features.pooled_text(row.number)
+
+    def _image(self, row: Row) -> torch.Tensor:
+        if row.augmented and not row.no_image:
+            return self.features.augmented(row.number, *row.key)
+        image = self.features.get(Kind.IMAGE, row.reference)
+        return self._no_image(image) if row.no_image else image
+
+    def _no_image(self, image: torch.Tensor) -> torch.Tensor:
+        """What stands for no reference, as in sampling."""
+        if self.method.guidance.uncond is Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
+            return self._constant("image", self.features.encoders.black_features)
+        return torch.zeros_like(image)  # keys and values have no bias: the base model without a reference
+
+    def _constant(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if name not in self._constants:
+            self._constants[name] = make().float().cpu()
+        return self._constants[name]
+
+    @property
+    def _resolution(self) -> int:
+        return self._shape(Kind.LATENTS)[-1] * self._latent_pixels
+
+    def _time_ids(self, number: int) -> list[float]:
+        size, mask = self.features.size(number), self.features.mask(number)
+        ids = time_ids(size, mask, self._resolution, self.method.base.time_ids_order)
+        return list(map(float, ids))
+
+    def _error_weights(self, number: int) -> torch.Tensor:
+        height, width = self._shape(Kind.LATENTS)[-2:]
+        mask = self.features.mask(number)
+        return error_weights(mask, self._resolution, (height, width), self.settings.subject_loss_weight)
 
 
 def _stack(rows: list[torch.Tensor]) -> torch.Tensor:

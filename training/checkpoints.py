@@ -85,6 +85,11 @@ def file_name(step: int) -> str:
     return f"{PREFIX}{step:08d}{SUFFIX}"
 
 
+def step_of(uri: str) -> int:
+    """The step in the name of such a file."""
+    return int(uri.rpartition(PREFIX)[2].removesuffix(SUFFIX))
+
+
 def prune(folder: str, latest: int, best: int, losses: Mapping[str, float], store: Store) -> None:
     """Remove all files of steps in `folder` but the `latest` ones and the `best` ones by validation loss."""
     there = list_checkpoints(folder, store)

@@ -50,6 +50,7 @@ def split(index: RecordIndex, fraction: float, at_most: int) -> tuple[np.ndarray
 class Share:
     """A worker's share of a step: some of the batch's records."""
 
+    step: int  # optimizer step, from 0
     epoch: int
     numbers: np.ndarray  # (n,) record numbers; n is the same on every worker, in every step
     weights: np.ndarray  # (n,) float32: 1, or 0 for padding
@@ -86,7 +87,7 @@ class DataOrder:
         mine = batch[rank * size : (rank + 1) * size]
         padded = np.concatenate([mine, np.full(size - len(mine), batch[0])])
         weights = (np.arange(size) < len(mine)).astype(np.float32)
-        return Share(epoch=epoch, numbers=padded, weights=weights, total_weight=float(len(batch)))
+        return Share(step=step, epoch=epoch, numbers=padded, weights=weights, total_weight=float(len(batch)))
 
     def _batch(self, epoch: int, start: int, end: int) -> np.ndarray:
         self._begin(epoch)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from realcustom.base import Base, encode_pixels, encode_prompts
+from realcustom.base_loading import load_base
 from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity
@@ -17,23 +18,34 @@ from realcustom.image_encoder import ImageEncoder, count_local_views, load_image
 from realcustom.pixels import subject_square
 from realcustom.reference import on_white, prepare_reference
 from realcustom.settings import MethodSettings
+from realcustom.training.augment import augment
 from realcustom.training.features import Kind, Picture
+
+VAE = "vae"
 
 
 class FrozenEncoders:
     """Latents and text features by the base model's parts, image features by the image encoder."""
 
-    def __init__(self, base: Base, image_encoder: str, method: MethodSettings, device: torch.device) -> None:
-        """Use the loaded base model; the image encoder is loaded when it is first needed.
+    def __init__(
+        self, base: Base, image_encoder: str, method: MethodSettings, device: torch.device, source: str = ""
+    ) -> None:
+        """Use the base model; the image encoder is loaded when it is first needed.
 
         Args:
-            base: the loaded base model; its VAE and text encoder are moved when they are first needed.
+            base: the base model; its VAE and text encoders are moved when they are first needed.
             image_encoder: folder or hub id.
             device: where features are computed.
+            source: folder or hub id of the base, of which the UNet is loaded: the other parts when they are first needed.
+                Empty: all are loaded.
         """
-        self.base, self.settings, self.device = base, method.image_encoder, device
+        self.base, self.settings, self.device, self._source = base, method.image_encoder, device, source
+        self._pooled = method.base.sdxl_pooled
         self._image_encoder = image_encoder
+        self.resolution, self.latent_pixels = base.resolution, base.vae_scale_factor
         self.image_encoder_identity = model_identity(image_encoder)
+        if source:
+            self.give_up()
 
     @functools.cached_property
     def image_encoder(self) -> ImageEncoder:
@@ -47,23 +59,58 @@ class FrozenEncoders:
 
     def loaded(self) -> Base:
         """The base model with all parts on the device; never if the records' caches hold all features."""
-        for model in (self.base.vae, self.base.text_encoder):
-            model.to(self.device)
+        return self._with(VAE, *self._text)
+
+    def give_up(self) -> None:
+        """Free the image encoder, the VAE and the text encoders. What is needed after all is loaded again."""
+        self.base.pipeline.register_modules(**dict.fromkeys((VAE, *self._text)))
+        self.__dict__.pop("image_encoder", None)
+
+    def _with(self, *parts: str) -> Base:
+        """The base model with some of its parts on the device, loaded where they are not."""
+        pipeline = self.base.pipeline
+        missing = [part for part in parts if getattr(pipeline, part) is None]
+        if missing:
+            loaded = load_base(self._source, dtype=torch.float32, only=missing).pipeline
+            pipeline.register_modules(**{part: getattr(loaded, part) for part in missing})
+        for part in parts:
+            getattr(pipeline, part).to(self.device)
         return self.base
+
+    @property
+    def _text(self) -> tuple[str, ...]:
+        return ("text_encoder", "text_encoder_2") if self.base.is_sdxl else ("text_encoder",)
 
     def latents(self, picture: Picture) -> torch.Tensor:
         """(C, h, w) of the picture's square that shows the subject, at the base model's own size."""
         mask = None if picture.subject_mask is None else decode_mask(picture.subject_mask)
-        pixel_values = subject_square(on_white(decode_picture(picture.image)), mask, self.base.resolution)
-        return encode_pixels(self.loaded(), pixel_values[None].to(self.device))[0]
+        pixel_values = subject_square(on_white(decode_picture(picture.image)), mask, self.resolution)
+        return encode_pixels(self._with(VAE), pixel_values[None].to(self.device))[0]
 
     def text_features(self, caption: str) -> torch.Tensor:
         """(T, D)."""
-        return encode_prompts(self.loaded(), [caption]).hidden[0]
+        return encode_prompts(self._with(*self._text), [caption], self._pooled).hidden[0]
+
+    def pooled_text(self, caption: str) -> torch.Tensor:
+        """(P,)."""
+        pooled = encode_prompts(self._with(*self._text), [caption], self._pooled).pooled
+        assert pooled is not None, "the base is SDXL-shaped"
+        return pooled[0]
 
     def image_features(self, picture: Picture) -> torch.Tensor:
         """(S, Di) of the reference that `image_encoder.reference` asks for."""
-        return self.image_encoder.encode(self.image_encoder.prepare(self.reference(picture))[None])[0]
+        return self._encoded(self.reference(picture))
+
+    def augmented_features(self, picture: Picture, *key: object) -> torch.Tensor:
+        """(S, Di) of that reference, augmented as `key` draws it."""
+        return self._encoded(augment(self.reference(picture), *key))
+
+    def black_features(self) -> torch.Tensor:
+        """(S, Di) of a black picture, what the released negative branch has for a reference."""
+        return self.image_encoder.encode_black()[0]
+
+    def _encoded(self, reference: Image.Image) -> torch.Tensor:
+        return self.image_encoder.encode(self.image_encoder.prepare(reference)[None])[0]
 
     def reference(self, picture: Picture) -> Image.Image:
         """The square picture that is the image encoder's input."""

@@ -3,15 +3,17 @@
 Features are computed one record at a time, so that a record's features do not depend on which others are in its batch:
 that keeps a resumed run, and one with another number of workers, exact.
 
-Legend: C latent channels, h w latent size, T text tokens, D text width, S visual tokens, Di their width.
+Legend: C latent channels, h w latent size, T text tokens, D text width, P width of the pooled text, S visual tokens, Di
+their width.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from realcustom.cells import decode_tensor
+from realcustom.cells import decode_mask, decode_tensor
 from realcustom.errors import UsageError
-from realcustom.store import Store
+from realcustom.store import StorageRefused, Store
 from realcustom.training.index import RecordIndex
 from realcustom.training.reading import RowGroups
 
@@ -45,6 +47,21 @@ class Picture:
     subject_mask: dict[str, Any] | None
 
 
+class BadRecord(UsageError):
+    """A record whose features cannot be had or used; the message names it and its file."""
+
+    uid: str
+    number: int
+
+    @classmethod
+    def of(cls, index: RecordIndex, number: int, reason: str) -> BadRecord:
+        """The error for a record, for a reason that begins with the feature's name."""
+        file, _ = index.file_of(index.group_of(number)[0])
+        error = cls(f"record {index.uid(number)} in {index.files[file]}: {reason}")
+        error.uid, error.number = index.uid(number), number
+        return error
+
+
 class Encoders(Protocol):
     """The frozen models that compute features. Each method raises UsageError if the record lacks the data for it."""
 
@@ -54,8 +71,17 @@ class Encoders(Protocol):
     def text_features(self, caption: str) -> torch.Tensor:
         """(T, D)."""
 
+    def pooled_text(self, caption: str) -> torch.Tensor:
+        """(P,), of an SDXL-shaped base."""
+
     def image_features(self, picture: Picture) -> torch.Tensor:
         """(S, Di)."""
+
+    def augmented_features(self, picture: Picture, *key: object) -> torch.Tensor:
+        """(S, Di) of the reference, augmented as `key` draws it."""
+
+    def black_features(self) -> torch.Tensor:
+        """(S, Di) of a black picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +122,15 @@ class FeatureStore:
         self._rows = RowGroups(index, memory, store or Store())
         self._room = memory // 2  # bytes left for features that are kept
         self._held_out = frozenset(() if held_out is None else held_out.tolist())
-        self._kept: dict[tuple[Kind, int], torch.Tensor] = {}
-        self._shapes: dict[Kind, torch.Size] = {}
+        self._kept: dict[tuple[Kind | str, int], torch.Tensor] = {}
+        self.shapes: dict[Kind, torch.Size] = {}  # of the first record's features, and so of all
         self._lock = threading.RLock()  # batches are made in a thread, validated in another
 
     def get(self, kind: Kind, number: int) -> torch.Tensor:
         """The feature of record `number`, on the CPU, in the dtype of its cache (fp32 where computed).
 
-        Raises UsageError, naming the record, where there is neither a cache nor a picture to compute it from, where a
-        cache is broken or holds a value that is not finite, and where its shape is not that of the records before.
+        Raises BadRecord where there is neither a cache nor a picture to compute it from, where a cache is broken or holds a
+        value that is not finite, and where its shape is not that of the records before.
         """
         with self._lock:
             kept = self._kept.get((kind, number))
@@ -112,17 +138,58 @@ class FeatureStore:
                 return kept
             cell = self._rows.cell(number, kind.value)
             computed = not cell.is_valid
-            try:
+            with self._naming(number, kind.value):
                 tensor = self._compute(kind, number) if computed else _decode(cell)
-            except UsageError as error:
-                raise UsageError(f"record {self.index.uid(number)}, {kind.value}: {error}") from error
             self._check(kind, number, tensor)
-            size = tensor.numel() * tensor.element_size()
-            if (computed or number in self._held_out) and size <= self._room:
-                self._room -= size
-                self._rows.limit -= size
-                self._kept[kind, number] = tensor
+            if computed or number in self._held_out:
+                self._keep(kind, number, tensor)
             return tensor
+
+    def augmented(self, number: int, *key: object) -> torch.Tensor:
+        """The image features of record `number`'s reference, augmented as `key` draws it. Raises BadRecord without a picture."""
+        with self._lock, self._naming(number, "augmented reference"):
+            return self.encoders.augmented_features(self.picture(number), *key).float().cpu()
+
+    def pooled_text(self, number: int) -> torch.Tensor:
+        """The pooled text (P,) of record `number`'s caption, in fp32 on the CPU: no cache holds it."""
+        with self._lock:
+            kept = self._kept.get(("pooled", number))
+            if kept is None:
+                kept = self.encoders.pooled_text(self._rows.cell(number, "caption").as_py()).float().cpu()
+                self._keep("pooled", number, kept)
+            return kept
+
+    def is_cached(self, number: int) -> bool:
+        """Whether record `number` has all features in its caches."""
+        with self._lock:
+            return all(self._rows.cell(number, kind.value).is_valid for kind in Kind)
+
+    def size(self, number: int) -> tuple[int, int]:
+        """(width, height) of record `number`'s picture, pixels."""
+        with self._lock:
+            return self._rows.cell(number, "width").as_py(), self._rows.cell(number, "height").as_py()
+
+    def mask(self, number: int) -> np.ndarray | None:
+        """Where the subject is, bool (H, W); None where that is unknown."""
+        with self._lock:
+            cell = self._rows.cell(number, "subject_mask").as_py()
+        return None if cell is None else decode_mask(cell)
+
+    def _keep(self, kind: Kind | str, number: int, tensor: torch.Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if size <= self._room:
+            self._room -= size
+            self._rows.limit -= size
+            self._kept[kind, number] = tensor
+
+    @contextlib.contextmanager
+    def _naming(self, number: int, what: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageRefused:
+            raise
+        except UsageError as error:
+            raise BadRecord.of(self.index, number, f"{what}: {error}") from error
 
     def picture(self, number: int) -> Picture:
         """The columns that features are computed from."""
@@ -144,18 +211,14 @@ class FeatureStore:
         return compute(picture).float().cpu()
 
     def _check(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
-        shape = self._shapes.setdefault(kind, tensor.shape)
+        shape = self.shapes.setdefault(kind, tensor.shape)
         if tensor.shape != shape:
-            raise UsageError(
-                f"record {self.index.uid(number)}: its {kind.value} have shape {tuple(tensor.shape)}, those of the "
-                f"records before {tuple(shape)}; records of one run have one size"
-            )
+            found = f"its {kind.value} have shape {tuple(tensor.shape)}, those of the records before {tuple(shape)}"
+            raise BadRecord.of(self.index, number, f"{found}; records of one run have one size")
         if not all(math.isfinite(end) for end in tensor.aminmax()):  # a tenth of the time of isfinite(tensor)
-            file, _ = self.index.file_of(self.index.group_of(number)[0])
-            raise UsageError(
-                f"record {self.index.uid(number)} in {self.index.files[file]}: its {kind.value} hold a value that is not "
-                f"finite; run the encode stage over it again, or remove the record"
-            )
+            found = f"its {kind.value} hold a value that is not finite"
+            way_out = "run the encode stage over it again, remove it, or set train.bad_records=drop"
+            raise BadRecord.of(self.index, number, f"{found}; {way_out}")
 
 
 def _decode(cell: pa.StructScalar) -> torch.Tensor:

@@ -11,6 +11,20 @@ from realcustom.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """Where a run branches off another one."""
+
+    checkpoint: str  # uri; is read only while the new run has none of its own
+    identity: str  # of the parent's configuration
+    step: int
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides the bytes, without where it lies."""
+        return {"identity": self.identity, "step": self.step}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """The inputs, settings and output of a training run."""
 
@@ -21,5 +35,6 @@ class TrainingJob:
     method: MethodSettings
     settings: TrainSettings
     initial_adapter: str | None
+    parent: Parent | None = None  # where it branches off another run
     resolved: Mapping[str, Any]  # all settings that decide the result, as in settings.yaml
     identity: str  # hash of those that may not change when the run is continued, 16 hex digits

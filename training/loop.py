@@ -19,10 +19,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from realcustom.errors import UsageError
+from realcustom.model import PROJECTOR, SCORING
 from realcustom.training.batch import Batch
 from realcustom.training.draws import training_influence_quantity
 from realcustom.training.objective import Objective, squared_error
-from realcustom.training.settings import Precision, Schedule, TrainSettings
+from realcustom.training.optimizers import make_optimizer, moments, set_rate, start_moments
+from realcustom.training.schedules import learning_rate
+from realcustom.training.settings import Optimizer, Precision, TrainSettings
 
 
 class TrainingDiverged(UsageError):
@@ -37,6 +40,11 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the device computes beside the host, which waits where it reads a value."""
+        return self.device.type != "cpu"
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over the workers."""
         if self.size > 1:
@@ -50,18 +58,10 @@ class StepResult:
 
     loss: float  # over the whole batch
     grad_norm: float  # before clipping
+    grad_norms: dict[str, float]  # of the parts of the trained model
     lr: float
     skipped: bool  # a non-finite loss or gradient: nothing was changed
     stop: bool  # a worker was asked to end the run
-
-
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule."""
-    rate = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
-    if settings.schedule is Schedule.COSINE and step >= settings.warmup:
-        progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-        rate = settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return rate
 
 
 class Trainer:
@@ -88,13 +88,24 @@ class Trainer:
         trained: dict[str, nn.Parameter] = model.trained_parameters()  # type: ignore[operator]
         self.parameters = {name: value for name, value in sorted(trained.items()) if value.requires_grad}
         self.model = model
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=settings.weight_decay)
-        self.ema = (
-            {name: value.detach().clone() for name, value in self.parameters.items()} if settings.ema_decay else {}
-        )
+        # with it a step that is not finite is skipped on the device, and the host need not wait to know
+        self.guarded = world.asynchronous and settings.optimizer is Optimizer.ADAMW
+        self.optimizer = make_optimizer(settings, self.parameters, self.guarded)
+        self.ema = self._copies() if settings.ema_decay else {}
         self.step_count = 0  # optimizer steps taken or skipped
-        self.skipped_total = 0
+        self.skipped_total = 0  # of those that were read
         self.skipped_in_a_row = 0
+        self._unread: list[tuple[torch.Tensor, float]] = []  # loss, gradient norm and stop of a step; its rate
+        self._taken: torch.Tensor | None = None  # steps that changed the weights, on the device
+
+    @functools.cached_property
+    def _groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters by the part that they belong to."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, value in self.parameters.items():
+            part = {SCORING: "scoring", PROJECTOR: "projector"}.get(name.partition(".")[0], "projections")
+            groups.setdefault(part, []).append(value)
+        return groups
 
     @functools.cached_property
     def forward_model(self) -> nn.Module:
@@ -102,12 +113,15 @@ class Trainer:
         return self.model if self.world.size == 1 else DistributedDataParallel(self.model)
 
     def step(self, batch: Batch, stop: bool = False) -> StepResult:
-        """Train on one batch.
+        """Train on one batch and read its result; the arguments and errors are those of `launch` and `read`."""
+        self.launch(batch, stop)
+        return self.read()[-1]
+
+    def launch(self, batch: Batch, stop: bool = False) -> None:
+        """Train on one batch, without waiting for an asynchronous device.
 
         Args:
             stop: whether this worker is asked to end the run.
-        Raises:
-            TrainingDiverged: the last `max_skipped_steps` steps were not finite.
         """
         settings = self.settings
         quantity = training_influence_quantity(self.influence_quantities, settings.seed, self.step_count)
@@ -121,16 +135,34 @@ class Trainer:
                 # DDP averages gradients over workers; the batch's loss is the sum over them
                 (loss * self.world.size).backward()
             total += loss.detach()
-        loss_value, stopped = self.world.sum(torch.stack([total, total.new_tensor(stop)])).tolist()
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        grad_norm = float(norm)
+        loss, stopped = self.world.sum(torch.stack([total, total.new_full((), float(stop))]))
+        norms = [torch.nn.utils.get_total_norm(_gradients(values)) for values in self._groups.values()]
+        norm = torch.nn.utils.get_total_norm(_gradients(self.parameters.values()))
+        finite = torch.isfinite(loss) & torch.isfinite(norm)  # from reduced values: the same on all workers
         rate = learning_rate(settings, self.step_count)
-        finite = math.isfinite(loss_value) and math.isfinite(grad_norm)  # from reduced values: the same on all workers
-        if finite:
-            self._update(rate, norm)
-        self._count(finite)
-        return StepResult(loss=loss_value, grad_norm=grad_norm, lr=rate, skipped=not finite, stop=stopped > 0)
+        self._update(rate, norm, finite)
+        told = [loss, stopped, norm, *norms]
+        self._unread.append((torch.stack([value.double().to(loss.device) for value in told]), rate))
+        self.step_count += 1
+
+    def read(self) -> list[StepResult]:
+        """The results of all steps since the last reading; waits for the device.
+
+        Raises:
+            TrainingDiverged: `max_skipped_steps` steps in a row were not finite.
+        """
+        unread, self._unread = self._unread, []
+        results = []
+        for number, (values, rate) in enumerate(unread):
+            loss, stopped, grad_norm, *norms = values.tolist()
+            finite = math.isfinite(loss) and math.isfinite(grad_norm)
+            self._count(finite, self.step_count - len(unread) + number + 1)
+            parts = dict(zip(self._groups, norms, strict=True))
+            result = StepResult(
+                loss=loss, grad_norm=grad_norm, grad_norms=parts, lr=rate, skipped=not finite, stop=stopped > 0
+            )
+            results.append(result)
+        return results
 
     def _weights(self, batch: Batch) -> torch.Tensor:
         """The weight of each row's error in training, (B,)."""
@@ -149,8 +181,10 @@ class Trainer:
                 batch.image_embeds,
                 objective.alphas_cumprod[batch.timesteps],
                 influence_quantity,
+                batch.added_conditions,
             )  # (B, C, h, w)
-        return squared_error(prediction, objective.target(batch.latents, batch.noise, batch.timesteps))
+        target = objective.target(batch.latents, batch.noise, batch.timesteps)
+        return squared_error(prediction, target, batch.error_weights)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A context with the arithmetic of `precision`."""
@@ -197,52 +231,78 @@ class Trainer:
         return self.forward_model.no_sync()  # gradients are exchanged once, with the last chunk
 
     @torch.no_grad()
-    def _update(self, rate: float, norm: torch.Tensor) -> None:
+    def _update(self, rate: float, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        """Change the weights and their average, unless the step is not finite."""
+        if not self.guarded and not bool(finite):
+            return
         if self.settings.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.grad_clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
+        if self.guarded:
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.ema:
-            taken = self.step_count - self.skipped_total
-            decay = min(self.settings.ema_decay, (1 + taken) / (10 + taken))  # lower in early steps: forget the start
-            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+            self._average(finite)
 
-    def _count(self, finite: bool) -> None:
-        self.step_count += 1
+    def _average(self, finite: torch.Tensor) -> None:
+        ours = [value.to(self._ema_device) for value in self.parameters.values()]
+        averages = list(self.ema.values())
+        if not self.guarded:
+            torch._foreach_lerp_(averages, ours, 1 - self._decay(self.step_count - self.skipped_total))
+            return
+        if self._taken is None:
+            self._taken = finite.new_full((), self.step_count - self.skipped_total, dtype=torch.float32)
+        decay = ((1 + self._taken) / (10 + self._taken)).clamp(max=self.settings.ema_decay)
+        weight = ((1 - decay) * finite).to(self._ema_device)  # of a skipped step zero
+        for average, value in zip(averages, ours, strict=True):
+            average.lerp_(value, weight)
+        self._taken += finite
+
+    def _decay(self, taken: int) -> float:
+        """Of the average: lower in early steps, to forget the start."""
+        return min(self.settings.ema_decay, (1 + taken) / (10 + taken))
+
+    @property
+    def _ema_device(self) -> torch.device:
+        return torch.device("cpu") if self.settings.ema_on_host else self.world.device
+
+    def _copies(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().to(self._ema_device, copy=True) for name, value in self.parameters.items()}
+
+    def _count(self, finite: bool, step: int) -> None:
         self.skipped_total += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= self.settings.max_skipped_steps:
             raise TrainingDiverged(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step "
-                f"{self.step_count}; try a smaller lr (it is {self.settings.lr}) or precision fp32"
+                f"{step}; try a smaller lr (it is {self.settings.lr}) or precision fp32"
             )
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """All data for a resume: tensors by name, and counters."""
+        """All data for a resume: tensors by name, and counters. All results are read."""
+        assert not self._unread, "counters are those of the results that were read"
         tensors = {f"weights.{name}": value.detach() for name, value in self.parameters.items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
-        for name, parameter in self.parameters.items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.optimizer.state:
-                    tensors[f"{key}.{name}"] = self.optimizer.state[parameter][key]
+        tensors |= moments(self.optimizer, self.parameters)
         counters = {"step": self.step_count, "skipped": self.skipped_total, "skipped_in_a_row": self.skipped_in_a_row}
         return tensors, counters
 
+    @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], counters: dict[str, int]) -> None:
         """Continue from `state()`. Raises UsageError naming tensors that are missing or unexpected."""
         taken = counters["step"] - counters["skipped"]
-        kinds = ["weights", *(["ema"] if self.ema else []), *(["exp_avg", "exp_avg_sq"] if taken else [])]
-        expected = {f"{kind}.{name}" for kind in kinds for name in self.parameters}
-        if expected != tensors.keys():
-            wrong = sorted(expected ^ tensors.keys())
-            raise UsageError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
-        device = self.world.device
-        self._assign({name: tensors[f"weights.{name}"] for name in self.parameters})
-        self.ema = {name: tensors[f"ema.{name}"].to(device) for name in self.ema}
-        for name, parameter in self.parameters.items():
-            if taken:
-                moments = {key: tensors[f"{key}.{name}"].to(device) for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(taken)), **moments}
+        if taken:
+            start_moments(self.optimizer, self.parameters, taken, self.guarded)
         self.step_count, self.skipped_total = counters["step"], counters["skipped"]
         self.skipped_in_a_row = counters["skipped_in_a_row"]
+        self._taken = None
+        own = self.state()[0]
+        if own.keys() != tensors.keys():
+            wrong = sorted(own.keys() ^ tensors.keys())
+            raise UsageError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

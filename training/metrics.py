@@ -1,17 +1,17 @@
-"""Metrics of a run: metrics.jsonl, log lines, and TensorBoard if it is installed."""
+"""Metrics of a run: metrics.jsonl, log lines, and the sinks that are asked for."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 
 from realcustom import storage
 from realcustom.store import Store
 from realcustom.training.background import Background
 from realcustom.training.loop import StepResult
 from realcustom.training.metrics_file import MetricsFile, Row
+from realcustom.training.sinks import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +23,20 @@ class Metrics:
     """Averages steps into rows. Only the first worker has one."""
 
     def __init__(
-        self, output: str, store: Store, background: Background, steps: int, step: int, progress: dict[str, float]
+        self,
+        output: str,
+        store: Store,
+        background: Background,
+        sinks: Sequence[Sink],
+        steps: int,
+        step: int,
+        progress: dict[str, float],
     ) -> None:
         """Continue the metrics of `output` after `step` of `steps` steps.
 
         Args:
             background: writes the rows.
+            sinks: get them too.
             progress: the checkpoint's.
         """
         self._file, self._background = MetricsFile(output, store), background
@@ -42,14 +50,10 @@ class Metrics:
         self.loss_before = progress.get("loss_before")  # the first validation loss
         self.loss_after = progress.get("loss_after")  # the latest one
         self.validated_at = -1  # step of the latest validation of this start
-        self._images, self._waited = 0.0, 0.0
+        self._images, self._steps = 0.0, 0
         self._since = self._started = self._written = time.monotonic()
         self._said = 0.0
-        self._board = None
-        if importlib.util.find_spec("tensorboard") and not storage.is_remote(output):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(storage.join(output, "tensorboard"), purge_step=step)
+        self._sinks = sinks
 
     def progress(self) -> dict[str, float]:
         """The sums of the current row and the validation losses, for the checkpoint."""
@@ -57,27 +61,35 @@ class Metrics:
         losses = {"loss_before": self.loss_before, "loss_after": self.loss_after}
         return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped} | losses
 
-    def add_step(self, result: StepResult, images: float, waited: float) -> None:
-        """One step: its result, the records of its batch, and the seconds spent on making the batch."""
+    def add_step(self, result: StepResult, images: float) -> None:
+        """One step: its result, and the records of its batch."""
         self.count += not result.skipped
         self.skipped += result.skipped
         self.loss_sum += 0.0 if result.skipped else result.loss
         self._images += images
-        self._waited += waited
+        self._steps += 1
 
-    def close_row(self, step: int, result: StepResult) -> None:
-        """Write the mean over the steps since the last row."""
-        seconds = max(1e-9, time.monotonic() - self._since)
+    def close_row(self, step: int, result: StepResult, seconds: Mapping[str, float], more: Mapping[str, float]) -> None:
+        """Write the mean over the steps since the last row.
+
+        Args:
+            seconds: that the parts of these steps took together; "data" is waiting for batches.
+            more: further numbers of the row.
+        """
+        passed = max(1e-9, time.monotonic() - self._since)
         row: Row = {
             "step": step,
             "loss": self.loss_sum / self.count if self.count else None,
             "lr": result.lr,
             "grad_norm": result.grad_norm if not result.skipped else None,
+            "grad_norms": result.grad_norms if not result.skipped else {},
             "skipped": self.skipped,
-            "images_per_second": round(self._images / seconds, 2),
-            "data_wait": round(self._waited / seconds, 4),
+            "images_per_second": round(self._images / passed, 2),
+            "data_wait": round(seconds.get("data", 0.0) / passed, 4),
+            "seconds": {name: round(value / max(1, self._steps), 6) for name, value in seconds.items()},
+            **more,
         }
-        self.loss_sum, self.count, self.skipped, self._images, self._waited = 0.0, 0, 0, 0.0, 0.0
+        self.loss_sum, self.count, self.skipped, self._images, self._steps = 0.0, 0, 0, 0.0, 0
         self._since = time.monotonic()
         self._add(row)
         if time.monotonic() - self._said > WRITE_SECONDS or step == self.steps:
@@ -98,6 +110,16 @@ class Metrics:
         logger.info("step %d/%d  validation loss %.5f", step, self.steps, loss)
         self.restart_clock()
 
+    @property
+    def images(self) -> float:
+        """Records of the current row."""
+        return self._images
+
+    @property
+    def seconds(self) -> float:
+        """Since the current row began."""
+        return max(1e-9, time.monotonic() - self._since)
+
     def restart_clock(self) -> None:
         """Restart the clock of images/s."""
         self._since = time.monotonic()
@@ -107,29 +129,22 @@ class Metrics:
         rows, self._rows, self._written = self._rows, [], time.monotonic()
         if rows:
             self._background.put(lambda: self._file.add(rows))
-        if self._board is not None:
-            self._board.flush()
+        for sink in self._sinks:
+            slow = sink.flush()
+            if slow is not None:
+                self._background.put(slow)
 
     def close(self) -> None:
         """Write the remaining rows, and all of them into one file."""
         self.flush()
         self._background.wait()
         self._file.cut(self.steps)
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _add(self, row: Row) -> None:
         self._rows.append(row)
-        if self._board is not None:
-            for name, value in _scalars(row):
-                self._board.add_scalar(name, value, row["step"])
+        for sink in self._sinks:
+            sink.add(row)
         if time.monotonic() - self._written > self._interval:
             self.flush()
-
-
-def _scalars(row: Row) -> Iterator[tuple[str, float]]:
-    for name, value in row.items():
-        if isinstance(value, list):
-            yield from ((f"{name}/{number}", part) for number, part in enumerate(value))
-        elif name != "step" and value is not None:
-            yield name, value

@@ -75,6 +75,9 @@ class Objective:
         return alphas.sqrt(), (1 - alphas).sqrt()
 
 
-def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row over (C, h, w), in fp32; (B,)."""
-    return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
+def squared_error(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of each row over (C, h, w), in fp32; (B,). With `weights`, (B, 1, h, w), the weighted mean."""
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    if weights is None:
+        return errors.flatten(1).mean(1)
+    return (errors.mean(1, keepdim=True) * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)

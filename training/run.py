@@ -32,18 +32,23 @@ from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
 from realcustom.store import Store, check_readable, check_writable
 from realcustom.training import data
+from realcustom.training.branch import find_parent
+from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.data import split
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
 from realcustom.training.metrics_file import read_rows
-from realcustom.training.settings import OPERATIONAL, TrainSettings, may_change
+from realcustom.training.optimizers import check_optimizer
+from realcustom.training.settings import OPERATIONAL, Schedule, TrainSettings, may_change
+from realcustom.training.sinks import check_loggers
 from realcustom.training.stopping import stop_at_sigterm
 
 logger = logging.getLogger(__name__)
 
 _WAY_OUT = {  # of a difference that has one of its own
-    "train.steps": "its learning rate ends with its last step: only a run with train.schedule=constant is trained further"
+    "train.steps": "its learning rate ends with its last step: only a run with train.schedule=constant, or wsd, is trained "
+    "further"
 }
 
 
@@ -67,6 +72,7 @@ def train(
     settings: TrainSettings,
     initial_adapter: str | None = None,
     local: bool = False,
+    parent: str | None = None,
 ) -> TrainResult:
     """Train the adapter and the scoring module of `method` on training records.
 
@@ -77,6 +83,8 @@ def train(
         image_encoder: folder or hub id; None: `method.image_encoder.model`.
         initial_adapter: adapter checkpoint to start from; None: new weights.
         local: train in this process, without Ray, as the only worker.
+        parent: `RUN` or `RUN@STEP`: begin at that run's latest checkpoint, or at that of a step, with its weights, moments
+            and step count; settings may differ from the parent's.
     Raises:
         UsageError: a missing or unsuitable input, or an `output` of a run with another configuration (nothing is
             written then); a storage that does not answer within `settings.retries`; TrainingDiverged if the loss stayed
@@ -85,11 +93,12 @@ def train(
         RuntimeError: workers were lost more often than `settings.max_failures`; or a bug in one, with its trace.
     """
     output = output if storage.is_remote(output) else os.path.abspath(output)
-    for place in (records, output, *([initial_adapter] if initial_adapter else [])):
+    for place in (records, output, *([initial_adapter] if initial_adapter else []), *([parent] if parent else [])):
         check_readable(place)  # a wrong address is reported at once, a later outage is retried
-    job = _make_job(
-        records, output, base, image_encoder or method.image_encoder.model, method, settings, initial_adapter
-    )
+    check_optimizer(settings)
+    check_loggers(settings.loggers)
+    encoder = image_encoder or method.image_encoder.model
+    job = make_job(records, output, base, encoder, method, settings, initial_adapter, parent)
     finished = _finished(job)
     if finished is not None:
         logger.info("%s is finished already", output)
@@ -111,28 +120,39 @@ def train(
     return result
 
 
-def _make_job(
+def make_job(
     records: str,
     output: str,
     base: str,
     image_encoder: str,
     method: MethodSettings,
     settings: TrainSettings,
-    initial_adapter: str | None,
+    initial_adapter: str | None = None,
+    parent: str | None = None,
 ) -> TrainingJob:
+    """The job of a run, after all checks that need no model; the arguments and errors are those of `train`."""
+    if parent is not None and initial_adapter is not None:
+        raise UsageError("a run begins from an adapter or from a step of another run: give --initial-adapter or --from")
     store = Store(settings.retries)
     index = open_index(records, store)
     described, reported = (store.exists(storage.join(records, name)) for name in ("stage.json", "report.json"))
     if described and not reported:
         logger.warning("the stage that writes %s has not finished: only the records there are trained on", records)
     split(index, settings.validation_fraction, settings.validation_records)
-    adapter_hash = None
-    if initial_adapter is not None:
-        read_header(initial_adapter, store)
-        adapter_hash = adapter_sha256(initial_adapter, store)
+    branch = None if parent is None else find_parent(_absolute_run(parent), output, store)
+    if branch is not None and branch.step >= settings.steps:
+        raise UsageError(
+            f"--from {parent}: {branch.step} steps are done there, train.steps={settings.steps}; give more"
+        )
     # absolute, or with the revision: as in the stage `encode`, and the same for a resumed run
     base, image_encoder = resolve_model(base), resolve_model(image_encoder)
     encoder_identity = model_identity(image_encoder)
+    adapter_hash = None
+    if initial_adapter is not None:
+        theirs = read_header(initial_adapter, store).image_encoder
+        if theirs != encoder_identity:
+            logger.warning("the initial adapter was trained with image encoder %s, this run has another", theirs)
+        adapter_hash = adapter_sha256(initial_adapter, store)
     method = replace(method, image_encoder=replace(method.image_encoder, model=encoder_identity))  # a folder may move
     resolved = {
         "records": index.identity,
@@ -142,10 +162,12 @@ def _make_job(
         "method": to_dict(method),
         "data_order": data.VERSION,
         "train": {name: value for name, value in to_dict(settings).items() if name not in OPERATIONAL},
+        **({} if branch is None else {"parent": branch.provenance}),
     }
     free = may_change(settings)
     decisive = {**resolved, "train": {name: value for name, value in resolved["train"].items() if name not in free}}
     _check_same_run(storage.join(output, "settings.yaml"), decisive, free, store)
+    _check_rate_not_fallen(output, settings, store)
     return TrainingJob(
         records=_absolute(records),
         output=output,
@@ -154,6 +176,7 @@ def _make_job(
         method=method,
         settings=settings,
         initial_adapter=None if initial_adapter is None else _absolute(initial_adapter),
+        parent=branch,
         resolved=resolved,
         identity=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16],
     )
@@ -162,6 +185,29 @@ def _make_job(
 def _absolute(path: str) -> str:
     """A local path as absolute, so that a worker with another working directory finds it; a hub id or URI unchanged."""
     return os.path.abspath(path) if os.path.exists(path) else path
+
+
+def _absolute_run(parent: str) -> str:
+    run, at, step = parent.rpartition("@")
+    return f"{_absolute(run)}@{step}" if step.isdigit() and at else _absolute(parent)
+
+
+def _check_rate_not_fallen(output: str, settings: TrainSettings, store: Store) -> None:
+    """Raise UsageError where a run's `steps` change although its rate has begun to fall towards the old ones."""
+    uri = storage.join(output, "settings.yaml")
+    if settings.schedule is not Schedule.WSD or not store.exists(uri):
+        return
+    before = int(yaml.safe_load(store.read(uri))["train"]["steps"])
+    falls = min(before, settings.steps) - settings.decay
+    done = [step_of(checkpoint) for checkpoint in list_checkpoints(storage.join(output, "checkpoints"), store)]
+    if before == settings.steps or not done or done[-1] <= falls:
+        return
+    whole = [step for step in done if step <= falls]
+    way = f"branch from a step before: --from {output}@{whole[-1]} --output NEW" if whole else "choose another --output"
+    raise UsageError(
+        f"train.steps was {before} there and is {settings.steps} now; the rate of schedule=wsd has begun to fall at step "
+        f"{falls}, and {done[-1]} are done; {way}"
+    )
 
 
 def _check_same_run(uri: str, decisive: Mapping[str, Any], free: frozenset[str], store: Store) -> None:

@@ -19,8 +19,50 @@ class Precision(enum.Enum):
 class Schedule(enum.Enum):
     """Learning rate after warm-up."""
 
-    CONSTANT = "constant"
+    CONSTANT = "constant"  # its run is trained further with more `steps`
     COSINE = "cosine"  # to zero at the last step
+    LINEAR = "linear"  # to zero at the last step
+    WSD = "wsd"  # warm-up, stable, decay: constant, then linear to zero over the last `decay` steps
+
+
+class Optimizer(enum.Enum):
+    """What moves the weights."""
+
+    ADAMW = "adamw"  # torch's; fused on a GPU
+    ADAMW_8BIT = "adamw_8bit"  # torchao's: moments in 8 bits, 2 bytes a weight in the place of 8
+
+
+class BadRecords(enum.Enum):
+    """What becomes of a record whose features are not finite, short, or cannot be computed."""
+
+    STOP = "stop"  # the run ends and names it
+    DROP = "drop"  # its place in its batch has weight zero; report.json lists it
+
+
+class Logger(enum.Enum):
+    """Where curves go, beside metrics.jsonl."""
+
+    TENSORBOARD = "tensorboard"  # OUTPUT/tensorboard
+    WANDB = "wandb"  # Weights & Biases, as its own environment variables say
+    MLFLOW = "mlflow"  # MLFLOW_TRACKING_URI
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumPoint:
+    """Probabilities at a step; between two points they change linearly, before the first and after the last not at all."""
+
+    until_step: int  # optimizer step at which these hold
+    p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
+    ref_aug: float = (
+        0.0  # probability that the record's own reference is scaled (0.5 to 1), turned (15 degrees) and mirrored
+    )
+
+    def __post_init__(self) -> None:
+        if self.until_step < 0:
+            raise UsageError(f"until_step={self.until_step} must not be negative")
+        for name in ("p_multiview", "ref_aug"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +73,14 @@ class TrainSettings:
     steps: int = 160_000  # optimizer steps
     batch_size: int = 64  # records per optimizer step, over all workers
     gradient_accumulation: int = 1  # number of forwards that a worker's share of the batch is split into
+    optimizer: Optimizer = Optimizer.ADAMW
     weight_decay: float = 1e-2  # AdamW, decoupled
     schedule: Schedule = Schedule.CONSTANT
     warmup: int = 500  # steps of linear warm-up
+    decay: int = 0  # steps at the end in which the rate of `schedule: wsd` falls; the adapter is best after them
     grad_clip: float = 1.0  # largest gradient norm; 0 = no clipping
     ema_decay: float = 0.0  # of the trained weights, in [0, 1); 0 = off. When on, the adapter holds the EMA weights
+    ema_on_host: bool = False  # keep the EMA weights in host memory: less of the GPU's, a copy over the bus each step
     precision: Precision = Precision.FP32
     base_dtype: Precision = Precision.FP32  # of the frozen UNet's weights; bf16 halves them and needs precision bf16
     gradient_checkpointing: bool = (
@@ -47,11 +92,16 @@ class TrainSettings:
     timestep_shift: float = 1.0  # t = s u / (1 + (s - 1) u), u uniform: 1 = uniform, as the paper; more = noisier
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
     p_drop_image: float = 0.0  # probability that a sample has no reference (its image features are zero)
+    p_drop_both: float = 0.0  # probability that a sample has neither, beside those two
     p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
+    # `{until_step, p_multiview, ref_aug}`: both change linearly from one point to the next, in the place of p_multiview
+    curriculum: tuple[CurriculumPoint, ...] = ()
+    subject_loss_weight: float = 1.0  # weight of the error inside the subject's mask, that outside is 1; 1 = off
     open_parts: int = (
         8  # parts of files (whole row groups, some 128 MiB) whose rows are mixed with each other at a time
     )
 
+    bad_records: BadRecords = BadRecords.STOP
     validation_fraction: float = 0.05  # share of the pictures that is held out, chosen by a hash of their uid
     validation_records: int = 64  # at most this many are held out
     validation_timesteps: int = 4  # fixed timesteps per held-out record
@@ -62,10 +112,16 @@ class TrainSettings:
     sample_steps: int = 20  # denoising steps of a sample
 
     checkpoint_every: int = 500  # steps; 0 = only after the last one: an interrupted run begins again
+    checkpoint_minutes: float = 0.0  # further ones, this long after the one before; 0 = none
     keep_checkpoints: int = 2  # the latest ones, and their adapters in adapters/
     keep_best: int = 1  # further ones with the least validation loss, of those that were written at a validation
     max_skipped_steps: int = 10  # consecutive steps with a non-finite loss or gradient before the run stops
     max_failures: int = 2  # times that lost workers are replaced; -1 = without limit
+    step_timeout_minutes: float = (
+        0.0  # a worker whose step takes longer is ended, and replaced as a lost one; 0 = never
+    )
+    loggers: tuple[Logger, ...] = (Logger.TENSORBOARD,)  # beside metrics.jsonl
+    device_tflops: float = 0.0  # of one GPU at this precision, for MFU; 0 = from its name, where that is known
 
     num_workers: int = 2  # data-parallel processes
     threads: int = 0  # CPU threads per worker; 0 = the machine's cores over its workers
@@ -93,11 +149,12 @@ class TrainSettings:
                 "threads",
                 "memory_gib",
             ),
-            *("val_every", "log_every", "checkpoint_every", "sample_every"),
+            *("val_every", "log_every", "checkpoint_every", "sample_every", "decay", "subject_loss_weight"),
+            *("checkpoint_minutes", "step_timeout_minutes", "device_tflops"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("p_drop_text", "p_drop_image", "p_multiview"):
+        for name in ("p_drop_text", "p_drop_image", "p_drop_both", "p_multiview"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
         for name in ("lr", "timestep_shift"):
@@ -109,10 +166,38 @@ class TrainSettings:
             raise UsageError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 turns it off")
         if not 0 < self.validation_fraction < 1:
             raise UsageError(f"validation_fraction={self.validation_fraction} must be in (0, 1)")
+        self._check_schedule()
         if self.max_failures < -1:
             raise UsageError(f"max_failures={self.max_failures} must be -1 (no limit) or more")
         if self.num_workers > self.batch_size:
             raise UsageError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
+
+    def _check_schedule(self) -> None:
+        if self.schedule is Schedule.WSD and not 0 < self.decay <= self.steps:
+            raise UsageError(
+                f"schedule=wsd needs decay, 1 to steps={self.steps}: how many steps its rate falls; {self.decay}"
+            )
+        if self.schedule is not Schedule.WSD and self.decay:
+            raise UsageError(f"decay={self.decay} belongs to schedule=wsd; {self.schedule.value} has none")
+        steps = [point.until_step for point in self.curriculum]
+        if steps != sorted(set(steps)):
+            raise UsageError(f"the curriculum's until_step must rise from one point to the next: {steps}")
+        if self.curriculum and self.p_multiview:
+            raise UsageError(
+                f"p_multiview={self.p_multiview} is given beside a curriculum, which has its own; set it to 0"
+            )
+
+    def at(self, step: int) -> tuple[float, float]:
+        """p_multiview and the probability of an augmented reference, at an optimizer step (from 0)."""
+        points = self.curriculum
+        if not points:
+            return self.p_multiview, 0.0
+        after = next((number for number, point in enumerate(points) if point.until_step >= step), len(points) - 1)
+        end, start = points[after], points[max(0, after - 1)]
+        length = end.until_step - start.until_step
+        share = min(1.0, (step - start.until_step) / length) if length else 1.0
+        p_multiview = start.p_multiview + share * (end.p_multiview - start.p_multiview)
+        return p_multiview, start.ref_aug + share * (end.ref_aug - start.ref_aug)
 
 
 # Settings that may differ when a run is continued: they change how it runs and what it tells, not the weights.
@@ -122,6 +207,10 @@ OPERATIONAL = frozenset(
             "keep_checkpoints",
             "keep_best",
             "checkpoint_every",
+            "checkpoint_minutes",
+            "step_timeout_minutes",
+            "loggers",
+            "device_tflops",
             "max_failures",
             "num_workers",
             "threads",
@@ -134,5 +223,8 @@ OPERATIONAL = frozenset(
 
 
 def may_change(settings: TrainSettings) -> frozenset[str]:
-    """Names of the settings that may differ when a run is continued: with a schedule that has no end, `steps` too."""
-    return OPERATIONAL | ({"steps"} if settings.schedule is Schedule.CONSTANT else set())
+    """Names of the settings that may differ when a run is continued: with a schedule that has no end, `steps` too.
+
+    `wsd` has none before its rate begins to fall.
+    """
+    return OPERATIONAL | ({"steps"} if settings.schedule in (Schedule.CONSTANT, Schedule.WSD) else set())

@@ -35,7 +35,7 @@ def convert(
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="ADAPTER|STAGE_DIR|RECORDS|zoo", help="What to describe.")],
+    target: Annotated[str, typer.Argument(metavar="ADAPTER|RUN|STAGE_DIR|RECORDS|zoo", help="What to describe.")],
     images: Annotated[int, typer.Option(min=1, help="For zoo: drawings to measure on.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="For zoo: other seeds give other drawings.")] = 0,
     sheet: Annotated[
@@ -44,7 +44,7 @@ def inspect(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=500, help="With --html: rows to show, spread over all.")] = 48,
 ) -> None:
-    """Describe an adapter, a stage's output or a table of records; `zoo` measures the shipped models."""
+    """Describe an adapter, a training run, a stage's output or a table of records; `zoo` measures the shipped models."""
     if sheet is not None and (target == "zoo" or target.endswith(".safetensors")):
         raise UsageError(f"--html shows the rows of a stage's output or of records as pictures, and {target} has none")
     if sheet is not None:
@@ -78,6 +78,7 @@ VERBS = {
     ),
     inspect: (
         "realcustom inspect adapter.safetensors",
+        "realcustom inspect outputs/train",
         "realcustom inspect outputs/records/select@0123456789ab --html outputs/select.html",
         "realcustom inspect zoo",
     ),

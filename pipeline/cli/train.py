@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from realcustom.errors import require_all
+from realcustom.errors import UsageError, require_all
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
 from realcustom.pipeline.cluster import connected
 from realcustom.pipeline.devices import check_training
 from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
+from realcustom.pipeline.recipes import RunSettings
 from realcustom.store import check_writable
 
 TERMINATED = 143  # exit status of a program ended by SIGTERM
@@ -24,11 +25,25 @@ def train(
     records: Annotated[
         str, typer.Option("--input", metavar="RECORDS", help="Directory of encode, the root of all stages, or a table.")
     ],
-    output: Annotated[str, typer.Option(metavar="DIR", help="Adapter, metrics, samples, checkpoints; path or URI.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Adapter, metrics, samples, checkpoints; path or URI.")
+    ] = None,
     initial_adapter: Annotated[
         str | None, typer.Option(metavar="FILE", help="Adapter whose weights training starts from; else new ones.")
     ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN[@STEP]", help="Begin at a checkpoint of another run, with any settings that fit."
+        ),
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="One worker in this process, without Ray.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: count the records and the memory, measure a step here.")
+    ] = False,
+    hourly_price: Annotated[
+        float | None, typer.Option(min=0, help="With --dry-run: of one worker, for the cost of the whole run.")
+    ] = None,
     *,
     models: EncoderOptions,
     given: SettingsOptions,
@@ -46,6 +61,15 @@ def train(
             else []
         ),
     )
+    if parent is not None:
+        require_path(
+            parent.partition("@")[0] if parent.rpartition("@")[2].isdigit() else parent, "--from", "training run"
+        )
+    if dry_run:
+        _try(settings, records, initial_adapter, hourly_price)
+        return
+    if output is None:
+        raise UsageError("--output DIR is missing: where the adapter, metrics and checkpoints go")
     check_writable(output)
     check_training(settings.train, local, address)
     with contextlib.nullcontext() if local else connected(address):
@@ -62,6 +86,7 @@ def train(
                 settings=settings.train,
                 initial_adapter=initial_adapter,
                 local=local,
+                parent=parent,
             )
         except Stopped as stopped:
             command = shlex.join(["realcustom", *sys.argv[1:]])
@@ -72,9 +97,28 @@ def train(
     print(f"sha256 {result.sha256}")
 
 
+def _try(settings: RunSettings, records: str, initial_adapter: str | None, hourly_price: float | None) -> None:
+    check_training(settings.train, local=True, address=None)
+    from realcustom.training.trial import estimate
+
+    lines = estimate(
+        records,
+        settings.base,
+        settings.method,
+        settings.train,
+        initial_adapter=initial_adapter,
+        hourly_price=hourly_price,
+    )
+    for line in lines:
+        print(line, flush=True)
+
+
 VERBS = {
     train: (
         "realcustom train --input outputs/records/encode@0123456789ab --output outputs/train",
+        "realcustom train --input outputs/records/encode@0123456789ab --dry-run --hourly-price 2.5",
+        "realcustom train --input outputs/records/encode@0123456789ab --from outputs/train@500 --output outputs/slower "
+        "--set train.lr=1e-5",
         "realcustom train --input s3://bucket/encode@0123456789ab --output s3://bucket/train --set train.lr=3e-5",
     )
 }

@@ -40,6 +40,15 @@ class NoEncoders:
     def text_features(self, caption: str) -> torch.Tensor:
         raise AssertionError(caption)
 
+    def pooled_text(self, caption: str) -> torch.Tensor:
+        raise AssertionError(caption)
+
+    def augmented_features(self, picture: Picture, *key: object) -> torch.Tensor:
+        raise AssertionError(picture, key)
+
+    def black_features(self) -> torch.Tensor:
+        raise AssertionError
+
     image_features = latents
 
 

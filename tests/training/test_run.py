@@ -29,7 +29,7 @@ from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.data import Share
 from realcustom.training.draws import training_influence_quantity
 from realcustom.training.features import Kind
-from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.loop import Trainer, TrainingDiverged, World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import Precision, Schedule, TrainSettings
@@ -181,7 +181,7 @@ def test_a_projector_is_trained_with_the_rest(world: SimpleNamespace, tmp_path: 
 def make_worker(world: SimpleNamespace, tmp_path: Path, settings: TrainSettings, **arguments: str) -> Worker:
     method = METHOD
     records = arguments.get("records", world.caches)
-    job = run._make_job(records, str(tmp_path), world.base, world.image_encoder, method, settings, None)
+    job = run.make_job(records, str(tmp_path), world.base, world.image_encoder, method, settings)
     return Worker(job, World())
 
 
@@ -266,6 +266,17 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(world: SimpleNamespac
     )
 
 
+def test_a_full_gpu_names_the_settings_that_help(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "launch", full)
+    with pytest.raises(UsageError, match=r"gradient_checkpointing=true, a larger train\.gradient_accumulation, or"):
+        fit(world, tmp_path)
+
+
 def test_a_skipped_step_lists_its_records(
     world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +356,7 @@ def test_bad_inputs_write_nothing(world: SimpleNamespace, tmp_path: Path) -> Non
         fit(world, output, initial_adapter=str(tmp_path / "absent.safetensors"))
     with pytest.raises(ValueError, match="unet"):
         train(world.caches, str(output), world.image_encoder, world.image_encoder, METHOD, SETTINGS, local=True)
-    with pytest.raises(ValueError, match="SDXL-shaped base"):
+    with pytest.raises(ValueError, match="made for another one"):
         sdxl = tiny_sdxl_base(tmp_path / "sdxl")
         train(world.caches, str(output), sdxl, world.image_encoder, METHOD, SETTINGS, local=True)
     crop = replace(METHOD, image_encoder=ImageEncoderSettings(reference=Reference.CROP))

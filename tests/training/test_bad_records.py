@@ -1,0 +1,85 @@
+"""Records whose features cannot be used: the run ends and names them, or drops them and gives an account."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from realcustom.training.data import split
+from realcustom.training.features import BadRecord
+from realcustom.training.indexing import open_index
+from realcustom.training.run import TrainResult
+from realcustom.training.settings import BadRecords
+from tests.support.training_corpus import to_cell
+from tests.support.training_runs import SETTINGS, Killed, curve, fit, kill_at
+
+DROP = replace(SETTINGS, bad_records=BadRecords.DROP, steps=5, checkpoint_every=3, val_every=0)
+
+
+@pytest.fixture
+def spoilt(world: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """Records of which one that is held out, the first, and two that are trained on are bad."""
+    index = open_index(world.caches)
+    held_out, validated = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
+    trained = np.setdiff1d(np.arange(len(index)), held_out)
+    faults = {int(validated[0]): "nan", int(trained[3]): "nan", int(trained[7]): "dtype", int(trained[9]): "short"}
+    (tmp_path / "records").mkdir()
+    number = 0
+    for path in sorted(Path(world.caches).iterdir()):
+        table, rows = pq.read_table(path), pq.read_table(path).to_pylist()
+        for row in rows:
+            fault = faults.get(number)
+            if fault == "nan":
+                values = np.frombuffer(row["image_features"]["data"], np.float32).copy()
+                values[5] = np.nan
+                row["image_features"]["data"] = values.tobytes()
+            elif fault == "dtype":
+                row["latents"]["dtype"] = "float8"
+            elif fault == "short":
+                shape = row["text_features"]["shape"]
+                row["text_features"] = to_cell(torch.zeros(shape[0] - 1, shape[1]))
+            number += 1
+        pq.write_table(type(table).from_pylist(rows, schema=table.schema), tmp_path / "records" / path.name)
+    uids = {index.uid(bad): kind for bad, kind in faults.items()}
+    return SimpleNamespace(records=str(tmp_path / "records"), uids=uids, count=len(index), held_out=len(held_out))
+
+
+def test_the_run_ends_and_names_record_and_file(
+    world: SimpleNamespace, spoilt: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(BadRecord, match=r"record \w+ in \S+\.parquet: its image_features hold .*bad_records=drop"):
+        fit(world, tmp_path / "run", records=spoilt.records)
+
+
+def test_dropped_records_are_accounted_for(
+    world: SimpleNamespace, spoilt: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(world, tmp_path / "whole", DROP, spoilt.records)
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    assert {one["uid"] for one in report["dropped_records"]} == set(spoilt.uids)
+    assert report["in"] == spoilt.count == report["trained"] + report["held_out"] + report["dropped"]
+    assert report["held_out"] == spoilt.held_out - 1 and report["dropped"] == 4
+    assert all(row["skipped"] == 0 for row in whole.curve if "skipped" in row)
+    with monkeypatch.context() as patch:
+        kill_at(4, patch)
+        with pytest.raises(Killed):
+            fit(world, tmp_path / "killed", DROP, spoilt.records)
+    result = fit(world, tmp_path / "killed", DROP, spoilt.records)
+    assert result.sha256 == whole.sha256 and curve(result) == curve(whole)
+    assert json.loads((tmp_path / "killed" / "report.json").read_text()) == report
+
+
+def test_a_run_without_bad_records_does_not_change(
+    world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path
+) -> None:
+    result = fit(world, tmp_path, replace(SETTINGS, bad_records=BadRecords.DROP))
+    assert curve(result) == curve(undisturbed)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dropped"] == 0 and report["in"] == report["trained"] + report["held_out"]

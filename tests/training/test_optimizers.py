@@ -1,0 +1,102 @@
+"""Optimizers and averages: the guard on the device equals that of the host; 8 bits; host memory."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from realcustom.errors import UsageError
+from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.run import make_job
+from realcustom.training.settings import Optimizer, TrainSettings
+from realcustom.training.worker import Worker
+from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardedWorld(World):
+    """A CPU that is used as a GPU is: the host does not read the results of each step."""
+
+    @property
+    def asynchronous(self) -> bool:
+        return True
+
+
+def make_worker(world: SimpleNamespace, output: Path, settings: TrainSettings, where: World) -> Worker:
+    return Worker(make_job(world.caches, str(output), world.base, world.image_encoder, METHOD, settings), where)
+
+
+def test_a_step_is_skipped_on_the_device_as_on_the_host(world: SimpleNamespace, tmp_path: Path) -> None:
+    guarded, plain = (make_worker(world, tmp_path, SETTINGS, where) for where in (GuardedWorld(), World()))
+    assert guarded.trainer.guarded and not plain.trainer.guarded
+    for step in range(4):
+        batch = plain.batches.training(plain.order.share(step, 0, 1))
+        if step == 2:
+            batch = replace(batch, latents=torch.full_like(batch.latents, torch.nan))
+        guarded.trainer.launch(batch)
+        plain.trainer.launch(batch)
+        plain.trainer.read()
+    assert [result.skipped for result in guarded.trainer.read()] == [False, False, True, False]
+    (ours, counters), (theirs, other) = guarded.trainer.state(), plain.trainer.state()
+    assert counters == other == {"step": 4, "skipped": 1, "skipped_in_a_row": 0}
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_steps_that_are_not_finite_end_the_run_when_they_are_read(world: SimpleNamespace, tmp_path: Path) -> None:
+    worker = make_worker(world, tmp_path, replace(SETTINGS, max_skipped_steps=2), GuardedWorld())
+    batch = worker.batches.training(worker.order.share(0, 0, 1))
+    bad = replace(batch, latents=torch.full_like(batch.latents, torch.nan))
+    worker.trainer.launch(bad)
+    worker.trainer.launch(bad)
+    with pytest.raises(TrainingDiverged, match="2 steps in a row, up to step 2"):
+        worker.trainer.read()
+
+
+def test_a_run_that_reads_seldom_is_continued_to_the_same_bytes(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are read where a line is logged, a checkpoint or a validation is due; a kill changes nothing."""
+    monkeypatch.setattr(World, "asynchronous", property(lambda _: True))
+    settings = replace(SETTINGS, steps=8, val_every=0)
+    whole = fit(world, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        kill_at(8, patch)
+        with pytest.raises(Killed):
+            fit(world, tmp_path / "killed", settings)
+    resumed = fit(world, tmp_path / "killed", settings)
+    assert resumed.sha256 == whole.sha256 and curve(resumed) == curve(whole)
+
+
+def test_an_average_in_host_memory_is_the_same(world: SimpleNamespace, tmp_path: Path) -> None:
+    results = [fit(world, tmp_path / str(on), replace(SETTINGS, steps=2, ema_on_host=on)) for on in (False, True)]
+    first, second = map(tensors, results)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_what_is_not_installed_is_said(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else find(name))
+    with pytest.raises(UsageError, match=r"adamw_8bit needs torchao: pip install 'realcustom\[torchao\]'"):
+        fit(world, tmp_path, replace(SETTINGS, optimizer=Optimizer.ADAMW_8BIT))
+
+
+def test_moments_in_8_bits_are_kept(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchao", reason="an extra, realcustom[torchao]")
+    settings = replace(SETTINGS, optimizer=Optimizer.ADAMW_8BIT, steps=6, checkpoint_every=3)
+    with torch.compiler.set_stance("force_eager"):  # compiled it takes a compiler, and half a minute
+        whole = fit(world, tmp_path / "whole", settings)
+        with monkeypatch.context() as patch:
+            kill_at(4, patch)
+            with pytest.raises(Killed):
+                fit(world, tmp_path / "killed", settings)
+        assert fit(world, tmp_path / "killed", settings).sha256 == whole.sha256
+        worker = make_worker(world, tmp_path / "whole", settings, World())
+    kept = {name: value.dtype for name, value in worker.trainer.state()[0].items() if name.startswith("exp_avg.")}
+    assert torch.uint8 in kept.values() and whole.loss_after < whole.loss_before

@@ -1,0 +1,102 @@
+"""What a run shows: report.html, `realcustom inspect`, `realcustom train --dry-run`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from realcustom.config import to_dict
+from realcustom.pipeline.cli.main import run
+from realcustom.store import Store
+from realcustom.training.facts import read_facts
+from realcustom.training.flops import count_flops
+from realcustom.training.loop import World
+from realcustom.training.page import render
+from realcustom.training.run import make_job
+from realcustom.training.worker import Worker
+from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
+
+
+@pytest.fixture(scope="module")
+def seen(world: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with sheets at two steps, whose device is said to do a TFLOP/s."""
+    output = tmp_path_factory.mktemp("seen") / "run"
+    settings = replace(SETTINGS, steps=6, sample_records=1, sample_every=3, sample_steps=1, device_tflops=1.0)
+    fit(world, output, settings, records=world.pictures)
+    return output
+
+
+def test_the_page_has_curves_sheets_settings_and_the_account(seen: Path) -> None:
+    page = (seen / "report.html").read_text()
+    for name in ("training loss", "validation loss", "gradient norm", "learning rate", "images/s", "data wait", "MFU"):
+        assert f'aria-label="{name} over steps"' in page
+    assert page.count("<polyline") == 9  # two strata
+    assert json.loads(re.findall(r'id="names">(.*?)</script>', page)[0]) == ["step-00000003.png", "step-00000006.png"]
+    assert "23 in = " in page and "weight_decay: 0.01" in page
+
+
+def test_a_run_is_inspected(seen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(seen)]) in (0, None)
+    said = capsys.readouterr().out
+    account = json.loads((seen / "report.json").read_text())
+    assert f"records: 23 in = {account['trained']} trained on + {account['held_out']} held out + 0 dropped" in said
+    assert "steps: 6 of 6\n" in said and "MFU: " in said and "sha256 " in said
+
+
+def test_a_run_under_way_is_shown_too(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_at(7, monkeypatch)
+    with pytest.raises(Killed):
+        fit(world, tmp_path)
+    assert run(["inspect", str(tmp_path)]) in (0, None)
+    assert "steps: 4 of 12; not finished" in capsys.readouterr().out
+    assert "validation loss" in (tmp_path / "report.html").read_text()  # of the checkpoint after 5 steps
+
+
+def test_text_of_a_run_is_escaped(seen: Path) -> None:
+    facts = read_facts(str(seen), Store())
+    note = {"uid": "<b>", "reason": "<script>alert(1)</script>"}
+    page = render(replace(facts, account={**facts.account, "dropped_records": [note]}), "<i>run</i>").decode()
+    assert "<script>alert" not in page and "<i>run" not in page and "&lt;b&gt;" in page
+
+
+def test_flops_are_those_of_the_model_s_products(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Twice in the backward where inputs and weights have gradients; what is computed twice counts once."""
+    counts = []
+    for checkpointing in (False, True):
+        settings = replace(SETTINGS, gradient_checkpointing=checkpointing)
+        job = make_job(world.caches, str(tmp_path), world.base, world.image_encoder, METHOD, settings)
+        worker = Worker(job, World())
+        batch = worker.batches.training(worker.order.share(0, 0, 1))
+        counts.append(count_flops(worker.trainer, batch))
+        assert worker.model.unet.is_gradient_checkpointing is checkpointing
+        assert all(value.grad is None for value in worker.trainer.parameters.values())
+    assert counts[0] == counts[1] > 1e6
+
+
+def test_a_dry_run_counts_and_measures_and_writes_nothing(
+    world: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"base": world.base, "method": to_dict(METHOD), "train": to_dict(replace(SETTINGS, num_workers=2))}
+    config["method"]["image_encoder"]["model"] = world.image_encoder
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    before = sorted(Path(world.caches).iterdir())
+    arguments = ["train", "--input", world.caches, "--config", "config.yaml", "--dry-run", "--hourly-price", "2"]
+    assert run(arguments) in (0, None)
+    said = capsys.readouterr().out
+    assert re.search(r"records: 23 = \d+ trained on \+ \d+ held out", said)
+    assert re.search(r"steps: \d an epoch of batches of 5; train\.steps=12 are \d\.\d\d epochs", said)
+    assert re.search(
+        r"frozen weights \S+, trained weights \S+, gradients \S+, optimizer \S+, EMA \S+, activations", said
+    )
+    assert re.search(r"12 steps on 2 such workers.* hours, \d+\.\d\d at 2 an hour a worker", said)
+    assert sorted(Path(world.caches).iterdir()) == before and [path.name for path in tmp_path.iterdir()] == [
+        "config.yaml"
+    ]

@@ -1,0 +1,44 @@
+"""Model FLOPs: what the arithmetic of a step would take without anything computed twice, against what the device can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from realcustom.training.batch import Batch
+from realcustom.training.loop import Trainer
+from realcustom.training.settings import Precision, TrainSettings
+
+# Dense bf16 TFLOP/s by a part of the device's name, from the makers' data sheets; the first that fits counts.
+TFLOPS = {
+    **{"GH200": 989.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "B200": 2250.0, "A100": 312.0},
+    **{"L40S": 362.0, "L40": 181.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "A6000": 155.0, "RTX 4090": 165.0},
+}
+
+
+def peak_flops(settings: TrainSettings, device: torch.device) -> float:
+    """FLOP/s of a device: `device_tflops`, or its data sheet's at bf16; 0 where neither is known."""
+    if settings.device_tflops:
+        return settings.device_tflops * 1e12
+    if device.type != "cuda" or settings.precision is not Precision.BF16:
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for part, tflops in TFLOPS.items() if part in name), 0.0)
+
+
+def count_flops(trainer: Trainer, batch: Batch) -> int:
+    """FLOPs of one row's forward and backward, counted on the first row of a batch. Leaves no gradient."""
+    row = next(iter(batch.chunks(len(batch.weights))))
+    unet: Any = trainer.model.unet
+    checkpointing = unet.is_gradient_checkpointing
+    unet.disable_gradient_checkpointing()  # what is computed twice counts once
+    try:
+        with FlopCounterMode(display=False) as counter:
+            trainer.errors(trainer.model, row, trainer.influence_quantities[-1]).sum().backward()
+    finally:
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        trainer.optimizer.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())

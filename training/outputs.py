@@ -1,0 +1,128 @@
+"""What a run writes, by its first worker: checkpoints with their adapters, sheets, the page, the result."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from typing import Any
+
+import numpy as np
+import yaml
+
+from realcustom import storage
+from realcustom.checkpoint import Adapter, save_adapter
+from realcustom.model import RealCustomModel
+from realcustom.store import Store
+from realcustom.training.background import Background
+from realcustom.training.checkpoints import Checkpoint, Snapshot, file_name, prune
+from realcustom.training.encoders import FrozenEncoders
+from realcustom.training.facts import read_facts
+from realcustom.training.features import FeatureStore
+from realcustom.training.job import TrainingJob
+from realcustom.training.loop import Trainer
+from realcustom.training.metrics import Metrics
+from realcustom.training.page import render
+from realcustom.training.samples import draw_sample_sheet
+
+PROVENANCE = ("records", "initial_adapter", "train", "parent")  # of all that decides the result, where it is there
+
+
+class Outputs:
+    """The files of a run's folder, but for metrics and dropped records."""
+
+    background: Background  # set before the first checkpoint
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        store: Store,
+        trainer: Trainer,
+        model: RealCustomModel,
+        encoders: FrozenEncoders,
+        features: FeatureStore,
+    ) -> None:
+        self._job, self._store, self._trainer, self._model = job, store, trainer, model
+        self._encoders, self._features, self._snapshot = encoders, features, Snapshot()
+        self.losses: dict[str, float] = {}  # of validations, by the step of a checkpoint
+        self.saved = time.monotonic()  # the last checkpoint
+
+    def begin(self) -> None:
+        """Write the settings, and remove what a start that was killed left half written."""
+        for folder in ("checkpoints", "adapters", "samples"):
+            storage.remove_partial_files(self._place(folder))
+        resolved = yaml.safe_dump(dict(self._job.resolved), sort_keys=False)
+        self._store.write(self._place("settings.yaml"), resolved.encode())
+
+    def is_old(self) -> bool:
+        """Whether the last checkpoint is older than `checkpoint_minutes`."""
+        minutes = self._job.settings.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self.saved > 60 * minutes
+
+    def checkpoint(self, metrics: Metrics) -> None:
+        """Copy all that a resume needs; it is written in the background."""
+        tensors, counters = self._trainer.state()
+        progress, identity = metrics.progress(), self._job.identity
+        if metrics.validated_at == counters["step"]:
+            self.losses[str(counters["step"])] = progress["loss_after"]
+        checkpoint = Checkpoint(
+            tensors=tensors, counters=counters, progress=progress, identity=identity, losses=self.losses
+        )
+        self.saved = time.monotonic()
+        self.background.wait()  # one is under way at most
+        self._snapshot.take(checkpoint)
+        metrics.flush()  # first: a checkpoint has all rows up to its step
+        write = functools.partial(self._write, self._adapter(), counters["step"], dict(self.losses))
+        self.background.put(write)
+
+    def sample(self, validation: np.ndarray) -> None:
+        """Draw the sheet of the first held-out records that keep their pictures, if there are any."""
+        settings, method = self._job.settings, self._job.method
+        numbers = [int(number) for number in validation[: settings.sample_records]]
+        pictures = [picture for picture in map(self._features.picture, numbers) if picture.image is not None]
+        if not pictures:
+            return
+        with self._trainer.averaged_weights(), self._trainer.autocast():
+            base = self._encoders.loaded()
+            sheet = draw_sample_sheet(pictures, base, self._model, self._encoders, method, settings.sample_steps)
+        if sheet is not None:
+            self._store.write(self._place("samples", f"step-{self._trainer.step_count:08d}.png"), sheet)
+
+    def finish(self, metrics: Metrics, account: dict[str, Any]) -> None:
+        """Write the adapter, the account of the records, the result and the page."""
+        sha256 = save_adapter(self._place("adapter.safetensors"), self._adapter(), self._store)
+        metrics.close()
+        self._store.write(self._place("report.json"), json.dumps(account, indent=1).encode())
+        losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
+        result = {"sha256": sha256, **losses, "identity": self._job.identity, "steps": self._job.settings.steps}
+        self._store.write(self._place("result.json"), json.dumps(result, indent=1).encode())
+        self._write_page()
+
+    def _write(self, adapter: Adapter, step: int, losses: dict[str, float]) -> None:
+        """In the background: the adapter before the checkpoint, so that none is without one."""
+        settings, folders = self._job.settings, [self._place(name) for name in ("adapters", "checkpoints")]
+        save_adapter(storage.join(folders[0], file_name(step)), adapter, self._store)
+        self._snapshot.write(folders[1], self._store)
+        for folder in folders:
+            prune(folder, settings.keep_checkpoints, settings.keep_best, losses, self._store)
+        if not storage.is_remote(self._job.output):  # there its rows would be fetched again each time
+            self._write_page()
+
+    def _write_page(self) -> None:
+        facts = read_facts(self._job.output, self._store)
+        page = render(facts, f"Training run {self._job.identity}")
+        self._store.write(self._place("report.html"), page)
+
+    def _adapter(self) -> Adapter:
+        resolved = self._job.resolved
+        with self._trainer.averaged_weights():
+            return Adapter(
+                tensors=self._model.adapter_state_dict(),
+                settings=self._job.method,
+                base=self._encoders.base.identity,
+                image_encoder=self._encoders.image_encoder_identity,
+                provenance={name: resolved[name] for name in PROVENANCE if name in resolved},
+            )
+
+    def _place(self, *parts: str) -> str:
+        return storage.join(self._job.output, *parts)

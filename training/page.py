@@ -1,0 +1,158 @@
+"""report.html of a run: curves, sheets over the steps, settings, the account of the records. One file beside `samples/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+import yaml
+
+from realcustom.training.facts import Facts, table
+from realcustom.training.metrics_file import Row
+
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 450, 12, 216  # of the area that is drawn in
+POINTS = 300  # of a line at most: means of what lies together
+Points = Sequence[tuple[float, float]]
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fbfaf7; --ink: #22211f; --soft: #6b6862; --line: #dcd8d0; --accent: #b4532a;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #191817; --ink: #ece8e1; --soft: #a39e95; --line: #3a3733; --accent: #e08a5f; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1.2rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1.2rem; }
+figure { margin: 0; min-width: 0; }
+figcaption { color: var(--soft); font-size: .9rem; }
+table { border-collapse: collapse; }
+td { border-bottom: 1px solid var(--line); padding: .3rem 1.2rem .3rem 0; vertical-align: top; overflow-wrap: anywhere; }
+td:first-child { color: var(--soft); white-space: nowrap; }
+svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--soft); }
+.axis { stroke: var(--line); }
+polyline { fill: none; stroke: var(--accent); stroke-width: 2; }
+pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .85rem; }
+#sheet { max-width: 100%; height: auto; image-rendering: auto; }
+input[type=range] { width: min(420px, 100%); accent-color: var(--accent); height: 2rem; }
+"""
+SLIDER = """
+const names = JSON.parse(document.getElementById("names").textContent);
+const range = document.getElementById("range"), sheet = document.getElementById("sheet"), which = document.getElementById("which");
+range.addEventListener("input", () => {
+  sheet.src = "samples/" + names[range.value];
+  which.textContent = "step " + parseInt(names[range.value].slice(5));
+});
+"""
+
+
+def render(facts: Facts, title: str) -> bytes:
+    """The page of a run as HTML."""
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in table(facts))
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<table>{rows}</table>",
+        f'<h2>Curves</h2><div class="charts">{"".join(_figures(facts))}</div>',
+        _sheets(facts.sheets),
+        _dropped(facts),
+        f"<h2>Settings</h2><pre>{escape(yaml.safe_dump(dict(facts.settings), sort_keys=False))}</pre>",
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    return f'<!doctype html><html lang="en">{head}<main>{"".join(parts)}</main></html>'.encode()
+
+
+def _figures(facts: Facts) -> list[str]:
+    training, validation = facts.training, facts.validation
+
+    def curve(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Points:
+        found = [(row["step"], value(row)) for row in rows]
+        return [(step, number) for step, number in found if number is not None]
+
+    strata = len(validation[-1]["val_losses"]) if validation else 0
+    lines: dict[str, tuple[str, Points]] = {
+        "training loss": (
+            "mean over the steps of a row; noisy, as timesteps are drawn",
+            curve(training, lambda row: row["loss"]),
+        ),
+        "validation loss": (
+            "held-out records at fixed noise and timesteps",
+            curve(validation, lambda row: row["val_loss"]),
+        ),
+    }
+    for number in range(strata):
+        where = f"validation loss, timesteps {number + 1}/{strata}"
+        said = "least noise" if number == 0 else "most noise" if number == strata - 1 else ""
+        lines[where] = (said, [(row["step"], row["val_losses"][number]) for row in validation])
+    lines |= {
+        "gradient norm": ("before clipping", curve(training, lambda row: row["grad_norm"])),
+        "learning rate": ("", curve(training, lambda row: row["lr"])),
+        "images/s": ("", curve(training, lambda row: row["images_per_second"])),
+        "data wait": ("share of the time that waits for batches", curve(training, lambda row: row["data_wait"])),
+        "MFU": ("model FLOPs over the device's", curve(training, lambda row: row.get("mfu"))),
+    }
+    return [_figure(name, said, points) for name, (said, points) in lines.items() if points]
+
+
+def _figure(name: str, said: str, points: Points) -> str:
+    note = f"<br>{escape(said)}" if said else ""
+    caption = f"<figcaption>last {points[-1][1]:.5g}{note}</figcaption>"
+    return f"<figure><b>{escape(name)}</b>{_svg(name, _thinned(points))}{caption}</figure>"
+
+
+def _thinned(points: Points) -> Points:
+    """At most `POINTS`, each the mean of those that lie together."""
+    size = -(-len(points) // POINTS)
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def _svg(name: str, points: Points) -> str:
+    last = max(step for step, _ in points) or 1
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    room = 0.06 * (high - low) or abs(high) or 1.0
+    low, high = low - room, high + room
+    drawn, place = [], []
+    for share in (0.0, 0.5, 1.0):
+        y = BOTTOM - (BOTTOM - TOP) * share
+        drawn.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{low + share * (high - low):.3g}</text>')
+        anchor = "end" if share == 1 else "middle"
+        x = LEFT + (RIGHT - LEFT) * share
+        drawn.append(f'<text x="{x:.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">{share * last:.0f}</text>')
+    for step, value in points:
+        place.append(
+            f"{LEFT + (RIGHT - LEFT) * step / last:.1f},{BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low):.1f}"
+        )
+    line = f'<polyline points="{" ".join(place)}"/>'
+    dots = f'<circle cx="{place[0].split(",")[0]}" cy="{place[0].split(",")[1]}" r="4"/>' if len(place) == 1 else ""
+    label = escape(f"{name} over steps", quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}{line}{dots}</svg>'
+
+
+def _sheets(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    last = names[-1]
+    step = int(last.removeprefix("step-").removesuffix(".png"))
+    return (
+        "<h2>Samples</h2><p>Each row: the reference, the base model alone, the image with the subject, from equal noise.</p>"
+        f'<label>step <input type="range" id="range" min="0" max="{len(names) - 1}" value="{len(names) - 1}"> '
+        f'<span id="which">step {step}</span></label><br>'
+        f'<img id="sheet" src="samples/{escape(last, quote=True)}" alt="samples of held-out records">'
+        f'<script type="application/json" id="names">{json.dumps(list(names))}</script><script>{SLIDER}</script>'
+    )
+
+
+def _dropped(facts: Facts) -> str:
+    dropped: Sequence[Mapping[str, str]] = facts.account.get("dropped_records", [])
+    if not dropped:
+        return ""
+    rows = "".join(f"<tr><td>{escape(one['uid'])}</td><td>{escape(one['reason'])}</td></tr>" for one in dropped[:100])
+    return f"<h2>Dropped records</h2><p>{len(dropped)}; report.json has all.</p><table>{rows}</table>"
