@@ -54,7 +54,7 @@ def test_the_level_of_the_log(level: str, capsys: pytest.CaptureFixture[str]) ->
     assert logging.getLogger("realcustom").level == getattr(logging, level.upper())
 
 
-@pytest.mark.parametrize("arguments", [[], ["preprocess"]])
+@pytest.mark.parametrize("arguments", [[], ["preprocess"], ["cluster"], ["jobs"]])
 def test_a_command_without_its_verb_shows_the_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     out, err = capsys.readouterr()
