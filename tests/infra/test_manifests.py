@@ -115,7 +115,7 @@ def test_every_pod_is_held_short(composed: dict[str, list[dict[str, Any]]]) -> N
 def test_jobs_wait_for_a_queue_and_leave_no_cluster(composed: dict[str, list[dict[str, Any]]]) -> None:
     for resources in composed.values():
         jobs = {each["metadata"]["name"]: each["spec"] for each in resources if each["kind"] == "RayJob"}
-        assert set(jobs) == {"ingest", "score", "select", "caption", "subjects", "encode", "train"}
+        assert set(jobs) == {"ingest", "score", "select", "caption", "subjects", "encode", "train", "evaluate"}
         for spec in jobs.values():
             assert spec["suspend"] and spec["activeDeadlineSeconds"] and spec["backoffLimit"]
             assert {rule["policy"] for rule in spec["deletionStrategy"]["deletionRules"]} == {"DeleteCluster"}
