@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.parquet import Fetched
 from realcustom.preprocessing import tables
@@ -78,7 +79,11 @@ def _opened(unit: Unit, store: Store) -> pq.ParquetFile:
     uri = unit.files[0].uri
     if unit.count is None:
         return pq.ParquetFile(pa.BufferReader(store.read(uri)))
-    return pq.ParquetFile(pa.PythonFile(Fetched(store.open(uri, chunk=0)), mode="r"), buffer_size=_BUFFER)
+    # a page may hold a thousand pictures, and a Python file copies what it reads
+    filesystem, path = storage.open_filesystem(uri)
+    remote = storage.is_remote(uri)
+    source = pa.PythonFile(Fetched(store.open(uri, chunk=0)), mode="r") if remote else filesystem.open_input_file(path)
+    return pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False)
 
 
 def _rows(

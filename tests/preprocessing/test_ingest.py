@@ -283,7 +283,7 @@ def test_a_large_table_is_read_in_units_of_some_rows(
     monkeypatch.setattr(parquet, "UNIT_BYTES", path.stat().st_size // 5)
     monkeypatch.setattr(parquet, "_BATCH", 2)
     result = ingest(tmp_path / "src", tmp_path / "out")
-    assert result.units_run == 6 and table_of(result).to_pylist() == whole and len(whole) == 11
+    assert result.units_run == 4 and table_of(result).to_pylist() == whole and len(whole) == 11
 
 
 def test_a_torn_table_is_quarantined_wherever_it_stands(tmp_path: Path) -> None:
