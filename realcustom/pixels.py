@@ -61,7 +61,9 @@ def _scaled(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
 def _corner(size: tuple[int, int], mask: np.ndarray | None, resolution: int) -> tuple[int, int]:
     """Left and top of the square in the scaled picture."""
-    shown = [None, None] if mask is None or not mask.any() else [_extent(mask.any(0)), _extent(mask.any(1))]
+    shown: list[tuple[int, int] | None] = [None, None]
+    if mask is not None and mask.any():
+        shown = [_extent(mask.any(0)), _extent(mask.any(1))]
     scale = resolution / min(size)
     left, top = (
         _start(length, resolution, span, scale) for length, span in zip(_scaled(size, resolution), shown, strict=True)

@@ -194,7 +194,7 @@ def _of_parquet(entry: FileEntry, settings: IngestSettings, store: Store) -> Ite
     if known is None:
         return None
     table = store.call(lambda uri: tables.read_columns(uri, list(known)), entry.uri)
-    return zip(*(table[name].to_pylist() for name in known), strict=True)
+    return zip(table[known[0]].to_pylist(), table[known[1]].to_pylist(), strict=True)
 
 
 def _of_json(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:

@@ -288,8 +288,15 @@ def shard(folder: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def test_captions_in_json_by_their_usual_keys(tmp_path: Path) -> None:
-    said = [{"prompt": "a"}, {"text": "b"}, {"caption": ["c", "d"]}, {"caption": 5}, {"caption": None, "id": 1}, ["x"]]
-    said += [{"conversations": [{"from": "gpt", "value": "e"}]}, {"title": "f"}]  # type: ignore[list-item]
+    said: list[Any] = [
+        {"prompt": "a"},
+        {"text": "b"},
+        {"caption": ["c", "d"]},
+        {"caption": 5},
+        {"caption": None, "id": 1},
+        ["x"],
+    ]
+    said += [{"conversations": [{"from": "gpt", "value": "e"}]}, {"title": "f"}]
     members = [
         pair for n, one in enumerate(said) for pair in ((f"{n}.jpg", P[n]), (f"{n}.json", json.dumps(one).encode()))
     ]
