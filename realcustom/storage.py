@@ -7,6 +7,7 @@ sees the old file, the new one, or none, never a part.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import re
@@ -121,9 +122,7 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
             stream.write(data)
         return
     for _ in range(WRITE_ATTEMPTS - 1):
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another run took the temporary file for one that a killed run left
+        with contextlib.suppress(FileNotFoundError):  # another run cleaned up between two lines of ours
             return _write_local(path, data)
     _write_local(path, data)
 
@@ -134,11 +133,12 @@ def _write_local(path: str, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
     try:
         with os.fdopen(handle, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # shows `remove_partial_files` that it is being written
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -160,13 +160,15 @@ def delete_folder(uri: str | Path) -> None:
 
 
 def remove_partial_files(uri: str | Path) -> None:
-    """Remove temporary files of killed writers below a local folder. No process may be writing there.
+    """Remove temporary files of killed writers below a local folder; those that are being written on this machine stay.
 
     An object store's unfinished uploads are in no listing; the store has to remove them.
     """
     if not is_remote(uri):
         for path in Path(open_filesystem(uri)[1]).rglob(".tmp-*"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where a writer has it
+                path.unlink()
 
 
 def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:

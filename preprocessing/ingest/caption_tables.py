@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,8 +117,8 @@ class _Places:
         folder, file = posixpath.split(table)
         own = posixpath.splitext(plain_name(file))
         while True:
-            path = posixpath.normpath(posixpath.join(folder, name.strip()))
-            if path in self._names:
+            path = self._picture(posixpath.join(folder, name.strip()))
+            if path is not None:
                 return path
             if not folder or own[0] == _NAME:
                 break
@@ -130,6 +131,20 @@ class _Places:
                 f"{table}: '{name}' is the name of {found[0]} and of {found[1]}: write their paths relative to the table"
             )
         return found[0] if found else None
+
+    def _picture(self, path: str) -> str | None:
+        """The picture at a path, written with slashes or as on Windows, with composed characters or as on a Mac."""
+        for way in (path, path.replace("\\", "/")):
+            found = posixpath.normpath(way)
+            if found in self._names:
+                return found
+        return self._composed.get(unicodedata.normalize("NFC", found))
+
+    @functools.cached_property
+    def _composed(self) -> dict[str, str]:
+        """The pictures by their names in form NFC, where that is another."""
+        forms = ((unicodedata.normalize("NFC", name), name) for name in self._names)
+        return {form: name for form, name in forms if form != name}
 
     def _ending(self, name: str) -> list[str]:
         if self._by_file is None:

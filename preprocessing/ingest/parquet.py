@@ -247,7 +247,8 @@ def _sample(row: dict[str, Any], image: str, settings: IngestSettings) -> Sample
     value = row[image]
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise DataError(DataFault.MISSING_IMAGE, f"'{image}' is null")
+        named = f", for it names the file {value['path']}" if isinstance(value, dict) and value.get("path") else ""
+        raise DataError(DataFault.MISSING_IMAGE, f"'{image}' holds no bytes{named}" if named else f"'{image}' is null")
     if isinstance(data, str):
         data = from_base64(data)
     if len(data) > settings.max_bytes:

@@ -199,6 +199,17 @@ def test_imagefolder(kind: str, tmp_path: Path) -> None:
     accounted(source, result.report)
 
 
+def test_names_in_a_table_as_other_systems_write_them(tmp_path: Path) -> None:
+    rows = [{"file_name": "in\\a.jpg", "text": "a"}, {"file_name": "caf\u00e9.jpg", "text": "b"}]
+    files: dict[str, bytes | str] = {
+        "in/a.jpg": P[0],
+        "cafe\u0301.jpg": P[1],
+        "metadata.jsonl": "\n".join(map(json.dumps, rows)),
+    }
+    result = ingest(write(tmp_path / "src", files), tmp_path / "out")
+    assert captions(result) == {"in/a.jpg": "a", "cafe\u0301.jpg": "b"}
+
+
 def test_two_tables_that_disagree_are_named_and_two_that_agree_are_one(tmp_path: Path) -> None:
     line = json.dumps({"file_name": "0.jpg", "text": "a dog"})
     source = write(
