@@ -138,7 +138,8 @@ class _Places:
             found = posixpath.normpath(way)
             if found in self._names:
                 return found
-        return self._composed.get(unicodedata.normalize("NFC", found))
+        form = unicodedata.normalize("NFC", found)
+        return form if form in self._names else self._composed.get(form)
 
     @functools.cached_property
     def _composed(self) -> dict[str, str]:
