@@ -16,13 +16,14 @@ _TAIL = 32  # bytes before the end that a sound picture cannot be decoded withou
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a segment: no stuffed byte, no restart
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2  # Huffman-coded; frames of other kinds are rare and not looked at
 _SOS, _EOI = 0xDA, 0xD9
+_AFTER_SCAN = (0xC4, *range(0xD9, 0xDE), *range(0xE0, 0xF0), 0xFE)  # markers that may follow a scan
 
 
 class Stream(io.BytesIO):
     """A picture's bytes for a decoder, a JPEG's without its end marker. Notes whether all of them were needed."""
 
     def __init__(self, data: bytes):
-        end = _end_of_only_scan(data)
+        end, self._is_odd = _end_of_only_scan(data)
         super().__init__(data if end is None else data[:end] + _AHEAD)
         self._tail = None if end is None else end - _TAIL
         self._asked = False
@@ -39,8 +40,9 @@ class Stream(io.BytesIO):
 
     @property
     def is_damaged(self) -> bool:
-        """After decoding: the last pixel came before the last bytes, as after flipped bits. Pixels may be wrong."""
-        return self._tail is not None and not self._asked
+        """After decoding: the last pixel came before the last bytes, or these hold a marker of nothing, as after flipped
+        bits. Pixels may be wrong."""
+        return self._is_odd or (self._tail is not None and not self._asked)
 
 
 def lacks_scans(data: bytes) -> bool:
@@ -59,8 +61,9 @@ def lacks_scans(data: bytes) -> bool:
     return any(missing.get((component, coefficient), 1) for component in components for coefficient in wanted)
 
 
-def _end_of_only_scan(data: bytes) -> int | None:
-    """Where the end marker of a sequential JPEG of one scan stands; None: the picture is none."""
+def _end_of_only_scan(data: bytes) -> tuple[int | None, bool]:
+    """Where the end marker of a sequential JPEG of one scan stands, None for other pictures; and whether a marker stands in
+    the scan that stands in none."""
     sequential = False
     for marker, start, length in _segments(data):
         if marker in _SEQUENTIAL:
@@ -68,10 +71,12 @@ def _end_of_only_scan(data: bytes) -> int | None:
         elif marker == _SOS:
             begin = start + length
             found = _MARKER.search(data, begin)
-            is_last = found is not None and data[found.start() + 1] == _EOI
-            long = found is not None and found.start() - begin > 8 * _TAIL
-            return found.start() if found is not None and sequential and is_last and long else None
-    return None
+            if found is None or not sequential:
+                break
+            after = data[found.start() + 1]
+            is_long = found.start() - begin > 8 * _TAIL
+            return found.start() if after == _EOI and is_long else None, after not in _AFTER_SCAN
+    return None, False
 
 
 def _segments(data: bytes) -> list[tuple[int, int, int]]:
