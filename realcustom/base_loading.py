@@ -160,7 +160,8 @@ def _shape_of(base: str, part: str, kind: Any, source: dict[str, Any]) -> nn.Mod
     """One model without weights, as its configuration says."""
     with torch.device("meta"):
         if issubclass(kind, PreTrainedModel):
-            made: nn.Module = kind(kind.config_class.from_pretrained(base, subfolder=part, **source))
+            config: Any = kind.config_class
+            made: nn.Module = kind(config.from_pretrained(base, subfolder=part, **source))
         else:
             made = kind.from_config(kind.load_config(base, subfolder=part, **source))
     return made

@@ -82,25 +82,25 @@ def model_folder(folder: Path, name: str) -> Path:
 def score(plan: Plan) -> Measured:
     """`score`, after `ingest`."""
     source = _run(plan, INGEST, str(plan.folder / "pictures")).directory
-    return _of_stage(plan, SCORE, _run(plan, SCORE, source), "scores")
+    return _of_stage(plan, SCORE, _run(plan, SCORE, source))
 
 
 def caption(plan: Plan) -> Measured:
     """`caption`, after `select`."""
     selected = _run(plan, SELECT, _output(plan, SCORE)).directory
-    return _of_stage(plan, CAPTION, _run(plan, CAPTION, selected), "synthetic_caption")
+    return _of_stage(plan, CAPTION, _run(plan, CAPTION, selected))
 
 
 def subjects(plan: Plan) -> Measured:
     """`subjects`: random weights find anything or nothing, and every check is off."""
-    return _of_stage(plan, SUBJECTS, _run(plan, SUBJECTS, _output(plan, CAPTION)), "subject_box")
+    return _of_stage(plan, SUBJECTS, _run(plan, SUBJECTS, _output(plan, CAPTION)))
 
 
 def encode(plan: Plan) -> Measured:
     """`encode`, of records whose subject is the whole picture, which are there whatever random weights find."""
     section = replace(plan.settings.preprocess.subjects, detector=None, segmenter=None)
     settings = replace(plan.settings, preprocess=replace(plan.settings.preprocess, subjects=section))
-    whole = replace(plan, settings=settings, folder=plan.folder)
+    whole = replace(plan, settings=settings)
     records = _run(whole, SUBJECTS, _output(plan, CAPTION)).directory
     return _of_stage(plan, ENCODE, _run(plan, ENCODE, records))
 
@@ -256,20 +256,17 @@ def _output(plan: Plan, stage: Stage) -> str:
     return str(found[-1])
 
 
-def _of_stage(plan: Plan, stage: Stage, result: StageResult, *columns: str) -> Measured:
+def _of_stage(plan: Plan, stage: Stage, result: StageResult) -> Measured:
     table = pq.read_table(next(iter(sorted(Path(result.directory).glob("*.parquet")))))
+    row = table.slice(0, 1).to_pylist()[0] if table.num_rows else {}
     shapes = [f"{result.report['in']} in, {result.report['rows_out']} rows out"]
-    if stage is ENCODE:
-        row = table.slice(0, 1).to_pylist()[0]
-        for name in ("latents", "text_features", "image_features"):
-            if row[name] is not None:
-                shapes.append(f"{name} {' x '.join(map(str, row[name]['shape']))}")
-    for name in columns:
-        values = [value for value in table[name].to_pylist() if value is not None]
-        if values and isinstance(values[0], dict):
-            shapes.append(", ".join(f"{key} {value:.3g}" for key, value in values[0].items() if value is not None))
-        elif values:
-            shapes.append(f"{name} {values[0]!s:.60}")
+    if stage is SCORE:
+        shapes.append(", ".join(name for name, value in row["scores"].items() if value is not None))
+    elif stage is CAPTION and row["synthetic_caption"] is not None:
+        shapes.append(f"captions of {len(row['synthetic_caption'].split())} words")
+    elif stage is ENCODE:
+        caches = {name: row[name] for name in ("latents", "text_features", "image_features") if row[name] is not None}
+        shapes += [f"{name} {' x '.join(map(str, cell['shape']))}" for name, cell in caches.items()]
     work = sum(result.unit_seconds)
     return Measured(
         name=stage.name,

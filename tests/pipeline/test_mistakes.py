@@ -125,11 +125,11 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "train: empty": (["train", "--input", str(folder / "empty"), *records], "no Parquet file below"),
         "train: another stage's output": (
             ["train", "--input", str(folder / "stages" / "select@0"), *records],
-            "training reads what encode or subjects wrote: next is `realcustom preprocess caption`",
+            "training reads what encode or views or subjects wrote: next is `realcustom preprocess caption`",
         ),
         "train: a root without records": (
             ["train", "--input", str(folder / "stages"), *records],
-            "holds what select wrote, and what encode or subjects writes is wanted: next is",
+            "holds what select wrote, and what encode or views or subjects writes is wanted: next is",
         ),
         "encode: a pattern without a match": (
             ["preprocess", "encode", "--input", str(folder / "stages" / "subjects@*"), *records],
