@@ -311,7 +311,7 @@ class ViewsSettings:
     encoder: str | None = None
     neighbours: int = 4  # two records are views of each other if each is among so many nearest ones of the other
     min_similarity: float = 0.8  # cosine of the crops' vectors, -1..1
-    max_similarity: float = 0.98  # at this cosine or above two crops are copies, and not linked
+    max_similarity: float = 0.995  # at this cosine or above two crops are copies, and not linked
     partition_rows: int = 20_000  # records whose vectors a worker compares with as many at a time: it holds both
     batch_size: int | BatchSize = 32  # crops per forward
 

@@ -186,5 +186,5 @@ def test_views_runs_only_where_it_has_an_encoder(tmp_path: Path, records: Path) 
     settings = PreprocessSettings(views=ViewsSettings(encoder=siglip))
     with pytest.raises(UsageError, match="a model of type 'siglip_vision_model', none of clip"):
         run_stage(VIEWS, str(records), str(tmp_path / "out"), settings, executor=InProcess())
-    with pytest.raises(UsageError, match=r"views\.min_similarity=0\.99 must be"):
-        ViewsSettings(min_similarity=0.99)
+    with pytest.raises(UsageError, match=r"views\.min_similarity=0\.999 must be"):
+        ViewsSettings(min_similarity=0.999)

@@ -66,7 +66,9 @@ def outputs(root: Path) -> dict[str, dict[str, str]]:
     drawn = root / "drawn"
     write_corpus(drawn, CorpusSettings(pictures=12, per_shard=8, corrupted=0))
     source = str(drawn / "shards")
-    with_views = replace(preprocess, views=ViewsSettings(encoder=settings.method.image_encoder.model))
+    with_views = replace(
+        preprocess, views=ViewsSettings(encoder=settings.method.image_encoder.model, max_similarity=0.98)
+    )
     for stage in CHAIN:
         result = run_stage(
             stage, source, str(root / "models"), preprocess, method=settings.method, executor=InProcess()
