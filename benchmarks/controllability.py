@@ -33,6 +33,7 @@ from realcustom.sprites.judge import Judge
 from realcustom.sprites.questions import Kind, stolen
 
 RESULTS = record.RESULTS / "controllability.json"
+TABLES = ("settings", "trade_off", "sampling")
 SCOPES = (0.1, 0.2, 0.25, 0.5, 1.0)  # 0.25 is the adapter's own
 SCORES = ("similarity", "noun", "background", "place_error", "background_error", "background_colour")
 LOWER_IS_BETTER = ("place_error", "background_error", "theft")
@@ -145,16 +146,21 @@ def worse(change: Mapping[str, Sequence[float]]) -> list[str]:
 def main() -> None:
     """Draw what is missing, score it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64, help="questions of each kind")
+    parser.add_argument("--only", choices=TABLES, nargs="+", default=TABLES, help="just these tables")
+    parser.add_argument("--images", type=int, default=48, help="questions of each kind")
     parser.add_argument("--work", type=Path, default=Path("outputs/controllability"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     tables = Tables(options.images, options.work)
-    command = f"python benchmarks/controllability.py --images {options.images}"
-    write_table(options.output, "settings", tables.rows(list(Kind), SETTINGS), command)
-    write_table(options.output, "trade_off", tables.trade_offs(list(Kind)), command)
-    write_table(options.output, "sampling", tables.rows((Kind.PLAIN, Kind.CONTRADICTION), SAMPLING), command)
+    rows: Mapping[str, Callable[[], Iterator[Row]]] = {
+        "settings": lambda: tables.rows(list(Kind), SETTINGS),
+        "trade_off": lambda: tables.trade_offs(list(Kind)),
+        "sampling": lambda: tables.rows((Kind.CONTRADICTION,), SAMPLING),
+    }
+    for name in options.only:
+        command = f"python benchmarks/controllability.py --only {name} --images {options.images}"
+        write_table(options.output, name, rows[name](), command)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main() -> None:
     """Draw what is missing, score it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("untuned", "tuned"), nargs="+", default=("untuned", "tuned"))
-    parser.add_argument("--images", type=int, default=96, help="of each method that trains nothing")
+    parser.add_argument("--images", type=int, default=84, help="of each method that trains nothing")
     parser.add_argument("--subjects", type=int, default=12, help="that are fine-tuned")
     parser.add_argument("--work", type=Path, default=Path("outputs/drawn_methods"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)

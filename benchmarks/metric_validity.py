@@ -231,7 +231,7 @@ def method_rows(found: Mapping[str, Values], counts: np.ndarray) -> Iterator[Row
 def main() -> None:
     """Draw what is missing, measure it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=96, help="of each method")
+    parser.add_argument("--images", type=int, default=84, help="of each method")
     parser.add_argument("--work", type=Path, default=Path("outputs/drawn_methods"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
