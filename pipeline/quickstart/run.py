@@ -20,7 +20,7 @@ from realcustom.pipeline.quickstart.clock import Clock
 from realcustom.pipeline.quickstart.results import Results, Trained
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing.catalogue import CHAIN
-from realcustom.store import Store
+from realcustom.store import Store, refusals
 
 if TYPE_CHECKING:
     from realcustom.evaluation.table import Case, Row
@@ -95,7 +95,8 @@ def _draw_corpus(output: Path, pictures: int, clock: Clock) -> str:
         if Store().exists(storage.join(corpus, "truth.parquet")):
             clock.reused.append("corpus")
         else:
-            write_corpus(corpus, CorpusSettings(pictures=pictures))
+            with refusals("write", corpus):
+                write_corpus(corpus, CorpusSettings(pictures=pictures))
     return corpus
 
 
