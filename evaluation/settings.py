@@ -63,6 +63,7 @@ class EvaluateSettings:
     num_inference_steps: int | None = None  # denoising steps; none = the adapter's setting
     images_per_prompt: int = 4  # of a suite; image i is drawn from seed + i
     threads: int = 1  # torch's, on the CPU; an image's last bits depend on it, so that it is part of its key
+    # of a suite, where no --metric is given
     metrics: tuple[str, ...] = ("clip_t@b32", "clip_i@b32", "dino_i@dino_s16", "diversity@dino_s16", "copying@dino_s16")
     models: MetricModels = field(default_factory=MetricModels)
     seeing: SeeingSettings = field(default_factory=SeeingSettings)

@@ -67,16 +67,11 @@ def read_suite(request: Request, settings: RunSettings, store: Store) -> Suite:
     if request.suite == "drawn":
         from realcustom.pipeline.evaluate.drawn import drawn_suite
 
-        return drawn_suite(storage.join(request.output, "subjects"), settings.evaluate.images, store).limited(
-            request.limit
-        )
-    if request.subjects is None:
-        raise UsageError(f"--suite {request.suite} needs --subjects, the folder of its pictures")
+        images = settings.evaluate.images if request.limit is None else request.limit
+        return drawn_suite(storage.join(request.output, "subjects"), images, store).limited(None)
+    assert request.subjects is not None, "checked by check_places"
     if request.suite == "own":
-        if request.prompts is None:
-            raise UsageError(
-                "--suite own needs --prompts, a text file with a prompt a line and {} for the subject's word"
-            )
+        assert request.prompts is not None, "checked by check_places"
         suite = suites.read_own(request.subjects, request.prompts, store, **count)
     elif request.suite == "dreambench":
         suite = suites.read_dreambench(request.subjects, store, **count)

@@ -21,6 +21,7 @@ from tests.support.loopback import free_port
 from tests.support.suites import DrawnSuite, write_suite
 from tests.support.tiny import TinyModels
 
+DREAMBENCH = Path(__file__).parents[3] / "shared" / "data" / "dreambench"
 TABLES = ("table.md", "table.csv", "table.tex", "results.parquet", "index.html", "settings.yaml")
 CLIP, DINO = str(zoo_path("clip")), str(zoo_path("image_encoder"))
 METRICS = ("--metric", f"clip_t@{CLIP}", "--metric", f"dino_i@{DINO}", "--metric", f"diversity@{DINO}")
@@ -275,3 +276,35 @@ def test_the_help_of_both_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--suite" in out and "--fail-below" in out and "realcustom evaluate --suite drawn" in out
     assert run(["evaluate", "compare", "--help"]) == 0
     assert "Paired differences of two evaluations" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="the photographs of shared/data are not here")
+def test_the_photographs_of_dreambench(
+    tiny_models: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [
+        "--base",
+        tiny_models.base,
+        "--image-encoder",
+        tiny_models.image_encoder,
+        "--adapter",
+        tiny_models.adapter,
+    ]
+    suite = ["evaluate", "--suite", "dreambench", "--subjects", str(DREAMBENCH), "--limit", "20", "--steps", "2"]
+    assert run([*suite, *models, *METRICS, "--output", str(tmp_path / "output")]) == 0
+    err = capsys.readouterr().err
+    assert "dreambench: 20 of 30 subjects (6 live, 14 objects) with 105 pictures x 25 prompts x 4 images = 2000" in err
+    values = read_parquet((tmp_path / "output" / "results.parquet").read_bytes())
+    assert {one.subject for one in values if one.method == "adapter"} == {path.name for path in DREAMBENCH.glob("*/")}
+
+
+@pytest.mark.slow
+def test_an_object_store_holds_the_same(finished: Path, arguments: list[str], bucket: str) -> None:
+    output = f"{bucket}/evaluation"
+    for _ in range(2):
+        assert run([*arguments, *METRICS, "--output", output]) == 0
+    store = Store()
+    for name in ("table.csv", "results.parquet", "table.md"):
+        assert store.read(f"{output}/{name}") == (finished / name).read_bytes(), name
+    page = store.read(f"{output}/index.html").decode()
+    assert '"images/' in page and "s3://" not in page.partition('id="data">')[2].partition("</script>")[0]
