@@ -30,6 +30,7 @@ class AdapterFile:
     file: str  # path or URI
     sha256: str
     sampler: Mapping[str, Any]  # plain data: what of its settings also acts on text alone
+    cut_out: bool = False  # whether it is shown subjects cut out on white, for which they need masks
     image_encoder: str | None = None  # folder or hub id to load; None = the one that the adapter names
 
 

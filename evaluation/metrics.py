@@ -221,7 +221,7 @@ def copying(embed: Embedder, images: Sequence[Judged]) -> list[Value]:
             continue
         differences = []
         for reference in image.case.references:
-            others = [photo for photo in reference.photos if photo != reference.given]
+            others = [photo for photo in reference.photos if photo.uri != reference.given.uri]
             own, given, *rest = embed.seen([Seen(photo=photo) for photo in (image.photo, reference.given, *others)])
             differences.append(float(own @ given) - float(np.mean([own @ other for other in rest])))
         values.append(float(np.mean(differences)))

@@ -9,7 +9,7 @@ import enum
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -56,12 +56,8 @@ class Views:
     """Makes views."""
 
     def __init__(self, output: str, photos: Photos, segmenter: Segmenter | None, store: Store) -> None:
-        self._folder, self._photos, self._segmenter, self._store = (
-            storage.join(output, FOLDER),
-            photos,
-            segmenter,
-            store,
-        )
+        self._folder, self._photos = storage.join(output, FOLDER), photos
+        self._segmenter, self._store = segmenter, store
 
     def key(self, seen: Seen) -> str:
         """A hash of all that decides the view's pixels, 32 hex digits."""
@@ -85,7 +81,7 @@ class Views:
         own = self._photos.mask(seen.photo)
         if own is not None:
             return own
-        uri = storage.join(self._folder, f"{self._mask_key(seen)}.png")
+        uri = self._mask_uri(seen)
         if self._store.exists(uri):
             return np.asarray(decode(self._store.read(uri), uri).convert("L")) > 0
         assert self._segmenter is not None, "asked for in _mask_key"
@@ -94,6 +90,20 @@ class Views:
         Image.fromarray(mask).save(buffer, "PNG")
         self._store.write(uri, buffer.getvalue())
         return mask
+
+    def masked(self, photo: Photo, word: str) -> Photo:
+        """The picture with its mask, found if the suite has none. Raises UsageError where the word is not found in it."""
+        if photo.mask is not None:
+            return photo
+        seen = Seen(photo=photo, word=word, view=View.SUBJECT)
+        if not self.mask(seen).any():
+            raise UsageError(
+                f"the segmenter finds no '{word}' in {photo.uri}: give its mask as a file like 00.mask.png"
+            )
+        return replace(photo, mask=self._mask_uri(seen))
+
+    def _mask_uri(self, seen: Seen) -> str:
+        return storage.join(self._folder, f"{self._mask_key(seen)}.png")
 
     def _mask_key(self, seen: Seen) -> str:
         if seen.photo.mask is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from realcustom.evaluation.metrics import Embedder, Metric, is_clip, make_metric, parse
 from realcustom.evaluation.rubrics import rubric_named
 from realcustom.evaluation.scorers import SeeingColumn, own_function, score_metrics
 from realcustom.evaluation.seeing import SeeingJudge
-from realcustom.evaluation.suite import Photos
+from realcustom.evaluation.suite import Photos, Reference, Suite
 from realcustom.evaluation.views import Views
 from realcustom.pipeline.evaluate.request import Request
 from realcustom.pipeline.recipes import RunSettings
@@ -31,6 +33,21 @@ class Columns:
             self.metrics += score_metrics(DrawnScorer(), request.output, photos, store)
         for name in request.metrics or (() if request.suite == "drawn" else self._settings.metrics):
             self.metrics += self._make(name)
+
+    def with_masks(self, suite: Suite, wrong_too: bool) -> Suite:
+        """The suite with a mask for every picture that is given, and with `wrong_too` for the wrong references.
+
+        Raises UsageError where the suite has no mask and the segmenter finds none.
+        """
+
+        def masked(one: Reference) -> Reference:
+            wrong = one.wrong
+            if wrong is not None and wrong_too:
+                wrong = self._views.masked(wrong, one.word)
+            return replace(one, given=self._views.masked(one.given, one.word), wrong=wrong)
+
+        cases = (replace(case, references=tuple(map(masked, case.references))) for case in suite.cases)
+        return replace(suite, cases=tuple(cases))
 
     def conventions(self) -> dict[str, str]:
         """What each column says, by its name."""

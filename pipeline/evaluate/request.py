@@ -25,6 +25,7 @@ from realcustom.pipeline.evaluate.drawing import Where
 from realcustom.pipeline.inputs import image_encoder_for, require_base, require_path
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.sampling import SamplingParams
+from realcustom.settings import Reference as ReferenceKind
 from realcustom.store import Store
 
 SETTINGS_FILE = "settings.yaml"
@@ -110,7 +111,12 @@ def read_adapters(request: Request, settings: RunSettings, store: Store) -> list
         encoder = image_encoder_for(file, request.image_encoder, settings.method.image_encoder.model)
         found.append(
             AdapterFile(
-                name=name, file=file, sha256=adapter_sha256(file, store), sampler=sampler, image_encoder=encoder
+                name=name,
+                file=file,
+                sha256=adapter_sha256(file, store),
+                sampler=sampler,
+                cut_out=header.settings.image_encoder.reference is ReferenceKind.CROP,
+                image_encoder=encoder,
             )
         )
     return found

@@ -60,6 +60,8 @@ def evaluate(request: Request, settings: RunSettings) -> Results:
     columns = Columns(request, settings, photos, store)
     suite = read_suite(request, settings, store)
     photos.check(list(suite.photos().values()))
+    if any(adapter.cut_out for adapter in adapters):
+        suite = columns.with_masks(suite, wrong_too=Setting.WRONG_REFERENCE in rows)
     given = read_given(request, suite, {method.name for method in methods}, store)
     description = _describe(request, settings, suite, adapters, columns, identity)
     store.write(storage.join(request.output, SETTINGS_FILE), to_yaml(description).encode())

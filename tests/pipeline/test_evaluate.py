@@ -209,6 +209,17 @@ def test_a_judge_that_is_down_leaves_its_values_missing(finished: Path, argument
     assert "| a | – (8 missing) |" in table and "prompt_following@seeing: values are missing, http://127.0.0.1" in table
 
 
+def test_masks_for_an_adapter_that_is_shown_cut_outs(tmp_path: Path) -> None:
+    """The suite has none: the detector and the segmenter of the recipe find them."""
+    suite = write_suite(tmp_path / "suite", subjects=2, masks=False)
+    given = ["--subjects", str(suite.folder), "--prompts", str(suite.prompts), "--limit", "2", "--steps", "2"]
+    cut_out = ["--adapter", str(zoo_path("adapter_crop.safetensors")), "--metric", f"dino_i_segmented@{DINO}"]
+    output = tmp_path / "output"
+    assert run(["evaluate", "--suite", "own", *given, *cut_out, "--output", str(output)]) == 0
+    assert len(list((output / "masks").glob("*.png"))) >= 2
+    assert "| adapter_crop |" in (output / "table.md").read_text()
+
+
 def mistakes(folder: Path, drawn: DrawnSuite, models: TinyModels) -> dict[str, tuple[list[str], str]]:
     (folder / "bad.txt").write_text("a {} on grass\na dog in snow\n")
     (folder / "occupied").mkdir()
