@@ -11,7 +11,8 @@ selected ones, H heads, d head width, D image width, U subjects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -52,6 +53,11 @@ class SubjectTokens:
 
     def keys_values(self, attn: Attention) -> KeyValue:
         """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
+        key, value = self.all_keys_values(attn)
+        return selected(key, self.index, self.gate), selected(value, self.index, self.gate)
+
+    def all_keys_values(self, attn: Attention) -> KeyValue:
+        """Keys and values of all tokens in this layer, ungated, each (R, H, S, d)."""
         pair = None if self.cache is None else self.cache.get(attn)
         if pair is None:
             key, value = self._layers(attn)
@@ -59,9 +65,7 @@ class SubjectTokens:
             pair = _split(attn, key(embeds)), _split(attn, value(embeds))
             if self.cache is not None:
                 self.cache[attn] = pair
-        if self.index is None:
-            return pair
-        return self._select(pair[0]), self._select(pair[1])
+        return pair
 
     def _layers(self, attn: Attention) -> tuple[nn.Linear, nn.Linear]:
         if self.projections is None:
@@ -77,14 +81,40 @@ class SubjectTokens:
             self._masks[grid] = resize_mask(self.mask, grid, self.mask_resize).flatten(2).mT
         return self._masks[grid]
 
-    def at(self, offset: int) -> SubjectTokens:
-        """The same where its rows come after `offset` others."""
-        return self if offset == 0 else replace(self, rows=shifted(self.rows, offset))
 
-    def _select(self, tokens: Tensor) -> Tensor:
-        assert self.index is not None and self.gate is not None
-        index = self.index[:, None, :, None].expand(-1, tokens.shape[1], -1, tokens.shape[3])
-        return (tokens.gather(2, index) * self.gate[:, None, :, None]).to(tokens.dtype)  # fp32: 1.004 is 1.0 in bf16
+class Acting(Protocol):
+    """What an attention layer needs of a subject, or of several in neighbouring rows (`company.py`)."""
+
+    @property
+    def rows(self) -> slice:
+        """The UNet call's rows in which it acts."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """Weight of the visual term."""
+        ...
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(R, 1, H*, W*) in [0, 1]; None = 1 everywhere."""
+        ...
+
+    def keys_values(self, attn: Attention) -> KeyValue:
+        """Keys and values of the selected tokens in this layer, each (R, H, n, d)."""
+        ...
+
+    def mask_at(self, grid: tuple[int, int]) -> Tensor | None:
+        """The mask on a layer's grid, flattened row-major: (R, N, 1)."""
+        ...
+
+
+def selected(tokens: Tensor, index: Tensor | None, gate: Tensor | None) -> Tensor:
+    """Of keys or values (R, H, S, d) those at `index` (R, n), times their gate (R, n): (R, H, n, d). None = all."""
+    if index is None or gate is None:
+        return tokens
+    at = index[:, None, :, None].expand(-1, tokens.shape[1], -1, tokens.shape[3])
+    return (tokens.gather(2, at) * gate[:, None, :, None]).to(tokens.dtype)  # fp32: 1.004 is 1.0 in bf16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +122,7 @@ class Conditioning:
     """The arguments that one UNet call passes to its attention layers."""
 
     grids: Mapping[int, tuple[int, int]]  # number of queries -> (h, w) of that level, see `by_queries`
-    subjects: Sequence[SubjectTokens] = ()
+    subjects: Sequence[Acting] = ()
     recorders: Sequence[MapRecorder] = ()
 
     def grid(self, queries: int) -> tuple[int, int]:
@@ -103,11 +133,6 @@ class Conditioning:
                 "of the UNet merges or drops tokens (as tomesd does with merge_crossattn=True); take it off"
             )
         return self.grids[queries]
-
-
-def shifted(rows: slice, offset: int) -> slice:
-    """Rows after `offset` others."""
-    return slice(rows.start + offset, rows.stop + offset)
 
 
 def resize_mask(mask: Tensor, grid: tuple[int, int], how: MaskResize) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from realcustom.company import joined
 from realcustom.guidance import Branch
-from realcustom.launch import joined
 
 Text = Callable[[Sequence[Branch]], dict[str, Any]]  # the UNet's text inputs for the rows of these branches
 

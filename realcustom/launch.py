@@ -1,6 +1,6 @@
 """UNet calls: what a sampler asks for, and how the calls of several samplers become one.
 
-A sampler's step is a generator that yields its calls one by one and is sent the predictions. Everything by which two
+A sampler's step is a generator that yields its work (UNet calls, masks, scores) and is sent the results. Everything by which two
 requests differ (prompt, subjects, adapter, guidance, mask, scheduler, timestep) belongs to the rows of a call, so rows of
 any requests share one call if their latents have one size and their texts one length.
 
@@ -9,20 +9,22 @@ Letters: B rows of a call, c h w latent, T text tokens, D text width.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from realcustom.attention import Conditioning, SubjectTokens, shifted
+from realcustom.attention import Acting, Conditioning, SubjectTokens
+from realcustom.company import Places, join_recorders, join_subjects
 from realcustom.maps import MapRecorder
+from realcustom.work import Masking, Scoring
 
 T = TypeVar("T")
-Steps = Generator["Launch", Tensor, T]  # yields calls, is sent their predictions (B, c, h, w)
+Work = Union["Launch", Masking, Scoring]
+Steps = Generator[Work, Any, T]  # yields work and is sent its results; of a Launch the prediction (B, c, h, w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +63,14 @@ def run_together(
         of that call.
     """
     results: dict[int, T | Exception] = {}
-    waiting: dict[int, Launch] = {}
+    waiting: dict[int, Work] = {}
 
-    def resume(number: int, prediction: Tensor | None) -> None:
+    def resume(number: int, found: Any) -> None:
+        if isinstance(found, Exception):
+            results[number] = found
+            return
         try:
-            waiting[number] = next(steps[number]) if prediction is None else steps[number].send(prediction)
+            waiting[number] = steps[number].send(found)
         except StopIteration as stop:
             results[number] = stop.value
         except Exception as error:  # the caller raises it, or ends this request alone
@@ -74,65 +79,87 @@ def run_together(
     for number in range(len(steps)):
         resume(number, None)
     while waiting:
-        ready = [number for number, launch in waiting.items() if launch.before_others] or list(waiting)
+        turn = min(map(_turn, waiting.values()))
         groups: dict[Hashable, list[int]] = {}
-        for number in ready:
-            groups.setdefault(waiting[number].shape(), []).append(number)
+        for number, work in waiting.items():
+            if _turn(work) == turn:
+                groups.setdefault((type(work), work.shape()), []).append(number)
         for members in groups.values():
-            launches = [waiting.pop(number) for number in members]
-            if rows is not None:
-                rows.append(sum(len(launch.sample) for launch in launches))
-            try:
-                predictions = predict(unet, launches)
-            except Exception as error:
-                results.update(dict.fromkeys(members, error))
-                continue
-            for number, prediction in zip(members, predictions, strict=True):
-                resume(number, prediction)
+            works = [waiting.pop(number) for number in members]
+            if rows is not None and isinstance(works[0], Launch):
+                rows.append(sum(len(work.sample) for work in works if isinstance(work, Launch)))
+            for number, found in zip(members, _done(unet, works), strict=True):
+                resume(number, found)
     return [results[number] for number in range(len(steps))]
+
+
+def _turn(work: Work) -> int:
+    """What is done before what, so that the calls that come last have the rows of all samplers."""
+    if isinstance(work, Launch):
+        return 0 if work.before_others else 3
+    return 1 if isinstance(work, Masking) else 2
+
+
+def _done(unet: UNet2DConditionModel, works: Sequence[Any]) -> Sequence[Any]:
+    """The results of works of one kind and shape, or the exceptions in their place."""
+    try:
+        return predict(unet, works) if isinstance(works[0], Launch) else type(works[0]).done(works)
+    except Exception as error:
+        if len(works) == 1 or isinstance(works[0], Launch):
+            return [error] * len(works)
+        return [_done(unet, [work])[0] for work in works]  # the fault of one of them
 
 
 def predict(unet: UNet2DConditionModel, launches: Sequence[Launch]) -> list[Tensor]:
     """One UNet call for launches of equal shape: each one's prediction (B, c, h, w)."""
     first = launches[0]
-    counts = [len(launch.sample) for launch in launches]
-    conditioning = _conditioning(launches, counts) if first.decoupled else None
+    if len(launches) == 1:
+        conditioning = _conditioning(first, first.subjects, [] if first.recorder is None else [first.recorder])
+        sample, text, conditions = first.sample, first.encoder_hidden_states, first.added_conditions
+        return [_call(unet, first, sample, first.timestep, text, conditions, conditioning)]
+    places = Places.of([len(launch.sample) for launch in launches], [launch.subjects for launch in launches])
+    recordings = join_recorders(places, [launch.recorder for launch in launches])
+    subjects = join_subjects(places, [launch.subjects for launch in launches])
+    conditioning = _conditioning(first, subjects, [recording.recorder for recording in recordings])
+    prediction = _call(
+        unet,
+        first,
+        places.gather([launch.sample for launch in launches]),
+        places.gather([launch.timestep.reshape(1).expand(len(launch.sample)) for launch in launches]),
+        places.gather([launch.encoder_hidden_states for launch in launches]),
+        _added_conditions(launches, places),
+        conditioning,
+    )
+    for recording in recordings:
+        recording.give_back()
+    return places.scatter(prediction)
+
+
+def _call(
+    unet: UNet2DConditionModel,
+    first: Launch,
+    sample: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    added_conditions: Mapping[str, Tensor] | None,
+    conditioning: Conditioning | None,
+) -> Tensor:
     prediction: Tensor = unet(
-        joined([launch.sample for launch in launches]),
-        _timesteps(launches),
-        joined([launch.encoder_hidden_states for launch in launches]),
-        added_cond_kwargs=_added_conditions(launches),
+        sample,
+        timestep,
+        text,
+        added_cond_kwargs=added_conditions,
         cross_attention_kwargs=None if conditioning is None else {"conditioning": conditioning},
         return_dict=False,
         **first.controls,
     )[0]
-    return [prediction] if len(launches) == 1 else list(prediction.split(counts))
+    return prediction
 
 
-def _conditioning(launches: Sequence[Launch], counts: Sequence[int]) -> Conditioning:
-    """Subjects and recorders at the call's rows."""
-    subjects: list[SubjectTokens] = []
-    recorders: list[MapRecorder] = []
-    for launch, offset in zip(launches, itertools.accumulate(counts[:-1], initial=0), strict=True):
-        subjects += [subject.at(offset) for subject in launch.subjects]
-        if launch.recorder is not None:
-            launch.recorder.rows = shifted(launch.recorder.rows, offset)  # it is made for this call alone
-            recorders.append(launch.recorder)
-    return Conditioning(grids=launches[0].grids, subjects=subjects, recorders=recorders)
+def _conditioning(first: Launch, subjects: Sequence[Acting], recorders: Sequence[MapRecorder]) -> Conditioning | None:
+    return Conditioning(grids=first.grids, subjects=subjects, recorders=recorders) if first.decoupled else None
 
 
-def _timesteps(launches: Sequence[Launch]) -> Tensor:
-    """A scalar for one launch, as diffusers' pipelines pass it; else (B,)."""
-    if len(launches) == 1:
-        return launches[0].timestep
-    return torch.cat([launch.timestep.reshape(1).expand(len(launch.sample)) for launch in launches])
-
-
-def _added_conditions(launches: Sequence[Launch]) -> dict[str, Tensor] | None:
+def _added_conditions(launches: Sequence[Launch], places: Places) -> dict[str, Tensor] | None:
     each = [launch.added_conditions for launch in launches if launch.added_conditions is not None]
-    return {name: joined([conditions[name] for conditions in each]) for name in each[0]} if each else None
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Rows one below the other; the tensor itself if it is the only one."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return {name: places.gather([conditions[name] for conditions in each]) for name in each[0]} if each else None

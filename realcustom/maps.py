@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
+from torch.nn import functional as F
 
 from realcustom.errors import UsageError
 from realcustom.sdpa import full_precision, log_sum_exp
@@ -33,6 +34,22 @@ class WordTokens:
         index = marked.argsort(dim=1, descending=True, stable=True)[:, :most]
         weight = words.float().gather(2, index[:, None].expand(-1, words.shape[1], -1))  # (B, U, M)
         return cls(index=index, weight=weight.mT.contiguous())
+
+    @classmethod
+    def joined(cls, parts: Sequence[WordTokens]) -> WordTokens:
+        """Rows one below the other, filled up to as many tokens and subjects as any has."""
+        most, subjects = (max(part.weight.shape[dim] for part in parts) for dim in (1, 2))
+        return cls(
+            index=torch.cat([F.pad(part.index, (0, most - part.index.shape[1])) for part in parts]),
+            weight=torch.cat(
+                [F.pad(part.weight, (0, subjects - part.subjects, 0, most - part.index.shape[1])) for part in parts]
+            ),
+        )
+
+    @property
+    def subjects(self) -> int:
+        """U."""
+        return int(self.weight.shape[2])
 
 
 @dataclass(kw_only=True)

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from realcustom import attention, maps
 from realcustom.attention import SubjectTokens
+from realcustom.company import joined
 from realcustom.controls import Controls, StepControls
 from realcustom.guidance import Branch, Weights, combine
-from realcustom.launch import Launch, Steps, joined, run_together
+from realcustom.launch import Launch, Steps, run_together
 from realcustom.maps import MapRecorder, WordTokens
-from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.schedule import alphas_cumprod_at
 from realcustom.settings import GuidanceSettings, Launches, MaskSettings, MaskSource, Never
 from realcustom.start import Start
+from realcustom.work import Masking, Scoring
 
 Branches = tuple[Branch, ...]
 T = TypeVar("T")
@@ -136,7 +137,7 @@ class Sampler:
         return result
 
     def launches(self) -> Steps[Step]:
-        """The next denoising step of all rows: yields its UNet calls, one by one, and is sent their predictions."""
+        """The next denoising step of all rows: yields its UNet calls and what they need, and is sent the results."""
         index, timesteps = self.position, self.start.timesteps
         timestep = timesteps[index]
         scaled = self.scheduler.scale_model_input(self.latents, timestep)
@@ -146,9 +147,9 @@ class Sampler:
         if index < self._live or (self._live and self._masks is None):  # a callback may begin with subjects late
             if recorder is None:
                 recorder = self._recorder(slice(0, len(scaled)))
-                launch = self._launch((Branch.GUIDANCE,), scaled, timestep, recorder, before_others=True)
+                launch = yield from self._launch((Branch.GUIDANCE,), scaled, timestep, recorder, before_others=True)
                 predictions[Branch.GUIDANCE] = yield launch
-            self._masks = self._build_masks(recorder)
+            self._masks = yield from self._build_masks(recorder)
         source = self._source_of_next(index)
         self._recorded = recorder if source in predictions else None
         for branches in self._branches_left(predictions):
@@ -156,7 +157,7 @@ class Sampler:
             if source is not None and source in branches:
                 first = branches.index(source) * len(scaled)
                 recorder = self._recorded = self._recorder(slice(first, first + len(scaled)))
-            output = yield self._launch(branches, scaled, timestep, recorder)
+            output = yield (yield from self._launch(branches, scaled, timestep, recorder))
             predictions |= zip(branches, output.chunk(len(branches)), strict=True)
         combined = combine(predictions, self.weights, self._all_masks(), self._with_subjects)
         stepped = self.scheduler.step(combined, timestep, self.latents, **self.step_arguments, return_dict=False)
@@ -195,12 +196,14 @@ class Sampler:
         grid = self._mask_grid if self.mask.self_refine else None
         return MapRecorder(words=self._words, rows=rows, layers=self._layers, self_grid=grid)
 
-    def _build_masks(self, recorder: MapRecorder) -> tuple[Tensor, ...]:
+    def _build_masks(self, recorder: MapRecorder) -> Steps[tuple[Tensor, ...]]:
         """Each subject's mask (B, 1, H*, W*) from recorded maps."""
         scope = self.rows.influence_scope
-        mask = influence_mask(recorder.maps, scope, self.mask, grid=self._mask_grid, self_attention=recorder.self_maps)
-        masks: tuple[Tensor, ...] = mask.split(1, 1)  # an absent subject's scope is 0, and its mask too
-        return masks
+        masks: Tensor = yield Masking(
+            recorder=recorder, influence_scope=scope, settings=self.mask, grid=self._mask_grid, alone=self.alone
+        )
+        each: tuple[Tensor, ...] = masks.split(1, 1)  # an absent subject's scope is 0, and its mask too
+        return each
 
     def _all_masks(self) -> Tensor | None:
         """(B, U, H*, W*), for the rescaling that asks for it."""
@@ -216,16 +219,17 @@ class Sampler:
         recorder: MapRecorder | None,
         *,
         before_others: bool = False,
-    ) -> Launch:
+    ) -> Steps[Launch]:
         """A UNet call for the rows of these branches; those with subjects come last, so that their rows are one slice."""
         acting = tuple(branch for branch in branches if branch in self.weights.with_subjects())
         sample, count = self._unet_sample(scaled), len(scaled)
         rows = slice((len(branches) - len(acting)) * count, len(branches) * count)
+        subjects = yield from self._subjects(acting, rows, sample, timestep)
         return Launch(
             sample=joined([sample] * len(branches)),
             timestep=timestep,
             grids=self._grids,
-            subjects=self._subjects(acting, rows, sample, timestep),
+            subjects=subjects,
             recorder=recorder,
             before_others=before_others,
             decoupled=self._decoupled,
@@ -256,7 +260,7 @@ class Sampler:
             "time_ids": joined(_of(branches, rows.time_ids, rows.negative_time_ids)),
         }
 
-    def _subjects(self, acting: Branches, rows: slice, sample: Tensor, timestep: Tensor) -> list[SubjectTokens]:
+    def _subjects(self, acting: Branches, rows: slice, sample: Tensor, timestep: Tensor) -> Steps[list[SubjectTokens]]:
         """Every subject's tokens in the rows of these branches; none if no branch has subjects."""
         if not acting:
             return []
@@ -264,9 +268,14 @@ class Sampler:
         level = None  # the noise level that scores go by
         if self.model.adaptive_scoring is not None:
             level = alphas_cumprod_at(self.scheduler, timestep).to(sample.device)
-        return [self._subject(acting, rows, number, sample, level) for number in range(self.rows.subjects)]
+        subjects = []
+        for number in range(self.rows.subjects):
+            subjects.append((yield from self._subject(acting, rows, number, sample, level)))
+        return subjects
 
-    def _subject(self, acting: Branches, at: slice, number: int, sample: Tensor, level: Tensor | None) -> SubjectTokens:
+    def _subject(
+        self, acting: Branches, at: slice, number: int, sample: Tensor, level: Tensor | None
+    ) -> Steps[SubjectTokens]:
         """The subject's tokens in the rows of these branches, as selected in this step, with this step's mask."""
         assert self.model is not None
         rows, count = self.rows, len(acting)
@@ -288,15 +297,17 @@ class Sampler:
             mask = present.to(torch.float32).expand(-1, -1, *self._mask_grid)
         mask = None if mask is None else joined([mask] * count)
         if level is not None:
-            index, gate = self.model.score(
-                joined([rows.prompt_embeds] * count),
-                joined([sample] * count),
-                subject.embeds,
-                level.expand(len(subject.embeds)),
-                rows.influence_quantity,
+            index, gate = yield Scoring(
+                model=self.model,
+                encoder_hidden_states=joined([rows.prompt_embeds] * count),
+                latents=joined([sample] * count),
+                image_embeds=subject.embeds,
+                alphas_cumprod=level,
+                influence_quantity=rows.influence_quantity,
                 words=joined([rows.words[:, number]] * count),
                 mask=mask,
                 mask_resize=self.mask.mask_resize,
+                alone=self.alone,
             )
         return replace(subject, rows=at, index=index, gate=gate, mask=mask)
 

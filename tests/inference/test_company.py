@@ -7,6 +7,7 @@ import math
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from realcustom import work
 from realcustom.config import override
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.inference.cost import StepCost
@@ -26,6 +28,8 @@ from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull
 from realcustom.inference.jobs import GenerationJob, Ticket
 from realcustom.inference.order import LargestStretch, Running
 from realcustom.launch import run_together
+from realcustom.maps import MapRecorder, text_cross_attentions
+from realcustom.model import RealCustomModel
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams
 from realcustom.settings import GuidanceMode, MaskSource
@@ -137,9 +141,9 @@ def running(alone: Alone) -> Running:
     build = sampler._build_masks
 
     def replayed(recorder: Any) -> Any:
-        own = alone.masks[sampler.position]
+        own, found = alone.masks[sampler.position], (yield from build(recorder))
         assert own is not None
-        other = torch.cat([(a > 0) != (b > 0) for a, b in zip(build(recorder), own, strict=True)]).float().mean()
+        other = torch.cat([(a > 0) != (b > 0) for a, b in zip(found, own, strict=True)]).float().mean()
         assert other <= 0.05, "the masks differ in more than a cell here and there"
         return own
 
@@ -235,6 +239,67 @@ def test_alone_in_the_launch_has_the_same_bits_in_any_company(pipelines: list[Re
         run_together(own.unet, [one.launches() for one in (others[0], own, others[1])], rows)
         by_itself.step()
     assert torch.equal(own.latents, by_itself.latents)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["guidance", "previous"])
+def test_what_has_equal_shapes_is_done_at_once(
+    number: int, pipelines: list[RealCustomPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many attentions, maps, masks and scores for five requests as for one; two quantities of tokens are two attentions."""
+    done: Counter[str] = Counter()
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted("attention", attention))
+    monkeypatch.setattr(MapRecorder, "record", counted("record", MapRecorder.record))
+    monkeypatch.setattr(work, "influence_mask", counted("mask", work.influence_mask))
+    monkeypatch.setattr(RealCustomModel, "score", counted("score", RealCustomModel.score))
+
+    def step(quantities: list[float]) -> Counter[str]:
+        samplers = []
+        for seed, quantity in enumerate(quantities):
+            subjects = [Subject(image=PICTURES[seed % 4], word="cat", scope=0.2 + 0.1 * seed)]
+            sampling = SamplingParams(seed=seed, num_inference_steps=4, influence_quantity=quantity)
+            scheduler = copy.deepcopy(pipelines[number].scheduler)
+            samplers.append(
+                pipelines[number].prepare(PROMPTS[seed % 2], subjects, sampling, scheduler=scheduler).sampler
+            )
+        run_together(samplers[0].unet, [sampler.launches() for sampler in samplers])
+        done.clear()
+        results = run_together(samplers[0].unet, [sampler.launches() for sampler in samplers])
+        assert not any(isinstance(result, Exception) for result in results)
+        return Counter(done)
+
+    alone = step([0.8])
+    assert alone["record"] > 1 and alone["mask"] == 1
+    assert step([0.8] * 5) == alone
+    two = step([0.8, 0.5, 0.8, 0.5])
+    layers = len(text_cross_attentions(pipelines[0].base.unet))
+    assert two == alone + Counter(attention=layers, score=1)
+
+
+def test_a_fault_in_one_mask_fails_that_request_alone(pipelines: list[RealCustomPipeline]) -> None:
+    samplers = [
+        pipelines[0]
+        .prepare(
+            PROMPTS[0],
+            [Subject(image=PICTURES[0], word="cat")],
+            SamplingParams(seed=seed, num_inference_steps=2),
+            scheduler=copy.deepcopy(pipelines[0].scheduler),
+        )
+        .sampler
+        for seed in range(3)
+    ]
+    samplers[1].latents = torch.full_like(samplers[1].latents, torch.nan)
+    results = run_together(samplers[0].unet, [sampler.launches() for sampler in samplers])
+    assert [isinstance(result, Exception) for result in results] == [False, True, False]
+    assert "not finite" in str(results[1])
 
 
 @pytest.fixture
