@@ -22,7 +22,6 @@ import torch
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
-from realcustom.guidance import Branch, Weights
 from realcustom.inference.cost import StepCost
 from realcustom.inference.errors import (
     Cancelled,
@@ -32,12 +31,13 @@ from realcustom.inference.errors import (
     UnknownModel,
     WordNotInPrompt,
 )
+from realcustom.inference.expectation import check_time, expected_seconds
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
+from realcustom.inference.measured_steps import observe_step
 from realcustom.inference.metrics import UNOBSERVED, Observer
-from realcustom.inference.models import ServedModel
 from realcustom.inference.order import LargestStretch, Order, Running
 from realcustom.inference.progress import Progress, Usage
-from realcustom.inference.settings import ServeSettings
+from realcustom.inference.prompts import PromptCache
 from realcustom.launch import run_together
 from realcustom.output import to_images
 from realcustom.sampler import Step
@@ -46,7 +46,6 @@ from realcustom.tokens import chunks_of
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
-SURE = 0.7  # of the expected seconds: a job is refused for its deadline where not even these are left
 STALLED_SECONDS = 60.0  # a step that takes longer counts as hung
 
 
@@ -56,6 +55,7 @@ class Engine:
     Args:
         pipeline: owned by the engine from now on.
         max_queue: jobs that may be in the engine beside one.
+        max_prompt_bytes: of encoded prompts that are kept.
         deadline_seconds: from `submit` to the last step.
         threads: CPU threads of torch in the stepping thread; the other two have one.
         adapter: description of the pipeline's adapter; `sha256` is its checkpoint's.
@@ -67,6 +67,7 @@ class Engine:
         pipeline: RealCustomPipeline,
         *,
         max_queue: int = 16,
+        max_prompt_bytes: int = 64 * 1024 * 1024,
         deadline_seconds: float = 300.0,
         threads: int = 2,
         adapter: Mapping[str, Any] | None = None,
@@ -80,6 +81,7 @@ class Engine:
         # a tokenizer's truncation is state that a call sets: one for the preparing thread, one for `check`
         self._tokenizer, self._tokenizing = copy.deepcopy(pipeline.base.tokenizer), threading.Lock()
         self.max_queue, self.deadline_seconds = max_queue, deadline_seconds
+        self._prompts = PromptCache(max_prompt_bytes)  # of the preparing thread
         self.order: Order = order or LargestStretch()
         self.cost = StepCost()
         self.observer: Observer = UNOBSERVED
@@ -183,36 +185,16 @@ class Engine:
             if jobs > self.max_queue:
                 wait = math.ceil(self._seconds_per_job * max(1.0, jobs / 2))
                 raise QueueFull(f"{jobs} requests are being served already; try again later", max(1, wait))
-            self._check_time(job, seconds)
+            left = [one.seconds(self.cost)[0] for one in self._running]
+            left += [self._expected(other.job) for other in self._waiting]
+            check_time(self._expected(job), left, seconds)
             self._waiting.append(ticket)
             ticket.future.add_done_callback(self._observe_end)
             self._changed.notify_all()
         return ticket
 
-    def _check_time(self, job: GenerationJob, seconds: float) -> None:
-        """Refuse a job that would not be done in time, as far as costs are known (the lock is held). Raises as `submit`."""
-        own = self._expected(job)
-        if SURE * own > seconds:
-            raise DeadlineExceeded(
-                f"this request takes about {own:.1f} s alone, and has {seconds:g} s: ask for fewer steps or images"
-            )
-        left = [one.seconds(self.cost)[0] for one in self._running]
-        left += [self._expected(ticket.job) for ticket in self._waiting]
-        ahead = sum(min(own, other) for other in left)  # of a longer one only about as much runs before this one ends
-        if SURE * (own + ahead) > seconds:
-            raise QueueFull(
-                f"this request would take about {own + ahead:.1f} s beside those that run, and has {seconds:g} s; try later",
-                max(1, math.ceil(own + ahead - seconds)),
-            )
-
     def _expected(self, job: GenerationJob) -> float:
-        """Seconds that a job takes alone, from the steps so far; 0 before the first."""
-        pipeline, sampling = self.pipeline_of(job), job.sampling
-        factor, side = pipeline.base.vae_scale_factor, pipeline.base.resolution
-        size = (sampling.height or side) // factor, (sampling.width or side) // factor
-        steps = sampling.num_inference_steps or pipeline.settings.sampler.num_inference_steps
-        weights = Weights(settings=pipeline.settings.guidance, has_subjects=bool(job.subjects))
-        return self.cost.seconds(size, steps, steps * sampling.n * len(weights.branches()))
+        return expected_seconds(self.pipeline_of(job), job, self.cost)
 
     def close(self) -> None:
         """Stop the running jobs at their next step, cancel the waiting ones, end the threads."""
@@ -270,15 +252,12 @@ class Engine:
         started = time.monotonic()
         self.observer.observe("queue_seconds", started - ticket.submitted)
         try:
-            prepared = pipeline.prepare(
-                job.prompt,
-                job.subjects,
-                job.sampling,
-                scheduler=copy.deepcopy(pipeline.scheduler),
-                alone=job.alone,
-            )
+            hits = self._prompts.hits
+            prepared = self._prompts.prepare(pipeline, job, copy.deepcopy(pipeline.scheduler))
         except UsageError as error:  # the pipeline's refusal of arguments that `check` does not test
             raise RequestError(str(error)) from error
+        self.observer.observe("cache_hits_total", self._prompts.hits - hits, "prompts")
+        self.observer.observe("cache_bytes", self._prompts.held_bytes, "prompts")
         sampler = prepared.sampler
         return Running(ticket=ticket, sampler=sampler, started=started, forwards=sampler.forwards_left())
 
@@ -300,7 +279,9 @@ class Engine:
         if calls:
             seconds = time.monotonic() - now
             self.cost.learn(chosen[0].size, len(calls), sum(calls), seconds)
-            self._observe_step(chosen, forwards, calls, seconds)
+            observe_step(self.observer, self.cost, chosen, forwards, calls, seconds)
+            self.observer.observe("running", len(self._running))
+            self.observer.observe("waiting", len(self._waiting) + self._held)
         ended = [one for one, result in zip(chosen, results, strict=True) if not self._went_on(one, result)]
         with self._changed:
             self._step_began = None
@@ -331,22 +312,6 @@ class Engine:
             return result
 
         return self._attempt(one.ticket, told) is not None and not one.sampler.done
-
-    def _observe_step(self, chosen: list[Running], before: list[int], calls: list[int], seconds: float) -> None:
-        """Tell of a step; `before`: forwards that each of the jobs had left."""
-        observe = self.observer.observe
-        observe("step_seconds", seconds)
-        observe("batch_cells_used_ratio", min(1.0, max(calls) / self.cost.full_rows(chosen[0].size)))
-        for rows in calls:
-            observe("batch_rows", rows)
-        for one, left in zip(chosen, before, strict=True):
-            branches, images = one.sampler.weights.branches(), len(one.sampler.latents)
-            for branch in branches:
-                observe("forwards_total", images, branch.value)
-            passes = left - one.sampler.forwards_left() - images * len(branches)  # for the mask alone
-            observe("forwards_total", max(0, passes), Branch.GUIDANCE.value)
-        observe("running", len(self._running))
-        observe("waiting", len(self._waiting) + self._held)
 
     def _observe_end(self, future: Future[Generation]) -> None:
         if isinstance(future.exception(), Cancelled):
@@ -406,26 +371,3 @@ def _ended(ticket: Ticket) -> bool:
         ticket.future.set_exception(error)
         return True
     return False
-
-
-def load_engine(settings: ServeSettings, base: str, model: ServedModel, image_encoder: str | None) -> Engine:
-    """Load the base with one adapter and start an engine. Raises UsageError that says what is wrong with a model.
-
-    Args:
-        model: the adapter that stays loaded; one without an adapter = the base alone.
-    """
-    pipeline = RealCustomPipeline.from_pretrained(
-        base,
-        adapter=model.source,
-        image_encoder=image_encoder,
-        device=settings.device,
-        torch_dtype=settings.dtype.to_torch(),
-    )
-    pipeline.set_progress_bar_config(disable=True)  # a server's log has lines alone
-    return Engine(
-        pipeline,
-        max_queue=settings.max_queue,
-        deadline_seconds=settings.deadline_seconds,
-        threads=settings.threads,
-        adapter=model.adapter,
-    )

@@ -13,9 +13,10 @@ from ray import serve
 
 from realcustom import log
 from realcustom.inference.drawing import Drawing
-from realcustom.inference.engine import Engine, load_engine
+from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Internal, RequestError, UnknownSubject
 from realcustom.inference.leases import RENEW_SECONDS, Leases
+from realcustom.inference.loading import load_engine
 from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
 from realcustom.inference.models import ServedModel
 from realcustom.inference.ray_metrics import RayObserver
@@ -98,6 +99,11 @@ class EngineServer:
             return await self._service.subject(subject_id)
         except UnknownSubject:
             return None
+
+    def __del__(self) -> None:
+        """Called by Serve when this replica ends, after its requests have: no thread is left in native code."""
+        if hasattr(self, "_service"):
+            self._service.close()
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica if this raises: a dead thread, or a step that hangs."""

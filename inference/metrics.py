@@ -50,8 +50,10 @@ METRICS: Mapping[str, Metric] = {
     "running": Metric(kind=Kind.GAUGE, help="requests in an engine's running batch"),
     "waiting": Metric(kind=Kind.GAUGE, help="requests in an engine that have no step yet"),
     "cancelled_total": Metric(kind=Kind.COUNTER, help="requests that were cancelled, or whose client went away"),
-    "cache_bytes": Metric(kind=Kind.GAUGE, tag="kind", help="bytes of what an engine keeps: subjects"),
-    "cache_hits_total": Metric(kind=Kind.COUNTER, tag="kind", help="requests for a subject or adapter that was there"),
+    "cache_bytes": Metric(kind=Kind.GAUGE, tag="kind", help="bytes of what an engine keeps: subjects, prompts"),
+    "cache_hits_total": Metric(
+        kind=Kind.COUNTER, tag="kind", help="requests for what was there: subjects, adapters, prompts"
+    ),
 }
 
 

@@ -22,7 +22,8 @@ from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
 from realcustom.inference.adapters import find_models
 from realcustom.inference.api import build_api
-from realcustom.inference.engine import Engine, load_engine
+from realcustom.inference.engine import Engine
+from realcustom.inference.loading import load_engine
 from realcustom.inference.models import ServedModel
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
