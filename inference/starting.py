@@ -8,7 +8,6 @@ import time
 import uuid
 
 import httpx
-import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
@@ -19,11 +18,12 @@ from realcustom.inference.app import APP_NAME, ENGINE, LINES, ServeArguments, ap
 from realcustom.inference.backend import State
 from realcustom.inference.edits import Nouns
 from realcustom.inference.models import ServedModel
+from realcustom.inference.room import lacking
 from realcustom.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 _MISTAKE = re.compile(r"realcustom\.errors\.\w+: (.+)|UsageError: (.+)")
-_SAY_AFTER_SECONDS = 5.0  # without a place for a replica
+_SAY_AFTER_SECONDS, _SAY_AGAIN_SECONDS = 5.0, 60.0  # that there is no place for an engine
 
 
 def start(
@@ -81,7 +81,9 @@ def stop() -> None:
     """
     applications = serve.status().applications.keys()
     if APP_NAME in applications:
-        serve.delete(APP_NAME)
+        serve.delete(APP_NAME, _blocking=False)  # blocking, it waits for a minute at most
+        while APP_NAME in serve.status().applications:
+            time.sleep(0.1)
     if not applications - {APP_NAME}:
         serve.shutdown()
 
@@ -99,7 +101,8 @@ def _check_address(settings: ServeSettings) -> None:
 
 
 def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
-    began, said = time.monotonic(), False
+    began = time.monotonic()
+    says = began + _SAY_AFTER_SECONDS
     while time.monotonic() - began < settings.load_timeout_seconds:
         status = serve.status().applications[APP_NAME]
         _check_failures(status)
@@ -109,12 +112,12 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
             answer = None
         if isinstance(answer, dict) and answer.get("instance") == instance and answer["status"] == State.READY.value:
             return
-        if not said and time.monotonic() - began > _SAY_AFTER_SECONDS and (lacking := _lacking(settings)):
-            said = True
-            logger.warning("%s; waiting for room", lacking)
+        if time.monotonic() > says and (line := lacking(settings)):
+            says = time.monotonic() + _SAY_AGAIN_SECONDS
+            logger.warning("%s; waiting for room", line)
         time.sleep(0.2)
-    lacking = _lacking(settings) or "the models may be large, or far away"
-    raise UsageError(f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); {lacking}")
+    reason = lacking(settings) or "the models may be large, or far away"
+    raise UsageError(f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); {reason}")
 
 
 def _check_failures(status: ApplicationStatusOverview) -> None:
@@ -126,15 +129,3 @@ def _check_failures(status: ApplicationStatusOverview) -> None:
     failed = status.status == ApplicationStatus.DEPLOY_FAILED
     if failed or "Traceback" in message:
         raise RuntimeError(f"Ray Serve could not start the endpoint: {message}")
-
-
-def _lacking(settings: ServeSettings) -> str | None:
-    """What an engine asks for and what is free, where no node has that much free."""
-    wanted = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
-    free = ray.available_resources()
-    if all(free.get(name, 0) >= number for name, number in wanted.items()):
-        return None
-    return (
-        f"the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free, an engine takes "
-        f"{settings.num_cpus:g} and {settings.num_gpus:g} (serve.num_cpus, serve.num_gpus)"
-    )

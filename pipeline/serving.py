@@ -3,54 +3,50 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
-from types import FrameType
+from functools import partial
 
-from realcustom import log
 from realcustom.inference.adapters import find_models
 from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
-from realcustom.pipeline.cluster import connected
+from realcustom.pipeline.cluster import connected, is_embedded
+from realcustom.pipeline.supervising import raise_at_signals, supervise
 from realcustom.preprocessing.caption.nouns import find_targets
 
 MAX_NOUNS = 8  # that a message lists
+CLEANUP_SECONDS = 20.0  # beside the running requests: Serve ends its replicas, an embedded Ray its processes
 
 logger = logging.getLogger(__name__)
 
 
 def serve_until_interrupted(
     settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None, address: str | None
+) -> int:
+    """Run the endpoint until SIGINT, SIGTERM or SIGHUP, then let running requests end, and stop it; returns the exit status.
+
+    It runs in a process of its own, so that none of Ray's stays, whatever ends it.
+    """
+    serve = partial(_serve, settings, base, adapter, image_encoder, address)
+    return supervise(serve, settings.drain_seconds + CLEANUP_SECONDS)
+
+
+def _serve(
+    settings: ServeSettings, base: str, adapter: str | None, image_encoder: str | None, address: str | None
 ) -> None:
-    """Run the endpoint until SIGINT or SIGTERM, then stop it. Raises KeyboardInterrupt at the end."""
-    if not (address or os.environ.get("RAY_ADDRESS")):  # on an existing cluster Serve may listen already
+    if is_embedded(address):  # on an existing cluster Serve may listen already
         check_port(settings.host, settings.port)
     models = find_models(base, adapter, settings.adapters)  # a wrong one is said before Ray starts
-    signal.signal(signal.SIGTERM, _interrupt)
     logger.info("starting Ray and the models ...")
     with connected(address):
+        raise_at_signals()
         from realcustom.inference.starting import start, stop
 
-        with log.each_minute(logger, lambda: _lacking(settings)):
-            url = start(settings, base, adapter, image_encoder, nouns, models)
+        url = start(settings, base, adapter, image_encoder, nouns, models)
         try:
             print(announcement(url, settings), flush=True)
             threading.Event().wait()
         finally:
             stop()
-
-
-def _lacking(settings: ServeSettings) -> str | None:
-    """A line if no node of the cluster has what a replica takes: Ray waits for one silently, as it may be added."""
-    import ray
-
-    needed = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(name, 0) >= number for name, number in needed.items()) for node in nodes):
-        return None
-    words = " and ".join(f"{number:g} {name}" for name, number in needed.items() if number)
-    return f"no node of the cluster has {words}, as serve.num_cpus and serve.num_gpus ask for; waiting for one"
 
 
 def nouns(prompt: str) -> list[str]:
@@ -69,7 +65,3 @@ def announcement(url: str, settings: ServeSettings) -> str:
         '   "subjects": [{"image": "$(base64 < PHOTO | tr -d \'\\n\')", "word": "star"}]}\n'
         "END"
     )
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import typer
 
 from realcustom import log
-from realcustom.errors import UsageError
 from realcustom.pipeline.cli import (
     cluster,
     evaluate,
@@ -29,22 +28,7 @@ from realcustom.pipeline.cli import (
     train,
 )
 from realcustom.pipeline.cli.options import add_verb
-from realcustom.preprocessing.errors import NothingKept
-
-DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
-OPTIONAL = (
-    "ray",
-    "boto3",
-    "botocore",
-    "pycocotools",
-    "httpx",
-    "aiohttp",
-    "jinja2",
-    "fastapi",
-    "pydantic",
-)  # of the extras
-MISTAKE = 2
-NOTHING_KEPT = 3
+from realcustom.pipeline.cli.status import MISTAKE, status_of
 
 app = typer.Typer(
     name="realcustom",
@@ -70,30 +54,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. What is not a user's mistake is raised, and keeps its trace."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their warnings are about our choices; workers inherit this
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    try:
-        status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        status = interrupt.STATUS
-    except typer.TyperException as error:  # an option or verb that does not exist, or a missing value
-        return _refuse(error.format_message(), error)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in OPTIONAL:
-            raise
-        return _refuse(f"this needs {error.name}, which is not installed: pip install 'realcustom[all]'", error)
-    except NothingKept as error:
-        return _refuse(str(error), error, NOTHING_KEPT)
-    except UsageError as error:
-        return _refuse(str(error), error)
-    if status == interrupt.STATUS:  # typer turns an interrupt into this status, without a message
-        sys.stderr.write("interrupted\n")
-    return int(status or 0)
-
-
-def _refuse(message: str, error: Exception, status: int = MISTAKE) -> int:
-    if os.environ.get(DEBUG_VARIABLE):
-        raise error
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return status
+    return status_of(lambda: app(args=None if arguments is None else list(arguments), standalone_mode=False))
 
 
 def _say_version(asked: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import typer
+
 from realcustom.errors import require_all
 from realcustom.inference.keys import find_keys
 from realcustom.pipeline.cli.options import Address, ModelOptions, SettingsOptions
@@ -25,7 +27,7 @@ def serve(*, models: ModelOptions, given: SettingsOptions, address: Address = No
     from realcustom.pipeline.serving import serve_until_interrupted
 
     image_encoder = image_encoder_for(adapter, models.image_encoder, settings.method.image_encoder.model)
-    serve_until_interrupted(settings.serve, base, adapter, image_encoder, address)
+    raise typer.Exit(serve_until_interrupted(settings.serve, base, adapter, image_encoder, address))
 
 
 VERBS = {

@@ -20,6 +20,7 @@ from PIL import Image
 
 from realcustom.checkpoint import adapter_sha256
 from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.errors import UsageError
 from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
 from realcustom.evaluation.table import Case, Setting
 from realcustom.inference.metrics import METRICS
@@ -93,6 +94,13 @@ def test_ids_and_headers_come_once_through_serves_proxy(url: str) -> None:
         assert found == headers.get("X-Request-Id", found) and answer.headers["X-Content-Type-Options"] == "nosniff"
     assert httpx.delete(f"{url}/v1/requests/none").status_code == 404
     assert httpx.get(f"{url}/docs").status_code == 200
+
+
+def test_another_address_is_refused_and_what_runs_goes_on(url: str, tiny_models: TinyModels) -> None:
+    port = url.rpartition(":")[2]
+    with pytest.raises(UsageError, match=rf"Serve runs on this cluster with the address 127.0.0.1 port {port}, not .*"):
+        start(ServeSettings(port=free_port(), device="cpu"), tiny_models.base, None)
+    assert _post(url).status_code == 200
 
 
 def test_half_a_body_ends_after_its_time(url: str) -> None:

@@ -1,0 +1,46 @@
+"""The exit status of a command, and the line that says why: the one place where the command line catches."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from realcustom.errors import UsageError
+from realcustom.pipeline.cli import interrupt
+from realcustom.preprocessing.errors import NothingKept
+
+DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
+OPTIONAL = frozenset("ray boto3 botocore pycocotools httpx aiohttp jinja2 fastapi pydantic".split())  # of the extras
+MISTAKE = 2
+NOTHING_KEPT = 3
+
+
+def status_of(act: Callable[[], int | None]) -> int:
+    """The exit status of what `act` does: what it returns, or that of its error. What is not a user's mistake is raised."""
+    try:
+        status = act()
+    except (KeyboardInterrupt, typer.Abort):
+        status = interrupt.STATUS
+    except typer.TyperException as error:  # an option or verb that does not exist, or a missing value
+        return _refuse(error.format_message(), error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            raise
+        return _refuse(f"this needs {error.name}, which is not installed: pip install 'realcustom[all]'", error)
+    except NothingKept as error:
+        return _refuse(str(error), error, NOTHING_KEPT)
+    except UsageError as error:
+        return _refuse(str(error), error)
+    if status == interrupt.STATUS:  # typer turns an interrupt into this status, without a message
+        sys.stderr.write("interrupted\n")
+    return int(status or 0)
+
+
+def _refuse(message: str, error: Exception, status: int = MISTAKE) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return status
