@@ -68,6 +68,12 @@ def job(steps: int, seed: int = 1) -> GenerationJob:
     return GenerationJob(prompt=CASES[0].prompt, subjects=(subject(0),), sampling=sampling, adapter="first")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def own_engine() -> Engine:
     return Engine(models("cpu")["first"], adapter={"sha256": "first"}, max_queue=100, threads=THREADS)
 
@@ -187,11 +193,8 @@ def main() -> None:
     values: dict[str, tuple[str, list[float]]] = {}
     if "cancel" in wanted:
         values["serve_cancel_steps"] = "steps", [max(steps_after_cancel(1000))]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    settings = ServeSettings(port=port, threads=THREADS, device="cpu", max_queue=64)
+    settings = ServeSettings(port=free_port(), threads=THREADS, device="cpu", max_queue=64)
     recipe = sprites()
     url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
     try:

@@ -17,7 +17,9 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from ray import serve
 
+from realcustom.inference.app import APP_NAME, ENGINE
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from tests.support.loopback import free_port
@@ -26,6 +28,7 @@ from tests.support.tiny import TinyModels
 URL = "/v1/images/generations"
 LONG: dict[str, Any] = {"prompt": "a cat in the snow", "seed": 5, "num_inference_steps": 900}
 SHORT = LONG | {"num_inference_steps": 2}
+PATIENCE = 120.0  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,7 @@ def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
     settings = ServeSettings(
         port=free_port(), threads=1, max_steps=2000, device="cpu", num_cpus=0.5, min_engines=2, max_engines=2
     )
-    address = start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
-    _rest()
-    yield address
+    yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     stop()
 
 
@@ -45,82 +46,96 @@ def _replicas(deployment: str) -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
+def _running() -> int:
+    """Engines that have loaded their models, as Serve sees it."""
+    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
+    return states.get("RUNNING", 0)
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def _post(url: str, request: dict[str, Any]) -> tuple[httpx.Response, float]:
     """The answer, and when it came."""
-    answer = httpx.post(url + URL, json=request, timeout=60.0)
+    answer = httpx.post(url + URL, json=request, timeout=PATIENCE)
     return answer, time.monotonic()
 
 
-def _rest() -> None:
-    """Return when both engines run, and have nothing to do: neither loads its models."""
+def _drawing(since: dict[int, float]) -> psutil.Process:
+    """The engine that draws, once it has drawn for a while since `_clocks`."""
+    engines = _replicas("engine")
 
-    def rests() -> bool:
+    def drawn(one: psutil.Process) -> float:
+        return float(one.cpu_times().user) - since[one.pid]
+
+    _wait_for(lambda: max(map(drawn, engines)) > 0.7)
+    return max(engines, key=drawn)
+
+
+def _clocks() -> dict[int, float]:
+    """Seconds of processor time of each engine so far, both of which run."""
+    _wait_for(lambda: _running() == 2)
+    return {one.pid: float(one.cpu_times().user) for one in _replicas("engine")}
+
+
+def _replaced(killed: psutil.Process) -> float:
+    """When there are two engines again. Serve starts a process for the new one after it has noticed the end of the other."""
+
+    def two() -> bool:
         engines = _replicas("engine")
-        before = sum(one.cpu_times().user for one in engines)
-        time.sleep(1.0)
-        return (
-            len(engines) == 2
-            and all(map(psutil.pid_exists, (one.pid for one in engines)))
-            and (sum(one.cpu_times().user for one in engines) - before < 0.3)
-        )
+        return len(engines) == 2 and killed not in engines and _running() == 2
 
-    _wait_for(rests)
-
-
-def _busiest(processes: list[psutil.Process]) -> psutil.Process:
-    before = {one.pid: one.cpu_times().user for one in processes}
-    time.sleep(1.0)
-    return max(processes, key=lambda one: one.cpu_times().user - before[one.pid])
+    _wait_for(two)
+    return time.monotonic()
 
 
 def test_a_dead_engine_is_503_in_our_shape_and_the_other_goes_on(url: str) -> None:
+    before = _clocks()
     with ThreadPoolExecutor(2) as pool:
         plain = pool.submit(_post, url, LONG)
-        time.sleep(1.0)
-        engine = _busiest(_replicas("engine"))
-        killed = time.monotonic()
+        engine = _drawing(before)
         engine.kill()
         other = pool.submit(_post, url, SHORT)
-        answer, came = plain.result(60)
-        assert other.result(60)[0].status_code == 200
+        replaced = _replaced(engine)
+        answer, came = plain.result(PATIENCE)
+        assert other.result(PATIENCE)[0].status_code == 200
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (503, "engine_lost") and int(answer.headers["Retry-After"]) >= 1
-    assert came - killed < 2.0
-    _rest()  # the dead one is replaced
+    assert max(came, other.result()[1]) < replaced  # in seconds: benchmarks/serving_faults.py
 
 
 def test_a_stream_of_a_dead_engine_ends_with_an_error(url: str) -> None:
-    with httpx.stream("POST", url + URL, json=LONG | {"stream": True}, timeout=60.0) as response:
+    before = _clocks()
+    with httpx.stream("POST", url + URL, json=LONG | {"stream": True}, timeout=PATIENCE) as response:
         assert response.status_code == 200
-        lines, killed = [], 0.0
+        lines: list[str] = []
+        engine: psutil.Process | None = None
         for line in response.iter_lines():
             lines.append(line)
-            if not killed and line == "event: realcustom.step":
-                engine = _busiest(_replicas("engine"))
-                killed = time.monotonic()
+            if engine is None and line == "event: realcustom.step":
+                engine = _drawing(before)
                 engine.kill()
-    assert time.monotonic() - killed < 2.0
+    ended = time.monotonic()
     assert any('"type":"engine_lost"' in line for line in lines[-4:])
-    _rest()
+    assert engine is not None and ended < _replaced(engine)
 
 
 def test_what_had_no_step_yet_is_taken_over(url: str) -> None:
+    _clocks()
     assert all(answer.status_code == 200 for answer, _ in map(_post, [url] * 4, [SHORT] * 4))
     stopped = _replicas("engine")[0]
     os.kill(stopped.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(_post, url, SHORT) for _ in range(6)]
-        time.sleep(0.5)
+        _wait_for(lambda: any(one.done() for one in answers))  # those of the other engine
+        assert not all(one.done() for one in answers)
         stopped.kill()
-        assert [one.result(60)[0].status_code for one in answers] == [200] * 6
-    _rest()
+        assert [one.result(PATIENCE)[0].status_code for one in answers] == [200] * 6
+    _replaced(stopped)
 
 
 def test_a_subject_is_found_on_the_engine_that_holds_it(url: str) -> None:
@@ -141,18 +156,18 @@ def test_a_subject_is_found_on_the_engine_that_holds_it(url: str) -> None:
 
 
 def test_a_request_whose_api_died_is_ended(url: str) -> None:
+    before = _clocks()
     threading.Thread(target=lambda: _post(url, LONG), daemon=True).start()
-    time.sleep(1.0)
-    engine = _busiest(_replicas("engine"))
+    engine = _drawing(before)
     [api] = _replicas("api")
     api.kill()
 
     def idle() -> bool:
         before = engine.cpu_times().user
         time.sleep(1.0)
-        return bool(engine.cpu_times().user - before < 0.3)
+        return bool(engine.cpu_times().user - before < 0.2)
 
-    _wait_for(idle, 20.0)
+    _wait_for(idle)
     _wait_for(lambda: _is_ready(url))
     assert _post(url, SHORT)[0].status_code == 200
 

@@ -1,0 +1,263 @@
+"""The endpoint when an engine is killed, and when four times as much is asked as it can do; on Ray Serve over loopback.
+
+    python benchmarks/serving_faults.py                        # about 15 minutes
+    python benchmarks/serving_faults.py --only recover
+    python benchmarks/serving_faults.py --only overload --seconds 60
+
+`recover`: two engines; one that draws gets SIGKILL. Seconds until its request is answered (503), until another request that is
+sent at that moment is (200), and until both engines run again, less the seconds in which a process loads the models.
+`overload`: requests arrive by a Poisson process at four times the rate at which eight clients in turn are served, each with a
+deadline; nobody waits for answers. `overload_killed`: the same, and in the middle one of the engines gets SIGKILL. Answers by
+status, the seconds of those that were drawn and of those that were refused, and those that are lost: no answer, a second one, one
+of another request, or a status that is none of 200, 408, 429 and 503.
+
+Writes benchmarks/results/serving_faults.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import httpx
+import numpy as np
+import psutil
+import ray
+import record
+from ray import serve
+from serving_http import GENERATIONS, free_port, request
+
+from realcustom.inference.app import APP_NAME, ENGINE
+from realcustom.inference.settings import ServeSettings
+from realcustom.inference.starting import start, stop
+from realcustom.pipeline.recipes import sprites
+
+RESULTS = record.RESULTS / "serving_faults.json"
+OFFERED = 4.0  # times the capacity
+DEADLINE = 10.0  # seconds, of each request
+STEPS = 8
+LOAD = """
+import time
+began = time.perf_counter()
+from realcustom.inference.loading import load_engine
+from realcustom.inference.adapters import find_models
+from realcustom.inference.settings import ServeSettings
+from realcustom.pipeline.recipes import sprites
+recipe = sprites()
+model = find_models(recipe.base, recipe.adapter, ())[0]
+load_engine(ServeSettings(device="cpu"), recipe.base, model, recipe.method.image_encoder.model).close()
+print(time.perf_counter() - began)
+"""
+Note = Callable[[str, float], None]
+
+
+def engines() -> list[psutil.Process]:
+    """The processes of the engines."""
+    title = f"ServeReplica:{APP_NAME}:{ENGINE}"
+    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
+
+
+def busiest() -> psutil.Process:
+    """The engine that draws."""
+    before = {one: one.cpu_times().user for one in engines()}
+    time.sleep(1.0)
+    return max(before, key=lambda one: one.cpu_times().user - before[one])
+
+
+def running_engines() -> int:
+    """Engines that have loaded their models, as Serve sees it."""
+    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
+    return sum(number for state, number in states.items() if str(getattr(state, "value", state)) == "RUNNING")
+
+
+def post(url: str, steps: int, **more: object) -> tuple[int, float]:
+    """The status, and when it came."""
+    answer = httpx.post(url + GENERATIONS, json=request(steps, **more), timeout=120.0)  # type: ignore[arg-type]
+    return answer.status_code, time.monotonic()
+
+
+def recover(url: str, rounds: int, note: Note) -> None:
+    """Kill engines that draw, one at a time."""
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
+    load = float(done.stdout.split()[-1])
+    note("serve_model_load_seconds", load)
+    for _ in range(rounds):
+        while running_engines() < 2:
+            time.sleep(0.1)
+        time.sleep(3.0)  # until the router knows the new one
+        with ThreadPoolExecutor(2) as pool:
+            drawing = pool.submit(post, url, 400)
+            time.sleep(1.0)
+            engine = busiest()
+            killed = time.monotonic()
+            engine.kill()
+            other = pool.submit(post, url, 1)
+            status, came = drawing.result()
+            assert status == 503, status
+            note("serve_recover_seconds", came - killed)
+            status, came = other.result()
+            assert status == 200, status
+            note("serve_recover_others_seconds", came - killed)
+        while running_engines() == 2:  # until Serve has noticed
+            time.sleep(0.02)
+        while running_engines() < 2:
+            time.sleep(0.02)
+        note("serve_recover_full_over_load_seconds", time.monotonic() - killed - load)
+
+
+@dataclass(kw_only=True)
+class Offer:
+    """What was asked and answered."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)  # of answers, by status
+    lost: Counter[str] = field(default_factory=Counter)  # by what happened
+    asked: int = 0
+
+    def percentile(self, status: int, percent: float) -> float:
+        return float(np.percentile(self.seconds.get(status, [0.0]), percent))
+
+
+async def ask(client: httpx.AsyncClient, body: bytes, number: int, offer: Offer) -> None:
+    """One request; its answer has its id and its seed."""
+    name, began = f"offer-{number}", time.monotonic()
+    try:
+        headers = {"X-Request-Id": name, "Content-Type": "application/json"}
+        answer = await client.post(GENERATIONS, content=body, headers=headers)
+    except httpx.HTTPError as error:
+        offer.lost[type(error).__name__] += 1
+        return
+    if answer.headers.get("X-Request-Id") != name:
+        offer.lost["another's answer"] += 1
+    elif answer.status_code not in (200, 408, 429, 503):
+        offer.lost[str(answer.status_code)] += 1
+    elif answer.status_code == 200 and [one["seed"] for one in answer.json()["data"]] != [number]:
+        offer.lost["another's image"] += 1
+    else:
+        offer.seconds.setdefault(answer.status_code, []).append(time.monotonic() - began)
+
+
+def bodies(numbers: range) -> list[bytes]:
+    """Requests with these seeds."""
+    return [json.dumps(request(STEPS, seed=n, case=n % 8, deadline_seconds=DEADLINE)).encode() for n in numbers]
+
+
+def capacity(url: str, seconds: float) -> float:
+    """Requests a second of eight clients in turn."""
+    end, done = time.monotonic() + seconds, []
+
+    def client(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=60.0) as session:
+            while time.monotonic() < end:
+                session.post(GENERATIONS, json=request(STEPS, seed=number, case=number)).raise_for_status()
+                done.append(number)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(client, range(8)))
+    return len(done) / (time.monotonic() - began)
+
+
+def overload(url: str, per_second: float, seconds: float, kill: bool) -> Offer:
+    """Ask at this rate for so long; half-way an engine is killed if `kill`."""
+    offer, chance = Offer(), random.Random(0)
+
+    async def run() -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        async with httpx.AsyncClient(base_url=url, timeout=DEADLINE + 60, limits=limits) as client:
+            asked, began, at, killed = [], time.monotonic(), 0.0, not kill
+            ready = bodies(range(int(per_second * seconds * 1.5)))
+            while at < seconds and offer.asked < len(ready):
+                await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+                if not killed and at > seconds / 2:
+                    killed = True
+                    engines()[0].kill()
+                asked.append(asyncio.create_task(ask(client, ready[offer.asked], offer.asked, offer)))
+                offer.asked += 1
+                at += chance.expovariate(per_second)
+            await asyncio.gather(*asked)
+
+    asyncio.run(run())
+    answered = sum(map(len, offer.seconds.values()))
+    offer.lost["unanswered"] += offer.asked - answered - sum(offer.lost.values())
+    return offer
+
+
+def note_offer(name: str, offer: Offer, note: Note) -> None:
+    """Tell of an overload."""
+    counts = {status: len(found) for status, found in sorted(offer.seconds.items())}
+    print(f"{name}: asked {offer.asked}, answered {counts}, lost {dict(+offer.lost)}", file=sys.stderr)
+    note(f"serve_{name}_drawn_p95_seconds", offer.percentile(200, 95))
+    note(f"serve_{name}_drawn_longest_seconds", offer.percentile(200, 100))
+    note(f"serve_{name}_refused_p95_seconds", offer.percentile(429, 95))
+    note(f"serve_{name}_late_ratio", counts.get(408, 0) / max(1, counts.get(200, 0) + counts.get(408, 0)))
+    note(f"serve_{name}_lost", float(sum(offer.lost.values())))
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ("recover", "overload", "overload_killed")
+    parser.add_argument("--only", choices=names, action="append", help="measure just this (repeatable)")
+    parser.add_argument("--rounds", type=int, default=5, help="of recover")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of each overload")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    wanted = arguments.only or names
+    values: dict[str, list[float]] = {}
+
+    def note(metric: str, value: float) -> None:
+        values.setdefault(metric, []).append(value)
+        print(f"{metric}: {value:.3f}", file=sys.stderr)
+
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    settings = ServeSettings(
+        port=free_port(), threads=1, device="cpu", max_steps=400, num_cpus=0.5, min_engines=2, max_engines=2
+    )
+    recipe = sprites()
+    url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
+    try:
+        while running_engines() < 2:
+            time.sleep(0.2)
+        if "recover" in wanted:
+            recover(url, arguments.rounds, note)
+        if set(wanted) - {"recover"}:
+            rate = capacity(url, 20.0)
+            note("serve_overload_capacity_per_second", rate)
+            for name in ("overload", "overload_killed"):
+                if name in wanted:
+                    kill = name == "overload_killed"
+                    note_offer(name, overload(url, OFFERED * rate, arguments.seconds, kill), note)
+    finally:
+        stop()
+        ray.shutdown()
+    if arguments.dry:
+        return
+    commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks"]) else "uncommitted"
+    units = {"_per_second": "1/s", "_seconds": "s", "_ratio": "ratio", "_lost": "count"}
+    records = [
+        record.record(
+            metric,
+            statistics.median(found),
+            next(unit for end, unit in units.items() if metric.endswith(end)),
+            n=len(found),
+            spread=(min(found), max(found)),
+            command="python benchmarks/serving_faults.py",
+            commit=commit,
+        )
+        for metric, found in values.items()
+    ]
+    record.write(RESULTS, records)
+
+
+if __name__ == "__main__":
+    main()
