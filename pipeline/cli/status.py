@@ -13,7 +13,8 @@ from realcustom.pipeline.cli import interrupt
 from realcustom.preprocessing.errors import NothingKept
 
 DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
-OPTIONAL = frozenset("ray boto3 botocore pycocotools httpx aiohttp jinja2 fastapi pydantic".split())  # of the extras
+# packages of the extras
+OPTIONAL = ("ray", "boto3", "botocore", "pycocotools", "httpx", "aiohttp", "jinja2", "fastapi", "pydantic")
 MISTAKE = 2
 NOTHING_KEPT = 3
 
