@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from realcustom import work
 from realcustom.config import override
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.inference.cost import StepCost
@@ -29,6 +28,7 @@ from realcustom.inference.jobs import GenerationJob, Ticket
 from realcustom.inference.order import LargestStretch, Running
 from realcustom.launch import run_together
 from realcustom.maps import MapRecorder, text_cross_attentions
+from realcustom.mask import influence_mask
 from realcustom.model import RealCustomModel
 from realcustom.sampler import Sampler
 from realcustom.sampling import SamplingParams
@@ -258,7 +258,7 @@ def test_what_has_equal_shapes_is_done_at_once(
     attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted("attention", attention))
     monkeypatch.setattr(MapRecorder, "record", counted("record", MapRecorder.record))
-    monkeypatch.setattr(work, "influence_mask", counted("mask", work.influence_mask))
+    monkeypatch.setattr("realcustom.work.influence_mask", counted("mask", influence_mask))
     monkeypatch.setattr(RealCustomModel, "score", counted("score", RealCustomModel.score))
 
     def step(quantities: list[float]) -> Counter[str]:

@@ -49,7 +49,7 @@ def _replicas(deployment: str) -> list[psutil.Process]:
 def _running() -> int:
     """Engines that have loaded their models, as Serve sees it."""
     states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
-    return states.get("RUNNING", 0)
+    return int(states.get("RUNNING", 0))
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

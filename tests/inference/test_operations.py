@@ -44,7 +44,8 @@ def _engines() -> list[psutil.Process]:
 
 
 def _running() -> int:
-    return serve.status().applications[APP_NAME].deployments[ENGINE].replica_states.get("RUNNING", 0)
+    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
+    return int(states.get("RUNNING", 0))
 
 
 def _settings(**more: Any) -> ServeSettings:
