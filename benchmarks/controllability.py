@@ -147,19 +147,24 @@ def main() -> None:
     """Draw what is missing, score it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=TABLES, nargs="+", default=TABLES, help="just these tables")
+    parser.add_argument(
+        "--kinds", choices=[kind.value for kind in Kind], nargs="+", default=[kind.value for kind in Kind]
+    )
     parser.add_argument("--images", type=int, default=48, help="questions of each kind")
     parser.add_argument("--work", type=Path, default=Path("outputs/controllability"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     tables = Tables(options.images, options.work)
+    kinds = [Kind(kind) for kind in options.kinds]
     rows: Mapping[str, Callable[[], Iterator[Row]]] = {
-        "settings": lambda: tables.rows(list(Kind), SETTINGS),
-        "trade_off": lambda: tables.trade_offs(list(Kind)),
+        "settings": lambda: tables.rows(kinds, SETTINGS),
+        "trade_off": lambda: tables.trade_offs(kinds),
         "sampling": lambda: tables.rows((Kind.CONTRADICTION,), SAMPLING),
     }
     for name in options.only:
         command = f"python benchmarks/controllability.py --only {name} --images {options.images}"
+        command += "" if len(kinds) == len(Kind) else f" --kinds {' '.join(options.kinds)}"
         write_table(options.output, name, rows[name](), command)
 
 
