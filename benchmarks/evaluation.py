@@ -246,11 +246,20 @@ def by_torchmetrics(pictures: Sequence[Image.Image], texts: Sequence[str]) -> np
     except ImportError:
         return None
 
+    class Tensors(CLIPModel):  # type: ignore[misc]
+        """As torchmetrics takes it: these gave tensors before transformers 5."""
+
+        def get_image_features(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            return super().get_image_features(*arguments, **named).pooler_output  # type: ignore[no-any-return]
+
+        def get_text_features(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            return super().get_text_features(*arguments, **named).pooler_output  # type: ignore[no-any-return]
+
     def model() -> tuple[Any, Any]:
         processor = transformers.CLIPProcessor(
             CLIPImageProcessorPil.from_pretrained(CLIP), AutoTokenizer.from_pretrained(CLIP)
         )
-        return CLIPModel.from_pretrained(CLIP), processor
+        return Tensors.from_pretrained(CLIP), processor
 
     found = []
     for picture, text in zip(pictures, texts, strict=True):

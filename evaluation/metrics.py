@@ -126,6 +126,10 @@ class Embedder:
             self._model = Clip(self._name, self._device) if self._clip else Dino(self._name, self._device)
         return self._model
 
+    def preprocessing(self) -> str:
+        """How a picture is scaled and cut, in words; loads the model if that was never asked."""
+        return self._vectors.about(lambda: str(self.model().preprocessing))
+
     def seen(self, wanted: Sequence[Seen]) -> list[np.ndarray]:
         """The vectors of views, (D,) each of length 1; zeros where a subject's view shows none."""
         keys = [self.views.key(seen) for seen in wanted]

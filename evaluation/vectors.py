@@ -55,6 +55,13 @@ class Vectors:
             self._keep([key for key, row in zip(keys, rows, strict=True) if np.isfinite(row).all()], found)
         return found
 
+    def about(self, say: Callable[[], str]) -> str:
+        """What `say` says of the model, which is asked once."""
+        place = storage.join(self._folder, "about.txt")
+        if not self._store.exists(place):
+            self._store.write(place, say().encode())
+        return self._store.read(place).decode()
+
     def _load(self) -> dict[str, np.ndarray]:
         if self._known is None:
             self._known = {}

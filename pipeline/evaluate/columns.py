@@ -23,6 +23,7 @@ class Columns:
 
         self.metrics: list[Metric] = []
         self._seeing: list[SeeingColumn] = []
+        self._embedder_of: dict[str, Embedder] = {}  # by the column's name
         self._embedders: dict[tuple[str, bool], Embedder] = {}
         segmenter = SubjectSegmenter.of(settings.preprocess)
         self._views = Views(request.output, photos, segmenter, store)
@@ -51,7 +52,12 @@ class Columns:
 
     def conventions(self) -> dict[str, str]:
         """What each column says, by its name."""
-        return {metric.name: metric.convention for metric in self.metrics}
+        return {
+            metric.name: f"{metric.convention}; pictures: {self._embedder_of[metric.name].preprocessing()}"
+            if metric.name in self._embedder_of
+            else metric.convention
+            for metric in self.metrics
+        }
 
     def notes(self) -> list[str]:
         """What is to be said below the table."""
@@ -71,4 +77,5 @@ class Columns:
             device = self._request.where.device
             embedder = Embedder(model, is_clip(kind), output, self._views, device, self._store)
             self._embedders[model, is_clip(kind)] = embedder
+        self._embedder_of[label] = embedder
         return [make_metric(kind, label, embedder)]

@@ -79,6 +79,7 @@ def test_the_table(finished: Path) -> None:
     assert "| row | clip_t@clip | dino_i@image_encoder | diversity@image_encoder |" in table
     assert "| text_to_image |" in table and "| a |" in table and "| oracle | – |" in table
     assert "* `clip_t@clip`: cosine of image and prompt as sampled, not scaled; clip@sha256-" in table
+    assert "; pictures: shortest side 32, bicubic, centre 32 x 32\n" in table
     values = read_parquet((finished / "results.parquet").read_bytes())
     assert len(values) == 2 * 8 * 3 + 6  # two rows of 8 images and 3 metrics; the oracle's 6 real pictures and one
     settings = yaml.safe_load((finished / "settings.yaml").read_text())
