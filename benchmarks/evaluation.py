@@ -265,7 +265,7 @@ def by_torchmetrics(pictures: Sequence[Image.Image], texts: Sequence[str]) -> np
     for picture, text in zip(pictures, texts, strict=True):
         metric = CLIPScore(model_name_or_path=model)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        found.append(float(metric(pixels, text)) / 100)
+        found.append(float(metric(pixels, text).detach()) / 100)
     return np.array(found)
 
 
