@@ -105,8 +105,8 @@ def two_clients(rounds: int) -> list[float]:
         source = upload_corpus(Path(folder), 960)
 
         def run(output: str, clients: int) -> float:
-            arguments = ("preprocess", "ingest", "--input", source, "--output", output)
-            arguments += ("--set", f"preprocess.execution.workers={2 // clients}")
+            workers = f"preprocess.execution.workers={2 // clients}"
+            arguments = ("preprocess", "ingest", "--input", source, "--output", output, "--set", workers)
             begun = time.monotonic()
             running = [subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL) for _ in range(clients)]
             assert [client.wait(PATIENCE) for client in running] == [0] * clients

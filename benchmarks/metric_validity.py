@@ -150,7 +150,8 @@ def methods() -> dict[str, Method]:
 def measured(images: int, work: Path) -> tuple[dict[str, Values], list[Case]]:
     """Truths and metrics of every method's pictures, and the cases."""
     cases = mixed_cases(images)
-    judge, metrics, found = Judge.load(zoo_path("judge")), Metrics(), {}
+    judge, metrics = Judge.load(zoo_path("judge")), Metrics()
+    found: dict[str, Values] = {}
     for name, method in methods().items():
         drawn = kept_answers(work / f"{name}-{images}.npy", lambda method=method: method, cases)  # type: ignore[misc]
         truth = graded(judge, drawn, cases)
@@ -176,7 +177,7 @@ def correlation_rows(found: Mapping[str, Values], counts: np.ndarray) -> Iterato
             "metric": metric,
             "truth": truth,
             "n": len(found),
-            **of_means(found, *means, metric, truth),
+            **of_means(found, means[0], means[1], metric, truth),
         }
 
 

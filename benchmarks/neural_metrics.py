@@ -53,14 +53,16 @@ class Metrics:
 
     def see(self, images: np.ndarray) -> Tensor:
         """CLIP's image embeddings (n, D)."""
-        return self.clip.visual_projection(self.clip.vision_model(pixel_values(images)).pooler_output)
+        seen: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values(images)).pooler_output)
+        return seen
 
     def read(self, prompts: Sequence[str]) -> Tensor:
         """CLIP's text embeddings (n, D)."""
         ids = tokenize(self.tokenizer, list(prompts))
         ends = (ids == self.tokenizer.eos_token_id).cumsum(1)
         mask = ((ends == 0) | ((ends == 1) & (ids == self.tokenizer.eos_token_id))).long()  # the end is the padding too
-        return self.clip.text_projection(self.clip.text_model(ids, attention_mask=mask).pooler_output)
+        said: Tensor = self.clip.text_projection(self.clip.text_model(ids, attention_mask=mask).pooler_output)
+        return said
 
     def look(self, images: np.ndarray) -> Tensor:
         """The adapter's image encoder's pooled output (n, D)."""

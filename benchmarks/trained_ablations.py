@@ -132,7 +132,7 @@ def scores_of(adapter: str, questions: Mapping[Kind, Sequence[Case]], kept: Path
         return known
     pipeline = RealCustomPipeline.from_pretrained(zoo_path("pipeline"), adapter, zoo_path("image_encoder"))
     pipeline.set_progress_bar_config(disable=True)
-    judge, scores = Judge.load(zoo_path("judge")), {}
+    judge, scores = Judge.load(zoo_path("judge")), Scores()
     for kind, cases in questions.items():
         found = graded(judge, answers(customised(pipeline), cases), cases)
         scores |= {f"{kind.value}_{name}": getattr(found, name).tolist() for name in SCORES}

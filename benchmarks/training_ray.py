@@ -19,7 +19,7 @@ from pathlib import Path
 import record
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as processes
+from torch.multiprocessing.spawn import spawn
 
 sys.path.append(str(record.ROOT))  # the tests are not installed
 
@@ -66,7 +66,7 @@ def ray_vs_bare(folder: Path, steps: int, pairs: int) -> dict[str, float]:
 
     def bare(number: int) -> float:
         job = make_job(records, str(folder / "bare"), settings.base, encoder, settings.method, train_settings)
-        processes.spawn(_bare, (job, str(folder / f"bare-{number}.json")), nprocs=WORKERS)
+        spawn(_bare, (job, str(folder / f"bare-{number}.json")), nprocs=WORKERS)
         return float(json.loads((folder / f"bare-{number}.json").read_text()))
 
     ratios = []

@@ -63,7 +63,7 @@ def _corner(size: tuple[int, int], mask: np.ndarray | None, resolution: int) -> 
     """Left and top of the square in the scaled picture."""
     shown: list[tuple[int, int] | None] = [None, None]
     if mask is not None and mask.any():
-        shown = [_extent(mask.any(0)), _extent(mask.any(1))]
+        shown = [_extent(np.asarray(mask.any(axis))) for axis in (0, 1)]
     scale = resolution / min(size)
     left, top = (
         _start(length, resolution, span, scale) for length, span in zip(_scaled(size, resolution), shown, strict=True)

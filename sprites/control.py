@@ -58,7 +58,7 @@ class Graded:
         A place's odds fall by a factor e with each cell that the object is off, and are 8 at its place.
         """
         place = 8.0 - self.place_error
-        return np.mean([np.clip(part, -10, 10) for part in (self.noun, self.background, place)], 0)
+        return np.asarray(np.mean([np.clip(part, -10, 10) for part in (self.noun, self.background, place)], 0))
 
 
 def grade(judge: Judge, images: np.ndarray, scenes: Sequence[Scene], subject: int = 0) -> Graded:

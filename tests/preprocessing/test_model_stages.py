@@ -256,7 +256,7 @@ def test_the_square_that_is_encoded_shows_the_subject(
     for number, (width, box) in enumerate([(96, (4, 6, 24, 26)), (96, (70, 6, 90, 26)), (200, (0, 6, 200, 26))]):
         mask = np.zeros((32, width), dtype=bool)
         mask[box[1] : box[3], box[0] : box[2]] = True
-        image = Image.fromarray(np.where(mask[..., None], np.uint8([200, 30, 40]), np.uint8(128)))
+        image = Image.fromarray(np.where(mask[..., None], np.array([200, 30, 40], np.uint8), np.uint8(128)))
         rows.append(
             {**table.to_pylist()[0], "uid": f"{number:032x}", "image": png(image), "width": width, "height": 32}
         )

@@ -7,6 +7,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from realcustom.training.settings import Logger
 from realcustom.training.sinks import scalars
 from tests.support.training_runs import SETTINGS, Killed, fit, kill_at
 
-Points = dict[str, list[tuple[int, float]]]
+Points = dict[str, list[tuple[int, Any]]]  # steps and values, or what is near a value
 SHORT = replace(SETTINGS, steps=4, log_every=2, val_every=2, checkpoint_every=2)
 
 
