@@ -25,7 +25,7 @@ from realcustom.errors import UsageError
 from realcustom.inference.cost import StepCost
 from realcustom.inference.errors import (
     Cancelled,
-    DeadlineExceeded,
+    EngineLost,
     QueueFull,
     RequestError,
     UnknownModel,
@@ -46,6 +46,7 @@ from realcustom.tokens import chunks_of
 from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
+ENDS = "the engine that drew this request ends; try again"
 STALLED_SECONDS = 60.0  # a step that takes longer counts as hung
 
 
@@ -197,11 +198,11 @@ class Engine:
         return expected_seconds(self.pipeline_of(job), job, self.cost)
 
     def close(self) -> None:
-        """Stop the running jobs at their next step, cancel the waiting ones, end the threads."""
+        """Stop the running jobs at their next step, and the waiting ones, all with EngineLost; end the threads."""
         with self._changed:
             self._closed = True
             for ticket in [*self._waiting, *(one.ticket for one in self._running)]:
-                ticket.cancel()
+                ticket.end(EngineLost(ENDS))
             self._drop_given_up()
             self._changed.notify_all()
         for thread in self._threads:
@@ -242,7 +243,7 @@ class Engine:
             if running is not None:
                 self._running.append(running)
                 if self._closed:
-                    running.ticket.cancel()
+                    running.ticket.end(EngineLost(ENDS))
             self._changed.notify_all()
         return True
 
@@ -367,7 +368,7 @@ def _ended(ticket: Ticket) -> bool:
     """Whether the job was cancelled or is too late; its future says so from now on."""
     try:
         ticket.check()
-    except (Cancelled, DeadlineExceeded) as error:
+    except RequestError as error:
         ticket.future.set_exception(error)
         return True
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from realcustom.diffusion_pipeline import Subject
-from realcustom.inference.errors import Cancelled, DeadlineExceeded
+from realcustom.inference.errors import Cancelled, DeadlineExceeded, RequestError
 from realcustom.inference.progress import Progress, Usage
 from realcustom.sampling import SamplingParams
 
@@ -56,19 +55,23 @@ class Ticket:
         self.deadline = deadline  # time.monotonic() seconds
         self.future: Future[Generation] = Future()
         self.future.set_running_or_notify_cancel()  # only the engine ends it: a waiter's cancel() must not race with it
-        self._cancelled = threading.Event()
+        self._ended_by: RequestError | None = None
 
     def cancel(self) -> None:
         """Cancel the job: it is not started if it still waits, and stopped within one step if it runs."""
-        self._cancelled.set()
+        self.end(Cancelled("the request was cancelled"))
+
+    def end(self, error: RequestError) -> None:
+        """As `cancel`, for this reason."""
+        self._ended_by = self._ended_by or error
 
     def seconds_left(self) -> float:
         """Seconds until the deadline; 0 after it."""
         return max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """Raises Cancelled or DeadlineExceeded if the job must stop."""
-        if self._cancelled.is_set():
-            raise Cancelled("the request was cancelled")
+        """Raises Cancelled, DeadlineExceeded or what else ended it if the job must stop."""
+        if self._ended_by is not None:
+            raise self._ended_by
         if time.monotonic() > self.deadline:
             raise DeadlineExceeded("the request was not done before its deadline; ask for fewer steps or images")

@@ -58,9 +58,7 @@ class ServeSettings:
     max_request_pixels: int = 32_000_000  # width x height of all pictures of a request
     max_body_bytes: int = 48 * 1024 * 1024  # the request's body
     max_subject_bytes: int = 256 * 1024 * 1024  # encoded subjects that are kept for their ids
-    max_prompt_bytes: int = (
-        64 * 1024 * 1024
-    )  # encoded prompts that an engine keeps for the next request with the same text
+    max_prompt_bytes: int = 64 * 1024 * 1024  # encoded prompts that an engine keeps for requests with the same text
     max_idempotency_bytes: int = 64 * 1024 * 1024  # answers that are kept for their Idempotency-Key
 
     def __post_init__(self) -> None:

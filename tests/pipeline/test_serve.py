@@ -11,7 +11,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
@@ -115,14 +114,15 @@ def test_the_announcement_names_the_key_that_a_request_needs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_what_runs_end_and_leaves_no_process(start: Start, number: signal.Signals) -> None:
-    server = start("--set", "serve.drain_seconds=30")
-    request = {"prompt": "a cat in the snow", "seed": 5, "num_inference_steps": 400}
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(httpx.post, server.url + GENERATIONS, json=request, timeout=PATIENCE)
-        time.sleep(1.0)
-        server.process.send_signal(number)
-        assert not running.done()
-        assert running.result(PATIENCE).status_code == 200
+    server = start("--set", "serve.drain_seconds=60")
+    request = {"prompt": "a cat in the snow", "seed": 5, "num_inference_steps": 60, "stream": True}
+    events: list[str] = []
+    with httpx.stream("POST", server.url + GENERATIONS, json=request, timeout=PATIENCE) as response:
+        for line in response.iter_lines():
+            events += [line] if line.startswith("event: ") else []
+            if events.count("event: realcustom.step") == 1 and line == events[-1]:
+                server.process.send_signal(number)
+    assert events[-1] == "event: image_generation.completed"
     status, said = server.ends()
     assert status == 128 + number and "Traceback" not in said and "terminate called" not in said, said
 
