@@ -12,7 +12,14 @@ from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.inference.engine import Engine
-from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull, RequestError, WordNotInPrompt
+from realcustom.inference.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineLost,
+    QueueFull,
+    RequestError,
+    WordNotInPrompt,
+)
 from realcustom.inference.jobs import GenerationJob, Ticket
 from realcustom.sampling import SamplingParams
 
@@ -136,7 +143,7 @@ def test_closing_gives_up_what_runs_and_waits(
     gate.open.set()
     closer.join(30)
     assert not engine.alive
-    assert all(isinstance(ticket.future.exception(0), Cancelled) for ticket in tickets)
+    assert all(isinstance(ticket.future.exception(0), EngineLost) for ticket in tickets)
 
 
 @pytest.mark.parametrize(
