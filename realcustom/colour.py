@@ -59,9 +59,11 @@ def _transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
 def _transform(profile: bytes, channels: str) -> ImageCms.ImageCmsTransform | None:
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = _MODES.get(opened.profile.xcolor_space.strip(), "")
+        assert isinstance(opened.profile, ImageCms.core.CmsProfile)  # not a file, says the type
+        space = opened.profile.xcolor_space.strip()
+        mode = _MODES.get(space, "")
         if mode != channels and (mode, channels) != ("RGB", "L"):  # grey by a profile of colours: grey is a colour
-            raise BrokenProfile(f"a profile of {mode or opened.profile.xcolor_space} for a picture in {channels}")
+            raise BrokenProfile(f"a profile of {mode or space} for a picture in {channels}")
         transform = ImageCms.buildTransform(opened, _srgb(), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         raise BrokenProfile(str(error)) from error
