@@ -209,7 +209,7 @@ def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
     ingested = run(INGEST, tmp_path / "src", tmp_path / "out").directory
     cases: list[tuple[Stage, str | Path, str]] = [
         (INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
-        (INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet or .csv tables, or pictures"),
+        (INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet, .csv, .tsv or .jsonl tables, or p"),
         (SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
         (SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
         (SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),
