@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -181,6 +181,28 @@ def soak(url: str, requests: int) -> float:
     return late / early
 
 
+def measure_server(wanted: Sequence[str], pairs: int, requests: int) -> dict[str, tuple[str, list[float]]]:
+    """Unit and values of what is measured on a server."""
+    values: dict[str, tuple[str, list[float]]] = {}
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    settings = ServeSettings(port=free_port(), threads=THREADS, device="cpu", max_queue=64)
+    recipe = sprites()
+    url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
+    try:
+        if "overhead" in wanted:
+            values["serve_overhead"] = "ratio", overhead(url, pairs)
+        if "preview" in wanted:
+            values["serve_first_preview_steps"] = "steps", steps_before_preview(url, 100)
+        if "fuzz" in wanted:
+            values["serve_fuzz_5xx"] = "count", [float(fuzz(url))]
+        if "soak" in wanted:
+            values["serve_soak_growth"] = "ratio", [soak(url, requests)]
+    finally:
+        stop()
+        ray.shutdown()
+    return values
+
+
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,22 +215,8 @@ def main() -> None:
     values: dict[str, tuple[str, list[float]]] = {}
     if "cancel" in wanted:
         values["serve_cancel_steps"] = "steps", [max(steps_after_cancel(1000))]
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    settings = ServeSettings(port=free_port(), threads=THREADS, device="cpu", max_queue=64)
-    recipe = sprites()
-    url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
-    try:
-        if "overhead" in wanted:
-            values["serve_overhead"] = "ratio", overhead(url, arguments.pairs)
-        if "preview" in wanted:
-            values["serve_first_preview_steps"] = "steps", steps_before_preview(url, 100)
-        if "fuzz" in wanted:
-            values["serve_fuzz_5xx"] = "count", [float(fuzz(url))]
-        if "soak" in wanted:
-            values["serve_soak_growth"] = "ratio", [soak(url, arguments.soak)]
-    finally:
-        stop()
-        ray.shutdown()
+    if set(wanted) - {"cancel"}:
+        values |= measure_server(wanted, arguments.pairs, arguments.soak)
     commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks"]) else "uncommitted"
     records = []
     for metric, (unit, found) in values.items():
