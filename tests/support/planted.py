@@ -46,7 +46,7 @@ class PlantedWorker:
 
     def __call__(self, config: dict[str, Any]) -> None:
         """Runs in a worker of the cluster, whose code is its own to change."""
-        kind, method = (Worker, "_make_model") if self.in_set_up else (BatchMaker, "training")
+        kind, method = (Worker, "_resume") if self.in_set_up else (BatchMaker, "training")
         original = getattr(kind, method)
 
         def planted(owner: Any, *arguments: Any) -> Any:
