@@ -127,7 +127,7 @@ def test_silence_is_filled_with_comments_and_a_deadline_ends_it(
     slow_steps(running.service.engine(), monkeypatch, 0.3)
     names = [name for name, _ in _stream(running, num_inference_steps=2)]
     assert names.count("") >= 4 and names[-1] == "image_generation.completed"
-    monkeypatch.setattr("realcustom.inference.engine.SURE", 0.0)  # else the request is refused before it streams
+    monkeypatch.setattr("realcustom.inference.expectation.SURE", 0.0)  # else the request is refused before it streams
     *_, (name, data) = _stream(running, num_inference_steps=50, deadline_seconds=0.7)
     assert name == "error" and data["error"]["type"] == "deadline_exceeded"
 

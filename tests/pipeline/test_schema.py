@@ -28,7 +28,7 @@ def test_it_is_printed_with_what_each_setting_means(capsys: pytest.CaptureFixtur
     assert run(["schema"]) == 0
     train = json.loads(capsys.readouterr().out)["properties"]["train"]["properties"]
     assert train["lr"] == {"type": "number", "description": "AdamW's peak learning rate", "default": 1e-5}
-    assert train["schedule"]["enum"] == ["constant", "cosine"]
+    assert train["schedule"]["enum"] == ["constant", "cosine", "linear", "wsd"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -81,7 +81,7 @@ def test_only_the_columns_to_keep_are_read(tmp_path: Path) -> None:
                 result = ingest(table, tmp_path / "out", keep_columns=keep, **given)
                 texts = table_of(result)["columns"].to_pylist()
                 assert [text and json.loads(text) for text in texts] == found
-            with pytest.raises(ValueError, match=rf"no column 'm' but {name}, caption.*set ingest\.keep_columns"):
+            with pytest.raises(ValueError, match=rf"no column 'm' but {name}, caption.*ingest\.keep_columns"):
                 ingest(table, tmp_path / "out", keep_columns=("m",), **given)
 
 

@@ -25,6 +25,7 @@ from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
 from tests.support.stages import excluded_of, table_of
 
 LATIN = "café".encode("latin-1")
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)  # how such a file begins
 
 
 def run(stage: Stage, source: str | Path, output: Path) -> StageResult:
@@ -54,6 +55,7 @@ def odd_but_sound() -> dict[str, bytes]:
         "progressive.jpg": encoded(image, "JPEG", progressive=True),
         "a-png.jpg": png(image),  # a wrong extension is no fault of the picture
         "a-jpeg.webp": jpeg(image),
+        "a-jpeg.heic": jpeg(image),
     }
 
 
@@ -70,7 +72,7 @@ def corrupted() -> dict[str, tuple[bytes, str]]:
         "scan.jpg": (encoded(picture(1), "TIFF"), "unreadable_image"),
         "bomb.png": (bomb, "decompression_bomb"),
         "large.jpg": (good + b"\0" * 100_000, "too_many_bytes"),
-        "photo.heic": (good, "unsupported_format"),
+        "photo.heic": (HEIC, "unsupported_format"),
     }
 
 
@@ -96,7 +98,7 @@ def test_every_sample_is_kept_or_excluded_for_its_reason(source: str, tmp_path: 
         for name, data in pictures.items():
             (where / name).write_bytes(data)
         (where / "grey.txt").write_bytes(LATIN)
-        reasons["grey.jpg"] = "unreadable_caption"
+        reasons |= {"grey.jpg": "unreadable_caption", "scan.jpg": "unsupported_format"}
     elif source == "webdataset":
         members = []
         for name, data in pictures.items():  # a name alone: two of them may differ in their extension only
@@ -110,7 +112,7 @@ def test_every_sample_is_kept_or_excluded_for_its_reason(source: str, tmp_path: 
         names |= {"empty.tar@0": "empty.tar@0", "picture.tar@0": "picture.tar@0"}
         reasons |= {"empty.tar@0": "torn_tar", "picture.tar@0": "torn_tar"}
     else:
-        del reasons["photo.heic"]  # a table has no extensions: the picture is what its bytes say
+        reasons["photo.heic"] = "unreadable_image"  # a table has no extensions
         table = pa.table({"image": list(pictures.values()), "caption": ["a toy"] * len(pictures)})
         pq.write_table(table, where / "t.parquet", row_group_size=4)
         (where / "empty.parquet").write_bytes(b"")

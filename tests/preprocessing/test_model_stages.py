@@ -270,7 +270,7 @@ def test_the_square_that_is_encoded_shows_the_subject(
     assert result.report["dropped"] == {"cut_subject": 1} and result.report["kept"] == 2
     base = load_base(str(models.encode.base))
     middle = encode_pixels(base, centre_square(Image.new("RGB", (32, 32), (128, 128, 128)), 32)[None])[0]
-    for row in rows_of(result).to_pylist():
+    for row in rows_of(result, "records").to_pylist():
         assert not torch.allclose(tensor(row["latents"]), middle.bfloat16(), atol=0.02)
 
 

@@ -20,6 +20,7 @@ from realcustom.training import distributed
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import split
 from realcustom.training.failures import Failure, Failures, WorkerFailed
+from realcustom.training.features import BadRecord
 from realcustom.training.indexing import open_index
 from realcustom.training.loop import TrainingDiverged
 from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
@@ -161,9 +162,9 @@ def test_a_mistake_that_one_ray_worker_meets_is_one_line(
 ) -> None:
     """What workers log is seen, once; the mistake's trace is not seen."""
     monkeypatch.setattr("realcustom.log.level", lambda: "info")
-    with pytest.raises(UsageError, match=r"record [0-9a-f]{32}, latents: dtype 'float8' is none of") as caught:
+    with pytest.raises(UsageError, match=r"record [0-9a-f]{32} in \S+: latents: dtype 'float8' is") as caught:
         fit(world, tmp_path / "run", ENDLESS, records=broken_records, local=False)
-    assert type(caught.value) is UsageError and "\n" not in str(caught.value)
+    assert type(caught.value) is BadRecord and "\n" not in str(caught.value)
     shown = "".join(capfd.readouterr())
     assert shown.count("step 0/12  validation loss") == 1
     assert "decode_tensor" not in shown
