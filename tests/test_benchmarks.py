@@ -38,6 +38,7 @@ def test_the_sampler_benchmark_compares_equal_computations() -> None:
     assert (results.read_bytes() if results.exists() else None) == before, "a smoke run leaves no record"
 
 
+@pytest.mark.slow
 def test_the_training_benchmark_measures_an_index(tmp_path: Path) -> None:
     results = ROOT / "benchmarks" / "results" / "training.json"
     before = results.read_bytes() if results.exists() else None

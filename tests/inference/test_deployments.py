@@ -31,6 +31,9 @@ SHORT = LONG | {"num_inference_steps": 2}
 PATIENCE = 120.0  # seconds, on a busy machine
 
 
+pytestmark = pytest.mark.slow  # two minutes; what must happen within seconds of a kill does not on a machine that is full
+
+
 @pytest.fixture(scope="module")
 def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
     settings = ServeSettings(

@@ -44,8 +44,9 @@ def test_a_branch_without_a_change_is_its_parent(world: SimpleNamespace, parent:
 def test_a_branch_has_its_own_settings_and_is_continued(
     world: SimpleNamespace, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when its parent has gone on, or is there no more."""
+    """Also when its parent is there no more, once it has a checkpoint of its own."""
     settings = replace(SETTINGS, lr=5e-3, ema_decay=0.0, steps=15, batch_size=4, schedule=Schedule.COSINE)
+    settings = replace(settings, checkpoint_every=1)
     whole = branch(world, tmp_path / "whole", str(parent), settings)  # at its last step, 12
     assert (
         json.loads(json.dumps(yaml.safe_load((tmp_path / "whole" / "settings.yaml").read_text())["parent"]))["step"]
