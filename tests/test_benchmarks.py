@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.support.corpora import jpeg, picture, sample, tar_bytes
 from tests.support.stages import ingest_to_select, table_of
