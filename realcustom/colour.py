@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -59,8 +60,8 @@ def _transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
 def _transform(profile: bytes, channels: str) -> ImageCms.ImageCmsTransform | None:
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        assert isinstance(opened.profile, ImageCms.core.CmsProfile)  # not a file, says the type
-        space = opened.profile.xcolor_space.strip()
+        inside: Any = opened.profile  # Pillow's type says that it may be a file
+        space = inside.xcolor_space.strip()
         mode = _MODES.get(space, "")
         if mode != channels and (mode, channels) != ("RGB", "L"):  # grey by a profile of colours: grey is a colour
             raise BrokenProfile(f"a profile of {mode or space} for a picture in {channels}")
