@@ -104,7 +104,7 @@ class TensorBoard:
             self._local = tempfile.mkdtemp(prefix="realcustom-tensorboard-")
         # later rows of a start that was killed are forgotten: those from the first step on that is not done
         purge = None if self._parts else self._step + 1 if self._step else 0
-        suffix = f".{self._parts:06d}"
+        suffix = f".{self._step:08d}.{self._parts:06d}"  # the name tells times to the second: two starts may share one
         self._parts += 1
         self._writer = SummaryWriter(self._local, purge_step=purge, filename_suffix=suffix)
 
