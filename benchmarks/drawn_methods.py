@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
-from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from PIL import Image
+from sampler_sides import install_ip_adapter
 from synthetic_world import BATCH, see_through, shipped
 from torch import Tensor
 from torch.nn import functional as F
@@ -224,20 +223,8 @@ def _cells(masks: Sequence[np.ndarray], *, binary: bool = False) -> Tensor:
 def _install_ip_adapter(pipeline: RealCustomPipeline) -> StableDiffusionPipeline:
     """The stock pipeline whose UNet has diffusers' processors with the adapter's weights."""
     stock, unet = pipeline.base.pipeline, pipeline.base.unet
-    layers, processors = text_cross_attentions(unet), {}
-    for name in unet.attn_processors:
-        layer = layers.get(name.removesuffix(".processor"))
-        if layer is None:
-            processors[name] = AttnProcessor2_0()
-            continue
-        key, value = layer.to_k_vision.weight, layer.to_v_vision.weight
-        processor = IPAdapterAttnProcessor2_0(key.shape[0], key.shape[1], num_tokens=(1,))
-        with torch.no_grad():
-            processor.to_k_ip[0].weight.copy_(key)
-            processor.to_v_ip[0].weight.copy_(value)
-        processors[name] = processor.requires_grad_(False)
-    unet.set_attn_processor(processors)
-    unet.encoder_hid_proj = MultiIPAdapterImageProjection([torch.nn.Identity()])
-    unet.config.encoder_hid_dim_type = "ip_image_proj"
+    layers = text_cross_attentions(unet)
+    vision = {path: (layer.to_k_vision.weight, layer.to_v_vision.weight) for path, layer in layers.items()}
+    install_ip_adapter(unet, vision, tokens=1)
     stock.set_progress_bar_config(disable=True)
     return stock

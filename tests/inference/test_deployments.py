@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +24,7 @@ from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
+from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
 LONG: dict[str, Any] = {"prompt": "a cat in the snow", "seed": 5, "num_inference_steps": 900}
@@ -57,13 +58,6 @@ def _running() -> int:
     return int(states.get("RUNNING", 0))
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def _post(url: str, request: dict[str, Any]) -> tuple[httpx.Response, float]:
     """The answer, and when it came."""
     answer = httpx.post(url + URL, json=request, timeout=PATIENCE)
@@ -77,13 +71,13 @@ def _drawing(since: dict[int, float]) -> psutil.Process:
     def drawn(one: psutil.Process) -> float:
         return float(one.cpu_times().user) - since[one.pid]
 
-    _wait_for(lambda: max(map(drawn, engines)) > 0.7)
+    wait_for(lambda: max(map(drawn, engines)) > 0.7, PATIENCE)
     return max(engines, key=drawn)
 
 
 def _clocks() -> dict[int, float]:
     """Seconds of processor time of each engine so far, both of which run."""
-    _wait_for(lambda: _running() == 2)
+    wait_for(lambda: _running() == 2, PATIENCE)
     return {one.pid: float(one.cpu_times().user) for one in _replicas("engine")}
 
 
@@ -94,7 +88,7 @@ def _replaced(killed: psutil.Process) -> float:
         engines = _replicas("engine")
         return len(engines) == 2 and killed not in engines and _running() == 2
 
-    _wait_for(two)
+    wait_for(two, PATIENCE)
     return time.monotonic()
 
 
@@ -136,7 +130,7 @@ def test_what_had_no_step_yet_is_taken_over(url: str) -> None:
     os.kill(stopped.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(_post, url, SHORT) for _ in range(6)]
-        _wait_for(lambda: any(one.done() for one in answers))  # those of the other engine
+        wait_for(lambda: any(one.done() for one in answers), PATIENCE)  # those of the other engine
         assert not all(one.done() for one in answers)
         stopped.kill()
         assert [one.result(PATIENCE)[0].status_code for one in answers] == [200] * 6
@@ -172,8 +166,8 @@ def test_a_request_whose_api_died_is_ended(url: str) -> None:
         time.sleep(1.0)
         return bool(engine.cpu_times().user - before < 0.2)
 
-    _wait_for(idle)
-    _wait_for(lambda: _is_ready(url))
+    wait_for(idle, PATIENCE)
+    wait_for(lambda: _is_ready(url), PATIENCE)
     assert _post(url, SHORT)[0].status_code == 200
 
 

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 URL = "/v1/images/generations"
@@ -29,13 +29,6 @@ LONG: dict[str, Any] = {"prompt": "a cat in the snow", "seed": 5, "num_inference
 SHORT = LONG | {"num_inference_steps": 2}
 PATIENCE = 240.0  # seconds, on a busy machine; Serve gives a silent replica half a minute
 CONFIG = Path(__file__).parents[2] / "infra" / "serve.yaml"
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def _engines() -> list[psutil.Process]:
@@ -57,7 +50,7 @@ def test_there_is_no_engine_while_nobody_asks(ray_cluster: str, tiny_models: Tin
     url = start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     try:
         for _ in range(2):
-            _wait_for(lambda: not _engines() and _running() == 0)
+            wait_for(lambda: not _engines() and _running() == 0, PATIENCE)
             assert httpx.get(f"{url}/readyz").status_code == 200
             answer = httpx.post(url + URL, json=SHORT, timeout=PATIENCE)  # waits for one to load
             assert answer.status_code == 200, answer.text
@@ -76,7 +69,7 @@ def test_an_engine_that_hangs_is_replaced(ray_cluster: str, tiny_models: TinyMod
                     [hanging] = _engines()
                     os.kill(hanging.pid, signal.SIGSTOP)
         assert hanging is not None and any('"type":"engine_lost"' in line for line in lines[-4:])
-        _wait_for(lambda: hanging not in _engines() and _running() == 1)
+        wait_for(lambda: hanging not in _engines() and _running() == 1, PATIENCE)
         assert httpx.post(url + URL, json=SHORT, timeout=PATIENCE).status_code == 200
     finally:
         stop()
@@ -96,7 +89,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        _wait_for(lambda: _answers(f"{url}/api/serve/applications/"))
+        wait_for(lambda: _answers(f"{url}/api/serve/applications/"), PATIENCE)
         yield url
     finally:
         own = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
@@ -124,7 +117,7 @@ def test_the_checked_in_configuration_is_deployed(cluster: str, tiny_models: Tin
     program = Path(sys.executable).with_name("serve")
     subprocess.run([program, "deploy", tmp_path / "serve.yaml", "--address", cluster], check=True, capture_output=True)
     url = f"http://127.0.0.1:{port}"
-    _wait_for(lambda: _answers(f"{url}/readyz"))
+    wait_for(lambda: _answers(f"{url}/readyz"), PATIENCE)
     request = SHORT | {"seed": 7}
     answer = httpx.post(url + URL, json=request, timeout=PATIENCE)
     assert answer.status_code == 200 and answer.json()["data"][0]["seed"] == 7

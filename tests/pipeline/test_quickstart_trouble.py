@@ -18,6 +18,7 @@ import pytest
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.quickstart.alone import alone
+from tests.support.waiting import wait_for
 
 SHORT = (
     *("train.steps=4", "train.batch_size=8", "train.warmup=0", "train.val_every=2", "train.checkpoint_every=1"),
@@ -116,13 +117,6 @@ def left(mark: str) -> list[str]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part", ["Drawing a corpus", "six stages", "Ray Train:", "Ray Serve:", "Measuring:", "Looking closer"]
@@ -130,14 +124,14 @@ def wait_for(condition: Callable[[], bool], log: Path) -> None:
 def test_ctrl_c_ends_it_in_any_part_and_the_same_command_goes_on(start: Start, tmp_path: Path, part: str) -> None:
     log = tmp_path / "log"
     process = start(tmp_path / "out", log)
-    wait_for(lambda: part in log.read_text() or process.poll() is not None, log)
+    wait_for(lambda: part in log.read_text() or process.poll() is not None, PATIENCE, log.read_text)
     time.sleep(1.5)  # into the part
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
     said = log.read_text()
     assert said.endswith("interrupted\n") and "Traceback" not in said and time.monotonic() - begun < 30
-    wait_for(lambda: left(str(tmp_path)) == [], log)
+    wait_for(lambda: left(str(tmp_path)) == [], PATIENCE, log.read_text)
     if part == "Ray Train:":
         again = start(tmp_path / "out", log)
         assert again.wait(PATIENCE) == 0, log.read_text()
@@ -157,7 +151,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
         assert re.search(r"error: cannot write \S+: the disk is full\n$", said), said
         subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
         again = start(disk / "out", log)
-        wait_for(lambda: heading in log.read_text() or again.poll() is not None, log)
+        wait_for(lambda: heading in log.read_text() or again.poll() is not None, PATIENCE, log.read_text)
         again.send_signal(signal.SIGINT)
         assert again.wait(60) == 130, log.read_text()
-        wait_for(lambda: left(str(tmp_path)) == [], log)
+        wait_for(lambda: left(str(tmp_path)) == [], PATIENCE, log.read_text)
