@@ -196,7 +196,7 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     compare("early_reuse_vs_ip_adapter", "early_reuse", "ip_adapter")
     compare("half_reuse_vs_plain_sd", "half_reuse", "plain_sd")
     compare("free_mask_vs_plain_sd", "free_mask", "plain_sd")
-    few = max(1, pairs // 2)  # of what has no target
+    few = max(1, pairs // 5)  # of what has no target
     for metric, a, b, count in (
         ("release_order_vs_three_stock_forwards", release, sides.run_three_forwards, few),
         ("half_reuse_vs_release_order_reusing", half, release_reusing, few),

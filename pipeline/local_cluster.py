@@ -229,7 +229,7 @@ def _until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Pat
 
 
 def _require_packages(s3: bool) -> None:
-    for package, extra in (("ray", "realcustom[all]"), *([("moto", "moto[server]")] if s3 else [])):
+    for package, extra in (("ray", "PATH_OF_THE_CLONE[all]"), *([("moto", "moto[server]")] if s3 else [])):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"this needs {package}, which is not installed: pip install '{extra}'")
 

@@ -103,7 +103,7 @@ def test_without_the_extras_the_library_draws_and_other_verbs_say_what_they_need
     ):
         done = call(*arguments)
         assert done.returncode == 2, done.stderr
-        assert f"error: this needs {name}, which is not installed: pip install 'realcustom[all]'" in done.stderr
+        assert f"error: this needs {name}, which is not installed: pip install 'PATH_OF_THE_CLONE[all]'" in done.stderr
 
 
 def test_ingest_runs_on_ray_beside_packages_of_the_same_names(site: Path, tmp_path: Path) -> None:

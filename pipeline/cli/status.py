@@ -30,7 +30,7 @@ def status_of(act: Callable[[], int | None]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in OPTIONAL:
             raise
-        return _refuse(f"this needs {error.name}, which is not installed: pip install 'realcustom[all]'", error)
+        return _refuse(f"this needs {error.name}, which is not installed: pip install 'PATH_OF_THE_CLONE[all]'", error)
     except NothingKept as error:
         return _refuse(str(error), error, NOTHING_KEPT)
     except UsageError as error:
