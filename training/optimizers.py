@@ -18,7 +18,9 @@ _PARTS = ("codes", "scale")  # of a moment in 8 bits
 def check_optimizer(settings: TrainSettings) -> None:
     """Raise UsageError where the optimizer's package is not installed."""
     if settings.optimizer is Optimizer.ADAMW_8BIT and importlib.util.find_spec("torchao") is None:
-        raise UsageError("train.optimizer=adamw_8bit needs torchao: pip install 'PATH_OF_THE_CLONE[torchao]', or take adamw")
+        raise UsageError(
+            "train.optimizer=adamw_8bit needs torchao: pip install 'PATH_OF_THE_CLONE[torchao]', or take adamw"
+        )
 
 
 def make_optimizer(

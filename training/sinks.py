@@ -42,7 +42,7 @@ def check_loggers(loggers: Sequence[Logger]) -> None:
         package, extra = _PACKAGES[logger]
         if importlib.util.find_spec(package) is None:
             raise UsageError(
-                f"train.loggers names {logger.value}, which is not installed: pip install 'PATH_OF_THE_CLONE[{extra}]', or leave it out"
+                f"train.loggers names {logger.value}, not installed: pip install 'PATH_OF_THE_CLONE[{extra}]', or leave it out"
             )
 
 
