@@ -135,6 +135,6 @@ def test_a_logger_that_is_not_installed_is_said(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == logger.value else find(name))
-    with pytest.raises(UsageError, match=rf"names {logger.value}, which is not installed: pip install 'realcustom\["):
+    with pytest.raises(UsageError, match=rf"names {logger.value}, not installed: pip install 'PATH_OF_THE_CLONE\["):
         fit(world, tmp_path / "run", replace(SHORT, loggers=(logger,)))
     assert not (tmp_path / "run").exists()
