@@ -50,15 +50,20 @@ def record(
     low, high = (value, value) if spread is None else spread
     return {
         "metric": metric,
-        "value": round(value, 3),
+        "value": rounded(value),
         "unit": unit,
         "n": n,
-        "spread": [round(low, 3), round(high, 3)],
+        "spread": [rounded(low), rounded(high)],
         "command": command,
         "commit": commit,
         "hardware": hardware or f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def rounded(value: float) -> float:
+    """Three decimals, or three significant digits where that is more: a small difference is not shown as none."""
+    return round(value, 3) if abs(value) >= 1 else float(f"{value:.3g}")
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -13,7 +13,8 @@ index       train_index_seconds, train_index_gib, train_index_warm_seconds, trai
 checkpoints train_checkpoint_stall_share: a state of 410 MiB every 50 steps of 1 s, written to --output (a folder or an s3://
             URI of a real server, with AWS_ENDPOINT_URL)
 speed       train_cached_vs_online: images/s with all three caches over those without any, one thread a model, with the shipped
-            models of sprites; what is computed on the fly is computed beside the step, in the thread that reads ahead
+            models of sprites; what is computed on the fly is computed beside the step, in the thread that reads ahead.
+            train_data_wait_share_sprites: with the caches
 ray         train_ray_vs_bare: images/s of two workers of Ray Train over those of two bare processes with the same steps, whose
             batches are in memory; the shipped models of sprites
 kills       train_resume_loss_difference: a tiny run killed -9 twenty times at random moments, a quarter of them while a
@@ -25,19 +26,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import record
 
 RESULTS = record.RESULTS / "training.json"
 CODE = ("training", "realcustom", "benchmarks/*.py")
 MEMORY_GIB = 2.0
-Values = dict[str, tuple[float, str]]  # by metric: value, unit
-REPEATED = {"train_cached_vs_online": 3, "train_ray_vs_bare": 3, "train_resume_loss_difference": 20}  # pairs, or kills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +47,76 @@ class Size:
     """How much is measured."""
 
     files: int  # of 1,000 records with caches
-    steps: int
+    steps: int  # that read them; of eight files an epoch has 500
+    runs: int
     records: int  # of the index
     saves: int  # checkpoints
+    save_every: int  # steps
+    step_seconds: float
+    speed: tuple[int, int]  # steps, pairs
+    ray: tuple[int, int]  # steps, pairs
+    kills: tuple[int, int]  # kills, steps
 
 
-FULL, QUICK = Size(files=8, steps=1000, records=10_000_000, saves=4), Size(files=1, steps=20, records=4_000, saves=1)
+FULL = Size(
+    files=8,
+    steps=500,
+    runs=3,
+    records=10_000_000,
+    saves=4,
+    save_every=50,
+    step_seconds=1.0,
+    speed=(100, 5),
+    ray=(80, 5),
+    kills=(20, 4000),
+)
+QUICK = Size(
+    files=1,
+    steps=20,
+    runs=1,
+    records=100_000,  # the fewest whose index is kept
+    saves=1,
+    save_every=10,
+    step_seconds=1.0,
+    speed=(10, 1),
+    ray=(8, 1),
+    kills=(2, 300),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """What is recorded of a metric."""
+
+    value: float
+    unit: str
+    n: int = 1
+    spread: tuple[float, float] | None = None
+
+
+def median(values: Sequence[float], unit: str = "ratio") -> Value:
+    """The median, with the 5th and the 95th percentile."""
+    low, high = np.quantile(values, [0.05, 0.95])
+    return Value(value=statistics.median(values), unit=unit, n=len(values), spread=(float(low), float(high)))
+
+
+Values = dict[str, Value]
 
 
 def reading(folder: Path, size: Size, output: str) -> Values:
-    """The data part of a worker, in a process of its own."""
+    """The data part of a worker, in a process of its own for each run."""
     records = folder / f"caches-{size.files}"
     if not records.exists():
         alone("training_data.py", "caches", str(records), str(size.files))
-    found = alone("training_data.py", "read", str(records), str(size.steps), str(MEMORY_GIB))
+    found = [
+        alone("training_data.py", "read", str(records), str(size.steps), str(MEMORY_GIB), str(seed))
+        for seed in range(size.runs)
+    ]
     return {
-        "train_data_wait_share": (found["wait"], "ratio"),
-        "train_bytes_read_ratio": (found["read"], "ratio"),
-        "train_bytes_read_ratio_validation": (found["validation"], "ratio"),
-        "train_reader_pss_gib": (found["pss"] - MEMORY_GIB, "GiB"),
+        "train_data_wait_share": median([run["wait"] for run in found]),
+        "train_bytes_read_ratio": median([run["read"] for run in found]),
+        "train_bytes_read_ratio_validation": median([run["validation"] for run in found]),
+        "train_reader_pss_gib": median([run["pss"] - MEMORY_GIB for run in found], "GiB"),
     }
 
 
@@ -76,54 +129,48 @@ def index(folder: Path, size: Size, output: str) -> Values:
         kept.unlink()
     cold, warm = (alone("training_data.py", "index", str(records)) for _ in range(2))
     return {
-        "train_index_seconds": (cold["seconds"], "s"),
-        "train_index_gib": (cold["gib"], "GiB"),
-        "train_index_warm_seconds": (warm["seconds"], "s"),
-        "train_index_warm_gib": (warm["gib"], "GiB"),
+        "train_index_seconds": Value(value=cold["seconds"], unit="s"),
+        "train_index_gib": Value(value=cold["gib"], unit="GiB"),
+        "train_index_warm_seconds": Value(value=warm["seconds"], unit="s"),
+        "train_index_warm_gib": Value(value=warm["gib"], unit="GiB"),
     }
 
 
 def checkpoints(folder: Path, size: Size, output: str) -> Values:
     """Steps beside which checkpoints are written."""
-    seconds, every = (0.1, 5) if size is QUICK else (1.0, 50)
-    found = alone("training_checkpoints.py", output, str(size.saves * every + every), str(seconds), str(every))
-    return {"train_checkpoint_stall_share": (found["share"], "ratio")}
+    found = alone("training_checkpoints.py", output, str(size.saves), str(size.step_seconds), str(size.save_every))
+    return {"train_checkpoint_stall_share": median(found["shares"])}
 
 
 def speed(folder: Path, size: Size, output: str) -> Values:
     """Cached features against computed ones, with equal losses."""
-    steps, pairs = (10, 1) if size is QUICK else (100, 3)
-    found = alone("training_speed.py", str(folder / "speed"), str(steps), str(pairs))
-    return {"train_cached_vs_online": (found["ratio"], "ratio")}
+    found = alone("training_speed.py", str(folder / "speed"), *map(str, size.speed))
+    return {"train_cached_vs_online": median(found["ratios"]), "train_data_wait_share_sprites": median(found["waits"])}
 
 
 def ray(folder: Path, size: Size, output: str) -> Values:
     """Workers on Ray against bare processes."""
-    steps, pairs = (8, 1) if size is QUICK else (80, 3)
-    found = alone("training_ray.py", str(folder / "ray"), str(steps), str(pairs))
-    return {"train_ray_vs_bare": (found["ratio"], "ratio")}
+    return {"train_ray_vs_bare": median(alone("training_ray.py", str(folder / "ray"), *map(str, size.ray))["ratios"])}
 
 
 def kills(folder: Path, size: Size, output: str) -> Values:
-    """A run that is killed again and again."""
-    times, steps = (2, 300) if size is QUICK else (20, 4000)
-    found = alone("training_kills.py", str(folder / "kills"), str(times), str(steps))
-    return {"train_resume_loss_difference": (found["difference"], "abs")}
+    """A run that is killed again and again; the largest difference counts."""
+    found = alone("training_kills.py", str(folder / "kills"), *map(str, size.kills))
+    return {"train_resume_loss_difference": Value(value=found["difference"], unit="abs", n=found["kills"])}
 
 
 def memory(folder: Path, size: Size, output: str) -> Values:
     """Activations, counted."""
     found = alone("training_memory.py")
-    return {"train_activation_ratio": (found["with"] / found["without"], "ratio")}
+    return {"train_activation_ratio": Value(value=found["with"] / found["without"], unit="ratio")}
 
 
-def alone(script: str, *arguments: str) -> dict[str, float]:
+def alone(script: str, *arguments: str) -> Any:
     """What a measurement in a process of its own says."""
     command = [sys.executable, str(Path(__file__).parent / script), *arguments]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     print(f"{script} {' '.join(arguments)}: {run.stdout.strip()}", file=sys.stderr)
-    found: dict[str, float] = json.loads(run.stdout)
-    return found
+    return json.loads(run.stdout)
 
 
 GROUPS: dict[str, Callable[[Path, Size, str], Values]] = {
@@ -145,17 +192,18 @@ def main() -> None:
     folder, size = arguments.folder.absolute(), QUICK if arguments.quick else FULL
     for name in arguments.only or GROUPS:
         values = GROUPS[name](folder, size, arguments.output or str(folder / "checkpoints"))
-        for metric, (value, unit) in values.items():
-            print(f"{metric}: {value:.3f} {unit}", file=sys.stderr)
+        for metric, one in values.items():
+            print(f"{metric}: {one.value:.4g} {one.unit}, n={one.n}, spread {one.spread}", file=sys.stderr)
         if not arguments.quick:
             where = f" --output {arguments.output}" if arguments.output and name == "checkpoints" else ""
             command = f"python benchmarks/training.py --folder DIR --only {name}{where}"
-            commit = record.head()
             record.write(
                 RESULTS,
                 [
-                    record.record(metric, value, unit, n=REPEATED.get(metric, 1), command=command, commit=commit)
-                    for metric, (value, unit) in values.items()
+                    record.record(
+                        metric, one.value, one.unit, n=one.n, spread=one.spread, command=command, commit=record.head()
+                    )
+                    for metric, one in values.items()
                 ],
             )
 

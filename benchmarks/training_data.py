@@ -1,6 +1,6 @@
 """Records of Stable Diffusion 1.5's sizes with random caches, and the data part of one training worker without a model.
 
-python benchmarks/training_data.py read FOLDER STEPS MEMORY_GIB     # prints one line of JSON
+python benchmarks/training_data.py read FOLDER STEPS MEMORY_GIB SEED     # prints one line of JSON
 python benchmarks/training_data.py index FOLDER
 """
 
@@ -12,6 +12,7 @@ import shutil
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,21 +113,21 @@ class NoEncoders:
     image_features = latents
 
 
-def read(records: str, steps: int, memory_gib: float) -> dict[str, float]:
+def read(records: str, steps: int, memory_gib: float, seed: int) -> dict[str, float]:
     """The data part of a worker for some steps: share of waiting, bytes read and used, memory above what it began with."""
     torch.set_num_threads(1)
     peak = Peak()
-    memory = Memory.of(memory_gib)
+    memory, settings = Memory.of(memory_gib), replace(SETTINGS, seed=seed)
     index = open_index(records)
-    held_out, validation = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
-    order = DataOrder(index, held_out, BATCH, SETTINGS.seed, SETTINGS.open_parts)
+    held_out, validation = split(index, settings.validation_fraction, settings.validation_records)
+    order = DataOrder(index, held_out, BATCH, settings.seed, settings.open_parts)
 
     def reader() -> BatchMaker:
         features = FeatureStore(index, NoEncoders(), memory.features, validation)
-        return BatchMaker(features, Views(index, held_out), SETTINGS, MethodSettings(), 1000, World())
+        return BatchMaker(features, Views(index, held_out), settings, MethodSettings(), 1000, World())
 
     maker, before = reader(), bytes_read()
-    used = sum(feature_bytes(batch) for batch, _ in maker.validation(validation)) / SETTINGS.validation_timesteps
+    used = sum(feature_bytes(batch) for batch, _ in maker.validation(validation)) / settings.validation_timesteps
     first = bytes_read() - before
     for _ in maker.validation(validation):
         pass
@@ -207,7 +208,7 @@ def main(what: str, place: str, *numbers: str) -> dict[str, float]:
     if what == "index":
         return index_seconds(place)
     if what == "read":
-        return read(place, int(numbers[0]), float(numbers[1]))
+        return read(place, int(numbers[0]), float(numbers[1]), int(numbers[2]))
     part = Path(f"{place}.part")
     shutil.rmtree(part, ignore_errors=True)
     {"caches": write_caches, "rows": write_rows}[what](part, int(numbers[0]))

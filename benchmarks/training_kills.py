@@ -16,18 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import record
-import yaml
 
 sys.path.append(str(record.ROOT))  # the tests are not installed
 
 from realcustom.base_loading import load_base
-from realcustom.config import to_dict
 from realcustom.store import Store
 from realcustom.training.metrics_file import read_rows
 from tests.support.tiny import tiny_base, tiny_image_encoder
 from tests.support.training_corpus import write_pictures
-from tests.support.training_kills import train_with_kills
-from tests.support.training_runs import METHOD, SETTINGS, fit
+from tests.support.training_kills import VARIED, train_with_kills, write_settings
+from tests.support.training_runs import fit
 
 SEED = 20
 
@@ -40,19 +38,12 @@ def loss_difference(folder: Path, kills: int, steps: int) -> dict[str, float]:
     tiny_base(base)
     tiny_image_encoder(encoder)
     write_pictures(folder / "records", 23, side=load_base(base).resolution, views=True)
-    settings = replace(
-        SETTINGS, steps=steps, p_multiview=0.5, gradient_accumulation=2, log_every=1, val_every=100, lr=1e-3
-    )
-    settings = replace(settings, checkpoint_every=7)
-    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=encoder))
-    config = {"base": base, "method": to_dict(method), "train": to_dict(settings)}
-    (folder / "settings.yaml").write_text(yaml.safe_dump(config))
-    arguments = ["--input", str(folder / "records"), "--output", str(folder / "run"), "--local"]
-    killed = train_with_kills(
-        [*arguments, "--config", str(folder / "settings.yaml")], folder / "run", kills, kills // 4, seed=SEED
-    )
-    world = SimpleNamespace(base=base, image_encoder=encoder, caches=str(folder / "records"))
-    whole = fit(world, folder / "whole", settings)
+    config, records = folder / "settings.yaml", str(folder / "records")
+    write_settings(config, base, encoder, steps)
+    arguments = ["--input", records, "--output", str(folder / "run"), "--config", str(config), "--local"]
+    killed = train_with_kills(arguments, folder / "run", kills, kills // 4, seed=SEED)
+    world = SimpleNamespace(base=base, image_encoder=encoder, caches=records)
+    whole = fit(world, folder / "whole", replace(VARIED, steps=steps))
     ours, theirs = _losses(read_rows(str(folder / "run"), Store())), _losses(list(whole.curve))
     assert ours.keys() == theirs.keys()
     same = (folder / "run" / "adapter.safetensors").read_bytes() == Path(whole.adapter).read_bytes()

@@ -6,53 +6,47 @@ python benchmarks/training_speed.py FOLDER STEPS PAIRS    # prints one line of J
 from __future__ import annotations
 
 import json
-import shutil
-import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import record
-import torch
+from training_sprites import paired, prepare
 
-sys.path.append(str(record.ROOT))  # the tests are not installed
-
-from realcustom.base_loading import load_base
-from realcustom.pipeline.recipes import sprites
-from realcustom.training.encoders import FrozenEncoders
 from realcustom.training.run import TrainResult, train
-from tests.support.training_corpus import fill_caches, write_pictures
 
-RECORDS, BATCH = 64, 8
+BATCH = 8
 
 
-def cached_vs_online(folder: Path, steps: int, pairs: int) -> dict[str, float]:
-    """Images a second with caches over those without, interleaved: the median of the pairs, and the extremes.
+def cached_vs_online(folder: Path, steps: int, pairs: int) -> dict[str, list[float]]:
+    """Images a second with caches over those without, of each pair; and with caches, the share of waiting for data.
 
     Raises AssertionError where the two do not have the same losses (1e-3).
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    run = sprites()
-    base = load_base(run.base)
-    encoders = FrozenEncoders(base, run.method.image_encoder.model, run.method, torch.device("cpu"))
-    write_pictures(folder / "pictures", RECORDS, side=base.resolution)
-    fill_caches(folder / "pictures", folder / "caches", encoders, keep_image=False)
-    settings = replace(
-        run.train, steps=steps, batch_size=BATCH, num_workers=1, threads=1, sample_records=0, log_every=0, val_every=0
-    )
-    settings = replace(settings, checkpoint_every=0, memory_gib=0.0)  # what is computed is not kept
+    run = prepare(folder, steps=steps, batch_size=BATCH, num_workers=1, log_every=0, memory_gib=0.0)  # nothing is kept
+    results: dict[tuple[str, int], TrainResult] = {}
 
-    def trained(records: str, number: int) -> TrainResult:
+    def trained(records: str, number: int) -> float:
         output = str(folder / f"{records}-{number}")
-        return train(str(folder / records), output, run.base, None, run.method, settings, local=True)
+        result = train(str(folder / records), output, run.base, None, run.method, run.train, local=True)
+        results[records, number] = result
+        return float(_row(result)["images_per_second"])
 
-    ratios = []
+    def cached(number: int) -> float:
+        return trained("caches", number)
+
+    def online(number: int) -> float:
+        return trained("pictures", number)
+
+    ratios = paired(pairs, (cached, online))
     for number in range(pairs):
-        cached, online = (trained(records, number) for records in ("caches", "pictures"))
-        assert abs(cached.curve[-2]["loss"] - online.curve[-2]["loss"]) < 1e-3
-        assert abs(cached.loss_after - online.loss_after) < 1e-3
-        ratios.append(cached.curve[-2]["images_per_second"] / online.curve[-2]["images_per_second"])
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        one, other = results["caches", number], results["pictures", number]
+        assert abs(_row(one)["loss"] - _row(other)["loss"]) < 1e-3
+        assert abs(one.loss_after - other.loss_after) < 1e-3
+    return {"ratios": ratios, "waits": [_row(results["caches", number])["data_wait"] for number in range(pairs)]}
+
+
+def _row(result: TrainResult) -> dict[str, float]:
+    """The one row of all steps; the last one is a validation."""
+    return result.curve[-2]
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ _LOCAL = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
-    errno.ENOSPC: "the disk is full",
+    errno.ENOSPC: "the disk is full (ENOSPC)",
     errno.EDQUOT: "the quota of the disk is used up",
     errno.EFBIG: "the file is larger than the file system or a limit (ulimit -f) allows",
     errno.EIO: "the disk reports an error",

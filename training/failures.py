@@ -5,6 +5,7 @@ Imports neither torch nor Ray Train: the actor that keeps failures is a process 
 
 from __future__ import annotations
 
+import errno
 import traceback
 from dataclasses import dataclass
 
@@ -14,6 +15,20 @@ from realcustom.store import StorageRefused
 
 class WorkerFailed(RuntimeError):
     """A bug in a worker; the message is the worker's own trace."""
+
+
+def full_disk(error: BaseException) -> UsageError | None:
+    """What the user is told of an error that comes of a full disk, or of a used up quota; None for all other errors.
+
+    New workers would find the same disk: no retry helps.
+    """
+    cause = error.__cause__ if isinstance(error, StorageRefused) else error
+    if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    if isinstance(error, StorageRefused):
+        return error
+    name = errno.errorcode[cause.errno]
+    return StorageRefused(f"cannot write {cause.filename or 'a file'}: {cause.strerror} ({name})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +43,12 @@ class Failure:
     @classmethod
     def of(cls, error: Exception, node: str = "") -> Failure:
         """The failure for an exception of a worker on the machine `node` (empty: the driver's own)."""
-        mistake = error if isinstance(error, UsageError) else None
+        full = full_disk(error)
+        mistake = full or (error if isinstance(error, UsageError) else None)
         # a lost peer is a RuntimeError in the workers that wait for it; a node's disk an OSError, or a refusal due to one
         of_machine = isinstance(error, (RuntimeError, OSError)) and mistake is None
-        final = not of_machine and not (isinstance(error, StorageRefused) and isinstance(error.__cause__, OSError))
+        refused = isinstance(error, StorageRefused) and isinstance(error.__cause__, OSError)
+        final = full is not None or not (of_machine or refused)
         return cls(mistake=mistake, trace="".join(traceback.format_exception(error)), final=final, node=node)
 
     def to_error(self) -> Exception:

@@ -53,15 +53,18 @@ class MetricsFile:
             self._store.write(storage.join(self._parts, f"{self._number:08d}.jsonl"), _lines(rows))
             self._number += 1
         else:
-            self._store.call(lambda uri: _append(uri, _lines(rows)), self._uri, "write")
+            self._store.call(lambda uri: append(uri, _lines(rows)), self._uri, "write")
 
 
 def _lines(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _append(path: str, data: bytes) -> None:
-    with open(path.removeprefix("file://"), "ab") as file:
+def append(path: str, data: bytes) -> None:
+    """Add bytes to a file on a disk, which is made if it is not there, and wait until they are kept."""
+    path = path.removeprefix("file://")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

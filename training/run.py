@@ -35,6 +35,7 @@ from realcustom.training import data
 from realcustom.training.branch import find_parent
 from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.data import split
+from realcustom.training.failures import full_disk
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
@@ -265,4 +266,10 @@ def _run_local(job: TrainingJob) -> None:
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")
     stop = threading.Event()
     with torch_threads(job.settings.threads or available_cores()), stop_at_sigterm(stop):
-        Worker(job, World(device=device), stop).run()
+        try:
+            Worker(job, World(device=device), stop).run()
+        except OSError as error:  # of a library that writes by itself
+            full = full_disk(error)
+            if full is None:
+                raise
+            raise full from error

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import tempfile
+import socket
+import struct
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.store import Store
-from realcustom.training.metrics_file import Row
+from realcustom.training.metrics_file import Row, append
 from realcustom.training.settings import Logger
 
 _PACKAGES = {
@@ -64,55 +64,63 @@ def make_sinks(
 
 
 class TensorBoard:
-    """Event files in the run's folder. On an object store, which cannot append, each flush writes one more file."""
+    """Event files in the run's folder. On an object store, which cannot append, each flush writes one more file.
+
+    Of tensorboardX only the messages are used: its own thread ends at an error of the disk, and then nothing takes what is
+    added.
+    """
 
     def __init__(self, folder: str, store: Store, step: int) -> None:
         self._folder, self._store, self._step = folder, store, step
-        self._remote, self._parts = storage.is_remote(folder), 0
-        self._writer: Any = None
-        self._local = folder.removeprefix("file://")
+        # the name tells times to the second: two starts may share one
+        self._name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{step:08d}"
+        self._events: list[Any] = []  # not written yet
+        self._parts = 0  # written
 
     def add(self, row: Row) -> None:
         """Add a row's numbers."""
-        if self._writer is None:
-            self._open()
-        for name, value in scalars(row):
-            self._writer.add_scalar(name, value, row["step"])
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if not self._events and (not self._parts or storage.is_remote(self._folder)):  # a file begins
+            self._events.append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if not self._events[1:] and not self._parts:
+            # later rows of a start that was killed are forgotten: those from the first step on that is not done
+            done = self._step + 1 if self._step else 0
+            self._events.append(Event(step=done, session_log=SessionLog(status=SessionLog.START)))
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars(row)]
+        self._events.append(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
 
     def flush(self) -> Callable[[], None] | None:
-        """Write to the disk; to a store, in the other thread."""
-        if self._writer is None:
+        """A write of all that was added."""
+        if not self._events:
             return None
-        if not self._remote:
-            self._writer.flush()
-            return None
-        writer, local, self._writer = self._writer, self._local, None
-        return lambda: self._send(writer, local)
+        data, self._events = b"".join(map(_framed, self._events)), []
+        number, self._parts = self._parts, self._parts + 1
+        return lambda: self._write(data, number)
 
     def close(self) -> None:
-        """Close the file."""
-        send = self.flush()
-        if send is not None:
-            send()
-        elif self._writer is not None:
-            self._writer.close()
+        """Write what is not written."""
+        write = self.flush()
+        if write is not None:
+            write()
 
-    def _open(self) -> None:
-        from tensorboardX import SummaryWriter
+    def _write(self, data: bytes, number: int) -> None:
+        place = storage.join(self._folder, self._name)
+        if storage.is_remote(place):
+            self._store.write(f"{place}.{number:06d}", data)
+        else:
+            self._store.call(lambda uri: append(uri, data), place, "write")
 
-        if self._remote:
-            self._local = tempfile.mkdtemp(prefix="realcustom-tensorboard-")
-        # later rows of a start that was killed are forgotten: those from the first step on that is not done
-        purge = None if self._parts else self._step + 1 if self._step else 0
-        suffix = f".{self._step:08d}.{self._parts:06d}"  # the name tells times to the second: two starts may share one
-        self._parts += 1
-        self._writer = SummaryWriter(self._local, purge_step=purge, filename_suffix=suffix)
 
-    def _send(self, writer: Any, local: str) -> None:
-        writer.close()
-        for path in sorted(Path(local).iterdir()):
-            self._store.write(storage.join(self._folder, path.name), path.read_bytes())
-        shutil.rmtree(local)
+def _framed(event: Any) -> bytes:
+    """A message as event files have it: its length, a checksum, the message, a checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    message = event.SerializeToString()
+    length = struct.pack("<Q", len(message))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, message)]
+    return length + sums[0] + message + sums[1]
 
 
 class WandB:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ import pytest
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.quickstart.alone import alone
+from tests.support.mounts import mounted, resize
 from tests.support.waiting import wait_for
 
 SHORT = (
@@ -28,21 +28,6 @@ SHORT = (
 # of a disk that is full in the corpus, and in the stages; and the heading that a rerun with room gets to
 SIZES = {"64k": "[2/7]", "1m": "[3/7]"}
 COMMAND = ["quickstart", "--pictures", "48", *(part for setting in SHORT for part in ("--set", setting))]
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs at `folder`; the test is skipped where none may be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs the right to mount a tmpfs: {getattr(error, 'stderr', '') or error}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,8 +133,8 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
         assert start(disk / "out", log).wait(PATIENCE) == 2, log.read_text()
         said = log.read_text()
         assert "Traceback" not in said and said.count("error: ") == 1 and heading not in said
-        assert re.search(r"error: cannot write \S+: the disk is full\n$", said), said
-        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        assert re.search(r"error: cannot write \S+: the disk is full \(ENOSPC\)\n$", said), said
+        resize(disk, 2**30)
         again = start(disk / "out", log)
         wait_for(lambda: heading in log.read_text() or again.poll() is not None, PATIENCE, log.read_text)
         again.send_signal(signal.SIGINT)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import resource
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,35 +17,16 @@ from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.support.corpora import snapshot, write_shards
+from tests.support.mounts import mounted, resize
 
 SETTINGS = PreprocessSettings(select=SelectSettings(min_side=16))
 PAGE = 4096  # bytes: what a tmpfs grows by
 
 
-class SmallDisk:
-    """A tmpfs of a few pages at `path`."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        path.mkdir()
-        self._mount("size=1m")
-
-    def resize(self, pages: int) -> None:
-        self._mount(f"remount,size={pages * PAGE}")
-
-    def _mount(self, options: str) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-
-
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    try:
-        small = SmallDisk(tmp_path / "disk")
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs the right to mount a tmpfs: {getattr(error, 'stderr', '') or error}")
-    yield small
-    subprocess.run(["umount", str(small.path)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", "size=1m") as folder:
+        yield folder
 
 
 @contextlib.contextmanager
@@ -77,7 +57,7 @@ def check_whole_units(root: Path) -> int:
     return len(manifests)
 
 
-def test_wherever_a_disk_fills_up_a_rerun_with_room_completes_the_work(disk: SmallDisk, tmp_path: Path) -> None:
+def test_wherever_a_disk_fills_up_a_rerun_with_room_completes_the_work(disk: Path, tmp_path: Path) -> None:
     stages = (INGEST, SCORE, SELECT)
     write_shards(tmp_path / "src", 3, 2)
     run(stages, tmp_path / "src", tmp_path / "whole")
@@ -85,12 +65,12 @@ def test_wherever_a_disk_fills_up_a_rerun_with_room_completes_the_work(disk: Sma
     pages = sum(-(-len(data) // PAGE) for data in whole.values())
     begun = set()
     for size in range(2, pages, 12):
-        output = disk.path / "out"
-        disk.resize(size)
+        output = disk / "out"
+        resize(disk, size * PAGE)
         with pytest.raises(ValueError, match=r"cannot write \S+: the disk is full"):
             run(stages, tmp_path / "src", output)
         begun.add(check_whole_units(output))
-        disk.resize(4 * pages)
+        resize(disk, 4 * pages * PAGE)
         run(stages, tmp_path / "src", output)
         assert snapshot(output) == whole, f"{size} pages"
         shutil.rmtree(output)

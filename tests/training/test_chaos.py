@@ -7,17 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
-from realcustom.config import to_dict
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.metrics_file import read_rows
-from tests.support.training_kills import train_with_kills
-from tests.support.training_runs import METHOD, SETTINGS, fit
-
-VARIED = replace(SETTINGS, p_multiview=0.5, gradient_accumulation=2, log_every=1, val_every=100, lr=1e-3)
-
+from tests.support.training_kills import VARIED, train_with_kills, write_settings
+from tests.support.training_runs import fit
 
 pytestmark = pytest.mark.slow
 
@@ -28,23 +23,12 @@ pytestmark = pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(
     kills: int, while_writing: int, steps: int, world: SimpleNamespace, tmp_path: Path
 ) -> None:
-    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=world.image_encoder))
-    settings = replace(VARIED, steps=steps, checkpoint_every=7)
-    config = {"base": world.base, "method": to_dict(method), "train": to_dict(settings)}
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(config))
-    output = tmp_path / "run"
-    arguments = [
-        "--input",
-        world.caches,
-        "--output",
-        str(output),
-        "--config",
-        str(tmp_path / "settings.yaml"),
-        "--local",
-    ]
+    config, output = tmp_path / "settings.yaml", tmp_path / "run"
+    write_settings(config, world.base, world.image_encoder, steps)
+    arguments = ["--input", world.caches, "--output", str(output), "--config", str(config), "--local"]
     killed = train_with_kills(arguments, output, kills, while_writing, seed=kills)
     assert killed.while_writing >= (3 if kills > 3 else 0)
-    whole = fit(world, tmp_path / "whole", settings)
+    whole = fit(world, tmp_path / "whole", replace(VARIED, steps=steps))
     assert (output / "adapter.safetensors").read_bytes() == Path(whole.adapter).read_bytes()
     kept = ("step", "loss", "val_loss", "val_losses", "grad_norm", "lr", "skipped")
     curves = [
