@@ -24,8 +24,8 @@ from realcustom.store import Store
 from realcustom.training.metrics_file import read_rows
 from tests.support.tiny import tiny_base, tiny_image_encoder
 from tests.support.training_corpus import write_pictures
-from tests.support.training_kills import VARIED, train_with_kills, write_settings
-from tests.support.training_runs import fit
+from tests.support.training_kills import VARIED, train_with_kills
+from tests.support.training_runs import fit, write_settings
 
 SEED = 20
 
@@ -39,11 +39,12 @@ def loss_difference(folder: Path, kills: int, steps: int) -> dict[str, float]:
     tiny_image_encoder(encoder)
     write_pictures(folder / "records", 23, side=load_base(base).resolution, views=True)
     config, records = folder / "settings.yaml", str(folder / "records")
-    write_settings(config, base, encoder, steps)
+    settings = replace(VARIED, steps=steps)
+    write_settings(config, base, encoder, settings)
     arguments = ["--input", records, "--output", str(folder / "run"), "--config", str(config), "--local"]
     killed = train_with_kills(arguments, folder / "run", kills, kills // 4, seed=SEED)
     world = SimpleNamespace(base=base, image_encoder=encoder, caches=records)
-    whole = fit(world, folder / "whole", replace(VARIED, steps=steps))
+    whole = fit(world, folder / "whole", settings)
     ours, theirs = _losses(read_rows(str(folder / "run"), Store())), _losses(list(whole.curve))
     assert ours.keys() == theirs.keys()
     same = (folder / "run" / "adapter.safetensors").read_bytes() == Path(whole.adapter).read_bytes()

@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
-from realcustom.config import to_dict
-from tests.support.training_runs import METHOD, SETTINGS
+from tests.support.training_runs import SETTINGS
 
 COMMAND = (sys.executable, "-c", "from realcustom.pipeline.cli.main import main; main()", "train")
 PATIENCE = 300.0  # seconds for a start, or for the rest
-VARIED = replace(
+VARIED = replace(  # with other views, accumulation and an average of the weights
     SETTINGS, p_multiview=0.5, gradient_accumulation=2, log_every=1, val_every=100, checkpoint_every=7, lr=1e-3
 )
 
@@ -29,13 +26,6 @@ class Kills:
 
     all: int
     while_writing: int  # of these, with a checkpoint or adapter half written
-
-
-def write_settings(path: Path, base: str, image_encoder: str, steps: int) -> None:
-    """Settings of a tiny run with other views, accumulation and an average of the weights, for `--config`."""
-    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=image_encoder))
-    settings = {"base": base, "method": to_dict(method), "train": to_dict(replace(VARIED, steps=steps))}
-    path.write_text(yaml.safe_dump(settings))
 
 
 def train_with_kills(arguments: Sequence[str], output: Path, kills: int, while_writing: int, seed: int) -> Kills:

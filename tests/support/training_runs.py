@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from realcustom.checkpoint import load_adapter
+from realcustom.config import to_dict
 from realcustom.settings import MethodSettings, TokenSettings
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import TrainSettings
@@ -46,6 +49,12 @@ def fit(
     return train(
         records or world.caches, str(output), world.base, world.image_encoder, method, settings, initial_adapter, local
     )
+
+
+def write_settings(path: Path, base: str, image_encoder: str, settings: TrainSettings) -> None:
+    """A file for `--config` that makes a command train as `fit` does."""
+    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=image_encoder))
+    path.write_text(yaml.safe_dump({"base": base, "method": to_dict(method), "train": to_dict(settings)}))
 
 
 def curve(result: TrainResult) -> list[tuple[int, float | None, float | None]]:

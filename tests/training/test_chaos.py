@@ -11,8 +11,8 @@ import pytest
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.metrics_file import read_rows
-from tests.support.training_kills import VARIED, train_with_kills, write_settings
-from tests.support.training_runs import fit
+from tests.support.training_kills import VARIED, train_with_kills
+from tests.support.training_runs import fit, write_settings
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +24,12 @@ def test_kills_at_random_moments_change_nothing(
     kills: int, while_writing: int, steps: int, world: SimpleNamespace, tmp_path: Path
 ) -> None:
     config, output = tmp_path / "settings.yaml", tmp_path / "run"
-    write_settings(config, world.base, world.image_encoder, steps)
+    settings = replace(VARIED, steps=steps)
+    write_settings(config, world.base, world.image_encoder, settings)
     arguments = ["--input", world.caches, "--output", str(output), "--config", str(config), "--local"]
     killed = train_with_kills(arguments, output, kills, while_writing, seed=kills)
     assert killed.while_writing >= (3 if kills > 3 else 0)
-    whole = fit(world, tmp_path / "whole", replace(VARIED, steps=steps))
+    whole = fit(world, tmp_path / "whole", settings)
     assert (output / "adapter.safetensors").read_bytes() == Path(whole.adapter).read_bytes()
     kept = ("step", "loss", "val_loss", "val_losses", "grad_norm", "lr", "skipped")
     curves = [

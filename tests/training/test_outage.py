@@ -12,10 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from realcustom import storage
-from realcustom.config import to_dict
 from realcustom.pipeline.cli.main import run
 from realcustom.retry import RetrySettings
 from realcustom.store import StorageRefused, Store
@@ -23,7 +21,7 @@ from realcustom.training.batches import BatchMaker
 from realcustom.training.run import TrainResult
 from realcustom.training.worker import Worker
 from tests.support.object_store import ObjectStore
-from tests.support.training_runs import METHOD, SETTINGS, curve, fit
+from tests.support.training_runs import SETTINGS, curve, fit, write_settings
 
 FROM_STORAGE = replace(SETTINGS, memory_gib=0, open_parts=1)  # a file is read anew whenever another one was read
 
@@ -103,9 +101,7 @@ def test_a_run_on_ray_waits_for_a_minute_too(
     world: SimpleNamespace, object_store: ObjectStore, records: str, undisturbed: TrainResult, tmp_path: Path
 ) -> None:
     """A command with a cluster of its own, whose processes all read the store's address from their environment."""
-    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=world.image_encoder))
-    settings = {"base": world.base, "method": to_dict(method), "train": to_dict(SETTINGS)}
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    write_settings(tmp_path / "settings.yaml", world.base, world.image_encoder, SETTINGS)
     arguments = [
         "train",
         "--input",

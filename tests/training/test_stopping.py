@@ -12,25 +12,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
-from realcustom.config import to_dict
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult
 from realcustom.training.stopping import Stopped, stop_at_sigterm
 from realcustom.training.worker import Worker
-from tests.support.training_runs import METHOD, SETTINGS, curve, fit
+from tests.support.training_runs import SETTINGS, curve, fit, write_settings
 
 SEVERAL = replace(SETTINGS, checkpoint_every=1000, log_every=1, steps=400)
 
 
 def write_config(world: SimpleNamespace, path: Path, **train: object) -> list[str]:
     """A command line of a run with these models and settings."""
-    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=world.image_encoder))
-    settings = {"base": world.base, "method": to_dict(method), "train": {**to_dict(SEVERAL), **train}}
-    path.write_text(yaml.safe_dump(settings))
+    write_settings(path, world.base, world.image_encoder, replace(SEVERAL, **train))  # type: ignore[arg-type]
     start = "from realcustom.pipeline.cli.main import main; main()"
     output = str(path.parent / "run")
     return [sys.executable, "-c", start, "train", "--input", world.caches, "--output", output, "--config", str(path)]
