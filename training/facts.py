@@ -96,7 +96,8 @@ def table(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "records dropped so far", str(facts.dropped)
     yield "checkpoints", ", ".join(map(str, facts.checkpoints)) or "none yet"
     if facts.result:
-        yield "adapter", f"adapter.safetensors, sha256 {facts.result['sha256']}"
+        yield "adapter", "adapter.safetensors"
+        yield "its sha256", facts.result["sha256"]
 
 
 def describe_run(output: str, store: Store) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
@@ -12,7 +13,7 @@ from realcustom.training.facts import Facts, table
 from realcustom.training.metrics_file import Row
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 450, 12, 216  # of the area that is drawn in
+LEFT, RIGHT, TOP, BOTTOM = 66, 452, 12, 216  # of the area that is drawn in
 POINTS = 300  # of a line at most: means of what lies together
 Points = Sequence[tuple[float, float]]
 
@@ -38,16 +39,19 @@ td:first-child { color: var(--soft); white-space: nowrap; }
 svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--soft); }
 .axis { stroke: var(--line); }
 polyline { fill: none; stroke: var(--accent); stroke-width: 2; }
+summary { cursor: pointer; color: var(--soft); }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .85rem; }
-#sheet { max-width: 100%; height: auto; image-rendering: auto; }
-input[type=range] { width: min(420px, 100%); accent-color: var(--accent); height: 2rem; }
+#sheet { max-width: 100%; height: auto; }
+label { display: flex; align-items: center; gap: .6rem; margin-bottom: .6rem; white-space: nowrap; }
+input[type=range] { width: min(420px, 60%); accent-color: var(--accent); height: 2rem; }
+@media (max-width: 500px) { svg { font-size: 17px; } td { padding-right: .8rem; } }
 """
 SLIDER = """
 const names = JSON.parse(document.getElementById("names").textContent);
 const range = document.getElementById("range"), sheet = document.getElementById("sheet"), which = document.getElementById("which");
 range.addEventListener("input", () => {
   sheet.src = "samples/" + names[range.value];
-  which.textContent = "step " + parseInt(names[range.value].slice(5));
+  which.textContent = parseInt(names[range.value].slice(5));
 });
 """
 
@@ -55,13 +59,14 @@ range.addEventListener("input", () => {
 def render(facts: Facts, title: str) -> bytes:
     """The page of a run as HTML."""
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in table(facts))
+    settings = yaml.safe_dump(dict(facts.settings), sort_keys=False)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<table>{rows}</table>",
         f'<h2>Curves</h2><div class="charts">{"".join(_figures(facts))}</div>',
         _sheets(facts.sheets),
         _dropped(facts),
-        f"<h2>Settings</h2><pre>{escape(yaml.safe_dump(dict(facts.settings), sort_keys=False))}</pre>",
+        f"<h2>Settings</h2><details><summary>settings.yaml</summary><pre>{escape(settings)}</pre></details>",
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
@@ -118,22 +123,33 @@ def _svg(name: str, points: Points) -> str:
     low, high = min(value for _, value in points), max(value for _, value in points)
     room = 0.06 * (high - low) or abs(high) or 1.0
     low, high = low - room, high + room
-    drawn, place = [], []
-    for share in (0.0, 0.5, 1.0):
-        y = BOTTOM - (BOTTOM - TOP) * share
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        return LEFT + (RIGHT - LEFT) * step / last, BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
+
+    drawn = []
+    for value, label in _ticks(low, high):
+        y = place(0, value)[1]
         drawn.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{low + share * (high - low):.3g}</text>')
-        anchor = "end" if share == 1 else "middle"
+        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         x = LEFT + (RIGHT - LEFT) * share
         drawn.append(f'<text x="{x:.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">{share * last:.0f}</text>')
-    for step, value in points:
-        place.append(
-            f"{LEFT + (RIGHT - LEFT) * step / last:.1f},{BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low):.1f}"
-        )
-    line = f'<polyline points="{" ".join(place)}"/>'
-    dots = f'<circle cx="{place[0].split(",")[0]}" cy="{place[0].split(",")[1]}" r="4"/>' if len(place) == 1 else ""
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+    line = f'<polyline points="{corners}"/>'
+    x, y = place(*points[0])
+    dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>' if len(points) == 1 else ""
     label = escape(f"{name} over steps", quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}{line}{dots}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}{line}{dot}</svg>'
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers between two values, at most five, with their labels."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    step = next(size * power for size in (0.2, 0.5, 1, 2, 5) if math.floor((high - low) / (size * power)) <= 4)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    values = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [(value, f"{value:.{decimals}f}" if decimals <= 4 else f"{value:.3g}") for value in values]
 
 
 def _sheets(names: Sequence[str]) -> str:
@@ -144,7 +160,7 @@ def _sheets(names: Sequence[str]) -> str:
     return (
         "<h2>Samples</h2><p>Each row: the reference, the base model alone, the image with the subject, from equal noise.</p>"
         f'<label>step <input type="range" id="range" min="0" max="{len(names) - 1}" value="{len(names) - 1}"> '
-        f'<span id="which">step {step}</span></label><br>'
+        f'<span id="which">{step}</span></label>'
         f'<img id="sheet" src="samples/{escape(last, quote=True)}" alt="samples of held-out records">'
         f'<script type="application/json" id="names">{json.dumps(list(names))}</script><script>{SLIDER}</script>'
     )

@@ -16,7 +16,7 @@ from realcustom.store import Store
 from realcustom.training.facts import read_facts
 from realcustom.training.flops import count_flops
 from realcustom.training.loop import World
-from realcustom.training.page import render
+from realcustom.training.page import _ticks, render
 from realcustom.training.run import make_job
 from realcustom.training.worker import Worker
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
@@ -40,12 +40,27 @@ def test_the_page_has_curves_sheets_settings_and_the_account(seen: Path) -> None
     assert "23 in = " in page and "weight_decay: 0.01" in page
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.0, 1.0, ["0.0", "0.5", "1.0"]),
+        (0.00029, 0.00104, ["0.0004", "0.0006", "0.0008", "0.0010"]),
+        (-0.6, 10.6, ["0", "5", "10"]),
+        (1.00009, 1.00093, ["1.0002", "1.0004", "1.0006", "1.0008"]),
+        (1e-7, 1.1e-5, ["5e-06", "1e-05"]),
+        (1000.0, 52000.0, ["20000", "40000"]),
+    ],
+)
+def test_an_axis_has_a_few_round_numbers(low: float, high: float, labels: list[str]) -> None:
+    assert [label for _, label in _ticks(low, high)] == labels
+
+
 def test_a_run_is_inspected(seen: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(seen)]) in (0, None)
     said = capsys.readouterr().out
     account = json.loads((seen / "report.json").read_text())
     assert f"records: 23 in = {account['trained']} trained on + {account['held_out']} held out + 0 dropped" in said
-    assert "steps: 6 of 6\n" in said and "MFU: " in said and "sha256 " in said
+    assert "steps: 6 of 6\n" in said and "MFU: " in said and "its sha256: " in said
 
 
 def test_a_run_under_way_is_shown_too(
