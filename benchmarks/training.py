@@ -68,7 +68,7 @@ FULL = Size(
     step_seconds=1.0,
     speed=(100, 5),
     ray=(80, 5),
-    kills=(20, 4000),
+    kills=(20, 400),
 )
 QUICK = Size(
     files=1,
@@ -80,7 +80,7 @@ QUICK = Size(
     step_seconds=1.0,
     speed=(10, 1),
     ray=(8, 1),
-    kills=(2, 300),
+    kills=(2, 60),
 )
 
 

@@ -2,16 +2,21 @@
 
 python benchmarks/training_data.py read FOLDER STEPS MEMORY_GIB SEED     # prints one line of JSON
 python benchmarks/training_data.py index FOLDER
+python benchmarks/training_data.py caches FOLDER FILES       # makes them; a folder that is there already is an error
+python benchmarks/training_data.py rows FOLDER RECORDS
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,26 +48,34 @@ BATCH = 16
 SETTINGS = TrainSettings(batch_size=BATCH, num_workers=1, p_multiview=0.5, validation_records=32)
 
 
-def write_caches(folder: Path, files: int) -> None:
-    """Files of `PER_FILE` records with all three caches, as the encode stage writes them."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    for file in range(files):
-        table = small_columns(file * PER_FILE, PER_FILE)
-        for kind, shape in SHAPES.items():
-            values = (torch.randn(shape, generator=generator) for _ in range(PER_FILE))
-            cells = pa.array([encode_tensor(value, Dtype.BFLOAT16) for value in values], SCHEMA.field(kind.value).type)
-            table = table.set_column(SCHEMA.get_field_index(kind.value), SCHEMA.field(kind.value), cells)
-        (folder / f"part-{file:05d}.parquet").write_bytes(to_parquet(table, GROUP_BYTES))
+def write_caches(folder: Path, file: int) -> None:
+    """A file of `PER_FILE` records with all three caches, as the encode stage writes it."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(file)
+    table = small_columns(file * PER_FILE, PER_FILE)
+    for kind, shape in SHAPES.items():
+        values = (torch.randn(shape, generator=generator) for _ in range(PER_FILE))
+        cells = pa.array([encode_tensor(value, Dtype.BFLOAT16) for value in values], SCHEMA.field(kind.value).type)
+        table = table.set_column(SCHEMA.get_field_index(kind.value), SCHEMA.field(kind.value), cells)
+    (folder / f"part-{file:05d}.parquet").write_bytes(to_parquet(table, GROUP_BYTES))
 
 
-def write_rows(folder: Path, records: int) -> None:
-    """The same files without the caches, in as many row groups."""
-    folder.mkdir(parents=True)
+def write_rows(folder: Path, file: int) -> None:
+    """The same file without the caches, in as many row groups."""
     group = GROUP_BYTES // sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
-    for file in range(records // PER_FILE):
-        path = folder / f"part-{file:05d}.parquet"
-        pq.write_table(small_columns(file * PER_FILE, PER_FILE), path, row_group_size=group, write_statistics=False)
+    path = folder / f"part-{file:05d}.parquet"
+    pq.write_table(small_columns(file * PER_FILE, PER_FILE), path, row_group_size=group, write_statistics=False)
+
+
+def write_all(write: Callable[[Path, int], None], place: str, files: int) -> None:
+    """Make a folder of that many files, with two processes; it has its name when it is whole."""
+    part = Path(f"{place}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with ProcessPoolExecutor(2) as writers:
+        for _ in writers.map(functools.partial(write, part), range(files), chunksize=max(1, files // 100)):
+            pass
+    part.rename(place)
 
 
 def small_columns(first: int, count: int) -> pa.Table:
@@ -209,10 +222,10 @@ def main(what: str, place: str, *numbers: str) -> dict[str, float]:
         return index_seconds(place)
     if what == "read":
         return read(place, int(numbers[0]), float(numbers[1]), int(numbers[2]))
-    part = Path(f"{place}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    {"caches": write_caches, "rows": write_rows}[what](part, int(numbers[0]))
-    part.rename(place)
+    if what == "caches":
+        write_all(write_caches, place, int(numbers[0]))
+    else:
+        write_all(write_rows, place, int(numbers[0]) // PER_FILE)
     return {}
 
 

@@ -42,7 +42,7 @@ def loss_difference(folder: Path, kills: int, steps: int) -> dict[str, float]:
     settings = replace(VARIED, steps=steps)
     write_settings(config, base, encoder, settings)
     arguments = ["--input", records, "--output", str(folder / "run"), "--config", str(config), "--local"]
-    killed = train_with_kills(arguments, folder / "run", kills, kills // 4, seed=SEED)
+    killed = train_with_kills(arguments, folder / "run", steps, kills, -(-kills // 4), seed=SEED)
     world = SimpleNamespace(base=base, image_encoder=encoder, caches=records)
     whole = fit(world, folder / "whole", settings)
     ours, theirs = _losses(read_rows(str(folder / "run"), Store())), _losses(list(whole.curve))

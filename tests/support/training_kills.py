@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
+from realcustom.store import Store
+from realcustom.training.metrics_file import read_rows
 from tests.support.training_runs import SETTINGS
 
 COMMAND = (sys.executable, "-c", "from realcustom.pipeline.cli.main import main; main()", "train")
@@ -28,36 +33,109 @@ class Kills:
     while_writing: int  # of these, with a checkpoint or adapter half written
 
 
-def train_with_kills(arguments: Sequence[str], output: Path, kills: int, while_writing: int, seed: int) -> Kills:
-    """Run `realcustom train ARGUMENTS` to its end over that many kills.
+def train_with_kills(
+    arguments: Sequence[str], output: Path, steps: int, kills: int, while_writing: int, seed: int
+) -> Kills:
+    """Run `realcustom train ARGUMENTS`, of so many steps, to its end over that many kills.
 
-    A kill is due up to 2 s after a start's first new row of metrics, uniformly; `while_writing` of them at the next moment
-    after it at which a file is half written. Raises RuntimeError if the run ends before.
+    The kills are due up to half a second after steps that are drawn from the whole run; `while_writing` of them at the next
+    moment after it at which a file is half written. Raises RuntimeError if the run ends before.
     """
     draw = random.Random(seed)
-    chosen = set(draw.sample(range(kills), while_writing))
+    due, chosen = _due(draw, steps, kills), set(draw.sample(range(kills), while_writing))
     hit = 0
-    for number in range(kills):
-        before = _size(output)
-        process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and _size(output) == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 2))
-        while number in chosen and process.poll() is None and not _half_written(output):
-            pass
-        if process.poll() is not None:
-            raise RuntimeError(f"the run ended with {process.returncode} before kill {number + 1} of {kills}")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for number, step in enumerate(due):
+        with _started(arguments) as process:
+            _wait_for_step(output, step, process)
+            time.sleep(draw.uniform(0, 0.5))
+            while number in chosen and process.poll() is None and not _half_written(output):
+                pass
+            _kill(process, number)
         hit += _half_written(output)
-    subprocess.run([*COMMAND, *arguments], check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+    with _started(arguments) as process:
+        _end_well(process)
     return Kills(all=kills, while_writing=hit)
 
 
-def _size(output: Path) -> int:
+def train_on_ray_with_kills(
+    arguments: Sequence[str], output: Path, steps: int, victims: Sequence[str], seed: int
+) -> None:
+    """The same for a command with a Ray cluster of its own, of which "worker" is one that trains, and "driver" the command.
+
+    Raises RuntimeError if the run ends before, or if a process outlives its driver by a minute.
+    """
+    draw = random.Random(seed)
+    process = _started(arguments)
+    try:
+        for number, (step, victim) in enumerate(zip(_due(draw, steps, len(victims)), victims, strict=True)):
+            _wait_for_step(output, step, process)
+            time.sleep(draw.uniform(0, 0.5))
+            tree = psutil.Process(process.pid).children(recursive=True)
+            if victim == "worker":
+                draw.choice([one for one in tree if "RayTrainWorker" in _name(one)]).kill()
+                continue
+            _kill(process, number)
+            _, left = psutil.wait_procs(tree, timeout=60)
+            if left:
+                raise RuntimeError(f"left behind by kill {number + 1}: {[_name(one) for one in left]}")
+            process = _started(arguments)
+        _end_well(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _started(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([*COMMAND, *arguments], stdout=quiet, stderr=quiet, env=environment)
+
+
+def _due(draw: random.Random, steps: int, kills: int) -> list[int]:
+    """Steps after which there are kills: the end is left to the last start."""
+    return sorted(draw.sample(range(1, steps * 9 // 10), kills))
+
+
+def _wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until metrics.jsonl has a row of that step or a later one, written or cut by what runs now; or for the run's end.
+
+    Raises RuntimeError after PATIENCE; the run is killed then.
+    """
+    before = _changed(output)
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        if (
+            _changed(output) != before
+            and max((row["step"] for row in read_rows(str(output), Store())), default=0) >= step
+        ):
+            return
+        time.sleep(0.05)
+    if process.poll() is None:
+        process.kill()
+        raise RuntimeError(f"step {step} was not seen within {PATIENCE:.0f} s")
+
+
+def _changed(output: Path) -> int:
     path = output / "metrics.jsonl"
-    return path.stat().st_size if path.exists() else 0
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _kill(process: subprocess.Popen[bytes], number: int) -> None:
+    if process.poll() is not None:
+        raise RuntimeError(f"the run ended with {process.returncode} before kill {number + 1}")
+    process.kill()
+    process.wait()
+
+
+def _end_well(process: subprocess.Popen[bytes]) -> None:
+    if status := process.wait(PATIENCE):
+        raise RuntimeError(f"the last start ended with {status}")
+
+
+def _name(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):  # it has ended
+        return " ".join(process.cmdline())
+    return ""
 
 
 def _half_written(output: Path) -> bool:
