@@ -118,7 +118,7 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
     uids = np.concatenate([part.uids for part in parts])  # (N,)
     if len(uids) == 0:
         raise UsageError(f"{records} holds no training record: its {len(files)} Parquet file(s) have no rows")
-    order = np.argsort(uids, kind="stable")
+    order = _argsort(uids)
     ordered = uids[order]
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(twice):
@@ -184,6 +184,19 @@ def _to_bytes(strings: pa.Array) -> np.ndarray:
     padded = np.zeros((len(strings), width), np.uint8)
     padded[np.arange(width) < lengths[:, None]] = data
     return padded.view(f"S{width}")[:, 0]
+
+
+def _argsort(uids: np.ndarray) -> np.ndarray:
+    """np.argsort(uids, kind="stable") in half the time: by the first eight bytes, and among equal ones by all bytes."""
+    if uids.dtype.itemsize < 8:
+        return np.argsort(uids, kind="stable")
+    begins = np.ndarray(len(uids), ">u8", uids, strides=(uids.dtype.itemsize,)).astype(np.uint64)
+    order = np.argsort(begins, kind="stable")
+    equal = np.diff(begins[order]) == 0
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    among = order[tied]
+    order[tied] = among[np.argsort(uids[among], kind="stable")]
+    return order
 
 
 def _join_views(parts: Sequence[_Part], ordered: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

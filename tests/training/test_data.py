@@ -113,6 +113,16 @@ def test_split_keeps_a_picture_on_one_side(index: RecordIndex, fraction: float, 
     assert held_out.tolist() == sorted(expected) and validation.tolist() == sorted(expected[:at_most])
 
 
+def test_uids_are_sorted_as_bytes() -> None:
+    random = np.random.default_rng(0)
+    for letters in (2, 200):  # first bytes that many share, and that few do
+        for width in (5, 8, 32):
+            uids = random.integers(1, letters + 1, (3000, width), np.uint8).view(f"S{width}")[:, 0]
+            assert np.array_equal(indexing._argsort(uids), np.argsort(uids, kind="stable"))
+    uids = np.array([b"record-9", b"record-10", b"record-1", b"record-10", b"r"])
+    assert indexing._argsort(uids).tolist() == [4, 2, 1, 3, 0]
+
+
 def test_uids_of_any_length_are_joined(tmp_path: Path) -> None:
     """A user's own table: uids are any text, and some views are not there."""
     uids = ["a", "bb", "ünïcode-größer", "0123", ""]
