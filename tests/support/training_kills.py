@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
+from realcustom.pipeline import owned
 from realcustom.store import Store
 from realcustom.training.metrics_file import read_rows
 from tests.support.training_runs import SETTINGS
+from tests.support.waiting import wait_for
 
 COMMAND = (sys.executable, "-c", "from realcustom.pipeline.cli.main import main; main()", "train")
 PATIENCE = 300.0  # seconds for a start, or for the rest
@@ -62,7 +63,7 @@ def train_on_ray_with_kills(
 ) -> None:
     """The same for a command with a Ray cluster of its own, of which "worker" is one that trains, and "driver" the command.
 
-    Raises RuntimeError if the run ends before, or if a process outlives its driver by a minute.
+    Raises RuntimeError if the run ends before, AssertionError if a process outlives its driver by a minute.
     """
     draw = random.Random(seed)
     process = _started(arguments)
@@ -70,14 +71,13 @@ def train_on_ray_with_kills(
         for number, (step, victim) in enumerate(zip(_due(draw, steps, len(victims)), victims, strict=True)):
             _wait_for_step(output, step, process)
             time.sleep(draw.uniform(0, 0.5))
-            tree = psutil.Process(process.pid).children(recursive=True)
+            tree = owned.descendants([process.pid])
             if victim == "worker":
-                draw.choice([one for one in tree if "RayTrainWorker" in _name(one)]).kill()
+                workers = sorted(one.pid for one in tree if "RayTrainWorker" in _name(one))
+                os.kill(draw.choice(workers), signal.SIGKILL)
                 continue
             _kill(process, number)
-            _, left = psutil.wait_procs(tree, timeout=60)
-            if left:
-                raise RuntimeError(f"left behind by kill {number + 1}: {[_name(one) for one in left]}")
+            wait_for(lambda: not owned.alive(tree), 60, lambda: str([*map(_name, owned.alive(tree))]))  # noqa: B023
             process = _started(arguments)
         _end_well(process)
     finally:
@@ -132,9 +132,9 @@ def _end_well(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"the last start ended with {status}")
 
 
-def _name(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):  # it has ended
-        return " ".join(process.cmdline())
+def _name(process: owned.Process) -> str:
+    with contextlib.suppress(OSError):  # it has ended
+        return Path(f"/proc/{process.pid}/cmdline").read_text().replace("\0", " ")
     return ""
 
 
