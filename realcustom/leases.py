@@ -143,20 +143,21 @@ def holding(folder: str, store: Store, lost: Callable[[str], object] | None = No
 def only_writer(folder: str, what: str, store: Store, lost: Callable[[str], object] | None = None) -> Iterator[None]:
     """A context in which nobody else writes `what`.
 
-    Raises UsageError, naming the holder, where another program does. One that was killed on another machine is waited for, for
-    `EXPIRY_SECONDS` at most.
+    Raises UsageError, naming the holder, where another program does: at once where that runs on this machine, else when it has
+    renewed its lease. One that was killed on another machine is waited for, for `EXPIRY_SECONDS` at most.
     """
     with holding(folder, store, lost) as claims:
-        if (other := claims.take(WRITER)) is not None:
-            logger.info("%s is held by %s; looking whether that lives", what, describe(folder, other, store))
-            began = time.monotonic()
-            while (other := claims.take(WRITER)) is not None:
-                age = age_of(_holder(folder, other), store)
-                if age is not None and age + CLOCK_SECONDS < time.monotonic() - began:  # it was renewed before our eyes
-                    raise UsageError(
-                        f"{what} is being written by {describe(folder, other, store)}: wait for it, end it, or give another output"
-                    )
-                time.sleep(POLL_SECONDS)
+        began = time.monotonic()
+        said = False
+        while (other := claims.take(WRITER)) is not None:
+            if _is_of_this_machine(folder, other, store) or _was_renewed(folder, other, store, began):
+                raise UsageError(
+                    f"{what} is being written by {describe(folder, other, store)}: wait for it, end it, or give another output"
+                )
+            if not said:
+                logger.info("%s is held by %s; looking whether that lives", what, describe(folder, other, store))
+            said = True
+            time.sleep(POLL_SECONDS)
         try:
             yield
         finally:
@@ -169,8 +170,7 @@ def is_alive(folder: str, holder: str, store: Store) -> bool:
     if age is None or age > EXPIRY_SECONDS:
         return False
     program = _read(folder, holder, store)
-    here = _this_program()
-    if program.get("machine") != here["machine"]:
+    if program.get("machine") != _machine():
         return True
     return _start_of(int(program["pid"])) == str(program["started"])
 
@@ -183,6 +183,16 @@ def describe(folder: str, holder: str, store: Store) -> str:
         if program
         else "a program that has just ended"
     )
+
+
+def _is_of_this_machine(folder: str, holder: str, store: Store) -> bool:
+    return bool(_read(folder, holder, store).get("machine") == _machine())
+
+
+def _was_renewed(folder: str, holder: str, store: Store, since: float) -> bool:
+    """Whether a holder has renewed its lease since a moment of `time.monotonic`."""
+    age = age_of(_holder(folder, holder), store)
+    return age is not None and age + CLOCK_SECONDS < time.monotonic() - since
 
 
 def _renew(claims: Claims, ended: threading.Event, lost: Callable[[str], object] | None) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realcustom import config, storage
+from realcustom.leases import only_writer
 from realcustom.machine import torch_threads
 from realcustom.pipeline import cluster, configure
 from realcustom.pipeline.quickstart import endpoint
-from realcustom.pipeline.quickstart.alone import alone
 from realcustom.pipeline.quickstart.clock import Clock
 from realcustom.pipeline.quickstart.results import Results, Trained
 from realcustom.pipeline.recipes import RunSettings
@@ -52,7 +52,7 @@ def run(
         UsageError: another run works in `output`.
     """
     cluster.check_address(address)
-    with alone(output):
+    with only_writer(str(output / "leases"), str(output), Store()):
         return _run(output, settings, pictures, initial_adapter, address)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from realcustom.errors import UsageError
+from realcustom.leases import only_writer
 from realcustom.pipeline.cli.main import run
-from realcustom.pipeline.quickstart.alone import alone
+from realcustom.store import Store
 from tests.support.mounts import mounted, resize
 from tests.support.waiting import wait_for
 
@@ -31,26 +31,12 @@ COMMAND = ["quickstart", "--pictures", "48", *(part for setting in SHORT for par
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with alone(tmp_path):
+    with only_writer(str(tmp_path / "leases"), "it", Store()):
         assert run([*COMMAND, "--output", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    said = f"process {os.getpid()} runs a quickstart in {tmp_path}; wait for it, or name another folder"
-    assert err == f"error: --output: {said}\n"
-    assert [path.name for path in tmp_path.iterdir()] == [".running"]
-
-
-def test_a_run_that_was_killed_holds_no_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys, time, pathlib\nfrom realcustom.pipeline.quickstart.alone import alone\n"
-        "with alone(pathlib.Path(sys.argv[1])):\n    print('here', flush=True)\n    time.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "here\n"
-        with pytest.raises(UsageError, match=f"process {process.pid} runs a quickstart"), alone(tmp_path):
-            pass
-        process.kill()
-    with alone(tmp_path):
-        assert (tmp_path / ".running").read_text() == f"{os.getpid()}\n"
+    said = rf"error: {tmp_path} is being written by \S+ \(process {os.getpid()}\): wait for it, end it, or give another output\n"
+    assert re.fullmatch(said, err)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("verb", [COMMAND, ["generate", "--prompt", "a star on grass", "--steps", "2"]])

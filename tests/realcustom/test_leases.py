@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -100,14 +101,23 @@ def test_one_of_another_machine_ends_with_its_lease(folder: str, monkeypatch: py
     assert names(folder) == []
 
 
-def test_the_second_writer_is_told_who_the_first_is(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("machine", ["this", "another"])
+def test_the_second_writer_is_told_who_the_first_is(
+    folder: str, machine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of this machine at once; of another one when it has renewed its lease."""
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
-    with only_writer(folder, "s3://bucket/run", STORE):
+    caplog.set_level(logging.INFO, "realcustom")
+    theirs = {**leases._this_program(), **({} if machine == "this" else {"machine": machine})}
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(leases, "_this_program", lambda: theirs)
+        stack.enter_context(only_writer(folder, "s3://bucket/run", STORE))
         begun = time.monotonic()
         mine = rf"s3://bucket/run is being written by .*\(process {os.getpid()}\)"
         with pytest.raises(UsageError, match=mine), only_writer(folder, "s3://bucket/run", STORE):
             raise AssertionError
         assert time.monotonic() - begun < 10
+    assert ("looking whether that lives" in caplog.text) == (machine == "another")
     with only_writer(folder, "s3://bucket/run", STORE):
         pass
     assert names(folder) == []
