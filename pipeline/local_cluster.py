@@ -7,7 +7,6 @@ has a folder of its own, as on machines of their own. All of it listens on loopb
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 import random
@@ -38,10 +37,11 @@ STARTED = "Ray runtime started."
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One node: the process that holds it, and its folder."""
+    """One node: the process that holds it, its log, and where its Prometheus metrics are (host:port)."""
 
     process: subprocess.Popen[bytes]
     log: Path
+    metrics: str
 
     def kill(self) -> None:
         """End all its processes at once, as a machine that is lost."""
@@ -51,15 +51,22 @@ class Node:
                 os.kill(process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def wait(self) -> None:
+        """Return when it has joined. Raises UsageError, quoting its log, where it does not."""
+        _until(lambda: STARTED in self.log.read_text(errors="replace"), self.process, self.log)
+
 
 @dataclass(kw_only=True)
 class LocalCluster:
     """A running cluster; the first node is the head."""
 
+    folder: Path
+    object_store_mb: int  # of each node
     address: str  # of Ray, host:port
     api: str  # URL of its dashboard and jobs
-    metrics: tuple[str, ...]  # host:port of each node's Prometheus metrics
     store: dict[str, str]  # variables that name the object store; empty without one
+    started: list[subprocess.Popen[bytes]]  # all that is to end with it
+    ports: list[int]  # that it was given: those of a node that is starting are not in use yet
     nodes: list[Node] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
@@ -71,9 +78,33 @@ class LocalCluster:
             **self.store,
         }
 
+    def add_node(self, cpus: int) -> Node:
+        """Start a further node, which joins by itself; `Node.wait` waits for that."""
+        return self._add((f"--address={self.address}",), cpus)
+
+    def _add(self, role: Sequence[str], cpus: int) -> Node:
+        number, ports = len(self.nodes), self._more_ports(4)
+        command = _node_command(role, ports, cpus, self.object_store_mb, self.folder / f"n{number}")
+        process, log = _start(command, self.folder / f"node-{number}.log", self.store, self.started)
+        self.nodes.append(Node(process=process, log=log, metrics=f"{HOST}:{ports[3]}"))
+        return self.nodes[-1]
+
+    def _more_ports(self, number: int) -> list[int]:
+        found = free_ports(number, besides=self.ports)
+        self.ports += found
+        return found
+
+    def _start_head(self, cpus: int) -> None:
+        gcs, dashboard = (address.rpartition(":")[2] for address in (self.address, self.api))
+        role = ("--head", f"--port={gcs}", "--include-dashboard=true", f"--dashboard-port={dashboard}")
+        head = self._add((*role, f"--ray-client-server-port={self._more_ports(1)[0]}"), cpus)
+        head.wait()  # the others join it
+
 
 @contextlib.contextmanager
-def local_cluster(nodes: int, cpus: int, *, s3: bool = False, object_store_mb: int = 200) -> Iterator[LocalCluster]:
+def local_cluster(
+    nodes: int, cpus: int, *, s3: bool = False, object_store_mb: int = 200, head_cpus: int | None = None
+) -> Iterator[LocalCluster]:
     """A cluster that runs inside the block. Whatever ends this process ends it too.
 
     Args:
@@ -81,6 +112,7 @@ def local_cluster(nodes: int, cpus: int, *, s3: bool = False, object_store_mb: i
         cpus: logical CPUs of each node.
         s3: with an S3 server, which holds an empty bucket `realcustom` in memory.
         object_store_mb: of each node, in the machine's shared memory.
+        head_cpus: those of the head; None: as of the others.
     Raises:
         UsageError: something that it needs is not installed, or a node does not start; its log is quoted.
     """
@@ -89,29 +121,19 @@ def local_cluster(nodes: int, cpus: int, *, s3: bool = False, object_store_mb: i
     folder = Path(tempfile.mkdtemp(prefix="realcustom-"))  # short: it holds Unix sockets
     started: list[subprocess.Popen[bytes]] = []
     try:
-        ports = iter(free_ports(4 + 4 * nodes))
-        store = _start_store(next(ports), folder, started) if s3 else {}
-        gcs, dashboard, client = next(ports), next(ports), next(ports)
-        cluster = LocalCluster(address=f"{HOST}:{gcs}", api=f"http://{HOST}:{dashboard}", metrics=(), store=store)
-        metrics = []
-        for number in range(nodes):
-            own = [next(ports) for _ in range(4)]
-            metrics.append(f"{HOST}:{own[3]}")
-            role = (
-                (
-                    *("--head", f"--port={gcs}", f"--ray-client-server-port={client}"),
-                    *("--include-dashboard=true", f"--dashboard-port={dashboard}"),
-                )
-                if number == 0
-                else (f"--address={cluster.address}",)
-            )
-            command = _node_command(role, own, cpus, object_store_mb, folder / f"n{number}")
-            process, log = _start(command, folder / f"node-{number}.log", store, started)
-            cluster.nodes.append(Node(process=process, log=log))
-            if number == 0:
-                _wait(cluster.nodes[:1])  # the others join it
-        cluster.metrics = tuple(metrics)
-        _wait(cluster.nodes[1:])
+        gcs, dashboard, store = ports = free_ports(3)
+        cluster = LocalCluster(
+            folder=folder,
+            object_store_mb=object_store_mb,
+            address=f"{HOST}:{gcs}",
+            api=f"http://{HOST}:{dashboard}",
+            store=_start_store(store, folder, started) if s3 else {},
+            started=started,
+            ports=ports,
+        )
+        cluster._start_head(cpus if head_cpus is None else head_cpus)
+        for node in [cluster.add_node(cpus) for _ in range(nodes - 1)]:
+            node.wait()
         _wait_for(cluster.api, cluster.nodes[0].process, cluster.nodes[0].log)
         yield cluster
     finally:
@@ -121,11 +143,13 @@ def local_cluster(nodes: int, cpus: int, *, s3: bool = False, object_store_mb: i
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports of loopback on which nothing listens, all different."""
+def free_ports(number: int, besides: Collection[int] = ()) -> list[int]:
+    """Ports of loopback on which nothing listens, all different, none of `besides`."""
     found: list[int] = []
     with contextlib.ExitStack() as held:  # together: else one of them might be given twice
         for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            if port in besides:
+                continue
             probe = held.enter_context(socket.socket())
             try:
                 probe.bind((HOST, port))
@@ -195,15 +219,6 @@ def _start_store(port: int, folder: Path, started: list[subprocess.Popen[bytes]]
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-
-
-def _wait(nodes: Collection[Node]) -> None:
-    for node in nodes:
-        _until(functools.partial(_says, node.log, STARTED), node.process, node.log)
-
-
-def _says(log: Path, text: str) -> bool:
-    return text in log.read_text(errors="replace")
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

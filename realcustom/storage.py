@@ -77,7 +77,9 @@ def absolute(uri: str | Path) -> str:
     """
     if is_remote(uri):
         return str(uri).rstrip("/")
-    path = os.path.join(os.getcwd(), os.path.expanduser(str(uri).removeprefix("file://")))
+    path = os.path.expanduser(str(uri).removeprefix("file://"))
+    if not os.path.isabs(path):
+        path = os.path.join(os.getcwd(), path)
     folder, up, rest = f"{path}/".rpartition("/../")
     if up:  # what is above a link is what is above its target
         path = os.path.join(os.path.realpath(f"{folder}/.."), rest)

@@ -37,7 +37,7 @@ def joining(cluster: LocalCluster) -> str:
     lines = [
         f"# {len(cluster.nodes)} nodes; Ctrl-C ends them. In another terminal:",
         *(f"export {name}={shlex.quote(value)}" for name, value in cluster.environment().items()),
-        f"# dashboard: {cluster.api}; metrics: {' '.join(cluster.metrics)}",
+        f"# dashboard: {cluster.api}; metrics: {' '.join(node.metrics for node in cluster.nodes)}",
         *([f"# store: s3://{BUCKET}, in memory: it is gone with this command"] if cluster.store else []),
         "ready",
     ]

@@ -35,9 +35,26 @@ def status_of(act: Callable[[], int | None]) -> int:
         return _refuse(str(error), error, NOTHING_KEPT)
     except UsageError as error:
         return _refuse(str(error), error)
+    except FileNotFoundError as error:
+        if error.filename is not None or _has_folder():
+            raise
+        return _refuse(
+            "the folder that this command works in was removed (the system says so without a name): start it in one that "
+            "stays; what is done is kept",
+            error,
+        )
     if status == interrupt.STATUS:  # typer turns an interrupt into this status, without a message
         sys.stderr.write("interrupted\n")
     return int(status or 0)
+
+
+def _has_folder() -> bool:
+    """Whether the folder that this process works in is there: without it every relative path ends in an error without a name."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _refuse(message: str, error: Exception, status: int = MISTAKE) -> int:

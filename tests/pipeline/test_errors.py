@@ -195,3 +195,20 @@ def test_a_base_of_no_class_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureF
     (base / "model_index.json").write_text(json.dumps({}))
     arguments = ["generate", "--prompt", "a", "--base", str(base), "--output", str(tmp_path / "out")]
     assert "names no class of pipeline" in refused(capsys, *arguments)
+
+
+def test_a_folder_that_was_removed_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a job's working directory may be: what needs it not goes on, and the system's error without a name gets one."""
+    write_shards(tmp_path / "shards", 1, 4)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    ingest = ["preprocess", "ingest", "--local", "--input", str(tmp_path / "shards"), "--output"]
+    assert run([*ingest, str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert run([*ingest, "out"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the folder that this command works in was removed") and err.count("\n") == 1
