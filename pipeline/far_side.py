@@ -1,7 +1,7 @@
 """The first program of a submitted job: it checks the interpreter and its packages, and then runs the command.
 
-It is sent along as a file of its own and run by whatever Python the cluster has: standard library only, and syntax that
-older versions read. Beside it lies `wanted.json`, the versions here; its arguments are those of `realcustom`.
+It is sent along as a file of its own, or in a variable where the job runs in an image, and run by whatever Python is there:
+standard library only, and syntax that older versions read. Its arguments are those of `realcustom`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from typing import Any
 MISTAKE = 2
 FINAL = (0, MISTAKE, 3, 130, 143)  # exit statuses that another try would not change, or that were asked for
 PAUSE_SECONDS = 5.0
-RETRIES = "REALCUSTOM_JOB_RETRIES"  # variable: how often a failed command is begun again
+# variables
+RETRIES = "REALCUSTOM_JOB_RETRIES"  # how often a failed command is begun again
+WANTED = "REALCUSTOM_JOB_WANTED"  # versions of the submitting side: `python` as "3.11", `packages` as {name: version}
+SECRETS = "REALCUSTOM_JOB_SECRETS"  # {variable: where its value is}, `env:NAME` or `file:PATH`, read on each node
 
 
 def problems(wanted: dict[str, Any]) -> list[str]:
@@ -44,6 +47,27 @@ def problems(wanted: dict[str, Any]) -> list[str]:
     if not found and importlib.util.find_spec("realcustom") is None:
         found.append("realcustom is neither installed nor in the package")
     return found
+
+
+def set_secrets() -> None:
+    """Set the variables whose values are on this node; for the job's own process, and as Ray's hook in each worker.
+
+    Raises LookupError, naming the variable and the place, where there is no such value.
+    """
+    for name, place in sorted(json.loads(os.environ.get(SECRETS, "{}")).items()):
+        kind, _, where = place.partition(":")
+        if kind == "env":
+            value = os.environ.get(where)
+        else:
+            try:
+                with open(where) as file:
+                    value = file.read().rstrip("\n")
+            except OSError:
+                value = None
+        if not value:
+            what = "variable" if kind == "env" else "file that can be read"
+            raise LookupError(f"the secret {name}: this node has no {what} {where}")
+        os.environ[name] = value
 
 
 def run(arguments: list[str], retries: int) -> int:
@@ -71,17 +95,23 @@ def _pass_on(process: subprocess.Popen[bytes], number: int, frame: Any) -> None:
 
 def main() -> None:
     """Check, run, and exit with the command's status."""
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "wanted.json")) as file:
-        wanted = json.load(file)
     sys.path.insert(0, os.getcwd())
-    found = problems(wanted)
+    found = problems(json.loads(os.environ[WANTED]))
     if found:
-        sys.stderr.write(
-            "error: the cluster's interpreter {} does not fit: {}; install what is missing there, or name another "
-            "interpreter with --python\n".format(sys.executable, "; ".join(found))
+        _refuse(
+            "the cluster's interpreter {} does not fit: {}; install what is missing there, or name another "
+            "interpreter with --python, or another image".format(sys.executable, "; ".join(found))
         )
-        sys.exit(MISTAKE)
+    try:
+        set_secrets()
+    except LookupError as error:
+        _refuse(str(error.args[0]) + "; a secret is a variable or a file of every node")
     sys.exit(run(sys.argv[1:], int(os.environ.get(RETRIES, "0"))))
+
+
+def _refuse(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(MISTAKE)
 
 
 if __name__ == "__main__":

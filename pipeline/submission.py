@@ -31,8 +31,10 @@ PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "sa
 STOP_SECONDS = 120  # from a job's SIGTERM to its SIGKILL; Ray's own 3 are too few for a checkpoint
 ROOM_SECONDS = 30.0  # between two looks for room
 AGENT_TRIES, NO_AGENT = 6, "No available agent"
+_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PYTHON = "REALCUSTOM_JOB_PYTHON"  # variable: the interpreter
+_CHECK = "REALCUSTOM_JOB_CHECK"  # variable: the text of far_side.py
 # Ray runs a job in a shell with any PATH. Its own interpreter is in the command line of the raylet, which started the process
 # that started this shell.
 _START = r"""raylet=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$PPID/status")
@@ -55,13 +57,25 @@ class JobRequest:
     gpus: float | None = None
     memory_gib: float | None = None
     retries: int = 0
-    python: str | None = None  # interpreter there; None: Ray's own
+    python: str | None = None  # interpreter there; None: Ray's own, or the image's
+    image: str | None = None  # container image in which Ray runs the job's processes, with our package
+    secrets: Mapping[str, str] = field(default_factory=dict)  # variable -> where each node has its value
 
     def __post_init__(self) -> None:
         if not self.arguments:
             raise UsageError("what is to run? Give a verb after `--`, as: submit -- preprocess score --input ...")
         if not _NAME.fullmatch(self.name):
             raise UsageError(f"--name: {self.name!r} has other characters than letters, digits, '.', '_' and '-'")
+        for name, place in self.secrets.items():
+            if not _SECRET.fullmatch(place):
+                raise UsageError(
+                    f"--secret: {name} is said by where each node has it, env:VARIABLE or file:/PATH; a value itself would be "
+                    "shown to all who see the cluster's jobs"
+                )
+        if self.image is not None and self.secrets:
+            raise UsageError(
+                "--secret: Ray sets no secrets in the workers of an --image; have the image's nodes set them, or leave one out"
+            )
 
     @property
     def needed(self) -> dict[str, float]:
@@ -72,20 +86,30 @@ class JobRequest:
 
     def entrypoint(self) -> str:
         """The shell's command line."""
-        return shlex.join(["exec", "sh", ".realcustom-job/start", *self.arguments])
+        if self.image is None:
+            return shlex.join(["exec", "sh", ".realcustom-job/start", *self.arguments])
+        return f'exec {shlex.quote(self.python or "python")} -c "${_CHECK}" {shlex.join(self.arguments)}'
 
     def to_ray(self, working_dir: str) -> dict[str, Any]:
         """The body of Ray's request."""
         variables = {
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+            far_side.WANTED: json.dumps(
+                {"python": "{}.{}".format(*sys.version_info), "packages": _versions()}, sort_keys=True
+            ),
             **({far_side.RETRIES: str(self.retries)} if self.retries else {}),
             **({PYTHON: self.python} if self.python is not None else {}),
+            **({far_side.SECRETS: json.dumps(dict(self.secrets), sort_keys=True)} if self.secrets else {}),
+            **({_CHECK: Path(far_side.__file__).read_text()} if self.image is not None else {}),
             **self.environment,
         }
+        # Ray takes no working directory along into an image
+        place = {"working_dir": working_dir} if self.image is None else {"image_uri": self.image}
+        hook = {"worker_process_setup_hook": f"{far_side.__name__}.set_secrets"} if self.secrets else {}
         request: dict[str, Any] = {
             "submission_id": self.name,
             "entrypoint": self.entrypoint(),
-            "runtime_env": {"working_dir": working_dir, "env_vars": variables},
+            "runtime_env": {**place, **hook, "env_vars": variables},
             "metadata": {
                 "verb": shlex.join(self.arguments),
                 **{f"label:{name}": value for name, value in self.labels.items()},
@@ -104,7 +128,7 @@ def submit(request: JobRequest, api: JobsApi, *, wait_for_room: bool) -> None:
     """
     _check_ray(api)
     _check_room(request.needed, api, wait_for_room)
-    working_dir = _send(request, api)
+    working_dir = "" if request.image is not None else _send(request, api)
     for attempt in range(1, AGENT_TRIES + 1):
         try:
             api.submit(request.to_ray(working_dir))
@@ -121,12 +145,22 @@ def describe(request: JobRequest, api_url: str) -> str:
     """The job as YAML, as it would be submitted."""
     package = request.package
     taken = (
-        "nothing: the cluster has the code"
+        f"nothing: {'the cluster' if request.image is None else 'the image'} has the code"
         if package is None
         else {"root": str(package.root), "files": len(package.files), "megabytes": round(package.size / MB, 1)}
     )
     body = request.to_ray("<the package>")
     return yaml.safe_dump({"address": api_url, "package": taken, **body}, sort_keys=False, allow_unicode=True)
+
+
+def as_estimate(arguments: Sequence[str], units: int) -> list[str]:
+    """The command that tries the first `units` units of a verb and says what all of them would take; nothing is kept."""
+    verb = arguments[0] if arguments else ""
+    if verb not in ("preprocess", "train"):
+        raise UsageError(f"--estimate: of preprocess and train a part can be tried, not of {verb or 'nothing'}")
+    if "--dry-run" in arguments:
+        raise UsageError("--estimate makes the verb's --dry-run: give one of the two")
+    return [*arguments, "--dry-run", *([str(units)] if verb == "preprocess" else [])]  # train tries a few steps
 
 
 def make_name(arguments: Sequence[str]) -> str:
@@ -148,9 +182,7 @@ def parse_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
 
 def _first_programs() -> dict[str, bytes]:
     """What runs before the command, as files of the package."""
-    wanted = {"python": "{}.{}".format(*sys.version_info), "packages": _versions()}
     files = {"start": _START.encode(), "check.py": Path(far_side.__file__).read_bytes()}
-    files["wanted.json"] = json.dumps(wanted, sort_keys=True).encode()
     return {f".realcustom-job/{name}": data for name, data in files.items()}
 
 

@@ -29,10 +29,20 @@ def submit(
     package: Annotated[
         bool, typer.Option("--package/--no-package", help="Take along what git tracks, or use the cluster's own code.")
     ] = True,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="Container image with the code, in place of a package; nodes need podman."),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URI", help="Folder on a store for a package over the limit.")
     ] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Variable of the job; may be repeated.")] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="K=REF", help="Variable by where each node has it: env:VARIABLE or file:/PATH; repeatable."
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Shown by `jobs list`; may be repeated.")
     ] = None,
@@ -46,18 +56,27 @@ def submit(
     python: Annotated[
         str | None, typer.Option(metavar="PATH", help="Interpreter on the cluster; else the one that runs Ray there.")
     ] = None,
+    estimate: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Try N units there, keep nothing, say what all would take; --hourly-price: the verb's.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job as YAML and stop.")] = False,
 ) -> None:
     """Run a verb as a job of a Ray cluster: submit [OPTIONS] -- VERB ..."""
     from realcustom.pipeline.jobs_api import JobsApi
     from realcustom.pipeline.packing import find_package
-    from realcustom.pipeline.submission import JobRequest, describe, make_name, parse_pairs
+    from realcustom.pipeline.submission import JobRequest, as_estimate, describe, make_name, parse_pairs
     from realcustom.pipeline.submission import submit as send
 
+    verb = verb if estimate is None else as_estimate(verb, estimate)
     request = JobRequest(
         arguments=verb,
         name=name or make_name(verb),
-        package=find_package(Path.cwd()) if package else None,
+        package=find_package(Path.cwd()) if package and image is None else None,
         storage=storage,
         environment=parse_pairs(env or (), "--env"),
         labels=parse_pairs(label or (), "--label"),
@@ -66,6 +85,8 @@ def submit(
         memory_gib=memory,
         retries=retries,
         python=python,
+        image=image,
+        secrets=parse_pairs(secret or (), "--secret"),
     )
     api = JobsApi(address)
     if dry_run:
@@ -125,6 +146,8 @@ VERBS = {
         "--output s3://bucket",
         "realcustom submit --detach --env AWS_DEFAULT_REGION=eu-west-1 --retries 2 -- train "
         "--input s3://bucket/encode@0123456789ab --output s3://bucket/train",
+        "realcustom submit --secret WANDB_API_KEY=file:/run/secrets/wandb --estimate 4 -- preprocess score "
+        "--input s3://bucket/ingest@0123456789ab --output s3://bucket --hourly-price 0.35",
         "realcustom submit --dry-run -- train --input s3://bucket/encode@0123456789ab --output s3://bucket/train",
     )
 }

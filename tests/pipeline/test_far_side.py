@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from realcustom.pipeline import far_side
 
 HERE = "{}.{}".format(*sys.version_info)
@@ -26,17 +28,24 @@ PACKAGE = (
 )
 
 
-def start(folder: Path, argument: str, retries: int = 0, python: str = HERE, **packages: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, argument: str, retries: int = 0, python: str = HERE, secrets: str = "{}", **packages: str
+) -> subprocess.Popen[str]:
     (folder / "realcustom").mkdir(exist_ok=True)
+    (folder / "realcustom" / "__init__.py").touch()
     (folder / "realcustom" / "__main__.py").write_text(PACKAGE)
     program = folder / ".realcustom-job" / "check.py"
     program.parent.mkdir(exist_ok=True)
     program.write_text(Path(far_side.__file__).read_text().replace("PAUSE_SECONDS = 5.0", "PAUSE_SECONDS = 0.01"))
-    (program.parent / "wanted.json").write_text(json.dumps({"python": python, "packages": packages}))
     return subprocess.Popen(
         [sys.executable, "-P", str(program), argument],
         cwd=folder,
-        env={**os.environ, far_side.RETRIES: str(retries)},
+        env={
+            **os.environ,
+            far_side.RETRIES: str(retries),
+            far_side.WANTED: json.dumps({"python": python, "packages": packages}),
+            far_side.SECRETS: secrets,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -81,3 +90,26 @@ def test_a_job_that_is_stopped_stops_its_command(tmp_path: Path) -> None:
     process.communicate(timeout=30)
     assert process.returncode == 143 and time.monotonic() - begun < 20
     assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_secrets_are_read_where_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = tmp_path / "value"
+    value.write_text("from a file\n")
+    monkeypatch.setenv("THERE", "from a variable")
+    secrets = {"REALCUSTOM_TEST_ONE": f"file:{value}", "REALCUSTOM_TEST_TWO": "env:THERE"}
+    monkeypatch.setenv(far_side.SECRETS, json.dumps(secrets))
+    for name in secrets:
+        monkeypatch.setenv(name, "before")
+    far_side.set_secrets()
+    assert [os.environ[name] for name in secrets] == ["from a file", "from a variable"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("env:NOT_THERE", "variable NOT_THERE"), ("file:/not/there", "file that can be read /not/there")],
+)
+def test_a_secret_that_does_not_exist_is_named(tmp_path: Path, place: str, said: str) -> None:
+    process = start(tmp_path, "0", secrets=json.dumps({"TOKEN": place}))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and not (tmp_path / "calls").exists()
+    assert out == f"error: the secret TOKEN: this node has no {said}; a secret is a variable or a file of every node\n"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -12,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from realcustom.errors import UsageError
+from realcustom.pipeline import far_side
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.jobs_api import JobsApi, find_address
-from realcustom.pipeline.submission import JobRequest, submit
+from realcustom.pipeline.submission import JobRequest, as_estimate, submit
 from tests.support.loopback import LoopbackServer, running
 
 
@@ -150,6 +154,15 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
         (["jobs", "list", "--address", "ray://head:10001"], "jobs are submitted to the dashboard"),
         (["submit", "--address", closed, "--env", "A", "--", "train"], "--env: 'A' is not NAME=VALUE"),
         (["submit", "--address", closed, "--name", "a/b", "--", "train"], "--name: 'a/b' has other characters"),
+        (["submit", "--address", closed, "--secret", "A=hunter2", "--", "train"], "--secret: A is said by where"),
+        (
+            ["submit", "--address", closed, "--image", "a", "--secret", "A=env:B", "--", "train"],
+            "--secret: Ray sets no secrets in the workers of an --image",
+        ),
+        (
+            ["submit", "--address", closed, "--estimate", "2", "--", "serve"],
+            "--estimate: of preprocess and train a part",
+        ),
         (["submit", "--address", closed, "--", "train"], f"no Ray cluster answers at {closed}"),
     ):
         begun = time.monotonic()
@@ -172,3 +185,42 @@ def test_a_dry_run_prints_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     job = yaml.safe_load(capsys.readouterr().out)
     assert job["address"] == "http://head:1" and job["metadata"]["verb"] == "train --input a"
     assert job["entrypoint_num_gpus"] == 1 and job["package"]["files"] > 300
+
+
+def test_secrets_and_images_are_what_ray_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+    from ray.runtime_env import RuntimeEnv
+
+    jobs = []
+    for options in (
+        ["--secret", "A=file:/run/a", "--secret", "B=env:C"],
+        ["--image", "registry/realcustom:1", "--python", "py"],
+    ):
+        assert run(["submit", "--address", "head:1", "--dry-run", *options, "--", "train", "--input", "a b"]) == 0
+        jobs.append(yaml.safe_load(capsys.readouterr().out))
+    secrets, image = jobs
+    RuntimeEnv(**{**secrets["runtime_env"], "working_dir": "gcs://_ray_pkg_0.zip"})
+    assert secrets["runtime_env"]["env_vars"]["REALCUSTOM_JOB_SECRETS"] == '{"A": "file:/run/a", "B": "env:C"}'
+    RuntimeEnv(**image["runtime_env"])
+    assert image["runtime_env"]["image_uri"] == "registry/realcustom:1" and image["package"].startswith(
+        "nothing: the image"
+    )
+    assert image["entrypoint"] == """exec py -c "$REALCUSTOM_JOB_CHECK" train --input 'a b'"""
+
+
+def test_an_image_s_job_checks_it_first(tmp_path: Path) -> None:
+    """As in a container: a folder without our package, and the program in a variable."""
+    request = JobRequest(arguments=["--version"], name="a", image="i", python=sys.executable)
+    environment = {"PATH": os.environ["PATH"], **request.to_ray("")["runtime_env"]["env_vars"]}
+    command = ["sh", "-c", request.entrypoint()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("realcustom "), done.stderr
+    environment[far_side.WANTED] = '{"python": "2.7", "packages": {}}'
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "there and 2.7 here" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_estimate_is_the_verb_s_dry_run() -> None:
+    score = ["preprocess", "score", "--input", "a", "--hourly-price", "2"]
+    assert as_estimate(score, 3) == [*score, "--dry-run", "3"]
+    assert as_estimate(["train", "--input", "a"], 3) == ["train", "--input", "a", "--dry-run"]
