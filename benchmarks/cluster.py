@@ -1,13 +1,17 @@
-"""Jobs on a cluster of two nodes and a store, all on this machine.
+"""Jobs on a cluster of some nodes and a store, all on this machine.
 
     python benchmarks/cluster.py                      # about 25 minutes on two quiet cores
     python benchmarks/cluster.py --only fetch --only orphans
+    python benchmarks/cluster.py --only submit --rounds 1      # a trial: fewer rounds than the default leave no record
 
 `submit`: from the command `realcustom submit` to its job's first unit, on a warm cluster, the package sent before.
-`fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder, over the folder's size; counted
-by a proxy before the store. `two_clients`: wall time of `ingest` by two clients with one worker each over that by one with two,
-by turns; units that were done twice are an error. `orphans`: processes that are left after commands with a Ray of their own
-and clusters have ended by SIGINT, SIGTERM, SIGHUP and SIGKILL.
+`stage_vs_local`: CPU seconds of ingest, score and select as three submitted jobs on two nodes, from and to a store, over those of
+the same commands on a Ray of their own and a disk, by turns; a run over eight pictures is subtracted on both sides as start-up,
+and the store's own process is left out. Where AWS_ENDPOINT_URL is set, its store is used (bucket `realcustom`), else moto's.
+`node_loss`: cluster_node_loss.py. `fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder,
+over the folder's size; counted by a proxy before the store. `two_clients`: wall time of `ingest` by two clients with one worker
+each over that by one with two, by turns; units that were done twice are an error. `orphans`: processes that are left after
+commands with a Ray of their own and clusters have ended by SIGINT, SIGTERM, SIGHUP and SIGKILL.
 
 Writes benchmarks/results/cluster.json.
 """
@@ -26,7 +30,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import made_photos
+import process_tree
 import record
+from cluster_node_loss import node_loss
 
 from realcustom import storage
 from realcustom.model_cache import pin
@@ -69,6 +76,50 @@ def submit(rounds: int) -> list[float]:
             process.communicate(timeout=PATIENCE)
             assert process.returncode == 0
     return seconds
+
+
+def stage_vs_local(rounds: int) -> list[float]:
+    """CPU seconds of jobs over those of local commands."""
+    photos = sorted((record.ROOT / "tests" / "data" / "photos").glob("*.jpg"))
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        local_cluster(2, 2, s3="AWS_ENDPOINT_URL" not in os.environ) as cluster,
+    ):
+        folder, there = Path(name), cluster.environment()
+        os.environ.update(cluster.store)
+        run_name = f"s3://{BUCKET}/{time.time_ns()}"
+        for size, per_shard in ((8, 1), (PICTURES, PICTURES // 16)):
+            for path in made_photos.write_shards(folder / f"in-{size}", photos, size, per_shard).iterdir():
+                storage.write_bytes(f"{run_name}/in-{size}/{path.name}", path.read_bytes())
+        everything = [process.pid for process in cluster.started]
+        store = everything[:1] if cluster.store else []
+
+        def cpu(side: str, size: int, number: int) -> float:
+            root = run_name if side == "jobs" else str(folder)
+            start = ("submit", "--") if side == "jobs" else ()
+            environment = {**own, **there} if side == "jobs" else own
+            output = f"{root}/out-{size}-{number}"
+            with process_tree.metered(besides=store if side == "jobs" else everything) as meter:
+                for stage in ("ingest", "score", "select"):
+                    source = f"{root}/in-{size}" if stage == "ingest" else output
+                    verb = ("preprocess", stage, "--input", source, "--output", output, *WITHOUT_MODELS)
+                    subprocess.run(command(*start, *verb), env=environment, check=True, stdout=subprocess.DEVNULL)
+            print(f"{side}, {size} pictures: {meter.cpu:.1f} s CPU", file=sys.stderr, flush=True)
+            return meter.cpu
+
+        sides, ratios = ("jobs", "local"), []
+        started = {side: cpu(side, 8, 0) for side in sides}
+        for number in range(rounds):
+            took = {side: cpu(side, PICTURES, number) for side in (sides if number % 2 else sides[::-1])}
+            ratios.append((took["jobs"] - started["jobs"]) / (took["local"] - started["local"]))
+            kept = [
+                {entry.name: entry.size for entry in storage.list_files(f"{root}/out-{PICTURES}-{number}")}
+                for root in (run_name, str(folder))
+            ]
+            rows = [{name: size for name, size in side.items() if name.endswith(".parquet")} for side in kept]
+            assert rows[0] and rows[0] == rows[1], "the two sides keep other rows"
+    return ratios
 
 
 def fetch(rounds: int) -> list[float]:
@@ -146,6 +197,12 @@ def orphans(rounds: int) -> list[float]:
     return left
 
 
+PICTURES = 4000
+WITHOUT_MODELS = [
+    part
+    for setting in ("score.clip=null", "score.heads=null", "ingest.corpus=photographs")
+    for part in ("--set", f"preprocess.{setting}")
+]
 EMBEDDED = """
 import time
 from realcustom.pipeline.cluster import connected
@@ -157,18 +214,24 @@ MEASURES: dict[str, tuple[Callable[[int], list[float]], int, str, str, Callable[
     "submit": (submit, 5, "cluster_submit_seconds", "s", statistics.median),
     "fetch": (fetch, 3, "cluster_model_fetch_ratio", "ratio", max),
     "two_clients": (two_clients, 4, "cluster_two_clients_ratio", "ratio", statistics.median),
-    "orphans": (orphans, 40, "cluster_orphans", "count", sum),
+    "stage_vs_local": (stage_vs_local, 3, "cluster_stage_vs_local", "ratio", statistics.median),
+    "node_loss": (node_loss, 10, "cluster_node_loss_seconds", "s", statistics.median),
+    "orphans": (orphans, 24, "cluster_orphans", "count", sum),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", action="append", choices=MEASURES, help="one of the measures; may be repeated")
-    only = parser.parse_args().only
-    for name in only or MEASURES:
-        measure, rounds, metric, unit, middle = MEASURES[name]
+    parser.add_argument("--rounds", type=int, help="of each measure; fewer than the default: nothing is recorded")
+    arguments = parser.parse_args()
+    for name in arguments.only or MEASURES:
+        measure, enough, metric, unit, middle = MEASURES[name]
+        rounds = arguments.rounds or enough
         values = measure(rounds)
-        print(metric, values, flush=True)
+        print(metric, [round(value, 3) for value in values], flush=True)
+        if rounds < enough:
+            continue
         found = record.record(
             metric,
             middle(values),

@@ -12,8 +12,8 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,64 @@ class Usage:
     out: str  # what the command printed
 
 
+@dataclass(kw_only=True)
+class Meter:
+    """CPU seconds of the processes below this one, those that have ended included."""
+
+    before: dict[psutil.Process, float] = field(default_factory=dict)  # of those that were there when it began
+    now: dict[psutil.Process, float] = field(default_factory=dict)
+
+    @property
+    def cpu(self) -> float:
+        """Seconds since it began."""
+        return sum(self.now.values()) - sum(self.before.values())
+
+    def take(self, tree: Sequence[psutil.Process]) -> None:
+        for process in tree:
+            with contextlib.suppress(psutil.Error):  # it has ended in the meantime
+                times = process.cpu_times()
+                self.now[process] = times.user + times.system
+
+
+@contextlib.contextmanager
+def metered(besides: Collection[int] = ()) -> Iterator[Meter]:
+    """A context in which what runs below this process is sampled 10 times a second: what is seen last of a process counts.
+
+    Args:
+        besides: processes that are left out, with all below them.
+    """
+    adopt_orphans()
+    meter, done = Meter(), threading.Event()
+
+    def tree() -> list[psutil.Process]:
+        this = psutil.Process()
+        left_out = {
+            process for pid in besides for process in [psutil.Process(pid), *psutil.Process(pid).children(True)]
+        }
+        return [process for process in this.children(recursive=True) if process not in left_out]
+
+    def sample() -> None:
+        while not done.wait(0.1):
+            meter.take(tree())
+
+    meter.take(tree())
+    meter.before = dict(meter.now)
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield meter
+    finally:
+        done.set()
+        sampler.join()
+        meter.take(tree())
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes below this one that lose theirs."""
+    if ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1, 0, 0, 0):
+        raise RuntimeError("the kernel does not let this process adopt orphans")
+
+
 def run(command: Sequence[str], folder: Path, environment: dict[str, str], memory: bool = False) -> Usage:
     """Run a command to its end.
 
@@ -41,11 +99,10 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
     Raises:
         RuntimeError: the command fails, or a process of its tree outlives it by a minute.
     """
-    if ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1, 0, 0, 0):
-        raise RuntimeError("the kernel does not let this process adopt orphans")
+    adopt_orphans()
     this = psutil.Process()
     before = os.times()
-    seen: dict[psutil.Process, float] = {}
+    meter = Meter()
     peak, done = 0, threading.Event()
 
     def sample() -> None:
@@ -53,10 +110,7 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
         last = 0.0
         while not done.wait(0.1):
             tree = this.children(recursive=True)
-            for process in tree:
-                with contextlib.suppress(psutil.Error):  # it has ended in the meantime
-                    times = process.cpu_times()
-                    seen[process] = times.user + times.system
+            meter.take(tree)
             if memory and time.monotonic() - last >= 1:
                 last = time.monotonic()
                 peak = max(peak, sum(map(_pss, tree)))
@@ -76,7 +130,7 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], memor
         raise RuntimeError(f"{' '.join(command)} left processes behind: {sorted(other.pid for other in left)}")
     after = os.times()
     waited = after.children_user + after.children_system - before.children_user - before.children_system
-    return Usage(cpu=max(waited, sum(seen.values())), peak_pss=peak, out=out)
+    return Usage(cpu=max(waited, meter.cpu), peak_pss=peak, out=out)
 
 
 def tree_pss(root: int) -> int:
