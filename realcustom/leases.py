@@ -12,11 +12,9 @@ nothing.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -25,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realcustom import storage
+from realcustom import storage, this_machine
 from realcustom.conditional import age_of, can_condition, put_if_absent, put_over, remove
 from realcustom.errors import UsageError
 from realcustom.retry import RetrySettings
@@ -125,7 +123,7 @@ def holding(folder: str, store: Store, lost: Callable[[str], object] | None = No
     holder = uuid.uuid4().hex
     uri = _holder(folder, holder)
     missing = _missing(folder)
-    store.write(uri, json.dumps(_this_program()).encode())
+    store.write(uri, json.dumps(this_machine.program()).encode())
     conditional = can_condition(storage.join(folder, f"probe-{holder}"), store)
     claims = Claims(folder=folder, holder=holder, conditional=conditional, store=store)
     ended = threading.Event()
@@ -170,9 +168,9 @@ def is_alive(folder: str, holder: str, store: Store) -> bool:
     if age is None or age > EXPIRY_SECONDS:
         return False
     program = _read(folder, holder, store)
-    if program.get("machine") != _machine():
+    if program.get("machine") != this_machine.identity():
         return True
-    return _start_of(int(program["pid"])) == str(program["started"])
+    return this_machine.start_of(int(program["pid"])) == str(program["started"])
 
 
 def describe(folder: str, holder: str, store: Store) -> str:
@@ -186,7 +184,7 @@ def describe(folder: str, holder: str, store: Store) -> str:
 
 
 def _is_of_this_machine(folder: str, holder: str, store: Store) -> bool:
-    return bool(_read(folder, holder, store).get("machine") == _machine())
+    return bool(_read(folder, holder, store).get("machine") == this_machine.identity())
 
 
 def _was_renewed(folder: str, holder: str, store: Store, since: float) -> bool:
@@ -218,7 +216,7 @@ def _touch(uri: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # it was taken for dead, and removed
             os.utime(storage.open_filesystem(uri)[1])
             return
-    storage.write_bytes(uri, json.dumps(_this_program()).encode())
+    storage.write_bytes(uri, json.dumps(this_machine.program()).encode())
 
 
 def _missing(folder: str) -> list[Path]:
@@ -273,35 +271,3 @@ def _read(folder: str, holder: str, store: Store) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return program
-
-
-def _this_program() -> dict[str, Any]:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in containers
-        user = str(os.getuid())
-    return {
-        "user": user,
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": _start_of(os.getpid()),
-    }
-
-
-def _machine() -> str:
-    """This machine since its start, and the processes' numbers of this container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux: nobody is of the same machine, and all wait for the lease's end
-        return uuid.uuid4().hex
-
-
-def _start_of(pid: int) -> str:
-    """When a process began, which its number alone does not say; empty for one that has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,7 +17,9 @@ import pytest
 
 from realcustom import storage
 from realcustom.pipeline import owned
+from realcustom.pipeline.jobs_api import JobsApi
 from realcustom.pipeline.local_cluster import LocalCluster, free_ports, local_cluster
+from realcustom.pipeline.submission import JobRequest
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,25 @@ def test_a_job_s_end_is_the_command_s(cluster: LocalCluster, corpus: Path) -> No
 
 
 @pytest.mark.cluster
+def test_a_secret_is_in_a_job_s_workers_and_not_in_what_is_sent(cluster: LocalCluster, tmp_path: Path) -> None:
+    place, program = tmp_path / "value", tmp_path / "program.py"
+    place.write_text("hunter2\n")
+    program.write_text(
+        "import os, ray\nray.init()\n"
+        "print('a worker has', ray.get(ray.remote(lambda: os.environ.get('TOKEN')).remote()))\n"
+    )
+    body = JobRequest(arguments=["--version"], name="secret", secrets={"TOKEN": f"file:{place}"}).to_ray("")
+    del body["runtime_env"]["working_dir"]  # in the place of our command's, a program that looks
+    api = JobsApi(None)
+    api.submit({**body, "entrypoint": shlex.join([sys.executable, str(program)])})
+    assert command("jobs", "wait", "secret").returncode == 0, api.logs("secret")
+    assert "a worker has hunter2" in api.logs("secret")
+    assert "hunter2" not in json.dumps(api.ask("GET", "/api/jobs/secret"))
+    missing = command("submit", "--secret", "TOKEN=env:NOT_THERE", "--", "--version")
+    assert missing.returncode == 2 and "error: the secret TOKEN: this node has no variable NOT_THERE" in missing.stdout
+
+
+@pytest.mark.cluster
 def test_the_runbook_s_commands(cluster: LocalCluster) -> None:
     assert command("submit", "--detach", "--name", "train-3f2a1c", "--", "--version").returncode == 0
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "runbook.md").read_text(), re.DOTALL)
@@ -113,6 +135,25 @@ def test_the_runbook_s_commands(cluster: LocalCluster) -> None:
     for line in lines:
         done = command(*shlex.split(line)[1:])
         assert done.returncode in (0, 143), done.stderr
+
+
+@pytest.mark.cluster
+def test_the_readme_s_ten_lines(tmp_path: Path) -> None:
+    """As they stand, in a clone; only the environment is this one."""
+    [block] = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block.count("\n") <= 10
+    script = block.replace("ADDRESS", str(ROOT)).replace("make environment", f"ln -s {sys.prefix} .venv")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=tmp_path,
+        env={**others, "PYTHONPATH": str(tmp_path / "realcustom")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"preprocess-score-\w+ +SUCCEEDED", done.stdout), done.stdout + done.stderr
 
 
 @pytest.mark.cluster

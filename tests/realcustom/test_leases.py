@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from realcustom import conditional, leases, storage
+from realcustom import conditional, leases, storage, this_machine
 from realcustom.errors import UsageError
 from realcustom.leases import Claims, holding, is_alive, only_writer
 from realcustom.retry import RetrySettings
@@ -90,7 +90,7 @@ def test_one_of_another_machine_ends_with_its_lease(folder: str, monkeypatch: py
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 2.0)
     with contextlib.ExitStack() as stack:
         with monkeypatch.context() as patch:
-            patch.setattr(leases, "_machine", lambda: "another")
+            patch.setattr(this_machine, "identity", lambda: "another")
             theirs = stack.enter_context(holding(folder, STORE))
         theirs.take("writer")
         assert is_alive(folder, theirs.holder, STORE)
@@ -108,9 +108,9 @@ def test_the_second_writer_is_told_who_the_first_is(
     """Of this machine at once; of another one when it has renewed its lease."""
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     caplog.set_level(logging.INFO, "realcustom")
-    theirs = {**leases._this_program(), **({} if machine == "this" else {"machine": machine})}
+    theirs = {**this_machine.program(), **({} if machine == "this" else {"machine": machine})}
     with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(leases, "_this_program", lambda: theirs)
+        patch.setattr(this_machine, "program", lambda: theirs)
         stack.enter_context(only_writer(folder, "s3://bucket/run", STORE))
         begun = time.monotonic()
         mine = rf"s3://bucket/run is being written by .*\(process {os.getpid()}\)"
