@@ -51,6 +51,16 @@ _CODES = {
     "connecttimeout": _Code(reason=_UNREACHABLE, permanent=False),
     "networkconnection": _Code(reason=_UNREACHABLE, permanent=False),
 }
+# By the operation that was denied: the action that a policy has to allow.
+_ACTIONS = {
+    **dict.fromkeys(("ListObjects", "ListObjectsV2", "HeadBucket"), "s3:ListBucket"),
+    **dict.fromkeys(("GetObject", "HeadObject"), "s3:GetObject"),
+    **dict.fromkeys(("DeleteObject", "DeleteObjects"), "s3:DeleteObject"),
+    **dict.fromkeys(
+        ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
+        "s3:PutObject",
+    ),
+}
 # boto3's errors for a connection that failed, or that ended before the answer was complete.
 _CONNECTION = (
     *("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError"),
@@ -251,12 +261,20 @@ def _reason(error: Exception) -> str | None:
         response = getattr(error, "response", None)  # of a ClientError
         code = response["Error"]["Code"] if response is not None else type(error).__name__.removesuffix("Error")
         known = _CODES.get(code.lower())
-        return known.reason if known is not None else str(error)
+        return str(error) if known is None else known.reason + _action(known, getattr(error, "operation_name", ""))
     pyarrow_code = _pyarrow_code(error)
     if pyarrow_code is None:
         return None
     known = _CODES.get(pyarrow_code)
-    return known.reason if known is not None else f"the store keeps failing, run it again later: {error}"
+    if known is None:
+        return f"the store keeps failing, run it again later: {error}"
+    return known.reason + _action(known, "".join(re.findall(r" during (\w+) operation", str(error))[:1]))
+
+
+def _action(code: _Code, operation: str) -> str:
+    """Of a refusal for want of a right: what a policy calls that right."""
+    action = _ACTIONS.get(operation)
+    return f" ({action})" if code.reason == _DENIED and action is not None else ""
 
 
 def _pyarrow_code(error: Exception) -> str | None:

@@ -22,6 +22,9 @@ from tests.support.loopback import LoopbackServer, running
 LONGEST = 3  # faults of one request in a row
 _PIECES, _PAUSE = 8, 0.01  # a slow answer comes in so many pieces, with so many seconds between
 _BUSY = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>'
+_REFUSED = (
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
+)
 
 
 class Trouble(enum.Enum):
@@ -33,6 +36,10 @@ class Trouble(enum.Enum):
     CUT = "cut"  # half of the answer's body, then a reset
     SHORT = "short"  # half of the answer's body, then an ordinary end
     SLOW = "slow"  # the body in pieces; no fault
+    DENIED = "denied"  # 403 AccessDenied; never drawn
+
+
+_PASSING = [trouble for trouble in Trouble if trouble is not Trouble.DENIED]
 
 
 class FaultyProxy(LoopbackServer):
@@ -54,7 +61,7 @@ class FaultyProxy(LoopbackServer):
         with self.lock:
             self._asked[request] += 1
             rng = random.Random(f"{self.seed} {request} {self._asked[request]}")
-            trouble = rng.choice(list(Trouble)) if rng.random() < self.probability else None
+            trouble = rng.choice(_PASSING) if rng.random() < self.probability else None
             broken = trouble not in (None, Trouble.SLOW)
             if broken and self._in_a_row[request] == LONGEST:
                 trouble, broken = None, False
@@ -82,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if trouble is Trouble.BUSY:
             return self._answer(503, {"Content-Type": "application/xml"}, _BUSY)
+        if trouble is Trouble.DENIED:
+            return self._answer(403, {"Content-Type": "application/xml"}, _REFUSED)
         status, headers, data = self._ask(body)
         if trouble is Trouble.LOST:
             return self._reset()
