@@ -96,9 +96,8 @@ def test_a_job_s_end_is_the_command_s(cluster: LocalCluster, corpus: Path) -> No
     assert taken.returncode == 2 and taken.stderr.endswith("--name: the cluster has a job wrong; give another name\n")
     none = command("jobs", "wait", "nothing")
     assert none.returncode == 2 and "no job nothing on the cluster" in none.stderr
-    begun = time.monotonic()
     room = command("submit", "--gpus", "1", "--", "train")
-    assert room.returncode == 2 and "--wait-for-room" in room.stderr and time.monotonic() - begun < 20
+    assert room.returncode == 2 and "--wait-for-room" in room.stderr
     detached = command("submit", "--detach", "--name", "quick", "--label", "who=me", "--", "--version")
     assert detached.stdout == "quick\n"
     waited = command("jobs", "wait", "quick")

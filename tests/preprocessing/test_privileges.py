@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -68,7 +67,6 @@ def test_a_run_passes_with_these_actions_and_names_the_one_that_it_lacks(
                 break
             assert run(verb) == 0
             storage.delete(f"{bucket}/raw/shard-00000.tar")
-    begun = time.monotonic()
     with running(Guarded((object_store.host, object_store.port), set(LISTED) - {missing})) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         status = run(verb)
@@ -78,4 +76,3 @@ def test_a_run_passes_with_these_actions_and_names_the_one_that_it_lacks(
         return
     assert status == 2 and said.count("\n") == 1, said
     assert "access denied" in said and said.endswith(f"({missing})\n"), said
-    assert time.monotonic() - begun < 60  # no right is waited for
