@@ -104,7 +104,9 @@ def stage_vs_local(rounds: int) -> list[float]:
                 for stage in ("ingest", "score", "select"):
                     source = f"{root}/in-{size}" if stage == "ingest" else output
                     verb = ("preprocess", stage, "--input", source, "--output", output, *WITHOUT_MODELS)
-                    subprocess.run(command(*start, *verb), env=environment, check=True, stdout=subprocess.DEVNULL)
+                    subprocess.run(
+                        command(*start, *verb), env=environment, check=True, stdout=subprocess.DEVNULL, cwd=record.ROOT
+                    )
             print(f"{side}, {size} pictures: {meter.cpu:.1f} s CPU", file=sys.stderr, flush=True)
             return meter.cpu
 

@@ -25,7 +25,7 @@ from realcustom.pipeline.local_cluster import Node, local_cluster
 
 PATIENCE = 240.0  # seconds for a start, or for a run to go on
 WORKER = "TrainWorker"  # in the title of Ray Train's worker processes
-CHECKPOINT_EVERY = 20
+CHECKPOINT_EVERY = 10
 
 
 def node_loss(kills: int) -> list[float]:
@@ -52,7 +52,7 @@ def node_loss(kills: int) -> list[float]:
         done, nodes = 0, cluster.nodes[1:]
         try:
             for _ in range(kills):
-                wait_for_step(done + 2 * CHECKPOINT_EVERY)
+                wait_for_step(done + CHECKPOINT_EVERY)
                 for node in nodes:
                     node.wait()  # the one that takes over is there
                 lost = _node_at_work(nodes)
@@ -79,7 +79,9 @@ def _arguments(folder: Path) -> list[str]:
     tiny_base(base)
     tiny_image_encoder(encoder)
     write_pictures(folder / "records", 23, side=load_base(base).resolution)
-    settings = replace(SETTINGS, steps=10**6, log_every=1, val_every=10**6, checkpoint_every=CHECKPOINT_EVERY)
+    settings = replace(
+        SETTINGS, steps=10**6, batch_size=2, log_every=1, val_every=10**6, checkpoint_every=CHECKPOINT_EVERY
+    )
     settings = replace(settings, max_failures=-1, loggers=())
     method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=encoder))
     config = {"base": base, "method": to_dict(method), "train": to_dict(settings)}
