@@ -5,13 +5,13 @@
     python benchmarks/cluster.py --only submit --rounds 1      # a trial: fewer rounds than the default leave no record
 
 `submit`: from the command `realcustom submit` to its job's first unit, on a warm cluster, the package sent before.
-`stage_vs_local`: CPU seconds of ingest, score and select as three submitted jobs on two nodes, from and to a store, over those of
-the same commands on a Ray of their own and a disk, by turns; a run over eight pictures is subtracted on both sides as start-up,
-and the store's own process is left out. Where AWS_ENDPOINT_URL is set, its store is used (bucket `realcustom`), else moto's.
-`node_loss`: cluster_node_loss.py. `fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder,
-over the folder's size; counted by a proxy before the store. `two_clients`: wall time of `ingest` by two clients with one worker
-each over that by one with two, by turns; units that were done twice are an error. `orphans`: processes that are left after
-commands with a Ray of their own and clusters have ended by SIGINT, SIGTERM, SIGHUP and SIGKILL.
+`stage_vs_local`: cluster_cost.py. `node_loss`: cluster_node_loss.py.
+`fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder, over the folder's size; counted
+by a proxy before the store.
+`two_clients`: wall time of `ingest` by two clients with one worker each over that by one with two, by turns; a unit that was
+done twice, known by the versions of its manifest, is an error.
+`orphans`: processes that are left after commands with a Ray of their own and clusters have ended by SIGINT, SIGTERM, SIGHUP and
+SIGKILL.
 
 Writes benchmarks/results/cluster.json.
 """
@@ -30,9 +30,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import made_photos
-import process_tree
 import record
+from cluster_cost import stage_vs_local
 from cluster_node_loss import node_loss
 
 from realcustom import storage
@@ -78,52 +77,6 @@ def submit(rounds: int) -> list[float]:
     return seconds
 
 
-def stage_vs_local(rounds: int) -> list[float]:
-    """CPU seconds of jobs over those of local commands."""
-    photos = sorted((record.ROOT / "tests" / "data" / "photos").glob("*.jpg"))
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with (
-        tempfile.TemporaryDirectory() as name,
-        local_cluster(2, 2, s3="AWS_ENDPOINT_URL" not in os.environ) as cluster,
-    ):
-        folder, there = Path(name), cluster.environment()
-        os.environ.update(cluster.store)
-        run_name = f"s3://{BUCKET}/{time.time_ns()}"
-        for size, per_shard in ((8, 1), (PICTURES, PICTURES // 16)):
-            for path in made_photos.write_shards(folder / f"in-{size}", photos, size, per_shard).iterdir():
-                storage.write_bytes(f"{run_name}/in-{size}/{path.name}", path.read_bytes())
-        everything = [process.pid for process in cluster.started]
-        store = everything[:1] if cluster.store else []
-
-        def cpu(side: str, size: int, number: int) -> float:
-            root = run_name if side == "jobs" else str(folder)
-            start = ("submit", "--") if side == "jobs" else ()
-            environment = {**own, **there} if side == "jobs" else own
-            output = f"{root}/out-{size}-{number}"
-            with process_tree.metered(besides=store if side == "jobs" else everything) as meter:
-                for stage in ("ingest", "score", "select"):
-                    source = f"{root}/in-{size}" if stage == "ingest" else output
-                    verb = ("preprocess", stage, "--input", source, "--output", output, *WITHOUT_MODELS)
-                    subprocess.run(
-                        command(*start, *verb), env=environment, check=True, stdout=subprocess.DEVNULL, cwd=record.ROOT
-                    )
-            print(f"{side}, {size} pictures: {meter.cpu:.1f} s CPU", file=sys.stderr, flush=True)
-            return meter.cpu
-
-        sides, ratios = ("jobs", "local"), []
-        started = {side: cpu(side, 8, 0) for side in sides}
-        for number in range(rounds):
-            took = {side: cpu(side, PICTURES, number) for side in (sides if number % 2 else sides[::-1])}
-            ratios.append((took["jobs"] - started["jobs"]) / (took["local"] - started["local"]))
-            kept = [
-                {entry.name: entry.size for entry in storage.list_files(f"{root}/out-{PICTURES}-{number}")}
-                for root in (run_name, str(folder))
-            ]
-            rows = [{name: size for name, size in side.items() if name.endswith(".parquet")} for side in kept]
-            assert rows[0] and rows[0] == rows[1], "the two sides keep other rows"
-    return ratios
-
-
 def fetch(rounds: int) -> list[float]:
     """Bytes sent over the folder's size, each time into an empty cache."""
     from tests.support.faulty_proxy import disturbed
@@ -153,23 +106,41 @@ def fetch(rounds: int) -> list[float]:
 
 def two_clients(rounds: int) -> list[float]:
     """Wall time by two clients over that by one, in both orders."""
-    with tempfile.TemporaryDirectory() as folder, local_cluster(2, 1, s3=True) as cluster:
+    import boto3
+
+    from tests.support.corpora import write_shards
+
+    with tempfile.TemporaryDirectory() as name, local_cluster(2, 1, s3=True) as cluster:
         os.environ.update(cluster.environment())
-        source = upload_corpus(Path(folder), 960)
+        boto3.client("s3").put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        shards = [path.read_bytes() for path in write_shards(Path(name), 8, UNIT, size=(384, 320)).iterdir()]
+        for number in range(UNITS):
+            storage.write_bytes(f"s3://{BUCKET}/raw/{number:03d}.tar", shards[number % len(shards)])
+            if number < 8:
+                storage.write_bytes(f"s3://{BUCKET}/few/{number:03d}.tar", shards[number])
 
-        def run(output: str, clients: int) -> float:
+        def run(source: str, clients: int, number: int) -> float:
+            output = f"out-{source}-{number}-{clients}"
             workers = f"preprocess.execution.workers={2 // clients}"
-            arguments = ("preprocess", "ingest", "--input", source, "--output", output, "--set", workers)
+            verb = ("preprocess", "ingest", "--input", f"s3://{BUCKET}/{source}", "--output", f"s3://{BUCKET}/{output}")
             begun = time.monotonic()
-            running = [subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL) for _ in range(clients)]
+            running = [subprocess.Popen(command(*verb, "--set", workers)) for _ in range(clients)]
             assert [client.wait(PATIENCE) for client in running] == [0] * clients
-            return time.monotonic() - begun
+            seconds = time.monotonic() - begun
+            pages = (
+                boto3.client("s3").get_paginator("list_object_versions").paginate(Bucket=BUCKET, Prefix=f"{output}/")
+            )
+            written = [
+                item["Key"] for page in pages for item in page.get("Versions", []) if "/manifests/" in item["Key"]
+            ]
+            assert written and len(written) == len(set(written)), "a unit was done twice"
+            print(f"{clients} clients: {seconds:.1f} s", file=sys.stderr, flush=True)
+            return seconds
 
-        run(f"s3://{BUCKET}/warm", 1)
+        run("few", 1, 0)  # workers are started, and have what they import
         ratios = []
         for number in range(rounds):
-            order = (1, 2) if number % 2 else (2, 1)
-            took = {clients: run(f"s3://{BUCKET}/{number}-{clients}", clients) for clients in order}
+            took = {clients: run("raw", clients, number) for clients in ((1, 2) if number % 2 else (2, 1))}
             ratios.append(took[2] / took[1])
     return ratios
 
@@ -199,12 +170,7 @@ def orphans(rounds: int) -> list[float]:
     return left
 
 
-PICTURES = 4000
-WITHOUT_MODELS = [
-    part
-    for setting in ("score.clip=null", "score.heads=null", "ingest.corpus=photographs")
-    for part in ("--set", f"preprocess.{setting}")
-]
+UNITS, UNIT = 64, 250  # of a stage that two clients share, and pictures of each
 EMBEDDED = """
 import time
 from realcustom.pipeline.cluster import connected
@@ -215,7 +181,7 @@ with connected():
 MEASURES: dict[str, tuple[Callable[[int], list[float]], int, str, str, Callable[[Sequence[float]], float]]] = {
     "submit": (submit, 5, "cluster_submit_seconds", "s", statistics.median),
     "fetch": (fetch, 3, "cluster_model_fetch_ratio", "ratio", max),
-    "two_clients": (two_clients, 4, "cluster_two_clients_ratio", "ratio", statistics.median),
+    "two_clients": (two_clients, 3, "cluster_two_clients_ratio", "ratio", statistics.median),
     "stage_vs_local": (stage_vs_local, 3, "cluster_stage_vs_local", "ratio", statistics.median),
     "node_loss": (node_loss, 10, "cluster_node_loss_seconds", "s", statistics.median),
     "orphans": (orphans, 24, "cluster_orphans", "count", sum),

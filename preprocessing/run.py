@@ -226,7 +226,9 @@ def _run_units(
         progress.unit_done(counts)
         done += 1
         _check_errors(total, total.rows_in * units / done, execution, directory)
-    if len(ends) <= len(todo):  # other clients did some
+    here = len(ends) - 1
+    if here < len(todo):
+        logger.info("%s: %d units were done here, %d by other clients", job.name, here, len(todo) - here)
         total = Counts()
         for counts in directory.counts([*plan.done, *manifests_of(todo, directory)]):
             total.add(counts)
