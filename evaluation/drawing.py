@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from realcustom.evaluation.film import film_of
 from realcustom.evaluation.gallery import Gallery
 from realcustom.evaluation.methods import AdapterFile, Method
 from realcustom.evaluation.suite import Photos, SuiteCase
@@ -96,17 +97,19 @@ class Drawer:
         call = Call(
             prompt=[case.prompt for case in cases],
             subjects=subjects,
-            sampling=replace(self.sampling, use_mask=masked),
+            sampling=replace(self.sampling, use_mask=masked, return_masks=masked and any(subjects)),
             generator=[torch.Generator().manual_seed(case.seed) for case in cases],
         )
         start = time.perf_counter()
         with counted_rows(pipe.base.unet) as rows:
-            images = draw(pipe, call).images
+            drawn = draw(pipe, call)
         seconds = time.perf_counter() - start
-        for key, image in zip(unit.keys, images, strict=False):  # those that fill the batch up are not kept
+        assert isinstance(drawn.images, list)  # output_type is "pil"
+        for row, key in enumerate(unit.keys):  # those that fill the batch up are not kept
             gallery.keep(
                 key,
-                _png(image),
+                _png(drawn.images[row]),
+                film_of(drawn.masks or [], row),
                 forwards=rows[0] / self.batch_size,
                 seconds=seconds / self.batch_size,
                 peak_bytes=_peak_bytes(),

@@ -1,4 +1,4 @@
-"""Drawn images in the output: a PNG by its key, and beside it what it cost, written last: then the image is done."""
+"""Drawn images in the output: a PNG by its key, the film of its mask, and what it cost, written last: then it is done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from realcustom import storage
 from realcustom.evaluation.suite import decode
 from realcustom.store import Store
 
-FOLDER = "images"
+FOLDER, FILMS = "images", "films"
 READERS = 16  # threads that read facts
 
 
@@ -32,18 +32,26 @@ class Gallery:
     """The images of an output."""
 
     def __init__(self, output: str, store: Store) -> None:
-        self.folder, self.store = storage.join(output, FOLDER), store
+        self.folder, self.films, self.store = storage.join(output, FOLDER), storage.join(output, FILMS), store
 
     def done(self) -> set[str]:
         """Keys of the images that are there."""
         return {name.removesuffix(".json") for name in self.store.list_names(self.folder) if name.endswith(".json")}
 
-    def keep(self, key: str, png: bytes, *, forwards: float, seconds: float, peak_bytes: int) -> None:
-        """Write an image, then its facts."""
+    def filmed(self) -> set[str]:
+        """Keys of the images whose masks were kept."""
+        return {name.removesuffix(".png") for name in self.store.list_names(self.films)}
+
+    def keep(
+        self, key: str, png: bytes, film: bytes | None = None, *, forwards: float, seconds: float, peak_bytes: int
+    ) -> None:
+        """Write an image and the film of its mask, if it has one, then its facts."""
         facts = Facts(
             sha256=hashlib.sha256(png).hexdigest(), forwards=forwards, seconds=round(seconds, 6), peak_bytes=peak_bytes
         )
         self.store.write(self.uri(key), png)
+        if film is not None:
+            self.store.write(storage.join(self.films, f"{key}.png"), film)
         self.store.write(storage.join(self.folder, f"{key}.json"), json.dumps(asdict(facts)).encode())
 
     def uri(self, key: str) -> str:

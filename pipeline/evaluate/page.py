@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from realcustom import storage
 from realcustom.evaluation.clusters import SMALL
+from realcustom.evaluation.gallery import FILMS, Gallery
 from realcustom.evaluation.metrics import Judged
 from realcustom.evaluation.results import Results
 from realcustom.evaluation.suite import Photos
@@ -37,7 +38,7 @@ def page(
     store: Store,
 ) -> bytes:
     """The page as HTML."""
-    values = _values(results)
+    values, filmed = _values(results), Gallery(output, store).filmed()
     return render_template(
         TEMPLATE,
         script=Markup(SCRIPT.read_text("utf-8")),
@@ -46,8 +47,9 @@ def page(
         counts=description["suite"]["counts"],
         settings=yaml.safe_dump(dict(description), sort_keys=False, allow_unicode=True, width=120),
         speed=speed,
+        filmed=bool(filmed),
         copies=_copies(output, judged, values),
-        data=Markup(_json(_data(output, results, judged, values, store))),
+        data=Markup(_json(_data(output, results, judged, values, filmed, store))),
     )
 
 
@@ -60,7 +62,12 @@ def _values(results: Results) -> dict[tuple[str, tuple[str, str, Any]], dict[str
 
 
 def _data(
-    output: str, results: Results, judged: Sequence[Judged], values: Mapping[Any, Any], store: Store
+    output: str,
+    results: Results,
+    judged: Sequence[Judged],
+    values: Mapping[Any, Any],
+    filmed: Set[str],
+    store: Store,
 ) -> dict[str, Any]:
     """What the script reads: cases with their references, and an image of each method."""
     photos = Photos(store)
@@ -78,7 +85,12 @@ def _data(
             },
         )
         place = case.subject, case.prompt_id, case.seed
-        entry["images"][image.method] = [_address(image.photo.uri, output), values.get((image.method, place), {})]
+        key = image.photo.uri.rpartition("/")[2].removesuffix(".png")
+        entry["images"][image.method] = [
+            _address(image.photo.uri, output),
+            values.get((image.method, place), {}),
+            f"{FILMS}/{key}.png" if key in filmed else None,
+        ]
         if case.subject not in references:
             references[case.subject] = jpeg_uri(fit(photos.picture(case.references[0].given.uri), SIDE))
     return {

@@ -96,8 +96,9 @@ def test_the_page_stands_alone(finished: Path) -> None:
     data = json.loads(page.partition('<script type="application/json" id="data">')[2].partition("</script>")[0])
     assert data["methods"] == ["text_to_image", "a", "oracle"]
     for case in data["cases"]:
-        for source, _ in case["images"].values():
+        for method, (source, _, film) in case["images"].items():
             assert (finished / source).exists()
+            assert film is None if method != "a" else (finished / film).exists()
         assert data["references"][case["subject"]].startswith("data:image/jpeg;base64,")
 
 
