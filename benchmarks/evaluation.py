@@ -1,16 +1,18 @@
 """What evaluation costs beside the sampler and the metrics' models, and how exact its metrics are.
 
-    python benchmarks/evaluation.py              # about 15 minutes on two cores; needs psutil; torchmetrics if it is there
+    python benchmarks/evaluation.py              # about 20 minutes on two cores; needs psutil; torchmetrics if it is there
     python benchmarks/evaluation.py --only evaluate_rerun_seconds
+    python benchmarks/evaluation.py --tiny       # tries it with a twentieth of the images, writes nothing
 
 The suite is one's own: subjects of the drawn world, three pictures each; models are those that ship.
 
 evaluate_overhead           seconds of `evaluate` over those of the same sampler calls and the same models' forwards, models
                             loaded in both; alternating, both orders
-evaluate_rerun_seconds      the whole command, 3,000 images of 30 subjects x 25 prompts x 4, everything cached
+evaluate_rerun_seconds      the whole command, 3,000 images of 30 subjects x 25 prompts x 4, everything cached; the median of 3
 evaluate_pss_growth         peak PSS of the command with 1,200 new images over that with 120
 evaluate_metric_agreement   largest difference of CLIP-T, CLIP-I and DINO-I to torchmetrics, or where that is not installed to
                             transformers' whole forward, one picture at a time
+evaluate_drawn_minutes      `evaluate --suite drawn` from nothing: five rows of 256 images, two workers
 
 Writes benchmarks/results/evaluation.json.
 """
@@ -54,10 +56,13 @@ from realcustom.sprites import world, zoo_path
 from realcustom.store import Store
 
 RESULTS = record.RESULTS / "evaluation.json"
-METRICS = ("evaluate_overhead", "evaluate_rerun_seconds", "evaluate_pss_growth", "evaluate_metric_agreement")
+METRICS = (
+    *("evaluate_overhead", "evaluate_rerun_seconds", "evaluate_pss_growth", "evaluate_metric_agreement"),
+    "evaluate_drawn_minutes",
+)
 CLIP, DINO = str(zoo_path("clip")), str(zoo_path("image_encoder"))
 COLUMNS = (f"clip_t@{CLIP}", f"clip_i@{CLIP}", f"dino_i@{DINO}", f"diversity@{DINO}", f"copying@{DINO}")
-PHOTOS, PAIRS, AGREEING = 3, 3, 32
+PHOTOS, PAIRS, RERUNS, AGREEING = 3, 3, 3, 32
 BATCH = 16
 
 
@@ -82,27 +87,17 @@ def command(suite: tuple[str, str], output: Path, steps: int) -> list[str]:
     """The command line; one row that is drawn, and the oracle."""
     metrics = [part for name in COLUMNS for part in ("--metric", name)]
     return [
-        *(
-            sys.executable,
-            "-m",
-            "realcustom",
-            "evaluate",
-            "--suite",
-            "own",
-            "--subjects",
-            suite[0],
-            "--prompts",
-            suite[1],
-        ),
-        *("--row", "subject_with_mask", "--row", "oracle", "--steps", str(steps), "--output", str(output), *metrics),
+        *(sys.executable, "-m", "realcustom", "evaluate", "--suite", "own"),
+        *("--subjects", suite[0], "--prompts", suite[1], "--output", str(output)),
+        *("--row", "subject_with_mask", "--row", "oracle", "--steps", str(steps), *metrics),
     ]
 
 
-def overhead(folder: Path) -> list[float]:
+def overhead(folder: Path, share: float) -> list[float]:
     """Ratios of seconds, evaluate over bare, in pairs of alternating order."""
-    suite = write_suite(folder, 8, dreambench.OBJECT_PROMPTS[:2])
+    suite = write_suite(folder, 8 if share == 1 else 2, dreambench.OBJECT_PROMPTS[: 2 if share == 1 else 1])
     ratios = []
-    for pair in range(PAIRS):
+    for pair in range(PAIRS if share == 1 else 2):
         sides: list[Callable[[], None]] = [
             lambda pair=pair: run_evaluate(suite, folder / f"output-{pair}"),  # type: ignore[misc]
             lambda: run_bare(suite),
@@ -168,30 +163,48 @@ def _call(cases: Sequence[SuiteCase], photos: dict[str, Image.Image]) -> Call:
     )
 
 
-def rerun(folder: Path) -> float:
-    """Seconds of the command with all of its 3,000 images and values there."""
-    suite = write_suite(folder, 30, dreambench.OBJECT_PROMPTS)
+def rerun(folder: Path, share: float) -> tuple[list[float], int]:
+    """Seconds of the command with all of its images and values there, and their number."""
+    prompts = dreambench.OBJECT_PROMPTS[: max(1, round(25 * share))]
+    suite = write_suite(folder, 30, prompts)
     line = command(suite, folder / "output", steps=1)
     seconds = []
-    for _ in range(2):
+    for _ in range(1 + RERUNS):
         start = time.perf_counter()
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL, cwd=record.ROOT)
         seconds.append(time.perf_counter() - start)
         print(f"{seconds[-1]:.2f} s", file=sys.stderr)
-    assert len(list((folder / "output" / "images").glob("*.png"))) == 3000
-    return seconds[1]
+    images = len(list((folder / "output" / "images").glob("*.png")))
+    assert images == 30 * len(prompts) * 4
+    return seconds[1:], images  # the first one draws
 
 
-def pss_growth(folder: Path) -> float:
+def pss_growth(folder: Path, share: float) -> float:
     """Peak PSS with ten times the images over that with one time."""
-    peaks = []
-    for images in (120, 1200):
-        suite = write_suite(folder / str(images), 30, dreambench.OBJECT_PROMPTS[: images // 120])
-        line = command(suite, folder / f"output-{images}", steps=4)
+    peaks, subjects = [], max(2, round(30 * share))
+    for prompts in (1, 10):
+        suite = write_suite(folder / str(prompts), subjects, dreambench.OBJECT_PROMPTS[:prompts])
+        line = command(suite, folder / f"output-{prompts}", steps=4)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         peaks.append(process_tree.run(line, record.ROOT, environment, memory=True).peak_pss)
-        print(f"{images} images: {peaks[-1] / 1e6:.0f} MB", file=sys.stderr)
+        print(f"{subjects * prompts * 4} images: {peaks[-1] / 1e6:.0f} MB", file=sys.stderr)
     return peaks[1] / peaks[0]
+
+
+def drawn_minutes(folder: Path, share: float) -> float:
+    """Minutes of the drawn suite from nothing."""
+    settings = [
+        part
+        for text in (f"evaluate.images={max(2, round(256 * share))}", f"evaluate.batch_size={BATCH}")
+        for part in ("--set", text)
+    ]
+    line = [sys.executable, "-m", "realcustom", "evaluate", "--suite", "drawn", "--output", str(folder / "output")]
+    start = time.perf_counter()
+    out = subprocess.run(
+        [*line, "--workers", "2", *settings], check=True, capture_output=True, text=True, cwd=record.ROOT
+    )
+    print(out.stdout, file=sys.stderr)
+    return (time.perf_counter() - start) / 60
 
 
 def agreement() -> tuple[float, str]:
@@ -273,7 +286,9 @@ def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=METRICS, action="append", help="measure just this (repeatable)")
-    wanted = parser.parse_args().only or METRICS
+    parser.add_argument("--tiny", action="store_true", help="a twentieth of the images; nothing is written")
+    options = parser.parse_args()
+    wanted, share = options.only or METRICS, 0.05 if options.tiny else 1.0
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -283,26 +298,29 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="realcustom-evaluation-") as temporary:
         for metric in wanted:
-            value, unit, n, spread, note = measure(metric, Path(temporary) / metric)
+            value, unit, n, spread, note = measure(metric, Path(temporary) / metric, share)
             print(f"{metric}: {value:.4g} {unit} {note}", file=sys.stderr)
-            made = record.record(
-                metric, value, unit, n=n, spread=spread, command="python benchmarks/evaluation.py", commit=record.head()
-            )
+            line = f"python benchmarks/evaluation.py --only {metric}"
+            made = record.record(metric, value, unit, n=n, spread=spread, command=line, commit=record.head())
             if metric == "evaluate_metric_agreement":  # far below what the record's digits show
                 made |= {"value": float(f"{value:.3g}"), "spread": [0.0, float(f"{value:.3g}")], "against": note}
-            record.write(RESULTS, [made])
+            if not options.tiny:
+                record.write(RESULTS, [made])
 
 
-def measure(metric: str, folder: Path) -> tuple[float, str, int, tuple[float, float] | None, str]:
+def measure(metric: str, folder: Path, share: float) -> tuple[float, str, int, tuple[float, float] | None, str]:
     """Value, unit, number, spread and a note."""
     if metric == "evaluate_overhead":
-        ratios = overhead(folder)
+        ratios = overhead(folder, share)
         low, high = np.quantile(ratios, [0.05, 0.95])
         return statistics.median(ratios), "ratio", len(ratios), (float(low), float(high)), ""
     if metric == "evaluate_rerun_seconds":
-        return rerun(folder), "s", 3000, None, "of 3000 images"
+        seconds, images = rerun(folder, share)
+        return statistics.median(seconds), "s", len(seconds), (min(seconds), max(seconds)), f"of {images} images"
     if metric == "evaluate_pss_growth":
-        return pss_growth(folder), "ratio", 1, None, ""
+        return pss_growth(folder, share), "ratio", 1, None, ""
+    if metric == "evaluate_drawn_minutes":
+        return drawn_minutes(folder, share), "min", 1, None, ""
     value, other = agreement()
     return value, "abs", AGREEING, None, other
 

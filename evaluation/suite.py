@@ -57,7 +57,7 @@ class SuiteCase:
     group: str = ""  # the suite's own kind of subject or task
     truth: Photo | None = None  # the right answer, where it is known
 
-    @property
+    @functools.cached_property
     def subject(self) -> str:
         """The subjects' ids: what statistics take as one cluster."""
         return "+".join(reference.subject for reference in self.references)

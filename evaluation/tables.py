@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,19 +70,20 @@ def latex(results: Results) -> str:
 
 def parquet(measured: Sequence[Measured]) -> bytes:
     """One row an image and metric, sorted."""
-    rows = sorted(map(asdict, measured), key=lambda row: tuple(str(value) for value in row.values()))
     schema = pa.schema(
         [(name, pa.string()) for name in ("method", "subject", "prompt_id")]
         + [("seed", pa.int64()), ("metric", pa.string()), ("value", pa.float64()), ("image", pa.string())]
     )
+    rows = sorted(map(attrgetter(*schema.names), measured), key=lambda row: tuple(map(str, row)))
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(schema.names)}
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
+    pq.write_table(pa.Table.from_pydict(columns, schema=schema), buffer)
     return buffer.getvalue()
 
 
 def read_parquet(data: bytes) -> list[Measured]:
     """What `parquet` wrote."""
-    return [Measured(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    return [Measured(**row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist()]
 
 
 def _cell(cell: Cell) -> str:

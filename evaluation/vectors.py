@@ -68,7 +68,7 @@ class Vectors:
             names = [name for name in self._store.list_names(self._folder) if name.endswith(".parquet")]
             with ThreadPoolExecutor(READERS) as readers:
                 for data in readers.map(self._store.read, [storage.join(self._folder, name) for name in names]):
-                    table = pq.read_table(io.BytesIO(data))
+                    table = pq.ParquetFile(io.BytesIO(data)).read()
                     values = table["vector"].combine_chunks()
                     matrix = values.flatten().to_numpy().reshape(len(table), -1)
                     self._known |= dict(zip(table["key"].to_pylist(), matrix, strict=True))

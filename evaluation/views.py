@@ -58,13 +58,17 @@ class Views:
     def __init__(self, output: str, photos: Photos, segmenter: Segmenter | None, store: Store) -> None:
         self._folder, self._photos = storage.join(output, FOLDER), photos
         self._segmenter, self._store = segmenter, store
+        self._keys: dict[tuple[str, str | None, str, View], str] = {}
 
     def key(self, seen: Seen) -> str:
         """A hash of all that decides the view's pixels, 32 hex digits."""
-        parts = [self._photos.sha256(seen.photo.uri)]
-        if seen.view is not View.WHOLE:
-            parts += [seen.view.value, self._mask_key(seen)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        asked = (seen.photo.uri, seen.photo.mask, seen.word, seen.view)
+        if asked not in self._keys:
+            parts = [self._photos.sha256(seen.photo.uri)]
+            if seen.view is not View.WHOLE:
+                parts += [seen.view.value, self._mask_key(seen)]
+            self._keys[asked] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        return self._keys[asked]
 
     def picture(self, seen: Seen) -> Image.Image | None:
         """RGB; None for the subject's view where there is no subject."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import defaultdict
@@ -133,6 +132,4 @@ def _address(uri: str, output: str) -> str:
 
 def _json(data: Any) -> str:
     """JSON that no text can end the element of."""
-    out = io.StringIO()
-    json.dump(data, out, ensure_ascii=False, sort_keys=True)
-    return out.getvalue().replace("<", "\\u003c")
+    return json.dumps(data, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
