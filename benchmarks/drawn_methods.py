@@ -30,7 +30,7 @@ from realcustom.model import RealCustomModel
 from realcustom.output import to_images
 from realcustom.pipeline.quickstart.cases import DrawnJudge, Truth, picture
 from realcustom.sampling import SamplingParams
-from realcustom.settings import Reference
+from realcustom.settings import GuidanceMode, MethodSettings, Reference
 from realcustom.sprites import zoo_path
 from realcustom.sprites.control import Graded, grade
 from realcustom.sprites.judge import Judge
@@ -135,27 +135,29 @@ def oracle_mask(pipeline: RealCustomPipeline) -> Method:
 def ip_adapter(pipeline: RealCustomPipeline, *, given_mask: bool) -> Method:
     """diffusers' own IP-Adapter with the keys and values of `pipeline`'s adapter; its UNet is taken over.
 
+    One case a call: of a batch's image embeddings the stock pipeline makes as many copies as the batch has prompts, so
+    that each picture would attend to all subjects of the batch.
+
     Args:
         given_mask: the box in which the subject is to be, through diffusers' `ip_adapter_masks`; else no mask.
     """
     assert pipeline.image_encoder is not None
     stock, encoder = _install_ip_adapter(pipeline), pipeline.image_encoder
 
-    def method(cases: Sequence[Case]) -> Sequence[Image.Image]:
-        tokens = encoder.encode(torch.stack([encoder.prepare(case.reference) for case in cases]))
-        masks = _cells([box_mask(case.truth.question.target) for case in cases], binary=True)
-        return list(
-            stock(
-                [case.prompt for case in cases],
-                generator=noise(cases),
-                num_inference_steps=NUM_INFERENCE_STEPS,
-                guidance_scale=GUIDANCE_SCALE,
-                ip_adapter_image_embeds=[torch.cat([torch.zeros_like(tokens), tokens])[:, None]],
-                cross_attention_kwargs={"ip_adapter_masks": [torch.cat([masks, masks])]} if given_mask else None,
-            ).images
-        )
+    def one(case: Case) -> Image.Image:
+        tokens = encoder.encode(encoder.prepare(case.reference)[None])  # (1, S, Di)
+        mask = _cells([box_mask(case.truth.question.target)], binary=True)
+        image: Image.Image = stock(
+            case.prompt,
+            generator=noise([case]),
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(tokens), tokens])[:, None]],
+            cross_attention_kwargs={"ip_adapter_masks": [mask]} if given_mask else None,
+        ).images[0]
+        return image
 
-    return method
+    return lambda cases: [one(case) for case in cases]
 
 
 def baselines() -> dict[str, Method]:
@@ -165,6 +167,7 @@ def baselines() -> dict[str, Method]:
         "plain": plain(pipeline),
         "no_mask": customised(pipeline, use_mask=False),
         "masked": customised(pipeline),
+        "joint_guidance": customised(joint()),
         "ip_adapter": ip_adapter(shipped(), given_mask=False),
         "given_mask": ip_adapter(shipped(), given_mask=True),
         "oracle_mask": oracle_mask(pipeline),
@@ -172,6 +175,18 @@ def baselines() -> dict[str, Method]:
         "untrained": customised(untrained()),
         "true_drawing": lambda cases: [case.oracle for case in cases],
     }
+
+
+def joint() -> RealCustomPipeline:
+    """The shipped adapter with the guidance of the IP-Adapter: text and subject together against neither."""
+
+    def direct(settings: MethodSettings) -> MethodSettings:
+        guidance = dataclasses.replace(
+            settings.guidance, mode=GuidanceMode.DIRECT, subject_guidance_scale=GUIDANCE_SCALE
+        )
+        return dataclasses.replace(settings, guidance=guidance)
+
+    return shipped(direct)
 
 
 def binary() -> RealCustomPipeline:
