@@ -4,9 +4,10 @@
     python benchmarks/drawn_baselines.py --only untuned     # without fine-tuning
 
 Table `untuned`: text alone, the method, no mask, the method under diffusers' guidance, diffusers' IP-Adapter with our keys
-and values with and without a given mask (the box of the true object), the true silhouette as our mask, another subject's picture, new weights, the true
-drawing. Table `tuned`: LoRA and DreamBooth on 1 or 4 pictures of each subject, after 100 and 500 steps, with the seconds
-of its training on one thread, beside the method on the same questions. Writes benchmarks/results/drawn_baselines.json.
+and values with and without a given mask (the box of the true object), the true silhouette as our mask, another subject's
+picture, new weights, the true drawing. Table `tuned`: LoRA and DreamBooth on 1 or 4 pictures of each subject, after 100 and
+500 steps, with the seconds of its training on one thread, beside the method on the same questions. Writes
+benchmarks/results/drawn_baselines.json.
 """
 
 from __future__ import annotations
