@@ -12,11 +12,11 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOMENTS = 8  # steps that are shown, the first and the last among them
+MOMENTS, LINE = 8, 4  # steps that are shown, the first and the last among them; and of those in a line
 
 
 def film_of(masks: Sequence[tuple[Tensor, ...]], row: int) -> bytes | None:
-    """PNG, grey: a column for each of up to `MOMENTS` steps, from the first to the last, a line for each subject.
+    """PNG, grey: the masks of up to `MOMENTS` steps in reading order, `LINE` in a line, each subject's lines below another.
 
     Args:
         masks: of each step, of each subject, (B, 1, h, w) in [0, 1].
@@ -27,8 +27,17 @@ def film_of(masks: Sequence[tuple[Tensor, ...]], row: int) -> bytes | None:
     if not masks:
         return None
     steps = np.unique(np.linspace(0, len(masks) - 1, MOMENTS).round().astype(int))
-    columns = [np.concatenate([mask[row, 0].float().cpu().numpy() for mask in masks[step]]) for step in steps]
-    grey = np.concatenate(columns, axis=1)  # (subjects * h, moments * w)
+    lines = [
+        _line([masks[step][subject][row, 0].float().cpu().numpy() for step in steps[start : start + LINE]])
+        for subject in range(len(masks[0]))
+        for start in range(0, len(steps), LINE)
+    ]
     buffer = io.BytesIO()
-    Image.fromarray((grey * 255).round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray((np.concatenate(lines) * 255).round().clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _line(shown: Sequence[np.ndarray]) -> np.ndarray:
+    """Masks (h, w) side by side, black where there are fewer than `LINE`: (h, LINE * w)."""
+    joined = np.concatenate(shown, axis=1)
+    return np.pad(joined, ((0, 0), (0, LINE * shown[0].shape[1] - joined.shape[1])))

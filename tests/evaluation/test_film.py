@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from realcustom.evaluation.film import MOMENTS, film_of
+from realcustom.evaluation.film import LINE, MOMENTS, film_of
 
 STEPS, BATCH, HEIGHT, WIDTH = 20, 2, 3, 4
 
@@ -18,7 +18,7 @@ def read(data: bytes | None) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def test_columns_are_steps_and_lines_are_subjects() -> None:
+def test_steps_are_in_reading_order_and_subjects_below_each_other() -> None:
     """Each mask holds one number, which says its step, subject and row of the batch."""
     level = np.arange(STEPS * 2 * BATCH).reshape(STEPS, 2, BATCH)
     masks = [
@@ -29,16 +29,16 @@ def test_columns_are_steps_and_lines_are_subjects() -> None:
         for step in range(STEPS)
     ]
     film = read(film_of(masks, row=1))
-    assert film.shape == (2 * HEIGHT, MOMENTS * WIDTH)
-    shown = film[::HEIGHT, ::WIDTH]  # (2, MOMENTS)
+    assert film.shape == (2 * MOMENTS // LINE * HEIGHT, LINE * WIDTH)
+    shown = film[::HEIGHT, ::WIDTH].reshape(2, MOMENTS)
     assert shown[:, 0].tolist() == level[0, :, 1].tolist() and shown[:, -1].tolist() == level[-1, :, 1].tolist()
     assert [(column == level[:, :, 1]).all(1).sum() for column in shown.T] == [1] * MOMENTS
-    assert (np.repeat(np.repeat(shown, HEIGHT, 0), WIDTH, 1) == film).all()
+    assert (np.kron(film[::HEIGHT, ::WIDTH], np.ones((HEIGHT, WIDTH))) == film).all()
 
 
 def test_fewer_steps_than_moments_are_each_shown_once() -> None:
     masks = [(torch.full((1, 1, HEIGHT, WIDTH), step / 4),) for step in range(3)]
-    assert read(film_of(masks, row=0))[0, ::WIDTH].tolist() == [0, 64, 128]
+    assert read(film_of(masks, row=0))[0, ::WIDTH].tolist() == [0, 64, 128, 0]
 
 
 def test_no_mask_no_film() -> None:
