@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import record
 import torch
-from drawn_methods import baselines, cases_of, customised, graded, mixed_cases, plain
+from drawn_methods import baselines, cases_of, customised, graded, mixed_cases, only, plain
 from drawn_tables import Row, interval, kept_answers, resample, write_table
 from fine_tuning import Training, fine_tuned, pixels
 from synthetic_world import shipped
@@ -50,10 +50,10 @@ def row(name: str, drawn: np.ndarray, cases: Sequence[Case]) -> Row:
     }
 
 
-def untuned(images: int, work: Path) -> Iterator[Row]:
+def untuned(images: int, work: Path, wanted: Sequence[str]) -> Iterator[Row]:
     """The baselines that train nothing; their pictures are those of benchmarks/metric_validity.py."""
     cases = mixed_cases(images)
-    for name, method in baselines().items():
+    for name, method in only(baselines(), wanted).items():
         yield row(name, kept_answers(work / f"{name}-{images}.npy", lambda method=method: method, cases), cases)  # type: ignore[misc]
 
 
@@ -90,14 +90,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("untuned", "tuned"), nargs="+", default=("untuned", "tuned"))
     parser.add_argument("--images", type=int, default=84, help="of each method that trains nothing")
+    parser.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="just these of the untuned")
     parser.add_argument("--subjects", type=int, default=12, help="that are fine-tuned")
     parser.add_argument("--work", type=Path, default=Path("outputs/drawn_methods"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     command = f"python benchmarks/drawn_baselines.py --images {options.images} --subjects {options.subjects}"
+    command += f" --methods {' '.join(options.methods)}" if options.methods else ""
     if "untuned" in options.only:
-        write_table(options.output, "untuned", untuned(options.images, options.work), command)
+        write_table(options.output, "untuned", untuned(options.images, options.work, options.methods), command)
     if "tuned" in options.only:
         write_table(options.output, "tuned", tuned(options.subjects, options.work), command)
 

@@ -7,7 +7,7 @@ mask's source, a scope or a number of steps is an argument of `customised`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +175,14 @@ def baselines() -> dict[str, Method]:
         "untrained": customised(untrained()),
         "true_drawing": lambda cases: [case.oracle for case in cases],
     }
+
+
+def only(methods: Mapping[str, Method], wanted: Sequence[str]) -> Mapping[str, Method]:
+    """Those that are wanted, all for none. Raises ValueError for a name that is none of theirs."""
+    unknown = [name for name in wanted if name not in methods]
+    if unknown:
+        raise ValueError(f"there is no method {unknown[0]}; there are {', '.join(methods)}")
+    return {name: method for name, method in methods.items() if not wanted or name in wanted}
 
 
 def joint() -> RealCustomPipeline:

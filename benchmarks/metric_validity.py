@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import record
 import torch
-from drawn_methods import Method, baselines, binary, customised, graded, mixed_cases
+from drawn_methods import Method, baselines, binary, customised, graded, mixed_cases, only
 from drawn_tables import Row, interval, kept_answers, resample, write_table
 from neural_metrics import Metrics
 from PIL import Image
@@ -147,12 +147,12 @@ def methods() -> dict[str, Method]:
     return {**baselines(), **sampled, **drawn}
 
 
-def measured(images: int, work: Path) -> tuple[dict[str, Values], list[Case]]:
-    """Truths and metrics of every method's pictures, and the cases."""
+def measured(images: int, work: Path, wanted: Sequence[str]) -> tuple[dict[str, Values], list[Case]]:
+    """Truths and metrics of the pictures of every method, or of those that are wanted, and the cases."""
     cases = mixed_cases(images)
     judge, metrics = Judge.load(zoo_path("judge")), Metrics()
     found: dict[str, Values] = {}
-    for name, method in methods().items():
+    for name, method in only(methods(), wanted).items():
         drawn = kept_answers(work / f"{name}-{images}.npy", lambda method=method: method, cases)  # type: ignore[misc]
         truth = graded(judge, drawn, cases)
         found[name] = {**{one: getattr(truth, one) for one in TRUTHS}, **metrics(drawn, cases)}
@@ -217,6 +217,8 @@ def pair_rows(found: Mapping[str, Values], counts: np.ndarray) -> Iterator[Row]:
 def rung_rows(found: Mapping[str, Values], counts: np.ndarray) -> Iterator[Row]:
     """By metric, truth and rung: the share of questions whose worse drawing it prefers (half of a tie)."""
     for truth, ladder in RUNGS.items():
+        if not set(ladder) <= set(found):
+            continue  # only some methods were wanted
         for metric, (better, worse) in itertools.product([*TRUTHS, *metric_names(found)], itertools.pairwise(ladder)):
             change = found[better][metric] - found[worse][metric]
             share = interval((change < 0) + 0.5 * (change == 0), counts)
@@ -233,13 +235,15 @@ def main() -> None:
     """Draw what is missing, measure it, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=84, help="of each method")
+    parser.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="just these, and no others")
     parser.add_argument("--work", type=Path, default=Path("outputs/drawn_methods"), help="where pictures are kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found, cases = measured(options.images, options.work)
+    found, cases = measured(options.images, options.work, options.methods)
     counts = resample(cases)[:500]
     command = f"python benchmarks/metric_validity.py --images {options.images}"
+    command += f" --methods {' '.join(options.methods)}" if options.methods else ""
     tables = {
         "correlations": correlation_rows,
         "pairs": pair_rows,
