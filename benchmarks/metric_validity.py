@@ -1,6 +1,6 @@
 """How far each neural metric can be trusted: its rank correlation with what is true, over methods of known order.
 
-    python benchmarks/metric_validity.py            # about 10 minutes on one core; goes on where it stopped
+    python benchmarks/metric_validity.py            # about 15 minutes on one core; goes on where it stopped
     python benchmarks/metric_validity.py --images 8 --output /tmp/look.json
 
 At least 2,000 pictures by the methods of METHODS, half of them of plain questions and half of prompts that contradict their
