@@ -73,7 +73,8 @@ class BatchSize(enum.Enum):
 class DownloadSettings:
     """How pictures are fetched by URL (tries and waits are those of `execution`). Not part of the fingerprint."""
 
-    connections: int = 32  # at once, of one worker
+    connections: int = 128  # at once, of one worker
+    units: int = 8  # units that a worker has at once: those whose last rows are slow end beside the next ones
     per_host: int = 4  # at once to one host, of all workers together (each has a share, at least one)
     timeout: float = 30.0  # seconds for one try, from the first byte sent to the last received
     # seconds without a byte after which a try is given up; a host that never said anything is then not asked again
@@ -81,7 +82,7 @@ class DownloadSettings:
     user_agent: str = "realcustom"  # HTTP User-Agent, and the name by which a robots opt-out can address us
 
     def __post_init__(self) -> None:
-        _at_least(1, connections=self.connections, per_host=self.per_host)
+        _at_least(1, connections=self.connections, per_host=self.per_host, units=self.units)
         if not (self.timeout > 0 and self.silence > 0):
             raise UsageError(f"timeout and silence must be above 0 seconds, got {self.timeout} and {self.silence}")
         if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent.strip():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.batch_size import probe, probe_on_worker
 from realcustom.preprocessing.engine.model_check import check_loading
 from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, read_unit
+from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, do_unit
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Units one after the other in this process: for a few pictures, tests, previews and notebooks."""
+    """Units in this process, one after the other (those that wait for a network some at a time): for a few pictures, tests, previews and notebooks."""
 
     def __init__(self) -> None:
         self._loaded: tuple[StageJob, Processor] | None = None  # loaded by `check`: models are loaded once
@@ -54,14 +55,19 @@ class InProcess:
         """Process and commit units in this process."""
         loaded, self._loaded = self._loaded, None
         processor = loaded[1] if loaded is not None and loaded[0] == replace(job, claims=None) else Processor(job)
-        for unit in units:
+        job, _ = job.share(job, units, 1) if job.share is not None else (job, [])
+
+        def work(unit: Unit) -> Counts | None:
             try:
-                data = read_unit(job, unit)
+                return do_unit(processor, job, unit)
             except UnitTaken:
-                continue
-            sealed = processor(unit, data)
-            commit_unit(job, unit, sealed)
-            yield sealed.counts
+                return None
+
+        if job.units_at_once == 1:
+            yield from (counts for unit in units if (counts := work(unit)) is not None)
+            return
+        with ThreadPoolExecutor(job.units_at_once) as threads:
+            yield from (counts for counts in threads.map(work, units) if counts is not None)
 
 
 class OnRay:

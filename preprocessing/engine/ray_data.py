@@ -1,6 +1,6 @@
 """A stage's units through Ray Data: one row per unit, so that a unit stays whole through every operator.
 
-A stage without models is one task per unit. A stage with models is three operators, reading -> a pool of actors that
+A stage without models is one task per unit, or, where units wait for a network, actors that have several at once. A stage with models is three operators, reading -> a pool of actors that
 hold the models -> writing, so that storage and models work at the same time and memory holds a few units.
 """
 
@@ -18,9 +18,9 @@ from ray.actor import ActorHandle
 
 from realcustom import log
 from realcustom.errors import UsageError
-from realcustom.preprocessing.engine.cluster import model_workers, task_limit
+from realcustom.preprocessing.engine.cluster import model_workers, task_limit, task_workers
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
-from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, read_unit
+from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, do_unit, read_unit
 from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.settings import Device
@@ -46,8 +46,12 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
     deaths = start_counting(job.name)
-    run = _with_models if job.models else _without_models
-    dataset = run(dataset, job, deaths, len(units))
+    if job.models:
+        dataset = _with_models(dataset, job, deaths, len(units))
+    elif job.units_at_once > 1:
+        dataset = _several_at_once(dataset, job, deaths, units)
+    else:
+        dataset = _without_models(dataset, job, deaths, len(units))
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
         if row["refusal"]:
@@ -97,6 +101,35 @@ def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandl
         compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, units)),  # Ray warns of more tasks
         num_cpus=1,
     )
+
+
+def _several_at_once(
+    dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: tuple[Unit, ...]
+) -> ray.data.Dataset:
+    return dataset.map_batches(
+        _ThreadedWorker,
+        fn_constructor_args=(job, deaths, job.settings.execution.max_worker_deaths, log.level()),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            size=task_workers(job, units),
+            max_tasks_in_flight_per_actor=job.units_at_once,
+            max_concurrent_calls_per_actor=job.units_at_once,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=1,
+    )
+
+
+class _ThreadedWorker:
+    """An actor that does several units at once, each in a thread of its own."""
+
+    def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
+        log.configure(log_level)
+        self._work = _counted("whole", _whole(job), deaths, limit)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._work(batch)
 
 
 class _ModelWorker:
@@ -164,9 +197,8 @@ def _whole(job: StageJob) -> _Operator:
         unit = _unit(batch)
 
         def work() -> pa.Table:
-            sealed = Processor(job)(unit, read_unit(job, unit))
-            commit_unit(job, unit, sealed)
-            return _row(unit.to_json(), counts=json.dumps(sealed.counts.to_dict()))
+            counts = do_unit(Processor(job), job, unit)
+            return _row(unit.to_json(), counts=json.dumps(counts.to_dict()))
 
         return _guarded(batch, work)
 

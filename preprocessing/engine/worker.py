@@ -14,7 +14,7 @@ from realcustom.leases import Claims
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.ledger import UnitResult
-from realcustom.preprocessing.engine.unit import SealedUnit, Unit
+from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.store import Store, refusals
@@ -66,6 +66,7 @@ class StageJob:
     loads_without_weights: bool = True  # whether that is possible
     claims: Claims | None = None  # of a run that shares its units with others
     share: Callable[[StageJob, Sequence[Unit], int], tuple[StageJob, list[str]]] | None = None  # as Stage has it
+    units_at_once: int = 1  # of one worker, each in a thread: for work that waits more than it computes
 
     @property
     def section(self) -> Any:
@@ -163,6 +164,14 @@ def load_work(job: StageJob) -> Work:
         names = " and ".join(f"{job.name}.{name}={model}" for name, model in job.given.items())
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise UsageError(f"{names} cannot be loaded: {kind}{error}") from error
+
+
+def do_unit(processor: Processor, job: StageJob, unit: Unit) -> Counts:
+    """Read, process and commit a unit; its counts. Raises UnitTaken."""
+    data = read_unit(job, unit)
+    sealed = processor(unit, data)
+    commit_unit(job, unit, sealed)
+    return sealed.counts
 
 
 def commit_unit(job: StageJob, unit: Unit, sealed: SealedUnit) -> None:

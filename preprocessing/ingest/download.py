@@ -7,10 +7,9 @@ answer after all tries is a fault: many faults stop the job, as an outage of the
 from __future__ import annotations
 
 import asyncio
-import collections
 import re
+import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -19,12 +18,12 @@ from realcustom.http_retry import (
     is_passing,
     no_answer,
     retry_after,
-    run_in_thread,
     with_retries,
 )
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded, naming
 from realcustom.preprocessing.ingest.hosts import hosts_of_worker
-from realcustom.preprocessing.ingest.url_safety import UrlTarget, resolve
+from realcustom.preprocessing.ingest.session import Session, shared_session
+from realcustom.preprocessing.ingest.url_safety import PinnedRequest, UrlTarget, resolve
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.retry import RetrySettings
 
@@ -34,93 +33,90 @@ _WITH_VALUE = frozenset(
 )  # no robots' names
 _ROBOT = re.compile(r"[a-z][^\s:]*")  # a robot's name; the date of `unavailable_after` also has a colon
 OPT_OUT = frozenset({"noai", "noimageai"})  # directives of X-Robots-Tag against use in the training of models
-_ACCEPT = "image/jpeg, image/png, image/webp, image/gif, image/bmp, */*;q=0.1"  # what is decoded here
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# what a name server says of a name that is not there; no name server that answers is another thing
+_NO_SUCH_NAME = frozenset(getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name))
 
 Result = bytes | RowExcluded
 
 
 def download(urls: Sequence[bytes | None], settings: IngestSettings, retries: RetrySettings) -> list[Result]:
     """The result of each URL, in their order: the bytes, or why there are none."""
-    return run_in_thread(_Downloader(settings, retries).all(urls))
+    with shared_session(settings.download) as session:
+        return session.run(_Downloader(session, settings, retries).all(urls))
 
 
 class _Downloader:
-    """One client for the URLs of a unit."""
+    """The URLs of a unit."""
 
-    def __init__(self, settings: IngestSettings, retries: RetrySettings):
-        self._settings, self._retries = settings, retries
-        self._all = asyncio.Semaphore(settings.download.connections)
+    def __init__(self, session: Session, settings: IngestSettings, retries: RetrySettings):
+        self._session, self._settings, self._retries = session, settings, retries
         self._known = hosts_of_worker()
-        self._hosts: dict[str, asyncio.Semaphore] = collections.defaultdict(
-            lambda: asyncio.Semaphore(settings.download.per_host)
-        )
 
     async def all(self, urls: Sequence[bytes | None]) -> list[Result]:
         """All URLs at once, within the limits."""
-        headers = {"User-Agent": self._settings.download.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "identity"}
-        # a connection belongs to an address and a host name: it is not reused for another name
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        download = self._settings.download
-        patience = min(download.silence, download.timeout)
-        timeout = httpx.Timeout(download.timeout, connect=patience, read=patience)
-        # names are looked up by threads, of which asyncio has few: dead names would keep all of them
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(download.connections))
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=False) as client:
-            return await asyncio.gather(*(self._one(client, url) for url in urls))
+        return await asyncio.gather(*(self._one(url) for url in urls))
 
-    async def _one(self, client: httpx.AsyncClient, url: bytes | None) -> Result:
+    async def _one(self, url: bytes | None) -> Result:
         try:
             with naming(f"URL {url!r}"):
-                return await self._patiently(client, _text(url))
+                return await self._patiently(_text(url))
         except RowExcluded as why:
             return why
 
-    async def _patiently(self, client: httpx.AsyncClient, url: str) -> bytes:
+    async def _patiently(self, url: str) -> bytes:
         try:
-            return await with_retries(lambda: self._follow(client, url), self._retries)
+            return await with_retries(lambda: self._follow(url), self._retries)
         except TryAgain as error:
             raise DataError(DataFault.UNREACHABLE, f"{error.what}: {url}") from error
 
-    async def _follow(self, client: httpx.AsyncClient, url: str) -> bytes:
+    async def _follow(self, url: str) -> bytes:
         """One try: the picture. Each redirect is checked as the first URL was."""
         for _ in range(MAX_REDIRECTS + 1):
             target = UrlTarget.parse(url)
-            async with self._hosts[target.host]:
-                self._require_alive(target, url)
-                async with self._all:
-                    answer = await self._guarded_get(client, url, target.site)
+            async with self._session.turn(target.host):
+                answer = await self._ask(target, url)
             if isinstance(answer, bytes):
                 return answer
             url = answer
         raise RowDropped("too_many_redirects", f"more than {MAX_REDIRECTS}, the last one to {url}")
 
-    def _require_alive(self, target: UrlTarget, url: str) -> None:
-        if self._known.is_dead(target.site):
-            raise DataError(
-                DataFault.UNREACHABLE, f"{target.site} gave no answer before, and is not asked again: {url}"
-            )
+    async def _ask(self, target: UrlTarget, url: str) -> bytes | str:
+        if not self._known.has_answered(target.site):
+            async with self._session.probe(target.site):
+                if not self._known.has_answered(target.site):
+                    if self._known.is_dead(target.site):
+                        message = f"{target.site} gave no answer before, and is not asked again: {url}"
+                        raise DataError(DataFault.UNREACHABLE, message)
+                    return await self._guarded_get(target, url)
+        return await self._guarded_get(target, url)
 
-    async def _guarded_get(self, client: httpx.AsyncClient, url: str, site: str) -> bytes | str:
+    async def _guarded_get(self, target: UrlTarget, url: str) -> bytes | str:
         try:
-            async with asyncio.timeout(self._settings.download.timeout):
-                return await self._get(client, url, site)
+            async with asyncio.timeout(self._session.patience):
+                request = await resolve(target, self._settings.private_addresses)
+            async with self._session.connections, asyncio.timeout(self._settings.download.timeout):
+                return await self._get(request, target, url)
         except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
             if isinstance(error, (httpx.ConnectError, httpx.TimeoutException, TimeoutError)):
-                self._known.was_silent(site)
+                self._known.was_silent(target.site)
             raise TryAgain(no_answer(error)) from error
-        except OSError as error:  # the host name was not found
-            self._known.was_silent(site)
-            raise TryAgain(f"no such host ({type(error).__name__})") from error
+        except socket.gaierror as error:
+            if error.errno in _NO_SUCH_NAME:
+                self._known.is_gone(target.site)
+                raise DataError(DataFault.UNREACHABLE, f"no such host: {url}") from error
+            self._known.was_silent(target.site)
+            raise TryAgain(f"the host's name cannot be looked up ({error.strerror})") from error
+        except OSError as error:
+            self._known.was_silent(target.site)
+            raise TryAgain(no_answer(error)) from error
 
-    async def _get(self, client: httpx.AsyncClient, url: str, site: str) -> bytes | str:
+    async def _get(self, request: PinnedRequest, target: UrlTarget, url: str) -> bytes | str:
         """The body, or where a redirect leads."""
-        target = UrlTarget.parse(url)
-        request = await resolve(target, self._settings.private_addresses)
-        async with client.stream(
+        async with self._session.client.stream(
             "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
         ) as response:
-            self._known.answered(site)
+            self._known.answered(target.site)
             status, headers = response.status_code, response.headers
             if is_passing(status):
                 raise TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))

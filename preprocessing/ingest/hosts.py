@@ -1,4 +1,4 @@
-"""What a worker has learnt of the hosts that it asked: their addresses, and which of them never answer.
+"""What a worker has learnt of the hosts that it asked: which of them never answer.
 
 A corpus has many URLs of few hosts, and in an old one many hosts are gone. The wait for one that is gone is paid once.
 """
@@ -28,6 +28,15 @@ class Hosts:
         with self._lock:
             self._answered.add(host)
             self._silent.pop(host, None)
+
+    def has_answered(self, host: str) -> bool:
+        """Whether a host ever gave some answer."""
+        return host in self._answered
+
+    def is_gone(self, host: str) -> None:
+        """Note that there is no such host."""
+        with self._lock:
+            self._silent[host], self._since[host] = SILENT, time.monotonic()
 
     def was_silent(self, host: str) -> None:
         """Note that a host could not be found or reached, or said nothing in time."""

@@ -81,7 +81,8 @@ def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) ->
 
 
 def share_hosts(job: StageJob, units: Sequence[Unit], workers: int) -> tuple[StageJob, list[str]]:
-    """The job with `per_host` of its downloads divided among that many workers; and a warning for the user."""
+    """The job with `per_host` of its downloads divided among that many workers, each of which has several units at once; and
+    a warning for the user."""
     if not any(unit.kind is UnitKind.URLS for unit in units):
         return job, []
     ingest = job.settings.ingest
@@ -93,4 +94,5 @@ def share_hosts(job: StageJob, units: Sequence[Unit], workers: int) -> tuple[Sta
             f"ingest.download.per_host={per_host}; execution.workers={per_host} keeps to it"
         )
     download = replace(ingest.download, per_host=max(1, per_host // workers))
-    return replace(job, settings=replace(job.settings, ingest=replace(ingest, download=download))), notes
+    settings = replace(job.settings, ingest=replace(ingest, download=download))
+    return replace(job, settings=settings, units_at_once=download.units), notes

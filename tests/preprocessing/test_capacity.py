@@ -46,7 +46,8 @@ def test_workers_share_what_a_host_is_asked(
     assert fitted.settings.ingest.download.per_host == share
     assert bool(notes) is (per_host == 4 and workers is None)
     assert not notes or "5 at once instead of ingest.download.per_host=4; execution.workers=4 keeps to it" in notes[0]
-    assert replace(fitted, settings=whole.settings) == whole
+    assert fitted.units_at_once == whole.settings.ingest.download.units
+    assert replace(fitted, settings=whole.settings, units_at_once=1) == whole
     pictures = [replace(unit, kind=UnitKind.PICTURES) for unit in UNITS]
     assert fit_to_cluster(whole, pictures) == (whole, [])
 
