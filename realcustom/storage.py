@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
 
 from pyarrow import fs
 
@@ -226,7 +228,29 @@ def _client_of(*settings: str | None) -> Any:
     from botocore.config import Config
 
     retries = {"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}
-    return boto3.Session().client("s3", config=Config(retries=retries))
+    client = boto3.Session().client("s3", config=Config(retries=retries))
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _read_page)
+    return client
+
+
+def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Read the files of a page of a listing here, at a tenth of botocore's cost, and leave it the rest of the page.
+
+    They come as `Files`: key, size and ETag of each.
+    """
+    if response_dict["status_code"] != 200:
+        return
+    page = ElementTree.fromstring(response_dict["body"])
+    space = page.tag.rpartition("}")[0] + "}" if page.tag.startswith("{") else ""
+    is_encoded = page.findtext(f"{space}EncodingType") == "url"
+    files = []
+    for item in page.findall(f"{space}Contents"):
+        found = {child.tag[len(space) :]: child.text or "" for child in item}
+        key = unquote_plus(found["Key"]) if is_encoded else found["Key"]
+        files.append((key, int(found["Size"]), found["ETag"].strip('"')))
+        page.remove(item)
+    customized_response_dict["Files"] = files
+    response_dict["body"] = ElementTree.tostring(page)
 
 
 def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
@@ -247,21 +271,23 @@ def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
 
 
 def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
+    return sorted(iterate_objects(uri, recursive), key=lambda entry: entry.name)
+
+
+def iterate_objects(uri: str, recursive: bool = True) -> Iterator[FileEntry]:
+    """All objects below `uri`, as they are listed: by their whole keys in order of UTF-8, if the store does as S3."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     client = s3_client()  # pyarrow's listing has no ETag
     # with a delimiter the store leaves out keys in folders below, which would fill the pages of 1000 keys
     options = {} if recursive else {"Delimiter": "/"}
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
-    entries, exists = [], False
+    exists = False
     for page in pages:
-        exists = exists or bool(page.get("Contents") or page.get("CommonPrefixes"))
-        for item in page.get("Contents", []):
-            name = item["Key"][len(prefix) :]
-            if not name or name.endswith("/"):
-                continue
-            entry_uri = f"s3://{bucket}/{item['Key']}"
-            entries.append(FileEntry(name=name, uri=entry_uri, size=item["Size"], version=item["ETag"].strip('"')))
+        exists = exists or bool(page["Files"] or page.get("CommonPrefixes"))
+        for key, size, version in page["Files"]:
+            name = key[len(prefix) :]
+            if name and not name.endswith("/"):
+                yield FileEntry(name=name, uri=f"s3://{bucket}/{key}", size=size, version=version)
     if not exists:
         raise MissingFile(f"no folder at {uri}")
-    return sorted(entries, key=lambda entry: entry.name)

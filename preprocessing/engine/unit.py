@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import base64
 import enum
 import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,44 @@ class InputFile:
     right: bool = False  # whether it is on the second of two sides that are compared
 
 
+class PackedFiles(Sequence[InputFile]):
+    """A unit's files, compressed: a corpus of ten million pictures is planned in the driver's memory."""
+
+    def __init__(self, packed: bytes, count: int):
+        self._packed, self._count = packed, count
+
+    @classmethod
+    def of(cls, files: Sequence[Mapping[str, Any]]) -> PackedFiles:
+        """Of the fields of each InputFile those that are not its defaults."""
+        return cls(zlib.compress(json.dumps(files).encode(), 1), len(files))
+
+    def to_text(self) -> str:
+        """As text, for sending."""
+        return f"{self._count} {base64.b85encode(self._packed).decode()}"
+
+    @classmethod
+    def from_text(cls, text: str) -> PackedFiles:
+        """The files of `to_text`."""
+        count, _, packed = text.partition(" ")
+        return cls(base64.b85decode(packed), int(count))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[InputFile]:
+        for file in json.loads(zlib.decompress(self._packed)):
+            yield InputFile(**{**file, "captions": tuple(file.get("captions", ()))})
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._packed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """A piece of the work: done entirely or not at all."""
@@ -51,7 +90,7 @@ class Unit:
     name: str  # names its outputs
     identity: str  # identity of its input; if it changes, the unit is done again
     kind: UnitKind
-    files: tuple[InputFile, ...]
+    files: Sequence[InputFile]  # a tuple, or PackedFiles
     first: int = 0  # row of the table that the unit begins with
     count: int | None = None  # rows of the table that belong to the unit; null: all
     byte_range: tuple[int, int] | None = None  # CSV only: the bytes of those rows, the first and the one after the last
@@ -59,13 +98,18 @@ class Unit:
 
     def to_json(self) -> str:
         """As text, for sending through Ray."""
-        return json.dumps({**dataclasses.asdict(self), "kind": self.kind.value})
+        files = self.files.to_text() if isinstance(self.files, PackedFiles) else [vars(file) for file in self.files]
+        return json.dumps({**vars(self), "kind": self.kind.value, "files": files})
 
     @classmethod
     def from_json(cls, text: str) -> Unit:
         """The unit of `to_json`."""
         data = json.loads(text)
-        files = tuple(InputFile(**{**file, "captions": tuple(file["captions"])}) for file in data["files"])
+        files: Sequence[InputFile]
+        if isinstance(data["files"], str):
+            files = PackedFiles.from_text(data["files"])
+        else:
+            files = tuple(InputFile(**{**file, "captions": tuple(file["captions"])}) for file in data["files"])
         pairs = {name: tuple(data[name]) if data[name] is not None else None for name in ("byte_range", "bits")}
         return cls(**{**data, **pairs, "kind": UnitKind(data["kind"]), "files": files})
 

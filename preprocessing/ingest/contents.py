@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
@@ -29,14 +31,15 @@ class Contents:
     shards: list[FileEntry] = field(default_factory=list)
     parquet: list[FileEntry] = field(default_factory=list)
     sheets: list[FileEntry] = field(default_factory=list)  # tables in text files
-    pictures: list[FileEntry] = field(default_factory=list)
+    pictures: Entries  # so many that no list is made of them
     others: list[FileEntry] = field(default_factory=list)
 
     @classmethod
-    def of(cls, entries: Iterable[FileEntry]) -> Contents:
+    def of(cls, entries: Entries) -> Contents:
         """Sort them."""
-        found = cls()
-        for entry in entries:
+        pictures, rest = entries.where(is_picture_name)
+        found = cls(pictures=pictures)
+        for entry in rest:
             name = plain_name(entry.name)
             if name.endswith(".tar"):
                 found.shards.append(entry)
@@ -45,8 +48,16 @@ class Contents:
             elif name.endswith(TABLES):
                 found.sheets.append(entry)
             else:
-                (found.pictures if is_picture_name(entry.name) else found.others).append(entry)
+                found.others.append(entry)
         return found
+
+    def but_pictures(self) -> list[FileEntry]:
+        """All other files, by name."""
+        return sorted((*self.shards, *self.parquet, *self.sheets, *self.others), key=lambda entry: entry.name)
+
+    def all(self) -> Iterator[FileEntry]:
+        """All files, by name."""
+        return heapq.merge(self.but_pictures(), self.pictures, key=lambda entry: entry.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +65,7 @@ class Source:
     """What is read of a corpus."""
 
     kind: SourceKind
-    files: list[FileEntry]
+    files: Sequence[FileEntry]
     beside: list[FileEntry] = field(default_factory=list)  # files that a tool wrote with these
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from realcustom import storage
+from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import StageInput
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
 from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_caption_tables
 from realcustom.preprocessing.ingest.columns import by_rule
-from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.preprocessing.ingest.contents import Contents, Source, find_source
 from realcustom.preprocessing.ingest.folder import sidecar_name, sidecar_names
 from realcustom.preprocessing.ingest.listing import (
@@ -25,7 +25,6 @@ from realcustom.preprocessing.ingest.listing import (
     Listing,
     NotRead,
     is_addressable,
-    is_picture_name,
     kind_of,
     list_corpus,
     pictures_among,
@@ -58,12 +57,12 @@ def open_corpus(uri: str, settings: PreprocessSettings, store: Store) -> StageIn
 
 def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit], dict[str, Any]]:
     listing = list_corpus(uri, store)
-    names = {entry.name for entry in listing.files}
+    contents = Contents.of(_without_stages(listing.files))
     # the shards of `export` are a corpus
-    if "stage.json" in names and not any(name.endswith(".tar") for name in names):
+    if not contents.shards and any(entry.name == "stage.json" for entry in contents.others):
         raise UsageError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
-    entries = _addressable(_without_stages(listing.files), listing.not_read)
-    contents = Contents.of(entries)
+    for kind in ("parquet", "sheets", "others"):
+        setattr(contents, kind, _addressable(getattr(contents, kind), listing.not_read))
     source = find_source(uri, contents, settings, store)
     _check_settings(uri, source, settings)
     if source.kind is SourceKind.PICTURES:
@@ -71,7 +70,7 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
     unreadable = next((entry.name for entry in source.files if not is_text(entry.name)), None)
     if unreadable is not None:
         raise UsageError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
-    account = _account(entries, len(source.files), (*source.files, *source.beside), listing.not_read)
+    account = _account(contents.all(), len(source.files), (*source.files, *source.beside), listing.not_read)
     if source.kind is SourceKind.URLS:
         return url_units(source.files, settings, store), account
     if source.kind is SourceKind.PARQUET:
@@ -95,19 +94,19 @@ def _check_settings(uri: str, source: Source, settings: IngestSettings) -> None:
         )
 
 
-def _without_stages(entries: Sequence[FileEntry]) -> list[FileEntry]:
+def _without_stages(entries: Entries) -> Entries:
     """The files that are not in a stage's directory below the corpus: they were not there before a run wrote them."""
-    homes = {posixpath.dirname(entry.name) for entry in entries if posixpath.basename(entry.name) == "stage.json"}
+    _, descriptions = entries.where(lambda name: not name.endswith("/stage.json"))
+    homes = {posixpath.dirname(entry.name) for entry in descriptions}
     stages = tuple(f"{home}/" for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home)))
-    return [entry for entry in entries if not entry.name.startswith(stages)]
+    return entries.where(lambda name: not name.startswith(stages))[0] if stages else entries
 
 
 def _addressable(entries: Sequence[FileEntry], not_read: NotRead) -> list[FileEntry]:
-    """The files that can be opened. Of those that cannot, pictures and shards stay: they are quarantined by name."""
+    """The files that can be opened. Pictures and shards are not asked: those that cannot are quarantined by name."""
     kept = []
     for entry in entries:
-        is_row = is_picture_name(entry.name) or plain_name(entry.name).endswith(".tar")
-        if is_row or is_addressable(entry.name) or not is_text(entry.name):
+        if is_addressable(entry.name) or not is_text(entry.name):
             kept.append(entry)
         else:
             not_read.add(UNNAMED, entry.name)
@@ -141,14 +140,14 @@ def _folder(
 ) -> tuple[list[Unit], dict[str, Any]]:
     """The units of a folder of pictures."""
     # the pictures among them are so many that no set of their names is made
-    others = sorted(
-        (*contents.shards, *contents.parquet, *contents.sheets, *contents.others), key=lambda entry: entry.name
-    )
+    others = contents.but_pictures()
     found = {entry.name for entry in (*source.beside, *([] if contents.pictures else source.files))}
     left = [entry for entry in others if entry.name not in found]
     sidecars = {sidecar_name(entry.name, settings): entry for entry in left if sidecar_name(entry.name, settings)}
     more = pictures_among((entry for entry in left if not sidecar_name(entry.name, settings)), store)
-    pictures = sorted([*source.files, *more], key=lambda entry: entry.name) if more else source.files
+    pictures: Sequence[FileEntry] = contents.pictures.with_more(more)
+    if not contents.pictures:
+        pictures = sorted([*source.files, *more], key=lambda entry: entry.name)
     beside = _beside(pictures, sidecars, settings)
     own = [*source.beside, *more, *(one for texts in beside.values() for one in texts)]
     describe = describer(settings, store)

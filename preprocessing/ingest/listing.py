@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from realcustom import storage
+from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing.inputs import files_of
 from realcustom.preprocessing.pictures import EXTENSIONS, FIRST_BYTES, UNDECODED_EXTENSIONS, looks_like_picture
@@ -36,6 +38,11 @@ HIDDEN, SYSTEM, LINK, DANGLING, SPECIAL, UNNAMED = (
 _NO_PICTURES = (
     *("txt", "caption", "json", "jsonl", "csv", "tsv", "gz", "parquet", "arrow", "tar", "tgz", "zip", "md"),
     *("npz", "npy", "pt", "safetensors", "yaml", "yml", "xml", "html", "py"),
+)
+
+
+_MAYBE_HIDDEN = re.compile(
+    "(?:^|/)(?:[.]|" + "|".join(map(re.escape, (*_SYSTEM_FOLDERS, *_SYSTEM_FILES))) + ")", re.IGNORECASE
 )
 
 
@@ -62,19 +69,25 @@ class Listing:
     """The files of a corpus by name, and those that are left out of it."""
 
     uri: str
-    files: list[FileEntry]
+    files: Entries
     not_read: NotRead
 
 
 def list_corpus(uri: str, store: Store) -> Listing:
     """List a folder, or the one file at `uri`. Raises UsageError that names a folder which may not be read."""
-    not_read = NotRead()
-    if storage.is_remote(uri) or not store.is_dir(uri):
-        single = not store.is_dir(uri)
-        files = [entry for entry in files_of(uri, store) if single or _visible(entry.name, not_read)]
-    else:
-        files = sorted(_Walk(uri, not_read).files(), key=lambda entry: entry.name)
-    return Listing(uri=uri, files=files, not_read=not_read)
+    if not store.is_dir(uri):
+        return Listing(uri=uri, files=Entries.of("", files_of(uri, store)), not_read=NotRead())
+    base = storage.absolute(uri).rstrip("/") + "/"
+    if not storage.is_remote(uri):
+        not_read = NotRead()
+        return Listing(uri=uri, files=Entries.of(base, _Walk(uri, not_read).files()), not_read=not_read)
+
+    def listed(place: str) -> Listing:
+        not_read = NotRead()
+        visible = (entry for entry in storage.iterate_objects(place) if _visible(entry.name, not_read))
+        return Listing(uri=uri, files=Entries.of(base, visible), not_read=not_read)
+
+    return store.call(listed, uri, "list")
 
 
 class _Walk:
@@ -183,6 +196,8 @@ def shown(name: str) -> str:
 
 
 def _visible(name: str, not_read: NotRead) -> bool:
+    if not _MAYBE_HIDDEN.search(name):
+        return True
     kind = next((kind for kind in map(hidden_kind, name.split("/")) if kind), "")
     if kind:
         not_read.add(kind, name)

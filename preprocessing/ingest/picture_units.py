@@ -5,63 +5,76 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of
-from realcustom.preprocessing.ingest.metadata import Describe, Described
+from realcustom.preprocessing.engine.unit import PackedFiles, Unit, UnitKind, identity_of
+from realcustom.preprocessing.ingest.metadata import Describe
 from realcustom.storage import FileEntry
 
+T = TypeVar("T")
 _PLAIN = 60  # characters of a picture's name in the name of the unit that begins with it
 
 
 def picture_units(
-    files: Sequence[FileEntry], beside: Mapping[str, Sequence[FileEntry]], describe: Describe | None, unit_size: int
+    files: Iterable[FileEntry], beside: Mapping[str, Sequence[FileEntry]], describe: Describe | None, unit_size: int
 ) -> Iterator[Unit]:
     """The units of pictures that are sorted by name, each with the files beside its pictures and what tables say of them."""
-    for first, last in cut_by_names([entry.name for entry in files], unit_size):
-        inputs: list[InputFile] = []
+    for entries in cut_by_names(files, unit_size, lambda entry: entry.name):
+        inputs: list[dict[str, Any]] = []
         identities: list[list[Any]] = []
-        for entry in files[first:last]:
-            said = describe(entry.name) if describe is not None else Described()
-            inputs.append(
-                InputFile(
-                    name=entry.name,
-                    uri=entry.uri,
-                    size=entry.size,
-                    caption=said.caption,
-                    captions=said.others,
-                    unlisted=said.unlisted,
-                )
-            )
-            identities.append([entry.name, entry.size, entry.version])
+        for entry in entries:
+            input = {"name": entry.name, "uri": entry.uri, "size": entry.size}
+            identity: list[Any] = [entry.name, entry.size, entry.version]
             if describe is not None:
-                identities[-1] += [said.caption or "", said.unlisted, *said.others]
-            for one in beside.get(entry.name, []):
-                inputs.append(InputFile(name=one.name, uri=one.uri, size=one.size, beside=entry.name))
+                said = describe(entry.name)
+                input |= {"caption": said.caption, "captions": said.others, "unlisted": said.unlisted}
+                identity += [said.caption or "", said.unlisted, *said.others]
+            inputs.append(input)
+            identities.append(identity)
+            for one in beside.get(entry.name, ()):
+                inputs.append({"name": one.name, "uri": one.uri, "size": one.size, "beside": entry.name})
                 identities.append([one.name, one.size, one.version])
-        key = files[first].name
+        key = entries[0].name
         plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", posixpath.splitext(key)[0])[:_PLAIN].strip("-.")
-        name = f"pictures-{plain}-{identity_of(key)[:8]}"
-        yield Unit(name=name, identity=identity_of(identities), kind=UnitKind.PICTURES, files=tuple(inputs))
+        yield Unit(
+            name=f"pictures-{plain}-{identity_of(key)[:8]}",
+            identity=identity_of(identities),
+            kind=UnitKind.PICTURES,
+            files=PackedFiles.of(inputs),
+        )
 
 
-def cut_by_names(names: Sequence[str], size: int) -> list[tuple[int, int]]:
-    """Cut sorted names into ranges of at most `size`: the first index of each, and the one after its last.
+def cut_by_names(items: Iterable[T], size: int, name: Callable[[T], str]) -> Iterator[list[T]]:
+    """Cut items that are sorted by name into ranges of at most `size`.
 
     Where a range begins depends on hashes of names, not on their number: one more name changes the range that it is in.
     """
-    hashes = [
-        int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") for name in names
-    ]
-    found: list[tuple[int, int]] = []
-    pending = [(0, len(names), size.bit_length())]
-    while pending:
-        first, last, bits = pending.pop()
-        if last - first <= size and bits < size.bit_length():
-            found.append((first, last))
-            continue
-        # a range begins at each name whose hash ends in so many zeros: one in 2^bits
-        starts = [first] + [index for index in range(first + 1, last) if hashes[index] & ((1 << bits) - 1) == 0]
-        pending += [(start, end, bits - 1) for start, end in zip(starts, [*starts[1:], last], strict=True)]
-    return sorted(found)
+    bits = size.bit_length()
+    items_of_range: list[T] = []
+    hashes: list[int] = []
+    for item in items:
+        digest = hashlib.sha256(name(item).encode("utf-8", "surrogateescape")).digest()
+        hash_ = int.from_bytes(digest[:8], "big")
+        if _begins(hash_, bits) and items_of_range:
+            yield from _cut(items_of_range, hashes, size, bits - 1)
+            items_of_range, hashes = [], []
+        items_of_range.append(item)
+        hashes.append(hash_)
+    if items_of_range:
+        yield from _cut(items_of_range, hashes, size, bits - 1)
+
+
+def _cut(items: list[T], hashes: list[int], size: int, bits: int) -> Iterator[list[T]]:
+    """A range, or if it is too long those in it."""
+    if len(items) <= size:
+        yield items
+        return
+    starts = [0] + [index for index in range(1, len(items)) if _begins(hashes[index], bits)]
+    for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
+        yield from _cut(items[start:end], hashes[start:end], size, bits - 1)
+
+
+def _begins(hash_: int, bits: int) -> bool:
+    """Whether a range begins there: at each hash that ends in so many zeros, one in 2^bits."""
+    return hash_ & ((1 << bits) - 1) == 0

@@ -469,13 +469,13 @@ def test_usual_names_of_columns_are_found_in_any_case() -> None:
 
 def test_one_more_picture_redoes_one_unit(tmp_path: Path) -> None:
     names = [f"img/{number:05d}.jpg" for number in range(3000)]
-    before = {tuple(names[first:last]) for first, last in cut_by_names(names, 64)}
+    before = {tuple(unit) for unit in cut_by_names(names, 64, str)}
     assert all(len(unit) <= 64 for unit in before) and 3000 / 64 < len(before) < 3000 / 16
     for more in ("img/!.jpg", "img/01234x.jpg", "zzz.jpg"):
         named = sorted([*names, more])
-        after = {tuple(named[first:last]) for first, last in cut_by_names(named, 64)}
+        after = {tuple(unit) for unit in cut_by_names(named, 64, str)}
         assert len(after - before) <= 2 and sum((more in unit) for unit in after) == 1
-    assert [last - first for first, last in cut_by_names(names[:5], 1)] == [1] * 5
+    assert [len(unit) for unit in cut_by_names(names[:5], 1, str)] == [1] * 5
     source = write(tmp_path / "src", {f"{number}.jpg": P[number] for number in range(8)})
     first = ingest(source, tmp_path / "out", unit_size=2)
     write(source, {"!.jpg": jpeg(picture(50))})

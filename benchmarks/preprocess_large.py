@@ -1,0 +1,133 @@
+"""Memory of `ingest` for large inputs: one table of 5 GB, and a folder of ten million pictures.
+
+    python benchmarks/preprocess_large.py --only preprocess_table_memory_gib      # about 4 minutes; 10 GB of disk for a while
+    python benchmarks/preprocess_large.py --only preprocess_folder_listing_gib    # about 5 minutes
+    python benchmarks/preprocess_large.py --gigabytes 0.3 --pictures 100000 --dry
+
+Memory is the PSS of the process tree, sampled once a second. Writes benchmarks/results/preprocessing.json.
+
+    preprocess_table_memory_gib     `ingest` in one process over a Parquet table of pictures (JPEGs of 1024 x 1024, row groups of
+                                    500 rows), which is made in a temporary folder, as the output is, and removed
+    preprocess_folder_listing_gib   listing and planning a folder of pictures of a made-up object store (made_store.py), as
+                                    `ingest` does before its first unit; `detail` has the seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import made_store
+import numpy as np
+import process_tree
+import pyarrow as pa
+import pyarrow.parquet as pq
+import record
+from PIL import Image
+
+TABLE, FOLDER = "preprocess_table_memory_gib", "preprocess_folder_listing_gib"
+GIB = 2**30
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(record.ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+INGEST_ALL = """
+import sys
+from realcustom.preprocessing.catalogue import INGEST
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import PreprocessSettings
+print(run_stage(INGEST, sys.argv[1], sys.argv[2], PreprocessSettings(), executor=InProcess()).report["kept"])
+"""
+PLAN = """
+import sys, time
+from realcustom.preprocessing.catalogue import INGEST
+from realcustom.preprocessing.engine.plan import make_plan
+from realcustom.preprocessing.inputs import open_input
+from realcustom.preprocessing.settings import PreprocessSettings
+from realcustom.store import Store
+began, cpu = time.perf_counter(), time.process_time()
+source = open_input(INGEST, sys.argv[1], PreprocessSettings(), Store())
+plan = make_plan(source.units, [], ())
+files = source.account["files"]["read"]
+print(len(plan.todo), files, time.perf_counter() - began, time.process_time() - cpu)
+"""
+
+
+def pictures(count: int = 16, side: int = 1024) -> Iterator[bytes]:
+    """JPEGs of smooth random colours with grain, some 400 kB each."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 12, (side, side, 3))
+        buffer = io.BytesIO()
+        Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
+        yield buffer.getvalue()
+
+
+def write_table(path: Path, size: float, group: int = 500) -> int:
+    """A table of at least `size` bytes; its number of rows."""
+    made, rows = list(pictures()), 0
+    schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        while path.stat().st_size < size:
+            images = [made[(rows + number) % len(made)] for number in range(group)]
+            captions = [f"picture {rows + number}" for number in range(group)]
+            writer.write_table(pa.table([images, captions], schema=schema), row_group_size=group)
+            rows += group
+    return rows
+
+
+def table_memory(gigabytes: float) -> record.Record:
+    """Peak memory of `ingest` over a table."""
+    with tempfile.TemporaryDirectory(prefix="realcustom-large-") as place:
+        table = Path(place) / "table.parquet"
+        rows = write_table(table, gigabytes * 1e9)
+        usage = process_tree.run(
+            [sys.executable, "-c", INGEST_ALL, str(table), f"{place}/out"], record.ROOT, ENVIRONMENT, memory=True
+        )
+        if int(usage.out) != rows:
+            raise RuntimeError(f"{usage.out} rows kept, expected {rows}")
+        detail = {"rows": rows, "GB": round(table.stat().st_size / 1e9, 2), "CPU seconds": round(usage.cpu, 1)}
+        shutil.rmtree(f"{place}/out")
+    return {**_record(TABLE, usage.peak_pss / GIB), "detail": detail}
+
+
+def folder_listing(count: int) -> record.Record:
+    """Peak memory, and seconds, of planning."""
+    place = f"s3://{made_store.BUCKET}/{made_store.FOLDER}"
+    with made_store.serving(count) as store:
+        usage = process_tree.run([sys.executable, "-c", PLAN, place], record.ROOT, {**ENVIRONMENT, **store}, memory=True)
+    units, files, seconds, cpu = usage.out.split()
+    if int(files) != count:
+        raise RuntimeError(f"{files} files planned, expected {count}")
+    detail = {"pictures": count, "units": int(units), "seconds": round(float(seconds), 1), "CPU seconds": round(float(cpu), 1)}
+    return {**_record(FOLDER, usage.peak_pss / GIB), "detail": detail}
+
+
+def _record(metric: str, value: float) -> record.Record:
+    command = f"python benchmarks/preprocess_large.py --only {metric}"
+    return record.record(metric, value, "GiB", command=command, commit=record.head())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and write the records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=(TABLE, FOLDER), help="measure just this")
+    parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the table")
+    parser.add_argument("--pictures", type=int, default=10_000_000, help="in the folder")
+    parser.add_argument("--dry", action="store_true", help="write no record")
+    options = parser.parse_args(arguments)
+    measures = {TABLE: lambda: table_memory(options.gigabytes), FOLDER: lambda: folder_listing(options.pictures)}
+    for name, measure in measures.items():
+        if options.only in (None, name):
+            item = measure()
+            print(f"{name}: {item['value']} {item['detail']}", file=sys.stderr, flush=True)
+            if not options.dry:
+                record.write(record.RESULTS / "preprocessing.json", [item])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
