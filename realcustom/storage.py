@@ -229,7 +229,8 @@ def _client_of(*settings: str | None) -> Any:
 
     retries = {"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}
     client = boto3.Session().client("s3", config=Config(retries=retries))
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _read_page)
+    # before botocore's own handler, which parses the whole page once more
+    client.meta.events.register_first("before-parse.s3.ListObjectsV2", _read_page)
     return client
 
 
@@ -240,7 +241,10 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
     """
     if response_dict["status_code"] != 200:
         return
-    page = ElementTree.fromstring(response_dict["body"])
+    try:
+        page = ElementTree.fromstring(response_dict["body"])
+    except ElementTree.ParseError:  # cut off: botocore says so, and asks again
+        return
     space = page.tag.rpartition("}")[0] + "}" if page.tag.startswith("{") else ""
     is_encoded = page.findtext(f"{space}EncodingType") == "url"
     files = []
@@ -284,8 +288,8 @@ def iterate_objects(uri: str, recursive: bool = True) -> Iterator[FileEntry]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
     exists = False
     for page in pages:
-        exists = exists or bool(page["Files"] or page.get("CommonPrefixes"))
-        for key, size, version in page["Files"]:
+        exists = exists or bool(page.get("Files") or page.get("CommonPrefixes"))
+        for key, size, version in page.get("Files", ()):
             name = key[len(prefix) :]
             if name and not name.endswith("/"):
                 yield FileEntry(name=name, uri=f"s3://{bucket}/{key}", size=size, version=version)

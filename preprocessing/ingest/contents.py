@@ -91,7 +91,7 @@ def _named(kind: SourceKind, found: Contents, store: Store) -> Source:
         return Source(kind=kind, files=found.parquet, beside=_stats_of(_stems(found.parquet), found))
     if kind is SourceKind.URLS:
         return Source(kind=kind, files=[*found.parquet, *found.sheets] or _lists(found.others, store))
-    folders = {posixpath.dirname(entry.name) for entry in found.pictures}
+    folders = {posixpath.dirname(entry.name) for entry in found.pictures} if found.parquet or found.others else set()
     pictures = found.pictures or pictures_among(found.others, store)
     return Source(kind=kind, files=pictures, beside=_written_with(folders, found))
 

@@ -41,6 +41,7 @@ _NO_PICTURES = (
 )
 
 
+_PICTURES = tuple(f".{extension}" for extension in (*EXTENSIONS, *UNDECODED_EXTENSIONS))
 _MAYBE_HIDDEN = re.compile(
     "(?:^|/)(?:[.]|" + "|".join(map(re.escape, (*_SYSTEM_FOLDERS, *_SYSTEM_FILES))) + ")", re.IGNORECASE
 )
@@ -169,7 +170,8 @@ def kind_of(name: str) -> str:
 
 def is_picture_name(name: str) -> bool:
     """Whether the extension is a picture's, whatever its case."""
-    return extension_of(name) in (*EXTENSIONS, *UNDECODED_EXTENSIONS)
+    # of .jpg it is no extension
+    return name.lower().endswith(_PICTURES) and bool(name.rpartition(".")[0].rpartition("/")[2].strip("."))
 
 
 def pictures_among(entries: Iterable[FileEntry], store: Store) -> list[FileEntry]:
