@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.compute as pc
 from realcustom.storage import FileEntry
 
 _PIECE = 65_536  # files that are taken up, or given out, at a time
-_COLUMNS = (("name", pa.large_binary()), ("size", pa.int64()), ("version", pa.large_string()))
+_SCHEMA = pa.schema([("name", pa.large_binary()), ("size", pa.int64()), ("version", pa.large_string())])
 
 
 class Entries(Sequence[FileEntry]):
@@ -30,51 +32,50 @@ class Entries(Sequence[FileEntry]):
     def of(cls, base: str, files: Iterable[FileEntry]) -> Entries:
         """Take them up, in any order."""
         elsewhere: dict[str, str] = {}
-        pieces, columns = [], ([], [], [])  # type: ignore[var-annotated]
-        last, in_order = b"", True
-        for entry in files:
-            name = entry.name.encode("utf-8", "surrogateescape")
-            in_order, last = in_order and last <= name, name
-            for column, value in zip(columns, (name, entry.size, entry.version), strict=True):
-                column.append(value)
-            if entry.uri != base + entry.name:
-                elsewhere[entry.name] = entry.uri
-            if len(columns[0]) == _PIECE:
-                pieces.append(_piece(columns))
-                columns = ([], [], [])
-        table = pa.Table.from_batches([*pieces, _piece(columns)])
-        if not in_order:
-            table = table.take(pc.sort_indices(table, sort_keys=[("name", "ascending")]))
-        return cls(base, table, elsewhere)
 
-    def where(self, keep: Callable[[str], bool]) -> tuple[Entries, list[FileEntry]]:
-        """The files whose name is to be kept; and the others, one by one, as they are expected to be few."""
-        masks, others = [], []
-        for batch in self._table.to_batches(_PIECE):
-            mask = [keep(_text(name)) for name in batch["name"].to_pylist()]
-            masks.append(pa.array(mask, pa.bool_()))
-            if not all(mask):
-                left = pa.Table.from_batches([batch.filter(pc.invert(masks[-1]))])
-                others += Entries(self._base, left, self._elsewhere)
-        if not others:
-            return self, []
-        return Entries(self._base, self._table.filter(pa.chunked_array(masks)), self._elsewhere), others
+        def pages() -> Iterator[list[tuple[str, int, str]]]:
+            rows = iter(files)
+            while entries := list(itertools.islice(rows, _PIECE)):
+                elsewhere.update((entry.name, entry.uri) for entry in entries if entry.uri != base + entry.name)
+                yield [(entry.name, entry.size, entry.version) for entry in entries]
+
+        return cls(base, cls.of_pages(base, pages())._table, elsewhere)
+
+    @classmethod
+    def of_pages(cls, base: str, pages: Iterable[Sequence[tuple[str, int, str]]]) -> Entries:
+        """Take up name, size and version of files whose URIs are `base` and the name, in any order."""
+        pieces, last, in_order = [], b"", True
+        for page in _of_a_size(pages):
+            names = [name.encode("utf-8", "surrogateescape") for name, _, _ in page]
+            in_order = in_order and last <= names[0] and all(map(operator.le, names, names[1:]))
+            last = names[-1]
+            columns = (names, [size for _, size, _ in page], [version for _, _, version in page])
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+            pieces.append(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
+        table = pa.Table.from_batches(pieces, schema=_SCHEMA)
+        return cls(base, table if in_order else _by_name(table), {})
+
+    def where(self, pattern: str | bytes) -> tuple[Entries, Entries]:
+        """The files in whose name a regular expression (as Arrow has them) is found; and the others."""
+        mask = pc.match_substring_regex(self._table["name"], pattern)
+        return self._those(mask), self._those(pc.invert(mask))
+
+    def _those(self, mask: pa.ChunkedArray) -> Entries:
+        return Entries(self._base, self._table.filter(mask), self._elsewhere)
 
     def with_more(self, more: Sequence[FileEntry]) -> Entries:
         """These files and a few more."""
         if not more:
             return self
         few = Entries.of(self._base, more)
-        table = pa.concat_tables([self._table, few._table])
-        table = table.take(pc.sort_indices(table, sort_keys=[("name", "ascending")]))
-        return Entries(self._base, table, {**self._elsewhere, **few._elsewhere})
+        return Entries(self._base, _by_name(pa.concat_tables([self._table, few._table])), {**self._elsewhere, **few._elsewhere})
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def __iter__(self) -> Iterator[FileEntry]:
         for batch in self._table.to_batches(4096):
-            columns = (batch[name].to_pylist() for name, _ in _COLUMNS)
+            columns = (column.to_pylist() for column in batch.columns)
             for name, size, version in zip(*columns, strict=True):
                 text = _text(name)
                 uri = self._elsewhere.get(text) if self._elsewhere else None
@@ -98,9 +99,20 @@ class Entries(Sequence[FileEntry]):
         return Entries(self._base, self._table.slice(first, count), self._elsewhere)
 
 
-def _piece(columns: Sequence[list[object]]) -> pa.RecordBatch:
-    arrays = [pa.array(values, kind) for values, (_, kind) in zip(columns, _COLUMNS, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, names=[name for name, _ in _COLUMNS])
+def _of_a_size(pages: Iterable[Sequence[tuple[str, int, str]]]) -> Iterator[list[tuple[str, int, str]]]:
+    """The pages put together, as each piece of a table costs something."""
+    rows: list[tuple[str, int, str]] = []
+    for page in pages:
+        rows += page
+        if len(rows) >= _PIECE:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _by_name(table: pa.Table) -> pa.Table:
+    return table.take(pc.sort_indices(table, sort_keys=[("name", "ascending")]))
 
 
 def _text(name: bytes) -> str:

@@ -229,8 +229,7 @@ def _client_of(*settings: str | None) -> Any:
 
     retries = {"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}
     client = boto3.Session().client("s3", config=Config(retries=retries))
-    # before botocore's own handler, which parses the whole page once more
-    client.meta.events.register_first("before-parse.s3.ListObjectsV2", _read_page)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _read_page)
     return client
 
 
@@ -246,12 +245,14 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
     except ElementTree.ParseError:  # cut off: botocore says so, and asks again
         return
     space = page.tag.rpartition("}")[0] + "}" if page.tag.startswith("{") else ""
+    key_tag, size_tag, tag_tag = (f"{space}{name}" for name in ("Key", "Size", "ETag"))
     is_encoded = page.findtext(f"{space}EncodingType") == "url"
     files = []
     for item in page.findall(f"{space}Contents"):
-        found = {child.tag[len(space) :]: child.text or "" for child in item}
-        key = unquote_plus(found["Key"]) if is_encoded else found["Key"]
-        files.append((key, int(found["Size"]), found["ETag"].strip('"')))
+        found = {child.tag: child.text for child in item}
+        key = found[key_tag] or ""
+        key = unquote_plus(key) if is_encoded and ("%" in key or "+" in key) else key
+        files.append((key, int(found[size_tag] or 0), (found[tag_tag] or "").strip('"')))
         page.remove(item)
     customized_response_dict["Files"] = files
     response_dict["body"] = ElementTree.tostring(page)
@@ -275,11 +276,20 @@ def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
 
 
 def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
-    return sorted(iterate_objects(uri, recursive), key=lambda entry: entry.name)
+    base = uri.rstrip("/") + "/"
+    entries = [
+        FileEntry(name=name, uri=base + name, size=size, version=version)
+        for page in object_pages(uri, recursive)
+        for name, size, version in page
+    ]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def iterate_objects(uri: str, recursive: bool = True) -> Iterator[FileEntry]:
-    """All objects below `uri`, as they are listed: by their whole keys in order of UTF-8, if the store does as S3."""
+def object_pages(uri: str, recursive: bool = True) -> Iterator[list[tuple[str, int, str]]]:
+    """Name, size and version of all objects below `uri`, as a store lists them, mostly by name.
+
+    Raises MissingFile where there is nothing.
+    """
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     client = s3_client()  # pyarrow's listing has no ETag
@@ -289,9 +299,11 @@ def iterate_objects(uri: str, recursive: bool = True) -> Iterator[FileEntry]:
     exists = False
     for page in pages:
         exists = exists or bool(page.get("Files") or page.get("CommonPrefixes"))
-        for key, size, version in page.get("Files", ()):
-            name = key[len(prefix) :]
-            if name and not name.endswith("/"):
-                yield FileEntry(name=name, uri=f"s3://{bucket}/{key}", size=size, version=version)
+        below = len(prefix)
+        yield [
+            (key[below:], size, version)
+            for key, size, version in page.get("Files", ())
+            if not key.endswith("/") and len(key) > below
+        ]
     if not exists:
         raise MissingFile(f"no folder at {uri}")

@@ -12,7 +12,7 @@ from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
-from realcustom.preprocessing.ingest.listing import is_picture_name, pictures_among
+from realcustom.preprocessing.ingest.listing import PICTURE_NAME, pictures_among
 from realcustom.preprocessing.ingest.table_kinds import Holds, refuse_names, what_it_holds
 from realcustom.preprocessing.ingest.text_table import LIST, TABLES
 from realcustom.preprocessing.pictures import EXTENSIONS
@@ -37,7 +37,7 @@ class Contents:
     @classmethod
     def of(cls, entries: Entries) -> Contents:
         """Sort them."""
-        pictures, rest = entries.where(is_picture_name)
+        pictures, rest = entries.where(PICTURE_NAME)
         found = cls(pictures=pictures)
         for entry in rest:
             name = plain_name(entry.name)

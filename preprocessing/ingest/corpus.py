@@ -96,10 +96,10 @@ def _check_settings(uri: str, source: Source, settings: IngestSettings) -> None:
 
 def _without_stages(entries: Entries) -> Entries:
     """The files that are not in a stage's directory below the corpus: they were not there before a run wrote them."""
-    _, descriptions = entries.where(lambda name: not name.endswith("/stage.json"))
+    descriptions, _ = entries.where("/stage\\.json$")
     homes = {posixpath.dirname(entry.name) for entry in descriptions}
-    stages = tuple(f"{home}/" for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home)))
-    return entries.where(lambda name: not name.startswith(stages))[0] if stages else entries
+    stages = [re.escape(home) for home in homes if _FINGERPRINTED.fullmatch(posixpath.basename(home))]
+    return entries.where(f"^(?:{'|'.join(stages)})/".encode("utf-8", "surrogateescape"))[1] if stages else entries
 
 
 def _addressable(entries: Sequence[FileEntry], not_read: NotRead) -> list[FileEntry]:

@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,9 +41,10 @@ _NO_PICTURES = (
 )
 
 
-_PICTURES = tuple(f".{extension}" for extension in (*EXTENSIONS, *UNDECODED_EXTENSIONS))
+# A picture's name, whatever the case of its extension; of `.jpg` it is none. A regular expression of Arrow's.
+PICTURE_NAME = rf"(?i)[^/.][^/]*\.(?:{'|'.join((*EXTENSIONS, *UNDECODED_EXTENSIONS))})$"
 _MAYBE_HIDDEN = re.compile(
-    "(?:^|/)(?:[.]|" + "|".join(map(re.escape, (*_SYSTEM_FOLDERS, *_SYSTEM_FILES))) + ")", re.IGNORECASE
+    "(?:^|/)(?:[.]|" + "|".join(map(re.escape, (*_SYSTEM_FOLDERS, *_SYSTEM_FILES))) + ")", re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -85,8 +86,11 @@ def list_corpus(uri: str, store: Store) -> Listing:
 
     def listed(place: str) -> Listing:
         not_read = NotRead()
-        visible = (entry for entry in storage.iterate_objects(place) if _visible(entry.name, not_read))
-        return Listing(uri=uri, files=Entries.of(base, visible), not_read=not_read)
+        pages = (
+            page if _none_hidden(page) else [row for row in page if _visible(row[0], not_read)]
+            for page in storage.object_pages(place)
+        )
+        return Listing(uri=uri, files=Entries.of_pages(base, pages), not_read=not_read)
 
     return store.call(listed, uri, "list")
 
@@ -168,12 +172,6 @@ def kind_of(name: str) -> str:
     return f".{extension_of(name)}" if extension_of(name) else "no extension"
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether the extension is a picture's, whatever its case."""
-    # of .jpg it is no extension
-    return name.lower().endswith(_PICTURES) and bool(name.rpartition(".")[0].rpartition("/")[2].strip("."))
-
-
 def pictures_among(entries: Iterable[FileEntry], store: Store) -> list[FileEntry]:
     """Those that are pictures by their first bytes; a file whose extension says that it is none is not opened."""
     candidates = [entry for entry in entries if extension_of(entry.name) not in _NO_PICTURES and entry.size]
@@ -197,9 +195,12 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def _none_hidden(page: Sequence[tuple[str, int, str]]) -> bool:
+    """Whether a page of a listing has no hidden name; quick for the many that have none."""
+    return not _MAYBE_HIDDEN.search("\n".join(row[0] for row in page))
+
+
 def _visible(name: str, not_read: NotRead) -> bool:
-    if not _MAYBE_HIDDEN.search(name):
-        return True
     kind = next((kind for kind in map(hidden_kind, name.split("/")) if kind), "")
     if kind:
         not_read.add(kind, name)
