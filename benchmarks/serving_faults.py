@@ -1,11 +1,13 @@
 """The endpoint when an engine is killed, and when four times as much is asked as it can do; on Ray Serve over loopback.
 
-    python benchmarks/serving_faults.py                        # about 15 minutes
+    python benchmarks/serving_faults.py                        # about 10 minutes
     python benchmarks/serving_faults.py --only recover
+    python benchmarks/serving_faults.py --only recover --rounds 1 --dry    # a short look
     python benchmarks/serving_faults.py --only overload --seconds 60
 
-`recover`: two engines; one that draws gets SIGKILL. Seconds until its request is answered (503), until another request that is
-sent at that moment is (200), and until both engines run again, less the seconds in which a process loads the models.
+`recover`: two engines; one that draws four requests gets SIGKILL. Seconds until the last of them is answered (503, with
+Retry-After), until another request that is sent at that moment is (200), and until both engines run again, less the seconds in
+which a process loads the models.
 `overload`: requests arrive by a Poisson process at four times the rate at which eight clients in turn are served, each with a
 deadline; nobody waits for answers. `overload_killed`: the same, and in the middle one of the engines gets SIGKILL. Answers by
 status, the seconds of those that were drawn and of those that were refused, and those that are lost: no answer, a second one, one
@@ -28,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import numpy as np
@@ -35,17 +38,21 @@ import psutil
 import ray
 import record
 from ray import serve
-from serving_http import GENERATIONS, free_port, request
+from serving_http import GENERATIONS, request
 
 from realcustom.inference.app import APP_NAME, ENGINE
+from realcustom.inference.routing import STATS_SECONDS
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
+from realcustom.pipeline.local_cluster import free_ports
 from realcustom.pipeline.recipes import sprites
 
 RESULTS = record.RESULTS / "serving_faults.json"
 OFFERED = 4.0  # times the capacity
 DEADLINE = 10.0  # seconds, of each request
+CAPACITY_SECONDS = 15.0  # for which the capacity is measured
 STEPS = 8
+IN_FLIGHT = 4  # requests of an engine that is killed
 LOAD = """
 import time
 began = time.perf_counter()
@@ -80,10 +87,23 @@ def running_engines() -> int:
     return sum(number for state, number in states.items() if str(getattr(state, "value", state)) == "RUNNING")
 
 
-def post(url: str, steps: int, **more: object) -> tuple[int, float]:
-    """The status, and when it came."""
-    answer = httpx.post(url + GENERATIONS, json=request(steps, **more), timeout=120.0)  # type: ignore[arg-type]
-    return answer.status_code, time.monotonic()
+def post(url: str, body: dict[str, Any], status: int) -> float:
+    """When the answer came, which must have this status; a 503 says when to try again."""
+    answer = httpx.post(url + GENERATIONS, json=body, timeout=120.0)
+    came = time.monotonic()
+    if answer.status_code != status or (status == 503 and "Retry-After" not in answer.headers):
+        raise RuntimeError(f"{answer.status_code} {answer.headers} in the place of {status}: {answer.text[:500]}")
+    return came
+
+
+def of_one_engine(url: str, number: int) -> list[dict[str, Any]]:
+    """Long requests of a subject that one of the engines holds: all go there."""
+    body = request(400, seed=number)
+    [subject] = body["subjects"]
+    answer = httpx.post(f"{url}/v1/subjects", json={"image": subject["image"]}, timeout=60.0).raise_for_status()
+    time.sleep(2 * STATS_SECONDS)  # until the router knows which one
+    subjects = [{"id": answer.json()["id"], "word": subject["word"]}]
+    return [body | {"seed": seed, "subjects": subjects} for seed in range(IN_FLIGHT)]
 
 
 def recover(url: str, rounds: int, note: Note) -> None:
@@ -91,28 +111,22 @@ def recover(url: str, rounds: int, note: Note) -> None:
     done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
     load = float(done.stdout.split()[-1])
     note("serve_model_load_seconds", load)
-    for _ in range(rounds):
-        while running_engines() < 2:
-            time.sleep(0.1)
-        time.sleep(3.0)  # until the router knows the new one
-        with ThreadPoolExecutor(2) as pool:
-            drawing = pool.submit(post, url, 400)
+    for number in range(rounds):
+        with ThreadPoolExecutor(IN_FLIGHT + 1) as pool:
+            drawing = [pool.submit(post, url, body, 503) for body in of_one_engine(url, number)]
             time.sleep(1.0)
             engine = busiest()
             killed = time.monotonic()
             engine.kill()
-            other = pool.submit(post, url, 1)
-            status, came = drawing.result()
-            assert status == 503, status
-            note("serve_recover_seconds", came - killed)
-            status, came = other.result()
-            assert status == 200, status
-            note("serve_recover_others_seconds", came - killed)
+            other = pool.submit(post, url, request(1), 200)
+            note("serve_recover_seconds", max(one.result() for one in drawing) - killed)
+            note("serve_recover_others_seconds", other.result() - killed)
         while running_engines() == 2:  # until Serve has noticed
             time.sleep(0.02)
         while running_engines() < 2:
             time.sleep(0.02)
         note("serve_recover_full_over_load_seconds", time.monotonic() - killed - load)
+        time.sleep(2.0)  # until the router knows the new one
 
 
 @dataclass(kw_only=True)
@@ -208,35 +222,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("recover", "overload", "overload_killed")
     parser.add_argument("--only", choices=names, action="append", help="measure just this (repeatable)")
-    parser.add_argument("--rounds", type=int, default=5, help="of recover")
-    parser.add_argument("--seconds", type=float, default=300.0, help="of each overload")
+    parser.add_argument("--rounds", type=int, default=20, help="kills of recover")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each overload")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
-    wanted = arguments.only or names
-    values: dict[str, list[float]] = {}
-
-    def note(metric: str, value: float) -> None:
-        values.setdefault(metric, []).append(value)
-        print(f"{metric}: {value:.3f}", file=sys.stderr)
+    values: dict[str, tuple[str, list[float]]] = {}  # by metric: the part that measures it
 
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     settings = ServeSettings(
-        port=free_port(), threads=1, device="cpu", max_steps=400, num_cpus=0.5, min_engines=2, max_engines=2
+        port=free_ports(1)[0], threads=1, device="cpu", max_steps=400, num_cpus=0.5, min_engines=2, max_engines=2
     )
     recipe = sprites()
     url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
     try:
         while running_engines() < 2:
             time.sleep(0.2)
-        if "recover" in wanted:
-            recover(url, arguments.rounds, note)
-        if set(wanted) - {"recover"}:
-            rate = capacity(url, 20.0)
-            note("serve_overload_capacity_per_second", rate)
-            for name in ("overload", "overload_killed"):
-                if name in wanted:
-                    kill = name == "overload_killed"
-                    note_offer(name, overload(url, OFFERED * rate, arguments.seconds, kill), note)
+        for part in arguments.only or names:
+
+            def note(metric: str, value: float, part: str = part) -> None:
+                values.setdefault(metric, (part, []))[1].append(value)
+                print(f"{metric}: {value:.3f}", file=sys.stderr)
+
+            if part == "recover":
+                recover(url, arguments.rounds, note)
+                continue
+            rate = capacity(url, CAPACITY_SECONDS)
+            note(f"serve_{part}_capacity_per_second", rate)
+            offer = overload(url, OFFERED * rate, arguments.seconds, kill=part == "overload_killed")
+            note_offer(part, offer, note)
     finally:
         stop()
         ray.shutdown()
@@ -251,10 +264,10 @@ def main() -> None:
             next(unit for end, unit in units.items() if metric.endswith(end)),
             n=len(found),
             spread=(min(found), max(found)),
-            command="python benchmarks/serving_faults.py",
+            command=f"python benchmarks/serving_faults.py --only {part}",
             commit=commit,
         )
-        for metric, found in values.items()
+        for metric, (part, found) in values.items()
     ]
     record.write(RESULTS, records)
 

@@ -2,10 +2,12 @@
 
     python benchmarks/serving_http.py                      # about 25 minutes on two quiet cores
     python benchmarks/serving_http.py --only overhead --only preview
+    python benchmarks/serving_http.py --only cancel --cancels 20 --dry    # a short look
 
 `overhead`: a request of 20 steps over HTTP and the same job in an engine of this process, PNG included, by turns; the two
 engines never work at the same time. `preview`: streams while eight others run; the client's own steps before its first
-preview. `cancel`: jobs of an engine that are cancelled at random moments; steps after the cancellation. `fuzz`: schemathesis
+preview, those among them that were done while it was sent. `cancel`: jobs of an engine, four at a time, that are cancelled at
+random moments; steps that end after the cancellation, that of the moment itself among them. `fuzz`: schemathesis
 on the document, all phases and checks, 3 seeds: answers of 5xx or of a status that the document does not name. `soak`: PSS of
 the process tree after 10,000 requests over that after 500 (`--soak N` for fewer).
 
@@ -16,9 +18,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
 import ray
 import record
 from process_tree import tree_pss
@@ -36,11 +39,12 @@ from serving import CASES, models, subject
 
 from realcustom.inference.client import encode
 from realcustom.inference.engine import Engine
-from realcustom.inference.errors import RequestError
+from realcustom.inference.errors import Cancelled
 from realcustom.inference.images import encode_picture
 from realcustom.inference.jobs import GenerationJob
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
+from realcustom.pipeline.local_cluster import free_ports
 from realcustom.pipeline.recipes import sprites
 from realcustom.sampling import SamplingParams
 
@@ -48,6 +52,7 @@ RESULTS = record.RESULTS / "serving_http.json"
 CONFIG = record.ROOT / "tests" / "inference" / "schemathesis.toml"
 GENERATIONS = "/v1/images/generations"
 THREADS = 2
+SEEDS = (1, 2, 3)  # of fuzz
 
 
 def request(steps: int = 20, seed: int = 1, case: int = 0, **more: Any) -> dict[str, Any]:
@@ -66,12 +71,6 @@ def job(steps: int, seed: int = 1) -> GenerationJob:
     """The same for an engine."""
     sampling = SamplingParams(seed=seed, num_inference_steps=steps)
     return GenerationJob(prompt=CASES[0].prompt, subjects=(subject(0),), sampling=sampling, adapter="first")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def own_engine() -> Engine:
@@ -111,39 +110,58 @@ def steps_before_preview(url: str, streams: int) -> list[float]:
     def crowd(number: int) -> None:
         with httpx.Client(base_url=url, timeout=300.0) as client:
             while not stopped.is_set():
-                client.post(GENERATIONS, json=request(20, seed=number, case=number))
+                client.post(GENERATIONS, json=request(20, seed=number, case=number)).raise_for_status()
 
-    found = []
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         running = [pool.submit(crowd, number) for number in range(8)]
-        for number in range(streams):
-            body = request(20, seed=100 + number, stream=True, partial_images=3)
-            steps = 0
-            with httpx.stream("POST", url + GENERATIONS, json=body, timeout=300.0) as answer:
-                for line in answer.iter_lines():
-                    steps += line == "event: realcustom.step"
-                    if line == "event: image_generation.partial_image":
-                        break
-            found.append(float(steps))
+        found = [float(_steps_of(url, 100 + number)) for number in range(streams)]
         stopped.set()
         for one in running:
             one.result()
     return found
 
 
+def _steps_of(url: str, seed: int) -> int:
+    """Steps that a stream's job had done when its first preview was sent.
+
+    They are counted from the next event of a step. Of steps that are done while an event is sent the stream tells the last one
+    alone, so a preview that came late counts as late.
+    """
+    body, seen = request(20, seed=seed, stream=True, partial_images=3), False
+    with httpx.stream("POST", url + GENERATIONS, json=body, timeout=300.0) as answer:
+        for line in answer.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if seen and event["type"] == "realcustom.step":
+                return int(event["step"]) - 1
+            seen = seen or event["type"] == "image_generation.partial_image"
+    raise RuntimeError("the stream ended without a step after its first preview")
+
+
 def steps_after_cancel(jobs: int) -> list[float]:
-    """Of each job that was cancelled while it ran: the steps that it was told of afterwards."""
-    engine, chance, found = own_engine(), random.Random(0), []
-    for _ in range(jobs):
-        told: list[int] = []
-        ticket = engine.submit(job(8), lambda progress, told=told: told.append(progress.step))  # type: ignore[misc]
-        time.sleep(chance.random() * 0.2)
+    """Of each of so many jobs that were cancelled before their end: the steps that ended afterwards."""
+    engine = own_engine()
+
+    def attempt(chance: random.Random) -> float | None:
+        told: list[float] = []
+        ticket = engine.submit(job(8), lambda progress: told.append(time.monotonic()))
+        time.sleep(chance.random() * 0.3)
+        at = time.monotonic()
         ticket.cancel()
-        before = len(told)
         try:
             ticket.future.result(60)
-        except RequestError:
-            found.append(float(len(told) - before))
+        except Cancelled:
+            return float(sum(ended > at for ended in told))
+        return None  # it was done before
+
+    def cancelled(chance: random.Random) -> float:
+        while (steps := attempt(chance)) is None:
+            pass
+        return steps
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(cancelled, [random.Random(number) for number in range(jobs)]))
     assert engine.submit(job(1)).future.result(60).images
     engine.close()
     return found
@@ -153,7 +171,7 @@ def fuzz(url: str) -> int:
     """Faults that schemathesis finds with three seeds."""
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
-        for seed in (1, 2, 3):
+        for seed in SEEDS:
             program = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
             options = ["--checks", "all", "--seed", str(seed), "--max-examples", "6", "--warnings", "off", "--no-color"]
             done = subprocess.run(
@@ -181,59 +199,70 @@ def soak(url: str, requests: int) -> float:
     return late / early
 
 
-def measure_server(wanted: Sequence[str], pairs: int, requests: int) -> dict[str, tuple[str, list[float]]]:
-    """Unit and values of what is measured on a server."""
-    values: dict[str, tuple[str, list[float]]] = {}
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    settings = ServeSettings(port=free_port(), threads=THREADS, device="cpu", max_queue=64)
-    recipe = sprites()
-    url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
-    try:
-        if "overhead" in wanted:
-            values["serve_overhead"] = "ratio", overhead(url, pairs)
-        if "preview" in wanted:
-            values["serve_first_preview_steps"] = "steps", steps_before_preview(url, 100)
-        if "fuzz" in wanted:
-            values["serve_fuzz_5xx"] = "count", [float(fuzz(url))]
-        if "soak" in wanted:
-            values["serve_soak_growth"] = "ratio", [soak(url, requests)]
-    finally:
-        stop()
-        ray.shutdown()
+def measure_server(wanted: Sequence[str], sizes: argparse.Namespace) -> dict[str, list[float]]:
+    """Values of what is measured on a server, by part."""
+    parts: dict[str, Callable[[str], list[float]]] = {
+        "overhead": lambda url: overhead(url, sizes.pairs),
+        "preview": lambda url: steps_before_preview(url, sizes.streams),
+        "fuzz": lambda url: [float(fuzz(url))],
+        "soak": lambda url: [soak(url, sizes.soak)],
+    }
+    values: dict[str, list[float]] = {}
+    for name in [name for name in parts if name in wanted]:  # each on a server of its own: memory grows from nothing
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        settings = ServeSettings(port=free_ports(1)[0], threads=THREADS, device="cpu", max_queue=64)
+        recipe = sprites()
+        url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)
+        try:
+            values[name] = parts[name](url)
+        finally:
+            stop()
+            ray.shutdown()
     return values
+
+
+METRICS: dict[str, tuple[str, str, Callable[[Sequence[float]], float]]] = {
+    "overhead": ("serve_overhead", "ratio", statistics.median),
+    "preview": ("serve_first_preview_steps", "steps", max),
+    "cancel": ("serve_cancel_steps", "steps", max),
+    "fuzz": ("serve_fuzz_5xx", "count", sum),
+    "soak": ("serve_soak_growth", "ratio", statistics.median),
+}
 
 
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("overhead", "preview", "cancel", "fuzz", "soak")
-    parser.add_argument("--only", choices=names, action="append", help="measure just this (repeatable)")
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--soak", type=int, default=10_000)
+    parser.add_argument("--only", choices=tuple(METRICS), action="append", help="measure just this (repeatable)")
+    parser.add_argument("--pairs", type=int, default=15, help="of overhead")
+    parser.add_argument("--streams", type=int, default=100, help="of preview")
+    parser.add_argument("--cancels", type=int, default=1000, help="of cancel")
+    parser.add_argument("--soak", type=int, default=10_000, help="requests of soak")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
-    wanted = arguments.only or names
-    values: dict[str, tuple[str, list[float]]] = {}
+    wanted = arguments.only or tuple(METRICS)
+    values: dict[str, list[float]] = {}
     if "cancel" in wanted:
-        values["serve_cancel_steps"] = "steps", [max(steps_after_cancel(1000))]
-    if set(wanted) - {"cancel"}:
-        values |= measure_server(wanted, arguments.pairs, arguments.soak)
+        values["cancel"] = steps_after_cancel(arguments.cancels)
+    values |= measure_server(wanted, arguments)
     commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks"]) else "uncommitted"
     records = []
-    for metric, (unit, found) in values.items():
-        value = max(found) if metric == "serve_first_preview_steps" else statistics.median(found)
+    for part, found in values.items():
+        metric, unit, summary = METRICS[part]
         records.append(
             record.record(
                 metric,
-                value,
+                summary(found),
                 unit,
-                n={"serve_cancel_steps": 1000, "serve_fuzz_5xx": 3}.get(metric, len(found)),
-                spread=(min(found), max(found)),
-                command="python benchmarks/serving_http.py",
+                n=len(SEEDS) if part == "fuzz" else len(found),
+                spread=(float(np.percentile(found, 5)), float(np.percentile(found, 95))),
+                command=f"python benchmarks/serving_http.py --only {part}",
                 commit=commit,
             )
         )
-        print(f"{metric}: {records[-1]['value']} {unit} {records[-1]['spread']}", file=sys.stderr)
-    record.write(RESULTS, records)
+        print(f"{metric}: {records[-1]['value']} {unit} {records[-1]['spread']} n={len(found)}", file=sys.stderr)
+    if not arguments.dry:
+        record.write(RESULTS, records)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ import pytest
 
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
+from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
+from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
 REQUEST: dict[str, Any] = {"prompt": "a cat in the snow", "num_inference_steps": 60, "seed": 1}
@@ -81,27 +83,17 @@ def _plain(url: str) -> bytes:
     return json.dumps(answer.json()["data"]).encode()
 
 
-def _wait(until: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_many_clients_that_leave(serve: Callable[..., Any]) -> None:
     running = serve(body_timeout_seconds=1.0)
     before = _plain(running.url)
     storm(running.url, 60, seed=1)
-    _wait(lambda: running.service.engine().jobs == 0, 20.0)
+    wait_for(lambda: running.service.engine().jobs == 0, 20.0)
     assert _plain(running.url) == before
 
 
 @pytest.fixture(scope="module")
 def served(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    settings = ServeSettings(port=port, threads=1, device="cpu", body_timeout_seconds=1.0, max_queue=15)
+    settings = ServeSettings(port=free_port(), threads=1, device="cpu", body_timeout_seconds=1.0, max_queue=15)
     yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     stop()
 

@@ -1,4 +1,4 @@
-"""A photograph, and a way to run a command in this process."""
+"""A photograph, and ways to run a command: in this process, and in one of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from realcustom.pipeline.cli.main import run
+from tests.support.programs import StartProgram, programs
 
 
 @pytest.fixture
@@ -32,3 +33,10 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return out
 
     return call
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartProgram]:
+    """Starts Python programs; those that are still there at the end are killed."""
+    with programs(tmp_path) as call:
+        yield call

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from realcustom.record import SCHEMA
+from tests.support.programs import StartProgram
 from tests.support.tiny import TinyModels
 
 PATIENCE = 60.0  # seconds, on a busy machine, of what takes a few
@@ -40,34 +36,9 @@ finally:
     time.sleep(600)
 """
 
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a Python program in a session of its own; one that is still there at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def call(*arguments: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, text=True,
-            env=environment, start_new_session=True, cwd=tmp_path,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield call
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
 
 @pytest.mark.parametrize("code", [NATIVE, HANGING], ids=["native code", "a clean-up that hangs"])
-def test_a_command_ends_soon(start: Start, code: str) -> None:
+def test_a_command_ends_soon(start: StartProgram, code: str) -> None:
     process = start("-c", WATCHED + code)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     time.sleep(2)  # into the call, which takes half a minute, and the sleep
@@ -78,7 +49,7 @@ def test_a_command_ends_soon(start: Start, code: str) -> None:
     assert time.monotonic() - begun < 20  # of ten minutes
 
 
-def test_a_command_that_was_started_to_ignore_it_goes_on(start: Start) -> None:
+def test_a_command_that_was_started_to_ignore_it_goes_on(start: StartProgram) -> None:
     code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WATCHED
     process = start("-c", code + "print('ready', flush=True)\ntime.sleep(2)\nprint('done')\n")
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -87,7 +58,7 @@ def test_a_command_that_was_started_to_ignore_it_goes_on(start: Start) -> None:
 
 
 def test_waiting_for_a_machine_is_said_and_ends_at_once(
-    start: Start, ray_cluster: str, tiny_models: TinyModels, tmp_path: Path
+    start: StartProgram, ray_cluster: str, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     """What no node of a named cluster has may come, so both wait: training in Ray Train, a stage in Ray Data."""
     (tmp_path / "records").mkdir()
@@ -126,7 +97,7 @@ def test_waiting_for_a_machine_is_said_and_ends_at_once(
 
 
 def test_an_embedded_cluster_that_cannot_grow_is_not_waited_for(
-    start: Start, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: StartProgram, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "records").mkdir()

@@ -18,6 +18,7 @@ from realcustom.leases import only_writer
 from realcustom.pipeline.cli.main import run
 from realcustom.store import Store
 from tests.support.mounts import mounted, resize
+from tests.support.programs import StartProgram
 from tests.support.waiting import wait_for
 
 SHORT = (
@@ -49,30 +50,20 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(
     assert err.startswith(f"error: cannot write below {disk / 'out'}: no permission in {disk}") and err.count("\n") == 1
 
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Quickstart = Callable[[Path, Path], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a quickstart on a Ray of its own, with what it says in a file; one that is there at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+def quickstart(start: StartProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quickstart:
+    """Starts a quickstart on a Ray of its own, with what it says in a file."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def call(output: Path, log: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "realcustom", *COMMAND, "--output", str(output)]
-        environment = {**own, MARK: str(tmp_path)}  # its processes are known by it
         with log.open("w") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-            )
-        started.append(process)
-        return process
+            command = ("-m", "realcustom", *COMMAND, "--output", str(output))
+            return start(*command, output=file, variables={MARK: str(tmp_path)})  # its processes are known by it
 
-    yield call
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    return call
 
 
 MARK = "REALCUSTOM_TEST_MARK"
@@ -92,9 +83,11 @@ def left(mark: str) -> list[str]:
 @pytest.mark.parametrize(
     "part", ["Drawing a corpus", "six stages", "Ray Train:", "Ray Serve:", "Measuring:", "Looking closer"]
 )
-def test_ctrl_c_ends_it_in_any_part_and_the_same_command_goes_on(start: Start, tmp_path: Path, part: str) -> None:
+def test_ctrl_c_ends_it_in_any_part_and_the_same_command_goes_on(
+    quickstart: Quickstart, tmp_path: Path, part: str
+) -> None:
     log = tmp_path / "log"
-    process = start(tmp_path / "out", log)
+    process = quickstart(tmp_path / "out", log)
     wait_for(lambda: part in log.read_text() or process.poll() is not None, PATIENCE, log.read_text)
     time.sleep(1.5)  # into the part
     begun = time.monotonic()
@@ -104,7 +97,7 @@ def test_ctrl_c_ends_it_in_any_part_and_the_same_command_goes_on(start: Start, t
     assert said.endswith("interrupted\n") and "Traceback" not in said and time.monotonic() - begun < 30
     wait_for(lambda: left(str(tmp_path)) == [], PATIENCE, log.read_text)
     if part == "Ray Train:":
-        again = start(tmp_path / "out", log)
+        again = quickstart(tmp_path / "out", log)
         assert again.wait(PATIENCE) == 0, log.read_text()
         assert (tmp_path / "out" / "index.html").is_file()
 
@@ -112,16 +105,16 @@ def test_ctrl_c_ends_it_in_any_part_and_the_same_command_goes_on(start: Start, t
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "heading"), SIZES.items())
 def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
-    start: Start, tmp_path: Path, size: str, heading: str
+    quickstart: Quickstart, tmp_path: Path, size: str, heading: str
 ) -> None:
     log = tmp_path / "log"
     with mounted(tmp_path / "disk", f"size={size}") as disk:
-        assert start(disk / "out", log).wait(PATIENCE) == 2, log.read_text()
+        assert quickstart(disk / "out", log).wait(PATIENCE) == 2, log.read_text()
         said = log.read_text()
         assert "Traceback" not in said and said.count("error: ") == 1 and heading not in said
         assert re.search(r"error: cannot write \S+: the disk is full \(ENOSPC\)\n$", said), said
         resize(disk, 2**30)
-        again = start(disk / "out", log)
+        again = quickstart(disk / "out", log)
         wait_for(lambda: heading in log.read_text() or again.poll() is not None, PATIENCE, log.read_text)
         again.send_signal(signal.SIGINT)
         assert again.wait(60) == 130, log.read_text()
