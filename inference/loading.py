@@ -5,6 +5,7 @@ from __future__ import annotations
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.inference.engine import Engine
 from realcustom.inference.models import ServedModel
+from realcustom.inference.order import LargestStretch
 from realcustom.inference.settings import ServeSettings
 
 
@@ -22,6 +23,7 @@ def load_engine(settings: ServeSettings, base: str, model: ServedModel, image_en
         torch_dtype=settings.dtype.to_torch(),
     )
     pipeline.set_progress_bar_config(disable=True)  # a server's log has lines alone
+    cells = settings.max_batch_pixels // pipeline.base.vae_scale_factor**2
     return Engine(
         pipeline,
         max_queue=settings.max_queue,
@@ -29,4 +31,5 @@ def load_engine(settings: ServeSettings, base: str, model: ServedModel, image_en
         deadline_seconds=settings.deadline_seconds,
         threads=settings.threads,
         adapter=model.adapter,
+        order=LargestStretch(max_cells=cells),
     )

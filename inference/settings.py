@@ -59,6 +59,11 @@ class ServeSettings:
     max_body_bytes: int = 48 * 1024 * 1024  # the request's body
     max_subject_bytes: int = 256 * 1024 * 1024  # encoded subjects that are kept for their ids
     max_prompt_bytes: int = 64 * 1024 * 1024  # encoded prompts that an engine keeps for requests with the same text
+    max_batch_pixels: int = (
+        64
+        * 512
+        * 512  # width x height of all rows of a UNet call (a row: a branch of an image), for the device's memory
+    )
     max_idempotency_bytes: int = 64 * 1024 * 1024  # answers that are kept for their Idempotency-Key
 
     def __post_init__(self) -> None:

@@ -467,6 +467,25 @@ def test_a_short_job_passes_long_ones_and_a_long_one_never_starves(pipelines: li
     assert other in order.choose([*crowd, other], cost, 60.0)
 
 
+def test_a_call_has_so_many_cells_at_most(pipelines: list[RealCustomPipeline]) -> None:
+    def make(side: int) -> Running:
+        prepared = pipelines[2].prepare(
+            PROMPTS[0],
+            [],
+            SamplingParams(seed=1, num_inference_steps=4, height=side, width=side),
+            scheduler=copy.deepcopy(pipelines[2].scheduler),
+        )
+        ticket = Ticket(GenerationJob(prompt="", sampling=SamplingParams(seed=1)), 1e6)
+        return Running(ticket=ticket, sampler=prepared.sampler, started=0.0, forwards=prepared.sampler.forwards_left())
+
+    small, large = [make(32) for _ in range(4)], [make(64) for _ in range(4)]
+    (height, width), rows = small[0].size, small[0].rows
+    order = LargestStretch(max_cells=4 * rows * height * width)
+    assert len(order.choose(small, StepCost(), 1.0)) == 4
+    assert len(order.choose(large, StepCost(), 1.0)) == 1  # of four times the cells
+    assert len(LargestStretch(max_cells=1).choose(small, StepCost(), 1.0)) == 1  # alone, where not even one fits
+
+
 def test_settings_that_the_tests_rely_on(pipelines: list[RealCustomPipeline]) -> None:
     first, second, _ = pipelines
     assert first.settings.mask.source is MaskSource.GUIDANCE and second.settings.mask.source is MaskSource.PREVIOUS
