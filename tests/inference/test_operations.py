@@ -25,9 +25,11 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 URL = "/v1/images/generations"
+APPLICATIONS = "/api/serve/applications/"  # of Ray's dashboard
 LONG: dict[str, Any] = {"prompt": "a cat in the snow", "seed": 5, "num_inference_steps": 900}
 SHORT = LONG | {"num_inference_steps": 2}
 PATIENCE = 240.0  # seconds, on a busy machine; Serve gives a silent replica half a minute
+TOKEN = "f" * 32  # of the Ray that `serve deploy` is tried on
 CONFIG = Path(__file__).parents[2] / "infra" / "serve.yaml"
 
 
@@ -77,8 +79,9 @@ def test_an_engine_that_hangs_is_replaced(ray_cluster: str, tiny_models: TinyMod
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of the dashboard of a Ray that is started as on a server, in a session of its own."""
+    """URL of the dashboard of a Ray that is started as on a server, in a session of its own; it wants `TOKEN`."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     ray, dashboard = Path(sys.executable).with_name("ray"), free_port()
     options = ["--head", f"--port={free_port()}", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
     process = subprocess.Popen(
@@ -89,7 +92,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     )
     url = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for(lambda: _answers(f"{url}/api/serve/applications/"), PATIENCE)
+        wait_for(lambda: _answers(f"{url}{APPLICATIONS}"), PATIENCE)
         yield url
     finally:
         own = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
@@ -98,9 +101,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         process.wait()
 
 
+def _get(url: str) -> httpx.Response:
+    return httpx.get(url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30.0)
+
+
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5.0).status_code == 200
+        return _get(url).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -121,5 +128,5 @@ def test_the_checked_in_configuration_is_deployed(cluster: str, tiny_models: Tin
     request = SHORT | {"seed": 7}
     answer = httpx.post(url + URL, json=request, timeout=PATIENCE)
     assert answer.status_code == 200 and answer.json()["data"][0]["seed"] == 7
-    status = httpx.get(f"{cluster}/api/serve/applications/", timeout=30.0).json()
+    status = _get(f"{cluster}{APPLICATIONS}").json()
     assert status["applications"]["realcustom"]["status"] == "RUNNING"
