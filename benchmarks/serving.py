@@ -1,7 +1,8 @@
 """The engine under a mixed crowd: our order of steps against what others do, on the same engine and models.
 
     python benchmarks/serving.py                  # about 15 minutes on two cores
-    python benchmarks/serving.py --rounds 1       # a short look
+    python benchmarks/serving.py --only efficiency
+    python benchmarks/serving.py --rounds 1 --dry    # a short look
     python benchmarks/serving.py --device cuda
 
 The sprites model that ships, two adapters (the shipped one, and the same weights with other settings). Policies take
@@ -31,18 +32,17 @@ from dataclasses import dataclass
 import numpy as np
 import record
 import torch
+from serving_crowds import CASES, Arrival, mixed, staggered, subject
 from serving_orders import KeyedSteps, OneSlot, RequestBatches
 from synthetic_world import shipped
 
 from realcustom.config import override
-from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.inference.engine import Engine
 from realcustom.inference.jobs import GenerationJob
 from realcustom.inference.order import LargestStretch, Order
-from realcustom.pipeline.quickstart.cases import drawn_cases
 from realcustom.pipeline.recipes import sprites
 from realcustom.sampling import SamplingParams
-from realcustom.sprites.world import BACKGROUNDS, NOUNS
 
 RESULTS = record.RESULTS / "serving.json"
 ORDERS: dict[str, Callable[[], Order]] = {
@@ -51,19 +51,8 @@ ORDERS: dict[str, Callable[[], Order]] = {
     "keyed_steps": KeyedSteps,
     "ours": LargestStretch,
 }
-SIZES = ((32, 32), (32, 48), (48, 48))
-STEPS = (4, 8, 20, 50)
 LOAD = 0.8
 CROWD = 48  # jobs of a round's crowd
-CASES = drawn_cases(8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """A job, and when it comes: seconds after the first."""
-
-    at: float
-    job: GenerationJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,62 +115,6 @@ def serve(pipelines: dict[str, RealCustomPipeline], order: Order, crowd: Sequenc
     return Served(seconds=max(ends.values()) - start, latencies=latencies)
 
 
-def subject(case: int, scope: float | None = None) -> Subject:
-    return Subject(image=CASES[case].reference, word=CASES[case].target_word, scope=scope)
-
-
-def staggered(chance: random.Random) -> list[Arrival]:
-    """Eight jobs of 20 steps and one size: other prompts, subjects, weights, scopes and quantities, direct guidance."""
-    return [
-        Arrival(
-            at=0.01 * number,
-            job=GenerationJob(
-                prompt=CASES[number].prompt,
-                subjects=(subject(number, chance.choice((0.2, 0.3, 0.4))),),
-                sampling=SamplingParams(
-                    seed=chance.randrange(10**6),
-                    num_inference_steps=20,
-                    subject_guidance_scale=chance.choice((2.0, 3.0, 4.0)),
-                    influence_quantity=chance.choice((0.6, 0.8, 1.0)),
-                ),
-                adapter="second",
-            ),
-        )
-        for number in range(8)
-    ]
-
-
-def mixed(chance: random.Random, count: int, per_second: float | None) -> list[Arrival]:
-    """A Poisson process of jobs that differ in everything; None = all come at once."""
-    arrivals, at = [], 0.0
-    for _ in range(count):
-        number = chance.randrange(len(CASES))
-        case, other = CASES[number], chance.choice(NOUNS)
-        height, width = chance.choice(SIZES)
-        subjects, prompt = [subject(number)], case.prompt
-        kind = chance.choice((0, 1, 1, 1, 2))
-        if kind == 2 and other != case.target_word:
-            prompt = f"a {case.target_word} and a {other} on {chance.choice(BACKGROUNDS)}"
-            subjects.append(Subject(image=CASES[(number + 1) % len(CASES)].reference, word=other))
-        sampling = SamplingParams(
-            seed=chance.randrange(10**6),
-            num_inference_steps=chance.choice(STEPS),
-            height=height,
-            width=width,
-            subject_guidance_scale=chance.choice((2.0, 3.0, 4.0)) if kind else None,
-        )
-        job = GenerationJob(
-            prompt=prompt,
-            subjects=tuple(subjects) if kind else (),
-            sampling=sampling,
-            adapter=chance.choice(("first", "second")),
-        )
-        arrivals.append(Arrival(at=at, job=job))
-        if per_second is not None:
-            at += chance.expovariate(per_second)
-    return arrivals
-
-
 def eight_prompts(pipeline: RealCustomPipeline, threads: int) -> float:
     """Seconds of one call of the pipeline with eight prompts of the same kind, in a thread as the engine's.
 
@@ -221,46 +154,90 @@ def short_behind_long(pipelines: dict[str, RealCustomPipeline], threads: int) ->
     return behind / alone
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What the parts share."""
+
+    pipelines: dict[str, RealCustomPipeline]
+    threads: int
+    note: Callable[[str, float], None]
+
+    def run(self, name: str, crowd: Sequence[Arrival]) -> Served:
+        """A crowd under one of `ORDERS`."""
+        return serve(self.pipelines, ORDERS[name](), crowd, self.threads)
+
+    def efficiency(self, number: int) -> None:
+        """Eight staggered jobs, and one call with eight prompts, by turns."""
+        seconds: dict[str, float] = {}
+        for side in ("ours", "batch") if number % 2 else ("batch", "ours"):
+            if side == "ours":
+                seconds[side] = self.run("ours", staggered(random.Random(number))).seconds
+            else:
+                seconds[side] = eight_prompts(self.pipelines["second"], self.threads)
+        self.note("serve_batch_efficiency", seconds["batch"] / seconds["ours"])
+
+    def gain(self, number: int) -> None:
+        """Eight staggered jobs under each order."""
+        eight = {name: self.run(name, staggered(random.Random(number))) for name in turns(list(ORDERS), number)}
+        for name, served in eight.items():
+            if name != "one_slot":
+                metric = "serve_batching_gain" + ("" if name == "ours" else f"_{name}")
+                self.note(metric, served.per_second / eight["one_slot"].per_second)
+
+    def short(self, number: int) -> None:
+        """A short job behind long ones."""
+        self.note("serve_short_behind_long", short_behind_long(self.pipelines, self.threads))
+
+    def crowd(self, number: int) -> None:
+        """A mixed crowd at 80 % of what ours can do."""
+        burst = self.run("ours", mixed(random.Random(number), CROWD, None))
+        self.note("serve_capacity_jobs_per_second", burst.per_second)
+        crowd = mixed(random.Random(number), CROWD, LOAD * burst.per_second)
+        peers = turns(["keyed_steps", "ours"], number)  # the others end far fewer a second
+        shown = {name: self.run(name, crowd) for name in peers}
+        self.note("serve_gain_vs_keyed", shown["ours"].per_second / shown["keyed_steps"].per_second)
+        self.note("serve_p95_vs_keyed", shown["ours"].p95 / shown["keyed_steps"].p95)
+        for name, served in shown.items():
+            self.note(f"serve_crowd_{name}_jobs_per_second", served.per_second)
+            self.note(f"serve_crowd_{name}_p95_seconds", served.p95)
+
+
+PARTS: dict[str, tuple[Callable[[Bench, int], None], int]] = {  # and rounds
+    "efficiency": (Bench.efficiency, 15),
+    "gain": (Bench.gain, 5),
+    "short": (Bench.short, 5),
+    "crowd": (Bench.crowd, 3),
+}
+
+
+def turns(names: Sequence[str], number: int) -> list[str]:
+    """The order in which the sides of a round run: each is first in its turn."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
+
+
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="measure just this (repeatable)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="of each part")
     parser.add_argument("--threads", type=int, default=2, help="of torch, in each of the engine's threads")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    values: dict[str, tuple[str, list[float]]] = {}  # by metric: the part that measures it
     pipelines = models(arguments.device)
-    values: dict[str, list[float]] = {}
-
-    def note(metric: str, value: float) -> None:
-        values.setdefault(metric, []).append(value)
-        print(f"{metric}: {value:.3f}", file=sys.stderr)
-
-    names = list(ORDERS)
     serve(pipelines, LargestStretch(), staggered(random.Random(0)), arguments.threads)  # warms up
-    for number in range(arguments.rounds):
-        turns = names[number % 4 :] + names[: number % 4]
-        eight = {
-            name: serve(pipelines, ORDERS[name](), staggered(random.Random(number)), arguments.threads)
-            for name in turns
-        }
-        batch = eight_prompts(pipelines["second"], arguments.threads)
-        note("serve_batching_gain", eight["ours"].per_second / eight["one_slot"].per_second)
-        note("serve_batching_gain_request_batches", eight["request_batches"].per_second / eight["one_slot"].per_second)
-        note("serve_batching_gain_keyed_steps", eight["keyed_steps"].per_second / eight["one_slot"].per_second)
-        note("serve_batch_efficiency", batch / eight["ours"].seconds)
-        note("serve_short_behind_long", short_behind_long(pipelines, arguments.threads))
-        burst = serve(pipelines, LargestStretch(), mixed(random.Random(number), CROWD, None), arguments.threads)
-        note("serve_capacity_jobs_per_second", burst.per_second)
-        crowd = mixed(random.Random(number), CROWD, LOAD * burst.per_second)
-        peers = [name for name in turns if name in ("keyed_steps", "ours")]  # the others end far fewer a second
-        shown = {name: serve(pipelines, ORDERS[name](), crowd, arguments.threads) for name in peers}
-        note("serve_gain_vs_keyed", shown["ours"].per_second / shown["keyed_steps"].per_second)
-        note("serve_p95_vs_keyed", shown["ours"].p95 / shown["keyed_steps"].p95)
-        for name, served in shown.items():
-            note(f"serve_crowd_{name}_jobs_per_second", served.per_second)
-            note(f"serve_crowd_{name}_p95_seconds", served.p95)
+    for part in arguments.only or PARTS:
+
+        def note(metric: str, value: float, part: str = part) -> None:
+            values.setdefault(metric, (part, []))[1].append(value)
+            print(f"{metric}: {value:.3f}", file=sys.stderr)
+
+        run, rounds = PARTS[part]
+        for number in range(arguments.rounds or rounds):
+            run(Bench(pipelines=pipelines, threads=arguments.threads, note=note), number)
     if arguments.dry:
         return
     commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks"]) else "uncommitted"
@@ -271,11 +248,11 @@ def main() -> None:
             statistics.median(found),
             next((unit for end, unit in units.items() if metric.endswith(end)), "ratio"),
             n=len(found),
-            spread=(min(found), max(found)),
-            command="python benchmarks/serving.py",
+            spread=(float(np.percentile(found, 5)), float(np.percentile(found, 95))),
+            command=f"python benchmarks/serving.py --only {part}",
             commit=commit,
         )
-        for metric, found in values.items()
+        for metric, (part, found) in values.items()
     ]
     record.write(RESULTS, records)
 

@@ -35,7 +35,8 @@ import numpy as np
 import ray
 import record
 from process_tree import tree_pss
-from serving import CASES, models, subject
+from serving import models
+from serving_crowds import CASES, subject
 
 from realcustom.inference.client import encode
 from realcustom.inference.engine import Engine
