@@ -75,6 +75,7 @@ class Engine:
         order: Order | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self._device = pipeline.base.device
         self.adapter = dict(adapter) if adapter is not None else None
         self._pipelines: dict[str | None, RealCustomPipeline] = {None: pipeline}
         if adapter is not None:
@@ -275,8 +276,8 @@ class Engine:
         calls: list[int] = []
         forwards = [one.sampler.forwards_left() for one in chosen]
         results = run_together(self.pipeline.base.unet, [one.sampler.launches() for one in chosen], rows=calls)
-        if self.pipeline.base.device.type == "cuda":
-            torch.cuda.synchronize(self.pipeline.base.device)  # else the clock would say when the work was handed over
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # else the clock would say when the work was handed over
         if calls:
             seconds = time.monotonic() - now
             self.cost.learn(chosen[0].size, len(calls), sum(calls), seconds)

@@ -212,7 +212,7 @@ class Service:
         started, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def on_progress(progress: Progress) -> None:
-            if not loop.is_closed():
+            if not started.is_set() and not loop.is_closed():  # the loop is woken once, not at every step
                 loop.call_soon_threadsafe(started.set)
             if stream is not None:
                 stream.mailbox.put(progress)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from realcustom.errors import UsageError
 from realcustom.settings import PooledText
@@ -85,8 +85,28 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """The device that the models run on; with offload they are stored on another."""
-        return torch.device(self.pipeline._execution_device)
+        """The device that the models run on; with offload they are stored on another.
+
+        diffusers looks through all modules several times for hooks of offload, which took half of a call's preparation: it
+        is asked only where there is one, or where the models are on several devices.
+        """
+        models = [part for part in vars(self.pipeline).values() if isinstance(part, nn.Module)]
+        devices = {next(model.parameters()).device for model in models}
+        if len(devices) > 1 or any(map(_has_hook, models)):
+            return torch.device(self.pipeline._execution_device)
+        return devices.pop()
+
+
+def _has_hook(model: nn.Module) -> bool:
+    """Whether accelerate or diffusers hooked one of its modules, as offload does."""
+    left: list[nn.Module | None] = [model]
+    while left:
+        module = left.pop()
+        if module is not None:
+            if "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module):
+                return True
+            left.extend(module._modules.values())
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

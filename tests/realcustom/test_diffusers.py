@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -126,6 +127,31 @@ def test_offload(pipeline: RealCustomPipeline, picture: Picture) -> None:
     pipeline.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
         assert torch.equal(draw(pipeline, picture), before)
+
+
+def test_the_device_is_the_one_that_diffusers_runs_on(pipeline: RealCustomPipeline) -> None:
+    """Read without a walk through diffusers' hooks where there are none, and from them where there are."""
+    base, kept, runs = pipeline.base, torch.device("cpu"), torch.device("meta")
+    assert base.device == kept == base.pipeline._execution_device
+    base.unet.mid_block._hf_hook = SimpleNamespace(execution_device=runs)
+    assert base.device == kept == base.pipeline._execution_device  # the models themselves are not offloaded
+    base.pipeline.text_encoder._hf_hook = base.vae._hf_hook = base.unet._hf_hook = SimpleNamespace(
+        execution_device=runs
+    )
+    assert base.device == runs == base.pipeline._execution_device
+
+
+def test_the_device_of_group_offload(pipeline: RealCustomPipeline) -> None:
+    runs = torch.device("meta")
+    hook = SimpleNamespace(config=SimpleNamespace(onload_device=runs))
+    pipeline.unet.mid_block._diffusers_hook = SimpleNamespace(get_hook=lambda name: hook)
+    assert pipeline.base.device == runs == pipeline.base.pipeline._execution_device
+
+
+def test_the_device_where_parts_are_apart(pipeline: RealCustomPipeline) -> None:
+    """Then diffusers says which counts."""
+    pipeline.base.unet.to("meta")
+    assert pipeline.base.device == pipeline.base.pipeline._execution_device
 
 
 @pytest.mark.gpu
