@@ -9,7 +9,7 @@ engines never work at the same time. `preview`: streams while eight others run; 
 preview, those among them that were done while it was sent. `cancel`: jobs of an engine, four at a time, that are cancelled at
 random moments; steps that end after the cancellation, that of the moment itself among them. `fuzz`: schemathesis
 on the document, all phases and checks, 3 seeds: answers of 5xx or of a status that the document does not name. `soak`: PSS of
-the process tree after 10,000 requests over that after 500 (`--soak N` for fewer).
+the process tree after 10,000 small requests, half of them with a subject, over that after 500 (`--soak N` for fewer).
 
 Writes benchmarks/results/serving_http.json.
 """
@@ -188,10 +188,13 @@ def fuzz(url: str) -> int:
 def soak(url: str, requests: int) -> float:
     """PSS of this process's tree after all requests over that after the first 500, or a twentieth of them."""
     first = min(500, requests // 20)
-    with httpx.Client(base_url=url, timeout=300.0) as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with httpx.Client(base_url=url, timeout=300.0) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
 
         def send(number: int) -> None:
-            client.post(GENERATIONS, json=request(1, seed=number, case=number % 8)).raise_for_status()
+            body = request(1, seed=number, case=number % 8, size="16x16")
+            if number % 2:
+                del body["subjects"]
+            client.post(GENERATIONS, json=body).raise_for_status()
 
         list(pool.map(send, range(first)))
         early = tree_pss(os.getpid())
