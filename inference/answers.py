@@ -20,7 +20,7 @@ from realcustom.inference.jobs import Generation
 from realcustom.inference.progress import Progress
 from realcustom.inference.responses import GenerationResponse, ImageResponse, MaskResponse, UsageResponse
 from realcustom.inference.schema import ImagesRequest
-from realcustom.preview import LatentPreview
+from realcustom.preview import Preview
 
 
 def answer(
@@ -63,7 +63,7 @@ def mask_responses(masks: np.ndarray, step: int) -> list[MaskResponse]:
 
 
 def previews(
-    progress: Progress, preview: LatentPreview, number: int, request: ImagesRequest, *, edit: bool
+    progress: Progress, preview: Preview, number: int, request: ImagesRequest, *, edit: bool
 ) -> list[PartialImageEvent]:
     """A preview of every image after this step."""
     kind: PreviewType = "image_edit.partial_image" if edit else "image_generation.partial_image"

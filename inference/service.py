@@ -27,7 +27,7 @@ from realcustom.inference.settings import ServeSettings
 from realcustom.inference.shelf import AdapterShelf
 from realcustom.inference.streaming import Stream
 from realcustom.inference.subjects import NewSubject, SubjectStore
-from realcustom.preview import LatentPreview
+from realcustom.preview import Preview, make_preview
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Service:
         self._encoding = threading.Lock()
         self._engine: Engine | None = None
         self._shelf: AdapterShelf | None = None
-        self._preview: LatentPreview | None = None
+        self._preview: Preview | None = None
         self._failure: Exception | None = None
         self._failed_at = 0.0
         self._thread = threading.Thread(target=self._load, args=(load,), name="load", daemon=True)
@@ -169,7 +169,7 @@ class Service:
         try:
             engine = load()
             engine.observer = self.observer
-            self._preview = LatentPreview.fit(engine.pipeline.base)
+            self._preview = make_preview(engine.pipeline.base, self.settings.preview_decoder)
             self._shelf = AdapterShelf(engine, self.settings.max_adapters)
             self._engine = engine
         except Exception as error:  # shown by the readiness route; a thread's exception would not be seen

@@ -21,6 +21,9 @@ class ServeSettings:
 
     device: str | None = None  # torch device of the replica; none = cuda where there is one, else cpu
     dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
+    preview_decoder: str | None = (
+        None  # AutoencoderTiny for previews, folder or hub id; none = a linear map of the latents
+    )
     threads: int = 2  # torch's CPU threads in the replica
     num_cpus: float = 1.0  # logical CPUs that an engine takes of the Ray cluster
     num_gpus: float = 0.0  # GPUs that an engine takes of the Ray cluster

@@ -17,7 +17,7 @@ from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.progress import Progress
 from realcustom.inference.responses import GenerationResponse
 from realcustom.inference.schema import ImagesRequest
-from realcustom.preview import LatentPreview
+from realcustom.preview import Preview
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Stream:
     def __init__(
         self,
         request: ImagesRequest,
-        preview: LatentPreview,
+        preview: Preview,
         heartbeat_seconds: float,
         *,
         ahead: int = 0,

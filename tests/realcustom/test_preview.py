@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
 import torch
 
 from realcustom.base import encode_pixels
 from realcustom.diffusion_pipeline import RealCustomPipeline
-from realcustom.preview import LatentPreview
+from realcustom.errors import UsageError
+from realcustom.output import to_images
+from realcustom.preview import DecodedPreview, LatentPreview, make_preview
 from realcustom.sprites import zoo_path
 
 
@@ -45,3 +52,23 @@ def test_previews_of_a_trained_vae_look_like_the_picture() -> None:
     half = found.shape[-1] // 2
     assert float(found[0, 0, :, half + 1 :].mean() - found[0, 0, :, : half - 1].mean()) > 0.8
     assert float((found[0, 1] + 0.6).abs().mean()) < 0.25
+
+
+def test_a_decoder_shows_what_the_vae_would() -> None:
+    """The synthetic world's VAE is itself a tiny one: given as the decoder it gives the final image's own pixels."""
+    base = RealCustomPipeline.from_pretrained(str(zoo_path("pipeline")), device="cpu").base
+    preview = make_preview(base, f"{zoo_path('pipeline')}/vae")
+    assert isinstance(preview, DecodedPreview)
+    latents = torch.randn(2, base.latent_channels, 16, 12, generator=torch.Generator().manual_seed(0))
+    latents *= preview.deviation / 2 / latents.std()
+    for found, wanted in zip(preview.images(latents), to_images(base, latents, "pil"), strict=True):
+        assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() <= 1
+
+
+def test_a_decoder_of_other_latents_is_refused(tiny_pipeline: RealCustomPipeline, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"cannot load the preview decoder {tmp_path}"):
+        make_preview(tiny_pipeline.base, str(tmp_path))
+    channels = tiny_pipeline.base.latent_channels + 1
+    diffusers.AutoencoderTiny(latent_channels=channels).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=f"reads latents of {channels} channels"):
+        make_preview(tiny_pipeline.base, str(tmp_path))
