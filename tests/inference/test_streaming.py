@@ -16,6 +16,7 @@ from PIL import Image
 
 from realcustom.inference.streaming import preview_steps
 from tests.support.slow_steps import slow_steps
+from tests.support.tiny import TinyModels
 
 URL = "/v1/images/generations"
 
@@ -66,6 +67,21 @@ def test_where_previews_come() -> None:
     assert preview_steps(3, 50) == [3, 19, 34] and preview_steps(3, 2) == [2]
     for steps in range(1, 60):
         assert all(preview_steps(count, steps)[0] <= 3 for count in (1, 2, 3))
+
+
+def test_a_decoder_makes_the_previews(running: Any, serve: Callable[..., Any], tiny_models: TinyModels) -> None:
+    """The base's own VAE as the decoder: after the last step the preview has the image's pixels, which the map has not."""
+    decoding = serve(preview_decoder=f"{tiny_models.base}/vae")
+
+    def difference(server: Any) -> float:
+        events = dict(_stream(server, num_inference_steps=2, partial_images=1))
+        shown, drawn = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(events[f"image_generation.{name}"]["b64_json"]))), float)
+            for name in ("partial_image", "completed")
+        )
+        return float(np.abs(shown - drawn).mean())
+
+    assert difference(decoding) < 0.5 * difference(running)
 
 
 def test_all_kinds_of_events_in_order(running: Any) -> None:
