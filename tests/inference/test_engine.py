@@ -118,8 +118,11 @@ def test_queue_full_and_a_cancelled_place_is_free(engine: Engine, monkeypatch: p
     gate.open.set()
     with pytest.raises(Cancelled):
         waiting[0].future.result(60)
-    images = [ticket.future.result(60).images[0].tobytes() for ticket in (running, waiting[1], third)]
-    assert images[0] == images[1] != images[2]
+    first, same, other = (
+        np.asarray(ticket.future.result(60).images[0], int) for ticket in (running, waiting[1], third)
+    )
+    assert np.abs(first - same).max() <= 1  # in other company: not to the last bit
+    assert np.abs(first - other).max() > 10
 
 
 def test_deadline(tiny_pipeline: RealCustomPipeline) -> None:
