@@ -103,10 +103,14 @@ def _answers() -> list[bytes]:
     """Whole HTTP answers, each with a picture of smooth random colours and fine grain."""
     rng, answers = np.random.default_rng(0), []
     for _ in range(PICTURES):
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
         grain = rng.normal(0, 6, (SIDE, SIDE, 3))
         buffer = io.BytesIO()
         Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
         data = buffer.getvalue()
-        answers.append(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data))
+        answers.append(
+            b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+        )
     return answers

@@ -41,7 +41,10 @@ def measure(rows: int) -> dict[str, Any]:
     settings = PreprocessSettings(
         ingest=IngestSettings(private_addresses=True), execution=ExecutionSettings(max_error_fraction=1.0)
     )
-    with made_web.served(rows, rows // ROWS_A_HOST) as web, tempfile.TemporaryDirectory(prefix="realcustom-web-") as place:
+    with (
+        made_web.served(rows, rows // ROWS_A_HOST) as web,
+        tempfile.TemporaryDirectory(prefix="realcustom-web-") as place,
+    ):
         table = Path(place) / "urls.parquet"
         pq.write_table(pa.table({"url": web.urls, "caption": ["a picture"] * rows}), table)
         with made_web.looked_up_here():
@@ -50,7 +53,12 @@ def measure(rows: int) -> dict[str, Any]:
             seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
     if report["kept"] != web.alive or report["in"] != rows:
         raise RuntimeError(f"{report['kept']} of {report['in']} rows kept, expected {web.alive} of {rows}")
-    return {"rows/s": rows / seconds, "CPU seconds": round(cpu, 2), "seconds": round(seconds, 2), "kept": report["kept"]}
+    return {
+        "rows/s": rows / seconds,
+        "CPU seconds": round(cpu, 2),
+        "seconds": round(seconds, 2),
+        "kept": report["kept"],
+    }
 
 
 def main(arguments: Sequence[str]) -> None:

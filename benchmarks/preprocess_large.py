@@ -60,7 +60,9 @@ def pictures(count: int = 16, side: int = 1024) -> Iterator[bytes]:
     """JPEGs of smooth random colours with grain, some 400 kB each."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
         grain = rng.normal(0, 12, (side, side, 3))
         buffer = io.BytesIO()
         Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
@@ -99,11 +101,18 @@ def folder_listing(count: int) -> record.Record:
     """Peak memory, and seconds, of planning."""
     place = f"s3://{made_store.BUCKET}/{made_store.FOLDER}"
     with made_store.serving(count) as store:
-        usage = process_tree.run([sys.executable, "-c", PLAN, place], record.ROOT, {**ENVIRONMENT, **store}, memory=True)
+        usage = process_tree.run(
+            [sys.executable, "-c", PLAN, place], record.ROOT, {**ENVIRONMENT, **store}, memory=True
+        )
     units, files, seconds, cpu = usage.out.split()
     if int(files) != count:
         raise RuntimeError(f"{files} files planned, expected {count}")
-    detail = {"pictures": count, "units": int(units), "seconds": round(float(seconds), 1), "CPU seconds": round(float(cpu), 1)}
+    detail = {
+        "pictures": count,
+        "units": int(units),
+        "seconds": round(float(seconds), 1),
+        "CPU seconds": round(float(cpu), 1),
+    }
     return {**_record(FOLDER, usage.peak_pss / GIB), "detail": detail}
 
 

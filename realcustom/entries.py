@@ -68,7 +68,9 @@ class Entries(Sequence[FileEntry]):
         if not more:
             return self
         few = Entries.of(self._base, more)
-        return Entries(self._base, _by_name(pa.concat_tables([self._table, few._table])), {**self._elsewhere, **few._elsewhere})
+        return Entries(
+            self._base, _by_name(pa.concat_tables([self._table, few._table])), {**self._elsewhere, **few._elsewhere}
+        )
 
     def __len__(self) -> int:
         return self._table.num_rows
