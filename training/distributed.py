@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from realcustom import log, storage
 from realcustom.errors import UsageError
@@ -47,7 +48,9 @@ def run_distributed(job: TrainingJob) -> None:
     the machine more often than `settings.max_failures`; RuntimeError where workers were lost more often than that.
     """
     settings = job.settings
-    failures = ray.remote(num_cpus=0)(Failures).remote()
+    # on the driver's node, as Ray Train's own controller: else the loss of a node in the run could take it along
+    with_driver = NodeAffinitySchedulingStrategy(_node_id(), soft=False)
+    failures = ray.remote(num_cpus=0)(Failures).options(scheduling_strategy=with_driver).remote()
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "log_level": log.level(), "failures": failures, "driver": _node_id()},

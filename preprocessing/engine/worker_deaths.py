@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NAMESPACE = "preprocessing"  # name of the counting actor of a run, as long as the run lasts
 
@@ -61,7 +62,10 @@ class WorkerDeaths:
 def start_counting(stage: str) -> ActorHandle:
     """The counts of a new run; they end with their handle or with the driver."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(WorkerDeaths)
-    return actor.options(name=f"{stage}-{secrets.token_hex(4)}", namespace=NAMESPACE).remote()
+    # with the driver: on a lost node it would be waited for until Ray knows of the loss
+    with_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    name = f"{stage}-{secrets.token_hex(4)}"
+    return actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=with_driver).remote()
 
 
 def in_this_process(operator: str, unit: str) -> UnitInWork:
