@@ -238,7 +238,7 @@ def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=tuple(METRICS), action="append", help="measure just this (repeatable)")
-    parser.add_argument("--pairs", type=int, default=15, help="of overhead")
+    parser.add_argument("--pairs", type=int, default=31, help="of overhead")
     parser.add_argument("--streams", type=int, default=100, help="of preview")
     parser.add_argument("--cancels", type=int, default=1000, help="of cancel")
     parser.add_argument("--soak", type=int, default=10_000, help="requests of soak")
