@@ -19,6 +19,7 @@ from ray import serve
 from realcustom.inference.app import APP_NAME, ENGINE
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
+from realcustom.pipeline import owned
 from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
 from tests.support.waiting import wait_for
@@ -90,6 +91,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    owned.watch([process.pid])  # for a test that is killed itself
     url = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for(lambda: _answers(f"{url}{APPLICATIONS}"), PATIENCE)
