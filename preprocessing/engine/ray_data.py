@@ -1,13 +1,15 @@
 """A stage's units through Ray Data: one row per unit, so that a unit stays whole through every operator.
 
-A stage without models is one task per unit, or, where units wait for a network, actors that have several at once. A stage with models is three operators, reading -> a pool of actors that
-hold the models -> writing, so that storage and models work at the same time and memory holds a few units.
+A stage without models is one task per unit, or, where units wait for a network, actors that have several at once. A stage
+with models is three operators, reading -> a pool of actors that hold the models -> writing, so that storage and models work
+at the same time and memory holds a few units.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -19,6 +21,7 @@ from ray.actor import ActorHandle
 from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.cluster import model_workers, task_limit, task_workers
+from realcustom.preprocessing.engine.ray_metrics import StageMetrics, observe_seconds
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, do_unit, read_unit
 from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
@@ -45,7 +48,7 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     """
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
     dataset.context.enable_progress_bars = False
-    deaths = start_counting(job.name)
+    deaths, metrics = start_counting(job.name), StageMetrics(job.name)
     if job.models:
         dataset = _with_models(dataset, job, deaths, len(units))
     elif job.units_at_once > 1:
@@ -54,12 +57,18 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
         dataset = _without_models(dataset, job, deaths, len(units))
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
+        if row["refusal"] or row["bug"]:
+            metrics.unit_ended("failed")
         if row["refusal"]:
             raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
         if row["bug"]:
             raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
-        if not row["taken"]:
-            yield Counts.from_dict(json.loads(row["counts"]))
+        if row["taken"]:
+            metrics.unit_ended("taken")
+            continue
+        counts = Counts.from_dict(json.loads(row["counts"]))
+        metrics.unit_done(counts)
+        yield counts
 
 
 def _node() -> str:
@@ -77,7 +86,7 @@ def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, 
     compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
     workers = model_workers(job, units, int(ray.cluster_resources().get("GPU", 0)))
     # not the actors' num_cpus: Ray fuses operators with equal ones, and reading would wait for the model
-    reading = _counted("read", _reading(job), deaths, limit)
+    reading = _counted(job.name, "read", _reading(job), deaths, limit)
     dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     dataset = dataset.map_batches(
         _ModelWorker,
@@ -88,14 +97,14 @@ def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, 
         num_cpus=compute.threads,
         num_gpus=1 if compute.device is Device.CUDA else 0,
     )
-    committing = _counted("commit", _committing(job), deaths, limit)
+    committing = _counted(job.name, "commit", _committing(job), deaths, limit)
     return dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
 
 
 def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: int) -> ray.data.Dataset:
     most = task_limit(job)
     return dataset.map_batches(
-        _counted("whole", _whole(job), deaths, job.settings.execution.max_worker_deaths),
+        _counted(job.name, "whole", _whole(job), deaths, job.settings.execution.max_worker_deaths),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, units)),  # Ray warns of more tasks
@@ -126,7 +135,7 @@ class _ThreadedWorker:
 
     def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
         log.configure(log_level)
-        self._work = _counted("whole", _whole(job), deaths, limit)
+        self._work = _counted(job.name, "whole", _whole(job), deaths, limit)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._work(batch)
@@ -138,7 +147,7 @@ class _ModelWorker:
     def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
         log.configure(log_level)
         self._processor = Processor(job)
-        self._work = _counted("model", self._process, deaths, limit)
+        self._work = _counted(job.name, "model", self._process, deaths, limit)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._work(batch)
@@ -148,7 +157,7 @@ class _ModelWorker:
         return _guarded(batch, lambda: _sealed_row(unit, self._processor(unit, data)))
 
 
-def _counted(operator: str, work: _Operator, deaths: ActorHandle, limit: int) -> _Operator:
+def _counted(stage: str, operator: str, work: _Operator, deaths: ActorHandle, limit: int) -> _Operator:
     """`work`, or, after more than `limit` worker deaths on the unit, an error that names it."""
 
     def run(batch: pa.Table) -> pa.Table:
@@ -162,7 +171,9 @@ def _counted(operator: str, work: _Operator, deaths: ActorHandle, limit: int) ->
             )
             result = _row(unit.to_json(), bug=message)
         else:
+            start = time.monotonic()
             result = work(batch)
+            observe_seconds(stage, operator, time.monotonic() - start)
         ray.get(deaths.end.remote(begun))
         return result
 

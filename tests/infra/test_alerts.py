@@ -1,0 +1,68 @@
+"""Prometheus' alerts: on metrics that there are, with cases that fire them and cases that do not, and a section of the runbook."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from realcustom.inference.metrics import METRICS, PREFIX
+from realcustom.preprocessing.engine import ray_metrics
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "infra" / "prometheus"
+ALERTS = [rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+
+
+def promtool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("needs promtool, of Debian's package prometheus")
+    return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_each_alert_is_on_metrics_that_there_are_and_has_a_section_of_the_runbook() -> None:
+    known = {f"ray_{PREFIX}{name}" for name in METRICS}
+    code = Path(ray_metrics.__file__).read_text()
+    known |= {f"ray_{name}" for name in re.findall(r'"(realcustom_stage_\w+)"', code)}
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    sections = {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}
+    assert len(ALERTS) >= 4
+    for alert in ALERTS:
+        named = set(re.findall(r"ray_realcustom_\w+", alert["expr"]))
+        assert named and named <= known, alert["alert"]
+        page, _, section = alert["annotations"]["runbook"].partition("#")
+        assert page == "docs/runbook.md" and section in sections, alert["alert"]
+
+
+def test_each_alert_has_a_case_that_fires_it_and_one_that_does_not() -> None:
+    cases: dict[str, set[bool]] = {}
+    for test in yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            cases.setdefault(case["alertname"], set()).add(bool(case["exp_alerts"]))
+            stages = {
+                stage for series in test["input_series"] for stage in re.findall('stage="(.*?)"', series["series"])
+            }
+            if len(stages) > len(case["exp_alerts"]):
+                cases[case["alertname"]].add(False)  # the other stage's values do not fire it
+    assert cases == {alert["alert"]: {True, False} for alert in ALERTS}
+
+
+def test_promtool_finds_no_mistake_and_finds_one_that_is_planted(tmp_path: Path) -> None:
+    for name in ("alerts.yaml", "alerts_test.yaml"):
+        shutil.copy(FOLDER / name, tmp_path)
+    checked = promtool(tmp_path, "check", "rules", "alerts.yaml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    tested = promtool(tmp_path, "test", "rules", "alerts_test.yaml")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    text = (FOLDER / "alerts.yaml").read_text()
+    for wrong, arguments in (
+        (text.replace("sum by (stage) (increase", "sum by (stage (increase"), ("check", "rules", "alerts.yaml")),
+        (text.replace("> 0.05", "> 0.5"), ("test", "rules", "alerts_test.yaml")),
+    ):
+        (tmp_path / "alerts.yaml").write_text(wrong)
+        assert promtool(tmp_path, *arguments).returncode != 0
