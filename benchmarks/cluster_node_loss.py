@@ -31,8 +31,8 @@ CHECKPOINT_EVERY = 10
 def node_loss(kills: int) -> list[float]:
     """Seconds from each kill to the first new step.
 
-    The head does no work. One worker trains on one of two further nodes; that one is killed, all its processes at once, and the
-    next one is started in its place, as a cluster does. Steps since the last checkpoint are done again first.
+    The head does no work. One worker trains on one of two further nodes; that one is killed, all its processes at once, and
+    another one is started in its place when there was a new step. Steps since the last checkpoint are done again first.
     """
     with tempfile.TemporaryDirectory() as name, local_cluster(3, 1, head_cpus=0) as cluster:
         folder = Path(name)
@@ -53,15 +53,13 @@ def node_loss(kills: int) -> list[float]:
         try:
             for _ in range(kills):
                 wait_for_step(done + CHECKPOINT_EVERY)
-                for node in nodes:
-                    node.wait()  # the one that takes over is there
                 lost = _node_at_work(nodes)
                 done, begun = _last_step(folder), time.monotonic()
                 lost.kill()
-                nodes.remove(lost)
-                nodes.append(cluster.add_node(1))
                 wait_for_step(done)
                 seconds.append(time.monotonic() - begun)
+                nodes.remove(lost)
+                nodes.append(cluster.add_node(1))
                 print(f"lost after step {done}: {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
         finally:
             process.terminate()
