@@ -60,11 +60,11 @@ def metered(besides: Collection[int] = ()) -> Iterator[Meter]:
     meter, done = Meter(), threading.Event()
 
     def tree() -> list[psutil.Process]:
-        this = psutil.Process()
-        left_out = {
-            process for pid in besides for process in [psutil.Process(pid), *psutil.Process(pid).children(True)]
-        }
-        return [process for process in this.children(recursive=True) if process not in left_out]
+        left_out = set[psutil.Process]()
+        for pid in besides:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left_out |= {psutil.Process(pid), *psutil.Process(pid).children(recursive=True)}
+        return [process for process in psutil.Process().children(recursive=True) if process not in left_out]
 
     def sample() -> None:
         while not done.wait(0.1):
