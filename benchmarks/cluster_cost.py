@@ -22,11 +22,11 @@ from realcustom import storage
 from realcustom.pipeline.local_cluster import BUCKET, local_cluster
 
 PICTURES = 4000  # of a stage
-WITHOUT_MODELS = [
-    part
-    for setting in ("score.clip=null", "score.heads=null", "ingest.corpus=photographs")
-    for part in ("--set", f"preprocess.{setting}")
-]
+STAGES = {  # and their settings: no models, and one name of the corpus wherever it is
+    "ingest": ("--set", "preprocess.ingest.corpus=photographs"),
+    "score": ("--set", "preprocess.score.clip=null", "--set", "preprocess.score.heads=null"),
+    "select": (),
+}
 REALCUSTOM = (sys.executable, "-m", "realcustom")
 
 
@@ -53,9 +53,9 @@ def stage_vs_local(rounds: int) -> list[float]:
             environment = {**own, **there} if side == "jobs" else own
             output = f"{root}/out-{size}-{number}"
             with process_tree.metered(besides=store if side == "jobs" else everything) as meter:
-                for stage in ("ingest", "score", "select"):
+                for stage, settings in STAGES.items():
                     source = f"{root}/in-{size}" if stage == "ingest" else output
-                    verb = ("preprocess", stage, "--input", source, "--output", output, *WITHOUT_MODELS)
+                    verb = ("preprocess", stage, "--input", source, "--output", output, *settings)
                     subprocess.run([*REALCUSTOM, *start, *verb], env=environment, check=True, cwd=record.ROOT)
             print(f"{side}, {size} pictures: {meter.cpu:.1f} s CPU", file=sys.stderr, flush=True)
             return meter.cpu
