@@ -24,13 +24,13 @@ from realcustom.training.loop import World
 from realcustom.training.run import make_job, train
 from realcustom.training.worker import Worker
 
-BATCH, WORKERS = 16, 2
+WORKERS = 2
 RENDEZVOUS = "tcp://127.0.0.1:29517"
 
 
 def ray_vs_bare(folder: Path, steps: int, pairs: int) -> dict[str, list[float]]:
     """The ratios of the pairs. The second half of a run's steps counts."""
-    run = prepare(folder, steps=steps, batch_size=BATCH, num_workers=WORKERS, log_every=steps // 2)
+    run = prepare(folder, steps=steps, num_workers=WORKERS, log_every=steps // 2)
     encoder, records = run.method.image_encoder.model, str(folder / "caches")
     os.environ["RAY_ADDRESS"] = start_local(num_cpus=WORKERS + 1)
 

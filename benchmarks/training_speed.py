@@ -13,15 +13,14 @@ from training_sprites import paired, prepare
 
 from realcustom.training.run import TrainResult, train
 
-BATCH = 8
-
 
 def cached_vs_online(folder: Path, steps: int, pairs: int) -> dict[str, list[float]]:
     """Images a second with caches over those without, of each pair; and with caches, the share of waiting for data.
 
+    The second half of a run's steps counts.
     Raises AssertionError where the two do not have the same losses (1e-3).
     """
-    run = prepare(folder, steps=steps, batch_size=BATCH, num_workers=1, log_every=0, memory_gib=0.0)  # nothing is kept
+    run = prepare(folder, steps=steps, num_workers=1, log_every=steps // 2, memory_gib=0.0)  # nothing is kept
     results: dict[tuple[str, int], TrainResult] = {}
 
     def trained(records: str, number: int) -> float:
@@ -45,7 +44,7 @@ def cached_vs_online(folder: Path, steps: int, pairs: int) -> dict[str, list[flo
 
 
 def _row(result: TrainResult) -> dict[str, float]:
-    """The one row of all steps; the last one is a validation."""
+    """The row of the second half of the steps; the last one is a validation."""
     return result.curve[-2]
 
 
