@@ -68,7 +68,7 @@ FULL = Size(
     step_seconds=1.0,
     speed=(40, 5),
     ray=(80, 5),
-    kills=(20, 400),
+    kills=(20, 300),
 )
 QUICK = Size(
     files=1,

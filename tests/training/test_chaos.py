@@ -33,7 +33,7 @@ def check_same(output: Path, whole: TrainResult) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "while_writing", "steps"), [(1, 1, 60), (20, 5, 400)], ids=["one kill", "twenty kills"]
+    ("kills", "while_writing", "steps"), [(1, 1, 60), (20, 5, 300)], ids=["one kill", "twenty kills"]
 )
 def test_kills_at_random_moments_change_nothing(
     kills: int, while_writing: int, steps: int, world: SimpleNamespace, tmp_path: Path
