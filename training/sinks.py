@@ -117,7 +117,7 @@ def _framed(event: Any) -> bytes:
     """A message as event files have it: its length, a checksum, the message, a checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
-    message = event.SerializeToString()
+    message: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(message))
     sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, message)]
     return length + sums[0] + message + sums[1]

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,9 @@ from tests.support.training_runs import SETTINGS, curve, fit, write_settings
 SEVERAL = replace(SETTINGS, checkpoint_every=1000, log_every=1, steps=400)
 
 
-def write_config(world: SimpleNamespace, path: Path, **train: object) -> list[str]:
+def write_config(world: SimpleNamespace, path: Path, **train: Any) -> list[str]:
     """A command line of a run with these models and settings."""
-    write_settings(path, world.base, world.image_encoder, replace(SEVERAL, **train))  # type: ignore[arg-type]
+    write_settings(path, world.base, world.image_encoder, replace(SEVERAL, **train))
     start = "from realcustom.pipeline.cli.main import main; main()"
     output = str(path.parent / "run")
     return [sys.executable, "-c", start, "train", "--input", world.caches, "--output", output, "--config", str(path)]
