@@ -46,10 +46,10 @@ class ParquetFile:
         found = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         return [(int(group.num_rows), int(group.total_byte_size)) for group in found]
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns, in that order. Raises UsageError where the file is damaged."""
+    def read(self, columns: Sequence[str], use_threads: bool = True) -> pa.Table:
+        """Some columns, in that order, decoded by several threads or by this one. Raises UsageError where the file is damaged."""
         with _readable(self.uri):
-            return self._file.read(columns=list(columns)).select(list(columns))
+            return self._file.read(columns=list(columns), use_threads=use_threads).select(list(columns))
 
     def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of one row group, in that order. Raises UsageError where the file is damaged."""
