@@ -67,7 +67,7 @@ FULL = Size(
     save_every=50,
     step_seconds=1.0,
     speed=(40, 5),
-    ray=(80, 5),
+    ray=(60, 5),
     kills=(20, 300),
 )
 QUICK = Size(
