@@ -167,7 +167,7 @@ def baselines() -> dict[str, Method]:
         "plain": plain(pipeline),
         "no_mask": customised(pipeline, use_mask=False),
         "masked": customised(pipeline),
-        "joint_guidance": customised(joint()),
+        "joint_guidance": customised(shipped(direct)),
         "ip_adapter": ip_adapter(shipped(), given_mask=False),
         "given_mask": ip_adapter(shipped(), given_mask=True),
         "oracle_mask": oracle_mask(pipeline),
@@ -185,16 +185,10 @@ def only(methods: Mapping[str, Method], wanted: Sequence[str]) -> Mapping[str, M
     return {name: method for name, method in methods.items() if not wanted or name in wanted}
 
 
-def joint() -> RealCustomPipeline:
-    """The shipped adapter with the guidance of the IP-Adapter: text and subject together against neither."""
-
-    def direct(settings: MethodSettings) -> MethodSettings:
-        guidance = dataclasses.replace(
-            settings.guidance, mode=GuidanceMode.DIRECT, subject_guidance_scale=GUIDANCE_SCALE
-        )
-        return dataclasses.replace(settings, guidance=guidance)
-
-    return shipped(direct)
+def direct(settings: MethodSettings) -> MethodSettings:
+    """Settings with the guidance of the IP-Adapter: text and subject together against neither."""
+    guidance = dataclasses.replace(settings.guidance, mode=GuidanceMode.DIRECT, subject_guidance_scale=GUIDANCE_SCALE)
+    return dataclasses.replace(settings, guidance=guidance)
 
 
 def binary() -> RealCustomPipeline:

@@ -128,8 +128,8 @@ TABLES: Mapping[
     "worth": ("metric_validity", "correlations", worth),
     "rungs": ("metric_validity", "rungs", rungs),
     "methods": ("metric_validity", "methods", methods),
-    "settings": ("controllability", "settings", settings),
     "trade_off": ("controllability", "trade_off", trade_off),
+    "settings": ("controllability", "settings", settings),
     "baselines": ("drawn_baselines", "untuned", baselines),
     "tuned": ("drawn_baselines", "tuned", tuned),
 }

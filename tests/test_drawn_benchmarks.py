@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -63,6 +64,37 @@ def test_an_order_is_as_probable_as_its_resamples_say(benchmarks: None) -> None:
     values = np.array([[[1.0, 3.0]], [[2.0, 2.0]]])  # two variants, one seed, two questions
     means = resampled(values, counts)
     np.testing.assert_allclose(means, [[1.0, 3.0, 2.0], [2.0, 2.0, 2.0]])
+
+
+def test_a_page_s_tables_are_those_of_the_result_files(benchmarks: None, tmp_path: Path) -> None:
+    from drawn_pages import MARK, PAGE, SHOWN, TABLES, made
+
+    scores = {name: [0.5, 0.25, 0.75] for name in SHOWN}
+    table = {"command": "python benchmarks/x.py", "commit": "0123456789", "rows": [{"method": "masked", **scores}]}
+    (tmp_path / "drawn_baselines.json").write_text(json.dumps({"untuned": table}))
+    text = made("baselines", tmp_path)
+    assert "| masked | 0.50 [0.25, 0.75] |" in text and "`python benchmarks/x.py`, at 0123456.\n" in text
+    assert made("tuned", tmp_path) == "Not measured yet: `python benchmarks/drawn_baselines.py`.\n"
+    assert [found[2] for found in MARK.finditer(PAGE.read_text())] == list(TABLES)
+
+
+@pytest.mark.slow
+def test_without_mask_and_scoring_the_method_draws_what_diffusers_ip_adapter_draws(benchmarks: None) -> None:
+    from drawn_methods import cases_of, customised, direct, ip_adapter
+    from synthetic_world import shipped
+
+    from realcustom.settings import MethodSettings
+    from realcustom.sprites.questions import Kind
+
+    def bare(settings: MethodSettings) -> MethodSettings:
+        tokens = dataclasses.replace(settings.tokens, scoring=False)
+        return dataclasses.replace(direct(settings), tokens=tokens)
+
+    cases = cases_of(Kind.CONTRADICTION, 2)  # two subjects in one call: each picture must show its own
+    theirs = ip_adapter(shipped(), given_mask=False)(cases)
+    ours = customised(shipped(bare), use_mask=False)(cases)
+    for one, other in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(np.asarray(one, float), np.asarray(other, float), atol=1)
 
 
 @pytest.mark.slow
