@@ -32,24 +32,34 @@ class Metrics:
         self.tokenizer = AutoTokenizer.from_pretrained(zoo_path("clip"))
         self.encoder = CLIPVisionModel.from_pretrained(zoo_path("image_encoder")).eval()
         self.sam = SamModel.from_pretrained(zoo_path("sam")).eval()
+        self._shown: dict[tuple[str, ...], list[tuple[np.ndarray, np.ndarray]]] = {}  # by the uids of cases
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, cases: Sequence[Case]) -> Mapping[str, np.ndarray]:
         """By name, (n,) each."""
         targets = [case.truth.question.target for case in cases]
         references = np.stack([np.asarray(case.reference) for case in cases])
-        views = [[one, *more] for one, *more in (other_views(case.truth.question, VIEWS) for case in cases)]
         cut = self.cut_out(images, targets)
         values = {"clip_t": cosine(self.see(images), self.read([case.prompt for case in cases]))}
         for name, see in (("clip_i", self.see), ("encoder_i", self.look)):
             whole, part = see(images), see(cut)
             values[f"{name}_reference"] = cosine(whole, see(references))
-            shown = [[row[number] for row in views] for number in range(VIEWS)]
-            drawn = [np.stack([draw(one).image for one in column]) for column in shown]
-            cuts = [self.cut_out(pictures, column) for pictures, column in zip(drawn, shown, strict=True)]
-            values[f"{name}_views"] = np.mean([cosine(whole, see(pictures)) for pictures in drawn], 0)
-            values[f"{name}_segmented"] = np.mean([cosine(part, see(pictures)) for pictures in cuts], 0)
+            shown = self.shown(cases)
+            values[f"{name}_views"] = np.mean([cosine(whole, see(pictures)) for pictures, _ in shown], 0)
+            values[f"{name}_segmented"] = np.mean([cosine(part, see(pictures)) for _, pictures in shown], 0)
         return values
+
+    def shown(self, cases: Sequence[Case]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """VIEWS other pictures of each case's subject, whole and cut out, (n, 32, 32, 3) each; made once."""
+        uids = tuple(case.uid for case in cases)
+        if uids not in self._shown:
+            rows = [other_views(case.truth.question, VIEWS) for case in cases]
+            columns = [[row[number] for row in rows] for number in range(VIEWS)]
+            drawn = [np.stack([draw(one).image for one in column]) for column in columns]
+            self._shown[uids] = [
+                (pictures, self.cut_out(pictures, column)) for pictures, column in zip(drawn, columns, strict=True)
+            ]
+        return self._shown[uids]
 
     def see(self, images: np.ndarray) -> Tensor:
         """CLIP's image embeddings (n, D)."""
