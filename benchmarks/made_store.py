@@ -72,8 +72,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             _ITEM % (f"{FOLDER}/{number // _PER_FOLDER:06d}/{number:010d}.jpg", number, 100_000 + number % 7919)
             for number in range(first, last)
         )
-        body = f"{_HEAD}<Name>{BUCKET}</Name><KeyCount>{last - first}</KeyCount><MaxKeys>{size}</MaxKeys><EncodingType>url</EncodingType>"
-        data = f"{body}<IsTruncated>{str(more).lower()}</IsTruncated>{token}{items}</ListBucketResult>".encode()
+        body = f"{_HEAD}<Name>{BUCKET}</Name><KeyCount>{last - first}</KeyCount><MaxKeys>{size}</MaxKeys>"
+        body += f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+        data = f"{body}{items}</ListBucketResult>".encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(data)))

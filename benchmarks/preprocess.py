@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import os
 import subprocess
 import sys
@@ -264,7 +263,7 @@ def main() -> None:
                 wrong += wrong_here
                 if metric in wanted:
                     worst = min(found[name] for name in COUNTED)
-                    interval = wilson(worst, len(photos))
+                    interval = record.wilson(worst, len(photos))
                     detail: dict[str, Any] = {**found, **(met_in_tables() if metric == BEYOND else {})}
                     records.append(made(metric, worst, "recall", len(photos), interval, detail=detail))
         if FALSE in wanted:
@@ -289,14 +288,6 @@ def main() -> None:
                     command = f"python benchmarks/preprocess.py --photos FOLDER --only {metric}"
                     records.append(made(f"{metric}_{what}", value, unit, int(count), (value, value), command=command))
         record.write(RESULTS, records)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - half, min(1.0, centre + half)
 
 
 def made(

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str]) -> None:
     nobody = socket.gaierror(socket.EAI_NONAME, "nobody is asked")
     with tempfile.TemporaryDirectory(prefix="realcustom-cases-") as place:
         # outside the folder: what a run writes is no part of it
-        cases = [shutil.copytree(case, Path(place) / "cases" / case.name) for case in sorted(options.cases.iterdir()) if case.is_dir()]
+        folders = sorted(path for path in options.cases.iterdir() if path.is_dir())
+        cases = [shutil.copytree(folder, Path(place) / "cases" / folder.name) for folder in folders]
         cases.append(with_links(Path(place), next(options.cases.rglob("*.jpg")).read_bytes()))
         detail = {}
         with mock.patch("socket.getaddrinfo", side_effect=nobody):

@@ -3,9 +3,10 @@
     python benchmarks/preprocess_download.py            # about 3 minutes
     python benchmarks/preprocess_download.py --rows 1000 --runs 1 --dry
 
-`ingest` at its defaults over a table of URLs of the made-up web of made_web.py (10 % dead hosts, 15 % dead names; 10 rows a host), in
-one process that is new for each run: it knows no host. Seconds are those of the whole run, imports left out. A row of a dead
-host counts: it is in the account with its reason. Writes benchmarks/results/preprocessing.json.
+`ingest` at its defaults over a table of URLs of the made-up web of made_web.py (10 % dead hosts, 15 % dead names; 10 rows a
+host), in one process that is new for each run, so that it knows no host. It has one BLAS thread, as Ray's workers have.
+Seconds are those of the whole run, imports left out. A row of a dead host counts: it is in the account with its reason.
+Writes benchmarks/results/preprocessing.json.
 
     preprocess_download_rows    rows a second; `detail` has the CPU seconds of the worker and what is kept
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dry", action="store_true", help="write no record")
     options = parser.parse_args(arguments)
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of the processes that follow
     runs = []
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for run in pool.map(measure, [options.rows] * options.runs):

@@ -129,10 +129,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--pictures", type=int, default=10_000_000, help="in the folder")
     parser.add_argument("--dry", action="store_true", help="write no record")
     options = parser.parse_args(arguments)
-    measures = {TABLE: lambda: table_memory(options.gigabytes), FOLDER: lambda: folder_listing(options.pictures)}
-    for name, measure in measures.items():
+    for name in (TABLE, FOLDER):
         if options.only in (None, name):
-            item = measure()
+            item = table_memory(options.gigabytes) if name == TABLE else folder_listing(options.pictures)
             print(f"{name}: {item['value']} {item['detail']}", file=sys.stderr, flush=True)
             if not options.dry:
                 record.write(record.RESULTS / "preprocessing.json", [item])

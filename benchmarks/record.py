@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import subprocess
@@ -64,6 +65,14 @@ def record(
 def rounded(value: float) -> float:
     """Three decimals, or three significant digits where that is more: a small difference is not shown as none."""
     return round(value, 3) if abs(value) >= 1 else float(f"{value:.3g}")
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson's score interval)."""
+    z = 1.96
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return centre - half, min(1.0, centre + half)
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -73,7 +73,7 @@ class Entries(Sequence[FileEntry]):
         )
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
     def __iter__(self) -> Iterator[FileEntry]:
         for batch in self._table.to_batches(4096):

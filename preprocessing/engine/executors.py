@@ -35,7 +35,10 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Units in this process, one after the other (those that wait for a network some at a time): for a few pictures, tests, previews and notebooks."""
+    """Units in this process, one after the other: for a few pictures, tests, previews and notebooks.
+
+    Those that wait for a network are done some at a time, in threads.
+    """
 
     def __init__(self) -> None:
         self._loaded: tuple[StageJob, Processor] | None = None  # loaded by `check`: models are loaded once

@@ -1,8 +1,8 @@
 """A stage's units through Ray Data: one row per unit, so that a unit stays whole through every operator.
 
-A stage without models is one task per unit, or, where units wait for a network, actors that have several at once. A stage
-with models is three operators, reading -> a pool of actors that hold the models -> writing, so that storage and models work
-at the same time and memory holds a few units.
+A stage without models is one task per unit, or, where units wait for a network, a pool of actors that have several at once.
+A stage with models is three operators, reading -> a pool of actors that hold the models -> writing, so that storage and
+models work at the same time and memory holds a few units.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,9 @@ from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings
 from realcustom.storage import FileEntry
 from realcustom.store import Store
 
+logger = logging.getLogger(__name__)
+
+_MANY = 10_000_000  # single files: a driver lists them in 5 minutes and 2 GB, and each is a request of its own
 _FINGERPRINTED = re.compile(r"[a-z_]+@[0-9a-f]{12}")  # the name of a stage's directory
 
 
@@ -161,6 +165,13 @@ def _folder(
     if settings.metadata is not None:
         table = storage.absolute(settings.metadata)
         own += [entry for entry in others if storage.absolute(entry.uri) == table]
+    if len(pictures) > _MANY:
+        logger.warning(
+            "%s holds %d pictures in single files: listing them takes long and the driver's memory; "
+            "put them into .tar shards or Parquet tables",
+            listing.uri,
+            len(pictures),
+        )
     units = list(picture_units(pictures, beside, describe, settings.unit_size))
     own += [] if contents.pictures else source.files
     account = _account(others, len(pictures), own, listing.not_read, more=len(contents.pictures))

@@ -156,6 +156,34 @@ def test_a_host_is_asked_only_so_much_at_once(server: PictureServer, tmp_path: P
     assert result.report["kept"] == 12 and server.most == 2
 
 
+def test_a_slow_row_holds_up_no_other_unit(server: PictureServer, tmp_path: Path) -> None:
+    urls = [
+        f"{server.url}/slow/0.6/{index}" if index % 3 == 0 else f"{server.url}/picture/{index}" for index in range(18)
+    ]
+    table = write_table(tmp_path / "t.parquet", urls)
+    result = fetch(table, tmp_path / "out", unit_size=3, download=DownloadSettings(units=6, per_host=6))
+    assert result.report["kept"] == 18 and result.units_run == 6
+    assert server.most > 3, "rows of several units were asked for at once"
+    alone = fetch(table, tmp_path / "alone", unit_size=3, download=DownloadSettings(units=1, per_host=6))
+    assert snapshot(Path(result.directory)) == snapshot(Path(alone.directory))
+
+
+def test_a_name_that_does_not_exist_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def look_up(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME if host.startswith("gone") else socket.EAI_AGAIN, "nothing found")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    urls = [f"http://{host}.test/{index}" for host in ("gone", "silent") for index in range(5)]
+    result = fetch(write_table(tmp_path / "t.parquet", urls), tmp_path / "out")
+    assert result.report["quarantined"] == {"unreachable": 10}
+    assert asked.count("gone.test") == 1 and asked.count("silent.test") == hosts.SILENT
+    messages = {line["message"] for line in excluded_of(result).values()}
+    assert any("no such host: http://gone.test" in message for message in messages)
+
+
 def test_a_slow_answer_is_given_up(server: PictureServer, tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.parquet", [f"{server.url}/slow/3"])
     once = ExecutionSettings(max_error_fraction=1.0, attempts=1)

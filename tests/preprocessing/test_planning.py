@@ -22,7 +22,7 @@ from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE, S
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.fingerprint import describe, fingerprint
 from realcustom.preprocessing.engine.stage import Stage
-from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit, UnitKind, unit_name
+from realcustom.preprocessing.engine.unit import Counts, InputFile, PackedFiles, SealedUnit, Unit, UnitKind, unit_name
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.inputs import files_of
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
@@ -289,6 +289,17 @@ def test_manifest_names_carry_input_and_output(tmp_path: Path) -> None:
     assert (manifest.unit, manifest.identity) == ("a.b", "0123") and len(manifest.output) == 16
     assert directory.rows_present() == {"a.b"}
     assert Unit.from_json(unit.to_json()) == unit
+
+
+def test_the_files_of_a_unit_of_pictures_travel_compressed(tmp_path: Path) -> None:
+    fields = [{"name": f"a/{number:05d}\udcff.jpg", "uri": f"/c/{number}", "size": number} for number in range(300)]
+    fields[7] |= {"caption": "a dog", "captions": ("a cat",), "unlisted": "no"}
+    packed = PackedFiles.of(fields)
+    plain = tuple(InputFile(**file) for file in fields)  # type: ignore[arg-type]
+    assert packed == plain and tuple(packed) == plain and len(packed) == 300 and packed[7].captions == ("a cat",)
+    unit = Unit(name="u", identity="0", kind=UnitKind.PICTURES, files=packed)
+    again = Unit.from_json(unit.to_json())
+    assert again == unit and again.files == plain and len(unit.to_json()) < 20 * 300
 
 
 def test_a_file_at_the_top_of_the_file_system_is_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,47 @@
+"""Listings as columns give back what they were given, sorted by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from realcustom.entries import Entries
+from realcustom.storage import FileEntry
+
+
+def entry(name: str, uri: str | None = None) -> FileEntry:
+    return FileEntry(name=name, uri=uri or f"/data/{name}", size=len(name), version=f"v-{len(name)}")
+
+
+FILES = [entry(name) for name in ("b.jpg", "a/z.JPG", "caf\u00e9.png", "not\udcff utf-8.jpg", "a.b/.jpg", "x.tar")]
+FILES.append(entry("link/c.jpg", "/elsewhere/c.jpg"))
+
+
+def test_files_come_back_sorted_by_name_with_their_own_places() -> None:
+    entries = Entries.of("/data/", FILES)
+    expected = sorted(FILES, key=lambda file: file.name.encode("utf-8", "surrogateescape"))
+    assert list(entries) == expected and len(entries) == 7
+    assert [entries[index] for index in range(-7, 7)] == expected * 2
+    assert entries[2:5] == expected[2:5] and entries[5:2] == [] and entries[4:99] == expected[4:]
+    with pytest.raises(IndexError):
+        entries[7]
+    with pytest.raises(ValueError, match="step of 2"):
+        entries[::2]
+    more = [entry("a/0.jpg"), entry("zz.jpg", "/other/zz.jpg")]
+    assert list(entries.with_more(more)) == sorted(
+        [*expected, *more], key=lambda file: file.name.encode("utf-8", "surrogateescape")
+    )
+    assert not Entries.of("/data/", []) and list(Entries.of("/data/", [])) == []
+
+
+def test_files_are_told_apart_by_their_names() -> None:
+    pictures, others = Entries.of("/data/", FILES).where(r"(?i)[^/.][^/]*\.(?:jpg|png)$")
+    assert {file.name for file in others} == {"a.b/.jpg", "x.tar"}
+    assert set(pictures) | set(others) == set(FILES) and len(pictures) == 5
+
+
+def test_pages_of_any_size_are_taken_up() -> None:
+    pages = [[(f"{page:03d}/{number:04d}.jpg", number, "v") for number in range(page)] for page in range(400)]
+    entries = Entries.of_pages("s3://b/", pages)
+    assert [file.name for file in entries] == [name for page in pages for name, _, _ in page]
+    assert entries[70_000].uri == f"s3://b/{entries[70_000].name}"
+    assert list(Entries.of_pages("s3://b/", pages[::-1])) == list(entries)
