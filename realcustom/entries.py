@@ -61,7 +61,8 @@ class Entries(Sequence[FileEntry]):
         return self._those(mask), self._those(pc.invert(mask))
 
     def _those(self, mask: pa.ChunkedArray) -> Entries:
-        return Entries(self._base, self._table.filter(mask), self._elsewhere)
+        # where all are taken no second table is made
+        return self if pc.all(mask).as_py() else Entries(self._base, self._table.filter(mask), self._elsewhere)
 
     def with_more(self, more: Sequence[FileEntry]) -> Entries:
         """These files and a few more."""

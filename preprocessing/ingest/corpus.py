@@ -23,7 +23,6 @@ from realcustom.preprocessing.ingest.contents import Contents, Source, find_sour
 from realcustom.preprocessing.ingest.folder import sidecar_name, sidecar_names
 from realcustom.preprocessing.ingest.listing import (
     UNNAMED,
-    Listing,
     NotRead,
     is_addressable,
     kind_of,
@@ -60,21 +59,21 @@ def open_corpus(uri: str, settings: PreprocessSettings, store: Store) -> StageIn
 
 
 def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit], dict[str, Any]]:
-    listing = list_corpus(uri, store)
-    contents = Contents.of(_without_stages(listing.files))
+    not_read = NotRead()
+    contents = Contents.of(_without_stages(list_corpus(uri, store, not_read)))
     # the shards of `export` are a corpus
     if not contents.shards and any(entry.name == "stage.json" for entry in contents.others):
         raise UsageError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
     for kind in ("parquet", "sheets", "others"):
-        setattr(contents, kind, _addressable(getattr(contents, kind), listing.not_read))
+        setattr(contents, kind, _addressable(getattr(contents, kind), not_read))
     source = find_source(uri, contents, settings, store)
     _check_settings(uri, source, settings)
     if source.kind is SourceKind.PICTURES:
-        return _folder(contents, source, settings, store, listing)
+        return _folder(uri, contents, source, settings, store, not_read)
     unreadable = next((entry.name for entry in source.files if not is_text(entry.name)), None)
     if unreadable is not None:
         raise UsageError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
-    account = _account(contents.all(), len(source.files), (*source.files, *source.beside), listing.not_read)
+    account = _account(contents.all(), len(source.files), (*source.files, *source.beside), not_read)
     if source.kind is SourceKind.URLS:
         return url_units(source.files, settings, store), account
     if source.kind is SourceKind.PARQUET:
@@ -140,7 +139,7 @@ def _account(
 
 
 def _folder(
-    contents: Contents, source: Source, settings: IngestSettings, store: Store, listing: Listing
+    uri: str, contents: Contents, source: Source, settings: IngestSettings, store: Store, not_read: NotRead
 ) -> tuple[list[Unit], dict[str, Any]]:
     """The units of a folder of pictures."""
     # the pictures among them are so many that no set of their names is made
@@ -169,12 +168,12 @@ def _folder(
         logger.warning(
             "%s holds %d pictures in single files: listing them takes long and the driver's memory; "
             "put them into .tar shards or Parquet tables",
-            listing.uri,
+            uri,
             len(pictures),
         )
     units = list(picture_units(pictures, beside, describe, settings.unit_size))
     own += [] if contents.pictures else source.files
-    account = _account(others, len(pictures), own, listing.not_read, more=len(contents.pictures))
+    account = _account(others, len(pictures), own, not_read, more=len(contents.pictures))
     return units, {**account, **captions.account()}
 
 

@@ -61,36 +61,34 @@ class NotRead:
         if len(self.first) < FIRST:
             self.first.append(shown(name))
 
+    def clear(self) -> None:
+        """Forget all."""
+        self.kinds.clear()
+        self.first.clear()
+
     def to_dict(self) -> dict[str, Any]:
         """As `not_read` in report.json: kind -> number, and `first`: the first names."""
         return {**dict(sorted(self.kinds.items())), "first": self.first}
 
 
-@dataclass(kw_only=True)
-class Listing:
-    """The files of a corpus by name, and those that are left out of it."""
+def list_corpus(uri: str, store: Store, not_read: NotRead) -> Entries:
+    """The files of a folder, or the one file at `uri`; those that are left out are counted in `not_read`.
 
-    uri: str
-    files: Entries
-    not_read: NotRead
-
-
-def list_corpus(uri: str, store: Store) -> Listing:
-    """List a folder, or the one file at `uri`. Raises UsageError that names a folder which may not be read."""
+    Raises UsageError that names a folder which may not be read.
+    """
     if not store.is_dir(uri):
-        return Listing(uri=uri, files=Entries.of("", files_of(uri, store)), not_read=NotRead())
+        return Entries.of("", files_of(uri, store))
     base = storage.absolute(uri).rstrip("/") + "/"
     if not storage.is_remote(uri):
-        not_read = NotRead()
-        return Listing(uri=uri, files=Entries.of(base, _Walk(uri, not_read).files()), not_read=not_read)
+        return Entries.of(base, _Walk(uri, not_read).files())
 
-    def listed(place: str) -> Listing:
-        not_read = NotRead()
+    def listed(place: str) -> Entries:
+        not_read.clear()  # this may be another try
         pages = (
             page if _none_hidden(page) else [row for row in page if _visible(row[0], not_read)]
             for page in storage.object_pages(place)
         )
-        return Listing(uri=uri, files=Entries.of_pages(base, pages), not_read=not_read)
+        return Entries.of_pages(base, pages)
 
     return store.call(listed, uri, "list")
 

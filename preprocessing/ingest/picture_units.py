@@ -51,12 +51,13 @@ def cut_by_names(items: Iterable[T], size: int, name: Callable[[T], str]) -> Ite
     Where a range begins depends on hashes of names, not on their number: one more name changes the range that it is in.
     """
     bits = size.bit_length()
+    zeros = (1 << bits) - 1
     items_of_range: list[T] = []
     hashes: list[int] = []
     for item in items:
         digest = hashlib.sha256(name(item).encode("utf-8", "surrogateescape")).digest()
         hash_ = int.from_bytes(digest[:8], "big")
-        if _begins(hash_, bits) and items_of_range:
+        if not hash_ & zeros and items_of_range:
             yield from _cut(items_of_range, hashes, size, bits - 1)
             items_of_range, hashes = [], []
         items_of_range.append(item)
@@ -70,11 +71,7 @@ def _cut(items: list[T], hashes: list[int], size: int, bits: int) -> Iterator[li
     if len(items) <= size:
         yield items
         return
-    starts = [0] + [index for index in range(1, len(items)) if _begins(hashes[index], bits)]
+    zeros = (1 << bits) - 1  # a range begins at each hash that ends in so many zeros, one in 2^bits
+    starts = [0] + [index for index in range(1, len(items)) if not hashes[index] & zeros]
     for start, end in zip(starts, [*starts[1:], len(items)], strict=True):
         yield from _cut(items[start:end], hashes[start:end], size, bits - 1)
-
-
-def _begins(hash_: int, bits: int) -> bool:
-    """Whether a range begins there: at each hash that ends in so many zeros, one in 2^bits."""
-    return hash_ & ((1 << bits) - 1) == 0
