@@ -33,7 +33,7 @@ def prepare(folder: Path, **settings: Any) -> RunSettings:
     encoders = FrozenEncoders(base, run.method.image_encoder.model, run.method, torch.device("cpu"))
     write_pictures(folder / "pictures", RECORDS, side=base.resolution)
     fill_caches(folder / "pictures", folder / "caches", encoders, keep_image=False)
-    bare = {"threads": 1, "sample_records": 0, "val_every": 0, "checkpoint_every": 0}
+    bare: dict[str, Any] = {"threads": 1, "sample_records": 0, "val_every": 0, "checkpoint_every": 0}
     return replace(run, train=replace(run.train, **bare, **settings))
 
 
