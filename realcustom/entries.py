@@ -57,12 +57,18 @@ class Entries(Sequence[FileEntry]):
 
     def where(self, pattern: str | bytes) -> tuple[Entries, Entries]:
         """The files in whose name a regular expression (as Arrow has them) is found; and the others."""
-        mask = pc.match_substring_regex(self._table["name"], pattern)
-        return self._those(mask), self._those(pc.invert(mask))
+        # called by name: Arrow makes its functions as it is imported, which a type checker does not see
+        options = pc.MatchSubstringOptions(pattern)
+        mask = pc.call_function("match_substring_regex", [self._table["name"]], options)
+        return self._those(mask), self._those(pc.call_function("invert", [mask]))
 
     def _those(self, mask: pa.ChunkedArray) -> Entries:
         # where all are taken no second table is made
-        return self if pc.all(mask).as_py() else Entries(self._base, self._table.filter(mask), self._elsewhere)
+        return (
+            self
+            if pc.call_function("all", [mask]).as_py()
+            else Entries(self._base, self._table.filter(mask), self._elsewhere)
+        )
 
     def with_more(self, more: Sequence[FileEntry]) -> Entries:
         """These files and a few more."""
@@ -115,7 +121,7 @@ def _of_a_size(pages: Iterable[Sequence[tuple[str, int, str]]]) -> Iterator[list
 
 
 def _by_name(table: pa.Table) -> pa.Table:
-    return table.take(pc.sort_indices(table, sort_keys=[("name", "ascending")]))
+    return table.sort_by([("name", "ascending")])
 
 
 def _text(name: bytes) -> str:
