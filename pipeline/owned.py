@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE_SECONDS = 5.0  # from SIGTERM to SIGKILL
@@ -37,30 +36,12 @@ class _Entry(NamedTuple):
 
 def descendants(roots: Iterable[int]) -> set[Process]:
     """The running processes among `roots` and all below them."""
-    table = _table()
-    children: dict[int, list[int]] = {}
-    for pid, entry in table.items():
-        children.setdefault(entry.parent, []).append(pid)
-    found, todo = set[Process](), [pid for pid in roots if pid in table]
-    while todo:
-        pid = todo.pop()
-        process = Process(pid, table[pid].started)
-        if process not in found:
-            found.add(process)
-            todo += children.get(pid, [])
-    return {process for process in found if table[process.pid].state not in "ZX"}
+    return _below(roots, _table())
 
 
 def alive(processes: Collection[Process]) -> set[Process]:
     """Those of `processes` that have not ended."""
-    table = _table()
-    return {
-        process
-        for process in processes
-        if process.pid in table
-        and table[process.pid].started == process.started
-        and table[process.pid].state not in "ZX"
-    }
+    return _alive(processes, _table())
 
 
 def end(processes: Collection[Process], patience: float = PATIENCE_SECONDS) -> None:
@@ -95,8 +76,33 @@ def watch(roots: Collection[int], folder: str | None = None) -> None:
 
 def _grown(known: set[Process]) -> set[Process]:
     """The living ones of `known`, to which what they have started is added."""
-    known |= descendants(process.pid for process in alive(known))
-    return alive(known)
+    table = _table()
+    known |= _below([process.pid for process in _alive(known, table)], table)
+    return _alive(known, table)
+
+
+def _below(roots: Iterable[int], table: dict[int, _Entry]) -> set[Process]:
+    children: dict[int, list[int]] = {}
+    for pid, entry in table.items():
+        children.setdefault(entry.parent, []).append(pid)
+    found, todo = set[Process](), [pid for pid in roots if pid in table]
+    while todo:
+        pid = todo.pop()
+        process = Process(pid, table[pid].started)
+        if process not in found:
+            found.add(process)
+            todo += children.get(pid, [])
+    return {process for process in found if table[process.pid].state not in "ZX"}
+
+
+def _alive(processes: Collection[Process], table: dict[int, _Entry]) -> set[Process]:
+    return {
+        process
+        for process in processes
+        if process.pid in table
+        and table[process.pid].started == process.started
+        and table[process.pid].state not in "ZX"
+    }
 
 
 def _send(processes: Collection[Process], number: signal.Signals) -> None:
@@ -112,7 +118,8 @@ def _table() -> dict[int, _Entry]:
         if not name.isdecimal():
             continue
         try:
-            text = Path("/proc", name, "stat").read_text()
+            with open(f"/proc/{name}/stat") as file:
+                text = file.read()
         except (FileNotFoundError, ProcessLookupError):  # it ended just now
             continue
         fields = text.rpartition(")")[2].split()  # after the command, which may hold anything

@@ -17,6 +17,7 @@ from tests.support.stages import ingest_to_select, table_of
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_sampler_benchmark_compares_equal_computations() -> None:
     results = ROOT / "benchmarks" / "results" / "sampler.json"
     before = results.read_bytes() if results.exists() else None

@@ -85,7 +85,7 @@ def test_the_same_for_asyncio(running: Any) -> None:
 
 def test_a_stream_is_ended_by_closing_it_or_by_its_id(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = slow_steps(running.service.engine(), monkeypatch, 0.05)
-    long = SamplingParams(num_inference_steps=900)
+    long = SamplingParams(num_inference_steps=300)
     with Client(running.url) as client:
         stream = client.stream(PROMPT, (), long)
         next(stream)

@@ -156,6 +156,7 @@ class Watched(ray_data._ModelWorker):
         return result
 
 
+@pytest.mark.slow
 def test_all_workers_use_the_size_that_one_found_and_bytes_do_not_depend_on_them(
     ray_cluster: str, models: PreprocessSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,14 +29,14 @@ UNITS = 6
 # A client that writes a line for each unit that it commits, slowly: argv = stage, input, output.
 CLIENT = (
     "import sys, time\n"
-    "from realcustom.preprocessing.engine import executors\n"
+    "from realcustom.preprocessing.engine import worker\n"
     "from tests.preprocessing.test_sharing import SETTINGS, run\n"
-    "commit = executors.commit_unit\n"
+    "commit = worker.commit_unit\n"
     "def say(job, unit, sealed):\n"
     "    time.sleep(0.15)\n"
     "    commit(job, unit, sealed)\n"
     "    print('unit', unit.name, flush=True)\n"
-    "executors.commit_unit = say\n"
+    "worker.commit_unit = say\n"
     "print('ready', flush=True)\n"
     "sys.stdin.readline()\n"
     "result = run(sys.argv[1], sys.argv[2], sys.argv[3])\n"
@@ -113,7 +113,7 @@ def test_a_unit_that_another_has_is_counted_when_it_is_done(
     results: list[StageResult] = []
 
     def begin_another(job: worker.StageJob, unit: Unit, sealed: SealedUnit) -> None:
-        monkeypatch.setattr(executors, "commit_unit", commit)
+        monkeypatch.setattr(worker, "commit_unit", commit)
         others = executors.InProcess()
         plain = others.run
 
@@ -124,7 +124,7 @@ def test_a_unit_that_another_has_is_counted_when_it_is_done(
         others.run = once  # type: ignore[method-assign, assignment]
         results.append(run_stage(INGEST, str(tmp_path / "src"), f"{bucket}/out", SETTINGS, executor=others))
 
-    monkeypatch.setattr(executors, "commit_unit", begin_another)
+    monkeypatch.setattr(worker, "commit_unit", begin_another)
     results.append(run("ingest", str(tmp_path / "src"), f"{bucket}/out"))
     assert [result.report["units"] for result in results] == [3, 3]
     assert [result.report["in"] for result in results] == [6, 6]

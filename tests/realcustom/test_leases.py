@@ -87,16 +87,15 @@ def test_a_killed_program_of_this_machine_is_not_waited_for(folder: str, tmp_pat
 
 def test_one_of_another_machine_ends_with_its_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody renews: after its time, by the store's clock, the claim is taken."""
-    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 2.0)
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 6.0)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 600.0)
     with contextlib.ExitStack() as stack:
         with monkeypatch.context() as patch:
             patch.setattr(this_machine, "identity", lambda: "another")
             theirs = stack.enter_context(holding(folder, STORE))
         theirs.take("writer")
         assert is_alive(folder, theirs.holder, STORE)
-        begun = time.monotonic()
         with only_writer(folder, "the run", STORE):
-            assert 1 < time.monotonic() - begun < 8
             assert not theirs.has("writer")
     assert names(folder) == []
 

@@ -30,6 +30,12 @@ class ObjectStore:
         self._returns = threading.Timer(seconds, self._come_back)
         self._returns.start()
 
+    def come_back(self) -> None:
+        """Come back now, if it is away."""
+        if self._returns is not None and self._returns.is_alive():
+            self._returns.cancel()
+            self._come_back()
+
     def wait(self) -> None:
         """Return when it is there again."""
         if self._returns is not None:

@@ -135,7 +135,11 @@ def test_the_first_final_failure_is_kept() -> None:
     assert kept is not None and "third" in kept.trace
 
 
-@pytest.mark.parametrize(("bug", "in_set_up"), [(broadcasting, False), (arrow, True)], ids=["run", "set-up"])
+@pytest.mark.parametrize(
+    ("bug", "in_set_up"),
+    [(broadcasting, False), pytest.param(arrow, True, marks=pytest.mark.slow)],
+    ids=["run", "set-up"],
+)
 def test_a_bug_in_a_ray_worker_keeps_its_trace(
     bug: Callable[[], object],
     in_set_up: bool,

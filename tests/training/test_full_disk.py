@@ -19,7 +19,7 @@ from tests.support.training_runs import SETTINGS, fit
 ENDLESS = replace(SETTINGS, max_failures=-1, keep_checkpoints=1)  # new workers would meet the same disk
 
 
-@pytest.mark.parametrize("local", [True, False], ids=["here", "on Ray"])
+@pytest.mark.parametrize("local", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["here", "on Ray"])
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(
     local: bool, world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

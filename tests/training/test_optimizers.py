@@ -83,7 +83,7 @@ def test_an_average_in_host_memory_is_the_same(world: SimpleNamespace, tmp_path:
 def test_what_is_not_installed_is_said(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else find(name))
-    with pytest.raises(UsageError, match=r"adamw_8bit needs torchao: pip install 'realcustom\[torchao\]'"):
+    with pytest.raises(UsageError, match=r"adamw_8bit needs torchao: pip install 'PATH_OF_THE_CLONE\[torchao\]'"):
         fit(world, tmp_path, replace(SETTINGS, optimizer=Optimizer.ADAMW_8BIT))
 
 
