@@ -7,7 +7,7 @@ Table `settings`: each kind of question under each setting of the shipped adapte
 bootstrap intervals over subjects. Table `trade_off`: the paired difference of two settings, the second minus the first,
 and whether the paper's trade-off is visible in it: similarity rises and some score of control falls, both by more than
 their intervals. Table `sampling`: scoring, quantity and binary masks changed at sampling time. Pictures are kept in --work; delete
-it after a change of the sampler or the models. Writes benchmarks/results/controllability.json.
+it after a change of the sampler or the models. Writes benchmarks/results/drawn/controllability.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from realcustom.sprites.control import grade
 from realcustom.sprites.judge import Judge
 from realcustom.sprites.questions import Kind, stolen
 
-RESULTS = record.RESULTS / "controllability.json"
+RESULTS = record.RESULTS / "drawn" / "controllability.json"
 TABLES = ("settings", "trade_off", "sampling")
 SCOPES = (0.1, 0.2, 0.25, 0.5, 1.0)  # 0.25 is the adapter's own
 SCORES = ("similarity", "noun", "background", "place_error", "background_error", "background_colour")

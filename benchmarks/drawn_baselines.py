@@ -7,7 +7,7 @@ Table `untuned`: text alone, the method, no mask, the method under diffusers' gu
 and values with and without a given mask (the box of the true object), the true silhouette as our mask, another subject's
 picture, new weights, the true drawing. Table `tuned`: LoRA and DreamBooth on 1 or 4 pictures of each subject, after 100 and
 500 steps, with the seconds of its training on one thread, beside the method on the same questions. Writes
-benchmarks/results/drawn_baselines.json.
+benchmarks/results/drawn/drawn_baselines.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from realcustom.sprites import zoo_path
 from realcustom.sprites.judge import Judge
 from realcustom.sprites.questions import Kind
 
-RESULTS = record.RESULTS / "drawn_baselines.json"
+RESULTS = record.RESULTS / "drawn" / "drawn_baselines.json"
 SCORES = ("similarity", "noun", "background", "place_error", "background_error", "background_colour")
 TRAININGS: Mapping[str, Training] = {
     "lora_1_picture": Training(),

@@ -148,7 +148,7 @@ def made(name: str, results: Path) -> str:
 def main() -> None:
     """Fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the result files")
+    parser.add_argument("--results", type=Path, default=record.RESULTS / "drawn", help="folder of the result files")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
     text = options.page.read_text()

@@ -13,7 +13,7 @@ and place, `Graded.control`). Tables:
                    prefers the worse drawing of two
     methods        means of all of them
 
-Writes benchmarks/results/metric_validity.json.
+Writes benchmarks/results/drawn/metric_validity.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from realcustom.sprites.world import (
     Scene,
 )
 
-RESULTS = record.RESULTS / "metric_validity.json"
+RESULTS = record.RESULTS / "drawn" / "metric_validity.json"
 TRUTHS = ("similarity", "control")
 Values = Mapping[str, np.ndarray]  # by metric or truth, (n,)
 # worse by construction with every step, and in nothing else

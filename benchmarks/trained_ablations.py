@@ -8,7 +8,7 @@ nouns never stand on some backgrounds at some places (`world.is_held_out`), with
 questions and those of what was left out. Table `variants`: their scores, with intervals over subjects and seeds. Table
 `orders`: the probability that the first is more similar than the second, which is the share of the paired bootstrap's
 resamples in which it is; and that of the whole order of the paper's table 3. Writes
-benchmarks/results/trained_ablations.json.
+benchmarks/results/drawn/trained_ablations.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from realcustom.sprites.judge import Judge
 from realcustom.sprites.questions import Kind
 from realcustom.training.run import train
 
-RESULTS = record.RESULTS / "trained_ablations.json"
+RESULTS = record.RESULTS / "drawn" / "trained_ablations.json"
 SEEDS = (0, 1, 2)
 KINDS = (Kind.PLAIN, Kind.UNSEEN)
 SCORES = ("similarity", "noun", "background", "background_colour", "place_error")
