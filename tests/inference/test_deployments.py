@@ -32,9 +32,8 @@ SHORT = LONG | {"num_inference_steps": 2}
 PATIENCE = 120.0  # seconds, on a busy machine
 
 
-pytestmark = (
-    pytest.mark.slow
-)  # two minutes; what must happen within seconds of a kill does not on a machine that is full
+# two minutes; what must happen within seconds of a kill does not on a machine that is full
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

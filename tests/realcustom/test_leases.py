@@ -89,6 +89,7 @@ def test_one_of_another_machine_ends_with_its_lease(folder: str, monkeypatch: py
     """Nobody renews: after its time, by the store's clock, the claim is taken."""
     monkeypatch.setattr(leases, "EXPIRY_SECONDS", 6.0)
     monkeypatch.setattr(leases, "RENEW_SECONDS", 600.0)
+    begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         with monkeypatch.context() as patch:
             patch.setattr(this_machine, "identity", lambda: "another")
@@ -96,6 +97,7 @@ def test_one_of_another_machine_ends_with_its_lease(folder: str, monkeypatch: py
         theirs.take("writer")
         assert is_alive(folder, theirs.holder, STORE)
         with only_writer(folder, "the run", STORE):
+            assert 5 < time.monotonic() - begun < 60  # the store's times are of whole seconds
             assert not theirs.has("writer")
     assert names(folder) == []
 
