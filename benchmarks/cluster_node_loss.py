@@ -14,12 +14,10 @@ from pathlib import Path
 
 import psutil
 import record
-import yaml
 
 sys.path.insert(0, str(record.ROOT))  # the tests are not installed
 
 from realcustom.base_loading import load_base
-from realcustom.config import to_dict
 from realcustom.pipeline import owned
 from realcustom.pipeline.local_cluster import Node, local_cluster
 
@@ -71,23 +69,16 @@ def _arguments(folder: Path) -> list[str]:
     """Of `train`: a tiny base and 23 records, many steps."""
     from tests.support.tiny import tiny_base, tiny_image_encoder
     from tests.support.training_corpus import write_pictures
-    from tests.support.training_runs import METHOD, SETTINGS
+    from tests.support.training_runs import SETTINGS, write_settings
 
     base, encoder = str(folder / "base"), str(folder / "image_encoder")
     tiny_base(base)
     tiny_image_encoder(encoder)
     write_pictures(folder / "records", 23, side=load_base(base).resolution)
-    settings = replace(
-        SETTINGS, steps=10**6, batch_size=2, log_every=1, val_every=10**6, checkpoint_every=CHECKPOINT_EVERY
-    )
-    settings = replace(settings, max_failures=-1, loggers=())
-    method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=encoder))
-    config = {"base": base, "method": to_dict(method), "train": to_dict(settings)}
-    (folder / "settings.yaml").write_text(yaml.safe_dump(config))
-    return [
-        *("--input", str(folder / "records"), "--output", str(folder / "run")),
-        *("--config", str(folder / "settings.yaml")),
-    ]
+    settings = replace(SETTINGS, steps=10**6, batch_size=2, log_every=1, val_every=10**6, max_failures=-1, loggers=())
+    config = folder / "settings.yaml"
+    write_settings(config, base, encoder, replace(settings, checkpoint_every=CHECKPOINT_EVERY))
+    return ["--input", str(folder / "records"), "--output", str(folder / "run"), "--config", str(config)]
 
 
 def _last_step(folder: Path) -> int:

@@ -1,9 +1,10 @@
-"""A corpus of any size with the textures of real photographs, made from a few: webdataset shards, small in bytes."""
+"""Made-up pictures: a corpus of any size with the textures of a few real photographs, and JPEGs of colours and grain alone."""
 
 from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,24 @@ def write_shards(folder: Path, photos: list[Path], count: int, per_shard: int = 
         write = partial(_write_shard, folder, photos, count, per_shard)
         list(pool.map(write, range(-(-count // per_shard))))
     return folder
+
+
+def smooth_jpegs(count: int, side: int, *, colours: int, grain: float, quality: int) -> Iterator[bytes]:
+    """Square JPEGs of smooth random colours with grain, the same in every run.
+
+    Args:
+        side: pixels.
+        colours: of a side, between which it changes smoothly.
+        grain: standard deviation, of 255.
+    """
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (colours, colours, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
+        pixels = np.clip(smooth + rng.normal(0, grain, (side, side, 3)), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+        yield buffer.getvalue()
 
 
 def _write_shard(folder: Path, photos: list[Path], count: int, per_shard: int, shard: int) -> None:

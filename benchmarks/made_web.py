@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import multiprocessing
 import random
 import socket
@@ -20,8 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
-import numpy as np
-from PIL import Image
+from made_photos import smooth_jpegs
 
 DEAD_HOSTS, DEAD_NAMES = 0.10, 0.15  # shares of the hosts
 DENIED, UNANSWERED = 0.3, 5.0  # seconds until a look-up of a dead name ends
@@ -100,17 +98,8 @@ async def _server(answers: Sequence[bytes], ready: Connection) -> None:
 
 
 def _answers() -> list[bytes]:
-    """Whole HTTP answers, each with a picture of smooth random colours and fine grain."""
-    rng, answers = np.random.default_rng(0), []
-    for _ in range(PICTURES):
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
-            (SIDE, SIDE), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 6, (SIDE, SIDE, 3))
-        buffer = io.BytesIO()
-        Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-        data = buffer.getvalue()
-        answers.append(
-            b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
-        )
-    return answers
+    """Whole HTTP answers, each with a picture."""
+    return [
+        b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+        for data in smooth_jpegs(PICTURES, SIDE, colours=6, grain=6, quality=85)
+    ]

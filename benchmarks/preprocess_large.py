@@ -6,8 +6,9 @@
 
 Memory is the PSS of the process tree, sampled once a second. Writes benchmarks/results/preprocessing.json.
 
-    preprocess_table_memory_gib     `ingest` in one process over a Parquet table of pictures (JPEGs of 1024 x 1024, row groups of
-                                    500 rows), which is made in a temporary folder, as the output is, and removed
+    preprocess_table_memory_gib     `ingest` in one process over a Parquet table of pictures (JPEGs of 1024 x 1024, some
+                                    400 kB each, row groups of 500 rows), which is made in a temporary folder, as the output
+                                    is, and removed
     preprocess_folder_listing_gib   listing and planning a folder of pictures of a made-up object store (made_store.py), as
                                     `ingest` does before its first unit; `detail` has the seconds
 """
@@ -15,21 +16,19 @@ Memory is the PSS of the process tree, sampled once a second. Writes benchmarks/
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import made_store
-import numpy as np
 import process_tree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import record
-from PIL import Image
+from made_photos import smooth_jpegs
 
 TABLE, FOLDER = "preprocess_table_memory_gib", "preprocess_folder_listing_gib"
 GIB = 2**30
@@ -56,22 +55,9 @@ print(len(plan.todo), files, time.perf_counter() - began, time.process_time() - 
 """
 
 
-def pictures(count: int = 16, side: int = 1024) -> Iterator[bytes]:
-    """JPEGs of smooth random colours with grain, some 400 kB each."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
-            (side, side), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 12, (side, side, 3))
-        buffer = io.BytesIO()
-        Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
-        yield buffer.getvalue()
-
-
 def write_table(path: Path, size: float, group: int = 500) -> int:
     """A table of at least `size` bytes; its number of rows."""
-    made, rows = list(pictures()), 0
+    made, rows = list(smooth_jpegs(16, 1024, colours=8, grain=12, quality=88)), 0
     schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         while path.stat().st_size < size:

@@ -30,6 +30,11 @@ def is_clean(folders: Sequence[str]) -> bool:
     return not subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def commit_of(folders: Sequence[str]) -> str:
+    """The commit that measurements of these folders name; "uncommitted" where they were changed since."""
+    return head() if is_clean(folders) else "uncommitted"
+
+
 def is_same(commit: str, folders: Sequence[str]) -> bool:
     """Whether these folders are equal to those of a commit."""
     command = ["git", "diff", "--quiet", commit, "--", *folders]

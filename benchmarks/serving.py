@@ -240,7 +240,7 @@ def main() -> None:
             run(Bench(pipelines=pipelines, threads=arguments.threads, note=note), number)
     if arguments.dry:
         return
-    commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks/*.py"]) else "uncommitted"
+    commit = record.commit_of(["realcustom", "inference", "benchmarks/*.py"])
     units = {"_seconds": "s", "_per_second": "1/s"}
     records = [
         record.record(

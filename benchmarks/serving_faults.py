@@ -255,7 +255,7 @@ def main() -> None:
         ray.shutdown()
     if arguments.dry:
         return
-    commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks/*.py"]) else "uncommitted"
+    commit = record.commit_of(["realcustom", "inference", "benchmarks/*.py"])
     units = {"_per_second": "1/s", "_seconds": "s", "_ratio": "ratio", "_lost": "count"}
     records = [
         record.record(

@@ -249,7 +249,7 @@ def main() -> None:
     if "cancel" in wanted:
         values["cancel"] = steps_after_cancel(arguments.cancels)
     values |= measure_server(wanted, arguments)
-    commit = record.head() if record.is_clean(["realcustom", "inference", "benchmarks/*.py"]) else "uncommitted"
+    commit = record.commit_of(["realcustom", "inference", "benchmarks/*.py"])
     records = []
     for part, found in values.items():
         metric, unit, summary = METRICS[part]

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     device = parser.parse_args().device
     values = counted() | (measured(device) if device == "cuda" else {})
-    commit = record.head() if record.is_clean(["realcustom", "benchmarks/*.py"]) else "uncommitted"
+    commit = record.commit_of(["realcustom", "benchmarks/*.py"])
     records = []
     for name, value in values.items():
         unit = "ms" if name.endswith("_ms") else "MB"

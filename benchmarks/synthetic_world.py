@@ -174,9 +174,7 @@ def models(images: int) -> Iterator[Measure]:
     Intervals are those of shares (Wilson 1927), 95 %; for a mean IoU, which varies less than a share, they are wide.
     """
     for name, value in measure_zoo(images).items():
-        half = 1.96 / images * np.sqrt(value * (1 - value) * images + 0.9604)
-        middle, scale = value + 1.9208 / images, 1 + 3.8416 / images
-        low, high = (float(end) for end in ((middle - half) / scale, (middle + half) / scale))
+        low, high = record.wilson(value, images)
         metric = f"sprites_{name}" if name in MODELS else f"sprites_zoo_{name}"
         yield Measure(metric=metric, value=value, unit="share", n=images, low=low, high=high)
 

@@ -21,9 +21,8 @@ class ServeSettings:
 
     device: str | None = None  # torch device of the replica; none = cuda where there is one, else cpu
     dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
-    preview_decoder: str | None = (
-        None  # AutoencoderTiny for previews, folder or hub id; none = a linear map of the latents
-    )
+    # AutoencoderTiny for previews, folder or hub id; none = a linear map of the latents
+    preview_decoder: str | None = None
     threads: int = 2  # torch's CPU threads in the replica
     num_cpus: float = 1.0  # logical CPUs that an engine takes of the Ray cluster
     num_gpus: float = 0.0  # GPUs that an engine takes of the Ray cluster
@@ -62,11 +61,8 @@ class ServeSettings:
     max_body_bytes: int = 48 * 1024 * 1024  # the request's body
     max_subject_bytes: int = 256 * 1024 * 1024  # encoded subjects that are kept for their ids
     max_prompt_bytes: int = 64 * 1024 * 1024  # encoded prompts that an engine keeps for requests with the same text
-    max_batch_pixels: int = (
-        64
-        * 512
-        * 512  # width x height of all rows of a UNet call (a row: a branch of an image), for the device's memory
-    )
+    # width x height of all rows of a UNet call (a row: a branch of an image), for the device's memory
+    max_batch_pixels: int = 64 * 512 * 512
     max_idempotency_bytes: int = 64 * 1024 * 1024  # answers that are kept for their Idempotency-Key
 
     def __post_init__(self) -> None:

@@ -133,9 +133,7 @@ def local_cluster(
             ports=ports,
         )
         cluster._start_head(cpus if head_cpus is None else head_cpus)
-        for _ in range(
-            nodes - 1
-        ):  # one after the other: a node has 30 seconds to start, whatever else the machine does
+        for _ in range(nodes - 1):  # in turn: a node has 30 seconds to start, whatever else the machine does
             cluster.add_node(cpus)
         _wait_for(cluster.api, cluster.nodes[0].process, cluster.nodes[0].log)
         yield cluster

@@ -44,6 +44,11 @@ class InputFile:
     rows: int | None = None  # rows in that group
     right: bool = False  # whether it is on the second of two sides that are compared
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> InputFile:
+        """Of its fields as JSON has them, without those that have their defaults."""
+        return cls(**{**fields, "captions": tuple(fields.get("captions", ()))})
+
 
 class PackedFiles(Sequence[InputFile]):
     """A unit's files, compressed: a corpus of ten million pictures is planned in the driver's memory."""
@@ -71,7 +76,7 @@ class PackedFiles(Sequence[InputFile]):
 
     def __iter__(self) -> Iterator[InputFile]:
         for file in json.loads(zlib.decompress(self._packed)):
-            yield InputFile(**{**file, "captions": tuple(file.get("captions", ()))})
+            yield InputFile.of(file)
 
     def __getitem__(self, index: Any) -> Any:
         return tuple(self)[index]
@@ -109,7 +114,7 @@ class Unit:
         if isinstance(data["files"], str):
             files = PackedFiles.from_text(data["files"])
         else:
-            files = tuple(InputFile(**{**file, "captions": tuple(file["captions"])}) for file in data["files"])
+            files = tuple(map(InputFile.of, data["files"]))
         pairs = {name: tuple(data[name]) if data[name] is not None else None for name in ("byte_range", "bits")}
         return cls(**{**data, **pairs, "kind": UnitKind(data["kind"]), "files": files})
 

@@ -41,7 +41,7 @@ from realcustom.store import Store
 
 logger = logging.getLogger(__name__)
 
-_MANY = 10_000_000  # single files: a driver lists them in 5 minutes and 2 GB, and each is a request of its own
+_MANY = 10_000_000  # single files: listing them takes a driver minutes and gigabytes, and each is a request of its own
 _FINGERPRINTED = re.compile(r"[a-z_]+@[0-9a-f]{12}")  # the name of a stage's directory
 
 
