@@ -7,9 +7,9 @@
 
 Baselines: the order of the released code (benchmarks/release_order.py), diffusers' IP-Adapter pipeline with a given
 mask, and stock Stable Diffusion with classifier-free guidance. All are the public calls at random weights, up to the
-latents; diffusers' take their text embeddings ready-made, ours encodes its two prompts with a small text encoder inside
-the time. The subject's picture is encoded beforehand. Before the timing the results are checked to be equal: the
-release order on our masks, the IP-Adapter with a mask of ones.
+latents, with text embeddings ready-made and the subject's picture encoded beforehand. Before the timing the results are
+checked to be equal: the release order on our masks, the IP-Adapter with a mask of ones. The ratios of counted forwards
+are no floor of the seconds: one row costs the stock UNet more than half of two rows (`stock_row_share`).
 
 Two sides alternate, A B B A, and the median of the paired ratios counts; its spread is the 5th to the 95th percentile.
 Memory is what the allocator holds at most during a call above what it held before (the weights): on a CPU it is added
@@ -201,6 +201,7 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         ("release_order_vs_three_stock_forwards", release, sides.run_three_forwards, few),
         ("half_reuse_vs_release_order_reusing", half, release_reusing, few),
         ("map_overhead", partial(sides.run_guidance_passes, True), partial(sides.run_guidance_passes, False), pairs),
+        ("stock_row_share", partial(sides.run_stock_forwards, 1), partial(sides.run_stock_forwards, 2), pairs),
     ):
         records.append(ratio(make, f"{name}_{metric}", *paired(a, b, count, device)))
         print(f"{name}_{metric}: {shown(records[-1])}", file=sys.stderr)

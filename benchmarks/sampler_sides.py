@@ -205,7 +205,7 @@ class Sides:
         )
         plain, ip_adapter, third = (loaded(size, folder / "base", device, dtype) for _ in range(3))
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-        subject = Subject(image=picture, word=WORD)
+        subject = Subject(image=ours.encode_subject(picture), word=WORD)
         ours.set_progress_bar_config(disable=True)
         assert ours.image_encoder is not None
         tokens = ours.image_encoder.encode(ours.image_encoder.prepare(picture)[None]).to(device, dtype)
@@ -284,6 +284,7 @@ class Sides:
         return self.ours(
             PROMPT,
             [self.subject],
+            **self.embeds,
             latents=self.latents,
             height=self.size.latent * self.ours.base.vae_scale_factor,
             width=self.size.latent * self.ours.base.vae_scale_factor,
@@ -345,6 +346,15 @@ class Sides:
     def run_release(self, reused_step: int, replay: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """The release order, with new masks in this many steps."""
         return self.release(self.latents, self.size.steps, reused_step, replay)
+
+    @torch.no_grad()
+    def run_stock_forwards(self, rows: int) -> None:
+        """The stock UNet alone, once a step, with so many rows a picture."""
+        latents, text = self.latents.repeat(rows, 1, 1, 1), self.release.text[0].repeat(rows, 1, 1)
+        conditions = self.release.text[1]
+        added = None if conditions is None else {name: value.repeat(rows, 1) for name, value in conditions.items()}
+        for timestep in range(self.size.steps):
+            self.plain.unet(latents, timestep, text, added_cond_kwargs=added, return_dict=False)
 
     @torch.no_grad()
     def run_three_forwards(self) -> Tensor:
