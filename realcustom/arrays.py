@@ -67,7 +67,7 @@ def to_pixels(value: Picture, channels: int, name: str) -> Image.Image | np.ndar
 
 
 def to_mask(value: Picture, name: str = "a subject's mask") -> np.ndarray:
-    """A mask as bool (H, W): where it is not zero; of a colour picture, where it is not black.
+    """A mask as bool (H, W): where it is not zero; of a colour picture, where it is neither black nor transparent.
 
     Args:
         value: PIL; numpy (H, W), (H, W, 1) or (1, H, W); torch (H, W), (1, H, W) or (1, 1, H, W). Booleans, integers, or
@@ -76,7 +76,10 @@ def to_mask(value: Picture, name: str = "a subject's mask") -> np.ndarray:
         UsageError: it is none of these, or has floats of another range.
     """
     if isinstance(value, Image.Image):
+        value = value.convert(PREMULTIPLIED[value.mode]) if value.mode in PREMULTIPLIED else value
         array = np.asarray(value if value.mode in (*NUMBERS, "1", "L") else value.convert("L"))
+        if value.has_transparency_data and value.mode not in NUMBERS:  # the colour of a transparent pixel means nothing
+            array = array * (np.asarray(value.convert("RGBA").getchannel("A")) > 0)
     elif isinstance(value, np.ndarray) or _is_tensor(value):
         array = _numpy(value)
         while array.ndim > 2 and array.shape[0] == 1:

@@ -141,6 +141,13 @@ HALF = np.zeros((6, 6), bool)
 HALF[2:5, 1:4] = True
 
 
+def _white_where_it_is_opaque() -> Image.Image:
+    """As programs that remove a background write a mask: the transparent pixels are white too."""
+    white = Image.new("RGBA", (6, 6), "white")
+    white.putalpha(Image.fromarray(HALF.astype(np.uint8) * 255))
+    return white
+
+
 @pytest.mark.parametrize(
     "mask",
     [
@@ -160,6 +167,9 @@ HALF[2:5, 1:4] = True
         Image.fromarray(HALF.astype(np.float32) / 2),
         Image.fromarray(HALF.astype(np.uint8) * 255).convert("RGB"),
         Image.fromarray(HALF.astype(np.uint8) * 255).convert("P"),
+        Image.fromarray(HALF.astype(np.uint8) * 255).convert("RGBA"),
+        *(_white_where_it_is_opaque().convert(mode) for mode in ("RGBA", "RGBa", "LA")),
+        _white_where_it_is_opaque().convert("LA").convert("La"),
     ],
 )
 def test_every_kind_of_mask(mask: Any) -> None:
