@@ -70,14 +70,40 @@ class RealCustomStockPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffu
 
     def __call__(self, *arguments: Any, **named: Any) -> RealCustomOutput:
         """Draw, with the arguments and errors of `RealCustomPipeline`."""
-        if self.scheduler is not self.realcustom.diffusers.scheduler:  # one that was assigned here
-            self.realcustom.scheduler = self.scheduler
+        self._hand_over_parts()
         return self.realcustom(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        """What diffusers' base class has not, such as `load_lora_weights`."""
+        if name in ("realcustom", "config") or name.startswith("__"):  # while it is made or copied
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(self.realcustom, name)
 
     def to(self, *where: Any, **named: Any) -> RealCustomStockPipeline:
         """Move every model, those of the adapter included."""
         self.realcustom.to(*where, **named)
         return self
+
+    def save_pretrained(self, save_directory: str, **options: Any) -> None:
+        """Write the folder that `RealCustomPipeline.from_pretrained` loads, adapter and image encoder included."""
+        self._hand_over_parts()
+        self.realcustom.save_pretrained(save_directory, **options)
+
+    def enable_model_cpu_offload(self, *where: Any, **named: Any) -> None:
+        """As `RealCustomPipeline.enable_model_cpu_offload`."""
+        self.realcustom.enable_model_cpu_offload(*where, **named)
+
+    def enable_sequential_cpu_offload(self, *where: Any, **named: Any) -> None:
+        """As `RealCustomPipeline.enable_sequential_cpu_offload`."""
+        self.realcustom.enable_sequential_cpu_offload(*where, **named)
+
+    def _hand_over_parts(self) -> None:
+        """Parts that were assigned here. Raises UsageError for a UNet, which holds the adapter."""
+        own = self.realcustom.diffusers
+        for name, part in own.components.items():
+            given = vars(self).get(name, part)
+            if given is not part:
+                setattr(self.realcustom, name, given)
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """As in diffusers."""

@@ -96,6 +96,17 @@ def test_diffusers_loads_it_on_a_base_and_draws_the_same(
     assert (first == drawn(own)).all()
     pipe.scheduler = own.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     assert (drawn(pipe) == drawn(own)).all() and (drawn(pipe) != first).any()
+    pipe.vae = own.vae = tiny.tiny_vae(seed=1)  # a part that is assigned takes effect, and is saved
+    assert (drawn(pipe) == drawn(own)).all() and (drawn(pipe) != first).any()
+    pipe.save_pretrained(tmp_path / "saved")
+    saved = RealCustomPipeline.from_pretrained(tmp_path / "saved")
+    saved.set_progress_bar_config(disable=True)
+    assert (drawn(saved) == drawn(own)).all()
+    with pytest.raises(UsageError, match="the UNet holds the adapter"):
+        pipe.unet = tiny.tiny_unet()
+        drawn(pipe)
+    pipe.unet = pipe.realcustom.unet
+    assert pipe.load_lora_weights == pipe.realcustom.load_lora_weights
     assert pipe.to(torch.float64).realcustom.base.unet.dtype == torch.float64
 
     with pytest.raises(UsageError, match="adapter: none given"):
