@@ -42,14 +42,14 @@ class Parts:
 def load_parts(
     base: str | Path | DiffusionPipeline,
     adapter: str | Path | None,
-    image_encoder: str | None,
+    image_encoder: str | Path | None,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     options: LoadOptions,
 ) -> Parts:
     """Load them; arguments and errors as `RealCustomPipeline.from_pretrained`."""
     given = isinstance(base, DiffusionPipeline)
-    saved = None if given or adapter is not None else saved_in(str(base))
+    saved = saved_in(str(base)) if adapter is None and isinstance(base, (str, Path)) else None
     if saved is not None:
         adapter, image_encoder = saved.adapter, image_encoder or saved.image_encoder
     if adapter is not None:
@@ -66,7 +66,9 @@ def load_parts(
     return _attach(checkpoint, loaded, encoder, beside=False)
 
 
-def load_beside(base: Base, adapter: str | Path, image_encoder: str | None, loaded: ImageEncoder | None) -> Parts:
+def load_beside(
+    base: Base, adapter: str | Path, image_encoder: str | Path | None, loaded: ImageEncoder | None
+) -> Parts:
     """Another adapter on a base that has one in its layers; the base's weights are shared.
 
     Args:
@@ -89,7 +91,9 @@ def _fits(checkpoint: Adapter, encoder: ImageEncoder) -> bool:
     return same_content(checkpoint.image_encoder, encoder.identity) and replace(own, model=here.model) == here
 
 
-def _load_encoder(checkpoint: Adapter, image_encoder: str | None, base: Base, options: LoadOptions) -> ImageEncoder:
+def _load_encoder(
+    checkpoint: Adapter, image_encoder: str | Path | None, base: Base, options: LoadOptions
+) -> ImageEncoder:
     name = _encoder_to_load(checkpoint.image_encoder, image_encoder)
     return load_image_encoder(name, checkpoint.settings.image_encoder, base.device, base.unet.dtype, options)
 
@@ -137,9 +141,11 @@ def unchanged_if_it_fails(base: object) -> Iterator[None]:
         raise
 
 
-def _encoder_to_load(trained_with: str, given: str | None) -> str:
+def _encoder_to_load(trained_with: str, given: str | Path | None) -> str:
     if given is not None:
-        return given
+        if not isinstance(given, (str, Path)):
+            raise UsageError(f"image_encoder is a folder or a hub id, got a {type(given).__name__}")
+        return str(given)
     if "@sha256-" in trained_with:
         raise UsageError(
             f"the adapter's image encoder is the local folder '{trained_with}': name where it is with image_encoder="

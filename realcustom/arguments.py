@@ -60,8 +60,10 @@ class Subject:
         """Which occurrences count. Raises UsageError for an invalid value."""
         if self.occurrence is None:
             return default
-        if isinstance(self.occurrence, (Occurrence, int)):
+        if isinstance(self.occurrence, Occurrence):
             return self.occurrence
+        if is_whole(self.occurrence):
+            return int(self.occurrence)
         try:
             return Occurrence(self.occurrence)
         except ValueError as error:

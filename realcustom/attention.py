@@ -61,7 +61,8 @@ class SubjectTokens:
         pair = None if self.cache is None else self.cache.get(attn)
         if pair is None:
             key, value = self._layers(attn)
-            embeds = self.embeds.to(key.weight.dtype)
+            stored = key.weight.dtype  # weights of 8 bits are cast while their layer runs (layerwise casting)
+            embeds = self.embeds.to(stored) if stored.itemsize > 1 else self.embeds
             pair = _split(attn, key(embeds)), _split(attn, value(embeds))
             if self.cache is not None:
                 self.cache[attn] = pair

@@ -35,7 +35,9 @@ class Base:
 
     @property
     def vae(self) -> Any:
-        """AutoencoderKL or AutoencoderTiny."""
+        """AutoencoderKL or AutoencoderTiny. Raises UsageError where there is none: the latents' shape is read from it."""
+        if self.pipeline.vae is None:
+            raise UsageError("this pipeline has no VAE, which says what shape latents have: assign pipe.vae")
         return self.pipeline.vae
 
     @property
@@ -137,10 +139,15 @@ def encode_prompts(
         clip_skip: how many layers before that hidden state.
         chunks: how many times the tokenizer's length is read; the pooled text is that of the first.
     Raises:
-        UsageError: a clip_skip beyond the encoder's layers, or a projected text is asked for and the second text encoder
-            has no projection, or the text is not as wide as the UNet takes it.
+        UsageError: there is no tokenizer or text encoder, or a clip_skip beyond the encoder's layers, or a projected text is
+            asked for and the second text encoder has no projection, or the text is not as wide as the UNet takes it.
     """
     pipeline = base.pipeline
+    for name in ("tokenizer", "text_encoder", *(["tokenizer_2", "text_encoder_2"] if base.is_sdxl else [])):
+        if getattr(pipeline, name) is None:
+            raise UsageError(
+                f"this pipeline has no {name}, and a text is to be read: give prompt_embeds and negative_prompt_embeds"
+            )
     ids = tokenize(pipeline.tokenizer, prompts, chunks).to(base.device)
     if not base.is_sdxl and clip_skip is None:
         return TextFeatures(hidden=_joined(base, pipeline.text_encoder(ids)[0], chunks))

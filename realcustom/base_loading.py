@@ -53,6 +53,10 @@ def load_base(
     if isinstance(base, DiffusionPipeline):
         name = str(getattr(base, "name_or_path", "") or IN_MEMORY)
         pipeline, identity = _given(base, dtype, options), model_identity(name)
+    elif not isinstance(base, (str, Path)):
+        raise UsageError(
+            f"the base is a folder, a hub id, a single file or a loaded pipeline of diffusers, got a {type(base).__name__}"
+        )
     else:
         name = str(base)
         wanted = MODELS if only is None else only
@@ -78,7 +82,7 @@ def _given(pipeline: DiffusionPipeline, dtype: torch.dtype | None, options: Load
             f"the base is a {type(pipeline).__name__}: give a StableDiffusionPipeline or a StableDiffusionXLPipeline, which "
             "may be made of its parts (StableDiffusionPipeline.from_pipe(pipeline))"
         )
-    given = [*options.given(), *(["torch_dtype"] if dtype is not None else [])]
+    given = [*options.given(), *(["dtype"] if dtype is not None else [])]
     if given:
         raise UsageError(
             f"{', '.join(given)}: the base is loaded already; set this where you load it, or use pipe.to(...)"

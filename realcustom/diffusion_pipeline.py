@@ -82,10 +82,11 @@ class RealCustomPipeline:
         cls,
         base: str | Path | DiffusionPipeline,
         adapter: str | Path | None = None,
-        image_encoder: str | None = None,
+        image_encoder: str | Path | None = None,
         device: torch.device | str | None = None,
         torch_dtype: torch.dtype | None = None,
         *,
+        dtype: torch.dtype | None = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
         revision: str | None = None,
@@ -109,7 +110,8 @@ class RealCustomPipeline:
             image_encoder: folder or hub id (for RealCustom++ two, "SIGLIP,DINOV2"); None = the saved one, or the adapter's
                 own, which must then be a hub id.
             device: None = CUDA where there is one; of a loaded pipeline: where it is.
-            torch_dtype: of the models' weights; None = float32. Maps, scores and gates are always float32.
+            torch_dtype, dtype: of the models' weights, by diffusers' older and newer name; None = float32. Maps, scores
+                and gates are always float32.
             variant, use_safetensors, revision: of the base's files, as in diffusers.
             config: folder or hub id with the configuration of a single file; None = diffusers' own guess.
             token, cache_dir, local_files_only, force_download: of downloads of the base and the image encoder.
@@ -119,6 +121,11 @@ class RealCustomPipeline:
             UsageError: an argument is wrong; the message says which and what to do; a loaded base is left as it was.
                 MissingFile if the adapter does not exist.
         """
+        if dtype is not None and torch_dtype is not None:
+            raise UsageError("give dtype or torch_dtype, not both: they are one argument")
+        dtype = torch_dtype if dtype is None else dtype
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise UsageError(f"dtype is a torch.dtype, such as torch.float16, got {dtype!r}")
         options = LoadOptions(
             variant=variant,
             use_safetensors=use_safetensors,
@@ -130,13 +137,13 @@ class RealCustomPipeline:
             force_download=force_download,
         )
         with unchanged_if_it_fails(base):
-            parts = load_parts(base, adapter, image_encoder, device, torch_dtype, options)
+            parts = load_parts(base, adapter, image_encoder, device, dtype, options)
             pipe = cls(parts.base, parts.settings, parts.model, parts.image_encoder)
         pipe._checkpoint = parts.checkpoint
         pipe.controlnet, pipe.t2i_adapter = controlnet, t2i_adapter
         return pipe
 
-    def with_adapter(self, adapter: str | Path, image_encoder: str | None = None) -> RealCustomPipeline:
+    def with_adapter(self, adapter: str | Path, image_encoder: str | Path | None = None) -> RealCustomPipeline:
         """A further pipeline with another adapter on the same base, whose weights both share; each can be used at any time.
 
         Args:

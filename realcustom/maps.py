@@ -83,7 +83,7 @@ class MapRecorder:
         columns = key.gather(2, self.words.index[:, None, :, None].expand(-1, heads, -1, width))  # (B, H, M, d)
         with full_precision(query.device.type):
             logs = torch.baddbmm(  # q k / sqrt(d) - lse, of rows and heads together
-                normaliser.flatten(0, 1)[..., None],
+                normaliser.float().flatten(0, 1)[..., None],
                 query.float().flatten(0, 1),
                 columns.float().flatten(0, 1).mT,
                 beta=-1,

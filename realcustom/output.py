@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
@@ -13,9 +14,9 @@ from realcustom.base import Base, decode_latents
 Images = list[Image.Image] | np.ndarray | Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class RealCustomOutput:
-    """The result of a call."""
+@dataclass
+class RealCustomOutput(BaseOutput):  # type: ignore[misc]  # diffusers is not typed
+    """The result of a call; its values also by name or number, `output["images"]` and `output[0]`, as diffusers' outputs."""
 
     images: Images  # as `output_type` says; (B, H, W, 3) in [0, 1], or latents
     masks: list[tuple[Tensor, ...]] | None  # per step, per subject, (B, 1, H*, W*) in [0, 1]

@@ -76,6 +76,11 @@ def read_text(
             raise UsageError("give prompt or prompt_embeds; both are None")
         named = [""] * len(given.prompt_embeds)
     prompts, per_prompt = pair(named, subjects)
+    if None in base.tokenizers and not (prompt is None and sampling.negative_prompt is None):
+        raise UsageError(
+            "this pipeline has no tokenizer to read texts: give prompt_embeds and negative_prompt_embeds, and token_words for "
+            "the subjects' words"
+        )
     _check_pairs(base, prompt, any(per_prompt), sampling.negative_prompt, given)
     _check_shapes(base, len(prompts), given)
     text = CallText(
@@ -198,8 +203,11 @@ def zeros_for_no_negative(base: Base) -> bool:
 
 def _chunks(text: CallText, long_prompt: bool) -> int:
     """As many as the longest text needs if long prompts are read, those of given embeddings, else one."""
-    embeds, length = text.given.prompt_embeds, int(text.base.tokenizer.model_max_length)
+    embeds = text.given.prompt_embeds
     if embeds is not None:
+        if text.base.tokenizer is None:
+            return 1
+        length = int(text.base.tokenizer.model_max_length)
         encodes_negative = text.given.negative_prompt_embeds is None and not zeros_for_no_negative(text.base)
         if embeds.shape[1] % length and (text.prompts is not None or text.negative is not None or encodes_negative):
             raise UsageError(

@@ -118,7 +118,7 @@ def make_rows(
     for i, row in enumerate(subjects):
         for u, subject in enumerate(row):
             embeds[i, u], present[i, u], words[i, u] = tokens[i][u], True, word_mask(matches[i][u], length)
-            scopes[i, u] = settings.mask.influence_scope if subject.scope is None else subject.scope
+            scopes[i, u] = float(settings.mask.influence_scope if subject.scope is None else subject.scope)
     time_ids, negative_time_ids = _time_ids(base, settings, sizes, latents, text.hidden)
 
     def repeated(tensor: Tensor | None) -> Any:

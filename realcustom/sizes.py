@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from realcustom.errors import UsageError
+from realcustom.sampling import is_whole
 from realcustom.settings import TimeIdsOrder
 from realcustom.warning import warn
 
@@ -36,7 +37,7 @@ class PictureSizes:
                 raise UsageError(
                     f"{name} is a condition of SDXL; this base is of Stable Diffusion 1.x's shape and has none"
                 )
-            if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(type(side) is int for side in value)):
+            if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_whole, value))):
                 raise UsageError(f"{name} is a pair of whole numbers of pixels, got {value!r}")
         idle = [name for name in given if name.startswith("negative_")]
         if idle and (self.negative_original_size is None or self.negative_target_size is None):

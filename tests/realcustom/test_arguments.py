@@ -221,3 +221,17 @@ def test_tokens_follow_the_image_encoder(pipeline: RealCustomPipeline) -> None:
         parameter.data.mul_(1.5)
     pipeline.image_encoder = encoder
     assert not torch.equal(draw(dog), expected)
+
+
+def test_a_subject_takes_numpy_s_numbers(pipe: RealCustomPipeline, picture: Picture) -> None:
+    def drawn(scope: Any, occurrence: Any, **arguments: Any) -> Any:
+        subjects = [Subject(image=picture(0), word="dog", scope=scope, occurrence=occurrence)]
+        generator = torch.Generator().manual_seed(3)
+        options: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent", **arguments}
+        return pipe("a dog and a dog", subjects, generator=generator, **options).images
+
+    expected = drawn(0.5, 1)
+    assert torch.equal(drawn(np.float32(0.5), np.int64(1)), expected) and not torch.equal(drawn(0.5, 0), expected)
+    assert torch.equal(drawn(None, 1, influence_scope=np.float32(0.5)), expected)
+    with pytest.raises(UsageError, match="a number from 0, got True"):
+        drawn(0.5, True)

@@ -135,12 +135,36 @@ def test_loaded_pipelines_of_another_class_are_refused(tiny_models: tiny.TinyMod
 
 def test_loaded_pipelines_that_cannot_be_used(tiny_models: tiny.TinyModels) -> None:
     stock = tiny.tiny_pipeline()
-    with pytest.raises(UsageError, match="variant, torch_dtype: the base is loaded already"):
+    with pytest.raises(UsageError, match="variant, dtype: the base is loaded already"):
         adapted(tiny_models, stock, variant="fp16", torch_dtype=torch.float16)
     sides = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     stock.safety_checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=sides))
     with pytest.warns(UserWarning, match="the base's safety_checker is not run here"):
         adapted(tiny_models, stock)
+
+
+def test_the_dtype_under_both_of_diffusers_names(tiny_models: tiny.TinyModels) -> None:
+    for name in ("dtype", "torch_dtype"):
+        named: dict[str, Any] = {name: torch.float16}
+        assert RealCustomPipeline.from_pretrained(tiny_models.base, **named).dtype is torch.float16
+    for said, named in (
+        ("give dtype or torch_dtype, not both", {"dtype": torch.float16, "torch_dtype": torch.float16}),
+        (r"dtype is a torch\.dtype, such as torch\.float16, got 'float16'", {"torch_dtype": "float16"}),
+    ):
+        with pytest.raises(UsageError, match=said):
+            RealCustomPipeline.from_pretrained(tiny_models.base, **named)
+
+
+def test_models_are_named_by_texts_and_paths(tiny_models: tiny.TinyModels) -> None:
+    base, adapter, encoder = map(Path, (tiny_models.base, tiny_models.adapter, tiny_models.image_encoder))
+    assert RealCustomPipeline.from_pretrained(base, adapter, encoder).model is not None
+    wrong: Any
+    for wrong in (tiny.tiny_unet(), None):
+        with pytest.raises(UsageError, match=f"or a loaded pipeline of diffusers, got a {type(wrong).__name__}"):
+            RealCustomPipeline.from_pretrained(wrong)
+    wrong = object()
+    with pytest.raises(UsageError, match="image_encoder is a folder or a hub id, got a object"):
+        RealCustomPipeline.from_pretrained(base, adapter, wrong)
 
 
 def test_a_variant_and_the_formats_of_weights(tiny_models: tiny.TinyModels, tmp_path: Path) -> None:

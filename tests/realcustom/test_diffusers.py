@@ -29,6 +29,18 @@ def draw(pipeline: RealCustomPipeline, picture: Picture, **arguments: Any) -> An
     return pipeline(PROMPT, [Subject(image=picture(0), word="dog")], generator=generator, **arguments).images
 
 
+def test_weights_of_other_precisions(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    """float64, and 8 bits that are cast while a layer runs; a subject acts in both."""
+    latents = torch.randn(1, 4, 16, 20, generator=torch.Generator().manual_seed(3))  # a dtype draws its own numbers
+    expected = draw(pipeline, picture, latents=latents)
+    pipeline.to(torch.float64)
+    assert (draw(pipeline, picture, latents=latents) - expected).abs().max() < 1e-3
+    pipeline.to(torch.float32)
+    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    drawn = draw(pipeline, picture)
+    assert torch.isfinite(drawn).all() and not torch.equal(drawn, draw(pipeline, picture, subject_guidance_scale=0.0))
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -196,10 +198,18 @@ def test_return_dict(pipeline: RealCustomPipeline, sdxl: RealCustomPipeline, sto
         assert (found[0] - expected[0]).abs().max() <= 1e-4
 
 
+def test_values_of_an_output_by_name_and_number(pipeline: RealCustomPipeline) -> None:
+    """As of diffusers' outputs: its values that are not None, the images first."""
+    output: Any = pipeline(PROMPT, num_inference_steps=1, output_type="latent")
+    assert output[0] is output["images"] is output.images and list(output) == ["images", "words"]
+    again: Any = pickle.loads(pickle.dumps(output))
+    assert torch.equal(again.images, output.images) and (again.masks, again.words) == (None, [[]])
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"original_size": (20, 24)},
+        {"original_size": (np.int64(20), np.int64(24))},
         {"target_size": (64, 48), "crops_coords_top_left": (3, 5)},
         {"negative_original_size": (8, 10), "negative_target_size": (12, 14)},
         {
@@ -229,6 +239,32 @@ def test_each_row_of_a_batch_has_its_sizes(sdxl: RealCustomPipeline) -> None:
         assert torch.allclose(together[row], alone[0], atol=1e-4)
 
 
+def test_parts_that_are_not_there(pipeline: RealCustomPipeline, picture: Picture) -> None:
+    """Left out to save memory, as with diffusers' pipelines: embeddings take the place of the text's parts."""
+    own, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True)
+    embeds: dict[str, Any] = {"prompt_embeds": own, "negative_prompt_embeds": negative}
+    subjects = [Subject(image=picture(0), word="dog")]
+    arguments: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    expected = tensor(pipeline, PROMPT, subjects, generator=seeded(), **arguments)
+    pipeline.text_encoder = None
+    given: Any
+    for prompt, given in ((PROMPT, {}), (None, {"prompt_embeds": own})):  # the second one's negative text is empty
+        with pytest.raises(UsageError, match="no text_encoder, and a text is to be read: give prompt_embeds and neg"):
+            pipeline(prompt, **given, **arguments)
+    pipeline.tokenizer = None
+    with pytest.raises(UsageError, match="no tokenizer to read texts"):
+        pipeline(PROMPT, subjects, **embeds, **arguments)
+    found = tensor(pipeline, None, subjects, **embeds, token_words=[[2]], generator=seeded(), **arguments)
+    assert torch.equal(found, expected)
+    pipeline.vae = None
+    with pytest.raises(UsageError, match=r"no VAE, which says what shape latents have: assign pipe\.vae"):
+        pipeline(None, **embeds, **arguments)
+
+
+def test_one_side_alone(pipeline: RealCustomPipeline) -> None:
+    assert tensor(pipeline, PROMPT, height=24, num_inference_steps=1, output_type="latent").shape == (1, 4, 12, 16)
+
+
 def test_sizes_that_cannot_be_used(pipeline: RealCustomPipeline, sdxl: RealCustomPipeline) -> None:
     with pytest.raises(UsageError, match="target_size is a condition of SDXL"):
         pipeline(PROMPT, target_size=(32, 32))
@@ -240,7 +276,17 @@ def test_sizes_that_cannot_be_used(pipeline: RealCustomPipeline, sdxl: RealCusto
 
 @pytest.mark.parametrize(
     "argument",
-    ["ip_adapter_image", "ip_adapter_image_embeds", "callback", "callback_steps", "pag_scale", "padding_mask_crop"],
+    [
+        *(
+            "ip_adapter_image",
+            "ip_adapter_image_embeds",
+            "callback",
+            "callback_steps",
+            "pag_scale",
+            "padding_mask_crop",
+        ),
+        *("denoising_start", "denoising_end", "guidance_rescale"),
+    ],
 )
 def test_arguments_that_are_not_taken(pipeline: RealCustomPipeline, argument: str) -> None:
     with pytest.raises(TypeError, match=argument):
