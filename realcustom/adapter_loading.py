@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from realcustom.image_encoder import load_image_encoder
 from realcustom.loading import LoadOptions
 from realcustom.model import RealCustomModel
 from realcustom.saving import Saved, saved_in
-from realcustom.settings import MethodSettings
+from realcustom.settings import GuidanceSettings, MethodSettings
 from realcustom.store import check_readable
 from realcustom.warning import warn
 
@@ -59,7 +60,8 @@ def load_parts(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_base(base, device, dtype, options, inpainting=True)
     if checkpoint is None:
-        return Parts(base=loaded, settings=MethodSettings())
+        scale = inspect.signature(type(loaded.pipeline).__call__).parameters["guidance_scale"].default  # diffusers' own
+        return Parts(base=loaded, settings=MethodSettings(guidance=GuidanceSettings(guidance_scale=scale)))
     attention.check_unused(loaded.unet)
     encoder = _load_encoder(checkpoint, image_encoder, loaded, options)
     _warn_of_others(checkpoint, loaded, encoder, saved)

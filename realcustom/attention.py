@@ -259,14 +259,18 @@ def check_unused(unet: UNet2DConditionModel) -> None:
         )
 
 
-def check_unpatched(unet: UNet2DConditionModel) -> None:
-    """Raise UsageError if processors or forwards of the UNet's parts were replaced: subjects and maps would be lost."""
+def check_processors(unet: UNet2DConditionModel) -> None:
+    """Raise UsageError if attention processors were replaced: subjects and maps would be lost."""
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
     if other:
         raise UsageError(
             f"the UNet's attention processors were replaced by {', '.join(sorted(other))}, in which no subject can act: "
             "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline again"
         )
+
+
+def check_forwards(unet: UNet2DConditionModel) -> None:
+    """Raise UsageError if a forward of the UNet's parts was replaced by one that leaves layers out."""
     for path, module in unet.named_modules():
         who = _patched_by(module) if path else None  # the UNet's own forward may be compiled
         if who is not None:

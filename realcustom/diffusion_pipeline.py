@@ -218,7 +218,7 @@ class RealCustomPipeline:
     @property
     def guidance_rescale(self) -> float:
         """phi of the running call, or of the last one."""
-        return self._weights.rescale
+        return self._weights.rescale if self._weights.has_subjects else self._weights.plain_rescale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -331,6 +331,7 @@ class RealCustomPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         subject_guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         influence_scope: float | None = None,
         influence_quantity: float | None = None,
         mask_reuse_after: int | Never | Literal["never"] | None = None,
@@ -385,6 +386,8 @@ class RealCustomPipeline:
                 prompt against the unconditional image in the cascade modes (1 = as the prompt says, 0 = not at all);
                 docs/method.md has the formulas.
             subject_guidance_scale: w_i (in the direct modes the only weight).
+            guidance_rescale: phi, from 0 to 1: the share by which a guided prediction is brought back to the standard
+                deviation of the generation branch (without subjects of the text's, as in diffusers, where it is 0).
             influence_scope: gamma_scope, ratio of the mask's cells kept; influence_quantity: gamma_num, ratio of
                 tokens.
             mask_reuse_after: steps with a new mask; then the last one is reused. 0 counts as 1; "never" = all steps.
@@ -439,6 +442,7 @@ class RealCustomPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             subject_guidance_scale=subject_guidance_scale,
+            guidance_rescale=guidance_rescale,
             influence_scope=influence_scope,
             influence_quantity=influence_quantity,
             mask_reuse_after=mask_reuse_after,

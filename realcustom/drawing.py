@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, read_schedule, settings_with, warn_of_idle
-from realcustom.attention import check_unpatched
+from realcustom.attention import check_forwards, check_processors
 from realcustom.base import Base
 from realcustom.callbacks import Callback, run_steps, tensor_inputs
 from realcustom.conditioning import encode_text
@@ -101,7 +101,8 @@ def prepare(pipe: RealCustomPipeline, call: Call, *, scheduler: Any = None, alon
     warn_of_idle(settings, subjects, call.sampling)
     warn_of_text(text, call.sampling)
     if pipe.model is not None:
-        check_unpatched(pipe.base.unet)
+        check_processors(pipe.base.unet)
+    check_forwards(pipe.base.unet)
     scheduler = pipe.scheduler if scheduler is None else scheduler
     sampler = _make_sampler(pipe, call, settings, text, subjects, matches, scheduler, alone=alone)
     words = [[match.phrase for match in row] for row in matches for _ in range(call.sampling.n)]
@@ -174,6 +175,7 @@ def _make_sampler(
         return_masks=sampling.return_masks,
         step_arguments=extra,
         controls=controls,
+        plain_rescale=sampling.guidance_rescale or 0.0,
         alone=alone,
     )
 

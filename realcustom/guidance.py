@@ -28,6 +28,7 @@ class Weights:
     settings: GuidanceSettings
     has_subjects: bool  # any row of the call has one
     all_have_subjects: bool = True  # False: rows without subjects use plain classifier-free guidance
+    plain_rescale: float = 0.0  # phi of rows without subjects, on which the adapter's own does not act
 
     @property
     def text(self) -> float:
@@ -102,33 +103,42 @@ def combine(
         mask: (B, U, H*, W*), the inside and outside of `rescale_by_mask`; None = inside everywhere.
         has_subjects: (B,) bool, for a call in which not all rows have subjects; None = all or none.
     """
+    if not weights.has_subjects:
+        return _plain(predictions, weights)
     combined = _weighted(predictions, weights)
-    if weights.rescale:  # this also avoids 0 / 0 of a constant prediction
-        combined = _rescaled(combined, predictions, weights, mask)
+    if weights.rescale:
+        combined = _scaled(combined, _target(predictions, weights, mask), weights.rescale)
     if has_subjects is None or weights.all_have_subjects:
         return combined
-    return torch.where(has_subjects[:, None, None, None], combined, _plain(predictions, weights.plain))
+    return torch.where(has_subjects[:, None, None, None], combined, _plain(predictions, weights))
 
 
-def _plain(predictions: Mapping[Branch, Tensor], scale: float) -> Tensor:
+def _plain(predictions: Mapping[Branch, Tensor], weights: Weights) -> Tensor:
     """Classifier-free guidance of rows without subjects, whose generation branch is the guidance branch."""
     text = predictions.get(Branch.GUIDANCE, predictions.get(Branch.GENERATION))
     assert text is not None
-    if scale == 1:
+    if weights.plain == 1:
         return text
-    return predictions[Branch.UNCONDITIONAL] + scale * (text - predictions[Branch.UNCONDITIONAL])
+    null = predictions[Branch.UNCONDITIONAL]
+    combined = null + weights.plain * (text - null)
+    return _scaled(combined, _deviation(text), weights.plain_rescale) if weights.plain_rescale else combined
 
 
-def _rescaled(combined: Tensor, predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None) -> Tensor:
-    """The combined prediction, its deviation scaled towards that of the generation branch by phi."""
+def _target(predictions: Mapping[Branch, Tensor], weights: Weights, mask: Tensor | None) -> Tensor:
+    """The deviation that the result is scaled towards: the generation branch's."""
     target = _deviation(predictions[Branch.GENERATION])
     if weights.settings.rescale_by_mask and mask is not None:
         marked = (mask.amax(1, keepdim=True) > 0).float()  # (B, 1, H*, W*)
-        inside = F.interpolate(marked, size=combined.shape[-2:], mode="nearest") > 0
+        inside = F.interpolate(marked, size=predictions[Branch.GENERATION].shape[-2:], mode="nearest") > 0
         target = torch.where(inside, target, _deviation(predictions[Branch.GUIDANCE]))
+    return target
+
+
+def _scaled(combined: Tensor, target: Tensor, share: float) -> Tensor:
+    """The prediction, by this share brought to the target's deviation; a constant one stays."""
     own = _deviation(combined)
     factor = torch.where(own > 0, target / own.clamp(min=torch.finfo(own.dtype).tiny), 1.0)
-    return (combined * (weights.rescale * factor + 1 - weights.rescale)).to(combined.dtype)
+    return (share * (combined * factor) + (1 - share) * combined).to(combined.dtype)  # in diffusers' order
 
 
 def _weighted(predictions: Mapping[Branch, Tensor], weights: Weights) -> Tensor:

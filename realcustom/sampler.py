@@ -83,6 +83,7 @@ class Sampler:
     return_masks: bool = False  # record maps even where no branch needs them
     step_arguments: Mapping[str, Any] = field(default_factory=dict)  # of the scheduler's step: eta, generator
     controls: Controls = NO_CONTROLS
+    plain_rescale: float = 0.0  # guidance_rescale of rows without subjects
     alone: bool = False  # its UNet calls hold no other sampler's rows
     latents: Tensor = field(init=False)  # (B, c, h, w), after the last step; a caller may replace them
     position: int = 0  # steps that are done
@@ -123,6 +124,7 @@ class Sampler:
             settings=guidance,
             has_subjects=self.rows.subjects > 0,
             all_have_subjects=bool(self._with_subjects.all()),
+            plain_rescale=self.plain_rescale,
         )
         self._live = self._steps_with_new_masks()
         if self._live:

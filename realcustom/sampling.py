@@ -54,6 +54,10 @@ class SamplingParams:
     num_inference_steps: int | None = field(default=None, metadata=_knob("denoising steps", ge=1, section="sampler"))
     guidance_scale: float | None = field(default=None, metadata=_knob("weight of the text", **_WEIGHT))
     subject_guidance_scale: float | None = field(default=None, metadata=_knob("weight of the subject", **_WEIGHT))
+    guidance_rescale: float | None = field(
+        default=None,
+        metadata=_knob("how far guidance is kept from raising contrast", ge=0.0, le=1.0, section="guidance"),
+    )
     influence_scope: float | None = field(
         default=None, metadata=_knob("part of the picture a subject may act on", ge=0.0, le=1.0, section="mask")
     )

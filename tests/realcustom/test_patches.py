@@ -51,6 +51,12 @@ def test_deepcache_is_refused(pipeline: RealCustomPipeline, picture: Picture) ->
     with pytest.raises(UsageError, match=r"DeepCache\.\S+ replaced the forward of the UNet's down_blocks.0"):
         draw(pipeline, picture)
     helper.disable()
+    without = RealCustomPipeline.from_pretrained(pipeline.diffusers)
+    plain = DeepCacheSDHelper(pipe=without.diffusers)
+    plain.enable()
+    with pytest.raises(UsageError, match="replaced the forward"):
+        without("a dog on grass", num_inference_steps=1)
+    plain.disable()
     assert torch.equal(draw(pipeline, picture), before)
 
 

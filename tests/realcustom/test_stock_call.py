@@ -189,11 +189,47 @@ def test_a_weight_that_ignores_the_prompt_warns(
     pipeline(PROMPT, num_inference_steps=1)
 
 
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_guidance_rescale_of_a_plain_call_is_diffusers(pipeline: RealCustomPipeline, scale: float) -> None:
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": scale, "output_type": "latent"}
+    call = arguments | {"guidance_rescale": 0.7}
+    stock = quiet(tiny.tiny_pipeline())
+    rescaled = tensor(pipeline, PROMPT, generator=seeded(), **call)
+    assert pipeline.guidance_rescale == 0.7
+    assert torch.equal(rescaled, stock(PROMPT, generator=seeded(), **call).images)
+    assert torch.equal(rescaled, tensor(pipeline, PROMPT, generator=seeded(), **arguments)) == (scale == 1)
+
+
+def test_guidance_rescale_of_a_call_with_subjects_is_the_setting(
+    pipeline: RealCustomPipeline, picture: Picture
+) -> None:
+    dog = [Subject(image=picture(0), word="dog")]
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+    asked = tensor(pipeline, PROMPT, dog, generator=seeded(), guidance_rescale=0.7, **arguments)
+    unscaled = tensor(pipeline, PROMPT, dog, generator=seeded(), **arguments)
+    pipeline.settings = override(pipeline.settings, {"guidance": {"guidance_rescale": 0.7}})
+    assert torch.equal(asked, tensor(pipeline, PROMPT, dog, generator=seeded(), **arguments))
+    assert not torch.equal(asked, unscaled)
+    plain = tensor(pipeline, PROMPT, generator=seeded(), **arguments)  # an adapter's own does not act without subjects
+    assert torch.equal(
+        plain, quiet(tiny.tiny_pipeline())(PROMPT, generator=seeded(), guidance_scale=7.5, **arguments).images
+    )
+
+
+def test_the_default_guidance_without_an_adapter_is_diffusers(sdxl_folder: str, stock_sdxl: Any) -> None:
+    arguments: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    ours = quiet(RealCustomPipeline.from_pretrained(sdxl_folder))
+    assert torch.equal(
+        tensor(ours, PROMPT, generator=seeded(), **arguments),
+        stock_sdxl(PROMPT, generator=seeded(), **arguments).images,
+    )
+
+
 def test_return_dict(pipeline: RealCustomPipeline, sdxl: RealCustomPipeline, stock_sdxl: Any) -> None:
     for ours, stock in ((pipeline, quiet(tiny.tiny_pipeline())), (sdxl, stock_sdxl)):
         arguments: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent", "return_dict": False}
         found: Any = ours(PROMPT, generator=seeded(), **arguments)
-        expected = stock(PROMPT, generator=seeded(), guidance_scale=7.5, **arguments)
+        expected = stock(PROMPT, generator=seeded(), **arguments)
         assert type(found) is tuple and len(found) == len(expected) and found[1:] == expected[1:]
         assert (found[0] - expected[0]).abs().max() <= 1e-4
 
@@ -285,7 +321,7 @@ def test_sizes_that_cannot_be_used(pipeline: RealCustomPipeline, sdxl: RealCusto
             "pag_scale",
             "padding_mask_crop",
         ),
-        *("denoising_start", "denoising_end", "guidance_rescale"),
+        *("denoising_start", "denoising_end"),
     ],
 )
 def test_arguments_that_are_not_taken(pipeline: RealCustomPipeline, argument: str) -> None:
