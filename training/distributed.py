@@ -133,7 +133,9 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     """A worker's whole work. Returns a failure that all workers have, so that all of them return."""
-    from realcustom.training.worker import Worker  # here: Ray's controller imports this file, and needs no models
+    # here: Ray's controller imports this file, and needs no models
+    from realcustom.training.ray_metrics import RayMetrics
+    from realcustom.training.worker import Worker
 
     context = ray.train.get_context()
     torch.set_num_threads(job.settings.threads or max(1, available_cores() // context.get_local_world_size()))
@@ -141,7 +143,10 @@ def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     worker: Worker | None = None
     failure: Failure | None = None
     try:
-        worker = Worker(job, world, _asked_to_stop(failures) if world.rank == 0 else None)
+        if world.rank == 0:
+            worker = Worker(job, world, _asked_to_stop(failures), [RayMetrics(job.identity)])
+        else:
+            worker = Worker(job, world)
     except Exception as error:
         failure = Failure.of(error, node)
         if not failure.final:

@@ -40,7 +40,7 @@ class Metrics:
             progress: the checkpoint's.
         """
         self._file, self._background = MetricsFile(output, store), background
-        self._file.cut(step)
+        self._repeated = max(0, self._file.cut(step) - step)  # steps after the checkpoint that are done again
         self._rows: list[Row] = []  # not written yet
         self._interval = STORE_SECONDS if storage.is_remote(output) else WRITE_SECONDS
         self.steps, self.started_at_step = steps, step
@@ -87,8 +87,10 @@ class Metrics:
             "images_per_second": round(self._images / passed, 2),
             "data_wait": round(seconds.get("data", 0.0) / passed, 4),
             "seconds": {name: round(value / max(1, self._steps), 6) for name, value in seconds.items()},
+            **({"repeated": self._repeated} if self._repeated else {}),
             **more,
         }
+        self._repeated = 0
         self.loss_sum, self.count, self.skipped, self._images, self._steps = 0.0, 0, 0, 0.0, 0
         self._since = time.monotonic()
         self._add(row)

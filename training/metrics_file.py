@@ -39,13 +39,15 @@ class MetricsFile:
         self._output, self._store = output, store
         self._number = 0  # of the next part
 
-    def cut(self, step: int) -> None:
-        """Put all rows up to `step` into metrics.jsonl, and forget the later ones."""
-        kept = [row for row in read_rows(self._output, self._store) if step > 0 and row["step"] <= step]
+    def cut(self, step: int) -> int:
+        """Put all rows up to `step` into metrics.jsonl, and forget the later ones; returns the last step that a row had."""
+        rows = read_rows(self._output, self._store)
+        kept = [row for row in rows if step > 0 and row["step"] <= step]
         self._store.write(self._uri, _lines(kept))
         if storage.is_remote(self._output):
             for name in self._store.list_names(self._parts):
                 self._store.delete(storage.join(self._parts, name))
+        return max((int(row["step"]) for row in rows), default=0)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add rows; they are kept whatever happens afterwards."""

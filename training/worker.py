@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ from realcustom.training.models import first_good, make_model
 from realcustom.training.objective import Objective
 from realcustom.training.outputs import Outputs
 from realcustom.training.settings import BadRecords
-from realcustom.training.sinks import make_sinks
+from realcustom.training.sinks import Sink, make_sinks
 from realcustom.training.stopping import Stopped
 from realcustom.training.watch import StepWatch
 
@@ -48,17 +49,20 @@ UNREAD = 64  # steps after which results are read, where nothing else asks for i
 class Worker:
     """One worker's models, data and place in the run."""
 
-    def __init__(self, job: TrainingJob, world: World, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, job: TrainingJob, world: World, stop: threading.Event | None = None, sinks: Sequence[Sink] = ()
+    ) -> None:
         """Load everything and continue from the latest checkpoint, if there is one.
 
         Args:
             stop: is set when the run is asked to end after its step; None: it never is.
+            sinks: get the rows of metrics.jsonl, beside those of `loggers`.
         Raises UsageError where a part of the job cannot be used.
         """
         settings = job.settings
         self.job, self.world, self.settings = job, world, settings
         self.store = Store(settings.retries)
-        self.stop = stop or threading.Event()
+        self.stop, self.sinks = stop or threading.Event(), sinks
         self._say("loading the models and the index of the records")
         self.base: Base = load_base(job.base, dtype=torch.float32, only=("unet",))
         index = open_index(job.records, self.store)
@@ -199,6 +203,7 @@ class Worker:
         step, steps = self.trainer.step_count, self.settings.steps
         settings, job = self.settings, self.job
         sinks = make_sinks(settings.loggers, job.output, self.store, step, f"realcustom-{job.identity}", job.resolved)
+        sinks += self.sinks
         return Metrics(job.output, self.store, self.background, sinks, steps, step, self.progress)
 
     def _batch(self, step: int) -> Batch:
@@ -227,8 +232,8 @@ class Worker:
             raise Stopped(step)
 
     def _speed(self, metrics: Metrics) -> dict[str, float]:
-        """Further numbers of a row: memory, and FLOP/s where the device's are known."""
-        device, speed = self.world.device, dict[str, float]()
+        """Further numbers of a row: the last checkpoint's age in seconds, memory, and FLOP/s where the device's are known."""
+        device, speed = self.world.device, {"checkpoint_age": round(time.monotonic() - self.outputs.saved, 1)}
         if device.type == "cuda":
             speed["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
         if self._flops:
