@@ -59,7 +59,7 @@ class Request:
     sampling: SamplingParams  # with a seed
 
 
-def earlier_request(files: Sequence[Path]) -> dict[str, Any]:
+def earlier_request(files: Sequence[str]) -> dict[str, Any]:
     """What the settings.yaml of earlier generations among `files` asked for: fields of `Request`, and knobs of a call."""
     found: dict[str, Any] = {}
     for file in files:

@@ -130,14 +130,11 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """A YAML settings file as nested plain data."""
-    path = Path(path)
-    if not path.is_file():
-        raise SettingError(f"no settings file at {path}")
+    """A YAML settings file, on a disk or an object store, as nested plain data."""
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = yaml.safe_load(_read(path).decode("utf-8"))
     except OSError as error:
-        raise SettingError(f"the settings file {path} cannot be read: {error.strerror}") from error
+        raise SettingError(f"the settings file {path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not valid YAML: {error}") from error
     if data is None:
@@ -145,6 +142,20 @@ def load_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SettingError(f"{path}: expected a mapping of settings at the top level, got {type(data).__name__}")
     return data
+
+
+def _read(path: str | Path) -> bytes:
+    missing = SettingError(f"no settings file at {path}")
+    if "://" in str(path):
+        from realcustom.store import Store  # here: it takes time, and a wrong name is to be said at once
+
+        try:
+            return Store().read(str(path))
+        except FileNotFoundError:
+            raise missing from None
+    if not Path(path).is_file():
+        raise missing
+    return Path(path).read_bytes()
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +48,8 @@ class SettingsOptions:
 
     recipe: Annotated[str, typer.Option(metavar="NAME", help="Complete settings to begin with.")] = DEFAULT_RECIPE
     config: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="YAML settings that override the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="YAML settings that override the recipe, also s3://; may be repeated."),
     ] = None
     sets: Annotated[
         list[str] | None,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from realcustom import config
+from realcustom import config, storage
 from realcustom.config import SettingError
 from realcustom.pipeline.configure import resolve, to_yaml
 from realcustom.pipeline.recipes import RECIPES
@@ -113,12 +113,19 @@ def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
         resolve("sprites", [file])
 
 
+def test_a_settings_file_on_a_store(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/run.yaml", b"train: {steps: 7}")
+    assert resolve("sprites", [f"{bucket}/run.yaml"]).train.steps == 7
+    with pytest.raises(SettingError, match=r"no settings file at s3://corpus/none\.yaml"):
+        resolve("sprites", [f"{bucket}/none.yaml"])
+
+
 def test_a_settings_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / "secret.yaml").touch()
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(SettingError, match="cannot be read: Permission denied"):
         resolve("sprites", [tmp_path / "secret.yaml"])
 
