@@ -45,6 +45,11 @@ _CODES = {
     "invalidaccesskeyid": _Code(reason=f"wrong credentials, the key is not known there; {_CREDENTIALS}"),
     "signaturedoesnotmatch": _Code(reason=f"wrong credentials, the secret does not fit the key; {_CREDENTIALS}"),
     "expiredtoken": _Code(reason="the credentials have expired; renew them"),
+    "requesttimetooskewed": _Code(reason="this machine's clock differs from the store's by too much; set it"),
+    **dict.fromkeys(
+        ("permanentredirect", "authorizationheadermalformed", "illegallocationconstraintexception", "301"),
+        _Code(reason="the bucket is in another region; set AWS_DEFAULT_REGION to it"),
+    ),
     "nocredentials": _Code(reason=f"no credentials; {_CREDENTIALS}"),
     "invalidbucketname": _Code(reason="this cannot be a bucket's name"),
     "endpointconnection": _Code(reason=_UNREACHABLE, permanent=False),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SelectSettings
 from realcustom.store import is_transient
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
+from tests.support.loopback import LoopbackServer, running
 
 
 def run(source: str | Path, output: str | Path, stage: Stage = INGEST) -> StageResult:
@@ -40,6 +43,53 @@ def test_wrong_credentials(guarded: dict[str, str], monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="cannot read s3://corpus/raw: no credentials; set AWS_ACCESS_KEY_ID"):
         run("s3://corpus/raw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Refusing(LoopbackServer):
+    """A store that answers each request with one error."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(_Refusal)
+        self.status = status
+        self.body = f"<Error><Code>{code}</Code><Message>no</Message><Region>eu-west-1</Region></Error>".encode()
+
+
+class _Refusal(BaseHTTPRequestHandler):
+    server: Refusing
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body if self.command == "GET" else b"")
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (403, "RequestTimeTooSkewed", "this machine's clock differs from the store's by too much"),
+        (400, "ExpiredToken", "the credentials have expired"),
+        (301, "PermanentRedirect", "the bucket is in another region; set AWS_DEFAULT_REGION"),
+        (400, "AuthorizationHeaderMalformed", "the bucket is in another region; set AWS_DEFAULT_REGION"),
+    ],
+)
+def test_a_clock_a_token_and_a_region(
+    status: int, code: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with running(Refusing(status, code)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match=rf"cannot read s3://corpus/raw: {reason}"):
+            run("s3://corpus/raw", tmp_path / "out")
+    assert time.monotonic() - begun < 10
 
 
 def test_a_bucket_or_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
