@@ -1,4 +1,4 @@
-"""Ray's launcher files have the fields that Ray's own schema knows, and one image with the manifests."""
+"""Ray's launcher files, and the endpoint's, have the fields that Ray's own schema knows, and one image with the manifests."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ def test_a_launcher_file_is_one_of_ray_s(path: Path) -> None:
     planted = copy.deepcopy(launcher)
     planted["idle_timeout"] = 5
     assert mistakes(planted)
+
+
+def test_the_endpoint_s_configuration_is_one_of_serve_s() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    endpoint = yaml.safe_load((FILES[0].parents[1] / "serve.yaml").read_text())
+    ServeDeploySchema(**endpoint)
+    planted = copy.deepcopy(endpoint)
+    planted["proxy_location"] = "everywhere"
+    with pytest.raises(ValueError, match="proxy_location"):
+        ServeDeploySchema(**planted)
