@@ -1,0 +1,151 @@
+"""Write the tables of docs/costs.md from counted figures: `python docs/costs.py`.
+
+    python docs/costs.py --print --price p5.48xlarge=31.46 --utilisation 0.4    # with your own, on the terminal
+
+Counted: FLOPs of a picture by stage (benchmarks/results/preprocessing.json), FLOPs of a training step (TRAINING). Measured: the
+CPU seconds of stages without models. Everything else is an assumption, and stands on the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from realcustom.pipeline.recipes import RECIPES
+
+PAGE = Path(__file__).with_name("costs.md")
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "results" / "preprocessing.json"
+COUNTS = {"10 million": 10**7, "1 billion": 10**9}
+CPU_SECONDS = (
+    0.0039  # of `ingest` and `score` without models, a photograph of 768 x 768 (preprocessing/measurements.md)
+)
+PICTURE_BYTES = 200_000
+STORE_PRICE = 0.023  # of a GB for a month
+UTILISATION = 0.3  # of a GPU's peak
+# TFLOP of a picture in a step, forward and backward: `python benchmarks/training_flops.py`
+TRAINING = {"paper_sd15": (0.828, 0.895), "released_sdxl": (7.711, 9.066)}
+# examples of hours' prices on demand in one region of one cloud; they change
+CPU_MACHINE, CPU_MACHINE_CORES, CPU_PRICE = "m6i.xlarge", 4, 0.192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A type of machine with GPUs."""
+
+    name: str
+    gpus: int
+    gpu: str
+    tflops: float  # dense bf16, of each GPU, by the maker's data sheet
+    price: float  # an hour
+
+
+MACHINES = (
+    Machine(name="g5.2xlarge", gpus=1, gpu="A10G", tflops=70.0, price=1.212),
+    Machine(name="g6e.2xlarge", gpus=1, gpu="L40S", tflops=362.0, price=2.242),
+    Machine(name="p5.48xlarge", gpus=8, gpu="H100", tflops=989.0, price=55.04),
+)
+
+
+def tables(machines: tuple[Machine, ...], utilisation: float) -> dict[str, str]:
+    """The tables of the page by their names."""
+    return {
+        "machines": "\n".join(_machines(machines)),
+        "corpus": "\n".join(_corpus(machines, utilisation)),
+        "training": "\n".join(_training(machines, utilisation)),
+    }
+
+
+def page(text: str, found: Mapping[str, str]) -> str:
+    """The page with these tables in the place of its own."""
+    for name, table in found.items():
+        text, number = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda match, table=table: f"{match[1]}{table}\n{match[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+        assert number == 1, f"{PAGE.name} has no table {name}"
+    return text
+
+
+def _machines(machines: tuple[Machine, ...]) -> Iterator[str]:
+    yield "| machine | GPUs | TFLOP/s of each | an hour |\n|---|---|---|---|"
+    yield f"| {CPU_MACHINE} | none, {CPU_MACHINE_CORES} CPUs | | ${CPU_PRICE:g} |"
+    for one in machines:
+        yield f"| {one.name} | {one.gpus} {one.gpu} | {one.tflops:g} | ${one.price:g} |"
+
+
+def _corpus(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str]:
+    stages = _stage_tflops()
+    yield f"| pictures | stage | {' | '.join(one.name for one in machines)} |\n|---|---|{'---|' * len(machines)}"
+    for words, count in COUNTS.items():
+        for name, tflop in (*stages.items(), ("all four", sum(stages.values()))):
+            shown = name if name == "all four" else f"`{name}`"
+            yield f"| {words} | {shown} | {_cells(count * tflop, machines, utilisation)} |"
+    yield f"\n| pictures | `ingest`, `score` without models, on {CPU_MACHINE} | stored once, a month |\n|---|---|---|"
+    for words, count in COUNTS.items():
+        hours = count * CPU_SECONDS / CPU_MACHINE_CORES / 3600
+        size = count * PICTURE_BYTES / 1e9
+        stored = f"{size / 1000:,.0f} TB, {_dollars(size * STORE_PRICE)}"
+        yield f"| {words} | {_hours(hours)}, {_dollars(hours * CPU_PRICE)} | {stored} |"
+
+
+def _training(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str]:
+    names = " | ".join(one.name for one in machines)
+    yield f"| recipe | steps x batch | PFLOP a step | {names} |\n|---|---|---|{'---|' * len(machines)}"
+    for recipe, (forward, backward) in TRAINING.items():
+        settings = RECIPES[recipe]().train
+        assert settings.gradient_checkpointing
+        step = settings.batch_size * (2 * forward + backward)
+        cells = _cells(settings.steps * step, machines, utilisation)
+        yield f"| `{recipe}` | {settings.steps:,} x {settings.batch_size} | {step / 1000:.2f} | {cells} |"
+
+
+def _cells(tflop: float, machines: tuple[Machine, ...], utilisation: float) -> str:
+    """Hours of each machine for so many TFLOP, and what they cost."""
+    hours = {one: tflop / (one.tflops * one.gpus * utilisation) / 3600 for one in machines}
+    return " | ".join(f"{_hours(hours[one])}, {_dollars(hours[one] * one.price)}" for one in machines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 10 else f"{hours:.1f} h"
+
+
+def _stage_tflops() -> dict[str, float]:
+    """TFLOP of one picture with one target word and one box, by stage."""
+    records = {record["metric"]: record["value"] for record in json.loads(RECORDS.read_text())}
+    return {stage: records[f"preprocess_gflops_{stage}"] / 1000 for stage in ("score", "caption", "subjects", "encode")}
+
+
+def _dollars(amount: float) -> str:
+    digits = max(0, len(f"{amount:.0f}") - 3)  # three are more than the assumptions allow
+    return f"${round(amount, -digits):,.0f}"
+
+
+def main() -> None:
+    """Write the page, or print its tables."""
+    parser = argparse.ArgumentParser(description="Tables of docs/costs.md.")
+    parser.add_argument("--print", action="store_true", help="print the tables and write nothing")
+    parser.add_argument(
+        "--price", action="append", default=[], metavar="MACHINE=DOLLARS", help="of an hour; repeatable"
+    )
+    parser.add_argument("--utilisation", type=float, default=UTILISATION, help="of a GPU's peak, 0 to 1")
+    given = parser.parse_args()
+    prices = dict(text.split("=", 1) for text in given.price)
+    unknown = set(prices) - {one.name for one in MACHINES}
+    if unknown:
+        parser.error(f"--price: {', '.join(sorted(unknown))} is not among {', '.join(one.name for one in MACHINES)}")
+    machines = tuple(replace(one, price=float(prices.get(one.name, one.price))) for one in MACHINES)
+    found = tables(machines, given.utilisation)
+    if given.print:
+        print("\n\n".join(found.values()))
+        return
+    PAGE.write_text(page(PAGE.read_text(), found))
+
+
+if __name__ == "__main__":
+    main()
