@@ -13,14 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from realcustom import storage
+from realcustom.checkpoint import adapter_sha256
 from realcustom.pipeline import owned
 from realcustom.pipeline.jobs_api import JobsApi
 from realcustom.pipeline.local_cluster import LocalCluster, free_ports, local_cluster
 from realcustom.pipeline.submission import JobRequest
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.loopback import free_port
+from tests.support.object_store import ObjectStore
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cluster.md"
@@ -126,14 +131,93 @@ def test_a_secret_is_in_a_job_s_workers_and_not_in_what_is_sent(cluster: LocalCl
 
 
 @pytest.mark.cluster
-def test_the_runbook_s_commands(cluster: LocalCluster) -> None:
+def test_the_runbook_s_commands(cluster: LocalCluster, corpus: Path) -> None:
+    """In their order, with what they speak of: a job, and an endpoint whose adapter is to be the earlier one."""
+    port = free_port()
+    here = ("--set", f"serve.port={port}", "--set", "serve.threads=1", "--set", "serve.api_replicas=1")
+    zoo = ROOT / "sprites" / "zoo"
+    adapters = {"adapters/step-00000100": zoo / "adapter_crop.safetensors", "adapter": zoo / "adapter.safetensors"}
+    for name, path in adapters.items():
+        storage.write_bytes(f"s3://realcustom/train/{name}.safetensors", path.read_bytes())
+    ingest = (
+        "preprocess",
+        "ingest",
+        "--local",
+        "--input",
+        "s3://realcustom/raw",
+        "--output",
+        "s3://realcustom/records",
+    )
+    assert command(*ingest).returncode == 0
     assert command("submit", "--detach", "--name", "train-3f2a1c", "--", "--version").returncode == 0
+    serve = ("serve", "--adapter", "s3://realcustom/train/adapter.safetensors", "--base", "sprites/zoo/pipeline")
+    assert command("submit", "--detach", "--name", "endpoint", "--", *serve, *here).returncode == 0
+    assert served(port) == adapter_sha256(str(adapters["adapter"]))
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "runbook.md").read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line]
-    assert {line.split()[2] for line in lines} == {"list", "logs", "stop", "wait"}
+    said = ""
     for line in lines:
-        done = command(*shlex.split(line)[1:])
-        assert done.returncode in (0, 143), done.stderr
+        done = command(*shlex.split(line)[1:], *(here if " serve " in line else ()))
+        assert done.returncode in (0, 143), done.stdout + done.stderr
+        said += done.stdout
+    assert f"sha256: {served(port)}" in said and served(port) == adapter_sha256(str(adapters["adapters/step-00000100"]))
+    assert command("jobs", "stop", "endpoint-before").returncode == 0
+    assert command("jobs", "wait", "endpoint-before").returncode == 143
+
+
+def served(port: int) -> str:
+    """The sha256 of the adapter of the endpoint, when that is ready."""
+    url = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz").is_success
+        except httpx.HTTPError:
+            return False
+
+    wait_for(is_ready, PATIENCE, lambda: command("jobs", "list").stdout)
+    [adapter] = httpx.get(f"{url}/v1/adapters").json()["data"]
+    return str(adapter["sha256"])
+
+
+@pytest.mark.cluster
+def test_after_the_loss_of_the_store_and_of_the_head_the_same_command_goes_on(
+    object_store: ObjectStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, CorpusSettings(pictures=240, per_shard=4))
+    for path in (tmp_path / "shards").iterdir():
+        storage.write_bytes(f"{bucket}/raw/{path.name}", path.read_bytes())
+    verb = ("preprocess", "ingest", "--input", f"{bucket}/raw", "--output", f"{bucket}/out")
+    verb += ("--set", "preprocess.execution.attempts=2", "--set", "preprocess.execution.workers=1")
+
+    def done() -> int:
+        return sum("/manifests/" in entry.name for entry in storage.list_files(f"{bucket}/out"))
+
+    def begin() -> subprocess.Popen[bytes]:
+        before = done()
+        process = subprocess.Popen([sys.executable, "-m", "realcustom", "submit", "--", *verb], cwd=ROOT)
+        wait_for(lambda: done() > before, PATIENCE)
+        return process
+
+    with local_cluster(1, 3) as cluster:
+        for name, value in cluster.environment().items():
+            monkeypatch.setenv(name, value)
+        process = begin()
+        object_store.away(30)
+        assert process.wait(PATIENCE) == 2, "it said why, and ended"
+        object_store.wait()
+        process = begin()
+        cluster.nodes[0].kill()
+        process.send_signal(signal.SIGINT)  # else it waits for the head to come back
+        assert process.wait(60) == 130
+    before = done()
+    assert 0 < before < 60
+    with local_cluster(1, 3) as cluster:
+        for name, value in cluster.environment().items():
+            monkeypatch.setenv(name, value)
+        again = command("submit", "--", *verb)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{before} of 60 units are done already" in again.stdout and done() == 60
 
 
 @pytest.mark.cluster
