@@ -4,14 +4,14 @@
     python benchmarks/cluster.py --only fetch --only orphans
     python benchmarks/cluster.py --only submit --rounds 1      # a trial: fewer rounds than the default leave no record
 
-`submit`: from the command `realcustom submit` to its job's first unit, on a warm cluster, the package sent before.
+`submit`: from the command `realcustom submit` until its job has taken its first unit, on a warm cluster, the package sent before.
 `stage_vs_local`: cluster_cost.py. `node_loss`: cluster_node_loss.py.
 `fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder, over the folder's size; counted
 by a proxy before the store.
 `two_clients`: wall time of `ingest` by two clients with one worker each over that by one with two, by turns; a unit that was
 done twice, known by the versions of its manifest, is an error.
-`orphans`: processes that are left after commands with a Ray of their own and clusters have ended by SIGINT, SIGTERM, SIGHUP and
-SIGKILL.
+`orphans`: processes that are left after 20 endings of each kind (SIGINT, SIGTERM, SIGHUP, SIGKILL, an exception) of clusters and
+of commands with a Ray of their own, by turns; about 20 minutes, and a call that was ended goes on (outputs/cluster-orphans.jsonl).
 
 Writes benchmarks/results/cluster.json.
 """
@@ -19,8 +19,8 @@ Writes benchmarks/results/cluster.json.
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -44,7 +44,6 @@ sys.path.insert(0, str(record.ROOT))  # `tests`, whose proxy and store are used
 
 RESULTS = record.RESULTS / "cluster.json"
 PATIENCE = 600
-FIRST_UNIT = re.compile(r"\b\d+/\d+ units")
 
 
 def command(*arguments: str) -> list[str]:
@@ -59,22 +58,31 @@ def upload_corpus(folder: Path, pictures: int) -> str:
 
 
 def submit(rounds: int) -> list[float]:
-    """Seconds to the first progress line of a submitted `ingest`, with a new output each time."""
+    """Seconds until a client of a submitted `ingest` has taken a unit, with a new output each time."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder, local_cluster(2, 2, s3=True) as cluster:
         os.environ.update(cluster.environment())
         source = upload_corpus(Path(folder), 64)
         for number in range(rounds + 1):
+            output = f"s3://{BUCKET}/out-{number}"
             begun = time.monotonic()
-            arguments = ("preprocess", "ingest", "--input", source, "--output", f"s3://{BUCKET}/out-{number}")
-            process = subprocess.Popen(command("submit", "--", *arguments), stdout=subprocess.PIPE, text=True)
-            assert process.stdout is not None
-            first = next(time.monotonic() - begun for line in process.stdout if FIRST_UNIT.search(line))
+            verb = ("preprocess", "ingest", "--input", source, "--output", output)
+            process = subprocess.Popen(command("submit", "--", *verb), stdout=subprocess.DEVNULL)
+            while not any("/claims/" in name or "/manifests/" in name for name in _names(output)):
+                assert process.poll() is None and time.monotonic() - begun < PATIENCE
+                time.sleep(0.2)
             if number:  # the first one sends the package
-                seconds.append(first)
-            process.communicate(timeout=PATIENCE)
-            assert process.returncode == 0
+                seconds.append(time.monotonic() - begun)
+                print(f"{seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+            assert process.wait(PATIENCE) == 0
     return seconds
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return [entry.name for entry in storage.list_files(folder)]
+    except FileNotFoundError:  # nothing is in it yet
+        return []
 
 
 def fetch(rounds: int) -> list[float]:
@@ -146,45 +154,75 @@ def two_clients(rounds: int) -> list[float]:
 
 
 def orphans(rounds: int) -> list[float]:
-    """Processes left 20 seconds after each ending."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
-    left = []
+    """Processes left 20 seconds after each of so many endings of each kind, of clusters and of commands by turns.
+
+    Endings are kept in outputs/cluster-orphans.jsonl: a further call at the same commit goes on where this one was ended.
+    """
+    kept = record.ROOT / "outputs" / "cluster-orphans.jsonl"
+    kept.parent.mkdir(exist_ok=True)
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = [line for line in lines if line["commit"] == record.head()]
     for number in range(rounds):
-        cluster = number % 2 == 0
-        program = (
-            command("cluster", "local", "--nodes", "2", "--cpus", "1") if cluster else [sys.executable, "-c", EMBEDDED]
-        )
-        process = subprocess.Popen(
-            program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-        )
-        assert process.stdout is not None and "ready\n" in process.stdout
-        time.sleep(1.0)
-        tree = owned.descendants([process.pid])
-        process.send_signal(signals[number // 2 % len(signals)])
-        process.wait(PATIENCE)
-        process.stdout.close()
-        deadline = time.monotonic() + 20
-        while owned.alive(tree) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        left.append(float(len(owned.alive(tree))))
-    return left
+        for kind in ENDINGS:
+            if sum(line["kind"] == kind for line in done) > number:
+                continue
+            ended = {"commit": record.head(), "kind": kind, "left": _left_after(kind, of_cluster=number % 2 == 0)}
+            done.append(ended)
+            with kept.open("a") as file:
+                file.write(json.dumps(ended) + "\n")
+            print(f"{len(done)} of {rounds * len(ENDINGS)}: {kind}, {ended['left']} left", file=sys.stderr, flush=True)
+    return [float(line["left"]) for line in done]
+
+
+def _left_after(kind: str, of_cluster: bool) -> int:
+    if of_cluster and kind != "exception":
+        program = command("cluster", "local", "--nodes", "1", "--cpus", "1")
+    else:
+        program = [sys.executable, "-c", CLUSTER if of_cluster else EMBEDDED]
+    process = subprocess.Popen(
+        program,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert "ready\n" in process.stdout
+    tree = owned.descendants([process.pid])
+    assert len(tree) > 3, "Ray runs"
+    if kind == "exception":
+        process.stdin.write("\n")
+        process.stdin.flush()
+    else:
+        process.send_signal(signal.Signals[kind])
+    process.wait(PATIENCE)
+    process.stdin.close()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while owned.alive(tree) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return len(owned.alive(tree))
 
 
 UNITS, UNIT = 64, 250  # of a stage that two clients share, and pictures of each
-EMBEDDED = """
-import time
-from realcustom.pipeline.cluster import connected
-with connected():
+ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "exception")
+ENDED = """
+from realcustom.pipeline.{module} import {name}
+with {name}({arguments}):
     print("ready", flush=True)
-    time.sleep(600)
+    input()
+    raise RuntimeError
 """
+CLUSTER = ENDED.format(module="local_cluster", name="local_cluster", arguments="1, 1")
+EMBEDDED = ENDED.format(module="cluster", name="connected", arguments="")
 MEASURES: dict[str, tuple[Callable[[int], list[float]], int, str, str, Callable[[Sequence[float]], float]]] = {
     "submit": (submit, 5, "cluster_submit_seconds", "s", statistics.median),
     "fetch": (fetch, 3, "cluster_model_fetch_ratio", "ratio", max),
     "two_clients": (two_clients, 3, "cluster_two_clients_ratio", "ratio", statistics.median),
     "stage_vs_local": (stage_vs_local, 3, "cluster_stage_vs_local", "ratio", statistics.median),
     "node_loss": (node_loss, 10, "cluster_node_loss_seconds", "s", statistics.median),
-    "orphans": (orphans, 24, "cluster_orphans", "count", sum),
+    "orphans": (orphans, 20, "cluster_orphans", "count", sum),
 }
 
 
@@ -204,7 +242,7 @@ def main() -> None:
             metric,
             middle(values),
             unit,
-            n=rounds,
+            n=len(values),
             spread=(min(values), max(values)),
             command=f"python benchmarks/cluster.py --only {name}",
             commit=record.head(),

@@ -21,6 +21,7 @@ MB = 10**6
 LARGE_MB = 50  # from here on the size and the largest files are said
 LIMIT_MB = 200  # through the cluster's head; more goes to a store
 LARGEST = 10
+_COMPRESSED = (".safetensors", ".png", ".jpg", ".webp", ".parquet", ".zip", ".gz", ".whl")  # hardly smaller when compressed again
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal files are equal bytes
 
 
@@ -103,7 +104,7 @@ def _through_links(root: Path, names: list[str]) -> list[tuple[str, Path]]:
 def _info(name: str, mode: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, _TIME)
     info.external_attr = (stat.S_IFREG | mode) << 16
-    info.compress_type = zipfile.ZIP_DEFLATED
+    info.compress_type = zipfile.ZIP_STORED if name.endswith(_COMPRESSED) else zipfile.ZIP_DEFLATED
     return info
 
 
