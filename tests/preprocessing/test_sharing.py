@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from realcustom.preprocessing.engine import executors, worker
 from realcustom.preprocessing.engine.unit import SealedUnit, Unit
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
+from tests.support.clients import clients
 from tests.support.corpora import write_shards
 
 SETTINGS = PreprocessSettings(
@@ -26,45 +23,11 @@ SETTINGS = PreprocessSettings(
     execution=ExecutionSettings(attempts=4, backoff=0.05),
 )
 UNITS = 6
-# A client that writes a line for each unit that it commits, slowly: argv = stage, input, output.
-CLIENT = (
-    "import sys, time\n"
-    "from realcustom.preprocessing.engine import worker\n"
-    "from tests.preprocessing.test_sharing import SETTINGS, run\n"
-    "commit = worker.commit_unit\n"
-    "def say(job, unit, sealed):\n"
-    "    time.sleep(0.15)\n"
-    "    commit(job, unit, sealed)\n"
-    "    print('unit', unit.name, flush=True)\n"
-    "worker.commit_unit = say\n"
-    "print('ready', flush=True)\n"
-    "sys.stdin.readline()\n"
-    "result = run(sys.argv[1], sys.argv[2], sys.argv[3])\n"
-    "print('units', result.report['units'], result.report['in'], flush=True)\n"
-)
 
 
 def run(stage: str, source: str, output: str) -> StageResult:
     stages = {each.name: each for each in (INGEST, SCORE, SELECT)}
     return run_stage(stages[stage], source, output, SETTINGS, executor=InProcess())
-
-
-def start(stage: str, source: str, output: str) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, stage, source, output],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def begin(client: subprocess.Popen[str]) -> None:
-    assert client.stdin is not None
-    client.stdin.write("go\n")
-    client.stdin.flush()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -74,17 +37,14 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_two_clients_do_each_unit_once(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", UNITS, 3)
     alone = run("ingest", str(tmp_path / "src"), str(tmp_path / "alone"))
-    clients = [start("ingest", str(tmp_path / "src"), str(tmp_path / "both")) for _ in range(2)]
-    for client in clients:
-        assert client.stdout is not None and client.stdout.readline() == "ready\n"
-    for client in clients:
-        begin(client)
-    said = [client.communicate(timeout=120)[0].splitlines() for client in clients]
-    done = [[line for line in lines if line.startswith("unit ")] for lines in said]
-    assert all(client.returncode == 0 for client in clients)
+    with clients(2) as both:
+        for client in both:
+            client.begin(INGEST, str(tmp_path / "src"), str(tmp_path / "both"), SETTINGS)
+        said = [client.done() for client in both]
+    done = [units for units, _ in said]
     assert sorted(done[0] + done[1]) == sorted(set(done[0] + done[1])) and len(done[0] + done[1]) == UNITS
     assert all(done), "both were useful"
-    assert {lines[-1] for lines in said} == {f"units {UNITS} {alone.report['in']}"}
+    assert {counts for _, counts in said} == {(UNITS, alone.report["in"])}
     assert tree(tmp_path / "both") == tree(tmp_path / "alone"), "one set of outputs, and no lease is left"
     assert not (tmp_path / "both" / "leases").exists()
 
@@ -92,12 +52,9 @@ def test_two_clients_do_each_unit_once(tmp_path: Path) -> None:
 def test_a_killed_client_leaves_its_units_to_the_other(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", UNITS, 3)
     run("ingest", str(tmp_path / "src"), str(tmp_path / "alone"))
-    killed = start("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
-    assert killed.stdout is not None and killed.stdout.readline() == "ready\n"
-    begin(killed)
-    assert killed.stdout.readline().startswith("unit ")
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=60)
+    with clients(1) as [killed]:
+        killed.begin(INGEST, str(tmp_path / "src"), str(tmp_path / "both"), SETTINGS)
+        assert killed.kill_after_a_unit()
     begun = time.monotonic()
     run("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
     assert time.monotonic() - begun < 10, "it is of this machine, and its end is seen"
@@ -139,12 +96,10 @@ def test_only_one_client_looks_for_copies_at_a_time(tmp_path: Path) -> None:
     ingested = run("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
     scored = run("score", ingested.directory, str(tmp_path / "both"))
     alone = run("select", scored.directory, str(tmp_path / "alone"))
-    clients = [start("select", scored.directory, str(tmp_path / "both")) for _ in range(2)]
-    for client in clients:
-        begin(client)
-    said = [client.communicate(timeout=120)[0].splitlines() for client in clients]
-    assert all(client.returncode == 0 for client in clients)
-    units = [line for lines in said for line in lines if line.startswith("unit ")]
+    with clients(2) as both:
+        for client in both:
+            client.begin(SELECT, scored.directory, str(tmp_path / "both"), SETTINGS)
+        units = [unit for client in both for unit in client.done()[0]]
     assert len(units) == len(set(units))
     name = Path(alone.directory).name
     assert tree(tmp_path / "both" / name) == tree(tmp_path / "alone" / name)
