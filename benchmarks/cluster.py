@@ -5,7 +5,8 @@
     python benchmarks/cluster.py --only submit --rounds 1      # a trial: fewer rounds than the default leave no record
 
 `submit`: from the command `realcustom submit` until its job has taken its first unit, on a warm cluster, the package sent before.
-`stage_vs_local`: cluster_cost.py. `node_loss`: cluster_node_loss.py.
+`pack`: the package of a working tree of 10,000 files. `stage_vs_local`: cluster_cost.py. `node_loss`, `stage_node_loss`:
+cluster_node_loss.py.
 `fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder, over the folder's size; counted
 by a proxy before the store.
 `two_clients`: wall time of `ingest` by two clients with one worker each over that by one with two, by turns; a unit that was
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -32,12 +34,13 @@ from pathlib import Path
 
 import record
 from cluster_cost import stage_vs_local
-from cluster_node_loss import node_loss
+from cluster_node_loss import node_loss, stage_node_loss
 
 from realcustom import storage
 from realcustom.model_cache import pin
 from realcustom.pipeline import owned
 from realcustom.pipeline.local_cluster import BUCKET, local_cluster
+from realcustom.pipeline.packing import content_name, find_package
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
 
 sys.path.insert(0, str(record.ROOT))  # `tests`, whose proxy and store are used
@@ -83,6 +86,24 @@ def _names(folder: str) -> list[str]:
         return [entry.name for entry in storage.list_files(folder)]
     except FileNotFoundError:  # nothing is in it yet
         return []
+
+
+def pack(rounds: int) -> list[float]:
+    """Seconds to make the package of a working tree of 10,000 tracked files of 4 kB."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), random.Random(0)
+        for number in range(10_000):
+            path = folder / f"{number // 100}" / f"{number}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"value_{rng.randrange(10**6)} = {rng.random()}\n" for _ in range(110)))
+        for arguments in (("init", "--quiet"), ("add", ".")):
+            subprocess.run(["git", *arguments], cwd=folder, check=True)
+        seconds = []
+        for _ in range(rounds):
+            begun = time.monotonic()
+            content_name(find_package(folder).zipped({}))
+            seconds.append(time.monotonic() - begun)
+    return seconds
 
 
 def fetch(rounds: int) -> list[float]:
@@ -218,10 +239,12 @@ CLUSTER = ENDED.format(module="local_cluster", name="local_cluster", arguments="
 EMBEDDED = ENDED.format(module="cluster", name="connected", arguments="")
 MEASURES: dict[str, tuple[Callable[[int], list[float]], int, str, str, Callable[[Sequence[float]], float]]] = {
     "submit": (submit, 5, "cluster_submit_seconds", "s", statistics.median),
+    "pack": (pack, 5, "cluster_pack_seconds", "s", statistics.median),
     "fetch": (fetch, 3, "cluster_model_fetch_ratio", "ratio", max),
     "two_clients": (two_clients, 3, "cluster_two_clients_ratio", "ratio", statistics.median),
     "stage_vs_local": (stage_vs_local, 3, "cluster_stage_vs_local", "ratio", statistics.median),
     "node_loss": (node_loss, 10, "cluster_node_loss_seconds", "s", statistics.median),
+    "stage_node_loss": (stage_node_loss, 5, "cluster_stage_node_loss_seconds", "s", max),
     "orphans": (orphans, 20, "cluster_orphans", "count", sum),
 }
 

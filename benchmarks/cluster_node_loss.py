@@ -1,4 +1,4 @@
-"""Training on three nodes of which one is lost again and again: how long until there is a step that was not done before."""
+"""A node is lost: how long until training has a step that was not done before, and until a stage has a further unit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import record
 
 sys.path.insert(0, str(record.ROOT))  # the tests are not installed
 
+from realcustom import storage
 from realcustom.base_loading import load_base
 from realcustom.pipeline import owned
-from realcustom.pipeline.local_cluster import Node, local_cluster
+from realcustom.pipeline.local_cluster import BUCKET, Node, local_cluster
 
 PATIENCE = 240.0  # seconds for a start, or for a run to go on
 WORKER = "TrainWorker"  # in the title of Ray Train's worker processes
@@ -63,6 +64,54 @@ def node_loss(kills: int) -> list[float]:
             process.kill()  # nothing of the run is kept
             process.wait()
     return seconds
+
+
+def stage_node_loss(rounds: int) -> list[float]:
+    """The longest time without a finished unit from the loss of a node in the middle of `ingest` to the stage's end.
+
+    The head does no work; each of two further nodes has a worker. At most the lost node's units in flight are done again, or it
+    is an error: each manifest is written once.
+    """
+    import boto3
+
+    from tests.support.corpora import write_shards
+
+    pauses = []
+    with tempfile.TemporaryDirectory() as name, local_cluster(3, 1, s3=True, head_cpus=0) as cluster:
+        environment = {**os.environ, **cluster.environment()}
+        os.environ.update(cluster.store)
+        boto3.client("s3").put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        for path in write_shards(Path(name), 120, 40, size=(384, 320)).iterdir():
+            storage.write_bytes(f"s3://{BUCKET}/raw/{path.name}", path.read_bytes())
+        for number in range(rounds):
+            output = f"out-{number}"
+            verb = ("preprocess", "ingest", "--input", f"s3://{BUCKET}/raw", "--output", f"s3://{BUCKET}/{output}")
+            process = subprocess.Popen([sys.executable, "-m", "realcustom", *verb], env=environment)
+            while len(_manifests(output)) < 20:
+                assert process.poll() is None, "the stage ended too soon"
+                time.sleep(0.1)
+            cluster.nodes.pop().kill()
+            done, last, longest = len(_manifests(output)), time.monotonic(), 0.0
+            while process.poll() is None:
+                if (now := len(_manifests(output))) > done:
+                    longest, done, last = max(longest, time.monotonic() - last), now, time.monotonic()
+                time.sleep(0.1)
+            written = _manifests(output)
+            assert process.returncode == 0 and len(written) == len(set(written)) == 120, (
+                "a finished unit was done again"
+            )
+            pauses.append(longest)
+            print(f"longest pause: {longest:.1f} s", file=sys.stderr, flush=True)
+            cluster.add_node(1)
+    return pauses
+
+
+def _manifests(output: str) -> list[str]:
+    """Every writing of a manifest."""
+    import boto3
+
+    pages = boto3.client("s3").get_paginator("list_object_versions").paginate(Bucket=BUCKET, Prefix=f"{output}/ingest@")
+    return [item["Key"] for page in pages for item in page.get("Versions", []) if "/manifests/" in item["Key"]]
 
 
 def _arguments(folder: Path) -> list[str]:

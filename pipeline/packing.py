@@ -21,7 +21,16 @@ MB = 10**6
 LARGE_MB = 50  # from here on the size and the largest files are said
 LIMIT_MB = 200  # through the cluster's head; more goes to a store
 LARGEST = 10
-_COMPRESSED = (".safetensors", ".png", ".jpg", ".webp", ".parquet", ".zip", ".gz", ".whl")  # hardly smaller when compressed again
+_COMPRESSED = (
+    ".safetensors",
+    ".png",
+    ".jpg",
+    ".webp",
+    ".parquet",
+    ".zip",
+    ".gz",
+    ".whl",
+)  # hardly smaller when compressed again
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal files are equal bytes
 
 

@@ -22,7 +22,7 @@ from tests.support.corpora import snapshot, write_shards
 def test_every_stage_has_one_set_of_outputs(killed_first: bool, bucket: str, tmp_path: Path) -> None:
     settings = replace(chaos_settings(tmp_path / "models"), ingest=IngestSettings(corpus="toys"))
     source = there = str(write_shards(tmp_path / "src", 6, 2))
-    with clients(1 + len(CHAIN) // 2) as (lasting, *mortal):
+    with clients(2 + len(CHAIN) // 2) as (lasting, *mortal):
         for number, stage in enumerate(CHAIN):
             alone = run_stage(
                 stage, source, str(tmp_path / "alone"), settings, method=MethodSettings(), executor=InProcess()
