@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,13 +61,10 @@ def tables(machines: tuple[Machine, ...], utilisation: float) -> dict[str, str]:
 def page(text: str, found: Mapping[str, str]) -> str:
     """The page with these tables in the place of its own."""
     for name, table in found.items():
-        text, number = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda match, table=table: f"{match[1]}{table}\n{match[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-        assert number == 1, f"{PAGE.name} has no table {name}"
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        assert begin and end, f"{PAGE.name} has no table {name}"
+        text = f"{before}{begin}{table}\n{end}{after}"
     return text
 
 
