@@ -73,7 +73,7 @@ def _load_score(job: StageJob) -> Work:
 
 
 def _check_heads(folder: str) -> None:
-    file = Path(folder) / "heads.safetensors"
+    file = Path(local(folder)) / "heads.safetensors"
     if not file.is_file():
         raise UsageError(
             f"score.heads: no file at {file}: make it from LAION's head with `python -m "

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from realcustom.errors import UsageError
 from realcustom.identity import split_revision
+from realcustom.model_cache import local
 from realcustom.preprocessing.engine.models import Runtime, pad_batch
 from realcustom.preprocessing.settings import JUDGED, ScoreSettings
 
@@ -72,11 +73,11 @@ class ClipScorer:
 
 
 def load_heads(folder: str, embed_dim: int) -> dict[str, tuple[np.ndarray, float]]:
-    """Heads of `folder`/heads.safetensors: name -> (weight (D,), bias).
+    """Heads of `folder`/heads.safetensors, which may be in a store: name -> (weight (D,), bias).
 
     Raises UsageError for an unknown or incomplete head, or one for another embedding size.
     """
-    path = posixpath.join(folder, "heads.safetensors")
+    path = posixpath.join(local(folder), "heads.safetensors")
     try:
         tensors = load_file(path)
     except FileNotFoundError as error:

@@ -187,8 +187,8 @@ def test_after_the_loss_of_the_store_and_of_the_head_the_same_command_goes_on(
     shards = list((tmp_path / "shards").iterdir())
     for path in shards:
         storage.write_bytes(f"{bucket}/raw/{path.name}", path.read_bytes())
-    verb = ("preprocess", "ingest", "--input", f"{bucket}/raw", "--output", f"{bucket}/out")
-    verb += ("--set", "preprocess.execution.attempts=2", "--set", "preprocess.execution.workers=1")
+    settings = ("--set", "preprocess.execution.attempts=2", "--set", "preprocess.execution.workers=1")
+    verb = ("preprocess", "ingest", "--input", f"{bucket}/raw", "--output", f"{bucket}/out", *settings)
 
     def done() -> int:
         try:

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from realcustom import storage
+from realcustom.model_cache import pin
+from realcustom.preprocessing.catalogue import SCORE
 from realcustom.preprocessing.score.clip import load_heads
 from realcustom.preprocessing.score.convert_heads import convert_heads, main
 
@@ -64,3 +67,17 @@ def test_what_is_no_head_is_refused_in_one_line(tmp_path: Path, capsys: pytest.C
         assert main([str(tmp_path / name), "--output", str(tmp_path / "heads")]) == 2, name
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "heads").exists()
+
+
+def test_heads_of_a_store_are_those_of_the_folder(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REALCUSTOM_CACHE", str(tmp_path / "cache"))
+    torch.save(nn.Linear(8, 1).state_dict(), tmp_path / "linear.pth")
+    convert_heads(tmp_path / "linear.pth", tmp_path / "heads")
+    storage.write_bytes(f"{bucket}/heads/heads.safetensors", (tmp_path / "heads" / "heads.safetensors").read_bytes())
+    [check] = [model.check for model in SCORE.models if model.name == "heads"]
+    assert check is not None
+    for folder in (f"{bucket}/heads", pin(f"{bucket}/heads")):
+        check(folder)
+        [(weight, bias)] = load_heads(folder, 8).values()
+        [(other, same)] = load_heads(str(tmp_path / "heads"), 8).values()
+        assert bias == same and (weight == other).all()
