@@ -23,12 +23,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from realcustom.cells import encode_tensor
 from realcustom.dtype import Dtype
-from realcustom.preprocessing.tables import to_parquet
+from realcustom.preprocessing.tables import HELD_OUT_ALONE, RECORD_GROUP_BYTES, to_parquet, to_record_file
 from realcustom.record import SCHEMA, record_uid
 from realcustom.settings import MethodSettings
 from realcustom.training.ahead import ReadAhead
@@ -40,7 +39,6 @@ from realcustom.training.indexing import open_index
 from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
 
-GROUP_BYTES = 2**24  # as the encode stage's, whose module loads diffusers
 SHAPES = {Kind.LATENTS: (4, 64, 64), Kind.TEXT: (77, 768), Kind.IMAGE: (257, 1024)}  # 0.66 MiB in bf16
 PER_FILE, VIEWS = 1000, 4  # records of a file; of a subject, one after the other
 STEP_SECONDS = 0.1  # stands in for the UNet
@@ -57,14 +55,15 @@ def write_caches(folder: Path, file: int) -> None:
         values = (torch.randn(shape, generator=generator) for _ in range(PER_FILE))
         cells = pa.array([encode_tensor(value, Dtype.BFLOAT16) for value in values], SCHEMA.field(kind.value).type)
         table = table.set_column(SCHEMA.get_field_index(kind.value), SCHEMA.field(kind.value), cells)
-    (folder / f"part-{file:05d}.parquet").write_bytes(to_parquet(table, GROUP_BYTES))
+    (folder / f"part-{file:05d}.parquet").write_bytes(to_record_file(table))
 
 
 def write_rows(folder: Path, file: int) -> None:
     """The same file without the caches, in as many row groups."""
-    group = GROUP_BYTES // sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
-    path = folder / f"part-{file:05d}.parquet"
-    pq.write_table(small_columns(file * PER_FILE, PER_FILE), path, row_group_size=group, write_statistics=False)
+    size = sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
+    table = small_columns(file * PER_FILE, PER_FILE)
+    data = to_parquet(table, RECORD_GROUP_BYTES * table.nbytes // (size * PER_FILE), alone=HELD_OUT_ALONE)
+    (folder / f"part-{file:05d}.parquet").write_bytes(data)
 
 
 def write_all(write: Callable[[Path, int], None], place: str, files: int) -> None:

@@ -300,7 +300,7 @@ def _check_base(model: str) -> None:
 ENCODE = Stage(
     name="encode",
     help="Add latents, text features and image features of the training recipe to each record.",
-    version=3,  # 3: the square shows the subject
+    version=4,  # 4: records that training may hold out come first
     load=_load_encode,
     reads=("views", "subjects"),
     needs=tuple(record.SCHEMA),

@@ -34,7 +34,6 @@ from realcustom.settings import MethodSettings, Reference
 
 LATENTS, TEXT, IMAGE = "latents", "text_features", "image_features"
 CUT = "cut_subject"
-GROUP_BYTES = 2**24  # training reads row groups, a column of one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ class Encode:
         if not self._settings.keep_image:
             field = result.schema.field("image")
             result = tables.with_column(result, field, pa.nulls(result.num_rows, field.type))
-        file = tables.to_parquet(result, GROUP_BYTES)
+        file = tables.to_record_file(result)
         return UnitResult(rows_in=table.num_rows, table=result, excluded=ledger.excluded, file=file)
 
     def try_batch(self, size: int) -> None:

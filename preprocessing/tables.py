@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -67,6 +68,8 @@ _WRITER: dict[str, Any] = {
 }
 
 
+RECORD_GROUP_BYTES = 2**24
+HELD_OUT, HELD_OUT_ALONE = 64, 16  # records at a file's start: a file of 1,000 has few that training holds out
 _FOOTER = 2**16  # bytes at a file's end that are fetched first: usually its whole footer
 
 
@@ -101,18 +104,36 @@ def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
     return field.with_metadata({"model": model, **details})
 
 
-def to_parquet(table: pa.Table, group_bytes: int | None = None) -> bytes:
+def to_parquet(table: pa.Table, group_bytes: int | None = None, alone: int = 0) -> bytes:
     """Parquet bytes with every writer option fixed, so that equal rows give equal files.
 
-    A row group has 256 rows, or as many fewer as make at most `group_bytes` by the rows' mean size.
+    A row group has 256 rows, or as many fewer as make at most `group_bytes` by the rows' mean size; the first `alone` rows
+    are a row group each.
     """
     rows = 256
     if group_bytes is not None and table.nbytes:
         rows = max(1, min(rows, group_bytes * table.num_rows // table.nbytes))
     sink = pa.BufferOutputStream()  # a Python file would be called for every page
-    pq.write_table(table.combine_chunks().replace_schema_metadata(None), sink, row_group_size=rows, **_WRITER)
+    table = table.combine_chunks().replace_schema_metadata(None)
+    with pq.ParquetWriter(sink, table.schema, **_WRITER) as writer:
+        if alone and table.num_rows:
+            writer.write_table(table[:alone], row_group_size=1)
+        if not alone or table.num_rows > alone:
+            writer.write_table(table[alone:], row_group_size=rows)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def to_record_file(table: pa.Table) -> bytes:
+    """Training records as Parquet bytes, laid out so that training reads little that it does not use.
+
+    It reads row groups, one column of them at a time: they have at most `RECORD_GROUP_BYTES`. Records that it may hold
+    out and read alone, those of the least rank, come first, the very first in row groups of their own.
+    """
+    order = np.argsort(record.picture_ranks(table["parent_uid"].to_pylist()), kind="stable")
+    first = order[:HELD_OUT]
+    table = table.take(np.concatenate([first, np.sort(order[HELD_OUT:])]))
+    return to_parquet(table, RECORD_GROUP_BYTES, alone=HELD_OUT_ALONE)
 
 
 def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: list[int] | None = None) -> bytes:

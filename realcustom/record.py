@@ -7,7 +7,9 @@ one that our stages wrote.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from realcustom.errors import UsageError
@@ -56,6 +58,14 @@ def picture_uid(key: str) -> str:
 def record_uid(parent_uid: str, phrase: str, index: int) -> str:
     """uid of a record: hash of the picture's uid, the phrase and the subject's index among that phrase's."""
     return hashlib.sha256(f"{parent_uid}\0{phrase}\0{index}".encode()).hexdigest()[:32]
+
+
+def picture_ranks(parent_uids: Sequence[str]) -> np.ndarray:
+    """A number in [0, 1) of each picture, a hash of its uid, (n,): training holds out the pictures of the least."""
+    blake2b = hashlib.blake2b
+    digests = b"".join([blake2b(f"validation/{uid}".encode(), digest_size=8).digest() for uid in parent_uids])
+    ranks: np.ndarray = (np.frombuffer(digests, "<u8") >> 11) / 2**53
+    return ranks
 
 
 def check_schema(schema: pa.Schema) -> None:

@@ -6,10 +6,8 @@ Neither the number of workers nor a resume changes any of it, and there is no ge
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 
@@ -21,14 +19,6 @@ def _seed(*key: object) -> int:
 def uniform(*key: object) -> float:
     """A number in [0, 1) that belongs to `key`."""
     return (_seed(*key) >> 10) / 2**53
-
-
-def uniforms(first: str, names: Sequence[str]) -> np.ndarray:
-    """`uniform(first, name)` for each name, (n,): for millions of them."""
-    blake2b, start = hashlib.blake2b, f"{first}/"
-    digests = b"".join([blake2b((start + name).encode(), digest_size=8).digest() for name in names])
-    numbers: np.ndarray = (np.frombuffer(digests, "<u8") >> 11) / 2**53
-    return numbers
 
 
 def training_influence_quantity(bounds: tuple[float, ...], seed: int, step: int) -> float:

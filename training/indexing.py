@@ -20,16 +20,16 @@ import pyarrow.compute as pc
 from realcustom import storage
 from realcustom.errors import MissingFile, UsageError
 from realcustom.parquet import ParquetFile
-from realcustom.record import check_schema
+from realcustom.record import check_schema, picture_ranks
 from realcustom.storage import FileEntry
 from realcustom.store import StorageRefused, Store
-from realcustom.training.draws import uniforms
 from realcustom.training.index import RecordIndex
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the file's layout, a part of its name
 KEPT_FROM = 100_000  # records; the index of a smaller table is made in about a second
+JOINED = 1000  # files whose views are joined at a time
 READERS = 8  # files that are read at a time: an object store answers slowly
 
 
@@ -148,11 +148,12 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
 
 def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
     parquet = ParquetFile(uri, store)
+    found = parquet.schema
     try:
-        check_schema(parquet.schema)
+        check_schema(found)
     except UsageError as error:
         raise UsageError(f"{uri}: {error}") from error
-    _same_caches(schema, parquet.schema, uri)
+    _same_caches(schema, found, uri)
     # small columns of small files: several threads for each of them take a third more CPU time
     table = parquet.read(["uid", "parent_uid", "view_uids"], use_threads=False)
     uids = _to_bytes(table["uid"].combine_chunks())
@@ -161,7 +162,7 @@ def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
     order = np.argsort(uids)
     views = _look_up(view_uids, uids[order], order)  # most views are neighbours: they are found here, and fast
     pictures = table["parent_uid"].combine_chunks().dictionary_encode()
-    ranks = uniforms("validation", pictures.dictionary.to_pylist())
+    ranks = picture_ranks(pictures.dictionary.to_pylist())
     return _Part(
         groups=parquet.groups,
         uids=uids,
@@ -202,16 +203,22 @@ def _argsort(uids: np.ndarray) -> np.ndarray:
 
 def _join_views(parts: Sequence[_Part], ordered: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N + 1,) starts and (V,) numbers of the views that are records; `ordered` are the uids, sorted by `order`."""
-    counts, numbers, first = [], [], 0
-    for part in parts:
-        found = part.views.astype(np.int64) + first
-        found[part.views < 0] = _look_up(part.others, ordered, order)
-        known = found >= 0
-        rows, found = np.repeat(np.arange(len(part.uids)), part.view_counts)[known], found[known]
-        numbers.append(found[np.lexsort((found, rows))])
-        counts.append(np.bincount(rows, minlength=len(part.uids)))
-        first += len(part.uids)
-    return np.concatenate([[0], np.cumsum(np.concatenate(counts))]), np.concatenate(numbers)
+    records = len(ordered)
+    starts = np.cumsum([0, *(len(part.uids) for part in parts)])[:-1]
+    counts, numbers = np.zeros(records, np.int64), []
+    for begin in range(0, len(parts), JOINED):  # many files at a time: few calls, and little memory
+        some, firsts = parts[begin : begin + JOINED], starts[begin : begin + JOINED]
+        views = np.concatenate([part.views for part in some])
+        found = views + np.repeat(firsts, [len(part.views) for part in some])
+        found[views < 0] = _look_up(np.concatenate([part.others for part in some]), ordered, order)
+        sizes = np.concatenate([part.view_counts for part in some])
+        rows = np.repeat(np.arange(firsts[0], firsts[0] + len(sizes)), sizes)
+        keys = (rows * records + found)[found >= 0]
+        keys.sort(kind="stable")  # they mostly are in order
+        rows, found = np.divmod(keys, records)
+        counts[firsts[0] : firsts[0] + len(sizes)] = np.bincount(rows - firsts[0], minlength=len(sizes))
+        numbers.append(found)
+    return np.concatenate([[0], np.cumsum(counts)]), np.concatenate(numbers)
 
 
 def _look_up(wanted: np.ndarray, ordered: np.ndarray, numbers: np.ndarray) -> np.ndarray:

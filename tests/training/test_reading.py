@@ -17,12 +17,13 @@ from realcustom.cells import encode_tensor
 from realcustom.dtype import Dtype
 from realcustom.errors import UsageError
 from realcustom.parquet import ParquetFile
+from realcustom.preprocessing import tables
 from realcustom.record import SCHEMA
 from realcustom.store import Store
 from realcustom.training import data
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.batch import Batch
-from realcustom.training.data import DataOrder
+from realcustom.training.data import DataOrder, split
 from realcustom.training.features import FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
@@ -56,17 +57,21 @@ def feature(number: int) -> torch.Tensor:
     return torch.full((4, 16), float(number), dtype=torch.bfloat16)
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> RecordIndex:
+def records(file: int) -> pa.Table:
+    """Those of one of the files."""
     rows = [
         {"uid": f"{number:03d}", "parent_uid": str(number), "sha256": bytes(32), "width": 8, "height": 8, "caption": ""}
         | {"caption_source": "alt_text", "target_word": "", "target_start": 0, "target_end": 0}
         | {"latents": encode_tensor(feature(number), Dtype.BFLOAT16)}
-        for number in range(RECORDS)
+        for number in range(file * 40, (file + 1) * 40)
     ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> RecordIndex:
     for file in range(4):
-        table = pa.Table.from_pylist(rows[file * 40 : (file + 1) * 40], schema=SCHEMA)
-        pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=GROUP)
+        pq.write_table(records(file), tmp_path / f"{file}.parquet", row_group_size=GROUP)
     return open_index(str(tmp_path))
 
 
@@ -114,6 +119,22 @@ def test_held_out_features_are_read_once(index: RecordIndex, reads: Counter[tupl
             store.get(Kind.LATENTS, number)
     assert {reads[index.files[number // 40], number % 40 // GROUP] for number in (3, 50, 99)} == {1}
     assert max(reads.values()) == 3
+
+
+def test_what_is_held_out_lies_alone_in_files_of_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "HELD_OUT", 20)
+    for file in range(4):
+        (tmp_path / f"{file}.parquet").write_bytes(tables.to_record_file(records(file)))
+    index = open_index(str(tmp_path))
+    held_out, validation = split(index, 0.5, 30)
+    sizes = np.diff(index.group_row)
+    assert 20 < len(held_out) == len(validation) and sizes.tolist() == 4 * [*(16 * [1]), 24]
+    assert {int(sizes[index.group_of(number)[0]]) for number in validation} == {1}
+    for file in range(4):
+        uids = [index.uid(number) for number in range(40 * file, 40 * file + 40)]
+        assert sorted(uids[:20] + uids[20:]) == records(file)["uid"].to_pylist() and uids[20:] == sorted(uids[20:])
+        ranks = index.rank[40 * file : 40 * file + 40]
+        assert np.all(np.diff(ranks[:20]) > 0) and ranks[20:].min() > ranks[19]
 
 
 def test_a_value_that_is_not_finite_is_named(index: RecordIndex, tmp_path: Path) -> None:
