@@ -44,7 +44,11 @@ def run(
     ],
     adapters: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="FILE", help="Adapter checkpoint, or NAME=FILE; may be repeated."),
+        typer.Option(
+            "--adapter",
+            metavar="FILE",
+            help="Adapter, or NAME=FILE; a training run: all that it saved. May be repeated.",
+        ),
     ] = None,
     images: Annotated[
         list[str] | None,

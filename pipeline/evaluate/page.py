@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections import defaultdict
@@ -18,6 +19,8 @@ from realcustom.evaluation.gallery import FILMS, Gallery
 from realcustom.evaluation.metrics import Judged
 from realcustom.evaluation.results import Results
 from realcustom.evaluation.suite import Photos
+from realcustom.pipeline.chart import STYLE
+from realcustom.pipeline.evaluate.training_run import section, training_runs
 from realcustom.preprocessing.report.page import render_template
 from realcustom.preprocessing.report.pictures import fit, jpeg_uri
 from realcustom.store import Store
@@ -35,12 +38,19 @@ def page(
     description: Mapping[str, Any],
     speed: Mapping[str, Any],
     store: Store,
+    adapters: Sequence[str] = (),
 ) -> bytes:
-    """The page as HTML."""
+    """The page as HTML. Of `adapters`, those that are training runs have a section of their own."""
+    runs = [
+        section(run, results, functools.partial(_address, output=output), store)
+        for run in training_runs(adapters, store)
+    ]
     values, filmed = _values(results), Gallery(output, store).filmed()
     return render_template(
         TEMPLATE,
         script=Markup(SCRIPT.read_text("utf-8")),
+        chart_style=Markup(STYLE),
+        runs=runs,
         results=results,
         small=SMALL,
         counts=description["suite"]["counts"],

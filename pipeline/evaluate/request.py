@@ -40,7 +40,7 @@ class Request:
     suite: str  # of `SUITES`
     base: str
     output: str
-    adapters: tuple[str, ...] = ()  # FILE or NAME=FILE
+    adapters: tuple[str, ...] = ()  # FILE or NAME=FILE; in the place of FILE a training run
     images: tuple[str, ...] = ()  # FOLDER or NAME=FOLDER: somebody else's pictures
     image_encoder: str | None = None
     subjects: str | None = None  # folder of the suite
@@ -86,7 +86,9 @@ def read_suite(request: Request, settings: RunSettings, store: Store) -> Suite:
 
 def read_adapters(request: Request, settings: RunSettings, store: Store) -> list[AdapterFile]:
     """The adapters, checked. Raises UsageError for one of another base."""
-    files = named_adapters(request.adapters)
+    from realcustom.pipeline.evaluate.training_run import with_runs  # imports torch
+
+    files = named_adapters(list(with_runs(request.adapters, store)))
     if not files and not request.images:
         raise UsageError("--adapter: none given, and no --images: there is nothing to evaluate")
     if not files:

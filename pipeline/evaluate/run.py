@@ -152,7 +152,7 @@ def _write(
         "table.csv": tables.comma_separated(results).encode(),
         "table.tex": tables.latex(results).encode(),
         "table.md": tables.markdown(results).encode(),
-        "index.html": page(request.output, results, judged, description, speed, store),
+        "index.html": page(request.output, results, judged, description, speed, store, request.adapters),
     }
     for name, data in files.items():
         store.write(storage.join(request.output, name), data)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from realcustom import storage
 from realcustom.evaluation.table import Case, Row, Setting, Table
-from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
+from realcustom.pipeline.chart import STYLE, loss_svg, measured_svg
 from realcustom.pipeline.quickstart.film import Films
 from realcustom.pipeline.quickstart.next_steps import next_steps
 from realcustom.pipeline.quickstart.results import Results
@@ -41,7 +41,7 @@ KEPT = {drawn.Corruption.EMPTY_CAPTION.value: ": kept, and captioned"}
 
 def write_page(path: Path, content: Mapping[str, Any]) -> None:
     """Render the template with `content` and write it atomically."""
-    Store().write(path, render_template(TEMPLATE, script=SCRIPT.read_text("utf-8"), **content))
+    Store().write(path, render_template(TEMPLATE, script=SCRIPT.read_text("utf-8"), chart_style=STYLE, **content))
 
 
 def content(
@@ -190,7 +190,7 @@ def _training(results: Results) -> dict[str, Any]:
         "workers": train.num_workers,
         "fewest_tokens": results.settings.method.tokens.gamma_num_train[0],
         "other_views": train.p_multiview,
-        "similarity": similarity_svg([*learned, (train.steps, rows[Setting.SUBJECT_WITH_MASK])], levels),
+        "similarity": measured_svg("similarity", [*learned, (train.steps, rows[Setting.SUBJECT_WITH_MASK])], levels),
         "loss": loss_svg(losses, validation),
     }
 

@@ -102,6 +102,31 @@ def test_the_page_stands_alone(finished: Path) -> None:
         assert data["references"][case["subject"]].startswith("data:image/jpeg;base64,")
 
 
+def test_a_training_run_is_a_row_for_each_adapter_that_it_saved(
+    finished: Path, arguments: list[str], tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    trained, output = tmp_path / "trained", copied(finished, tmp_path)
+    for step in (2, 10):
+        (trained / "adapters").mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_models.adapter, trained / "adapters" / f"step-{step:08d}.safetensors")
+    (trained / "samples").mkdir()
+    Image.new("RGB", (8, 8)).save(trained / "samples" / "step-00000010.png")
+    (trained / "settings.yaml").write_text("train: {steps: 10}\n")
+    rows = [
+        {"step": 0, "val_loss": 0.3},
+        {"step": 2, "loss": 0.4},
+        {"step": 10, "loss": 0.3},
+        {"step": 10, "val_loss": 0.2},
+    ]
+    (trained / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [f"trained={trained}" if text.startswith("a=") else text for text in arguments]
+    assert run([*command, *METRICS, "--output", str(output)]) == 0
+    table, page = (output / "table.md").read_text(), (output / "index.html").read_text()
+    assert "| trained@2 |" in table and "| trained@10 |" in table
+    assert page.count("<svg") == 4  # three metrics and the loss
+    assert 'src="../trained/samples/step-00000010.png"' in page
+
+
 def test_twice_the_same_command_is_the_same_table_and_no_work(
     finished: Path, arguments: list[str], tmp_path: Path
 ) -> None:

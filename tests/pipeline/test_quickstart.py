@@ -18,8 +18,8 @@ from PIL import Image
 from realcustom.checkpoint import adapter_sha256
 from realcustom.errors import UsageError
 from realcustom.evaluation.statistics import Interval
+from realcustom.pipeline.chart import loss_svg, measured_svg
 from realcustom.pipeline.cli.main import run
-from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
 from realcustom.pipeline.quickstart.truth import read_table, read_truth
 from realcustom.sprites import ZOO
 
@@ -159,7 +159,7 @@ def test_the_charts_mark_every_measure() -> None:
     svg = loss_svg([(step, 1 / step) for step in range(1, 20)], [(0, 1.0), (10, 0.5), (19, 0.2)])
     assert svg.count("<circle") == 3 and svg.count("<polyline") == 2 and "step 19" in svg
     measures = [(step, Interval(mean=step / 400, low=0.1, high=0.6)) for step in (50, 100, 200)]
-    svg = similarity_svg(measures, [("text alone", 0.28), ("oracle", 1.0)])
+    svg = measured_svg("similarity", measures, [("text alone", 0.28), ("oracle", 1.0)])
     assert svg.count("<circle") == svg.count('class="interval"') == 3 and svg.count('class="level"') == 2
     assert "text alone 0.28" in svg and ">0.50<" in svg
 

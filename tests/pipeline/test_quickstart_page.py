@@ -15,9 +15,9 @@ from PIL import Image
 
 from realcustom.evaluation.statistics import Interval
 from realcustom.evaluation.table import Row, Setting
+from realcustom.pipeline.chart import loss_svg, measured_svg
 from realcustom.pipeline.quickstart import page as quickstart_page
 from realcustom.pipeline.quickstart.cases import drawn_cases
-from realcustom.pipeline.quickstart.chart import loss_svg, similarity_svg
 from realcustom.pipeline.quickstart.film import Film, Films
 from realcustom.pipeline.quickstart.strips import film_content
 from realcustom.preprocessing.report.page import Card, Page, Section, around, render
@@ -93,7 +93,9 @@ def _content() -> dict[str, Any]:
             "workers": 2,
             "fewest_tokens": 0.2,
             "other_views": 0.1,
-            "similarity": similarity_svg([(100, rows[0].similarity), (200, rows[1].similarity)], [("text alone", 0.3)]),
+            "similarity": measured_svg(
+                "similarity", [(100, rows[0].similarity), (200, rows[1].similarity)], [("text alone", 0.3)]
+            ),
             "loss": loss_svg([(1, 0.3), (200, 0.2)], [(0, 0.25), (200, 0.2)]),
         },
         "verdict": "In words.",

@@ -1,18 +1,43 @@
-"""Charts of a training run as SVGs. Their colours are the page's own, so that they follow its light or dark mode."""
+"""Charts over the steps of a training run as SVGs. Their colours are the page's own, so that they follow its light or dark
+mode; the page has `STYLE`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Protocol
 
 import numpy as np
-
-from realcustom.evaluation.statistics import Interval
 
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 428, 14, 244  # of the area that is drawn in
 Points = Sequence[tuple[int, float]]
+STYLE = """
+svg { width: 100%; height: auto; font: 13px system-ui, sans-serif; fill: var(--soft); display: block; }
+svg .axis { stroke: var(--line); } svg .level { stroke: var(--ink); stroke-dasharray: 5 4; } svg .label { fill: var(--ink); }
+svg .value { fill: var(--ink); font-weight: 600; stroke: var(--paper); stroke-width: 4px; paint-order: stroke; }
+svg polyline { fill: none; } svg .curve { stroke: var(--accent); stroke-width: 2.5; }
+svg .thin { stroke: var(--bar); stroke-width: 1.5; } svg .interval { stroke: var(--accent); stroke-width: 2; }
+svg .dot { fill: var(--accent); }
+"""
+
+
+class Mean(Protocol):
+    """A mean with its interval."""
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+
+    @property
+    def low(self) -> float:
+        """The interval's lower end."""
+
+    @property
+    def high(self) -> float:
+        """And its upper end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +92,30 @@ class Frame:
         )
 
 
-def similarity_svg(learned: Sequence[tuple[int, Interval]], levels: Sequence[tuple[str, float]]) -> str:
-    """Similarity by training step, each with its interval, between levels to compare it with.
+def measured_svg(name: str, learned: Sequence[tuple[int, Mean]], levels: Sequence[tuple[str, float]]) -> str:
+    """A metric by training step, each value with its interval, between levels to compare it with.
 
     Args:
-        learned: steps, ascending, at least one, and the similarity of the images drawn with the adapter saved then.
-        levels: names and similarities of what does not depend on the step.
+        name: of the metric.
+        learned: steps, ascending, at least one, and the metric of the images drawn with the adapter saved then.
+        levels: names and values of what does not depend on the step.
     """
-    frame = Frame(last=learned[-1][0], low=0.0, high=1.0)
-    points = [(step, similarity.mean) for step, similarity in learned]
+    ends = [0.0, 1.0, *(end for _, value in learned for end in (value.low, value.high)), *(end for _, end in levels)]
+    frame = Frame(last=learned[-1][0], low=min(ends), high=max(ends))
+    points = [(step, value.mean) for step, value in learned]
     bars = "".join(
         f'<line class="interval" x1="{frame.x(step):.1f}" x2="{frame.x(step):.1f}" '
-        f'y1="{frame.y(similarity.low):.1f}" y2="{frame.y(similarity.high):.1f}"/>'
-        for step, similarity in learned
+        f'y1="{frame.y(value.low):.1f}" y2="{frame.y(value.high):.1f}"/>'
+        for step, value in learned
     )
     values = "".join(
-        f'<text class="value" x="{frame.x(step) + (-9 if step == frame.last else 9):.1f}" y="{frame.y(similarity.mean) + 16:.1f}" '
-        f'text-anchor="{"end" if step == frame.last else "start"}">{similarity.mean:.2f}</text>'
-        for step, similarity in learned
+        f'<text class="value" x="{frame.x(step) + (-9 if step == frame.last else 9):.1f}" y="{frame.y(value.mean) + 16:.1f}" '
+        f'text-anchor="{"end" if step == frame.last else "start"}">{value.mean:.2f}</text>'
+        for step, value in learned
     )
     lines = "".join(frame.level(value, f"{label} {value:.2f}") for label, value in levels)
     return _svg(
-        "similarity over training steps",
+        f"{name} over training steps",
         frame.axes(1) + lines + frame.line(points, "curve") + bars + frame.dots(points) + values,
     )
 
