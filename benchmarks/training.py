@@ -12,8 +12,8 @@ index       train_index_seconds, train_index_gib, train_index_warm_seconds, trai
             views each, 1,000 a file, in row groups as of such caches
 checkpoints train_checkpoint_stall_share: a state of 410 MiB every 50 steps of 1 s, written to --output (a folder or an s3://
             URI of a real server, with AWS_ENDPOINT_URL)
-speed       train_cached_vs_online: images/s with all three caches over those without any, one thread a model, with the shipped
-            models of sprites; what is computed on the fly is computed beside the step, in the thread that reads ahead;
+speed       train_cached_vs_online: images a second of CPU with all three caches over those without any, one thread a model, with
+            the shipped models of sprites, equal losses;
             train_data_wait_share_sprites: with the caches
 ray         train_ray_vs_bare: images/s of two workers of Ray Train over those of two bare processes with the same steps, whose
             batches are in memory; the shipped models of sprites
@@ -68,7 +68,7 @@ FULL = Size(
     step_seconds=1.0,
     speed=(40, 5),
     ray=(60, 5),
-    kills=(20, 300),
+    kills=(20, 120),
 )
 QUICK = Size(
     files=1,

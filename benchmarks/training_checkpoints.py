@@ -13,9 +13,12 @@ import time
 
 import torch
 
+from realcustom import storage
+from realcustom.checkpoint import Adapter, save_adapter
+from realcustom.settings import MethodSettings
 from realcustom.store import Store
 from realcustom.training.background import Background
-from realcustom.training.checkpoints import Checkpoint, Snapshot, prune
+from realcustom.training.checkpoints import Checkpoint, Snapshot, file_name, prune
 
 TENSORS, MIB = 128, 410  # weights and two moments of the adapter
 
@@ -27,8 +30,12 @@ def stall(output: str, saves: int, seconds: float, every: int) -> dict[str, list
     store, snapshot, begins, copies = Store(), Snapshot(), list[float](), list[float]()
 
     def write(step: int) -> None:
-        snapshot.write(output, store)
-        prune(output, 2, 0, {}, store)
+        weights = {name: snapshot.tensors[name] for name in tensors if int(name) < TENSORS // 3}
+        adapter = Adapter(tensors=weights, settings=MethodSettings(), base="", image_encoder="")
+        save_adapter(storage.join(output, "adapters", file_name(step)), adapter, store)
+        snapshot.write(storage.join(output, "checkpoints"), store)
+        for folder in ("adapters", "checkpoints"):
+            prune(storage.join(output, folder), 2, 0, {}, store)
 
     with Background() as background:
         for step in range(1, (saves + 1) * every + 1):

@@ -7,6 +7,7 @@ With other views, accumulation, and an average of the weights; features are comp
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -24,7 +25,7 @@ from realcustom.store import Store
 from realcustom.training.metrics_file import read_rows
 from tests.support.tiny import tiny_base, tiny_image_encoder
 from tests.support.training_corpus import write_pictures
-from tests.support.training_kills import VARIED, train_with_kills
+from tests.support.training_kills import VARIED, half_written_below, train_with_kills
 from tests.support.training_runs import fit, write_settings
 
 SEED = 20
@@ -42,7 +43,8 @@ def loss_difference(folder: Path, kills: int, steps: int) -> dict[str, float]:
     settings = replace(VARIED, steps=steps)
     write_settings(config, base, encoder, settings)
     arguments = ["--input", records, "--output", str(folder / "run"), "--config", str(config), "--local"]
-    killed = train_with_kills(arguments, folder / "run", steps, kills, -(-kills // 4), seed=SEED)
+    half_written = functools.partial(half_written_below, folder / "run")
+    killed = train_with_kills(arguments, folder / "log", half_written, steps, kills, -(-kills // 4), seed=SEED)
     world = SimpleNamespace(base=base, image_encoder=encoder, caches=records)
     whole = fit(world, folder / "whole", settings)
     ours, theirs = _losses(read_rows(str(folder / "run"), Store())), _losses(list(whole.curve))

@@ -46,6 +46,7 @@ class Snapshot:
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
         self._size = self._step = 0
+        self.tensors: dict[str, torch.Tensor] = {}  # those of the checkpoint, in the block
 
     def take(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint; its tensors may change afterwards. The block of the one before is used again."""
@@ -62,9 +63,12 @@ class Snapshot:
         self._reserve(first + end, pinned=on_gpu)
         self._block[:first] = torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
         data = self._block[first:]
+        self.tensors = {
+            name: data[slice(*header[name]["data_offsets"])].view(tensor.dtype).view(tensor.shape)
+            for name, tensor in tensors
+        }
         for name, tensor in tensors:
-            place = data[slice(*header[name]["data_offsets"])].view(tensor.dtype).view(tensor.shape)
-            place.copy_(tensor.detach(), non_blocking=True)
+            self.tensors[name].copy_(tensor.detach(), non_blocking=True)
         if on_gpu:
             torch.cuda.synchronize()
         self._step = checkpoint.counters["step"]

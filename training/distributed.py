@@ -30,6 +30,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from realcustom import log, storage
 from realcustom.errors import UsageError
 from realcustom.machine import available_cores
+from realcustom.store import Store
+from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
@@ -42,10 +44,11 @@ POLL_SECONDS = 1.0  # between questions of the first worker whether the run is a
 
 
 def run_distributed(job: TrainingJob) -> None:
-    """Train `job` with `settings.num_workers` workers on the cluster that this process is connected to.
+    """Train `job` on the cluster that this process is connected to, with `settings.num_workers` workers, or from
+    `settings.min_workers` on with as many as there is room for.
 
-    Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or for a failure of
-    the machine more often than `settings.max_failures`; RuntimeError where workers were lost more often than that.
+    Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or where workers were lost
+    more than `settings.max_failures` times without a new checkpoint.
     """
     settings = job.settings
     # on the driver's node, as Ray Train's own controller: else the loss of a node in the run could take it along
@@ -54,10 +57,10 @@ def run_distributed(job: TrainingJob) -> None:
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "log_level": log.level(), "failures": failures, "driver": _node_id()},
-        scaling_config=ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.use_gpu),
+        scaling_config=scaling(settings),
         run_config=RunConfig(
             storage_path=storage.join(job.output, "ray"),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # `Failures.begin` counts them
             logging_config=LoggingConfig(log_level="CRITICAL"),  # below it: traces of errors that we report ourselves
         ),
     )
@@ -78,16 +81,37 @@ def run_distributed(job: TrainingJob) -> None:
     if stopped is not None:
         raise Stopped(stopped)
     if lost is not None:
-        raise RuntimeError(f"workers were lost more than max_failures={settings.max_failures} times: {lost}") from lost
+        raise lost
+
+
+def scaling(settings: TrainSettings) -> ScalingConfig:
+    """How many workers there are, and where.
+
+    Between a least and a most number Ray Train looks once a minute how many there is room for, and replaces all workers by as
+    many: they go on from the last checkpoint.
+    """
+    resources = {name: float(amount) for name, amount in map(_pair, settings.worker_resources)}
+    return ScalingConfig(
+        num_workers=(settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers,
+        use_gpu=settings.use_gpu,
+        resources_per_worker={"GPU" if settings.use_gpu else "CPU": 1, **resources},
+        label_selector=dict(map(_pair, settings.worker_labels)) or None,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
 
 
 def _lacking(settings: TrainSettings) -> str | None:
     """What the cluster lacks for all workers; not an error, as a cluster may grow."""
     kind = "GPU" if settings.use_gpu else "CPU"
     there = ray.cluster_resources().get(kind, 0)
-    if there >= settings.num_workers:
+    needed = settings.min_workers or settings.num_workers
+    if there >= needed:
         return None
-    return f"waiting for {settings.num_workers} workers with a {kind} each; the cluster has {there:g} now"
+    return f"waiting for {needed} workers with a {kind} each; the cluster has {there:g} now"
 
 
 def _check_cuda() -> None:
@@ -140,13 +164,18 @@ def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     context = ray.train.get_context()
     torch.set_num_threads(job.settings.threads or max(1, available_cores() // context.get_local_world_size()))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
+    wait = [_wait(job, failures) if world.rank == 0 else None]
+    dist.broadcast_object_list(wait)
+    if wait[0] is None:
+        return None  # what is kept says why
+    time.sleep(wait[0])
     worker: Worker | None = None
     failure: Failure | None = None
     try:
         if world.rank == 0:
-            worker = Worker(job, world, _asked_to_stop(failures), [RayMetrics(job.identity)])
+            worker = Worker(job, world, _asked_to_stop(failures), _is_taken_away, [RayMetrics(job.identity)])
         else:
-            worker = Worker(job, world)
+            worker = Worker(job, world, notice=_is_taken_away)
     except Exception as error:
         failure = Failure.of(error, node)
         if not failure.final:
@@ -161,6 +190,19 @@ def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     except Stopped as stopped:
         ray.get(failures.report_stop.remote(stopped.step))
     return None
+
+
+def _is_taken_away() -> bool:
+    """Whether a node of a worker is about to be taken away, as spot machines are; asked of all workers alike."""
+    return ray.train.get_preemption_info() is not None
+
+
+def _wait(job: TrainingJob, failures: Any) -> float | None:
+    """Seconds until a start; None: workers were lost too often."""
+    done = list_checkpoints(storage.join(job.output, "checkpoints"), Store(job.settings.retries))
+    step = step_of(done[-1]) if done else 0
+    seconds: float | None = ray.get(failures.begin.remote(step, job.settings.max_failures))
+    return seconds
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from realcustom.errors import UsageError
 from realcustom.store import StorageRefused
 
+LONGEST_WAIT = 60.0  # seconds before workers are tried again
+
 
 class WorkerFailed(RuntimeError):
     """A bug in a worker; the message is the worker's own trace."""
@@ -62,13 +64,28 @@ class Failure:
 
 
 class Failures:
-    """The actor between driver and workers. It keeps what workers report: the first final failure, else the latest one; and
-    whether the run is asked to end."""
+    """The actor between driver and workers. It keeps what workers report: the first final failure, else the latest one; how
+    often they were lost; and whether the run is asked to end."""
 
     def __init__(self) -> None:
         self._kept: Failure | None = None
+        self._begun_at, self._lost = -1, 0
         self._stop = False
         self._stopped: int | None = None
+
+    def begin(self, step: int, most: int) -> float | None:
+        """Workers begin after a step: the seconds that they are to wait before, longer each time that none was gained.
+
+        None where that was more than `most` times in a row (-1: without limit): a final failure is kept, which says so.
+        """
+        self._lost = self._lost + 1 if step <= self._begun_at else 0
+        self._begun_at = max(step, self._begun_at)
+        if most < 0 or self._lost <= most:
+            return min(LONGEST_WAIT, 2.0**self._lost - 1)
+        before = self._kept.trace if self._kept is not None else "no worker said why: was its process or node ended?"
+        said = f"workers were lost more than max_failures={most} times in a row, without a new checkpoint after step {step}"
+        self._kept = Failure(mistake=None, trace=f"{said}\n{before}", final=True)
+        return None
 
     def ask_to_stop(self) -> None:
         """Ask the workers to end after their step."""

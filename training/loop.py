@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from realcustom.errors import UsageError
@@ -26,6 +28,7 @@ from realcustom.training.objective import Objective, squared_error
 from realcustom.training.optimizers import make_optimizer, moments, set_rate, start_moments
 from realcustom.training.schedules import learning_rate
 from realcustom.training.settings import Optimizer, Precision, TrainSettings
+from realcustom.training.sharding import fill, gathered, shard, whole
 
 
 class TrainingDiverged(UsageError):
@@ -62,6 +65,7 @@ class StepResult:
     lr: float
     skipped: bool  # a non-finite loss or gradient: nothing was changed
     stop: bool  # a worker was asked to end the run
+    save: bool  # a worker asks for a checkpoint
 
 
 class Trainer:
@@ -85,6 +89,8 @@ class Trainer:
         """
         self.objective, self.settings, self.world = objective, settings, world
         self.influence_quantities = influence_quantities
+        if settings.shard and world.size > 1:
+            shard(model, world.size, world.device)
         trained: dict[str, nn.Parameter] = model.trained_parameters()  # type: ignore[operator]
         self.parameters = {name: value for name, value in sorted(trained.items()) if value.requires_grad}
         self.model = model
@@ -110,18 +116,20 @@ class Trainer:
     @functools.cached_property
     def forward_model(self) -> nn.Module:
         """The model that exchanges gradients; made at the first step, because all workers have to take part."""
-        return self.model if self.world.size == 1 else DistributedDataParallel(self.model)
+        alone = self.world.size == 1 or isinstance(self.model, FSDPModule)
+        return self.model if alone else DistributedDataParallel(self.model)
 
     def step(self, batch: Batch, stop: bool = False) -> StepResult:
-        """Train on one batch and read its result; the arguments and errors are those of `launch` and `read`."""
+        """Train on one batch and read its result; errors are those of `read`."""
         self.launch(batch, stop)
         return self.read()[-1]
 
-    def launch(self, batch: Batch, stop: bool = False) -> None:
+    def launch(self, batch: Batch, stop: bool = False, save: bool = False) -> None:
         """Train on one batch, without waiting for an asynchronous device.
 
         Args:
             stop: whether this worker is asked to end the run.
+            save: whether it asks for a checkpoint.
         """
         settings = self.settings
         quantity = training_influence_quantity(self.influence_quantities, settings.seed, self.step_count)
@@ -135,13 +143,14 @@ class Trainer:
                 # DDP averages gradients over workers; the batch's loss is the sum over them
                 (loss * self.world.size).backward()
             total += loss.detach()
-        loss, stopped = self.world.sum(torch.stack([total, total.new_full((), float(stop))]))
-        norms = [torch.nn.utils.get_total_norm(_gradients(values)) for values in self._groups.values()]
-        norm = torch.nn.utils.get_total_norm(_gradients(self.parameters.values()))
+        asked = [total.new_full((), float(one)) for one in (stop, save)]
+        loss, *asked = self.world.sum(torch.stack([total, *asked]))
+        norms = [_norm(values) for values in self._groups.values()]
+        norm = _norm(self.parameters.values())
         finite = torch.isfinite(loss) & torch.isfinite(norm)  # from reduced values: the same on all workers
         rate = learning_rate(settings, self.step_count)
         self._update(rate, norm, finite)
-        told = [loss, stopped, norm, *norms]
+        told = [loss, *asked, norm, *norms]
         self._unread.append((torch.stack([value.double().to(loss.device) for value in told]), rate))
         self.step_count += 1
 
@@ -154,14 +163,14 @@ class Trainer:
         unread, self._unread = self._unread, []
         results = []
         for number, (values, rate) in enumerate(unread):
-            loss, stopped, grad_norm, *norms = values.tolist()
+            loss, stopped, saved, grad_norm, *norms = values.tolist()
             finite = math.isfinite(loss) and math.isfinite(grad_norm)
             self._count(finite, self.step_count - len(unread) + number + 1)
             parts = dict(zip(self._groups, norms, strict=True))
-            result = StepResult(
-                loss=loss, grad_norm=grad_norm, grad_norms=parts, lr=rate, skipped=not finite, stop=stopped > 0
+            told = {"stop": stopped > 0, "save": saved > 0}
+            results.append(
+                StepResult(loss=loss, grad_norm=grad_norm, grad_norms=parts, lr=rate, skipped=not finite, **told)
             )
-            results.append(result)
         return results
 
     def _weights(self, batch: Batch) -> torch.Tensor:
@@ -212,11 +221,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """A context in which the model has the EMA weights (if EMA is on)."""
+        """A context in which the model has the EMA weights (if EMA is on), and all of them; of all workers alike."""
         kept = {name: self.parameters[name].detach().clone() for name in self.ema}
         self._assign(self.ema)
         try:
-            yield
+            with gathered(self.model):
+                yield
         finally:
             self._assign(kept)
 
@@ -226,9 +236,12 @@ class Trainer:
             self.parameters[name].copy_(value)
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """A context of a chunk's forward and backward: gradients are exchanged once, with the last chunk."""
+        if isinstance(self.forward_model, FSDPModule):
+            self.forward_model.set_requires_gradient_sync(last)
         if last or not isinstance(self.forward_model, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self.forward_model.no_sync()  # gradients are exchanged once, with the last chunk
+        return self.forward_model.no_sync()
 
     @torch.no_grad()
     def _update(self, rate: float, norm: torch.Tensor, finite: torch.Tensor) -> None:
@@ -279,13 +292,16 @@ class Trainer:
             )
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """All data for a resume: tensors by name, and counters. All results are read."""
+        """All data for a resume: tensors by name, and counters. All results are read, on all workers alike."""
         assert not self._unread, "counters are those of the results that were read"
-        tensors = {f"weights.{name}": value.detach() for name, value in self.parameters.items()}
-        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
-        tensors |= moments(self.optimizer, self.parameters)
+        tensors = {name: whole(value) for name, value in self._tensors().items()}
         counters = {"step": self.step_count, "skipped": self.skipped_total, "skipped_in_a_row": self.skipped_in_a_row}
         return tensors, counters
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"weights.{name}": value.detach() for name, value in self.parameters.items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
+        return tensors | moments(self.optimizer, self.parameters)
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], counters: dict[str, int]) -> None:
@@ -296,13 +312,16 @@ class Trainer:
         self.step_count, self.skipped_total = counters["step"], counters["skipped"]
         self.skipped_in_a_row = counters["skipped_in_a_row"]
         self._taken = None
-        own = self.state()[0]
+        own = self._tensors()
         if own.keys() != tensors.keys():
             wrong = sorted(own.keys() ^ tensors.keys())
             raise UsageError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
         for name, value in own.items():
-            value.copy_(tensors[name])
+            fill(value, tensors[name])
 
 
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Of all their gradients together."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from realcustom import storage
@@ -59,9 +61,8 @@ class Outputs:
         minutes = self._job.settings.checkpoint_minutes
         return minutes > 0 and time.monotonic() - self.saved > 60 * minutes
 
-    def checkpoint(self, metrics: Metrics) -> None:
-        """Copy all that a resume needs; it is written in the background."""
-        tensors, counters = self._trainer.state()
+    def checkpoint(self, metrics: Metrics, tensors: Mapping[str, torch.Tensor], counters: dict[str, int]) -> None:
+        """Copy all that a resume needs, the trainer's state; it is written in the background."""
         progress, identity = metrics.progress(), self._job.identity
         if metrics.validated_at == counters["step"]:
             self.losses[str(counters["step"])] = progress["loss_after"]
@@ -72,25 +73,24 @@ class Outputs:
         self.background.wait()  # one is under way at most
         self._snapshot.take(checkpoint)
         metrics.flush()  # first: a checkpoint has all rows up to its step
-        write = functools.partial(self._write, self._adapter(), counters["step"], dict(self.losses))
-        self.background.put(write)
+        self.background.put(functools.partial(self._write, counters["step"], dict(self.losses)))
 
     def sample(self, validation: np.ndarray) -> None:
-        """Draw the sheet of the first held-out records that keep their pictures, if there are any."""
+        """Draw the sheet of the first held-out records that keep their pictures, if there are any, with the model's weights."""
         settings, method = self._job.settings, self._job.method
         numbers = [int(number) for number in validation[: settings.sample_records]]
         pictures = [picture for picture in map(self._features.picture, numbers) if picture.image is not None]
         if not pictures:
             return
-        with self._trainer.averaged_weights(), self._trainer.autocast():
+        with self._trainer.autocast():
             base = self._encoders.loaded()
             sheet = draw_sample_sheet(pictures, base, self._model, self._encoders, method, settings.sample_steps)
         if sheet is not None:
             self._store.write(self._place("samples", f"step-{self._trainer.step_count:08d}.png"), sheet)
 
-    def finish(self, metrics: Metrics, account: dict[str, Any]) -> None:
-        """Write the adapter, the account of the records, the result and the page."""
-        sha256 = save_adapter(self._place("adapter.safetensors"), self._adapter(), self._store)
+    def finish(self, metrics: Metrics, tensors: Mapping[str, torch.Tensor], account: dict[str, Any]) -> None:
+        """Write the adapter of the trainer's state, the account of the records, the result and the page."""
+        sha256 = save_adapter(self._place("adapter.safetensors"), self._adapter(tensors), self._store)
         metrics.close()
         self._store.write(self._place("report.json"), json.dumps(account, indent=1).encode())
         losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
@@ -98,9 +98,10 @@ class Outputs:
         self._store.write(self._place("result.json"), json.dumps(result, indent=1).encode())
         self._write_page()
 
-    def _write(self, adapter: Adapter, step: int, losses: dict[str, float]) -> None:
+    def _write(self, step: int, losses: dict[str, float]) -> None:
         """In the background: the adapter before the checkpoint, so that none is without one."""
         settings, folders = self._job.settings, [self._place(name) for name in ("adapters", "checkpoints")]
+        adapter = self._adapter(self._snapshot.tensors)
         save_adapter(storage.join(folders[0], file_name(step)), adapter, self._store)
         self._snapshot.write(folders[1], self._store)
         for folder in folders:
@@ -113,16 +114,18 @@ class Outputs:
         page = render(facts, f"Training run {self._job.identity}")
         self._store.write(self._place("report.html"), page)
 
-    def _adapter(self) -> Adapter:
-        resolved = self._job.resolved
-        with self._trainer.averaged_weights():
-            return Adapter(
-                tensors=self._model.adapter_state_dict(),
-                settings=self._job.method,
-                base=self._encoders.base.identity,
-                image_encoder=self._encoders.image_encoder_identity,
-                provenance={name: resolved[name] for name in PROVENANCE if name in resolved},
-            )
+    def _adapter(self, state: Mapping[str, torch.Tensor]) -> Adapter:
+        """The adapter of a state: its averaged weights, if there are any."""
+        kind = "ema" if self._trainer.ema else "weights"
+        # the state lacks what is not trained with these settings, which does not change
+        tensors = {name: state.get(f"{kind}.{name}", value) for name, value in self._model.trained_parameters().items()}
+        return Adapter(
+            tensors=tensors,
+            settings=self._job.method,
+            base=self._encoders.base.identity,
+            image_encoder=self._encoders.image_encoder_identity,
+            provenance={name: self._job.resolved[name] for name in PROVENANCE if name in self._job.resolved},
+        )
 
     def _place(self, *parts: str) -> str:
         return storage.join(self._job.output, *parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 
 from realcustom.errors import UsageError
@@ -116,7 +117,7 @@ class TrainSettings:
     keep_checkpoints: int = 2  # the latest ones, and their adapters in adapters/
     keep_best: int = 1  # further ones with the least validation loss, of those that were written at a validation
     max_skipped_steps: int = 10  # consecutive steps with a non-finite loss or gradient before the run stops
-    max_failures: int = 2  # times that lost workers are replaced; -1 = without limit
+    max_failures: int = 2  # times in a row that lost workers are replaced without a new checkpoint; -1 = without limit
     step_timeout_minutes: float = (
         0.0  # a worker whose step takes longer is ended, and replaced as a lost one; 0 = never
     )
@@ -124,6 +125,10 @@ class TrainSettings:
     device_tflops: float = 0.0  # of one GPU at this precision, for MFU; 0 = from its name, where that is known
 
     num_workers: int = 2  # data-parallel processes
+    min_workers: int = 0  # on Ray: go on with so few while the cluster has no more; 0 = num_workers, wait for all
+    worker_resources: tuple[str, ...] = ()  # of Ray, beside a worker's CPU or GPU, as memory=3e10 (bytes)
+    worker_labels: tuple[str, ...] = ()  # of the nodes that workers run on, as ray.io/accelerator-type=H100
+    shard: bool = False  # each worker holds a part of the trained weights, gradients and moments (FSDP2), not all (DDP)
     threads: int = 0  # CPU threads per worker; 0 = the machine's cores over its workers
     use_gpu: bool = False  # one GPU per worker
     memory_gib: float = 2.0  # memory per worker, GiB, for row groups, kept features and batches that wait
@@ -147,6 +152,7 @@ class TrainSettings:
                 "keep_best",
                 "sample_records",
                 "threads",
+                "min_workers",
                 "memory_gib",
             ),
             *("val_every", "log_every", "checkpoint_every", "sample_every", "decay", "subject_loss_weight"),
@@ -169,6 +175,16 @@ class TrainSettings:
         self._check_schedule()
         if self.max_failures < -1:
             raise UsageError(f"max_failures={self.max_failures} must be -1 (no limit) or more")
+        for name, form in (("worker_resources", r"[^=]+=\d+(\.\d+)?(e\d+)?"), ("worker_labels", "[^=]+=.+")):
+            for text in getattr(self, name):
+                if re.fullmatch(form, text) is None:
+                    raise UsageError(f"{name}: {text!r} is not of the form NAME=VALUE")
+        if self.shard and (self.optimizer is not Optimizer.ADAMW or self.ema_on_host):
+            raise UsageError("shard=true is for optimizer=adamw with ema_on_host=false: their state is sharded instead")
+        if self.min_workers > self.num_workers:
+            raise UsageError(
+                f"min_workers={self.min_workers} exceeds num_workers={self.num_workers}, the most there are"
+            )
         if self.num_workers > self.batch_size:
             raise UsageError(f"num_workers={self.num_workers} exceeds batch_size={self.batch_size}: a worker is idle")
 
@@ -213,6 +229,10 @@ OPERATIONAL = frozenset(
             "device_tflops",
             "max_failures",
             "num_workers",
+            "min_workers",
+            "worker_resources",
+            "worker_labels",
+            "shard",
             "threads",
             "use_gpu",
             "memory_gib",

@@ -8,8 +8,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from realcustom import storage
@@ -50,19 +51,26 @@ class Worker:
     """One worker's models, data and place in the run."""
 
     def __init__(
-        self, job: TrainingJob, world: World, stop: threading.Event | None = None, sinks: Sequence[Sink] = ()
+        self,
+        job: TrainingJob,
+        world: World,
+        stop: threading.Event | None = None,
+        notice: Callable[[], bool] = lambda: False,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         """Load everything and continue from the latest checkpoint, if there is one.
 
         Args:
             stop: is set when the run is asked to end after its step; None: it never is.
+            notice: whether a machine of the run is about to be taken away; all workers ask at each line of the log.
             sinks: get the rows of metrics.jsonl, beside those of `loggers`.
         Raises UsageError where a part of the job cannot be used.
         """
         settings = job.settings
         self.job, self.world, self.settings = job, world, settings
         self.store = Store(settings.retries)
-        self.stop, self.sinks = stop or threading.Event(), sinks
+        self.stop, self._notice, self._noticed = stop or threading.Event(), notice, False
+        self.sinks = sinks
         self._say("loading the models and the index of the records")
         self.base: Base = load_base(job.base, dtype=torch.float32, only=("unet",))
         index = open_index(job.records, self.store)
@@ -162,27 +170,38 @@ class Worker:
                     with self.clock.part("data"):
                         batch = batches.take()
                     with self.clock.part("step"):
-                        if metrics is not None and self._peak and not self._flops:
+                        if self._peak and not self._flops:
                             self._flops = count_flops(trainer, batch.to(self.world.device))
                         results = self._step(batch)
                         unread.append(batch)
                 if results:
                     self._tell(metrics, unread, results)
                     unread = []
-                    self._after_step(metrics, results[-1], any(result.stop for result in results))
+                    stop, save = (any(getattr(result, name) for result in results) for name in ("stop", "save"))
+                    self._after_step(metrics, results[-1], stop, save)
+            tensors, _ = trainer.state()
             if metrics is not None:
-                self.outputs.finish(metrics, account(len(self.features.index), self.held_out, self.dropped.read()))
+                account_of = account(len(self.features.index), self.held_out, self.dropped.read())
+                self.outputs.finish(metrics, tensors, account_of)
 
     def _step(self, batch: Batch) -> list[StepResult]:
         """Take a step; the results since the last reading, where this step is one at which they are read."""
+        if logger.isEnabledFor(logging.DEBUG):  # before it: what a killed worker did is known
+            logger.debug("step %d: %s", self.trainer.step_count + 1, self._uids(batch))
         try:
-            self.trainer.launch(batch.to(self.world.device), self.stop.is_set())
+            save = self.world.rank == 0 and self.outputs.is_old()
+            self.trainer.launch(batch.to(self.world.device), self.stop.is_set(), save)
             return self.trainer.read() if self._reads(self.trainer.step_count) else []
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 "the GPU has too little memory for a step: set train.gradient_checkpointing=true, a larger "
                 "train.gradient_accumulation, or train.precision=bf16 with train.base_dtype=bf16 (--dry-run counts what each takes)"
             ) from error
+
+    def _uids(self, batch: Batch) -> str:
+        """Of the records in a batch that count."""
+        counted = np.array(batch.numbers)[batch.weights.numpy() > 0]
+        return ", ".join(map(self.features.index.uid, counted))
 
     def _reads(self, step: int) -> bool:
         """Whether the results of the steps are read after this one: the same on all workers. Reading waits for a GPU."""
@@ -196,8 +215,8 @@ class Worker:
             if metrics is not None:
                 metrics.add_step(result, batch.total_weight)
             if result.skipped:
-                uids = ", ".join(dict.fromkeys(map(self.features.index.uid, batch.numbers)))
-                logger.warning("step %d was skipped, it is not finite; its records: %s", first + number, uids)
+                said = "step %d was skipped, it is not finite; its records: %s"
+                logger.warning(said, first + number, self._uids(batch))
 
     def _metrics(self) -> Metrics:
         step, steps = self.trainer.step_count, self.settings.steps
@@ -211,24 +230,29 @@ class Worker:
         batch = self.batches.training(self.order.share(step, self.world.rank, self.world.size))
         return batch.pinned() if self.world.device.type == "cuda" else batch
 
-    def _after_step(self, metrics: Metrics | None, result: StepResult, stop: bool) -> None:
+    def _after_step(self, metrics: Metrics | None, result: StepResult, stop: bool, save: bool) -> None:
         settings, step = self.settings, self.trainer.step_count
         last = step == settings.steps
         if metrics is not None and (last or _due(step, settings.log_every)):
             metrics.close_row(step, result, self.clock.take(), self._speed(metrics))
         if last or _due(step, settings.val_every):
             self._validate(metrics)
-        if metrics is not None:
-            self.background.check()
-            if last or stop or _due(step, settings.checkpoint_every) or self.outputs.is_old():
-                with self.clock.part("checkpoint"):
-                    self.outputs.checkpoint(metrics)
-            if last or _due(step, settings.sample_every):
-                self.outputs.sample(self.validation)
-                metrics.restart_clock()
-            if stop and not last:
-                self.background.wait()
+        self.background.check()
+        if _due(step, settings.log_every):
+            before, self._noticed = self._noticed, self._notice()
+            save = save or (self._noticed and not before)
+        if last or stop or save or _due(step, settings.checkpoint_every):
+            with self.clock.part("checkpoint"):
+                state = self.trainer.state()
+                if metrics is not None:
+                    self.outputs.checkpoint(metrics, *state)
+        if last or _due(step, settings.sample_every):
+            with self.trainer.averaged_weights():
+                if metrics is not None:
+                    self.outputs.sample(self.validation)
+                    metrics.restart_clock()
         if stop and not last:
+            self.background.wait()
             raise Stopped(step)
 
     def _speed(self, metrics: Metrics) -> dict[str, float]:

@@ -50,6 +50,8 @@ class FaultyProxy(LoopbackServer):
         self.upstream, self.seed, self.probability, self.down = upstream, seed, probability, down
         self.met: Counter[tuple[str, Trouble]] = Counter()  # (method, trouble) -> how often
         self.sent: Counter[str] = Counter()  # path -> bytes of answers to GET
+        self.upload_seconds = 0.0  # that the body of a PUT takes to arrive
+        self.uploading: Counter[str] = Counter()  # path -> such bodies that have not arrived
         self._asked: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
 
@@ -83,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept, as a store's are
 
     def _pass_on(self) -> None:
-        body = self._body()
+        body = self._uploaded() if self.command == "PUT" and self.server.upload_seconds else self._body()
         trouble = self.server.trouble(self.command, self.path)
         if trouble is Trouble.RESET:
             return self._reset()
@@ -110,12 +112,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
 
+    def _uploaded(self) -> bytes:
+        uploading, path = self.server.uploading, self.path.partition("?")[0]
+        with self.server.lock:
+            uploading[path] += 1
+        try:
+            time.sleep(self.server.upload_seconds)
+            return self._body()
+        finally:
+            with self.server.lock:
+                uploading[path] -= 1
+
     def _body(self) -> bytes:
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            size = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(size)
+            if len(body) < size:
+                raise ConnectionError(f"{self.path}: the client ended in the middle of its request")
+            return body
         data = b""
         while size := int(self.rfile.readline().partition(b";")[0], 16):
             data += self.rfile.read(size)

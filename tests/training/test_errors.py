@@ -23,6 +23,7 @@ from realcustom.training.failures import Failure, Failures, WorkerFailed
 from realcustom.training.features import BadRecord
 from realcustom.training.indexing import open_index
 from realcustom.training.loop import TrainingDiverged
+from realcustom.training.settings import TrainSettings
 from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
 from tests.support.training_runs import SETTINGS, fit
 
@@ -124,6 +125,32 @@ def test_a_failure_keeps_its_kind_on_its_way() -> None:
         assert failure.final and type(error) is WorkerFailed and bug.__name__ in str(error)
     for passing in (RuntimeError("Connection closed by peer"), OSError("a disk"), ConnectionResetError()):
         assert not Failure.of(passing).final and isinstance(Failure.of(passing).to_error(), WorkerFailed)
+
+
+def test_workers_are_where_the_settings_say() -> None:
+    plain, full = (
+        distributed.scaling(settings)
+        for settings in (
+            TrainSettings(),
+            TrainSettings(min_workers=1, use_gpu=True, worker_resources=("memory=3e10",), worker_labels=("zone=a",)),
+        )
+    )
+    assert plain.num_workers == 2 and plain.resources_per_worker == {"CPU": 1} and plain.label_selector is None
+    assert full.num_workers == (1, 2) and full.resources_per_worker == {"GPU": 1, "memory": 3e10}
+    assert full.label_selector == {"zone": "a"}
+    for wrong in ({"worker_resources": ("memory=much",)}, {"worker_labels": ("zone",)}, {"min_workers": 3}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            TrainSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_lost_workers_are_counted_against_progress() -> None:
+    failures = Failures()
+    assert [failures.begin(step, 2) for step in (0, 0, 0, 7, 7, 14, 14, 14)] == [0, 1, 3, 0, 1, 0, 1, 3]
+    failures.report(Failure.of(OSError("the last")))
+    assert failures.begin(14, -1) == 7 and failures.begin(14, 2) is None
+    kept = failures.kept()
+    assert kept is not None and kept.final and "the last" in kept.trace
+    assert "more than max_failures=2 times in a row, without a new checkpoint after step 14" in str(kept.to_error())
 
 
 def test_the_first_final_failure_is_kept() -> None:

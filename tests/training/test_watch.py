@@ -54,4 +54,4 @@ def test_checkpoints_come_by_the_clock(world: SimpleNamespace, tmp_path: Path, m
     monkeypatch.setattr(Worker, "_after_step", slow)
     fit(world, tmp_path, replace(SETTINGS, checkpoint_every=0, checkpoint_minutes=1, keep_checkpoints=9, steps=9))
     kept = [int(uri[-20:-12]) for uri in list_checkpoints(str(tmp_path / "checkpoints"), Store())]
-    assert kept == [3, 7, 9]
+    assert kept == [4, 8, 9]  # a step later: all workers agree on it
