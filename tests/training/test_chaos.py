@@ -154,7 +154,8 @@ def test_kills_of_workers_nodes_and_drivers_change_nothing(
 def test_a_run_goes_on_with_fewer_workers_and_with_more_again(world: SimpleNamespace, tmp_path: Path) -> None:
     """Two, one, two: the batches are the same, and so are the losses but for the order of sums."""
     config = tmp_path / "settings.yaml"
-    settings = replace(VARIED, steps=2000, num_workers=2, min_workers=1, batch_size=6, max_failures=-1)
+    settings = replace(VARIED, steps=1200, num_workers=2, min_workers=1, batch_size=6, max_failures=-1)
+    settings = replace(settings, val_every=400, checkpoint_every=20)
     write_settings(config, world.base, world.image_encoder, settings)
     arguments = ["--input", world.caches, "--output", str(tmp_path / "run"), "--config", str(config)]
     with local_cluster(3, 1, head_cpus=0) as cluster:

@@ -140,7 +140,7 @@ def test_workers_are_where_the_settings_say() -> None:
     assert full.label_selector == {"zone": "a"}
     for wrong in ({"worker_resources": ("memory=much",)}, {"worker_labels": ("zone",)}, {"min_workers": 3}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            TrainSettings(**wrong)  # type: ignore[arg-type]
+            TrainSettings(**wrong)
 
 
 def test_lost_workers_are_counted_against_progress() -> None:

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 from realcustom.checkpoint import load_adapter
 from realcustom.errors import UsageError
@@ -18,7 +20,6 @@ from realcustom.training.loop import World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
-from realcustom.training.sharding import DTensor
 from realcustom.training.worker import Worker
 from tests.support.loopback import free_port
 from tests.support.training_runs import METHOD, SETTINGS
@@ -48,7 +49,7 @@ def test_a_run_goes_on_sharded_and_whole_again(world: SimpleNamespace, tmp_path:
 
     jobs = [job(whole, 12, False), *(job(changing, steps, steps == 8) for steps in (4, 8, 12))]
     address = f"tcp://127.0.0.1:{free_port()}"
-    torch.multiprocessing.spawn(train, (address, jobs), nprocs=2)
+    spawn(train, (address, jobs), nprocs=2)
     rows = [read_rows(str(output), Store()) for output in (changing, whole)]
     kept = {row["step"]: row for row in rows[1] if "loss" in row}
     assert len(kept) == 12
