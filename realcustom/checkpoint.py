@@ -130,4 +130,5 @@ def _with_sorted_metadata(data: bytes) -> bytes:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + length :]))  # the tensors are copied once
+    # the tensors, much larger than all else, are copied once
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + length :]))
