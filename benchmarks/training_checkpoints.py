@@ -24,10 +24,11 @@ TENSORS, MIB = 128, 410  # weights and two moments of the adapter
 
 
 def stall(output: str, saves: int, seconds: float, every: int) -> dict[str, list[float]]:
-    """By checkpoint: the share of the time of the steps after it that is lost while it is copied and written, and seconds of
-    its copy."""
+    """By checkpoint: the share of the time of the steps after it that is lost while it is copied and written, and of
+    these, seconds of waiting until the one before is written, and of the copy."""
     tensors = {str(number): torch.randn(MIB * 2**20 // 4 // TENSORS) for number in range(TENSORS)}
-    store, snapshot, begins, copies = Store(), Snapshot(), list[float](), list[float]()
+    store, snapshot, begins = Store(), Snapshot(), list[float]()
+    waits, copies = list[float](), list[float]()
 
     def write(step: int) -> None:
         weights = {name: snapshot.tensors[name] for name in tensors if int(name) < TENSORS // 3}
@@ -47,11 +48,12 @@ def stall(output: str, saves: int, seconds: float, every: int) -> dict[str, list
                 break
             checkpoint = Checkpoint(tensors=tensors, counters={"step": step}, progress={}, identity="", losses={})
             background.wait()  # for the one before
+            waits.append(time.monotonic() - begins[-1])
             snapshot.take(checkpoint)
+            copies.append(time.monotonic() - begins[-1] - waits[-1])
             background.put(functools.partial(write, step))
-            copies.append(time.monotonic() - begins[-1])
     taken = [after - before for before, after in itertools.pairwise(begins)]
-    return {"shares": [one / (every * seconds) - 1 for one in taken], "seconds_of_a_copy": copies}
+    return {"shares": [one / (every * seconds) - 1 for one in taken], "waits": waits, "copies": copies}
 
 
 if __name__ == "__main__":
