@@ -25,6 +25,7 @@ class DataFault(enum.Enum):
     AMBIGUOUS_IMAGE = "ambiguous_image"
     MISSING_MASK = "missing_mask"
     DUPLICATE_KEY = "duplicate_key"
+    TOO_MANY_CAPTIONS = "too_many_captions"
     UNREADABLE_CAPTION = "unreadable_caption"
     UNREADABLE_TEXT = "unreadable_text"
     UNREADABLE_NAME = "unreadable_name"

@@ -9,42 +9,38 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.parquet import Fetched
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.unit import Unit, UnitKind, identity_of
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.columns import CAPTIONS, IMAGES, URLS, by_rule, find_column, texts_of
 from realcustom.preprocessing.ingest.other_columns import to_json
 from realcustom.preprocessing.ingest.sample import Entry, Sample, optional_text, raw_bytes, text_of, too_large
+from realcustom.preprocessing.ingest.table_rows import TableReader, is_text_type, require_data
 from realcustom.preprocessing.inputs import file_unit
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
 from realcustom.store import Store
 
 UNIT_BYTES = 2**26  # bytes of a large table that make a unit; a worker takes some six times as many
-_BUFFER = 2**20  # bytes of a column of a large table that are fetched at a time
-_BATCH = 64  # rows of it that are read at a time
 VIEW_GROUP = "view_group"  # column of any table: pictures of one group show the same subject
 
 
-def read_table(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
+def read_table(unit: Unit, settings: IngestSettings, reader: TableReader) -> Iterator[Entry]:
     """The unit's rows in the table's order. What of a row group cannot be read is a fault of each of its rows; a torn file
     is one fault."""
     file = unit.files[0]
     try:
-        table = _opened(unit, store)
+        schema, rows = reader.read(unit, lambda schema: columns_read(schema.names, settings))
     except (pa.ArrowInvalid, OSError) as error:
-        _require_data(error)
+        require_data(error)
         yield file.name, DataError(DataFault.TORN_TABLE, f"not a readable Parquet file: {error}")
         return
-    check_source_table(table.schema_arrow, settings, file.name)
-    image = image_column(table.schema_arrow, settings)
+    check_source_table(schema, settings, file.name)
+    image = image_column(schema, settings)
     assert image is not None, "checked above"
-    for number, row in _rows(table, unit, columns_read(table.schema_arrow.names, settings)):
+    for number, row in rows:
         key = f"{file.name}#{number}"
         try:
             yield key, row if isinstance(row, DataError) else _sample(row, image, settings)
@@ -72,112 +68,6 @@ def table_units(entry: FileEntry, store: Store) -> list[Unit]:
         )
         for number, first in enumerate(range(0, rows, count))
     ]
-
-
-def _opened(unit: Unit, store: Store) -> pq.ParquetFile:
-    """The table: in memory where the unit is all of it, else its bytes fetched as they are needed."""
-    uri = unit.files[0].uri
-    if unit.count is None:
-        return pq.ParquetFile(pa.BufferReader(store.read(uri)))
-    # a page may hold a thousand pictures, and a Python file copies what it reads
-    filesystem, path = storage.open_filesystem(uri)
-    remote = storage.is_remote(uri)
-    source = pa.PythonFile(Fetched(store.open(uri, chunk=0)), mode="r") if remote else filesystem.open_input_file(path)
-    return pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False)
-
-
-def _rows(
-    table: pq.ParquetFile, unit: Unit, columns: list[str] | None
-) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """The unit's rows with their numbers, a few in memory at a time."""
-    first, last = unit.first, table.metadata.num_rows if unit.count is None else unit.first + unit.count
-    start = 0
-    for group in range(table.num_row_groups):
-        end = start + table.metadata.row_group(group).num_rows
-        number = max(start, first)
-        try:
-            if number < min(end, last):
-                for at, batch in _batches(table, group, start, columns):
-                    low, high = max(number, at) - at, min(last - at, len(batch))
-                    own = batch.slice(low, high - low) if low < high else batch.slice(0, 0)
-                    for row in plain_rows(pa.Table.from_batches([own])):
-                        yield number, row
-                        number += 1
-                    if at + len(batch) >= last:
-                        break
-        except (pa.ArrowInvalid, OSError) as error:
-            _require_data(error)
-            torn = DataError(DataFault.TORN_TABLE, f"row group {group} is broken: {error}")
-            yield from ((missing, torn) for missing in range(number, min(end, last)))
-        start = end
-
-
-def _batches(
-    table: pq.ParquetFile, group: int, start: int, columns: list[str] | None
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """A row group in pieces, each with the number of its first row."""
-    for batch in table.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False):
-        yield start, batch
-        start += len(batch)
-
-
-def _require_data(error: Exception) -> None:
-    """Raise the error again unless it is about the bytes: one of the disk or the store has a number or names that."""
-    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
-        raise error
-
-
-def plain_rows(table: pa.Table) -> Iterator[dict[str, Any] | DataError]:
-    """The rows as Python objects. Arrow has not checked that texts are UTF-8: invalid bytes come as surrogates."""
-    names = table.schema.names
-    texts = [name for name, field in zip(names, table.schema, strict=True) if is_text_type(field.type)]
-    for name in texts:
-        column = table[name]
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        column = column.cast(kind, safe=False).cast(pa.large_binary())
-        table = table.set_column(names.index(name), name, column)
-    for batch in table.to_batches(max_chunksize=64):  # rows that become Python objects at a time
-        for row in _to_pylist(batch):
-            if isinstance(row, dict):
-                row |= {name: row[name].decode("utf-8", "surrogateescape") for name in texts if row[name] is not None}
-            yield row
-
-
-def _to_pylist(batch: pa.RecordBatch) -> list[dict[str, Any] | DataError]:
-    try:
-        rows: list[dict[str, Any] | DataError] = batch.to_pylist()
-        return rows
-    except (ValueError, OverflowError):  # of one value somewhere
-        return [_row(batch.slice(index, 1)) for index in range(len(batch))]
-
-
-def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
-    """The row of a batch of one. A value without a Python type is given as Arrow's text of it."""
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            row[name] = column[0].as_py()
-        except UnicodeDecodeError as error:  # of a text inside a list or struct
-            return DataError(DataFault.UNREADABLE_TEXT, f"a text in a list or struct is not UTF-8: {error}")
-        except (ValueError, OverflowError):  # a time beyond the year 9999, or of a zone that nobody knows
-            row[name] = _as_text(column)
-    return row
-
-
-def _as_text(column: pa.Array) -> str:
-    """The only value of a column as text."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp(column.type.unit))  # in UTC: the time zone may be invalid
-    try:
-        return str(column.cast(pa.string())[0].as_py())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return " ".join(column.to_string().split())
-
-
-def is_text_type(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, as it is or by a dictionary."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def image_column(schema: pa.Schema, settings: IngestSettings) -> str | None:

@@ -13,19 +13,20 @@ from realcustom.preprocessing.ingest.folder import read_pictures
 from realcustom.preprocessing.ingest.listing import is_addressable
 from realcustom.preprocessing.ingest.parquet import read_table
 from realcustom.preprocessing.ingest.sample import Entry, unreadable_name
+from realcustom.preprocessing.ingest.table_rows import TableReader
 from realcustom.preprocessing.ingest.webdataset import read_shard
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
 
 
-def read_source(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
-    """All samples of a unit, in the source's own order."""
+def read_source(unit: Unit, settings: IngestSettings, store: Store, reader: TableReader) -> Iterator[Entry]:
+    """All samples of a unit, in the source's own order. `reader` is the worker's, for all of its units."""
     if unit.kind is UnitKind.TAR and not is_addressable(unit.files[0].name):
         return iter([(unit.files[0].name, unreadable_name())])
     if unit.kind is UnitKind.TAR:
         return read_shard(unit, settings, store)
     if unit.kind is UnitKind.TABLE:
-        return read_table(unit, settings, store)
+        return read_table(unit, settings, reader)
     if unit.kind is UnitKind.URLS:
         from realcustom.preprocessing.ingest.urls import read_urls  # the HTTP client only where something is fetched
 

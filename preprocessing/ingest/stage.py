@@ -17,12 +17,14 @@ from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded, n
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
 from realcustom.preprocessing.ingest.sample import Entry, Sample, is_text
 from realcustom.preprocessing.ingest.sources import read_source
+from realcustom.preprocessing.ingest.table_rows import TableReader
 from realcustom.preprocessing.pictures import examine
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.record import picture_uid
 from realcustom.store import Store
 
 WITHOUT_CAPTION = "without_caption"
+MOST_CAPTIONS = 1000  # of one picture that become rows
 SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS])
 
 
@@ -31,12 +33,13 @@ class Ingest:
 
     def __init__(self, settings: IngestSettings, store: Store):
         self._settings, self._store = settings, store
+        self._tables = TableReader(store)
 
     def __call__(self, unit: Unit) -> UnitResult:
         """Read and check all samples of `unit`, in the source's order."""
         rows_in, excluded, good = 0, list[ExcludedRow](), list[dict[str, Any]]()
         seen, notes = set[str](), defaultdict[str, list[str]](list)
-        for name, entry in _each_caption(read_source(unit, self._settings, self._store)):
+        for name, entry in _each_caption(read_source(unit, self._settings, self._store, self._tables)):
             rows_in += 1
             key = name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
             uid = picture_uid(key)
@@ -75,6 +78,10 @@ class Ingest:
 def _each_caption(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries; a sample of several captions once for each of them."""
     for name, entry in entries:
+        if isinstance(entry, Sample) and len(entry.captions) >= MOST_CAPTIONS:
+            number = 1 + len(entry.captions)
+            yield name, DataError(DataFault.TOO_MANY_CAPTIONS, f"{number}, and each would be a row with the picture")
+            continue
         yield name, entry
         if isinstance(entry, Sample):
             for number, caption in enumerate(entry.captions, start=1):

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.ingest.columns import FILES, URLS, find_column
-from realcustom.preprocessing.ingest.parquet import holds_bytes, image_column, is_text_type
+from realcustom.preprocessing.ingest.parquet import holds_bytes, image_column
+from realcustom.preprocessing.ingest.table_rows import is_text_type
 from realcustom.preprocessing.pictures import looks_like_picture
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry

@@ -13,8 +13,9 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.download import download
-from realcustom.preprocessing.ingest.parquet import columns_read, plain_rows, sample_of
+from realcustom.preprocessing.ingest.parquet import columns_read, sample_of
 from realcustom.preprocessing.ingest.sample import Entry, Sample, raw_bytes
+from realcustom.preprocessing.ingest.table_rows import plain_rows
 from realcustom.preprocessing.ingest.text_table import is_text_table, read_rows
 from realcustom.preprocessing.ingest.url_units import url_column
 from realcustom.preprocessing.settings import IngestSettings

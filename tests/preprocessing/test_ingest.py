@@ -16,10 +16,13 @@ from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.ingest import parquet
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.ingest import parquet, table_rows
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind
 from realcustom.record import picture_uid
+from realcustom.storage import list_files
+from realcustom.store import Store
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes, write_shards
 from tests.support.stages import excluded_of, ingest, table_of
 
@@ -281,9 +284,62 @@ def test_a_large_table_is_read_in_units_of_some_rows(
     pq.write_table(pa.table({"image": pictures, "caption": list("abcdefghijk")}), path, row_group_size=group)
     whole = table_of(ingest(tmp_path / "src", tmp_path / "whole")).to_pylist()
     monkeypatch.setattr(parquet, "UNIT_BYTES", path.stat().st_size // 5)
-    monkeypatch.setattr(parquet, "_BATCH", 2)
+    monkeypatch.setattr(table_rows, "_BATCH_ROWS", 2)
     result = ingest(tmp_path / "src", tmp_path / "out")
     assert result.units_run == 4 and table_of(result).to_pylist() == whole and len(whole) == 11
+
+
+def test_a_row_group_that_several_units_are_of_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"image": [png(picture(number)) for number in range(12)]}), tmp_path / "t.parquet")
+    monkeypatch.setattr(parquet, "UNIT_BYTES", (tmp_path / "t.parquet").stat().st_size // 4)
+    units = parquet.table_units(list_files(tmp_path)[0], Store())
+    assert [unit.first for unit in units] == [0, 3, 6, 9]
+    opened: list[int] = []
+    real = table_rows._open
+
+    def counting(unit: Unit, store: Store) -> pq.ParquetFile:
+        opened.append(unit.first)
+        return real(unit, store)
+
+    monkeypatch.setattr(table_rows, "_open", counting)
+    reader = table_rows.TableReader(Store())
+    settings = IngestSettings(caption_column=None)
+    keys = [[key for key, _ in parquet.read_table(unit, settings, reader)] for unit in units]
+    assert opened == [0] and [key for unit in keys for key in unit] == [f"t.parquet#{number}" for number in range(12)]
+    # one that another worker goes on with, and one out of order
+    assert [key for key, _ in parquet.read_table(units[2], settings, reader)] == keys[2]
+    assert [key for key, _ in parquet.read_table(units[1], settings, reader)] == keys[1]
+    assert opened == [0, 6, 3]
+
+
+def test_of_a_torn_row_group_the_rows_after_the_tear_are_faults_whoever_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [np.random.default_rng(number).bytes(3000) for number in range(8)]
+    path = tmp_path / "t.parquet"
+    pq.write_table(
+        pa.table({"image": images}),
+        path,
+        use_dictionary=False,
+        compression="zstd",
+        data_page_size=3000,
+        write_batch_size=2,
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = b"\xff" * 4000
+    path.write_bytes(bytes(data))
+    monkeypatch.setattr(parquet, "UNIT_BYTES", len(data) // 4)
+    monkeypatch.setattr(table_rows, "_BATCH_ROWS", 2)
+    units = parquet.table_units(list_files(tmp_path)[0], Store())
+    reader, settings = table_rows.TableReader(Store()), IngestSettings(caption_column=None)
+    together = [[(key, str(found)) for key, found in parquet.read_table(unit, settings, reader)] for unit in units]
+    alone = [
+        [(key, str(found)) for key, found in parquet.read_table(unit, settings, table_rows.TableReader(Store()))]
+        for unit in units
+    ]
+    assert together == alone and len(units) == 4
+    faults = [text for unit in together for _, text in unit if "torn_table" in text or "row group 0" in text]
+    assert 0 < len(faults) < 8
 
 
 def test_a_torn_table_is_quarantined_wherever_it_stands(tmp_path: Path) -> None:

@@ -435,6 +435,19 @@ def test_several_captions_of_a_row(tmp_path: Path) -> None:
     assert captions(each) == {"t.parquet#0": "a", "t.parquet#0#caption1": "a longer one", "t.parquet#1": None}
 
 
+@pytest.mark.parametrize("rule", list(CaptionRule))
+def test_a_list_of_a_million_captions(rule: CaptionRule, tmp_path: Path) -> None:
+    texts = [f"toy {number}" for number in range(1_000_000)]
+    table = pa.table({"image": [P[0], P[1]], "caption": pa.array([texts, ["one"]])})
+    (tmp_path / "src").mkdir()
+    pq.write_table(table, tmp_path / "src/t.parquet")
+    result = ingest(tmp_path / "src", tmp_path / "out", caption_rule=rule)
+    many = rule is CaptionRule.EACH
+    assert result.report["in"] == 2 and result.report["quarantined"] == ({"too_many_captions": 1} if many else {})
+    assert captions(result)["t.parquet#1"] == "one"
+    assert many or captions(result)["t.parquet#0"] == ("toy 0" if rule is CaptionRule.FIRST else "toy 100000")
+
+
 def test_pictures_in_base64(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = [base64.b64encode(P[0]).decode(), "data:image/jpeg;base64," + base64.b64encode(P[1]).decode(), "no base64!"]
     source = write(tmp_path / "src", {"x": ""})
