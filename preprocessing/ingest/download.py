@@ -11,7 +11,9 @@ import re
 import socket
 from collections.abc import Sequence
 
+import aiohttp
 import httpx
+from yarl import URL
 
 from realcustom.http_retry import (
     TryAgain,
@@ -97,8 +99,8 @@ class _Downloader:
                 request = await resolve(target, self._settings.private_addresses)
             async with self._session.connections, asyncio.timeout(self._settings.download.timeout):
                 return await self._get(request, target, url)
-        except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
-            if isinstance(error, (httpx.ConnectError, httpx.TimeoutException, TimeoutError)):
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if isinstance(error, (aiohttp.ClientConnectorError, TimeoutError)):
                 self._known.was_silent(target.site)
             raise TryAgain(no_answer(error)) from error
         except socket.gaierror as error:
@@ -113,28 +115,32 @@ class _Downloader:
 
     async def _get(self, request: PinnedRequest, target: UrlTarget, url: str) -> bytes | str:
         """The body, or where a redirect leads."""
-        async with self._session.client.stream(
-            "GET", request.url, headers={"Host": request.host_header}, extensions=request.extensions
+        async with self._session.client.get(
+            URL(str(request.url), encoded=True),
+            headers={"Host": request.host_header},
+            server_hostname=request.server_hostname,
+            allow_redirects=False,
         ) as response:
             self._known.answered(target.site)
-            status, headers = response.status_code, response.headers
+            status, headers = response.status, response.headers
             if is_passing(status):
-                raise TryAgain(f"HTTP {status}", retry_after(headers.get("retry-after")))
-            moved = status in _REDIRECTS and "location" in headers
+                raise TryAgain(f"HTTP {status}", retry_after(headers.get("Retry-After")))
+            moved = status in _REDIRECTS and "Location" in headers
             if status != httpx.codes.OK and not moved:
                 raise RowDropped(f"http_{status}", url)
-            if opted_out(headers.get_list("x-robots-tag"), self._settings.download.user_agent):
-                raise RowDropped("robots_opt_out", f"X-Robots-Tag: {headers['x-robots-tag']} at {url}")
-            return _join(url, headers["location"]) if moved else await self._body(response)
+            rules = headers.getall("X-Robots-Tag", [])
+            if opted_out(rules, self._settings.download.user_agent):
+                raise RowDropped("robots_opt_out", f"X-Robots-Tag: {', '.join(rules)} at {url}")
+            return _join(url, headers["Location"]) if moved else await self._body(response)
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._settings.max_bytes
         message = f"more than ingest.max_bytes={limit}"
-        declared = response.headers.get("content-length", "")
+        declared = response.headers.get("Content-Length", "")
         if declared.isdigit() and int(declared) > limit:
             raise DataError(DataFault.TOO_MANY_BYTES, f"{declared} bytes, {message}")
         data = bytearray()
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.content.iter_any():
             data += chunk
             if len(data) > limit:
                 raise DataError(DataFault.TOO_MANY_BYTES, message)

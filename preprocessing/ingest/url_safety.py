@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import httpx
 
@@ -53,7 +52,7 @@ class PinnedRequest:
 
     url: httpx.URL
     host_header: str
-    extensions: dict[str, Any] = field(default_factory=dict)
+    server_hostname: str | None  # that a certificate must be for; None: not over https
 
 
 async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
@@ -75,9 +74,11 @@ async def resolve(target: UrlTarget, private_addresses: bool) -> PinnedRequest:
             message = f"'{target.host}' is {inner}, not a public address; ingest.private_addresses=true allows such"
             raise RowDropped("private_address", message)
     chosen = min(addresses, key=lambda address: address.version)  # IPv4 first: every network routes it
-    extensions = {"sni_hostname": target.host} if target.url.scheme == "https" else {}
-    url = target.url.copy_with(host=str(chosen), username=None, password=None)
-    return PinnedRequest(url=url, host_header=target.url.netloc.decode("ascii"), extensions=extensions)
+    return PinnedRequest(
+        url=target.url.copy_with(host=str(chosen), username=None, password=None),
+        host_header=target.url.netloc.decode("ascii"),
+        server_hostname=target.url.raw_host.decode("ascii") if target.url.scheme == "https" else None,
+    )
 
 
 def _port(url: httpx.URL) -> int:
