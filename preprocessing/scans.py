@@ -2,6 +2,10 @@
 
 libjpeg fills a scan that ends early with flat grey and reports success, as long as an end marker stands behind it. With
 the marker taken away it must ask for more data where some are lacking, and Pillow then finds that the file is truncated.
+
+A picture of several scans is decoded after its last marker, so there it is asked otherwise: bytes of ones are given to the
+decoder two at a time before that marker. Between scans it takes all of them, as what it has to skip. Within a scan they are
+part of a code that is none, and it keeps them until it has the 17 bits after which it gives up.
 """
 
 from __future__ import annotations
@@ -9,9 +13,16 @@ from __future__ import annotations
 import io
 import re
 
+from PIL import Image, ImageFile
+
 # After a complete scan the decoder looks ahead by up to 8 bytes. These are read as data where some are lacking, so a scan
 # that lacks less than them is taken for complete.
 _AHEAD = b"\0" * 16
+_ONES = b"\xff\0"  # eight bits of a scan, and nothing between scans
+_GIVEN, _TAKEN = (
+    16,
+    4,
+)  # pairs of bytes that are given at the end of a last scan, and of the last ones those that must be taken
 _TAIL = 32  # bytes before the end that a sound picture cannot be decoded without
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a segment: no stuffed byte, no restart
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2  # Huffman-coded; frames of other kinds are rare and not looked at
@@ -43,6 +54,33 @@ class Stream(io.BytesIO):
         """After decoding: the last pixel came before the last bytes, or these hold a marker of nothing, as after flipped
         bits. Pixels may be wrong."""
         return self._is_odd or (self._tail is not None and not self._asked)
+
+
+def load_scans(image: ImageFile.ImageFile, data: bytes) -> bool | None:
+    """Decode a JPEG of several scans, opened from `data`; whether its last one is complete.
+
+    None: it is another picture, or broken, and is not decoded. A scan that lacks less than some 20 bytes is taken for complete.
+    """
+    end = _end_of_last_scan(data)
+    if end is None or len(image.tile) != 1 or image.tile[0].offset:
+        return None
+    name, extents, _, arguments = image.tile[0]
+    image.load_prepare()
+    decoder = Image._getdecoder(image.mode, name, arguments, image.decoderconfig)
+    decoder.setimage(image.im, extents)
+    left, kept = b"", []
+    for piece in (data[:end], *[_ONES] * _GIVEN, data[end:]):
+        left += piece
+        taken, error = decoder.decode(left)
+        if taken < 0:
+            break
+        left = left[taken:]
+        kept.append(len(left))
+    decoder.cleanup()
+    if taken >= 0 or error < 0 or len(kept) <= _GIVEN:  # it does not end, or not with its last marker
+        return None
+    image.tile = []
+    return not any(kept[-_TAKEN:])
 
 
 def lacks_scans(data: bytes) -> bool:
@@ -77,6 +115,16 @@ def _end_of_only_scan(data: bytes) -> tuple[int | None, bool]:
             is_long = found.start() - begin > 8 * _TAIL
             return found.start() if after == _EOI and is_long else None, after not in _AFTER_SCAN
     return None, False
+
+
+def _end_of_last_scan(data: bytes) -> int | None:
+    """Where the marker after the last of several scans stands; None for other pictures."""
+    segments = _segments(data)
+    scans = [start + length for marker, start, length in segments if marker == _SOS]
+    if len(scans) < 2 or not any(marker in (*_SEQUENTIAL, _PROGRESSIVE) for marker, _, _ in segments):
+        return None
+    found = _MARKER.search(data, scans[-1])
+    return found.start() if found is not None and data[found.start() + 1] in _AFTER_SCAN else None
 
 
 def _segments(data: bytes) -> list[tuple[int, int, int]]:
