@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
+from xml.sax.saxutils import unescape
 
 from pyarrow import fs
 
 from realcustom.errors import MissingFile, UsageError
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
+_FIELDS = [re.compile(rb"<%b>([^<]*)</%b>" % (name, name)) for name in (b"Key", b"Size", b"ETag")]  # of a listing
+_CONTENTS = re.compile(rb"<Contents>.*</Contents>", re.DOTALL)
 WRITE_ATTEMPTS = 10  # tries of a local write whose temporary file another process removes
 LISTING_ATTEMPTS = 8  # tries of a page of a listing, with growing waits: about a minute for an overloaded store
 
@@ -203,16 +206,18 @@ def list_names(uri: str | Path) -> list[str]:
         raise MissingFile(f"no folder at {uri}") from None
 
 
-def begins_any(prefix: str) -> bool:
-    """Whether some file's URI begins with `prefix`."""
+def first_beginning(prefix: str) -> str | None:
+    """The URI of a file whose URI begins with `prefix`. None: there is none."""
     if not is_remote(prefix):
         folder, _, start = prefix.rpartition("/")
         try:
-            return any(name.startswith(start) for name in os.listdir(open_filesystem(folder)[1]))
+            names = os.listdir(open_filesystem(folder)[1])
         except FileNotFoundError:
-            return False
+            return None
+        return next((f"{folder}/{name}" for name in names if name.startswith(start)), None)
     bucket, _, key = prefix.removeprefix("s3://").partition("/")
-    return bool(s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"))
+    found = s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Files")
+    return f"s3://{bucket}/{found[0][0]}" if found else None
 
 
 def s3_client() -> Any:
@@ -229,21 +234,48 @@ def _client_of(*settings: str | None) -> Any:
 
     retries = {"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}
     client = boto3.Session().client("s3", config=Config(retries=retries))
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _read_page)
+    # under this name it comes before botocore's own handlers, of which one parses the whole page
+    client.meta.events.register("before-parse.*.ListObjectsV2", _read_page)
     return client
 
 
 def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Read the files of a page of a listing here, at a tenth of botocore's cost, and leave it the rest of the page.
+    """Read the files of a page of a listing here, at a small part of botocore's cost, and leave it the rest of the page.
 
     They come as `Files`: key, size and ETag of each.
     """
     if response_dict["status_code"] != 200:
         return
+    read = _read_plain(response_dict["body"]) or _read_xml(response_dict["body"])
+    if read is not None:
+        customized_response_dict["Files"], response_dict["body"] = read
+
+
+_Files = list[tuple[str, int, str]]  # key, size and ETag
+
+
+def _read_plain(body: bytes) -> tuple[_Files, bytes] | None:
+    """The files of a page that is written as S3 writes it, and the rest of it. None: it is written otherwise."""
+    if b"&#" in body or b"<![CDATA[" in body or b"<CommonPrefixes>" in body:
+        return None
+    columns = [pattern.findall(body) for pattern in _FIELDS]
+    if not columns[0] or any(len(column) != body.count(b"<Contents>") for column in columns):
+        return None
+    keys, sizes, tags = (list(map(bytes.decode, column)) for column in columns)
+    if b"&amp;" in body or b"&lt;" in body or b"&gt;" in body:
+        keys = list(map(unescape, keys))
+    if b"<EncodingType>url</EncodingType>" in body:
+        keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
+    versions = [tag.replace("&quot;", "").strip('"') for tag in tags]
+    return list(zip(keys, map(int, sizes), versions, strict=True)), _CONTENTS.sub(b"", body)
+
+
+def _read_xml(body: bytes) -> tuple[_Files, bytes] | None:
+    """The same of any page. None: it is cut off, and botocore says so, and asks again."""
     try:
-        page = ElementTree.fromstring(response_dict["body"])
-    except ElementTree.ParseError:  # cut off: botocore says so, and asks again
-        return
+        page = ElementTree.fromstring(body)
+    except ElementTree.ParseError:
+        return None
     space = page.tag.rpartition("}")[0] + "}" if page.tag.startswith("{") else ""
     key_tag, size_tag, tag_tag = (f"{space}{name}" for name in ("Key", "Size", "ETag"))
     is_encoded = page.findtext(f"{space}EncodingType") == "url"
@@ -254,8 +286,7 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
         key = unquote_plus(key) if is_encoded and ("%" in key or "+" in key) else key
         files.append((key, int(found[size_tag] or 0), (found[tag_tag] or "").strip('"')))
         page.remove(item)
-    customized_response_dict["Files"] = files
-    response_dict["body"] = ElementTree.tostring(page)
+    return files, ElementTree.tostring(page)
 
 
 def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:

@@ -12,6 +12,9 @@ from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.settings import Device
 
+_LARGEST_BUNDLE = 16  # units
+_BUNDLES_PER_PLACE = 8  # at least
+
 
 def fit_to_cluster(job: StageJob, units: Sequence[Unit]) -> tuple[StageJob, list[str]]:
     """The job with its shared limits divided among its workers; and warnings for the user."""
@@ -46,6 +49,14 @@ def model_workers(job: StageJob, units: int, gpus: int) -> int:
     if job.settings.execution.workers is not None:
         return job.settings.execution.workers
     return max(1, min(gpus, units)) if job.settings.compute.device is Device.CUDA else 1
+
+
+def bundle_size(units: int, places: int) -> int:
+    """The number of units that are handed out at once, where so many bundles are worked on at a time.
+
+    A bundle costs the driver some milliseconds; at the end places wait for the last one.
+    """
+    return max(1, min(_LARGEST_BUNDLE, units // (places * _BUNDLES_PER_PLACE)))
 
 
 def lacking(job: StageJob) -> str | None:

@@ -81,16 +81,26 @@ class StageDirectory:
         name = f"{unit.name}.{unit.identity}.{content[:ID_DIGITS]}.json"
         self.store.write(storage.join(self.uri, "manifests", name), to_json_bytes(manifest))
 
-    def is_done(self, unit: Unit) -> bool:
-        """Whether a unit's manifest is there."""
+    def counts_of(self, unit: Unit) -> Counts | None:
+        """The counts in a unit's manifest; None: there is none, and the unit is not done."""
+        if not storage.is_remote(self.uri) and not self.store.exists(self.rows_uri(unit.name)):
+            return (
+                None  # the rows come first, and on a disk a folder of very many manifests would be listed for each unit
+            )
         prefix = storage.join(self.uri, "manifests", f"{unit.name}.{unit.identity}.")
-        return self.store.call(storage.begins_any, prefix, "list")
+        uri = self.store.call(storage.first_beginning, prefix, "list")
+        return None if uri is None else self._counts_in(uri)
 
-    def counts(self, manifests: Sequence[ManifestName]) -> list[Counts]:
-        """The sum of the manifests' counts."""
+    def counts(self, manifests: Sequence[ManifestName]) -> Counts:
+        """The sum of the manifests' counts. Reads all of them."""
+        total = Counts()
         with ThreadPoolExecutor(max_workers=16) as pool:
-            documents = pool.map(lambda manifest: self.store.read(manifest.uri), manifests)
-            return [Counts.from_dict(json.loads(document)["counts"]) for document in documents]
+            for counts in pool.map(lambda manifest: self._counts_in(manifest.uri), manifests):
+                total.add(counts)
+        return total
+
+    def _counts_in(self, manifest: str) -> Counts:
+        return Counts.from_dict(json.loads(self.store.read(manifest))["counts"])
 
     def remove(self, manifests: Iterable[ManifestName], with_outputs: bool = False) -> None:
         """Make units not done. The manifest is deleted first, so that none names missing outputs; the
@@ -146,11 +156,13 @@ def read_description(directory: str, store: Store) -> dict[str, Any]:
 
 
 def read_json(uri: str, store: Store) -> dict[str, Any]:
-    """The object in a JSON file. Raises UsageError for a file that is not valid JSON."""
+    """The object in a JSON file. Raises UsageError for a file that holds none."""
     try:
-        found: dict[str, Any] = json.loads(store.read(uri))
-    except json.JSONDecodeError as error:
+        found = json.loads(store.read(uri))
+    except ValueError as error:
         raise UsageError(f"{uri} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{uri} holds {type(found).__name__}, expected an object")
     return found
 
 

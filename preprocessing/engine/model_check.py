@@ -85,6 +85,8 @@ def _check_config(model: str, config: Path, setting: str, wanted: ModelSetting) 
         raise UsageError(f"{setting}: {model} is no model: it has no config.json") from error
     except ValueError as error:
         raise UsageError(f"{setting}: config.json of {model} is not JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("id2label") or {}, dict):
+        raise UsageError(f"{setting}: config.json of {model} is no model's configuration")
     found = values.get("model_type")
     if wanted.model_type is not None and found != wanted.model_type:
         raise UsageError(

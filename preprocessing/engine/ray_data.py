@@ -1,13 +1,15 @@
 """A stage's units through Ray Data: one row per unit, so that a unit stays whole through every operator.
 
-A stage without models is one task per unit, or, where units wait for a network, a pool of actors that have several at once.
-A stage with models is three operators, reading -> a pool of actors that hold the models -> writing, so that storage and
-models work at the same time and memory holds a few units.
+Units are handed out in bundles, blocks of some rows, since each block costs the driver some milliseconds. A stage without
+models is one task per bundle, or, where units wait for a network, a pool of actors that have several bundles at once. A stage
+with models is three operators, reading -> a pool of actors that hold the models -> writing, so that storage and models work at
+the same time and memory holds a few units.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 import traceback
@@ -20,10 +22,18 @@ from ray.actor import ActorHandle
 
 from realcustom import log
 from realcustom.errors import UsageError
-from realcustom.preprocessing.engine.cluster import model_workers, task_limit, task_workers
+from realcustom.preprocessing.engine.cluster import bundle_size, model_workers, task_limit, task_workers
 from realcustom.preprocessing.engine.ray_metrics import StageMetrics, observe_seconds
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
-from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, commit_unit, do_unit, read_unit
+from realcustom.preprocessing.engine.worker import (
+    Processor,
+    StageJob,
+    UnitDone,
+    UnitTaken,
+    commit_unit,
+    do_unit,
+    read_unit,
+)
 from realcustom.preprocessing.engine.worker_deaths import in_this_process, start_counting
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.settings import Device
@@ -46,15 +56,21 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
             unit on which workers keep dying.
         UsageError: for settings that only a worker can check.
     """
-    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units))
+    if job.models:
+        places = workers = model_workers(job, len(units), int(ray.cluster_resources().get("GPU", 0)))
+    else:
+        workers = task_workers(job, units)
+        places = workers * job.units_at_once
+    bundles = math.ceil(len(units) / bundle_size(len(units), places))
+    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=bundles)
     dataset.context.enable_progress_bars = False
     deaths, metrics = start_counting(job.name), StageMetrics(job.name)
     if job.models:
-        dataset = _with_models(dataset, job, deaths, len(units))
+        dataset = _with_models(dataset, job, deaths, workers)
     elif job.units_at_once > 1:
-        dataset = _several_at_once(dataset, job, deaths, units)
+        dataset = _several_at_once(dataset, job, deaths, workers)
     else:
-        dataset = _without_models(dataset, job, deaths, len(units))
+        dataset = _without_models(dataset, job, deaths, bundles)
     for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
         if row["refusal"] or row["bug"]:
@@ -63,7 +79,7 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
             raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
         if row["bug"]:
             raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
-        if row["taken"]:
+        if row["taken"] and not row["counts"]:
             metrics.unit_ended("taken")
             continue
         counts = Counts.from_dict(json.loads(row["counts"]))
@@ -82,12 +98,11 @@ def _elsewhere(node: str) -> str:
     return f" (said by node {name})" if node and number != ray.get_runtime_context().get_node_id() else ""
 
 
-def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: int) -> ray.data.Dataset:
+def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, workers: int) -> ray.data.Dataset:
     compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
-    workers = model_workers(job, units, int(ray.cluster_resources().get("GPU", 0)))
     # not the actors' num_cpus: Ray fuses operators with equal ones, and reading would wait for the model
-    reading = _counted(job.name, "read", _reading(job), deaths, limit)
-    dataset = dataset.map_batches(reading, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    reading = _bundled(lambda: _counted(job.name, "read", _reading(job), deaths, limit))
+    dataset = dataset.map_batches(reading, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
     dataset = dataset.map_batches(
         _ModelWorker,
         fn_constructor_args=(job, deaths, limit, log.level()),
@@ -97,31 +112,29 @@ def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, 
         num_cpus=compute.threads,
         num_gpus=1 if compute.device is Device.CUDA else 0,
     )
-    committing = _counted(job.name, "commit", _committing(job), deaths, limit)
-    return dataset.map_batches(committing, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+    committing = _bundled(lambda: _counted(job.name, "commit", _committing(job), deaths, limit))
+    return dataset.map_batches(committing, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 
-def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: int) -> ray.data.Dataset:
-    most = task_limit(job)
+def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, bundles: int) -> ray.data.Dataset:
+    most, limit = task_limit(job), job.settings.execution.max_worker_deaths
     return dataset.map_batches(
-        _counted(job.name, "whole", _whole(job), deaths, job.settings.execution.max_worker_deaths),
-        batch_size=1,
+        _bundled(lambda: _counted(job.name, "whole", _whole(job), deaths, limit)),
+        batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, units)),  # Ray warns of more tasks
+        compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, bundles)),  # Ray warns of more tasks
         num_cpus=1,
     )
 
 
-def _several_at_once(
-    dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, units: tuple[Unit, ...]
-) -> ray.data.Dataset:
+def _several_at_once(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, workers: int) -> ray.data.Dataset:
     return dataset.map_batches(
         _ThreadedWorker,
         fn_constructor_args=(job, deaths, job.settings.execution.max_worker_deaths, log.level()),
-        batch_size=1,
+        batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=task_workers(job, units),
+            size=workers,
             max_tasks_in_flight_per_actor=job.units_at_once,
             max_concurrent_calls_per_actor=job.units_at_once,
             enable_true_multi_threading=True,
@@ -131,30 +144,53 @@ def _several_at_once(
 
 
 class _ThreadedWorker:
-    """An actor that does several units at once, each in a thread of its own."""
+    """An actor that does several bundles at once, each in a thread of its own."""
 
     def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
         log.configure(log_level)
-        self._work = _counted(job.name, "whole", _whole(job), deaths, limit)
+        self._work = _bundled(lambda: _counted(job.name, "whole", _whole(job), deaths, limit))
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return self._work(batch)
+    def __call__(self, bundle: pa.Table) -> Iterator[pa.Table]:
+        return self._work(bundle)
 
 
 class _ModelWorker:
-    """An actor that holds a stage's models."""
+    """An actor that holds a stage's models. It takes a bundle's units one by one: all its work is in one thread."""
 
     def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
         log.configure(log_level)
         self._processor = Processor(job)
         self._work = _counted(job.name, "model", self._process, deaths, limit)
+        self._failure: pa.Table | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return self._work(batch)
+        if self._failure is not None:  # the driver stops when it sees it, and that is at the bundle's end
+            return self._failure
+        result = self._work(batch)
+        self._failure = result if _has_failed(result) else None
+        return result
 
     def _process(self, batch: pa.Table) -> pa.Table:
         unit, data = _unit(batch), batch["rows"][0].as_py()
         return _guarded(batch, lambda: _sealed_row(unit, self._processor(unit, data)))
+
+
+def _bundled(begin: Callable[[], _Operator]) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """What `begin()` gives, on the units of a bundle, one after the other; after a failure none is begun any more."""
+
+    def run(bundle: pa.Table) -> Iterator[pa.Table]:
+        work = begin()
+        for index in range(bundle.num_rows):
+            result = work(bundle.slice(index, 1))
+            yield result
+            if _has_failed(result):
+                return
+
+    return run
+
+
+def _has_failed(row: pa.Table) -> bool:
+    return any(row[name][0].as_py() for name in ("bug", "refusal"))
 
 
 def _counted(stage: str, operator: str, work: _Operator, deaths: ActorHandle, limit: int) -> _Operator:
@@ -204,11 +240,13 @@ def _committing(job: StageJob) -> _Operator:
 
 
 def _whole(job: StageJob) -> _Operator:
+    processor = Processor(job)
+
     def run(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
 
         def work() -> pa.Table:
-            counts = do_unit(Processor(job), job, unit)
+            counts = do_unit(processor, job, unit)
             return _row(unit.to_json(), counts=json.dumps(counts.to_dict()))
 
         return _guarded(batch, work)
@@ -225,6 +263,8 @@ def _guarded(batch: pa.Table, work: Callable[[], pa.Table]) -> pa.Table:
         return work()
     except UnitTaken:
         return _row(unit.to_json(), taken="by another client")
+    except UnitDone as done:
+        return _row(unit.to_json(), counts=json.dumps(done.counts.to_dict()), taken="done before")
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, UsageError):

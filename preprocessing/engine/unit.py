@@ -10,7 +10,7 @@ import posixpath
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 ID_DIGITS = 16  # hex digits of an identity in a file name
@@ -99,7 +99,7 @@ class Unit:
     first: int = 0  # row of the table that the unit begins with
     count: int | None = None  # rows of the table that belong to the unit; null: all
     byte_range: tuple[int, int] | None = None  # CSV only: the bytes of those rows, the first and the one after the last
-    bits: tuple[int, int] | None = None  # the hash bits that it sorts by: number of the bit table, width
+    bits: tuple[int, int] | None = None  # the hash bits that it sorts by: the lowest one, and how many
 
     def to_json(self) -> str:
         """As text, for sending through Ray."""
@@ -163,8 +163,9 @@ class Counts:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Counts:
-        """The counts of `to_dict`."""
-        return cls(rows_in=data["in"], **{name: value for name, value in data.items() if name != "in"})
+        """The counts of `to_dict`; other keys, as a report has them, are left."""
+        own = {own.name: data[own.name] for own in fields(cls) if own.name in data}
+        return cls(rows_in=data["in"], **own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,17 +115,26 @@ class SourceWork:
 
 
 class UnitTaken(Exception):
-    """Another client does this unit, or has done it."""
+    """Another client does this unit."""
+
+
+class UnitDone(Exception):
+    """This unit is done: another client was faster, or a worker that was lost with its bundle had done it."""
+
+    def __init__(self, counts: Counts):
+        super().__init__()
+        self.counts = counts
 
 
 def read_unit(job: StageJob, unit: Unit) -> bytes:
-    """The Parquet bytes of a unit's table. Empty where the work reads its input itself. Raises UnitTaken."""
+    """The Parquet bytes of a unit's table. Empty where the work reads its input itself. Raises UnitTaken, UnitDone."""
     if job.claims is not None:
         if job.claims.take(unit.name) is not None:
             raise UnitTaken
-        if job.stage_directory().is_done(unit):
+        counts = job.stage_directory().counts_of(unit)
+        if counts is not None:
             job.claims.release(unit.name)
-            raise UnitTaken
+            raise UnitDone(counts)
     return job.store.read(unit.files[0].uri) if job.reads_table else b""
 
 
@@ -167,8 +176,11 @@ def load_work(job: StageJob) -> Work:
 
 
 def do_unit(processor: Processor, job: StageJob, unit: Unit) -> Counts:
-    """Read, process and commit a unit; its counts. Raises UnitTaken."""
-    data = read_unit(job, unit)
+    """Read, process and commit a unit, unless it is done; its counts. Raises UnitTaken."""
+    try:
+        data = read_unit(job, unit)
+    except UnitDone as done:
+        return done.counts
     sealed = processor(unit, data)
     commit_unit(job, unit, sealed)
     return sealed.counts

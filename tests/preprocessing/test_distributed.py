@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,16 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from realcustom.leases import holding
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.engine.ray_data import RemoteTrace, _committing, _whole
+from realcustom.preprocessing.engine.cluster import bundle_size
+from realcustom.preprocessing.engine.ray_data import RemoteTrace, _bundled, _committing, _whole
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.errors import StageBug
+from realcustom.preprocessing.inputs import open_input
 from realcustom.preprocessing.run import InProcess, OnRay, StageResult, run_stage
 from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, ScoreSettings, SelectSettings
 from realcustom.preprocessing.tables import to_parquet
+from realcustom.store import Store
 from tests.support.corpora import jpeg, picture, sample, snapshot, tar_bytes, write_shards
 from tests.support.signatures import planted, write_scored
 
@@ -137,6 +142,49 @@ def test_a_worker_tells_refusals_from_bugs(tmp_path: Path) -> None:
     assert "Traceback" in buggy["trace"][0].as_py() and "np.zeros(3) + np.zeros(2)" in buggy["trace"][0].as_py()
     assert not buggy["refusal"][0].as_py()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.parquet"]
+
+
+def test_after_a_failure_no_unit_of_a_bundle_is_begun(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 4, 1)
+    ingested = run(INGEST, tmp_path / "src", tmp_path / "out", PreprocessSettings(), local=True)
+    (Path(ingested.directory) / "shard-00002.parquet").write_bytes(b"garbage")
+    settings = PreprocessSettings()
+    source = open_input(SCORE, ingested.directory, settings, Store())
+    job = SCORE.job(settings, str(tmp_path / "scored"))
+    bundle = pa.table({"unit": [unit.to_json() for unit in source.units]})
+    loaded: list[Work] = []
+
+    def counting(job: StageJob) -> Work:
+        loaded.append(SCORE.load(job))
+        return loaded[-1]
+
+    rows = list(_bundled(lambda: _whole(replace(job, load=counting)))(bundle))
+    assert [bool(row["counts"][0].as_py()) for row in rows] == [True, True, False] and len(loaded) == 1
+    assert "is not a readable table" in rows[2]["refusal"][0].as_py()
+    assert sorted(path.name for path in (tmp_path / "scored").glob("*.parquet")) == [
+        *("shard-00000.parquet", "shard-00001.parquet")
+    ]
+
+
+def test_a_bundle_that_comes_again_is_counted_and_not_done_again(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 3, 2)
+    settings, store = PreprocessSettings(), Store()
+    units = open_input(INGEST, str(tmp_path / "src"), settings, store).units
+    bundle = pa.table({"unit": [unit.to_json() for unit in units]})
+    with holding(str(tmp_path / "leases"), store) as claims:
+        job = replace(INGEST.job(settings, str(tmp_path / "out")), claims=claims)
+        first = list(_bundled(lambda: _whole(job))(bundle))
+        again = list(_bundled(lambda: _whole(replace(job, load=_broken)))(bundle))  # its worker was lost
+    counts = [[row["counts"][0].as_py() for row in rows] for rows in (first, again)]
+    assert counts[0] == counts[1] and [json.loads(text)["in"] for text in counts[0]] == [2, 2, 2]
+    assert all(_committing(job)(row).equals(row) for row in again)
+
+
+@pytest.mark.parametrize(
+    ("units", "places", "size"), [(10, 2, 1), (16, 2, 1), (160, 2, 10), (10**6, 100, 16), (3, 8, 1)]
+)
+def test_a_bundle_is_a_small_part_of_a_places_work(units: int, places: int, size: int) -> None:
+    assert bundle_size(units, places) == size
 
 
 def _broken(job: StageJob) -> Work:

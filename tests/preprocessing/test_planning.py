@@ -62,6 +62,15 @@ def test_nothing_is_redone(tmp_path: Path) -> None:
         source = first.directory
 
 
+def test_a_rerun_with_nothing_to_do_reads_no_manifest(tmp_path: Path) -> None:
+    write_shards(tmp_path / "src", 3, 2)
+    first = run(INGEST, tmp_path / "src", tmp_path / "out")
+    for manifest in Path(first.directory).glob("manifests/*"):
+        manifest.write_bytes(b"not read")
+    second = run(INGEST, tmp_path / "src", tmp_path / "out")
+    assert second.units_run == 0 and second.report == first.report and first.report["in"] == 6
+
+
 def test_only_what_changed_is_redone(tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 3, 2)
     first = run(INGEST, tmp_path / "src", tmp_path / "out")
