@@ -24,7 +24,6 @@ from realcustom.preprocessing.settings import SelectSettings
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
 _MOST_PARTS = 20_000_000  # parts that the driver keeps track of, half a kilobyte each
-_CROWDED = 4  # a bit pattern holds 1/4 of a partition on average: views fall into several, some are frequent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +42,21 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class BitTable:
-    """Pictures by `width` bits of their 64-bit hashes."""
+    """Pictures by `width` bits of their 64-bit hashes, from bit `shift` on."""
 
-    number: int
+    shift: int
     width: int
 
     @classmethod
     def of(cls, unit: Unit) -> BitTable:
         """The table that a unit of step `shuffle` sorts by."""
         assert unit.bits is not None, unit.name
-        return cls(number=unit.bits[0], width=unit.bits[1])
+        return cls(shift=unit.bits[0], width=unit.bits[1])
 
     def keys(self, hashes: np.ndarray) -> np.ndarray:
         """The table's bits of each hash, uint64 -> int64 of the same shape."""
         mask = np.uint64((1 << self.width) - 1)
-        return ((hashes >> np.uint64(self.number * self.width)) & mask).astype(np.int64)
+        return ((hashes >> np.uint64(self.shift)) & mask).astype(np.int64)
 
 
 def parts_of(unit: Unit, right: bool) -> list[Part]:
@@ -108,7 +107,7 @@ def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int)
         files = tuple(part.as_file() for part in packed)
         identity = identity_of([part.content for part in packed])
         for table in tables:
-            name, bits = f"blocks-{number:05d}-{table.number}.{table.width}", (table.number, table.width)
+            name, bits = f"blocks-{number:05d}-{table.shift}.{table.width}", (table.shift, table.width)
             units.append(Unit(name=name, identity=identity, kind=UnitKind.PART, files=files, bits=bits))
     return units
 
@@ -146,13 +145,16 @@ def pack(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
 
 
 def bit_tables(rows: int, settings: SelectSettings) -> list[BitTable]:
-    """Tables of disjoint bits, wide enough that a pattern holds a fraction of a partition.
+    """Tables of disjoint bits. A pattern holds the pictures of a partition, or a few times as many where it is frequent.
 
-    8 tables of 8 bits find every pair within 7 bits (pigeonhole), and 0.996 of those 8 bits apart. Wider ones are
-    fewer, and find less.
+    Eight tables of at most 8 bits find every pair within 7 bits (pigeonhole), and 0.996 or more of those 8 bits apart. For a
+    larger corpus there are fewer, and they find less. A picture is written once for each pattern that one of its views has: with
+    fewer bits these are fewer, and more pairs meet.
     """
-    width = max(8, math.ceil(math.log2(_CROWDED * rows / settings.partition_rows)))
-    return [BitTable(number=number, width=width) for number in range(min(_TABLES, 64 // width))]
+    width = max(1, math.ceil(math.log2(max(1.0, rows / settings.partition_rows))))
+    room = max(8, width + 1)
+    # the highest of its room: in a byte of a hash those of the lowest frequencies, in which views of a picture differ least
+    return [BitTable(shift=(number + 1) * room - width, width=width) for number in range(min(_TABLES, 64 // room))]
 
 
 def _unit(name: str, left: Sequence[Part], right: Sequence[Part]) -> Unit:

@@ -192,7 +192,7 @@ def _pairs(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> lis
     for unit in run_step("shuffle", load_shuffle, units, job, executor):
         for group, (bits, length) in enumerate(_groups(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
-            buckets.setdefault((BitTable.of(unit).number, bits), []).append(part)
+            buckets.setdefault((BitTable.of(unit).shift, bits), []).append(part)
     return run_step("pairs", load_pairs, bucket_units(buckets, settings.partition_rows), job, executor)
 
 

@@ -18,6 +18,7 @@ from realcustom import storage
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.engine.worker import StageJob, Work
+from realcustom.preprocessing.select.compact import COMPACT, compacted, restored
 from realcustom.preprocessing.select.duplicates import (
     COLUMNS,
     EDGES,
@@ -138,12 +139,13 @@ def _shuffle(unit: Unit, store: Store) -> SealedUnit:
     blocks = [tables.from_parquet(store.read(file.uri)) for file in unit.files]
     whole = pa.concat_tables(blocks).combine_chunks()  # once here, not in each `take` below
     keys = BitTable.of(unit).keys(arrays_of(whole).short)  # (n, V)
+    whole = compacted(whole)
     index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
     pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted
     labels, starts = np.unique(pairs[:, 0], return_index=True)
     bounds = itertools.pairwise([*starts.tolist(), len(pairs)])
     groups = (whole.take(pa.array(pairs[low:high, 1])) for low, high in bounds)
-    data = tables.to_parquet_groups(groups, SIGNATURES, labels=labels.tolist())
+    data = tables.to_parquet_groups(groups, COMPACT, labels=labels.tolist())
     return SealedUnit(rows=data, excluded=b"", counts=Counts(rows_in=len(keys), kept=len(keys), rows_out=len(pairs)))
 
 
@@ -170,8 +172,7 @@ def _read(parts: list[Part], store: Store) -> pa.Table:
     groups: dict[str, list[int]] = {}
     for part in parts:
         groups.setdefault(part.uri, []).append(part.group)
-    table = pa.concat_tables(
-        store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups
-    )
+    read = (store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups)
+    table = restored(pa.concat_tables(read))
     _, first = np.unique(priorities_of(table["rank"])[:, 1], return_index=True)
     return table if len(first) == len(table) else table.take(pa.array(np.sort(first)))

@@ -11,12 +11,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import SELECT
+from realcustom.preprocessing.hashes import signature
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.select import near, partitions
-from realcustom.preprocessing.select.duplicates import Twins, collapse, find_edges, priorities_of, signatures_of
+from realcustom.preprocessing.select.compact import COMPACT, compacted, restored
+from realcustom.preprocessing.select.duplicates import (
+    SIGNATURES,
+    Twins,
+    collapse,
+    find_edges,
+    priorities_of,
+    signatures_of,
+)
 from realcustom.preprocessing.select.survivors import Copies, resolve
 from realcustom.preprocessing.settings import ExecutionSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import snapshot
@@ -70,14 +80,29 @@ def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_searc
     assert result.report["clusters"] == exact.report["clusters"] == {"2": 10}
 
 
+def test_signatures_come_back_as_they_were_from_fewer_bytes() -> None:
+    rows = []
+    for path in sorted((Path(__file__).parents[1] / "data/photos").glob("*.jpg")):
+        image = Image.open(path).convert("RGB")
+        for number in range(8):
+            found = signature(image.crop((0, 0, image.width - 9 * number, image.height - 5 * number)))
+            rows.append({"rank": bytes(16), "sha256": bytes(32), "uid": "u", "key": "k", **vars(found)})
+    whole = pa.Table.from_pylist(rows, schema=SIGNATURES)
+    small = tables.to_parquet_groups([compacted(whole)], COMPACT)
+    back = tables.from_parquet(small)
+    compared = whole.select(["rank", "sha256", "phashes", "long_hashes", "color"])
+    assert restored(back).equals(compared) and restored(whole).equals(compared)
+    assert len(small) < 0.85 * len(tables.to_parquet_groups([compared], compared.schema))
+
+
 def test_partitions_grow_with_the_corpus_so_that_the_driver_can_know_of_their_parts() -> None:
     settings = SelectSettings()
     blocks = [partitions.Part(uri="", content="", group=0, rows=640_000)] * 1563  # a billion
     fitted = partitions.fitted(blocks, settings)
     tables = partitions.bit_tables(10**9, fitted)
     units = partitions.shuffle_units(blocks, tables, fitted.partition_rows)
-    assert fitted.partition_rows == 8 * settings.partition_rows and len(units) == len(tables) * 782
-    assert sum(2**table.width for table in tables) * 782 < 20_000_000
+    assert fitted.partition_rows == 4 * settings.partition_rows and len(units) == len(tables) * 1563
+    assert sum(2**table.width for table in tables) * 1563 < 20_000_000
     assert partitions.fitted(blocks[:10], settings) == settings
 
 

@@ -103,7 +103,7 @@ def test_no_rows_are_no_pairs() -> None:
 
 def test_tables_of_bits_find_what_they_promise() -> None:
     tables = bit_tables(5_000_000, SelectSettings())
-    assert [table.width for table in tables] == [8] * 8
+    assert [(table.shift, table.width) for table in tables] == [(8 * number + 3, 5) for number in range(8)]
     rng = np.random.default_rng(0)
     for distance, least in ((7, 1.0), (8, 0.99)):
         values = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
@@ -111,7 +111,12 @@ def test_tables_of_bits_find_what_they_promise() -> None:
         copies = values ^ np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
         met = np.any([table.keys(values) == table.keys(copies) for table in tables], axis=0)
         assert met.mean() >= least
-    assert [table.width for table in bit_tables(10**9, SelectSettings())] == [15] * 4
+    assert [(table.shift, table.width) for table in bit_tables(10**9, SelectSettings())] == [
+        (1, 13),
+        (15, 13),
+        (29, 13),
+        (43, 13),
+    ]
 
 
 def test_a_pair_at_the_limit_of_both_is_none() -> None:
