@@ -114,7 +114,8 @@ def _photographs(resolution: int) -> PreprocessSettings:
     whose similarities are higher, and a text that is a little wrong gets a synthetic caption beside it.
     """
     return PreprocessSettings(
-        compute=ComputeSettings(device=Device.CUDA),  # bf16 there
+        # bf16 there; threads: as cloud machines have cores for each GPU, less some (docs/preprocessing/models.md)
+        compute=ComputeSettings(device=Device.CUDA, threads=6),
         score=ScoreSettings(
             clip="openai/clip-vit-large-patch14",
             heads=LAION_HEADS,

@@ -9,6 +9,7 @@ their width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.models import Runtime, blank_pictures, pad_batch
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
+from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.settings import EncodeSettings, fixed_batch
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
@@ -37,13 +39,11 @@ CUT = "cut_subject"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """A batch of records, decoded."""
+class _Prepared:
+    """A record's picture as the models take it."""
 
-    pictures: list[Image.Image]
-    masks: list[np.ndarray | None]  # of the subject, bool (H, W)
-    captions: list[str]
-    references: list[Image.Image]
+    square: torch.Tensor | None  # (3, R, R); None: no latents are made
+    reference: torch.Tensor | None  # as the image encoder takes it; None: no image features are made
 
 
 class Encode:
@@ -77,19 +77,17 @@ class Encode:
         if self._base is not None and self._settings.latents:
             ledger.each(lambda row: self._require_subject(table["subject_mask"][row].as_py()))
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in ledger.picture_batches(size, threads=self._runtime.threads if self._runtime else 1):
+        masks = table["subject_mask"]
+
+        def prepare(row: int, data: bytes) -> _Prepared:
+            cell = masks[row].as_py()
+            return self._prepare(decode(data), None if cell is None else decode_mask(cell))
+
+        threads = self._runtime.threads if self._runtime else 1
+        for batch, prepared in ledger.prepared_batches(size, prepare, threads):
             with naming(ledger.batch_name(batch)):
-                captions, masks = ([table[name][row].as_py() for row in batch] for name in ("caption", "subject_mask"))
-                references = pictures  # nothing reads them
-                if self._image_encoder is not None:
-                    references = [self._reference(*pair) for pair in zip(pictures, masks, strict=True)]
-                inputs = _Inputs(
-                    pictures=pictures,
-                    masks=[None if mask is None else decode_mask(mask) for mask in masks],
-                    captions=captions,
-                    references=references,
-                )
-                for name, tensors in self._encode(inputs, size).items():
+                captions = [table["caption"][row].as_py() for row in batch]
+                for name, tensors in self._encode(prepared, captions, size).items():
                     features[name].update(zip(batch, tensors, strict=True))
 
         def check(row: int) -> None:
@@ -112,9 +110,9 @@ class Encode:
 
     def try_batch(self, size: int) -> None:
         """Run all models on a batch of that size. Raises torch.OutOfMemoryError where one does not fit."""
-        pictures = blank_pictures(size)
-        captions = ["a picture"] * size
-        self._encode(_Inputs(pictures=pictures, masks=[None] * size, captions=captions, references=pictures), size)
+        subject = np.ones((64, 64), bool)
+        prepared = [self._prepare(picture, subject) for picture in blank_pictures(size, (64, 64))]
+        self._encode(prepared, ["a picture"] * size, size)
 
     def _makes(self, name: str) -> bool:
         return bool(getattr(self._settings, name))
@@ -126,32 +124,31 @@ class Encode:
         if cut > self._settings.max_cut:
             raise RowDropped(CUT, f"{cut:.0%} of the mask is outside the square that is encoded")
 
-    def _encode(self, inputs: _Inputs, size: int) -> dict[str, torch.Tensor]:
+    def _prepare(self, picture: Image.Image, mask: np.ndarray | None) -> _Prepared:
+        """`mask`: of the subject, bool (H, W). Made in threads beside the models."""
+        square = reference = None
+        if self._base is not None and self._settings.latents:
+            square = subject_square(picture, mask, self._settings.resolution)
+        if self._image_encoder is not None and self._settings.image_features:
+            reference = self._image_encoder.prepare(prepare_reference(picture, mask, self._method.image_encoder))
+        return _Prepared(square=square, reference=reference)
+
+    def _encode(self, prepared: Sequence[_Prepared], captions: list[str], size: int) -> dict[str, torch.Tensor]:
         """Features of a batch of at most `size` records, on the CPU: name -> (records, ...)."""
         found: dict[str, torch.Tensor] = {}
         if self._runtime is None:
             return found
+        squares = [one.square for one in prepared if one.square is not None]
+        references = [one.reference for one in prepared if one.reference is not None]
         device = self._runtime.device
         with self._runtime.inference():
-            if self._base is not None and self._settings.latents:
-                squares = [
-                    subject_square(picture, mask, self._settings.resolution)
-                    for picture, mask in zip(inputs.pictures, inputs.masks, strict=True)
-                ]
-                pixel_values = torch.stack(squares)
-                pixel_values = _pad_rows(pixel_values, size).to(device)  # (B, 3, R, R)
-                found[LATENTS] = encode_pixels(self._base, pixel_values)  # (B, C, h, w)
+            if self._base is not None and squares:
+                found[LATENTS] = encode_pixels(self._base, _padded(squares, size).to(device))  # (B, C, h, w)
             if self._base is not None and self._settings.text_features:
-                found[TEXT] = encode_prompts(self._base, pad_batch(inputs.captions, size)).hidden  # (B, T, D)
-            if self._image_encoder is not None and self._settings.image_features:
-                encoder = self._image_encoder
-                pixel_values = _pad_rows(torch.stack([encoder.prepare(image) for image in inputs.references]), size)
-                found[IMAGE] = encoder.encode(pixel_values.to(device))  # (B, S, Di)
-        return {name: tensor[: len(inputs.pictures)].float().cpu() for name, tensor in found.items()}
-
-    def _reference(self, picture: Image.Image, cell: dict[str, Any] | None) -> Image.Image:
-        mask = None if cell is None else decode_mask(cell)
-        return prepare_reference(picture, mask, self._method.image_encoder)
+                found[TEXT] = encode_prompts(self._base, pad_batch(captions, size)).hidden  # (B, T, D)
+            if self._image_encoder is not None and references:
+                found[IMAGE] = self._image_encoder.encode(_padded(references, size).to(device))  # (B, S, Di)
+        return {name: tensor[: len(prepared)].float().cpu() for name, tensor in found.items()}
 
     def _field(self, name: str) -> pa.Field:
         model = self._models["image_encoder" if name == IMAGE else "base"]
@@ -174,5 +171,5 @@ def _require_mask(cell: dict[str, Any] | None) -> None:
         raise DataError(DataFault.MISSING_MASK, "reference=crop needs subject_mask, which is null or empty")
 
 
-def _pad_rows(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.stack(pad_batch(list(tensor), size))
+def _padded(tensors: Sequence[torch.Tensor], size: int) -> torch.Tensor:
+    return torch.stack(pad_batch(list(tensors), size))

@@ -27,8 +27,17 @@ class BlipCaptioner:
 
     def __call__(self, pictures: Sequence[Image.Image], batch_size: int) -> list[str]:
         """Captions of at most `batch_size` RGB pictures."""
-        tokens = self._generate(pad_batch(list(pictures), batch_size))
-        texts = self._tokenizer.batch_decode(tokens[: len(pictures)], skip_special_tokens=True)
+        return self.caption([self.prepare(picture) for picture in pictures], batch_size)
+
+    def prepare(self, picture: Image.Image) -> torch.Tensor:
+        """The model's input for an RGB picture, (3, R, R); made in threads beside the model."""
+        pixel_values: torch.Tensor = self._processor([picture], return_tensors="pt").pixel_values
+        return pixel_values[0]
+
+    def caption(self, prepared: Sequence[torch.Tensor], batch_size: int) -> list[str]:
+        """Captions of at most `batch_size` prepared pictures."""
+        tokens = self._generate(pad_batch(list(prepared), batch_size))
+        texts = self._tokenizer.batch_decode(tokens[: len(prepared)], skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def try_batch(self, pictures: Sequence[Image.Image]) -> None:
@@ -36,10 +45,10 @@ class BlipCaptioner:
 
         Raises torch.OutOfMemoryError where it does not fit.
         """
-        self._generate(pictures, min_new_tokens=self._longest)
+        self._generate([self.prepare(picture) for picture in pictures], min_new_tokens=self._longest)
 
-    def _generate(self, pictures: Sequence[Image.Image], min_new_tokens: int | None = None) -> torch.Tensor:
-        pixel_values = self._processor(list(pictures), return_tensors="pt").pixel_values.to(self._runtime.device)
+    def _generate(self, prepared: Sequence[torch.Tensor], min_new_tokens: int | None = None) -> torch.Tensor:
+        pixel_values = torch.stack(list(prepared)).to(self._runtime.device)
         with self._runtime.inference():
             tokens: torch.Tensor = self._model.generate(
                 pixel_values=pixel_values,

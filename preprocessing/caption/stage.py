@@ -11,10 +11,13 @@ from realcustom.preprocessing.caption.nouns import Target, find_targets, plain_t
 from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import RowDropped, RowExcluded, naming
+from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.settings import CaptionPolicy, CaptionSettings, fixed_batch
 from realcustom.retry import RetrySettings
 
 if TYPE_CHECKING:
+    import torch
+
     from realcustom.preprocessing.engine.models import Runtime
 
 NO_TARGET_WORD = "no_target_word"
@@ -100,13 +103,18 @@ class Caption:
         return None if word is None else _made_of(word.strip())
 
     def _synthetic(self, ledger: RowLedger) -> dict[int, str]:
-        if self._captioner is None:
+        captioner = self._captioner
+        if captioner is None:
             return {}
         captions: dict[int, str] = {}
         size = fixed_batch(self._settings.batch_size)
-        for batch, pictures in ledger.picture_batches(size, threads=self._threads):
+
+        def prepare(index: int, data: bytes) -> torch.Tensor:
+            return captioner.prepare(decode(data))
+
+        for batch, prepared in ledger.prepared_batches(size, prepare, self._threads):
             with naming(ledger.batch_name(batch)):
-                captions.update(zip(batch, self._captioner(pictures, size), strict=True))
+                captions.update(zip(batch, captioner.caption(prepared, size), strict=True))
         return captions
 
     def _asked_for(self, ledger: RowLedger) -> dict[int, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
@@ -34,6 +35,15 @@ class Detections:
 
     candidates: list[Detection]  # of at least `min_detection_score`, best first
     below: int  # queries with less
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorInput:
+    """A picture as the model takes it."""
+
+    pixel_values: torch.Tensor  # (3, H, W)
+    pixel_mask: torch.Tensor  # (H, W), 1 where the picture is
+    size: tuple[int, int]  # of the picture: width and height, pixels
 
 
 class Detector:
@@ -65,8 +75,17 @@ class Detector:
 
     def __call__(self, pictures: Sequence[Image.Image], phrases: Sequence[str], batch_size: int) -> list[Detections]:
         """The candidates in at most `batch_size` RGB pictures of one `shape`, each for its phrase."""
-        height, width = self.shape(*pictures[0].size)
-        padded = pad_batch(list(pictures), batch_size)
+        return self.detect([self.prepare(picture) for picture in pictures], phrases, batch_size)
+
+    def prepare(self, picture: Image.Image) -> DetectorInput:
+        """The model's input for an RGB picture; made in threads beside the model."""
+        height, width = self.shape(*picture.size)
+        images = self._processor([picture], pad_size={"height": height, "width": width}, return_tensors="pt")
+        return DetectorInput(pixel_values=images.pixel_values[0], pixel_mask=images.pixel_mask[0], size=picture.size)
+
+    def detect(self, prepared: Sequence[DetectorInput], phrases: Sequence[str], batch_size: int) -> list[Detections]:
+        """As `__call__`, of prepared pictures."""
+        padded = pad_batch(list(prepared), batch_size)
         texts = [f"{phrase.lower().strip()}." for phrase in pad_batch(list(phrases), batch_size)]
         tokens = self._tokenizer(
             texts,
@@ -76,18 +95,21 @@ class Detector:
             return_token_type_ids=True,
             return_tensors="pt",
         )
-        images = self._processor(padded, pad_size={"height": height, "width": width}, return_tensors="pt")
+        pixel_values, pixel_mask = (
+            torch.stack([getattr(one, name) for one in padded]).to(self._runtime.device)
+            for name in ("pixel_values", "pixel_mask")
+        )
         with self._runtime.inference():
             output = self._model(
-                pixel_values=images.pixel_values.to(self._runtime.device),
-                pixel_mask=images.pixel_mask.to(self._runtime.device),
+                pixel_values=pixel_values,
+                pixel_mask=pixel_mask,
                 input_ids=tokens.input_ids.to(self._runtime.device),
                 attention_mask=tokens.attention_mask.to(self._runtime.device),
                 token_type_ids=tokens.token_type_ids.to(self._runtime.device),
             )
         scores = output.logits.float().sigmoid().amax(dim=-1).cpu().numpy()  # (B, queries): best token of the phrase
         boxes = output.pred_boxes.float().cpu().numpy()  # (B, queries, 4): centre x, y, width, height in 0..1
-        return [self._detections(scores[i], boxes[i], picture.size) for i, picture in enumerate(pictures)]
+        return [self._detections(scores[i], boxes[i], one.size) for i, one in enumerate(prepared)]
 
     def _detections(self, scores: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> Detections:
         half = boxes[:, 2:] / 2

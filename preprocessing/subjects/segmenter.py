@@ -24,12 +24,20 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmenterInput:
+    """A picture as SAM takes it."""
+
+    pixel_values: torch.Tensor  # (3, R, R)
+    original_size: torch.Tensor  # (2,) height and width, pixels
+    reshaped_size: torch.Tensor  # (2,) the same after the processor's resize
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Embedded:
     """What SAM's image encoder saw of one picture."""
 
     embedding: torch.Tensor  # (C, h, w)
-    original_size: torch.Tensor  # (2,) height and width, pixels
-    reshaped_size: torch.Tensor  # (2,) the same after the processor's resize
+    picture: SegmenterInput
 
 
 class Segmenter:
@@ -46,7 +54,23 @@ class Segmenter:
         self, pictures: Sequence[Image.Image], boxes: Sequence[tuple[float, float, float, float]], batch_size: int
     ) -> list[Segment]:
         """Masks of any number of boxes (x0 y0 x1 y1, pixels), each with its RGB picture; a picture may come again."""
-        distinct = list({id(picture): picture for picture in pictures}.values())
+        prepared = {id(picture): self.prepare(picture) for picture in pictures}
+        return self.segment([prepared[id(picture)] for picture in pictures], boxes, batch_size)
+
+    def prepare(self, picture: Image.Image) -> SegmenterInput:
+        """The model's input for an RGB picture; made in threads beside the model."""
+        inputs = self._processor([picture], return_tensors="pt")
+        return SegmenterInput(
+            pixel_values=inputs.pixel_values[0],
+            original_size=inputs.original_sizes[0],
+            reshaped_size=inputs.reshaped_input_sizes[0],
+        )
+
+    def segment(
+        self, prepared: Sequence[SegmenterInput], boxes: Sequence[tuple[float, float, float, float]], batch_size: int
+    ) -> list[Segment]:
+        """As `__call__`, of prepared pictures."""
+        distinct = list({id(picture): picture for picture in prepared}.values())
         embedded: dict[int, _Embedded] = {}
         for start in range(0, len(distinct), batch_size):
             some = distinct[start : start + batch_size]
@@ -54,19 +78,15 @@ class Segmenter:
         found: list[Segment] = []
         for start in range(0, len(boxes), batch_size):
             rows = slice(start, start + batch_size)
-            found += self._decode([embedded[id(picture)] for picture in pictures[rows]], boxes[rows], batch_size)
+            found += self._decode([embedded[id(picture)] for picture in prepared[rows]], boxes[rows], batch_size)
         return found
 
-    def _embed(self, pictures: Sequence[Image.Image], batch_size: int) -> list[_Embedded]:
-        inputs = self._processor(pad_batch(list(pictures), batch_size), return_tensors="pt")
+    def _embed(self, pictures: Sequence[SegmenterInput], batch_size: int) -> list[_Embedded]:
+        pixel_values = torch.stack([picture.pixel_values for picture in pad_batch(list(pictures), batch_size)])
         with self._runtime.inference():
-            embeddings = self._model.get_image_embeddings(inputs.pixel_values.to(self._runtime.device))  # (B, C, h, w)
-        rows = slice(0, len(pictures))
-        columns = (embeddings[rows], inputs.original_sizes[rows], inputs.reshaped_input_sizes[rows])
-        return [
-            _Embedded(embedding=embedding, original_size=original, reshaped_size=reshaped)
-            for embedding, original, reshaped in zip(*columns, strict=True)
-        ]
+            embeddings = self._model.get_image_embeddings(pixel_values.to(self._runtime.device))  # (B, C, h, w)
+        pairs = zip(embeddings[: len(pictures)], pictures, strict=True)
+        return [_Embedded(embedding=embedding, picture=picture) for embedding, picture in pairs]
 
     def _decode(
         self, pictures: Sequence[_Embedded], boxes: Sequence[tuple[float, float, float, float]], batch_size: int
@@ -74,7 +94,7 @@ class Segmenter:
         """Masks of at most `batch_size` boxes, each in its picture."""
         scaled = []  # as SamProcessor does it: in pixels of the resized picture
         for one, box in zip(pictures, boxes, strict=True):
-            scale = one.reshaped_size.double() / one.original_size.double()  # (2,): y, x
+            scale = one.picture.reshaped_size.double() / one.picture.original_size.double()  # (2,): y, x
             scaled.append(torch.tensor(box, dtype=torch.float64) * scale.flip(0).repeat(2))
         embeddings = torch.stack(pad_batch([one.embedding for one in pictures], batch_size))
         prompts = torch.stack(pad_batch(scaled, batch_size))[:, None]  # (B, 1, 4)
@@ -86,8 +106,8 @@ class Segmenter:
             )
         masks = self._processor.post_process_masks(
             output.pred_masks[: len(pictures)].float().cpu(),
-            torch.stack([one.original_size for one in pictures]),
-            torch.stack([one.reshaped_size for one in pictures]),
+            torch.stack([one.picture.original_size for one in pictures]),
+            torch.stack([one.picture.reshaped_size for one in pictures]),
         )
         scores = output.iou_scores.float().cpu().numpy()  # (B, 1, 1)
         found = []

@@ -7,7 +7,9 @@ that the checks reject are counted by reason, separately from the rows.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,12 @@ from realcustom.preprocessing.engine.ledger import RowLedger, UnitResult
 from realcustom.preprocessing.engine.models import Runtime, blank_pictures
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, naming
-from realcustom.preprocessing.pictures import to_png
+from realcustom.preprocessing.pictures import decode, to_png
 from realcustom.preprocessing.report.nothing import ALL_REJECTED
 from realcustom.preprocessing.settings import SubjectsSettings, fixed_batch
-from realcustom.preprocessing.subjects.detector import Detection, Detector, box_iou
+from realcustom.preprocessing.subjects.detector import Detection, Detector, DetectorInput, box_iou
 from realcustom.preprocessing.subjects.records import record_table
-from realcustom.preprocessing.subjects.segmenter import Segment, Segmenter, border_contact, mask_box
+from realcustom.preprocessing.subjects.segmenter import Segment, Segmenter, SegmenterInput, border_contact, mask_box
 from realcustom.reference import cut_out
 
 NO_DETECTION = "no_detection"
@@ -33,11 +35,20 @@ LOW_SCORE = "low_detection_score"
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A picture, and as the models take it."""
+
+    picture: Image.Image
+    detected: DetectorInput
+    segmented: SegmenterInput
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Query:
     """A word to look for in a picture."""
 
     row: int
-    picture: Image.Image
+    of: _Prepared
     target: dict[str, Any]  # word, start, end
 
 
@@ -61,24 +72,34 @@ class Subjects:
         targets = table["targets"].to_pylist()
         size = fixed_batch(self._settings.batch_size)
         widths, heights = table["width"].to_pylist(), table["height"].to_pylist()
-        for batch, pictures in ledger.picture_batches(
-            size, alike=lambda row: self._detector.shape(widths[row], heights[row]), threads=self._threads
-        ):
-            with naming(ledger.batch_name(batch)):
-                queries = [
-                    _Query(row=row, picture=picture, target=target)
-                    for row, picture in zip(batch, pictures, strict=True)
-                    for target in targets[row]
-                ]
-                accepted: list[tuple[_Query, Detection]] = []
-                for start in range(0, len(queries), size):
-                    accepted += self._detect(queries[start : start + size], rejected)
-                for query, values in self._segment(accepted, rejected):
-                    records[query.row].append(values)
-                for row in batch:
-                    records[row] = self._distinct(records[row], rejected[row])
+        batches = ledger.prepared_batches(
+            size,
+            lambda row, data: self._prepare(decode(data)),
+            self._threads,
+            alike=lambda row: self._detector.shape(widths[row], heights[row]),
+        )
+        # cut-outs are compressed beside the models too
+        with ThreadPoolExecutor(self._threads) as pool:
+            for batch, prepared in batches:
+                with naming(ledger.batch_name(batch)):
+                    queries = [
+                        _Query(row=row, of=one, target=target)
+                        for row, one in zip(batch, prepared, strict=True)
+                        for target in targets[row]
+                    ]
+                    accepted: list[tuple[_Query, Detection]] = []
+                    for start in range(0, len(queries), size):
+                        accepted += self._detect(queries[start : start + size], rejected)
+                    for query, values in self._segment(accepted, rejected):
+                        records[query.row].append(values)
+                    for row in batch:
+                        records[row] = self._distinct(records[row], rejected[row])
+                        for values in records[row]:
+                            values["subject_image"] = pool.submit(values["subject_image"])
 
         def close(row: int) -> None:
+            for values in records[row]:
+                values["subject_image"] = values["subject_image"].result()
             if any(not np.isfinite([values["detection"], values["segmentation"]]).all() for values in records[row]):
                 raise DataError(DataFault.NON_FINITE, "a detection or segmentation score is not finite")
             if not records[row]:
@@ -102,11 +123,16 @@ class Subjects:
         self._detector(pictures, ["a subject"] * size, size)
         self._segmenter(pictures, [(0.0, 0.0, 32.0, 32.0)] * size, size)
 
+    def _prepare(self, picture: Image.Image) -> _Prepared:
+        return _Prepared(
+            picture=picture, detected=self._detector.prepare(picture), segmented=self._segmenter.prepare(picture)
+        )
+
     def _detect(self, queries: list[_Query], rejected: dict[int, Counter[str]]) -> list[tuple[_Query, Detection]]:
         """Candidates that pass the checks on boxes."""
         size = fixed_batch(self._settings.batch_size)
         words = [query.target["word"] for query in queries]
-        found = self._detector([query.picture for query in queries], words, size)
+        found = self._detector.detect([query.of.detected for query in queries], words, size)
         accepted: list[tuple[_Query, Detection]] = []
         for query, detections in zip(queries, found, strict=True):
             if detections.below:
@@ -134,7 +160,7 @@ class Subjects:
         """The subjects of candidates whose masks pass the checks."""
         size = fixed_batch(self._settings.batch_size)
         boxes = [detection.box for _, detection in candidates]
-        segments = self._segmenter([query.picture for query, _ in candidates], boxes, size)
+        segments = self._segmenter.segment([query.of.segmented for query, _ in candidates], boxes, size)
         found = []
         for (query, detection), segment in zip(candidates, segments, strict=True):
             reason = self._reject_mask(detection, segment)
@@ -143,7 +169,7 @@ class Subjects:
                 continue
             values = {
                 "target": query.target,
-                "subject_image": to_png(cut_out(query.picture, segment.mask)),
+                "subject_image": partial(_cut_out, query.of.picture, segment.mask),  # made where it stays
                 "subject_mask": encode_mask(segment.mask),
                 "subject_box": detection.box,
                 "detection": detection.score,
@@ -179,3 +205,7 @@ class Subjects:
             else:
                 taken.append(index)
         return [found[index] for index in sorted(taken)]
+
+
+def _cut_out(picture: Image.Image, mask: np.ndarray) -> bytes:
+    return to_png(cut_out(picture, mask))
