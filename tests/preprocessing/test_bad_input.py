@@ -35,6 +35,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "evaluation/cut.jpg").write_bytes(jpeg(picture(0))[:400])
     (place / "scans/a.tiff").write_bytes(encoded(picture(0), "TIFF"))
     (place / "notes/readme.txt").write_text("no model")
+    for name, text in (("blank", "null"), ("halved", '{"model_type": "cl')):
+        (place / name).mkdir()
+        (place / name / "config.json").write_text(text)
     for stage, source, name in ((INGEST, "shards", "ingested"), (SCORE, "ingested", "scored")):
         result = run_stage(stage, str(place / source), str(place / "made"), PreprocessSettings(), executor=InProcess())
         shutil.copytree(result.directory, place / name)
@@ -89,6 +92,18 @@ MISTAKES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "'nobody/nothing' is neither a folder here nor a model that the hub answers for",
     ),
     "a folder that is no model": ("score", "ingested", ("score.clip={notes}",), "notes is no model: it has no config"),
+    "a configuration that is none": (
+        "score",
+        "ingested",
+        ("score.clip={blank}",),
+        "config.json of {blank} is no model's",
+    ),
+    "a configuration that is cut": (
+        "score",
+        "ingested",
+        ("score.clip={halved}",),
+        "config.json of {halved} is not JSON",
+    ),
     "a model of another kind": (
         "caption",
         "ingested",
