@@ -52,7 +52,7 @@ def _write_shard(folder: Path, photos: list[Path], count: int, per_shard: int, s
         for number in range(shard * per_shard, min(count, (shard + 1) * per_shard)):
             copy = number % 20 == 19
             if not copy:
-                one, other = (_crop(images[rng.integers(len(images))], rng) for _ in range(2))
+                one, other = (crop(images[rng.integers(len(images))], rng) for _ in range(2))
                 picture = Image.blend(one, other, rng.uniform(0.3, 0.7))
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=70 if copy else 80)
@@ -65,7 +65,8 @@ def _write_shard(folder: Path, photos: list[Path], count: int, per_shard: int, s
                 archive.addfile(member, io.BytesIO(content))
 
 
-def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A part of a photograph, 0.4 to 0.8 of its sides, at `SIZE`."""
     side = rng.uniform(0.4, 0.8, 2)
     left, top = rng.uniform(0, 1 - side) * image.size
     width, height = side * image.size

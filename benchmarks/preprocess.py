@@ -203,7 +203,10 @@ def scale(size: int, temporary: Path) -> dict[str, float]:
     del table
     output = temporary / f"selected-{size}"
     program = (
-        "import sys, time; from realcustom.preprocessing.run import run_stage; from realcustom.preprocessing.settings import *\n"
+        "import sys, time\n"
+        "from realcustom.preprocessing.catalogue import SELECT\n"
+        "from realcustom.preprocessing.run import InProcess, run_stage\n"
+        "from realcustom.preprocessing.settings import PreprocessSettings\n"
         "start = time.process_time()\n"
         "print(run_stage(SELECT, sys.argv[1], sys.argv[2], PreprocessSettings(), executor=InProcess()).directory)\n"
         "print(time.process_time() - start)"

@@ -148,8 +148,9 @@ def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
     shards = corpus(work, photos, 10, 10)
     program = (
         "import sys, time\n"
-        "from realcustom.preprocessing.run import run_stage\n"
-        "from realcustom.preprocessing.settings import *\n"
+        "from realcustom.preprocessing.catalogue import CATALOGUE\n"
+        "from realcustom.preprocessing.run import InProcess, run_stage\n"
+        "from realcustom.preprocessing.settings import PreprocessSettings\n"
         "import realcustom.preprocessing.ingest.stage, realcustom.preprocessing.score.stage\n"
         "import realcustom.preprocessing.select.stage, realcustom.preprocessing.select.search\n"
         "start = time.monotonic()\n"
