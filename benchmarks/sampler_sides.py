@@ -180,7 +180,7 @@ class Sides:
     ip_adapter: DiffusionPipeline
     release: ReleaseOrder
     latents: Tensor  # (B, c, h, w), the initial noise of all sides
-    embeds: dict[str, Tensor]  # the text as diffusers takes it, one row
+    embeds: dict[str, Any]  # the text as diffusers takes it, one row
     tokens: Tensor  # (1, S, Di)
     subject: Subject
     given_mask: Tensor = field(default_factory=lambda: torch.zeros(0))  # (1, 1, H*, W*), for the IP-Adapter
