@@ -78,16 +78,6 @@ class LocalCluster:
         """Start a further node; returns when it has joined. Raises UsageError, quoting its log, where it does not."""
         return self._add((f"--address={self.address}",), cpus)
 
-    def replace_head(self, cpus: int) -> None:
-        """Start the head again at its address, after it was killed.
-
-        It knows what it knew only where Ray keeps that on a disk (RAY_gcs_storage=rocksdb, RAY_gcs_storage_path).
-        """
-        del self.nodes[0]
-        self._start_head(cpus)
-        self.nodes.insert(0, self.nodes.pop())
-        _wait_for(self.api, self.nodes[0].process, self.nodes[0].log)
-
     def _add(self, role: Sequence[str], cpus: int, tries: int = 2) -> Node:
         ports, log = self._more_ports(4), self.folder / f"node-{len(self.started)}.log"
         command = _node_command(role, ports, cpus, self.object_store_mb, self.folder / f"n{len(self.started)}")
