@@ -5,25 +5,25 @@
 
 Rows are signatures of made photographs (made_photos.py), as `score` writes them but without their bytes, in files of 500. The
 search is cut into 20 partitions: as 4 million rows are by the default of `select.partition_rows`, the least that are not all
-compared with each other. CPU seconds are of a run in this process on local files, step by step; bytes and requests of one on
-an S3 server on loopback (moto), through a proxy that counts. Writes benchmarks/results/preprocessing.json.
+compared with each other. One process, local files. On an object store a file that is opened costs three
+requests, one that is written one. Writes benchmarks/results/preprocessing.json.
 
     preprocess_shuffle_ratio        bytes that the step `shuffle` writes over those of the signatures that it reads; `detail` has
-                                    milliseconds, bytes read and written, and requests of each step, a row
+                                    for each step, a row: CPU, bytes of its files, and how often one of them is opened later
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import made_photos
 import numpy as np
@@ -32,20 +32,20 @@ from PIL import Image
 
 sys.path.append(str(record.ROOT))  # the tests are not installed
 
+from realcustom import storage
 from realcustom.preprocessing import hashes
 from realcustom.preprocessing.catalogue import SELECT
+from realcustom.preprocessing.engine.unit import Counts, Unit
+from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
-from realcustom.storage import list_files, write_bytes
-from tests.support.faulty_proxy import disturbed
-from tests.support.object_store import ObjectStore
 from tests.support.signatures import scored, write_scored
 
 METRIC = "preprocess_shuffle_ratio"
 PARTITIONS, PER_FILE, UNITS_PER_BLOCK = 20, 500, 2
 STEPS = ("signatures", "shuffle", "pairs", "duplicates")
-_STEP = re.compile(r"/global(?:/|%2F)(\w+)")
+_STEP = re.compile(r"/global/(\w+)")
 
 
 def signatures(photos: Sequence[Path], rows: int) -> dict[str, np.ndarray]:
@@ -74,54 +74,34 @@ def settings(rows: int, exact: bool) -> PreprocessSettings:
     )
 
 
-def milliseconds(source: Path, output: Path, rows: int, exact: bool) -> dict[str, float]:
-    """CPU of each step a row, by when its last file was written; one BLAS thread."""
+def measured(source: Path, output: Path, rows: int, exact: bool) -> dict[str, dict[str, float]]:
+    """Milliseconds of CPU of each step, bytes of its files, and how often one is opened for reading, all a row."""
+    spent: Counter[str] = Counter()
+    opened: Counter[str] = Counter()
+    open_filesystem = storage.open_filesystem
 
     class Timed(InProcess):
-        def run(self, job: Any, units: Any) -> Iterator[Any]:
+        def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
             begun = time.process_time()
             yield from super().run(job, units)
-            spent[job.directory.rpartition("/")[2] if "/global/" in job.directory else "units"] += (
-                time.process_time() - begun
-            )
+            spent[_step(f"{job.directory}/")] += time.process_time() - begun
 
-    spent: dict[str, float] = defaultdict(float)
+    def counting(uri: str | Path) -> Any:
+        if str(uri).endswith(".parquet"):
+            opened[_step(str(uri))] += 1
+        return open_filesystem(uri)
+
     begun = time.process_time()
-    run_stage(SELECT, str(source), str(output), settings(rows, exact), executor=Timed())
+    with mock.patch.object(storage, "open_filesystem", counting):
+        result = run_stage(SELECT, str(source), str(output), settings(rows, exact), executor=Timed())
     spent["driver"] = time.process_time() - begun - sum(spent.values())
-    return {step: round(seconds / rows * 1000, 4) for step, seconds in spent.items()}
-
-
-def traffic(source: Path, rows: int, exact: bool) -> dict[str, dict[str, float]]:
-    """Bytes and requests of each step a row."""
-    store = ObjectStore()
-    try:
-        with disturbed((store.host, store.port), seed=0, probability=0.0) as proxy:
-            os.environ |= {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}",
-                "AWS_ACCESS_KEY_ID": "made",
-                "AWS_SECRET_ACCESS_KEY": "up",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_EC2_METADATA_DISABLED": "true",
-            }
-            import boto3
-
-            boto3.client("s3").create_bucket(Bucket="made")
-            for path in sorted(source.iterdir()):
-                write_bytes(f"s3://made/scored/{path.name}", path.read_bytes())
-            proxy.asked.clear()
-            proxy.sent.clear()
-            result = run_stage(SELECT, "s3://made/scored", "s3://made/out", settings(rows, exact), executor=InProcess())
-            asked, sent = proxy.asked.copy(), proxy.sent.copy()
-            written = list_files(result.directory)
-    finally:
-        store.close()
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {"driver": {"ms": spent["driver"] / rows}}
     for step in (*STEPS, "units"):
+        files = [path for path in Path(result.directory).rglob("*.parquet") if _step(str(path)) == step]
         found[step] = {
-            "requests": sum(number for request, number in asked.items() if _step(request) == step) / rows,
-            "bytes read": sum(size for path, size in sent.items() if _step(path) == step) / rows,
-            "bytes written": sum(entry.size for entry in written if _step(f"/{entry.name}") == step) / rows,
+            "ms": spent[step] / rows,
+            "bytes": sum(path.stat().st_size for path in files) / rows,
+            "opened": (opened[step] - len(files)) / rows,  # each is opened once to be written
         }
     return {step: {name: round(value, 4) for name, value in values.items()} for step, values in found.items()}
 
@@ -144,11 +124,10 @@ def main(arguments: Sequence[str]) -> None:
         table = scored(signatures(sorted(options.photos.glob("*/*.jpg")), options.rows))
         source = write_scored(Path(place) / "scored", table, PER_FILE)
         for name, exact in (("all with all", True), ("by tables", False)):
-            cpu = milliseconds(source, Path(place) / name, options.rows, exact)
-            detail[name] = {"ms": cpu, **traffic(source, options.rows, exact)}
+            detail[name] = measured(source, Path(place) / name, options.rows, exact)
             print(f"{name}: {detail[name]}", file=sys.stderr, flush=True)
     by_tables = detail["by tables"]
-    ratio = by_tables["shuffle"]["bytes written"] / by_tables["signatures"]["bytes written"]
+    ratio = by_tables["shuffle"]["bytes"] / by_tables["signatures"]["bytes"]
     command = "python benchmarks/select_cost.py --photos FOLDER"
     item = record.record(METRIC, ratio, "ratio", n=options.rows, command=command, commit=record.head())
     print(f"{METRIC}: {ratio:.2f}", file=sys.stderr)

@@ -52,7 +52,7 @@ class FaultyProxy(LoopbackServer):
         self.sent: Counter[str] = Counter()  # path -> bytes of answers to GET
         self.upload_seconds = 0.0  # that the body of a PUT takes to arrive
         self.uploading: Counter[str] = Counter()  # path -> such bodies that have not arrived
-        self.asked: Counter[str] = Counter()  # method and path -> how often
+        self._asked: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
 
     def trouble(self, method: str, path: str) -> Trouble | None:
@@ -61,8 +61,8 @@ class FaultyProxy(LoopbackServer):
         if request == self.down:
             return Trouble.BUSY
         with self.lock:
-            self.asked[request] += 1
-            rng = random.Random(f"{self.seed} {request} {self.asked[request]}")
+            self._asked[request] += 1
+            rng = random.Random(f"{self.seed} {request} {self._asked[request]}")
             trouble = rng.choice(_PASSING) if rng.random() < self.probability else None
             broken = trouble not in (None, Trouble.SLOW)
             if broken and self._in_a_row[request] == LONGEST:
