@@ -43,6 +43,8 @@ class UrlTarget:
             raise RowDropped("forbidden_scheme", f"{parsed.scheme}: is neither http nor https: {url[:200]!r}")
         if not host:
             raise DataError(DataFault.INVALID_URL, f"no host in {url[:200]!r}")
+        if not 0 < _port(parsed) < 2**16:
+            raise DataError(DataFault.INVALID_URL, f"{_port(parsed)} is no port: {url[:200]!r}")
         return cls(url=parsed, host=host)
 
 

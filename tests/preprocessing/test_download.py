@@ -128,7 +128,9 @@ def test_a_redirect_is_judged_as_the_first_url_was() -> None:
     assert str(request.url) == "https://1.1.1.1:8443/a?b=c" and request.host_header == "1.1.1.1:8443"
 
 
-@pytest.mark.parametrize("url", ["http://xn--a/", "http://xn--/", ":http://x]/", "http://\0/", "http:///x", ""])
+@pytest.mark.parametrize(
+    "url", ["http://xn--a/", "http://xn--/", ":http://x]/", "http://\0/", "http:///x", "http://x:65536/", ""]
+)
 def test_what_is_no_url_is_a_fault_of_its_row(url: str) -> None:
     with pytest.raises((DataError, RowDropped)):
         UrlTarget.parse(url)
