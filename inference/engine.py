@@ -9,17 +9,19 @@ ends that job alone.
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import torch
 
+from realcustom.compiling import allow_graphs, no_new_graphs
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
 from realcustom.inference.cost import StepCost
@@ -38,7 +40,7 @@ from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.order import LargestStretch, Order, Running
 from realcustom.inference.progress import Progress, Usage
 from realcustom.inference.prompts import PromptCache
-from realcustom.launch import run_together
+from realcustom.launch import padded_rows, run_together
 from realcustom.output import to_images
 from realcustom.sampler import Step
 from realcustom.settings import MethodSettings
@@ -85,6 +87,8 @@ class Engine:
         self.max_queue, self.deadline_seconds = max_queue, deadline_seconds
         self._prompts = PromptCache(max_prompt_bytes)  # of the preparing thread
         self.order: Order = order or LargestStretch()
+        self.batch_sizes: dict[tuple[int, int], Sequence[int]] = {}  # by latent size; UNet calls are padded to them
+        self.may_compile = True  # False: shapes for which nothing was compiled yet run uncompiled
         self.cost = StepCost()
         self.observer: Observer = UNOBSERVED
         self._changed = threading.Condition()
@@ -138,6 +142,10 @@ class Engine:
         if found is None:
             raise UnknownModel(f"model: this server has no adapter {job.adapter}", "model")
         return found
+
+    def forget_seconds(self) -> None:
+        """Learn anew what steps and jobs take."""
+        self.cost, self._seconds_per_job = StepCost(), 1.0
 
     def check(self, job: GenerationJob) -> None:
         """Refuse a job that would be refused when it runs. Raises RequestError; any thread may call."""
@@ -219,6 +227,7 @@ class Engine:
     def _work(self, act: Callable[[], bool], threads: int) -> None:
         # Ray sets OMP_NUM_THREADS=1 in its workers. Set before each piece of work: the number is partly the process's, and
         # with more threads than cores in all pools OpenMP's barriers sleep, which takes half as long again
+        allow_graphs()
         torch.set_num_threads(threads)
         while act():
             torch.set_num_threads(threads)
@@ -275,12 +284,16 @@ class Engine:
             chosen = self.order.choose(self._running, self.cost, now)
         calls: list[int] = []
         forwards = [one.sampler.forwards_left() for one in chosen]
-        results = run_together(self.pipeline.base.unet, [one.sampler.launches() for one in chosen], rows=calls)
+        sizes = self.batch_sizes.get(chosen[0].size, ())
+        with contextlib.nullcontext() if self.may_compile else no_new_graphs():
+            launches = [one.sampler.launches() for one in chosen]
+            results = run_together(self.pipeline.base.unet, launches, rows=calls, sizes=sizes)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # else the clock would say when the work was handed over
         if calls:
             seconds = time.monotonic() - now
-            self.cost.learn(chosen[0].size, len(calls), sum(calls), seconds)
+            computed = sum(padded_rows(rows, sizes) for rows in calls)
+            self.cost.learn(chosen[0].size, len(calls), computed, seconds)
             observe_step(self.observer, self.cost, chosen, forwards, calls, seconds)
             self.observer.observe("running", len(self._running))
             self.observer.observe("waiting", len(self._waiting) + self._held)

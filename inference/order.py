@@ -18,6 +18,7 @@ import torch
 
 from realcustom.inference.cost import LEAST_ROWS, StepCost
 from realcustom.inference.jobs import Ticket
+from realcustom.launch import padded_rows
 from realcustom.sampler import Sampler
 
 COMPANY = 8.0  # jobs of at most so many times the leader's work come with it
@@ -69,9 +70,11 @@ class LargestStretch:
 
     Args:
         max_cells: latent cells of all rows of a UNet call at most, for its memory: a job that needs more alone runs alone.
+        batch_sizes: numbers of rows that UNet calls are padded to; none = they are not.
     """
 
     max_cells: int = 64 * 64 * 64  # 64 rows of Stable Diffusion 1.5's size
+    batch_sizes: Sequence[int] = ()
 
     def choose(self, running: Sequence[Running], cost: StepCost, now: float) -> list[Running]:
         """See `Order`."""
@@ -81,8 +84,7 @@ class LargestStretch:
         leader = ranked[0]
         if leader.sampler.alone:
             return [leader]
-        height, width = leader.size
-        limit = min(self.max_cells // (height * width), max(leader.rows, cost.full_rows(leader.size)))
+        limit = self._limit(leader.size, max(leader.rows, cost.full_rows(leader.size)))
         chosen, rows = [leader], leader.rows
         for one in ranked[1:]:
             fits = one.size == leader.size and not one.sampler.alone and rows + one.rows <= limit
@@ -90,6 +92,13 @@ class LargestStretch:
                 chosen.append(one)
                 rows += one.rows
         return chosen
+
+    def _limit(self, size: tuple[int, int], wanted: int) -> int:
+        """Rows of a UNet call at most, where so many are wanted; with padding the rows that would pad it come in as well."""
+        fitting = self.max_cells // (size[0] * size[1])
+        limit = min(fitting, wanted)
+        sizes = [rows for rows in self.batch_sizes if rows <= fitting]
+        return min(padded_rows(limit, sizes), max(sizes, default=limit))
 
 
 def _urgency(one: Running, left: float, whole: float, wait: float, now: float) -> float:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from realcustom.inference.errors import BadRequest, RequestError
 from realcustom.inference.images import OutputFormat
 from realcustom.inference.problems import first_problem
-from realcustom.inference.settings import ServeSettings
+from realcustom.inference.settings import SIZE, ServeSettings, width_height
 from realcustom.sampling import KNOBS, SamplingParams
 
 _BY_NAME = {knob.name: knob for knob in KNOBS}
@@ -68,9 +68,7 @@ class ImagesRequest(_Strict):
 
     prompt: str = Field(min_length=1)
     n: int | None = _field("n")
-    size: str | None = Field(
-        None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", description="WIDTHxHEIGHT in pixels, or auto"
-    )
+    size: str | None = Field(None, pattern=SIZE, description="WIDTHxHEIGHT in pixels, or auto")
     seed: int | None = _field("seed")
     model: str | None = Field(None, description="an id of `GET /v1/models`; left out: the adapter, else the base")
     response_format: Literal["b64_json", "url"] | None = Field(
@@ -90,10 +88,7 @@ class ImagesRequest(_Strict):
 
     def width_height(self) -> tuple[int, int] | None:
         """`size` as numbers of pixels."""
-        if self.size in (None, "auto"):
-            return None
-        width, height = self.size.split("x")
-        return int(width), int(height)
+        return None if self.size is None else width_height(self.size)
 
     def sampling(self) -> SamplingParams:
         """The request's sampling parameters."""

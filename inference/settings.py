@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
 from realcustom.dtype import Dtype
 from realcustom.errors import UsageError
+
+SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"  # of a picture
+
+
+def width_height(size: str) -> tuple[int, int] | None:
+    """A picture's size that `SIZE` matches as numbers of pixels; None = auto, the base model's own."""
+    if size == "auto":
+        return None
+    width, height = size.split("x")
+    return int(width), int(height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +34,19 @@ class ServeSettings:
     dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
     # AutoencoderTiny for previews, folder or hub id; none = a linear map of the latents
     preview_decoder: str | None = None
+    # picture sizes, WIDTHxHEIGHT or auto (the base's own), that an engine draws once before it gets requests
+    warm_up: tuple[str, ...] = ("auto",)
+    compile: bool = (
+        False  # torch.compile of the UNet's convolution blocks and feed-forwards, for the sizes of `warm_up`
+    )
+    batch_sizes: tuple[int, ...] = (
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+    )  # with `compile`: rows that a UNet call of these sizes is padded to
     threads: int = 2  # torch's CPU threads in the replica
     num_cpus: float = 1.0  # logical CPUs that an engine takes of the Ray cluster
     num_gpus: float = 0.0  # GPUs that an engine takes of the Ray cluster
@@ -72,6 +96,11 @@ class ServeSettings:
             raise UsageError(
                 f"min_engines must lie in 0..max_engines, got {self.min_engines} with max_engines={self.max_engines}"
             )
+        for size in self.warm_up:
+            if not re.fullmatch(SIZE, size):
+                raise UsageError(f"warm_up takes sizes as 512x512 or auto, got '{size}'")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise UsageError(f"batch_sizes takes numbers of 1 or more, got {list(self.batch_sizes)}")
         if self.max_queue < 0:
             raise UsageError(f"max_queue must be 0 or more, got {self.max_queue}")
         limits = [field.name for field in fields(self) if field.name.startswith("max_") and field.name != "max_queue"]

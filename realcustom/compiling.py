@@ -7,6 +7,7 @@ first call do not grow with the model's depth: blocks of one shape share a graph
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
 
 REGIONS = (ResnetBlock2D, FeedForward)
-SHAPES = 256  # graphs of one kind of region: every level of every size of pictures has its own
+SHAPES = 2048  # graphs of one kind of region: every level of every size of pictures, and of batches, can have its own
 
 
 def compile_regions(unet: UNet2DConditionModel, *, channels_last: bool, **options: Any) -> None:
@@ -28,7 +29,20 @@ def compile_regions(unet: UNet2DConditionModel, *, channels_last: bool, **option
     """
     if channels_last:
         unet.to(memory_format=torch.channels_last)
-    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+    allow_graphs()
     for module in unet.modules():
         if isinstance(module, REGIONS):
             module.compile(fullgraph=True, **options)
+
+
+def allow_graphs() -> None:
+    """Let this thread build as many graphs as all shapes need: torch keeps the limits for each thread by itself."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(SHAPES, config.recompile_limit)
+    config.accumulated_recompile_limit = max(SHAPES, config.accumulated_recompile_limit)
+
+
+def no_new_graphs() -> AbstractContextManager[None]:
+    """A context, of the whole process, in which shapes that have a graph use it and others run as if nothing were compiled."""
+    context: AbstractContextManager[None] = torch.compiler.set_stance("eager_on_recompile")
+    return context

@@ -50,14 +50,20 @@ class Launch:
         return self.sample.shape[1:], self.encoder_hidden_states.shape[1:], self.decoupled
 
 
+def padded_rows(count: int, sizes: Sequence[int]) -> int:
+    """The smallest of these sizes that has room for so many rows; `count` where none has."""
+    return min((size for size in sizes if size >= count), default=count)
+
+
 @torch.no_grad()
 def run_together(
-    unet: UNet2DConditionModel, steps: Sequence[Steps[T]], rows: list[int] | None = None
+    unet: UNet2DConditionModel, steps: Sequence[Steps[T]], rows: list[int] | None = None, sizes: Sequence[int] = ()
 ) -> list[T | Exception]:
     """One step of several samplers with as few UNet calls as possible: two for each size of latents, or one.
 
     Args:
-        rows: the number of rows of each UNet call is put here.
+        rows: the number of rows of each UNet call is put here, without those that pad it.
+        sizes: numbers of rows that UNet calls are padded to, so that a compiled UNet sees few shapes; none = no padding.
     Returns:
         Each one's result, or its own exception, which does not disturb the others. What the UNet raises goes to all samplers
         of that call.
@@ -88,7 +94,7 @@ def run_together(
             works = [waiting.pop(number) for number in members]
             if rows is not None and isinstance(works[0], Launch):
                 rows.append(sum(len(work.sample) for work in works if isinstance(work, Launch)))
-            for number, found in zip(members, _done(unet, works), strict=True):
+            for number, found in zip(members, _done(unet, works, sizes), strict=True):
                 resume(number, found)
     return [results[number] for number in range(len(steps))]
 
@@ -100,23 +106,23 @@ def _turn(work: Work) -> int:
     return 1 if isinstance(work, Masking) else 2
 
 
-def _done(unet: UNet2DConditionModel, works: Sequence[Any]) -> Sequence[Any]:
+def _done(unet: UNet2DConditionModel, works: Sequence[Any], sizes: Sequence[int]) -> Sequence[Any]:
     """The results of works of one kind and shape, or the exceptions in their place."""
     try:
-        return predict(unet, works) if isinstance(works[0], Launch) else type(works[0]).done(works)
+        return predict(unet, works, sizes) if isinstance(works[0], Launch) else type(works[0]).done(works)
     except Exception as error:
         if len(works) == 1 or isinstance(works[0], Launch):
             return [error] * len(works)
-        return [_done(unet, [work])[0] for work in works]  # the fault of one of them
+        return [_done(unet, [work], sizes)[0] for work in works]  # the fault of one of them
 
 
-def predict(unet: UNet2DConditionModel, launches: Sequence[Launch]) -> list[Tensor]:
-    """One UNet call for launches of equal shape: each one's prediction (B, c, h, w)."""
+def predict(unet: UNet2DConditionModel, launches: Sequence[Launch], sizes: Sequence[int] = ()) -> list[Tensor]:
+    """One UNet call for launches of equal shape: each one's prediction (B, c, h, w). `sizes`: see `run_together`."""
     first = launches[0]
     if len(launches) == 1:
         conditioning = _conditioning(first, first.subjects, [] if first.recorder is None else [first.recorder])
         sample, text, conditions = first.sample, first.encoder_hidden_states, first.added_conditions
-        return [_call(unet, first, sample, first.timestep, text, conditions, conditioning)]
+        return [_call(unet, first, sample, first.timestep, text, conditions, conditioning, sizes)]
     places = Places.of([len(launch.sample) for launch in launches], [launch.subjects for launch in launches])
     recordings = join_recorders(places, [launch.recorder for launch in launches])
     subjects = join_subjects(places, [launch.subjects for launch in launches])
@@ -129,6 +135,7 @@ def predict(unet: UNet2DConditionModel, launches: Sequence[Launch]) -> list[Tens
         places.gather([launch.encoder_hidden_states for launch in launches]),
         _added_conditions(launches, places),
         conditioning,
+        sizes,
     )
     for recording in recordings:
         recording.give_back()
@@ -143,17 +150,29 @@ def _call(
     text: Tensor,
     added_conditions: Mapping[str, Tensor] | None,
     conditioning: Conditioning | None,
+    sizes: Sequence[int],
 ) -> Tensor:
+    count = len(sample)
+    size = count if first.controls else padded_rows(count, sizes)  # a control's residuals have rows of their own
+    conditions = None
+    if added_conditions is not None:
+        conditions = {name: _padded(condition, size) for name, condition in added_conditions.items()}
     prediction: Tensor = unet(
-        sample,
-        timestep,
-        text,
-        added_cond_kwargs=added_conditions,
+        _padded(sample, size),
+        _padded(timestep, size) if timestep.dim() else timestep,
+        _padded(text, size),
+        added_cond_kwargs=conditions,
         cross_attention_kwargs=None if conditioning is None else {"conditioning": conditioning},
         return_dict=False,
         **first.controls,
     )[0]
-    return prediction
+    return prediction[:count]
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """So many rows: the last one is repeated. No subject acts in them, and nothing of them is recorded."""
+    missing = size - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
 
 
 def _conditioning(first: Launch, subjects: Sequence[Acting], recorders: Sequence[MapRecorder]) -> Conditioning | None:
