@@ -17,12 +17,12 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from ray import serve
 
-from realcustom.inference.app import APP_NAME, ENGINE
+from realcustom.inference.app import API, ENGINE
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from tests.support.loopback import free_port
+from tests.support.replicas import replicas, running_engines
 from tests.support.tiny import TinyModels
 from tests.support.waiting import wait_for
 
@@ -45,18 +45,6 @@ def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
     stop()
 
 
-def _replicas(deployment: str) -> list[psutil.Process]:
-    """The processes of a deployment's replicas."""
-    title = f"ServeReplica:realcustom:{deployment}"
-    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
-
-
-def _running() -> int:
-    """Engines that have loaded their models, as Serve sees it."""
-    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
-    return int(states.get("RUNNING", 0))
-
-
 def _post(url: str, request: dict[str, Any]) -> tuple[httpx.Response, float]:
     """The answer, and when it came."""
     answer = httpx.post(url + URL, json=request, timeout=PATIENCE)
@@ -65,7 +53,7 @@ def _post(url: str, request: dict[str, Any]) -> tuple[httpx.Response, float]:
 
 def _drawing(since: dict[int, float]) -> psutil.Process:
     """The engine that draws, once it has drawn for a while since `_clocks`."""
-    engines = _replicas("engine")
+    engines = replicas(ENGINE)
 
     def drawn(one: psutil.Process) -> float:
         return float(one.cpu_times().user) - since[one.pid]
@@ -76,16 +64,16 @@ def _drawing(since: dict[int, float]) -> psutil.Process:
 
 def _clocks() -> dict[int, float]:
     """Seconds of processor time of each engine so far, both of which run."""
-    wait_for(lambda: _running() == 2, PATIENCE)
-    return {one.pid: float(one.cpu_times().user) for one in _replicas("engine")}
+    wait_for(lambda: running_engines() == 2, PATIENCE)
+    return {one.pid: float(one.cpu_times().user) for one in replicas(ENGINE)}
 
 
 def _replaced(killed: psutil.Process) -> float:
     """When there are two engines again. Serve starts a process for the new one after it has noticed the end of the other."""
 
     def two() -> bool:
-        engines = _replicas("engine")
-        return len(engines) == 2 and killed not in engines and _running() == 2
+        engines = replicas(ENGINE)
+        return len(engines) == 2 and killed not in engines and running_engines() == 2
 
     wait_for(two, PATIENCE)
     return time.monotonic()
@@ -125,7 +113,7 @@ def test_a_stream_of_a_dead_engine_ends_with_an_error(url: str) -> None:
 def test_what_had_no_step_yet_is_taken_over(url: str) -> None:
     _clocks()
     assert all(answer.status_code == 200 for answer, _ in map(_post, [url] * 4, [SHORT] * 4))
-    stopped = _replicas("engine")[0]
+    stopped = replicas(ENGINE)[0]
     os.kill(stopped.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(_post, url, SHORT) for _ in range(6)]
@@ -157,7 +145,7 @@ def test_a_request_whose_api_died_is_ended(url: str) -> None:
     before = _clocks()
     threading.Thread(target=lambda: _post(url, LONG), daemon=True).start()
     engine = _drawing(before)
-    [api] = _replicas("api")
+    [api] = replicas(API)
     api.kill()
 
     def idle() -> bool:

@@ -14,13 +14,13 @@ import httpx
 import psutil
 import pytest
 import yaml
-from ray import serve
 
-from realcustom.inference.app import APP_NAME, ENGINE
+from realcustom.inference.app import ENGINE
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from realcustom.pipeline import owned
 from tests.support.loopback import free_port
+from tests.support.replicas import replicas, running_engines
 from tests.support.tiny import TinyModels
 from tests.support.waiting import wait_for
 
@@ -34,16 +34,6 @@ TOKEN = "f" * 32  # of the Ray that `serve deploy` is tried on
 CONFIG = Path(__file__).parents[2] / "infra" / "serve.yaml"
 
 
-def _engines() -> list[psutil.Process]:
-    title = f"ServeReplica:{APP_NAME}:{ENGINE}"
-    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
-
-
-def _running() -> int:
-    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
-    return int(states.get("RUNNING", 0))
-
-
 def _settings(**more: Any) -> ServeSettings:
     return ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu", num_cpus=0.5, **more)
 
@@ -53,7 +43,7 @@ def test_there_is_no_engine_while_nobody_asks(ray_cluster: str, tiny_models: Tin
     url = start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     try:
         for _ in range(2):
-            wait_for(lambda: not _engines() and _running() == 0, PATIENCE)
+            wait_for(lambda: not replicas(ENGINE) and running_engines() == 0, PATIENCE)
             assert httpx.get(f"{url}/readyz").status_code == 200
             answer = httpx.post(url + URL, json=SHORT, timeout=PATIENCE)  # waits for one to load
             assert answer.status_code == 200, answer.text
@@ -69,10 +59,10 @@ def test_an_engine_that_hangs_is_replaced(ray_cluster: str, tiny_models: TinyMod
             for line in response.iter_lines():
                 lines.append(line)
                 if hanging is None and line == "event: realcustom.step":
-                    [hanging] = _engines()
+                    [hanging] = replicas(ENGINE)
                     os.kill(hanging.pid, signal.SIGSTOP)
         assert hanging is not None and any('"type":"engine_lost"' in line for line in lines[-4:])
-        wait_for(lambda: hanging not in _engines() and _running() == 1, PATIENCE)
+        wait_for(lambda: hanging not in replicas(ENGINE) and running_engines() == 1, PATIENCE)
         assert httpx.post(url + URL, json=SHORT, timeout=PATIENCE).status_code == 200
     finally:
         stop()
