@@ -52,16 +52,16 @@ from realcustom.sampling import SamplingParams
 RESULTS = record.RESULTS / "serving_http.json"
 CONFIG = record.ROOT / "tests" / "inference" / "schemathesis.toml"
 GENERATIONS = "/v1/images/generations"
+PICTURES = [encode(case.reference) for case in CASES]
 THREADS = 2
 SEEDS = (1, 2, 3)  # of fuzz
 
 
 def request(steps: int = 20, seed: int = 1, case: int = 0, **more: Any) -> dict[str, Any]:
     """A request with a subject of the synthetic world."""
-    picture = encode(CASES[case].reference)
     return {
         "prompt": CASES[case].prompt,
-        "subjects": [{"image": picture, "word": CASES[case].target_word}],
+        "subjects": [{"image": PICTURES[case], "word": CASES[case].target_word}],
         "num_inference_steps": steps,
         "seed": seed,
         **more,
@@ -187,19 +187,21 @@ def fuzz(url: str) -> int:
 
 def soak(url: str, requests: int) -> float:
     """PSS of this process's tree after all requests over that after the first 500, or a twentieth of them."""
-    first = min(500, requests // 20)
-    with httpx.Client(base_url=url, timeout=300.0) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+    first, began = min(500, requests // 20), time.monotonic()
+    bodies = [request(1, case=case, size="16x16") for case in range(8)]
+    bodies += [{name: value for name, value in body.items() if name != "subjects"} for body in bodies]
+    with httpx.Client(base_url=url, timeout=300.0) as client, concurrent.futures.ThreadPoolExecutor(32) as pool:
 
         def send(number: int) -> None:
-            body = request(1, seed=number, case=number % 8, size="16x16")
-            if number % 2:
-                del body["subjects"]
-            client.post(GENERATIONS, json=body).raise_for_status()
+            client.post(GENERATIONS, json=bodies[number % len(bodies)] | {"seed": number}).raise_for_status()
+            if (number + 1) % 500 == 0:
+                print(f"soak: {number + 1} requests, {time.monotonic() - began:.0f} s", file=sys.stderr)
 
         list(pool.map(send, range(first)))
         early = tree_pss(os.getpid())
         list(pool.map(send, range(first, requests)))
         late = tree_pss(os.getpid())
+    print(f"soak: {early / 1e6:.0f} MB after {first} requests, {late / 1e6:.0f} MB after {requests}", file=sys.stderr)
     return late / early
 
 
