@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from realcustom.guidance import Branch
@@ -30,9 +31,11 @@ def observe_step(
     observe("batch_cells_used_ratio", min(1.0, max(calls) / cost.full_rows(jobs[0].size)))
     for rows in calls:
         observe("batch_rows", rows)
+    forwards: Counter[Branch] = Counter()
     for one, left in zip(jobs, forwards_left, strict=True):
         branches, images = one.sampler.weights.branches(), len(one.sampler.latents)
-        for branch in branches:
-            observe("forwards_total", images, branch.value)
+        forwards.update(dict.fromkeys(branches, images))
         passes = left - one.sampler.forwards_left() - images * len(branches)  # for the mask alone
-        observe("forwards_total", max(0, passes), Branch.GUIDANCE.value)
+        forwards[Branch.GUIDANCE] += max(0, passes)
+    for branch, images in (+forwards).items():
+        observe("forwards_total", images, branch.value)

@@ -259,18 +259,16 @@ def check_unused(unet: UNet2DConditionModel) -> None:
         )
 
 
-def check_processors(unet: UNet2DConditionModel) -> None:
-    """Raise UsageError if attention processors were replaced: subjects and maps would be lost."""
+def check_unpatched(unet: UNet2DConditionModel, *, has_adapter: bool) -> None:
+    """Raise UsageError if a forward of the UNet's parts was replaced, or, with an adapter, its attention processors."""
+    if _is_plain(unet):
+        return
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
-    if other:
+    if has_adapter and other:
         raise UsageError(
             f"the UNet's attention processors were replaced by {', '.join(sorted(other))}, in which no subject can act: "
             "leave out attention slicing, xformers, fused projections and IP-Adapters, or load the pipeline again"
         )
-
-
-def check_forwards(unet: UNet2DConditionModel) -> None:
-    """Raise UsageError if a forward of the UNet's parts was replaced by one that leaves layers out."""
     for path, module in unet.named_modules():
         who = _patched_by(module) if path else None  # the UNet's own forward may be compiled
         if who is not None:
@@ -278,6 +276,23 @@ def check_forwards(unet: UNet2DConditionModel) -> None:
                 f"{who} replaced the forward of the UNet's {path}: a step would then run without some of its layers, and with "
                 "the features of another branch; take it off (DeepCache: helper.disable())"
             )
+
+
+def _is_plain(unet: UNet2DConditionModel) -> bool:
+    """Whether nothing at all was replaced or hooked; a walk as short as can be, since it comes before each call."""
+    left = list(unet._modules.values())
+    while left:
+        module = left.pop()
+        if module is None:
+            continue
+        own, parts = vars(module), module._modules
+        processors = [where["processor"] for where in (own, parts) if "processor" in where]
+        if "forward" in own or "_diffusers_hook" in own:
+            return False
+        if not all(isinstance(one, DecoupledAttentionProcessor) for one in processors):
+            return False
+        left.extend(parts.values())
+    return True
 
 
 def _patched_by(module: nn.Module) -> str | None:

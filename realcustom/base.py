@@ -98,6 +98,15 @@ class Base:
             return torch.device(self.pipeline._execution_device)
         return devices.pop()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that the UNet computes in; diffusers' own `dtype` looks through all modules and all names."""
+        first = next(self.unet.parameters())
+        if first.is_floating_point() and not _has_hook(self.unet):
+            return first.dtype
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
 
 def _has_hook(model: nn.Module) -> bool:
     """Whether accelerate or diffusers hooked one of its modules, as offload does."""
@@ -210,7 +219,7 @@ def sample_latents(base: Base, pixel_values: Tensor, generator: torch.Generator 
     with _vae_that_does_not_overflow(base) as vae:
         encoded = vae.encode(pixel_values.to(base.device, vae.dtype))
         latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.sample(generator)
-        return _scaled(vae, latents.to(base.unet.dtype))
+        return _scaled(vae, latents.to(base.dtype))
 
 
 def _scaled(vae: Any, latents: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def _encode_negative(text: CallText, own: TextFeatures, pooled: PooledText) -> T
 
 
 def _placed(base: Base, tensor: Tensor) -> Tensor:
-    return tensor.to(base.device, base.unet.dtype)
+    return tensor.to(base.device, base.dtype)
 
 
 def _with_pooled(base: Base, features: TextFeatures, pooled: Tensor | None) -> TextFeatures:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from realcustom.arguments import OUTPUT_TYPES, Subject, generators_for, read_schedule, settings_with, warn_of_idle
-from realcustom.attention import check_forwards, check_processors
+from realcustom.attention import check_unpatched
 from realcustom.base import Base
 from realcustom.callbacks import Callback, run_steps, tensor_inputs
 from realcustom.conditioning import encode_text
@@ -100,9 +100,7 @@ def prepare(pipe: RealCustomPipeline, call: Call, *, scheduler: Any = None, alon
     matches = match_words(text, settings, subjects)  # first: a wrong word is reported before any forward
     warn_of_idle(settings, subjects, call.sampling)
     warn_of_text(text, call.sampling)
-    if pipe.model is not None:
-        check_processors(pipe.base.unet)
-    check_forwards(pipe.base.unet)
+    check_unpatched(pipe.base.unet, has_adapter=pipe.model is not None)
     scheduler = pipe.scheduler if scheduler is None else scheduler
     sampler = _make_sampler(pipe, call, settings, text, subjects, matches, scheduler, alone=alone)
     words = [[match.phrase for match in row] for row in matches for _ in range(call.sampling.n)]
@@ -192,4 +190,4 @@ def _black_tokens(pipe: RealCustomPipeline, settings: MethodSettings) -> Tensor 
     assert pipe.image_encoder is not None and pipe.model is not None
     if settings.guidance.uncond is not Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED:
         return None
-    return pipe._encoded.black(pipe.model, pipe.image_encoder, pipe.base.unet.dtype)
+    return pipe._encoded.black(pipe.model, pipe.image_encoder, pipe.base.dtype)

@@ -111,7 +111,7 @@ def make_rows(
     most, device = max(len(row) for row in subjects), base.device
     prompts, length, _ = text.hidden.shape
     shape = next((token.shape for row in tokens for token in row), torch.Size((0, 1)))
-    embeds = torch.zeros(prompts, most, *shape, device=device, dtype=base.unet.dtype)
+    embeds = torch.zeros(prompts, most, *shape, device=device, dtype=base.dtype)
     words = torch.zeros(prompts, most, length)
     scopes = torch.zeros(prompts, most, dtype=torch.float64)
     present = torch.zeros(prompts, most, dtype=torch.bool, device=device)

@@ -96,7 +96,7 @@ def make_start(
         return start
     # diffusers encodes it for every base, and draws
     around = _encoded(base, pixels * (mask < 0.5), rows, generators)
-    drawn = each_row(F.interpolate(mask, size=size), rows).to(base.device, base.unet.dtype)  # (B, 1, h, w)
+    drawn = each_row(F.interpolate(mask, size=size), rows).to(base.device, base.dtype)  # (B, 1, h, w)
     if source is None or base.takes_mask:
         return replace(start, channels=torch.cat([drawn, around], 1))
     return replace(start, blend=Blend(mask=drawn, source=source, noise=noise))
@@ -117,10 +117,10 @@ def _noise(base: Base, shape: tuple[int, int, int], generators: Generators, late
     rows, height, width = shape
     wanted = (rows, base.latent_channels, height, width)
     if latents is None:
-        noise: Tensor = randn_tensor(wanted, generator=generators, device=base.device, dtype=base.unet.dtype)
+        noise: Tensor = randn_tensor(wanted, generator=generators, device=base.device, dtype=base.dtype)
         return noise
     if not isinstance(latents, Tensor):
         raise UsageError(f"latents are a tensor of shape {wanted}, got a {type(latents).__name__}")
     if tuple(latents.shape) != wanted:
         raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
-    return latents.to(base.device, base.unet.dtype)
+    return latents.to(base.device, base.dtype)

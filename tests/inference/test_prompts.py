@@ -60,6 +60,21 @@ def test_a_kept_prompt_draws_the_same_bits(tiny_pipeline: RealCustomPipeline, on
     assert cache.hits == 1 and len(encoded) == before > 0
 
 
+def test_a_new_prompt_encodes_no_empty_text_again(tiny_pipeline: RealCustomPipeline) -> None:
+    cache, encoded = PromptCache(10**9), list[int]()
+    hook = tiny_pipeline.base.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    asked = [job(), job(prompt="a dog and a cat"), job(negative_prompt="a dog"), job(words=(), negative_prompt="a hat")]
+    try:
+        found = [cache.prepare(tiny_pipeline, one, copy.deepcopy(tiny_pipeline.scheduler)).sampler for one in asked]
+        assert len(encoded) == 2 + 1 + 1 + 1 and cache.hits == 0
+        own = [tiny_pipeline.prepare(one.prompt, one.subjects, one.sampling).sampler for one in asked]
+    finally:
+        hook.remove()
+    for one, other in zip(found, own, strict=True):
+        assert torch.equal(one.rows.prompt_embeds, other.rows.prompt_embeds)
+        assert torch.equal(one.rows.negative_prompt_embeds, other.rows.negative_prompt_embeds)
+
+
 def test_other_texts_are_others(tiny_pipeline: RealCustomPipeline) -> None:
     cache = PromptCache(10**9)
     for one in (job(), job(negative_prompt="a dog"), job(clip_skip=1), job("a cat in space")):
@@ -76,10 +91,10 @@ def test_those_not_used_for_longest_go(tiny_pipeline: RealCustomPipeline) -> Non
 
     cache = PromptCache(10**9)
     ask("a cat")
-    each = cache.held_bytes
-    cache = PromptCache(2 * each)
+    each = cache.held_bytes // 2  # the prompt, and the empty text of the unconditional branch
+    cache = PromptCache(3 * each)
     assert ask("a cat", "the cat", "a cat", "cat in snow") == 1  # "the cat" goes
-    assert cache.held_bytes == 2 * each
+    assert cache.held_bytes == 3 * each
     assert ask("a cat", "cat in snow") == 2 and ask("the cat") == 0
     cache = PromptCache(1)
     assert ask("a cat", "a cat") == 0 and cache.held_bytes == 0

@@ -295,10 +295,10 @@ def test_which_layers_and_grids_have_maps(model: RealCustomModel) -> None:
 
 def test_replaced_processors_are_refused() -> None:
     own = RealCustomModel(tiny.tiny_unet(), tiny.tiny_settings(), tiny.IMAGE_WIDTH)
-    attention.check_processors(own.unet)
+    attention.check_unpatched(own.unet, has_adapter=True)
     own.unet.set_attn_processor(AttnProcessor2_0())
     with pytest.raises(ValueError, match="AttnProcessor2_0"):
-        attention.check_processors(own.unet)
+        attention.check_unpatched(own.unet, has_adapter=True)
 
 
 def test_a_base_without_text_cross_attention_is_refused() -> None:
