@@ -84,6 +84,8 @@ class Engines:
     async def draw(self, drawing: Drawing) -> RemoteWork:
         """See `backend.Backend`."""
         if self.state()[0] is not State.READY:
+            await self._look()  # another process of the API may have said that it is
+        if self.state()[0] is not State.READY:
             raise Loading("no engine is ready; the models are loading, try again soon")
         work = RemoteWork(self, drawing, choose_model(self._models, drawing.request.model))
         await work.begin()
@@ -130,10 +132,14 @@ class Engines:
     async def _watch(self) -> None:
         while True:
             began = time.monotonic()
-            answers = await self._ask_all("renew", tuple(self._leases))
-            if answers is not None:
-                self._running = len(answers)
+            await self._look()
             await asyncio.sleep(max(0.0, RENEW_SECONDS - (time.monotonic() - began)))
+
+    async def _look(self) -> None:
+        """Renew leases, and count the engines that answer."""
+        answers = await self._ask_all("renew", tuple(self._leases))
+        if answers is not None:
+            self._running = len(answers)
 
     async def _ask_all(self, method: str, argument: Any) -> list[Any] | None:
         """What each engine answers; those that end meanwhile are left out. None where one of them is silent."""
