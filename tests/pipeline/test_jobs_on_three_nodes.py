@@ -1,0 +1,186 @@
+"""All stages and training as jobs on paths and models of a store; a node is lost in the middle of each.
+
+What they write is what a local run writes, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from realcustom import storage
+from realcustom.checkpoint import adapter_sha256
+from realcustom.pipeline import owned
+from realcustom.pipeline.local_cluster import LocalCluster, Node, local_cluster
+from realcustom.preprocessing.catalogue import CHAIN
+from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+ZOO = ROOT / "sprites" / "zoo"
+STORE = "s3://realcustom"
+PATIENCE = 300
+MODELS = {  # settings of stages, and the folder of the zoo
+    "score.clip": "clip",
+    "score.heads": "heads",
+    "caption.model": "blip",
+    "subjects.detector": "grounding_dino",
+    "subjects.segmenter": "sam",
+}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus, and what all stages make of it in this process."""
+    folder = tmp_path_factory.mktemp("local")
+    write_corpus(folder, CorpusSettings(pictures=96, per_shard=4, corrupted=2))
+    source = str(folder / "shards")
+    for stage in CHAIN:
+        run_here(
+            "preprocess", stage.name, "--local", "--input", source, "--output", str(folder), *corpus_of(stage.name)
+        )
+        source = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Three nodes, of which the head does no work; the store has models, and what each stage reads."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REALCUSTOM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with local_cluster(3, 3, s3=True, head_cpus=0) as cluster:
+        for name, value in cluster.environment().items():
+            patch.setenv(name, value)
+        for place, root in (("shards", local), ("models", ZOO)):
+            upload(root if place == "models" else root / place, f"{STORE}/{place}")
+        for path in local.glob("*@*"):
+            upload(path, f"{STORE}/before/{path.name}")
+        yield cluster
+    patch.undo()
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{uri}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def run_here(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "realcustom", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def corpus_of(stage: str) -> tuple[str, ...]:
+    """A corpus is named by where it is, else."""
+    return ("--set", "preprocess.ingest.corpus=drawings") if stage == "ingest" else ()
+
+
+class Submitted:
+    """A job that a command follows."""
+
+    def __init__(self, folder: Path, *verb: str) -> None:
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "realcustom", "submit", "--", *verb],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return condition()
+
+        wait_for(holds, PATIENCE, self.log.read_text)
+
+    def end(self) -> str:
+        assert self.process.wait(PATIENCE) == 0, self.log.read_text()
+        return self.log.read_text()
+
+
+def lose(cluster: LocalCluster, node: Node) -> None:
+    """A node with all its processes, at once; another one joins."""
+    node.kill()
+    cluster.nodes.remove(node)
+    cluster.add_node(3)
+
+
+def node_with(cluster: LocalCluster, word: str) -> Node:
+    """A node, not the head, one of whose processes has a word in its title; the last one where none has."""
+    for node in cluster.nodes[1:]:
+        for process in owned.descendants([node.process.pid]):
+            try:
+                if any(word in part for part in psutil.Process(process.pid).cmdline()):
+                    return node
+            except psutil.Error:  # it has just ended
+                continue
+    return cluster.nodes[-1]
+
+
+def files(uri: str) -> list[str]:
+    try:
+        return [entry.name for entry in storage.list_files(uri)]
+    except FileNotFoundError:
+        return []
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in CHAIN])
+def test_a_stage(stage: str, cluster: LocalCluster, local: Path, tmp_path: Path) -> None:
+    models = [f"preprocess.{name}={STORE}/models/{folder}" for name, folder in MODELS.items() if name.startswith(stage)]
+    models += [f"base={STORE}/models/pipeline", f"method.image_encoder.model={STORE}/models/image_encoder"] * (
+        stage == "encode"
+    )
+    source = f"{STORE}/shards" if stage == "ingest" else f"{STORE}/before"
+    options = [*corpus_of(stage), *(word for model in models for word in ("--set", model))]
+    job = Submitted(tmp_path, "preprocess", stage, "--input", source, "--output", f"{STORE}/out", *options)
+    job.wait_until(
+        lambda: any(name.startswith(f"{stage}@") and "/manifests/" in name for name in files(f"{STORE}/out"))
+    )
+    lose(cluster, node_with(cluster, "ray::"))
+    job.end()
+    [directory] = local.glob(f"{stage}@*")
+    wanted = {path.relative_to(local).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    found = {
+        entry.name: storage.read_bytes(entry.uri)
+        for entry in storage.list_files(f"{STORE}/out")
+        if entry.name.startswith(f"{stage}@")
+    }
+    assert without_versions(found) == without_versions(wanted)
+
+
+def without_versions(tree: dict[str, bytes]) -> dict[str, Any]:
+    """Manifests without what the input's store says of its version."""
+    found: dict[str, Any] = {}
+    for name, data in tree.items():
+        if "/manifests/" in name:
+            found[re.sub(r"\.\w{16}(\.\w{16}\.json)$", r"\1", name)] = {**json.loads(data), "input": ""}
+        else:
+            found[name] = data
+    return found
+
+
+def test_training(cluster: LocalCluster, local: Path, tmp_path: Path) -> None:
+    short: Sequence[str] = ("train.steps=60", "train.batch_size=4", "train.checkpoint_every=10", "train.val_every=30")
+    short = (*short, "train.num_workers=1", "train.sample_records=0", "train.warmup=0", "train.log_every=5")
+    settings = [word for setting in short for word in ("--set", setting)]
+    run_here("train", "--local", "--input", str(local), "--output", str(tmp_path / "run"), *settings)
+    models = ("--base", f"{STORE}/models/pipeline", "--image-encoder", f"{STORE}/models/image_encoder")
+    job = Submitted(tmp_path, "train", "--input", f"{STORE}/before", "--output", f"{STORE}/run", *models, *settings)
+    job.wait_until(lambda: any(name.startswith("checkpoints/") for name in files(f"{STORE}/run")))
+    lose(cluster, node_with(cluster, "TrainWorker"))
+    job.end()
+    assert adapter_sha256(f"{STORE}/run/adapter.safetensors") == adapter_sha256(
+        tmp_path / "run" / "adapter.safetensors"
+    )
