@@ -86,7 +86,8 @@ def stage_node_loss(rounds: int) -> list[float]:
         for number in range(rounds):
             output = f"out-{number}"
             verb = ("preprocess", "ingest", "--input", f"s3://{BUCKET}/raw", "--output", f"s3://{BUCKET}/{output}")
-            process = subprocess.Popen([sys.executable, "-m", "realcustom", *verb], env=environment)
+            command = [sys.executable, "-m", "realcustom", "submit", "--", *verb]  # so that its driver is on the head
+            process = subprocess.Popen(command, env=environment, cwd=record.ROOT, stdout=subprocess.DEVNULL)
             while len(_manifests(output)) < 20:
                 assert process.poll() is None, "the stage ended too soon"
                 time.sleep(0.1)

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,23 +97,31 @@ realcustom inspect run/adapter.safetensors
 """
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; pytest's own are the user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.cluster
-def test_its_steps_make_what_runs_without_root_on_a_root_that_is_read_only(tmp_path: Path) -> None:
+def test_its_steps_make_what_runs_without_root_on_a_root_that_is_read_only(open_folder: Path) -> None:
     """From nothing but Python: corpus, preprocessing and training, with an empty environment."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare, for a mount namespace of its own")
-    tree, venv, root = tmp_path / "realcustom", tmp_path / "venv", tmp_path / "root"
+    tree, venv, root = open_folder / "realcustom", open_folder / "venv", open_folder / "root"
     root.mkdir()
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tree)], check=True)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # pytest's are the user's alone
     # where packages come from is the machine's business
     places = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))]
     for step in ("install", "check", "clean"):
         python = [sys.executable] if step == "install" else []
         command = [str(tree / "infra" / "image" / "steps.sh"), step, *python, str(venv)]
         done = subprocess.run(
-            ["env", "-i", "PATH=/usr/bin:/bin", f"HOME={tmp_path}", *places, *command], capture_output=True, text=True
+            ["env", "-i", "PATH=/usr/bin:/bin", f"HOME={open_folder}", *places, *command],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", AS_IN_THE_IMAGE, "-"]
