@@ -1,4 +1,4 @@
-"""All stages and training as jobs on paths and models of a store; a node is lost in the middle of each.
+"""All stages, training, evaluation and serving as jobs on paths and models of a store; a node is lost in the middle of each.
 
 What they write is what a local run writes, byte for byte.
 """
@@ -9,10 +9,12 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -22,6 +24,8 @@ from realcustom.pipeline import owned
 from realcustom.pipeline.local_cluster import LocalCluster, Node, local_cluster
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.loopback import free_port
+from tests.support.suites import write_suite
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -184,3 +188,64 @@ def test_training(cluster: LocalCluster, local: Path, tmp_path: Path) -> None:
     assert adapter_sha256(f"{STORE}/run/adapter.safetensors") == adapter_sha256(
         tmp_path / "run" / "adapter.safetensors"
     )
+
+
+def test_evaluation(cluster: LocalCluster, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "suite", subjects=2)
+    upload(suite.folder, f"{STORE}/suite")
+    storage.write_bytes(f"{STORE}/prompts.txt", suite.prompts.read_bytes())
+
+    def verb(subjects: str, prompts: str, models: str, output: str, *more: str) -> list[str]:
+        return [
+            *("evaluate", "--suite", "own", "--subjects", subjects, "--prompts", prompts, "--output", output),
+            *("--adapter", f"shipped={models}/adapter.safetensors", "--base", f"{models}/pipeline"),
+            *("--image-encoder", f"{models}/image_encoder", "--metric", f"dino_i@{models}/image_encoder"),
+            *("--set", "evaluate.images_per_prompt=4", "--set", "evaluate.resamples=200", *more),
+        ]
+
+    run_here(*verb(str(suite.folder), str(suite.prompts), str(ZOO), str(tmp_path / "here"), "--local"))
+    job = Submitted(
+        tmp_path,
+        *verb(f"{STORE}/suite", f"{STORE}/prompts.txt", f"{STORE}/models", f"{STORE}/evaluation", "--workers", "2"),
+    )
+    job.wait_until(lambda: any(name.startswith("images/") for name in files(f"{STORE}/evaluation")))
+    lose(cluster, node_with(cluster, "ray::"))
+    job.end()
+    for name in ("table.csv", "results.parquet"):
+        assert storage.read_bytes(f"{STORE}/evaluation/{name}") == (tmp_path / "here" / name).read_bytes(), name
+
+
+def test_serving(cluster: LocalCluster, tmp_path: Path) -> None:
+    """A node with an engine is lost; another engine answers, and a request that was on the lost one is asked again."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    models = f"{STORE}/models"
+    job = Submitted(
+        tmp_path,
+        *("serve", "--adapter", f"{models}/adapter.safetensors", "--base", f"{models}/pipeline"),
+        *("--set", f"method.image_encoder.model={models}/image_encoder", "--set", f"serve.port={port}"),
+        *("--set", "serve.min_engines=2", "--set", "serve.max_engines=2", "--set", "serve.threads=1"),
+    )
+    body: dict[str, Any] = {"prompt": "a star on grass", "seed": 1, "num_inference_steps": 4}
+
+    def picture() -> str | None:
+        try:
+            answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=30)
+        except httpx.HTTPError:
+            return None
+        return str(answer.json()["data"][0]["b64_json"]) if answer.is_success else None
+
+    job.wait_until(lambda: picture() is not None)
+    first = picture()
+    lose(cluster, node_with(cluster, "Engine"))
+    began, longest, last = time.monotonic(), 0.0, time.monotonic()
+    while time.monotonic() - began < 30:
+        found = picture()
+        if found is not None:
+            assert found == first
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        time.sleep(0.2)
+    longest = max(longest, time.monotonic() - last)
+    assert longest < 20, f"no answer for {longest:.0f} s"
+    job.process.terminate()
+    job.process.wait()
