@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def settings(rows: int, exact: bool) -> PreprocessSettings:
 
 def measured(source: Path, output: Path, rows: int, exact: bool) -> dict[str, dict[str, float]]:
     """Milliseconds of CPU of each step, bytes of its files, and how often one is opened for reading, all a row."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     opened: Counter[str] = Counter()
     open_filesystem = storage.open_filesystem
 

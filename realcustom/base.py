@@ -101,7 +101,7 @@ class Base:
     @property
     def dtype(self) -> torch.dtype:
         """The number format that the UNet computes in; diffusers' own `dtype` looks through all modules and all names."""
-        first = next(self.unet.parameters())
+        first: Tensor = next(self.unet.parameters())
         if first.is_floating_point() and not _has_hook(self.unet):
             return first.dtype
         dtype: torch.dtype = self.unet.dtype
