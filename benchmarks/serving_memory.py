@@ -135,6 +135,8 @@ def main() -> None:
     tiny = parser.parse_args().tiny
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps: dict[str, float] = {}
+    if device == "cpu":
+        torch.set_num_threads(1)  # more of them wait for each other where other programs run
     if tiny or device == "cuda":
         for compiled in (False, True):
             steps |= measured(device, tiny, compiled)
