@@ -43,6 +43,7 @@ def survive(stage: Stage, source: str, root: Path, settings: PreprocessSettings,
     return whole.directory
 
 
+@pytest.mark.slow
 def test_three_kills_leave_the_bytes_as_they_are(ray_cluster: str, tmp_path: Path) -> None:
     source = write_corrupted(tmp_path / "corpus", 40, samples=4, size=(64, 48))
     settings = chaos_settings(tmp_path / "models")

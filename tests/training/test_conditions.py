@@ -72,13 +72,15 @@ def test_what_full_caches_make_idle_is_not_held(world: SimpleNamespace, sdxl: Si
     method = replace(METHOD, guidance=GuidanceSettings(uncond=Uncond.NEGATIVE_TEXT_BLACK_IMAGE_MASKED))
     worker = make_worker(world, tmp_path, replace(SETTINGS, p_drop_both=0.5), method, world.caches)
     for batch in batches(worker, 3):
-        assert worker.base.vae is worker.base.text_encoder is None and "image_encoder" not in vars(worker.encoders)
+        assert worker.base.pipeline.vae is worker.base.text_encoder is None and "image_encoder" not in vars(
+            worker.encoders
+        )
         assert batch.image_embeds.any(2).all()
     assert worker.encoders.text_features("a red square").any()
     assert worker.encoders.loaded().vae is not None
     large = make_worker(sdxl, tmp_path, replace(SETTINGS, p_drop_text=0.5), records=sdxl.caches)
     (batch,) = batches(large, 1)
-    assert batch.pooled_text is not None and large.base.vae is None and large.base.text_encoder is not None
+    assert batch.pooled_text is not None and large.base.pipeline.vae is None and large.base.text_encoder is not None
 
 
 def test_an_augmented_reference_is_the_subject_smaller_and_turned() -> None:

@@ -162,11 +162,8 @@ def test_the_first_final_failure_is_kept() -> None:
     assert kept is not None and "third" in kept.trace
 
 
-@pytest.mark.parametrize(
-    ("bug", "in_set_up"),
-    [(broadcasting, False), pytest.param(arrow, True, marks=pytest.mark.slow)],
-    ids=["run", "set-up"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("bug", "in_set_up"), [(broadcasting, False), (arrow, True)], ids=["run", "set-up"])
 def test_a_bug_in_a_ray_worker_keeps_its_trace(
     bug: Callable[[], object],
     in_set_up: bool,
@@ -183,6 +180,7 @@ def test_a_bug_in_a_ray_worker_keeps_its_trace(
     assert message.startswith("Traceback") and f"in {bug.__name__}" in message and BUGS[bug].__name__ in message
 
 
+@pytest.mark.slow
 def test_a_mistake_that_one_ray_worker_meets_is_one_line(
     world: SimpleNamespace,
     broken_records: str,

@@ -127,6 +127,7 @@ def test_a_run_on_ray_waits_for_a_minute_too(
     assert Store().read("s3://corpus/run/adapter.safetensors") == Path(undisturbed.adapter).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_ends_the_run_in_words_and_it_can_be_continued(
     world: SimpleNamespace, object_store: ObjectStore, bucket: str, undisturbed: TrainResult
 ) -> None:

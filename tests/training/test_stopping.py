@@ -95,6 +95,7 @@ def test_a_second_signal_is_what_it_was_before() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_workers_on_ray_are_stopped_by_the_driver_s_signal(
     world: SimpleNamespace, tmp_path: Path, ray_cluster: str
 ) -> None:
