@@ -6,7 +6,7 @@ import os
 import signal
 
 # Before anything imports a library that reads them; workers and subprocesses inherit them.
-os.environ["OMP_NUM_THREADS"] = "1"  # as `few_threads` below, for libraries' own computing and for subprocesses
+os.environ["OMP_NUM_THREADS"] = "1"  # as torch's below, for libraries' own computing and for subprocesses
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -46,9 +46,13 @@ def interrupts_arrive() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_threads() -> None:
-    """One torch thread: tests are small, and a second one waits for its core when the machine is busy."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One torch thread: tests are small, and a second one waits for its core when the machine is busy.
+
+    Before each test and its fixtures: an engine that ran in this process set the number for itself, and with another number
+    the last bits of a product can be others.
+    """
     import torch
 
     torch.set_num_threads(1)
