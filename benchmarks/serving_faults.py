@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import random
 import statistics
@@ -38,15 +37,17 @@ import numpy as np
 import psutil
 import ray
 import record
-from ray import serve
 from serving_http import GENERATIONS, request
 
-from realcustom.inference.app import APP_NAME, ENGINE
+sys.path.append(str(record.ROOT))  # the tests are not installed
+
+from realcustom.inference.app import ENGINE
 from realcustom.inference.routing import STATS_SECONDS
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from realcustom.pipeline.local_cluster import free_ports
 from realcustom.pipeline.recipes import sprites
+from tests.support.replicas import replicas, running_engines
 
 RESULTS = record.RESULTS / "serving_faults.json"
 OFFERED = 4.0  # times the capacity
@@ -69,27 +70,11 @@ print(time.perf_counter() - began)
 Note = Callable[[str, float], None]
 
 
-def engines() -> list[psutil.Process]:
-    """The processes of the engines, of the Ray that this process has started."""
-    title, found = f"ServeReplica:{APP_NAME}:{ENGINE}", []
-    for one in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if title in " ".join(one.cmdline()):
-                found.append(one)
-    return found
-
-
 def busiest() -> psutil.Process:
     """The engine that draws."""
-    before = {one: one.cpu_times().user for one in engines()}
+    before = {one: one.cpu_times().user for one in replicas(ENGINE)}
     time.sleep(1.0)
     return max(before, key=lambda one: one.cpu_times().user - before[one])
-
-
-def running_engines() -> int:
-    """Engines that have loaded their models, as Serve sees it."""
-    states = serve.status().applications[APP_NAME].deployments[ENGINE].replica_states
-    return sum(number for state, number in states.items() if str(getattr(state, "value", state)) == "RUNNING")
 
 
 def post(url: str, body: dict[str, Any], status: int) -> float:
@@ -199,7 +184,7 @@ def overload(url: str, per_second: float, seconds: float, kill: bool) -> Offer:
                 await asyncio.sleep(max(0.0, began + at - time.monotonic()))
                 if not killed and at > seconds / 2:
                     killed = True
-                    engines()[0].kill()
+                    replicas(ENGINE)[0].kill()
                 asked.append(asyncio.create_task(ask(client, ready[offer.asked], offer.asked, offer)))
                 offer.asked += 1
                 at += chance.expovariate(per_second)

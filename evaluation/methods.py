@@ -70,13 +70,19 @@ def _wrong(reference: Reference) -> Photo:
     return reference.wrong
 
 
+def name_and_place(text: str) -> tuple[str, str]:
+    """`NAME=PLACE`, or a PLACE, whose name is its last part without `.safetensors`."""
+    name, sign, place = text.partition("=")
+    if sign and "/" not in name:
+        return name, place
+    return text.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors"), text
+
+
 def named_adapters(given: Sequence[str]) -> dict[str, str]:
     """`FILE` or `NAME=FILE` -> file by name; a file's own name is its stem. Raises UsageError for a name that is there twice."""
     found: dict[str, str] = {}
     for text in given:
-        name, sign, file = text.partition("=")
-        if not sign or "/" in name:
-            name, file = text.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors"), text
+        name, file = name_and_place(text)
         if name in found:
             raise UsageError(f"--adapter: two adapters are called '{name}' ({found[name]}, {file}): give NAME=FILE")
         if name in (ORACLE, TEXT_ALONE):

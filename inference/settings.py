@@ -36,17 +36,10 @@ class ServeSettings:
     preview_decoder: str | None = None
     # picture sizes, WIDTHxHEIGHT or auto (the base's own), that an engine draws once before it gets requests
     warm_up: tuple[str, ...] = ("auto",)
-    compile: bool = (
-        False  # torch.compile of the UNet's convolution blocks and feed-forwards, for the sizes of `warm_up`
-    )
-    batch_sizes: tuple[int, ...] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
-    )  # with `compile`: rows that a UNet call of these sizes is padded to
+    # torch.compile of the UNet's convolution blocks and feed-forwards, for the sizes of `warm_up`
+    compile: bool = False
+    # with `compile`: rows that a UNet call of these sizes is padded to
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     threads: int = 2  # torch's CPU threads in the replica
     num_cpus: float = 1.0  # logical CPUs that an engine takes of the Ray cluster
     num_gpus: float = 0.0  # GPUs that an engine takes of the Ray cluster

@@ -19,10 +19,8 @@ from PIL import Image, ImageFile
 # that lacks less than them is taken for complete.
 _AHEAD = b"\0" * 16
 _ONES = b"\xff\0"  # eight bits of a scan, and nothing between scans
-_GIVEN, _TAKEN = (
-    16,
-    4,
-)  # pairs of bytes that are given at the end of a last scan, and of the last ones those that must be taken
+_GIVEN = 16  # pairs of bytes that are given at the end of a last scan
+_TAKEN = 4  # the last ones of them that must be taken
 _TAIL = 32  # bytes before the end that a sound picture cannot be decoded without
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a segment: no stuffed byte, no restart
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2  # Huffman-coded; frames of other kinds are rare and not looked at

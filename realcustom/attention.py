@@ -261,7 +261,7 @@ def check_unused(unet: UNet2DConditionModel) -> None:
 
 def check_unpatched(unet: UNet2DConditionModel, *, has_adapter: bool) -> None:
     """Raise UsageError if a forward of the UNet's parts was replaced, or, with an adapter, its attention processors."""
-    if _is_plain(unet):
+    if _is_plain(unet, has_adapter=has_adapter):
         return
     other = {type(p).__name__ for p in unet.attn_processors.values() if not isinstance(p, DecoupledAttentionProcessor)}
     if has_adapter and other:
@@ -278,17 +278,17 @@ def check_unpatched(unet: UNet2DConditionModel, *, has_adapter: bool) -> None:
             )
 
 
-def _is_plain(unet: UNet2DConditionModel) -> bool:
-    """Whether nothing at all was replaced or hooked; a walk as short as can be, since it comes before each call."""
+def _is_plain(unet: UNet2DConditionModel, *, has_adapter: bool) -> bool:
+    """Whether nothing that counts was replaced or hooked; a walk as short as can be, since it comes before each call."""
     left = list(unet._modules.values())
     while left:
         module = left.pop()
         if module is None:
             continue
         own, parts = vars(module), module._modules
-        processors = [where["processor"] for where in (own, parts) if "processor" in where]
         if "forward" in own or "_diffusers_hook" in own:
             return False
+        processors = [where["processor"] for where in (own, parts) if has_adapter and "processor" in where]
         if not all(isinstance(one, DecoupledAttentionProcessor) for one in processors):
             return False
         left.extend(parts.values())

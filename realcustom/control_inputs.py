@@ -78,7 +78,7 @@ def _control_nets(
         ControlNet(
             model=model,
             pixels=each_row(pixels, rows)
-            .to(base.device, base.unet.dtype)
+            .to(base.device, base.dtype)
             .contiguous(),  # as in diffusers, for its last bits
             scale=scale,
             start=start,
@@ -103,7 +103,7 @@ def _adapter_features(
         _check_adapter(base, model, size)
         _make_ready(model, base)
         pixels = read_pictures(value, "adapter_image", prompts, size, channels=model.config.in_channels)
-        levels = [scale * level for level in model(pixels.to(base.device, base.unet.dtype))]
+        levels = [scale * level for level in model(pixels.to(base.device, base.dtype))]
         total = [one + other for one, other in zip(total, levels, strict=True)] if total else levels
     return tuple(each_row(level, rows) for level in total)
 
@@ -157,7 +157,7 @@ def _check_adapter(base: Base, adapter: T2IAdapter, size: tuple[int, int]) -> No
 
 
 def _make_ready(model: nn.Module, base: Base) -> None:
-    model.to(base.device, base.unet.dtype).requires_grad_(False).eval()
+    model.to(base.device, base.dtype).requires_grad_(False).eval()
 
 
 def _shares(name: str, value: Shares, count: int) -> list[float]:

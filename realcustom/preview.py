@@ -90,7 +90,7 @@ class DecodedPreview:
     def load(cls, model: str, base: Base, deviation: float) -> DecodedPreview:
         """Load an AutoencoderTiny from a folder or the hub. Raises UsageError if it cannot be loaded or does not fit the base."""
         with load_refusals("preview decoder", model):
-            decoder = AutoencoderTiny.from_pretrained(model, dtype=base.unet.dtype)
+            decoder = AutoencoderTiny.from_pretrained(model, dtype=base.dtype)
         factor, channels = 2 ** (len(decoder.config.decoder_block_out_channels) - 1), decoder.config.latent_channels
         if (factor, channels) != (base.vae_scale_factor, base.latent_channels):
             raise UsageError(

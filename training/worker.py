@@ -177,7 +177,7 @@ class Worker:
                 if results:
                     self._tell(metrics, unread, results)
                     unread = []
-                    stop, save = (any(getattr(result, name) for result in results) for name in ("stop", "save"))
+                    stop, save = any(result.stop for result in results), any(result.save for result in results)
                     self._after_step(metrics, results[-1], stop, save)
             tensors, _ = trainer.state()
             if metrics is not None:

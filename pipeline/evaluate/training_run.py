@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from realcustom import storage
-from realcustom.evaluation.methods import ORACLE, TEXT_ALONE
+from realcustom.evaluation.methods import ORACLE, TEXT_ALONE, name_and_place
 from realcustom.evaluation.results import Results
 from realcustom.pipeline.chart import loss_svg, measured_svg
 from realcustom.store import Store
@@ -48,9 +48,7 @@ def with_runs(given: Sequence[str], store: Store) -> Iterator[str]:
 
 
 def _run(text: str, store: Store) -> TrainingRun | None:
-    name, sign, place = text.partition("=")
-    if not sign or "/" in name:
-        name, place = text.rstrip("/").rpartition("/")[2], text
+    name, place = name_and_place(text)
     if place.endswith(".safetensors"):
         return None
     saved = {step_of(file): file for file in list_checkpoints(storage.join(place, "adapters"), store)}

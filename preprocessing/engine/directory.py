@@ -83,10 +83,9 @@ class StageDirectory:
 
     def counts_of(self, unit: Unit) -> Counts | None:
         """The counts in a unit's manifest; None: there is none, and the unit is not done."""
+        # the rows come first, and on a disk a folder of very many manifests would be listed for each unit
         if not storage.is_remote(self.uri) and not self.store.exists(self.rows_uri(unit.name)):
-            return (
-                None  # the rows come first, and on a disk a folder of very many manifests would be listed for each unit
-            )
+            return None
         prefix = storage.join(self.uri, "manifests", f"{unit.name}.{unit.identity}.")
         uri = self.store.call(storage.first_beginning, prefix, "list")
         return None if uri is None else self._counts_in(uri)

@@ -164,8 +164,15 @@ def prometheus(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
         yield found
 
 
-def command(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "realcustom", *arguments], cwd=ROOT)
+@contextlib.contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A context in which a command runs; it is ended after it."""
+    process = subprocess.Popen([sys.executable, "-m", "realcustom", *arguments], cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
 
 
 def all_filled(prometheus: Prometheus, name: str, going_on: Callable[[], bool]) -> None:
@@ -184,12 +191,10 @@ def all_filled(prometheus: Prometheus, name: str, going_on: Callable[[], bool]) 
 @pytest.mark.cluster
 def test_a_stage_fills_the_panels_of_preprocessing(prometheus: Prometheus, tmp_path: Path) -> None:
     write_shards(tmp_path / "src", 60, 40, size=(768, 768))
-    process = command("preprocess", "ingest", "--input", str(tmp_path / "src"), "--output", str(tmp_path / "out"))
-    try:
+    with command(
+        "preprocess", "ingest", "--input", str(tmp_path / "src"), "--output", str(tmp_path / "out")
+    ) as process:
         all_filled(prometheus, "preprocessing", lambda: process.poll() is None)
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
 
 
 @pytest.mark.cluster
@@ -199,18 +204,13 @@ def test_a_run_fills_the_panels_of_training(prometheus: Prometheus, tiny_models:
     config = tmp_path / "settings.yaml"
     write_settings(config, str(tiny_models.base), str(tiny_models.image_encoder), settings)
     run = ("--input", str(tmp_path / "records"), "--output", str(tmp_path / "run"), "--config", str(config))
-    process = command("train", *run)
-    try:
+    with command("train", *run) as process:
         all_filled(prometheus, "training", lambda: process.poll() is None)
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
 
 
 @pytest.mark.cluster
 def test_requests_fill_the_panels_of_serving(prometheus: Prometheus, tiny_models: TinyModels) -> None:
     port = free_port()
-    process = command("serve", *tiny_models.options, "--set", f"serve.port={port}")
     url = f"http://127.0.0.1:{port}"
     body = {
         "prompt": "a toy on grass",
@@ -220,7 +220,7 @@ def test_requests_fill_the_panels_of_serving(prometheus: Prometheus, tiny_models
         "partial_images": 2,
     }
 
-    def is_ready() -> bool:
+    def is_ready(process: subprocess.Popen[bytes]) -> bool:
         assert process.poll() is None
         try:
             return httpx.get(f"{url}/readyz").is_success
@@ -231,13 +231,10 @@ def test_requests_fill_the_panels_of_serving(prometheus: Prometheus, tiny_models
         httpx.post(f"{url}/v1/images/generations", json=body, timeout=PATIENCE).raise_for_status()
         return time.monotonic() < deadline
 
-    try:
-        wait_for(is_ready, PATIENCE)
+    with command("serve", *tiny_models.options, "--set", f"serve.port={port}") as process:
+        wait_for(lambda: is_ready(process), PATIENCE)
         deadline = time.monotonic() + PATIENCE
         all_filled(prometheus, "serving", draws)
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
 
 
 def small_picture() -> str:
