@@ -16,6 +16,7 @@ from realcustom.evaluation.given import given_images
 from realcustom.evaluation.methods import (
     ORACLE,
     AdapterFile,
+    name_and_place,
     named_adapters,
 )
 from realcustom.evaluation.metrics import Judged
@@ -166,9 +167,7 @@ def read_given(request: Request, suite: Suite, taken: set[str], store: Store) ->
     """Somebody else's pictures, and their rows' names added to `taken`. Raises UsageError for a name that is taken."""
     found: list[Judged] = []
     for text in request.images:
-        name, sign, folder = text.partition("=")
-        if not sign:
-            name, folder = text.rstrip("/").rsplit("/", 1)[-1], text
+        name, folder = name_and_place(text)
         if name in taken or name == ORACLE:
             raise UsageError(f"--images {text}: there is a row called '{name}' already; give NAME=FOLDER")
         taken.add(name)

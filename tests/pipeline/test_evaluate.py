@@ -167,12 +167,12 @@ def test_somebody_elses_pictures(
 ) -> None:
     suite = read_own(str(drawn.folder), str(drawn.prompts), Store(), images_per_prompt=2, seed=0)
     for case in suite.cases:
-        path = tmp_path / "theirs" / f"{stem_of(case)}.png"
+        path = tmp_path / "scale=3" / "theirs" / f"{stem_of(case)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(case.references[0].given.uri) as image:
             image.save(path)
     output = copied(finished, tmp_path)
-    command = [*arguments, *METRICS, "--images", str(tmp_path / "theirs"), "--output", str(output)]
+    command = [*arguments, *METRICS, "--images", str(tmp_path / "scale=3" / "theirs"), "--output", str(output)]
     assert run(command) == 0
     table = (output / "table.md").read_text()
     assert "theirs copies: its dino_i@image_encoder is above that of the real pictures" in table
