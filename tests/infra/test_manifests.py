@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
 OVERLAYS = ("local", "gpu", "spot")
+KUBERNETES = "1.33"  # the oldest release of the manifests
 SCHEMA = json.loads((Path(__file__).parent / "kuberay.json").read_text())
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl composes the overlays")
@@ -62,6 +64,43 @@ def test_kuberay_s_resources_have_its_fields(composed: dict[str, list[dict[str, 
                 assert mistakes(resource) == []
                 kinds.add(resource["kind"])
     assert kinds == set(SCHEMA["$defs"]) - {"cluster"}
+
+
+def check_kubernetes(resource: dict[str, Any]) -> None:
+    """Raise ValidationError for what Kubernetes itself would not take, a field that it does not know among it."""
+    kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+
+
+def of_kubernetes(resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Its own resources, and each pod that KubeRay will ask it for, as a resource."""
+    own = [each for each in resources if each["apiVersion"] != "ray.io/v1"]
+    asked = {json.dumps(pod, sort_keys=True) for each in resources for pod in pods(each)}
+    described = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "asked"}}
+    return own + [{**described, "spec": json.loads(pod)} for pod in sorted(asked)]
+
+
+def test_kubernetes_takes_its_own_resources_and_every_pod(composed: dict[str, list[dict[str, Any]]]) -> None:
+    kinds = set()
+    for resource in (each for resources in composed.values() for each in of_kubernetes(resources)):
+        check_kubernetes(resource)
+        kinds.add(resource["kind"])
+    assert kinds == {"ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod"}
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda spec: spec.update(restartPolicies="Never"),
+        lambda spec: spec["containers"][0]["resources"].update(limit={"cpu": "1"}),
+        lambda spec: spec["containers"][0].update(ports="8000"),
+        lambda spec: spec["securityContext"].update(runAsNonRoot="yes"),
+    ],
+)
+def test_a_mistake_in_a_pod_is_found(composed: dict[str, list[dict[str, Any]]], plant: Any) -> None:
+    pod = next(each for each in of_kubernetes(composed["gpu"]) if each["kind"] == "Pod")
+    plant(pod["spec"])
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check_kubernetes(pod)
 
 
 @pytest.mark.parametrize(
