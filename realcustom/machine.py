@@ -1,4 +1,4 @@
-"""CPU cores of this process, and torch's number of threads."""
+"""CPU cores of this process, torch's number of threads, and what says that memory ran out."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error means that a device's memory was too small, or the host's for a tensor."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
+
+    known = isinstance(error, Exception) and should_reduce_batch_size(error)
+    return known or isinstance(error, torch.OutOfMemoryError)

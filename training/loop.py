@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from realcustom.training.draws import training_influence_quantity
 from realcustom.training.objective import Objective, squared_error
 from realcustom.training.optimizers import make_optimizer, moments, set_rate, start_moments
 from realcustom.training.schedules import learning_rate
-from realcustom.training.settings import Optimizer, Precision, TrainSettings
+from realcustom.training.settings import MicroBatch, Optimizer, Precision, TrainSettings
 from realcustom.training.sharding import fill, gathered, shard, whole
 
 
@@ -101,6 +101,8 @@ class Trainer:
         self.step_count = 0  # optimizer steps taken or skipped
         self.skipped_total = 0  # of those that were read
         self.skipped_in_a_row = 0
+        given = settings.micro_batch
+        self.micro_batch = given if isinstance(given, int) else 0  # rows of a forward; 0: by gradient_accumulation
         self._unread: list[tuple[torch.Tensor, float]] = []  # loss, gradient norm and stop of a step; its rate
         self._taken: torch.Tensor | None = None  # steps that changed the weights, on the device
 
@@ -134,12 +136,12 @@ class Trainer:
         settings = self.settings
         quantity = training_influence_quantity(self.influence_quantities, settings.seed, self.step_count)
         self.optimizer.zero_grad(set_to_none=True)
-        chunks = list(batch.chunks(settings.gradient_accumulation))
+        chunks = self.chunks(batch)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for number, chunk in enumerate(chunks):
             with self._synchronised(number == len(chunks) - 1):
                 errors = self.errors(self.forward_model, chunk, quantity)  # (B',)
-                loss = (errors * self._weights(chunk)).sum() / batch.total_weight
+                loss = (errors * self.weights(chunk)).sum() / batch.total_weight
                 # DDP averages gradients over workers; the batch's loss is the sum over them
                 (loss * self.world.size).backward()
             total += loss.detach()
@@ -173,12 +175,17 @@ class Trainer:
             )
         return results
 
-    def _weights(self, batch: Batch) -> torch.Tensor:
+    def chunks(self, batch: Batch) -> list[Batch]:
+        """The parts of a worker's share that go through the model one after the other."""
+        rows, most = len(batch.weights), self.micro_batch
+        return list(batch.chunks(-(-rows // most) if most else self.settings.gradient_accumulation))
+
+    def weights(self, batch: Batch) -> torch.Tensor:
         """The weight of each row's error in training, (B,)."""
         gamma = self.settings.min_snr_gamma
         return batch.weights * self.objective.min_snr_weights(batch.timesteps, gamma) if gamma else batch.weights
 
-    def errors(self, model: nn.Module, batch: Batch, influence_quantity: float) -> torch.Tensor:
+    def errors(self, model: Callable[..., torch.Tensor], batch: Batch, influence_quantity: float) -> torch.Tensor:
         """The squared error of each row, (B,), in fp32."""
         objective = self.objective
         noisy_latents = objective.add_noise(batch.latents, batch.noise, batch.timesteps)  # (B, C, h, w)
@@ -213,7 +220,8 @@ class Trainer:
         sums = torch.zeros(2, strata, dtype=torch.float64, device=self.world.device)  # of error and of weight
         with self.averaged_weights():
             for batch, stratum in batches:
-                errors = self.errors(self.model, batch, influence_quantity).double()
+                parts = [self.errors(self.model, chunk, influence_quantity) for chunk in self.chunks(batch)]
+                errors = torch.cat(parts).double()
                 weights = batch.weights.double()
                 sums.index_add_(1, stratum.to(self.world.device), torch.stack([errors * weights, weights]))
         error, weight = self.world.sum(sums)
@@ -296,6 +304,8 @@ class Trainer:
         assert not self._unread, "counters are those of the results that were read"
         tensors = {name: whole(value) for name, value in self._tensors().items()}
         counters = {"step": self.step_count, "skipped": self.skipped_total, "skipped_in_a_row": self.skipped_in_a_row}
+        if self.settings.micro_batch is MicroBatch.AUTO:
+            counters["micro_batch"] = self.micro_batch
         return tensors, counters
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -311,6 +321,8 @@ class Trainer:
             start_moments(self.optimizer, self.parameters, taken, self.guarded)
         self.step_count, self.skipped_total = counters["step"], counters["skipped"]
         self.skipped_in_a_row = counters["skipped_in_a_row"]
+        if self.settings.micro_batch is MicroBatch.AUTO:
+            self.micro_batch = counters.get("micro_batch", 0)
         self._taken = None
         own = self._tensors()
         if own.keys() != tensors.keys():

@@ -33,6 +33,12 @@ class Optimizer(enum.Enum):
     ADAMW_8BIT = "adamw_8bit"  # torchao's: moments in 8 bits, 2 bytes a weight in the place of 8
 
 
+class MicroBatch(enum.Enum):
+    """Rows of a forward that are found before the first step."""
+
+    AUTO = "auto"  # as many as the memory holds, from a worker's whole share of the batch down by halves
+
+
 class BadRecords(enum.Enum):
     """What becomes of a record whose features are not finite, short, or cannot be computed."""
 
@@ -74,6 +80,7 @@ class TrainSettings:
     steps: int = 160_000  # optimizer steps
     batch_size: int = 64  # records per optimizer step, over all workers
     gradient_accumulation: int = 1  # number of forwards that a worker's share of the batch is split into
+    micro_batch: int | MicroBatch = 0  # rows of a forward on a worker, or `auto`; 0 = as gradient_accumulation says
     optimizer: Optimizer = Optimizer.ADAMW
     weight_decay: float = 1e-2  # AdamW, decoupled
     schedule: Schedule = Schedule.CONSTANT
@@ -163,6 +170,12 @@ class TrainSettings:
         for name in ("p_drop_text", "p_drop_image", "p_drop_both", "p_multiview"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 0:
+            raise UsageError(f"micro_batch={self.micro_batch} must be auto, a number of rows, or 0")
+        if self.micro_batch and self.gradient_accumulation != 1:
+            raise UsageError(
+                f"gradient_accumulation={self.gradient_accumulation} and micro_batch say the same: set one of them"
+            )
         for name in ("lr", "timestep_shift"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name}={getattr(self, name)} must be positive")
@@ -236,6 +249,7 @@ OPERATIONAL = frozenset(
             "threads",
             "use_gpu",
             "memory_gib",
+            "micro_batch",
         ),
         *("log_every", "val_every", "sample_every", "sample_records", "sample_steps", "max_skipped_steps", "retries"),
     }

@@ -45,6 +45,7 @@ def estimate(
         )
         yield from _data(worker)
         batch = worker.batches.training(worker.order.share(0, 0, settings.num_workers)).to(device)
+        worker.find_micro_batch(batch)
         yield from _memory(worker, batch)
         yield from _time(worker, hourly_price)
 
@@ -63,7 +64,7 @@ def _data(worker: Worker) -> Iterator[str]:
 def _memory(worker: Worker, batch: Batch) -> Iterator[str]:
     """Of one worker's device, by what it is for; the row of one forward is kept until its backward."""
     trainer, settings = worker.trainer, worker.settings
-    held = _held_by_a_forward(worker, next(iter(batch.chunks(settings.gradient_accumulation))))
+    held = _held_by_a_forward(worker, worker.trainer.chunks(batch)[0])
     trained = _bytes(trainer.parameters.values())
     trainer.step(batch)  # makes the moments
     optimizer = _bytes(trainer.state()[0].values()) - trained - _bytes(trainer.ema.values())

@@ -17,6 +17,7 @@ from realcustom import storage
 from realcustom.base import Base
 from realcustom.base_loading import load_base
 from realcustom.errors import UsageError
+from realcustom.machine import is_out_of_memory
 from realcustom.store import Store
 from realcustom.training.account import Dropped, account
 from realcustom.training.ahead import ReadAhead
@@ -34,10 +35,11 @@ from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World
 from realcustom.training.metrics import Metrics
+from realcustom.training.micro_batch import TOO_LITTLE, find_micro_batch
 from realcustom.training.models import first_good, make_model
 from realcustom.training.objective import Objective
 from realcustom.training.outputs import Outputs
-from realcustom.training.settings import BadRecords
+from realcustom.training.settings import BadRecords, MicroBatch
 from realcustom.training.sinks import Sink, make_sinks
 from realcustom.training.stopping import Stopped
 from realcustom.training.watch import StepWatch
@@ -140,8 +142,17 @@ class Worker:
         """Begin at the parent's checkpoint."""
         assert self.job.parent is not None
         checkpoint = load_checkpoint(self.job.parent.checkpoint, self.store)
-        self.trainer.load_state(adapted(checkpoint.tensors, bool(self.trainer.ema)), checkpoint.counters)
+        counters = {name: value for name, value in checkpoint.counters.items() if name != "micro_batch"}
+        self.trainer.load_state(adapted(checkpoint.tensors, bool(self.trainer.ema)), counters)
         return {}
+
+    def find_micro_batch(self, batch: Batch) -> None:
+        """With `micro_batch: auto`, before the first step: how many rows of this worker's share a forward takes."""
+        if self.settings.micro_batch is not MicroBatch.AUTO:
+            return
+        find_micro_batch(self.trainer, batch)
+        rows, forwards = self.trainer.micro_batch, len(self.trainer.chunks(batch))
+        self._say(f"train.micro_batch=auto: {rows} rows in a forward, {forwards} forwards a step on each worker")
 
     def run(self) -> None:
         """Train to the last step and save the adapter.
@@ -152,6 +163,8 @@ class Worker:
         first = self.world.rank == 0
         if first:
             self.outputs.begin()
+        if trainer.step_count < steps:
+            self.find_micro_batch(self._batch(trainer.step_count))
         with (
             Background() as self.background,
             ReadAhead(self._batch, range(trainer.step_count, steps), self.memory.batches) as batches,
@@ -192,10 +205,12 @@ class Worker:
             save = self.world.rank == 0 and self.outputs.is_old()
             self.trainer.launch(batch.to(self.world.device), self.stop.is_set(), save)
             return self.trainer.read() if self._reads(self.trainer.step_count) else []
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise UsageError(
-                "the GPU has too little memory for a step: set train.gradient_checkpointing=true, a larger "
-                "train.gradient_accumulation, or train.precision=bf16 with train.base_dtype=bf16 (--dry-run counts what each takes)"
+                f"{TOO_LITTLE}: set train.micro_batch=auto, train.gradient_checkpointing=true, or "
+                "train.precision=bf16 with train.base_dtype=bf16 (--dry-run counts what each takes)"
             ) from error
 
     def _uids(self, batch: Batch) -> str:

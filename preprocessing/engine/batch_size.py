@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from realcustom import storage
 from realcustom.errors import UsageError
+from realcustom.machine import is_out_of_memory
 from realcustom.preprocessing.engine.directory import to_json_bytes
 from realcustom.preprocessing.engine.worker import ModelStage, StageJob, TableWork, load_work
 from realcustom.preprocessing.settings import BatchSize, Device, PreprocessSettings
@@ -40,8 +41,6 @@ def fix_batch_size(job: StageJob, output: str, probe: Callable[[StageJob], int])
 def probe(job: StageJob) -> int:
     """Load the models in this process and find the batch size. Raises UsageError where not even one picture fits."""
     import torch  # where models run
-
-    from realcustom.preprocessing.engine.models import is_out_of_memory
 
     work = load_work(job)
     assert isinstance(work, TableWork) and isinstance(work.stage, ModelStage), job.name

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -88,9 +87,3 @@ def blank_pictures(number: int, size: tuple[int, int] = (64, 64)) -> list[Image.
     Their size matters only to a model that keeps their aspect ratio.
     """
     return [Image.new("RGB", size) for _ in range(number)]
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error means that a device's memory was too small."""
-    known = isinstance(error, Exception) and should_reduce_batch_size(error)
-    return known or isinstance(error, torch.OutOfMemoryError)

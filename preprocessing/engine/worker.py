@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from realcustom.errors import UsageError
 from realcustom.leases import Claims
+from realcustom.machine import is_out_of_memory
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.ledger import UnitResult
@@ -212,8 +213,6 @@ def table_of(unit: Unit, data: bytes) -> pa.Table:
 
 def _refuse_batch(job: StageJob, error: StageBug) -> None:
     """Raise UsageError if a batch did not fit into memory: a wrong setting, not a bug."""
-    from realcustom.preprocessing.engine.models import is_out_of_memory
-
     if is_out_of_memory(error.__cause__):
         raise UsageError(
             f"{error}; {job.name}.batch_size={job.section.batch_size} does not fit: give a smaller one, or `auto` to "

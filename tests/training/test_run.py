@@ -273,7 +273,7 @@ def test_a_full_gpu_names_the_settings_that_help(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Trainer, "launch", full)
-    with pytest.raises(UsageError, match=r"gradient_checkpointing=true, a larger train\.gradient_accumulation, or"):
+    with pytest.raises(UsageError, match=r"set train\.micro_batch=auto, train\.gradient_checkpointing=true, or"):
         fit(world, tmp_path)
 
 
