@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch._inductor.exc import InductorError, InvalidCxxCompiler, TritonMissing
 
+from realcustom.compiling import needs_compiler
 from realcustom.diffusion_pipeline import Subject
 from realcustom.errors import UsageError
 from realcustom.inference.engine import Engine
@@ -96,12 +96,9 @@ def _job(engine: Engine, subjects: tuple[Subject, ...], **sampling: Any) -> Gene
 def _sentences(what: str) -> Iterator[None]:
     """Raises UsageError for what the settings or the machine are to blame for."""
     try:
-        yield
+        with needs_compiler("serve.compile"):
+            yield
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"{what} does not fit the device's memory: lower serve.max_batch_pixels, or leave the size out of serve.warm_up"
         ) from error
-    except InductorError as error:
-        if isinstance(error.inner_exception, InvalidCxxCompiler | TritonMissing):
-            raise UsageError(f"serve.compile needs a compiler: {error.inner_exception}") from error
-        raise

@@ -7,7 +7,8 @@ first call do not grow with the model's depth: blocks of one shape share a graph
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ import torch._dynamo
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
+from torch._dynamo.exc import BackendCompilerFailed
+
+from realcustom.errors import UsageError
 
 REGIONS = (ResnetBlock2D, FeedForward)
 SHAPES = 2048  # graphs of one kind of region: every level of every size of pictures, and of batches, can have its own
@@ -40,6 +44,25 @@ def allow_graphs() -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(SHAPES, config.recompile_limit)
     config.accumulated_recompile_limit = max(SHAPES, config.accumulated_recompile_limit)
+
+
+def compiled_nothing() -> AbstractContextManager[None]:
+    """A context, of the whole process, in which everything runs as if nothing were compiled."""
+    context: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return context
+
+
+@contextmanager
+def needs_compiler(setting: str) -> Iterator[None]:
+    """A context of what builds graphs, or a decorator of it. Raises UsageError naming `setting` where there is no compiler."""
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        from torch._inductor.exc import InvalidCxxCompiler, TritonMissing  # takes a second, and is needed here alone
+
+        if isinstance(error.inner_exception, InvalidCxxCompiler | TritonMissing):
+            raise UsageError(f"{setting} needs a compiler: {error.inner_exception}") from error
+        raise
 
 
 def no_new_graphs() -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from realcustom.compiling import compiled_nothing
 from realcustom.training.batch import Batch
 from realcustom.training.loop import Trainer
 from realcustom.training.settings import Precision, TrainSettings
@@ -35,7 +36,7 @@ def count_flops(trainer: Trainer, batch: Batch) -> int:
     checkpointing = unet.is_gradient_checkpointing
     unet.disable_gradient_checkpointing()  # what is computed twice counts once
     try:
-        with FlopCounterMode(display=False) as counter:
+        with compiled_nothing(), FlopCounterMode(display=False) as counter:
             trainer.errors(trainer.model, row, trainer.influence_quantities[-1]).sum().backward()
     finally:
         if checkpointing:

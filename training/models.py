@@ -7,6 +7,7 @@ import torch
 
 from realcustom.base import Base
 from realcustom.checkpoint import load_adapter
+from realcustom.compiling import compile_regions
 from realcustom.errors import UsageError
 from realcustom.model import PROJECTOR, RealCustomModel
 from realcustom.settings import Fusion, Projector
@@ -66,6 +67,8 @@ def make_model(
     model = RealCustomModel(base.unet, job.method, embed_dim, generator, encoders.local_views)
     if job.settings.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
+    if job.settings.compile:
+        compile_regions(model.unet, channels_last=True, dynamic=False)
     tokens = job.method.tokens
     idle = IDLE.get(tokens.fusion, ()) + IDLE.get(tokens.projector, ())
     for name, parameter in model.trained_parameters().items():

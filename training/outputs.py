@@ -14,6 +14,7 @@ import yaml
 
 from realcustom import storage
 from realcustom.checkpoint import Adapter, save_adapter
+from realcustom.compiling import no_new_graphs
 from realcustom.model import RealCustomModel
 from realcustom.store import Store
 from realcustom.training.background import Background
@@ -82,7 +83,7 @@ class Outputs:
         pictures = [picture for picture in map(self._features.picture, numbers) if picture.image is not None]
         if not pictures:
             return
-        with self._trainer.autocast():
+        with self._trainer.autocast(), no_new_graphs():  # a sheet's shapes are its own
             base = self._encoders.loaded()
             sheet = draw_sample_sheet(pictures, base, self._model, self._encoders, method, settings.sample_steps)
         if sheet is not None:

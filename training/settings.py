@@ -94,6 +94,7 @@ class TrainSettings:
     gradient_checkpointing: bool = (
         False  # compute activations again in the backward pass: less memory, a third more time
     )
+    compile: bool = False  # torch.compile of the UNet's convolution blocks and feed-forwards; needs a compiler
     seed: int = 0  # seed of the order of data, noise, timesteps, dropout and new weights
 
     min_snr_gamma: float = 0.0  # > 0: errors of little noise count less (min-SNR; 5 is usual); 0 = all count alike
@@ -250,6 +251,7 @@ OPERATIONAL = frozenset(
             "use_gpu",
             "memory_gib",
             "micro_batch",
+            "compile",
         ),
         *("log_every", "val_every", "sample_every", "sample_records", "sample_steps", "max_skipped_steps", "retries"),
     }

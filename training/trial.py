@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from realcustom.compiling import compiled_nothing
 from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
 from realcustom.training.batch import Batch
@@ -97,7 +98,7 @@ def _held_by_a_forward(worker: Worker, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with compiled_nothing(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         errors = worker.trainer.errors(worker.model, batch, worker.trainer.influence_quantities[-1])
     del errors
     return sum(kept.values())

@@ -16,6 +16,7 @@ import torch
 from realcustom import storage
 from realcustom.base import Base
 from realcustom.base_loading import load_base
+from realcustom.compiling import needs_compiler
 from realcustom.errors import UsageError
 from realcustom.machine import is_out_of_memory
 from realcustom.store import Store
@@ -154,6 +155,7 @@ class Worker:
         rows, forwards = self.trainer.micro_batch, len(self.trainer.chunks(batch))
         self._say(f"train.micro_batch=auto: {rows} rows in a forward, {forwards} forwards a step on each worker")
 
+    @needs_compiler("train.compile")
     def run(self) -> None:
         """Train to the last step and save the adapter.
 
