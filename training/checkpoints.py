@@ -23,7 +23,10 @@ from realcustom.store import Store
 
 PREFIX, SUFFIX = "step-", ".safetensors"
 _ALIGNMENT = 64  # bytes, of the first tensor
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
+_NAMES = {
+    **{torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"},
+    torch.float64: "F64",
+}
 
 
 _NOTED = ("counters", "progress", "identity", "losses")  # as JSON in the file's metadata

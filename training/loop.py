@@ -25,7 +25,7 @@ from realcustom.model import PROJECTOR, SCORING
 from realcustom.training.batch import Batch
 from realcustom.training.draws import training_influence_quantity
 from realcustom.training.objective import Objective, squared_error
-from realcustom.training.optimizers import make_optimizer, moments, set_rate, start_moments
+from realcustom.training.optimizers import make_optimizer, moments, rate_factor, set_rate, start_moments, take_estimate
 from realcustom.training.schedules import learning_rate
 from realcustom.training.settings import MicroBatch, Optimizer, Precision, TrainSettings
 from realcustom.training.sharding import fill, gathered, shard, whole
@@ -153,6 +153,7 @@ class Trainer:
         rate = learning_rate(settings, self.step_count)
         self._update(rate, norm, finite)
         told = [loss, *asked, norm, *norms]
+        rate *= rate_factor(self.optimizer)
         self._unread.append((torch.stack([value.double().to(loss.device) for value in told]), rate))
         self.step_count += 1
 
@@ -330,6 +331,7 @@ class Trainer:
             raise UsageError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
         for name, value in own.items():
             fill(value, tensors[name])
+        take_estimate(self.optimizer, tensors)
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

@@ -31,6 +31,7 @@ class Optimizer(enum.Enum):
 
     ADAMW = "adamw"  # torch's; fused on a GPU
     ADAMW_8BIT = "adamw_8bit"  # torchao's: moments in 8 bits, 2 bytes a weight in the place of 8
+    PRODIGY = "prodigy"  # prodigyopt's: AdamW that estimates its rate; `lr` is a factor of it, 1 is usual
 
 
 class MicroBatch(enum.Enum):
@@ -76,7 +77,7 @@ class CurriculumPoint:
 class TrainSettings:
     """One training run. `lr` and `steps` are the paper's (section 4.1); the other values are our decisions."""
 
-    lr: float = 1e-5  # AdamW's peak learning rate
+    lr: float = 1e-5  # AdamW's peak learning rate; of prodigy's estimate a factor
     steps: int = 160_000  # optimizer steps
     batch_size: int = 64  # records per optimizer step, over all workers
     gradient_accumulation: int = 1  # number of forwards that a worker's share of the batch is split into

@@ -12,6 +12,7 @@ import torch
 
 from realcustom.errors import UsageError
 from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.optimizers import check_optimizer
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
 from realcustom.training.worker import Worker
@@ -80,11 +81,14 @@ def test_an_average_in_host_memory_is_the_same(world: SimpleNamespace, tmp_path:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_what_is_not_installed_is_said(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("optimizer", "package"), [("adamw_8bit", "torchao"), ("prodigy", "prodigyopt")])
+def test_what_is_not_installed_is_said(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, package: str
+) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else find(name))
-    with pytest.raises(UsageError, match=r"adamw_8bit needs torchao: pip install 'PATH_OF_THE_CLONE\[torchao\]'"):
-        fit(world, tmp_path, replace(SETTINGS, optimizer=Optimizer.ADAMW_8BIT))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(UsageError, match=rf"{optimizer} needs {package}: pip install 'PATH_OF_THE_CLONE\[{package}\]'"):
+        fit(world, tmp_path, replace(SETTINGS, optimizer=Optimizer(optimizer)))
 
 
 def test_moments_in_8_bits_are_kept(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +104,26 @@ def test_moments_in_8_bits_are_kept(world: SimpleNamespace, tmp_path: Path, monk
         worker = make_worker(world, tmp_path / "whole", settings, World())
     kept = {name: value.dtype for name, value in worker.trainer.state()[0].items() if name.startswith("exp_avg.")}
     assert torch.uint8 in kept.values() and whole.loss_after < whole.loss_before
+
+
+def test_prodigy_goes_on_with_its_estimate(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("prodigyopt", reason="an extra, realcustom[prodigyopt]")
+    settings = replace(SETTINGS, optimizer=Optimizer.PRODIGY, lr=1.0, steps=8, checkpoint_every=3, log_every=1)
+    whole = fit(world, tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        kill_at(5, patch)
+        with pytest.raises(Killed):
+            fit(world, tmp_path / "killed", settings)
+    resumed = fit(world, tmp_path / "killed", settings)
+    assert resumed.sha256 == whole.sha256 and curve(resumed) == curve(whole)
+    rates = [row["lr"] for row in whole.curve if "lr" in row]
+    assert len(rates) == 8 and rates[-1] > rates[0]
+    assert "weight decay" not in capsys.readouterr().out
+
+
+def test_a_rate_of_adamw_for_prodigy_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    check_optimizer(TrainSettings(optimizer=Optimizer.PRODIGY))
+    assert "multiplies it by train.lr: 1 is usual, not 1e-05" in caplog.text
