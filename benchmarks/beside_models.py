@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from realcustom.cells import decode_mask, encode_mask
-from realcustom.pixels import subject_square
+from realcustom.pixels import subject_crop
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.pictures import decode, sharpness, to_png
 from realcustom.preprocessing.settings import ScoreSettings
@@ -103,7 +103,7 @@ def parts() -> dict[str, dict[str, Callable[[Photo], object]]]:
         "encode": {
             "decode": decoded,
             "mask from run lengths": lambda photo: decode_mask(photo.cell),
-            "square": lambda photo: subject_square(photo.picture, photo.mask, RESOLUTION),
+            "square": lambda photo: subject_crop(photo.picture, photo.mask, (RESOLUTION, RESOLUTION)),
             "CLIP's processor": lambda photo: clip([photo.picture], return_tensors="pt"),
         },
     }

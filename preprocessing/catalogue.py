@@ -278,6 +278,8 @@ def _require_encode(settings: PreprocessSettings, method: MethodSettings | None)
         missing.append("image_encoder")
     if not encode.keep_image and not encode.latents:
         raise UsageError("encode.keep_image=false needs encode.latents: a record must hold one of the two")
+    if encode.buckets.areas and not encode.latents:
+        raise UsageError("encode.buckets needs encode.latents: buckets are sizes of latents")
     _require_set("encode", missing)
     if method is None:
         raise UsageError("encode needs the method's settings: they define how a reference is prepared")
@@ -288,6 +290,8 @@ def _describe_encode(description: dict[str, Any], settings: PreprocessSettings, 
         reference = to_dict(method.image_encoder)
         reference.pop("model", None)  # encode.image_encoder is the one that runs, and is in `models`
         description["reference"] = reference
+    # what has no effect; directories made before there were buckets keep their names
+    description["parameters"].pop("resolution" if settings.encode.buckets.areas else "buckets")
 
 
 def _check_base(model: str) -> None:

@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from realcustom.buckets import Buckets
 from realcustom.dtype import Dtype
 from realcustom.errors import UsageError
 from realcustom.preprocessing.caption.settings import CaptionPolicy, CaptionSettings, EndpointSettings
@@ -74,8 +75,9 @@ class EncodeSettings:
     latents: bool = True  # the picture as VAE latents, by `base`
     text_features: bool = True  # hidden states of the caption, by `base`'s text encoder
     image_features: bool = True  # features of the reference, by `image_encoder`
-    resolution: int = 512  # pixels: shorter side scaled to it, a square that shows the subject encoded
-    max_cut: float = 0.2  # share of the subject's mask outside that square above which a record is dropped
+    resolution: int = 512  # pixels, without buckets: shorter side scaled to it, a square that shows the subject encoded
+    buckets: Buckets = field(default_factory=Buckets)  # parts of other shapes in its place
+    max_cut: float = 0.2  # share of the subject's mask outside what is encoded above which a record is dropped
     dtype: Dtype = Dtype.FLOAT16  # of cached tensors
     batch_size: int | BatchSize = 8  # records per forward
     keep_image: bool = True  # false: records hold no picture, only the caches

@@ -124,15 +124,19 @@ def to_parquet(table: pa.Table, group_bytes: int | None = None, alone: int = 0) 
     return data
 
 
-def to_record_file(table: pa.Table) -> bytes:
+def to_record_file(table: pa.Table, buckets: Sequence[int] | None = None) -> bytes:
     """Training records as Parquet bytes, laid out so that training reads little that it does not use.
 
     It reads row groups, one column of them at a time: they have at most `RECORD_GROUP_BYTES`. Records that it may hold
-    out and read alone, those of the least rank, come first, the very first in row groups of their own.
+    out and read alone, those of the least rank, come first, the very first in row groups of their own. The others are in
+    the order of `buckets`, the number of each row's bucket: a batch has one, and so few row groups.
     """
     order = np.argsort(record.picture_ranks(table["parent_uid"].to_pylist()), kind="stable")
     first = order[:HELD_OUT]
-    table = table.take(np.concatenate([first, np.sort(order[HELD_OUT:])]))
+    others = np.sort(order[HELD_OUT:])
+    if buckets is not None:
+        others = others[np.argsort(np.asarray(buckets)[others], kind="stable")]
+    table = table.take(np.concatenate([first, others]))
     return to_parquet(table, RECORD_GROUP_BYTES, alone=HELD_OUT_ALONE)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from realcustom.buckets import Size
 from realcustom.settings import MethodSettings, Uncond
 from realcustom.training.batch import Batch
 from realcustom.training.data import Share, Views
@@ -46,7 +47,6 @@ class BatchMaker:
         num_train_timesteps: int,
         world: World,
         *,
-        latent_pixels: int = 8,
         is_sdxl: bool = False,
         drop: Callable[[BadRecord], None] | None = None,
     ) -> None:
@@ -56,13 +56,12 @@ class BatchMaker:
             features: by record number.
             views: other views that may be used as a sample's reference.
             num_train_timesteps: T, of the base model's scheduler.
-            latent_pixels: pixels per latent cell and side.
             is_sdxl: give each row its pooled text and sizes.
             drop: is told of a record that cannot be used; its row has weight zero. None: BadRecord is raised.
         """
         self.features, self.views, self.settings, self.method = features, views, settings, method
         self.num_train_timesteps, self.world = num_train_timesteps, world
-        self._latent_pixels, self._is_sdxl, self._drop = latent_pixels, is_sdxl, drop
+        self._is_sdxl, self._drop = is_sdxl, drop
         self._constants: dict[str, torch.Tensor] = {}  # features of the empty caption and of no reference
 
     def training(self, share: Share) -> Batch:
@@ -90,18 +89,25 @@ class BatchMaker:
         count = settings.validation_timesteps
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
         mine = cases[self.world.rank :: self.world.size]
-        for start in range(0, len(mine), size):
-            picked = mine[start : start + size]
+        for picked in self._alike(mine, size):
             weights = (np.arange(size) < len(picked)).astype(np.float32)
-            picked = picked + picked[:1] * (size - len(picked))  # one batch shape: the same arithmetic for every row
+            picked = picked + picked[:1] * (size - len(picked))  # one number of rows: the same arithmetic for every row
             latents, good = self._each(Kind.LATENTS, [number for number, _ in picked], self._latents)
             rows = [self._fixed_row(number, stratum) for number, stratum in picked]
             batch = self._batch(rows, latents, weights * good, 0.0, training=False)
             yield batch.to(self.world.device), torch.tensor([stratum for _, stratum in picked])
 
+    def _alike(self, cases: Sequence[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+        """At most `size` held-out records and strata at a time, whose latents have one shape."""
+        groups: dict[Size | None, list[tuple[int, int]]] = {}
+        for case in cases:
+            groups.setdefault(self.features.index.bucket_of(case[0]), []).append(case)
+        for group in groups.values():
+            yield from (group[start : start + size] for start in range(0, len(group), size))
+
     def _row(self, number: int, share: Share, p_multiview: float, p_augmented: float) -> Row:
         settings, key = self.settings, (self.settings.seed, share.epoch, self.features.index.uid(number))
-        draw = draw_sample(*key, self._shape(Kind.LATENTS))
+        draw = draw_sample(*key, self.features.shape(Kind.LATENTS, number))
         both = settings.p_drop_both > 0 and uniform(*key, "drop_both") < settings.p_drop_both
         views = self.views.of(number) if draw.multiview < p_multiview else ()
         return Row(
@@ -117,7 +123,7 @@ class BatchMaker:
 
     def _fixed_row(self, number: int, stratum: int) -> Row:
         key = (VALIDATION_SEED, f"validation-{stratum}", self.features.index.uid(number))
-        draw = draw_sample(*key, self._shape(Kind.LATENTS))
+        draw = draw_sample(*key, self.features.shape(Kind.LATENTS, number))
         time = (stratum + draw.time) / self.settings.validation_timesteps
         return Row(number=number, key=key, draw=draw, time=time, reference=number)
 
@@ -156,11 +162,12 @@ class BatchMaker:
                     raise
                 self._drop(error)
                 found.append(None)
-        filled = [torch.zeros(self._shape(kind)) if tensor is None else tensor for tensor in found]
+        numbers = [row.number if isinstance(row, Row) else row for row in rows]
+        filled = [
+            torch.zeros(self.features.shape(kind, number)) if tensor is None else tensor
+            for tensor, number in zip(found, numbers, strict=True)
+        ]
         return filled, np.array([tensor is not None for tensor in found], np.float32)
-
-    def _shape(self, kind: Kind) -> tuple[int, ...]:
-        return tuple(self.features.shapes[kind])
 
     def _latents(self, number: int) -> torch.Tensor:
         return self.features.get(Kind.LATENTS, number)
@@ -194,19 +201,14 @@ class BatchMaker:
             self._constants[name] = make().float().cpu()
         return self._constants[name]
 
-    @property
-    def _resolution(self) -> int:
-        return self._shape(Kind.LATENTS)[-1] * self._latent_pixels
-
     def _time_ids(self, number: int) -> list[float]:
-        size, mask = self.features.size(number), self.features.mask(number)
-        ids = time_ids(size, mask, self._resolution, self.method.base.time_ids_order)
-        return list(map(float, ids))
+        size, mask, crop = self.features.size(number), self.features.mask(number), self.features.crop(number)
+        return list(map(float, time_ids(size, mask, crop, self.method.base.time_ids_order)))
 
     def _error_weights(self, number: int) -> torch.Tensor:
-        height, width = self._shape(Kind.LATENTS)[-2:]
-        mask = self.features.mask(number)
-        return error_weights(mask, self._resolution, (height, width), self.settings.subject_loss_weight)
+        _, *grid = self.features.shape(Kind.LATENTS, number)
+        mask, crop = self.features.mask(number), self.features.crop(number)
+        return error_weights(mask, crop, (grid[0], grid[1]), self.settings.subject_loss_weight)
 
 
 def _stack(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -7,14 +7,20 @@ Records are read in **parts**: runs of whole row groups of one file. Parts are p
 W, are open at a time: the records of a part, permuted, are dealt out over the W **hands** in which it is open, and a
 hand is an even mixture of what its W parts gave. So a step reads from W parts, and from one hand to the next one part is
 exchanged.
+
+Where records have aspect-ratio buckets, each bucket's records are ordered so by themselves, with the same parts in the same
+order, and make batches of one bucket. A bucket's batches are spread evenly over the epoch, each at a random place of its own
+stretch: all buckets are at the same parts at a time.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from realcustom.buckets import Size
 from realcustom.errors import UsageError
 from realcustom.training.index import RecordIndex
 
@@ -64,10 +70,13 @@ class DataOrder:
         """Order all records but those that are `held_out`, ascending numbers."""
         self.index, self.held_out, self.batch_size, self.seed = index, held_out, batch_size, seed
         self._starts = _part_starts(index)  # (P + 1,)
-        self._sizes = np.diff(self._starts) - np.diff(np.searchsorted(held_out, self._starts))  # (P,)
-        self._open = min(open_parts, len(self._sizes))
-        self.steps_per_epoch = -(-(len(index) - len(held_out)) // batch_size)
-        self._epoch = self._hand = -1
+        self._open = min(open_parts, len(self._starts) - 1)
+        numbers = [None] if index.bucket is None else range(len(index.bucket_sizes))
+        orders = [BucketOrder(index, self._starts, held_out, seed, self._open, number) for number in numbers]
+        self.buckets = tuple(order for order in orders if order.records)
+        self._batches = [-(-order.records // batch_size) for order in self.buckets]
+        self.steps_per_epoch = sum(self._batches)
+        self._epoch = -1
 
     @property
     def open_bytes(self) -> int:
@@ -75,21 +84,80 @@ class DataOrder:
         ends = np.cumsum(self.index.group_bytes)[np.searchsorted(self.index.group_row, self._starts[1:]) - 1]
         return int(np.sort(np.diff(ends, prepend=0))[-self._open :].sum())
 
+    @property
+    def not_trained(self) -> list[Size]:
+        """(width, height) of the buckets whose records are all held out."""
+        trained = {order.bucket for order in self.buckets}
+        held_out = [] if self.index.bucket is None else np.unique(self.index.bucket[self.held_out]).tolist()
+        return [self.index.bucket_sizes[number] for number in held_out if number not in trained]
+
+    def step_of_largest(self) -> int:
+        """The first step whose batch has the largest latents."""
+        if len(self.buckets) == 1:
+            return 0
+        sizes = [self.index.bucket_sizes[order.bucket] for order in self.buckets if order.bucket is not None]
+        largest = max(range(len(sizes)), key=lambda place: math.prod(sizes[place]))
+        return next(step for step in range(self.steps_per_epoch) if self._place(0, step)[0] == largest)
+
     def share(self, step: int, rank: int, world_size: int) -> Share:
         """The share of worker `rank` of `world_size` in optimizer step `step` (from 0).
 
-        The epoch's last batch, and one that does not divide by the number of workers, is padded with rows of weight
-        zero. A batch is sorted by part and row, so that a worker's shares of consecutive steps are of the same row groups.
+        The last batch of an epoch (of a bucket in it), and one that does not divide by the number of workers, is padded
+        with rows of weight zero. A batch is sorted by part and row, so that a worker's shares of consecutive steps are of
+        the same row groups.
         """
-        epoch, position = divmod(step, self.steps_per_epoch)
-        batch = self._batch(epoch, position * self.batch_size, (position + 1) * self.batch_size)
+        epoch, place = divmod(step, self.steps_per_epoch)
+        bucket, position = self._place(epoch, place)
+        batch = self.buckets[bucket].batch(epoch, position * self.batch_size, (position + 1) * self.batch_size)
         size = -(-self.batch_size // world_size)
         mine = batch[rank * size : (rank + 1) * size]
         padded = np.concatenate([mine, np.full(size - len(mine), batch[0])])
         weights = (np.arange(size) < len(mine)).astype(np.float32)
         return Share(step=step, epoch=epoch, numbers=padded, weights=weights, total_weight=float(len(batch)))
 
-    def _batch(self, epoch: int, start: int, end: int) -> np.ndarray:
+    def _place(self, epoch: int, place: int) -> tuple[int, int]:
+        """Which bucket the batch at a place of an epoch has, and which of that bucket's batches it is."""
+        if len(self.buckets) == 1:
+            return 0, place
+        if epoch != self._epoch:
+            random = np.random.default_rng([self.seed, epoch, 2])
+            when = [(np.arange(count) + random.random(count)) / count for count in self._batches]
+            order = np.argsort(np.concatenate(when), kind="stable")
+            self._bucket = np.repeat(np.arange(len(when)), self._batches)[order]
+            self._position = np.concatenate([np.arange(count) for count in self._batches])[order]
+            self._epoch = epoch
+        return int(self._bucket[place]), int(self._position[place])
+
+
+class BucketOrder:
+    """The order of the records of one bucket; where there are no buckets, of all."""
+
+    def __init__(
+        self,
+        index: RecordIndex,
+        starts: np.ndarray,
+        held_out: np.ndarray,
+        seed: int,
+        open_parts: int,
+        bucket: int | None,
+    ) -> None:
+        """Order the records of `bucket` (None: all) but those that are `held_out`.
+
+        Args:
+            starts: (P + 1,) of the parts, as `_part_starts`.
+        """
+        self.seed, self.bucket, self._starts, self._open = seed, bucket, starts, open_parts
+        self._of, self._held_out = index.bucket, held_out
+        sizes = np.diff(starts)
+        if self._of is not None:
+            self._held_out = held_out[self._of[held_out] == bucket]
+            sizes = np.add.reduceat(self._of == bucket, starts[:-1], dtype=np.int64)
+        self._sizes = sizes - np.diff(np.searchsorted(self._held_out, starts))  # (P,)
+        self.records = int(self._sizes.sum())
+        self._epoch = self._hand = -1
+
+    def batch(self, epoch: int, start: int, end: int) -> np.ndarray:
+        """Numbers of the records from place `start` of an epoch to place `end`, which may be beyond its last."""
         self._begin(epoch)
         hand, found = int(np.searchsorted(self._ends, start, side="right")), []
         while hand < len(self._ends) and (begins := self._ends[hand] - self._hand_sizes[hand]) < end:
@@ -136,9 +204,12 @@ class DataOrder:
         """Numbers of the records that the part at `place` gives to a hand."""
         part = int(self._parts[place])
         start, end = self._starts[part : part + 2]
-        out = self.held_out[slice(*np.searchsorted(self.held_out, [start, end]))]
+        rows = np.arange(start, end)
+        if self._of is not None:
+            rows = rows[self._of[start:end] == self.bucket]
+        out = self._held_out[slice(*np.searchsorted(self._held_out, [start, end]))]
         random = np.random.default_rng([self.seed, self._epoch, 1, part])
-        rows = random.permutation(np.setdiff1d(np.arange(start, end), out, assume_unique=True))
+        rows = random.permutation(np.setdiff1d(rows, out, assume_unique=True))
         turn, count = hand - int(self._first[place]), int(self._count[place])
         return rows[_dealt_before(len(rows), turn, count) : _dealt_before(len(rows), turn + 1, count)]
 

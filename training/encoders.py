@@ -15,7 +15,7 @@ from realcustom.cells import decode_mask
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity
 from realcustom.image_encoder import ImageEncoder, count_local_views, load_image_encoder
-from realcustom.pixels import subject_square
+from realcustom.pixels import subject_crop
 from realcustom.reference import on_white, prepare_reference
 from realcustom.settings import MethodSettings
 from realcustom.training.augment import augment
@@ -82,9 +82,10 @@ class FrozenEncoders:
         return ("text_encoder", "text_encoder_2") if self.base.is_sdxl else ("text_encoder",)
 
     def latents(self, picture: Picture) -> torch.Tensor:
-        """(C, h, w) of the picture's square that shows the subject, at the base model's own size."""
+        """(C, h, w) of the picture's part that shows the subject: its bucket, or a square of the base model's own size."""
         mask = None if picture.subject_mask is None else decode_mask(picture.subject_mask)
-        pixel_values = subject_square(on_white(decode_picture(picture.image)), mask, self.resolution)
+        size = picture.bucket or (self.resolution, self.resolution)
+        pixel_values = subject_crop(on_white(decode_picture(picture.image)), mask, size)
         return encode_pixels(self._with(VAE), pixel_values[None].to(self.device))[0]
 
     def text_features(self, caption: str) -> torch.Tensor:

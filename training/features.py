@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from realcustom.buckets import Size
 from realcustom.cells import decode_mask, decode_tensor
 from realcustom.errors import UsageError
 from realcustom.store import StorageRefused, Store
@@ -45,6 +46,7 @@ class Picture:
     target_word: str
     image: bytes | None
     subject_mask: dict[str, Any] | None
+    bucket: Size | None = None  # (width, height) that its latents are of, pixels; None: the base's own square
 
 
 class BadRecord(UsageError):
@@ -107,6 +109,7 @@ class FeatureStore:
         memory: int,
         held_out: np.ndarray | None = None,
         store: Store | None = None,
+        latent_pixels: int = 8,
     ) -> None:
         """Start with nothing kept.
 
@@ -117,20 +120,21 @@ class FeatureStore:
                 of it; the rest holds row groups.
             held_out: numbers of records whose features are wanted again and again.
             store: reads the files; None: one with the default retries.
+            latent_pixels: pixels per latent cell and side.
         """
-        self.index, self.encoders = index, encoders
+        self.index, self.encoders, self.latent_pixels = index, encoders, latent_pixels
         self._rows = RowGroups(index, memory, store or Store())
         self._room = memory // 2  # bytes left for features that are kept
         self._held_out = frozenset(() if held_out is None else held_out.tolist())
         self._kept: dict[tuple[Kind | str, int], torch.Tensor] = {}
-        self.shapes: dict[Kind, torch.Size] = {}  # of the first record's features, and so of all
+        self.shapes: dict[Kind, torch.Size] = {}  # of the first record's features, and so of all; see `shape`
         self._lock = threading.RLock()  # batches are made in a thread, validated in another
 
     def get(self, kind: Kind, number: int) -> torch.Tensor:
         """The feature of record `number`, on the CPU, in the dtype of its cache (fp32 where computed).
 
         Raises BadRecord where there is neither a cache nor a picture to compute it from, where a cache is broken or holds a
-        value that is not finite, and where its shape is not that of the records before.
+        value that is not finite, and where its shape is not that of the records before or of its bucket.
         """
         with self._lock:
             kept = self._kept.get((kind, number))
@@ -144,6 +148,13 @@ class FeatureStore:
             if computed or number in self._held_out:
                 self._keep(kind, number, tensor)
             return tensor
+
+    def shape(self, kind: Kind, number: int) -> tuple[int, ...]:
+        """The shape of a feature of record `number`, once there was one of any record."""
+        shape, bucket = tuple(self.shapes[kind]), self.index.bucket_of(number)
+        if kind is not Kind.LATENTS or bucket is None:
+            return shape
+        return shape[0], bucket[1] // self.latent_pixels, bucket[0] // self.latent_pixels
 
     def augmented(self, number: int, *key: object) -> torch.Tensor:
         """The image features of record `number`'s reference, augmented as `key` draws it. Raises BadRecord without a picture."""
@@ -168,6 +179,11 @@ class FeatureStore:
         """(width, height) of record `number`'s picture, pixels."""
         with self._lock:
             return self._rows.cell(number, "width").as_py(), self._rows.cell(number, "height").as_py()
+
+    def crop(self, number: int) -> Size:
+        """(width, height) of the part of record `number`'s scaled picture that its latents are of, pixels."""
+        _, height, width = self.shape(Kind.LATENTS, number)
+        return width * self.latent_pixels, height * self.latent_pixels
 
     def mask(self, number: int) -> np.ndarray | None:
         """Where the subject is, bool (H, W); None where that is unknown."""
@@ -201,6 +217,7 @@ class FeatureStore:
                 target_word=read("target_word"),
                 image=read("image"),
                 subject_mask=read("subject_mask"),
+                bucket=self.index.bucket_of(number),
             )
 
     def _compute(self, kind: Kind, number: int) -> torch.Tensor:
@@ -211,10 +228,20 @@ class FeatureStore:
         return compute(picture).float().cpu()
 
     def _check(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
-        shape = self.shapes.setdefault(kind, tensor.shape)
+        self.shapes.setdefault(kind, tensor.shape)
+        shape, bucket = self.shape(kind, number), self.index.bucket_of(number)
         if tensor.shape != shape:
-            found = f"its {kind.value} have shape {tuple(tensor.shape)}, those of the records before {tuple(shape)}"
-            raise BadRecord.of(self.index, number, f"{found}; records of one run have one size")
+            found = f"its {kind.value} have shape {tuple(tensor.shape)}"
+            if kind is not Kind.LATENTS:
+                found += f", those of the records before {shape}; records of one run have one size"
+            elif bucket is None:
+                found += (
+                    f", those of the records before {shape}, and the records say nothing of buckets; run the encode stage "
+                    "over them, for several sizes with encode.buckets"
+                )
+            else:
+                found += f", those of its bucket, {bucket[0]} x {bucket[1]} pixels, {shape}; run the encode stage over it again"
+            raise BadRecord.of(self.index, number, found)
         if not all(math.isfinite(end) for end in tensor.aminmax()):  # a tenth of the time of isfinite(tensor)
             found = f"its {kind.value} hold a value that is not finite"
             way_out = "run the encode stage over it again, remove it, or set train.bad_records=drop"

@@ -5,12 +5,15 @@ Legend: N records, F files, G row groups, V known views of all records together,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from realcustom.buckets import Buckets, Size
 
 _NUMBERS = {
     "group_file": np.int32,
@@ -20,6 +23,7 @@ _NUMBERS = {
     "by_rank": np.int64,
     "view_start": np.int64,
     "views": np.int64,
+    "bucket": np.int16,
 }
 
 
@@ -37,10 +41,21 @@ class RecordIndex:
     by_rank: np.ndarray  # (N,) record numbers in ascending order of rank, then of number
     view_start: np.ndarray  # (N + 1,) where a record's views begin in `views`
     views: np.ndarray  # (V,) numbers of other records of the same subject, ascending for each record
-    identity: str  # hash over the files' sizes, row groups and uids, 16 hex digits
+    identity: str  # hash over the files' sizes, row groups and uids, and the records' buckets, 16 hex digits
+    bucket: np.ndarray | None = None  # (N,) numbers in `bucket_sizes`; None: all latents are of one size
 
     def __len__(self) -> int:
         return len(self.uids)
+
+    @functools.cached_property
+    def bucket_sizes(self) -> tuple[Size, ...]:
+        """(width, height) of each bucket, pixels; none where all latents are of one size."""
+        buckets = Buckets.of_schema(self.schema)
+        return () if buckets is None else buckets.sizes
+
+    def bucket_of(self, number: int) -> Size | None:
+        """(width, height) of record `number`'s bucket, pixels; None where all latents are of one size."""
+        return None if self.bucket is None else self.bucket_sizes[self.bucket[number]]
 
     def uid(self, number: int) -> str:
         """uid of record `number`."""
@@ -63,7 +78,7 @@ class RecordIndex:
     def to_file(self) -> pa.Buffer:
         """All but `files` as an Arrow file of one row, whose lists are the arrays."""
         width = self.uids.dtype.itemsize
-        arrays = {name: pa.array(getattr(self, name)) for name in _NUMBERS}
+        arrays = {name: pa.array(getattr(self, name)) for name in _NUMBERS if getattr(self, name) is not None}
         uids = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(width), len(self), [None, pa.py_buffer(np.ascontiguousarray(self.uids))]
         )
@@ -90,7 +105,7 @@ class RecordIndex:
             schema=pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"])),
             uids=np.frombuffer(uids.buffers()[1], f"S{width}", len(uids), uids.offset * width),
             identity=metadata[b"identity"].decode(),
-            **{name: lists[name].to_numpy(zero_copy_only=True) for name in _NUMBERS},
+            **{name: lists[name].to_numpy(zero_copy_only=True) for name in _NUMBERS if name in lists},
         )
 
 

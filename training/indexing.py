@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from realcustom import storage
+from realcustom.buckets import Buckets
 from realcustom.errors import MissingFile, UsageError
 from realcustom.parquet import ParquetFile
 from realcustom.record import check_schema, picture_ranks
@@ -108,6 +109,7 @@ class _Part:
     view_counts: np.ndarray  # (n,)
     views: np.ndarray  # (sum of the counts,) int32: rows of this file, -1 where the view is in another one
     others: np.ndarray  # (views of -1,) their uids as bytes
+    bucket: np.ndarray | None  # (n,); None: all latents are of one size
 
 
 def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store: Store) -> RecordIndex:
@@ -128,8 +130,10 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
     rank = np.concatenate([part.rank for part in parts])
     rows, size = np.array([group for part in parts for group in part.groups], np.int64).T
     group_row = np.concatenate([[0], np.cumsum(rows)])
+    buckets = [part.bucket for part in parts if part.bucket is not None]
+    bucket = np.concatenate(buckets) if buckets else None
     digest = hashlib.sha256(repr(list(sizes)).encode())
-    for array in (group_row, uids):
+    for array in (group_row, uids, *(() if bucket is None else (bucket,))):
         digest.update(np.ascontiguousarray(array).data)
     return RecordIndex(
         files=files,
@@ -143,6 +147,7 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
         view_start=view_start,
         views=views,
         identity=digest.hexdigest()[:16],
+        bucket=bucket,
     )
 
 
@@ -155,7 +160,9 @@ def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
         raise UsageError(f"{uri}: {error}") from error
     _same_caches(schema, found, uri)
     # small columns of small files: several threads for each of them take a third more CPU time
-    table = parquet.read(["uid", "parent_uid", "view_uids"], use_threads=False)
+    buckets = Buckets.of_schema(found)
+    sides = [] if buckets is None else ["width", "height"]
+    table = parquet.read(["uid", "parent_uid", "view_uids", *sides], use_threads=False)
     uids = _to_bytes(table["uid"].combine_chunks())
     view_lists = table["view_uids"].combine_chunks()
     view_uids = _to_bytes(view_lists.flatten())
@@ -170,7 +177,22 @@ def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
         view_counts=pc.fill_null(pc.list_value_length(view_lists), 0).to_numpy(zero_copy_only=False),
         views=views.astype(np.int32),
         others=view_uids[views < 0],
+        bucket=None if buckets is None else _buckets(buckets, table, uri),
     )
+
+
+def _buckets(buckets: Buckets, table: pa.Table, uri: str) -> np.ndarray:
+    """Numbers of the records' buckets, (n,). Raises UsageError that names a record which has none."""
+    widths, heights = (table[name].to_numpy() for name in ("width", "height"))
+    found = buckets.numbers(widths, heights)
+    without = np.flatnonzero(found < 0)
+    if len(without):
+        row = int(without[0])
+        raise UsageError(
+            f"{uri}: record {table['uid'][row].as_py()} is {widths[row]} x {heights[row]} pixels, and by the rule that the "
+            f"records' latents were made by ({buckets}) no bucket is for it; run the encode stage over the records again"
+        )
+    return found
 
 
 def _to_bytes(strings: pa.Array) -> np.ndarray:
@@ -236,4 +258,8 @@ def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:
             for field in (schema.field(name), found.field(name))
         )
         if ours != theirs:
-            raise UsageError(f"{uri}: its cached {name} come from another model than those of the first file")
+            differ = next(
+                key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)
+            ).decode()
+            what = "come from another model" if differ == "model" else f"were made with another {differ}"
+            raise UsageError(f"{uri}: its cached {name} {what} than those of the first file")

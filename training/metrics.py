@@ -113,11 +113,6 @@ class Metrics:
         self.restart_clock()
 
     @property
-    def images(self) -> float:
-        """Records of the current row."""
-        return self._images
-
-    @property
     def seconds(self) -> float:
         """Since the current row began."""
         return max(1e-9, time.monotonic() - self._since)

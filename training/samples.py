@@ -35,7 +35,8 @@ def draw_sample_sheet(
 ) -> bytes | None:
     """A PNG with a row per record: its reference, the image of the base model alone, and the image with the subject.
 
-    Both are drawn from the same noise with the record's caption, in `steps` denoising steps. Records without a picture,
+    Both are drawn from the same noise with the record's caption, in `steps` denoising steps, at the size of the record's
+    bucket. Records without a picture,
     or with a target word that the tokenizer cannot find, are left out with a log line; None if none is left.
     """
     # its own copy of the settings: the run's number of steps is not the adapter's
@@ -57,21 +58,25 @@ def _row(pipeline: RealCustomPipeline, encoders: FrozenEncoders, picture: Pictur
         mask = Image.fromarray(decode_mask(picture.subject_mask))
     subject = Subject(image=decode_picture(picture.image), word=picture.target_word, mask=mask)
     cells = [encoders.reference(picture)]
+    width, height = picture.bucket or (None, None)
     for subjects in ([], [subject]):
         generator = torch.Generator().manual_seed(SEED)
-        image = pipeline(picture.caption, subjects, generator=generator).images[0]
+        image = pipeline(picture.caption, subjects, generator=generator, height=height, width=width).images[0]
         assert isinstance(image, Image.Image)  # output_type is "pil"
         cells.append(image)
     return cells
 
 
 def _sheet(rows: Sequence[Sequence[Image.Image]]) -> bytes:
-    side = max(SIDE, rows[0][-1].width)
+    side = max(SIDE, *(max(row[-1].size) for row in rows))
     sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side), "white")
     for top, row in enumerate(rows):
         for left, cell in enumerate(row):
-            sampling = Image.Resampling.NEAREST if cell.width < side else Image.Resampling.LANCZOS
-            sheet.paste(cell.resize((side, side), sampling), (left * side, top * side))
+            longest = max(cell.size)
+            sampling = Image.Resampling.NEAREST if longest < side else Image.Resampling.LANCZOS
+            width, height = (round(side * length / longest) for length in cell.size)
+            place = (left * side + (side - width) // 2, top * side + (side - height) // 2)
+            sheet.paste(cell.resize((width, height), sampling), place)
     data = io.BytesIO()
     sheet.save(data, "PNG")
     return data.getvalue()

@@ -45,7 +45,8 @@ def estimate(
             make_job(records, output, base, encoder, method, settings, initial_adapter), World(device=device)
         )
         yield from _data(worker)
-        batch = worker.batches.training(worker.order.share(0, 0, settings.num_workers)).to(device)
+        step = worker.order.step_of_largest()
+        batch = worker.batches.training(worker.order.share(step, 0, settings.num_workers)).to(device)
         worker.find_micro_batch(batch)
         yield from _memory(worker, batch)
         yield from _time(worker, hourly_price)
@@ -60,6 +61,14 @@ def _data(worker: Worker) -> Iterator[str]:
         f"steps: {order.steps_per_epoch} an epoch of batches of {settings.batch_size}; train.steps={settings.steps} are "
         f"{epochs:.2f} epochs"
     )
+    sizes = order.index.bucket_sizes
+    buckets = [(sizes[bucket.bucket], bucket.records) for bucket in order.buckets if bucket.bucket is not None]
+    if buckets:
+        said = ", ".join(
+            f"{width} x {height} {records} ({-(-records // settings.batch_size)})"
+            for (width, height), records in buckets
+        )
+        yield f"buckets, the records of each (and its batches an epoch): {said}"
 
 
 def _memory(worker: Worker, batch: Batch) -> Iterator[str]:

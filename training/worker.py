@@ -82,9 +82,15 @@ class Worker:
         check_caches(index.schema, self.encoders)
         self.order = DataOrder(index, self.held_out, settings.batch_size, settings.seed, settings.open_parts)
         self.memory = Memory.of(settings.memory_gib)
-        self.features = FeatureStore(index, self.encoders, self.memory.features, self.validation, self.store)
+        self.features = FeatureStore(
+            index, self.encoders, self.memory.features, self.validation, self.store, self.encoders.latent_pixels
+        )
         if world.rank == 0:
             self._warn_of_little_memory()
+            for width, height in self.order.not_trained:
+                logger.warning(
+                    "bucket %d x %d has no record to train on: all of its records are held out", width, height
+                )
         self.dropped = Dropped(job.output, self.store)
         number = first_good(self.features, self.validation, settings)
         self.model = make_model(job, self.base, self.encoders, self.features, number, self.store)
@@ -97,11 +103,12 @@ class Worker:
             job.method,
             objective.num_train_timesteps,
             world,
-            latent_pixels=self.encoders.latent_pixels,
             is_sdxl=self.base.is_sdxl,
             drop=self.dropped.add if settings.bad_records is BadRecords.DROP else None,
         )
-        self.clock, self._flops, self._peak = Clock(), 0, peak_flops(settings, world.device)
+        self.clock, self._peak = Clock(), peak_flops(settings, world.device)
+        self._flops: dict[torch.Size, int] = {}  # of a row, by the shape of its latents
+        self._done = 0.0  # FLOPs of all workers since the last line of the log
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.outputs = Outputs(job, self.store, self.trainer, self.model, self.encoders, self.features)
         self.progress = self._resume()
@@ -185,8 +192,8 @@ class Worker:
                     with self.clock.part("data"):
                         batch = batches.take()
                     with self.clock.part("step"):
-                        if self._peak and not self._flops:
-                            self._flops = count_flops(trainer, batch.to(self.world.device))
+                        if self._peak:
+                            self._count_flops(batch)
                         results = self._step(batch)
                         unread.append(batch)
                 if results:
@@ -272,13 +279,19 @@ class Worker:
             self.background.wait()
             raise Stopped(step)
 
+    def _count_flops(self, batch: Batch) -> None:
+        shape = batch.latents.shape[1:]
+        if shape not in self._flops:
+            self._flops[shape] = count_flops(self.trainer, batch.to(self.world.device))
+        self._done += self._flops[shape] * batch.total_weight
+
     def _speed(self, metrics: Metrics) -> dict[str, float]:
         """Further numbers of a row: the last checkpoint's age in seconds, memory, and FLOP/s where the device's are known."""
         device, speed = self.world.device, {"checkpoint_age": round(time.monotonic() - self.outputs.saved, 1)}
         if device.type == "cuda":
             speed["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        if self._flops:
-            flops = self._flops * metrics.images / metrics.seconds / self.world.size
+        if self._peak:
+            flops, self._done = self._done / metrics.seconds / self.world.size, 0.0
             speed |= {"tflops": round(flops / 1e12, 3), "mfu": round(flops / self._peak, 4)}
         return speed
 

@@ -21,7 +21,7 @@ from realcustom.base_loading import load_base
 from realcustom.cells import decode_mask, encode_mask
 from realcustom.dtype import Dtype
 from realcustom.image_encoder import load_image_encoder
-from realcustom.pixels import centre_square, cut_share, subject_square
+from realcustom.pixels import cut_share, subject_crop
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, ENCODE, SUBJECTS
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.score.clip import load_heads
@@ -43,6 +43,7 @@ from tests.support import tiny_models
 from tests.support.corpora import jpeg, picture, png, sample, snapshot, tar_bytes
 from tests.support.tiny import tiny_base, tiny_image_encoder, tiny_pp_settings, tiny_siglip_dino
 
+SQUARE = (32, 32)
 ANY = {"min_detection_score": 0.0, "min_segmentation_score": -1e9, "min_area": 0.0, "max_area": 1.0}
 ANY |= {"min_box_mask_iou": 0.0, "min_box_side": 1, "max_box_overlap": 1.0, "max_mask_overlap": 1.0}
 
@@ -238,7 +239,7 @@ def test_caches_are_what_training_would_compute(stages: SimpleNamespace, models:
     for row in table.to_pylist():
         image = Image.open(io.BytesIO(row["image"])).convert("RGB")
         expected = {
-            "latents": encode_pixels(base, subject_square(image, decode_mask(row["subject_mask"]), 32)[None])[0],
+            "latents": encode_pixels(base, subject_crop(image, decode_mask(row["subject_mask"]), SQUARE)[None])[0],
             "text_features": encode_prompts(base, [row["caption"]]).hidden[0],
             "image_features": encoder.encode(
                 encoder.prepare(prepare_reference(image, None, MethodSettings().image_encoder))[None]
@@ -269,7 +270,7 @@ def test_the_square_that_is_encoded_shows_the_subject(
     )
     assert result.report["dropped"] == {"cut_subject": 1} and result.report["kept"] == 2
     base = load_base(str(models.encode.base))
-    middle = encode_pixels(base, centre_square(Image.new("RGB", (32, 32), (128, 128, 128)), 32)[None])[0]
+    middle = encode_pixels(base, subject_crop(Image.new("RGB", (32, 32), (128, 128, 128)), None, SQUARE)[None])[0]
     for row in rows_of(result, "records").to_pylist():
         assert not torch.allclose(tensor(row["latents"]), middle.bfloat16(), atol=0.02)
 
@@ -280,12 +281,13 @@ def test_the_square_moves_as_little_as_it_takes(size: tuple[int, int]) -> None:
     mask = np.zeros((size[1], size[0]), dtype=bool)
     middle = (size[1] // 2, size[0] // 2)
     mask[middle[0] - 3 : middle[0] + 3, middle[1] - 3 : middle[1] + 3] = True
-    torch.testing.assert_close(subject_square(image, mask, 32), centre_square(image, 32), rtol=0, atol=0)
-    torch.testing.assert_close(subject_square(image, ~mask & False, 32), centre_square(image, 32), rtol=0, atol=0)
+    centre = subject_crop(image, None, SQUARE)
+    torch.testing.assert_close(subject_crop(image, mask, SQUARE), centre, rtol=0, atol=0)
+    torch.testing.assert_close(subject_crop(image, ~mask & False, SQUARE), centre, rtol=0, atol=0)
     corner = np.zeros_like(mask)
     corner[:5, :5] = True
-    assert cut_share(corner, 32) == cut_share(mask, 32) == 0.0
-    assert cut_share(np.ones_like(mask), 32) == pytest.approx(1 - min(size) / max(size))
+    assert cut_share(corner, SQUARE) == cut_share(mask, SQUARE) == 0.0
+    assert cut_share(np.ones_like(mask), SQUARE) == pytest.approx(1 - min(size) / max(size))
 
 
 def test_each_cache_can_be_left_out_and_references_cut_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,31 @@ from realcustom.training.indexing import open_index
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (240, 240, 240)}
 
 
-def write_pictures(folder: Path, count: int, files: int = 3, side: int = 32, views: bool = False) -> None:
-    """`count` records of coloured squares on grey, spread over `files` files, without caches; views: of equal colour."""
+def write_pictures(
+    folder: Path,
+    count: int,
+    files: int = 3,
+    side: int = 32,
+    views: bool = False,
+    sizes: Sequence[tuple[int, int]] = (),
+) -> None:
+    """`count` records of coloured squares on grey, spread over `files` files, without caches.
+
+    Args:
+        views: those of equal colour are views of each other.
+        sizes: (width, height) of the pictures in turn; none: all are squares of `side`.
+    """
     random = np.random.default_rng(0)
     names = list(COLOURS)
     uids = [record_uid(picture_uid(str(number)), "square", 0) for number in range(count)]
     rows = []
     for number in range(count):
         name = names[number % len(names)]
+        width, height = sizes[number % len(sizes)] if sizes else (side, side)
+        side = min(width, height)
         left, top = random.integers(2, side // 2, 2)
-        pixels = np.full((side, side, 3), random.integers(60, 120), np.uint8)
-        mask = np.zeros((side, side), np.uint8, order="F")
+        pixels = np.full((height, width, 3), random.integers(60, 120), np.uint8)
+        mask = np.zeros((height, width), np.uint8, order="F")
         mask[top : top + side // 3, left : left + side // 3] = 1
         pixels[mask == 1] = COLOURS[name]
         encoded = io.BytesIO()
@@ -45,14 +60,14 @@ def write_pictures(folder: Path, count: int, files: int = 3, side: int = 32, vie
                 "parent_uid": picture_uid(str(number)),
                 "sha256": bytes(32),
                 "image": encoded.getvalue(),
-                "width": side,
-                "height": side,
+                "width": width,
+                "height": height,
                 "caption": f"a {name} square",
                 "caption_source": "alt_text",
                 "target_word": "square",
                 "target_start": len(f"a {name} "),
                 "target_end": len(f"a {name} square"),
-                "subject_mask": {"size": [side, side], "counts": coco.encode(mask)["counts"]},
+                "subject_mask": {"size": [height, width], "counts": coco.encode(mask)["counts"]},
                 "view_uids": others if views else [],
             }
         )

@@ -132,16 +132,16 @@ def test_the_subject_s_part_of_the_error_is_weighted(world: SimpleNamespace, tmp
 def test_a_mask_is_cut_as_the_picture_is() -> None:
     mask = np.zeros((40, 100), bool)
     mask[:, 30:50] = True  # of the square's columns 30 to 70 the first half
-    assert error_weights(mask, 20, (4, 4), 2.0)[0].tolist() == [[2, 2, 1, 1]] * 4
-    assert torch.equal(error_weights(None, 20, (4, 4), 2.0), torch.ones(1, 4, 4))
+    assert error_weights(mask, (20, 20), (4, 4), 2.0)[0].tolist() == [[2, 2, 1, 1]] * 4
+    assert torch.equal(error_weights(None, (20, 20), (4, 4), 2.0), torch.ones(1, 4, 4))
 
 
 def test_sdxl_is_told_the_sizes() -> None:
-    assert time_ids((100, 40), None, 20, TimeIdsOrder.HW) == [40, 100, 0, 15, 20, 20]
-    assert time_ids((40, 100), None, 20, TimeIdsOrder.WH_COMPAT) == [40, 100, 15, 0, 20, 20]
+    assert time_ids((100, 40), None, (20, 20), TimeIdsOrder.HW) == [40, 100, 0, 15, 20, 20]
+    assert time_ids((40, 100), None, (20, 20), TimeIdsOrder.WH_COMPAT) == [40, 100, 15, 0, 20, 20]
     mask = np.zeros((40, 100), bool)
     mask[:, 90:] = True  # the square is moved to its end
-    assert time_ids((100, 40), mask, 20, TimeIdsOrder.HW) == [40, 100, 0, 30, 20, 20]
+    assert time_ids((100, 40), mask, (20, 20), TimeIdsOrder.HW) == [40, 100, 0, 30, 20, 20]
 
 
 @pytest.fixture(scope="module")
