@@ -290,6 +290,7 @@ def _describe_encode(description: dict[str, Any], settings: PreprocessSettings, 
         reference = to_dict(method.image_encoder)
         reference.pop("model", None)  # encode.image_encoder is the one that runs, and is in `models`
         description["reference"] = reference
+        description["sdxl_pooled"] = method.base.sdxl_pooled.value
     # what has no effect; directories made before there were buckets keep their names
     description["parameters"].pop("resolution" if settings.encode.buckets.areas else "buckets")
 
@@ -304,7 +305,7 @@ def _check_base(model: str) -> None:
 ENCODE = Stage(
     name="encode",
     help="Add latents, text features and image features of the training recipe to each record.",
-    version=4,  # 4: records that training may hold out come first
+    version=5,  # 5: pooled text, where the base is SDXL-shaped
     load=_load_encode,
     reads=("views", "subjects"),
     needs=tuple(record.SCHEMA),

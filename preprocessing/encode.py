@@ -3,8 +3,8 @@
 Latents are of a square at `encode.resolution`, or of the picture's bucket (`encode.buckets`): the middle of the picture, or as
 near to it as shows the subject. Image features are of the reference as training and serving prepare it.
 
-Legend: B batch, H W size of the part that is encoded, C latent channels, h w latent size, T text tokens, D text width, S
-visual tokens, Di their width.
+Legend: B batch, H W size of the part that is encoded, C latent channels, h w latent size, T text tokens, D text width, P
+width of the pooled text, S visual tokens, Di their width.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from realcustom.preprocessing.settings import EncodeSettings, fixed_batch
 from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
-LATENTS, TEXT, IMAGE = "latents", "text_features", "image_features"
+LATENTS, TEXT, IMAGE, POOLED = "latents", "text_features", "image_features", record.POOLED.name
 CUT, ENLARGED = "cut_subject", "enlarged"
 CROPPED = {  # of the report, by the share of the picture that is cropped: up to the number
     "cropped_under_5_percent": 0.05,
@@ -80,7 +80,7 @@ class Encode:
         """Encode every record; one whose picture does not decode, or whose features are not finite, is quarantined."""
         tables.require_columns(table.schema, record.SCHEMA, f"encode, unit {unit.name}")
         ledger = RowLedger(table, unit.name)
-        features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}}
+        features: dict[str, dict[int, torch.Tensor]] = {LATENTS: {}, TEXT: {}, IMAGE: {}, POOLED: {}}
         pictures = list(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
         sizes = list(map(self._size, pictures))
         if self._image_encoder is not None and self._method.image_encoder.reference is Reference.CROP:
@@ -109,7 +109,7 @@ class Encode:
         ledger.each(check)
         kept = ledger.remaining()
         result = ledger.rows().select(record.SCHEMA.names)
-        for name in (LATENTS, TEXT, IMAGE):
+        for name in features:
             if features[name] or self._makes(name):
                 cells = [encode_tensor(features[name][row], self._settings.dtype) for row in kept]
                 result = tables.with_column(result, self._field(name), cells)
@@ -133,6 +133,8 @@ class Encode:
         self._encode(prepared, ["a picture"] * size, size)
 
     def _makes(self, name: str) -> bool:
+        if name == POOLED:
+            return self._settings.text_features and self._base is not None and self._base.is_sdxl
         return bool(getattr(self._settings, name))
 
     @property
@@ -176,7 +178,10 @@ class Encode:
             if self._base is not None and crops:
                 found[LATENTS] = encode_pixels(self._base, _padded(crops, size).to(device))  # (B, C, h, w)
             if self._base is not None and self._settings.text_features:
-                found[TEXT] = encode_prompts(self._base, pad_batch(captions, size)).hidden  # (B, T, D)
+                text = encode_prompts(self._base, pad_batch(captions, size), self._method.base.sdxl_pooled)
+                found[TEXT] = text.hidden  # (B, T, D)
+                if text.pooled is not None:
+                    found[POOLED] = text.pooled  # (B, P)
             if self._image_encoder is not None and references:
                 found[IMAGE] = self._image_encoder.encode(_padded(references, size).to(device))  # (B, S, Di)
         return {name: tensor[: len(prepared)].float().cpu() for name, tensor in found.items()}
@@ -189,7 +194,9 @@ class Encode:
             details |= {METADATA.decode(): buckets.to_metadata()} if buckets.areas else {"resolution": resolution}
         if name == IMAGE:
             details |= self._method.image_encoder.of_features()
-        return tables.made_by(record.SCHEMA.field(name), model, **details)
+        if name == POOLED:
+            details["sdxl_pooled"] = self._method.base.sdxl_pooled.value
+        return tables.made_by(record.POOLED if name == POOLED else record.SCHEMA.field(name), model, **details)
 
 
 def _parts(settings: EncodeSettings) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ SCHEMA = pa.schema(
         pa.field("image_features", TENSOR),
     ]
 )
+# Beside the latter where the base is SDXL-shaped: the pooled text of the caption.
+POOLED = pa.field("pooled_text", TENSOR)
 
 
 def picture_uid(key: str) -> str:

@@ -77,6 +77,8 @@ class BatchMaker:
         settings = self.settings
         if max(settings.p_drop_text, settings.p_drop_both) > 0:
             self._no_text()
+            if self._is_sdxl:
+                self._no_pooled()
         if max(settings.p_drop_image, settings.p_drop_both) > 0:
             self._no_image(torch.zeros(0))
 
@@ -132,6 +134,7 @@ class BatchMaker:
     ) -> Batch:
         text, good_text = self._each(Kind.TEXT, rows, self._text)
         image, good_image = self._each(Kind.IMAGE, rows, self._image)
+        pooled, good_pooled = self._each(Kind.POOLED, rows, self._pooled) if self._is_sdxl else ([], 1)
         shift, total = self.settings.timestep_shift, self.num_train_timesteps
         steps = [int(total * shift * row.time / (1 + (shift - 1) * row.time)) for row in rows]
         weighted = training and self.settings.subject_loss_weight != 1
@@ -141,9 +144,9 @@ class BatchMaker:
             timesteps=torch.tensor(steps),
             encoder_hidden_states=_stack(text),
             image_embeds=_stack(image),
-            weights=torch.from_numpy(weights * good_text * good_image),
+            weights=torch.from_numpy(weights * good_text * good_image * good_pooled),
             total_weight=total_weight,
-            pooled_text=torch.stack([self._pooled(row) for row in rows]) if self._is_sdxl else None,
+            pooled_text=_stack(pooled) if self._is_sdxl else None,
             time_ids=torch.tensor([self._time_ids(row.number) for row in rows]) if self._is_sdxl else None,
             error_weights=torch.stack([self._error_weights(row.number) for row in rows]) if weighted else None,
             numbers=tuple(row.number for row in rows),
@@ -180,9 +183,11 @@ class BatchMaker:
         return self._constant("text", lambda: self.features.encoders.text_features(""))
 
     def _pooled(self, row: Row) -> torch.Tensor:
-        if row.no_text:
-            return self._constant("pooled", lambda: self.features.encoders.pooled_text(""))
-        return self.features.pooled_text(row.number)
+        pooled = self.features.get(Kind.POOLED, row.number)
+        return self._no_pooled() if row.no_text else pooled
+
+    def _no_pooled(self) -> torch.Tensor:
+        return self._constant("pooled", lambda: self.features.encoders.pooled_text(""))
 
     def _image(self, row: Row) -> torch.Tensor:
         if row.augmented and not row.no_image:

@@ -24,6 +24,7 @@ import torch
 from realcustom.buckets import Size
 from realcustom.cells import decode_mask, decode_tensor
 from realcustom.errors import UsageError
+from realcustom.record import POOLED
 from realcustom.store import StorageRefused, Store
 from realcustom.training.index import RecordIndex
 from realcustom.training.reading import RowGroups
@@ -35,6 +36,7 @@ class Kind(enum.Enum):
     LATENTS = "latents"
     TEXT = "text_features"
     IMAGE = "image_features"
+    POOLED = POOLED.name  # of an SDXL-shaped base; not in all tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,8 @@ class FeatureStore:
         self._rows = RowGroups(index, memory, store or Store())
         self._room = memory // 2  # bytes left for features that are kept
         self._held_out = frozenset(() if held_out is None else held_out.tolist())
-        self._kept: dict[tuple[Kind | str, int], torch.Tensor] = {}
+        self._kept: dict[tuple[Kind, int], torch.Tensor] = {}
+        self.kinds = tuple(kind for kind in Kind if kind.value in index.schema.names)  # of which there are caches
         self.shapes: dict[Kind, torch.Size] = {}  # of the first record's features, and so of all; see `shape`
         self._lock = threading.RLock()  # batches are made in a thread, validated in another
 
@@ -140,8 +143,8 @@ class FeatureStore:
             kept = self._kept.get((kind, number))
             if kept is not None:
                 return kept
-            cell = self._rows.cell(number, kind.value)
-            computed = not cell.is_valid
+            cell = self._rows.cell(number, kind.value) if kind in self.kinds else None
+            computed = cell is None or not cell.is_valid
             with self._naming(number, kind.value):
                 tensor = self._compute(kind, number) if computed else _decode(cell)
             self._check(kind, number, tensor)
@@ -161,19 +164,10 @@ class FeatureStore:
         with self._lock, self._naming(number, "augmented reference"):
             return self.encoders.augmented_features(self.picture(number), *key).float().cpu()
 
-    def pooled_text(self, number: int) -> torch.Tensor:
-        """The pooled text (P,) of record `number`'s caption, in fp32 on the CPU: no cache holds it."""
-        with self._lock:
-            kept = self._kept.get(("pooled", number))
-            if kept is None:
-                kept = self.encoders.pooled_text(self._rows.cell(number, "caption").as_py()).float().cpu()
-                self._keep("pooled", number, kept)
-            return kept
-
     def is_cached(self, number: int) -> bool:
-        """Whether record `number` has all features in its caches."""
+        """Whether record `number`'s caches are filled."""
         with self._lock:
-            return all(self._rows.cell(number, kind.value).is_valid for kind in Kind)
+            return all(self._rows.cell(number, kind.value).is_valid for kind in self.kinds)
 
     def size(self, number: int) -> tuple[int, int]:
         """(width, height) of record `number`'s picture, pixels."""
@@ -191,7 +185,7 @@ class FeatureStore:
             cell = self._rows.cell(number, "subject_mask").as_py()
         return None if cell is None else decode_mask(cell)
 
-    def _keep(self, kind: Kind | str, number: int, tensor: torch.Tensor) -> None:
+    def _keep(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
         if size <= self._room:
             self._room -= size
@@ -221,8 +215,9 @@ class FeatureStore:
             )
 
     def _compute(self, kind: Kind, number: int) -> torch.Tensor:
-        if kind is Kind.TEXT:
-            return self.encoders.text_features(self._rows.cell(number, "caption").as_py()).float().cpu()
+        if kind in (Kind.TEXT, Kind.POOLED):
+            read = self.encoders.text_features if kind is Kind.TEXT else self.encoders.pooled_text
+            return read(self._rows.cell(number, "caption").as_py()).float().cpu()
         picture = self.picture(number)
         compute = self.encoders.latents if kind is Kind.LATENTS else self.encoders.image_features
         return compute(picture).float().cpu()

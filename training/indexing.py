@@ -21,7 +21,7 @@ from realcustom import storage
 from realcustom.buckets import Buckets
 from realcustom.errors import MissingFile, UsageError
 from realcustom.parquet import ParquetFile
-from realcustom.record import check_schema, picture_ranks
+from realcustom.record import POOLED, check_schema, picture_ranks
 from realcustom.storage import FileEntry
 from realcustom.store import StorageRefused, Store
 from realcustom.training.index import RecordIndex
@@ -252,7 +252,14 @@ def _look_up(wanted: np.ndarray, ordered: np.ndarray, numbers: np.ndarray) -> np
 
 
 def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:
-    for name in ("latents", "text_features", "image_features"):
+    names = ["latents", "text_features", "image_features"]
+    if POOLED.name in schema.names and POOLED.name in found.names:
+        names.append(POOLED.name)
+    elif POOLED.name in schema.names + found.names:
+        raise UsageError(
+            f"{uri}: either it or the first file has no {POOLED.name}; run the encode stage over all of them again"
+        )
+    for name in names:
         ours, theirs = (
             {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"PARQUET:")}
             for field in (schema.field(name), found.field(name))

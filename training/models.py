@@ -34,14 +34,14 @@ def first_good(features: FeatureStore, numbers: np.ndarray, settings: TrainSetti
         )
     for number in map(int, numbers[:-1]):
         try:
-            for kind in Kind:
+            for kind in features.kinds:
                 features.get(kind, number)
             return number
         except BadRecord:
             if settings.bad_records is BadRecords.STOP:
                 raise
             features.shapes.clear()
-    for kind in Kind:
+    for kind in features.kinds:
         features.get(kind, int(numbers[-1]))
     return int(numbers[-1])
 

@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 
 from realcustom.record import SCHEMA, picture_uid, record_uid
 from realcustom.training.encoders import FrozenEncoders
-from realcustom.training.features import FeatureStore, Kind
+from realcustom.training.features import FeatureStore
 from realcustom.training.indexing import open_index
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "white": (240, 240, 240)}
@@ -86,7 +86,7 @@ def fill_caches(source: Path, target: Path, encoders: FrozenEncoders, keep_image
     store = FeatureStore(open_index(str(source)), encoders, memory=2**30)
     rows = [row for path in sorted(source.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     for number, row in enumerate(rows):
-        row |= {kind.value: to_cell(store.get(kind, number)) for kind in Kind}
+        row |= {kind.value: to_cell(store.get(kind, number)) for kind in store.kinds}
         if not keep_image:
             row |= {"image": None, "subject_mask": None}
     write_rows(target, rows, len(list(source.glob("*.parquet"))))
