@@ -173,7 +173,7 @@ class Worker:
         if first:
             self.outputs.begin()
         if trainer.step_count < steps:
-            self.find_micro_batch(self._batch(trainer.step_count))
+            self.find_micro_batch(self._batch(self.order.step_of_largest()))
         with (
             Background() as self.background,
             ReadAhead(self._batch, range(trainer.step_count, steps), self.memory.batches) as batches,
