@@ -20,6 +20,13 @@ import record
 PAGE = record.ROOT / "docs" / "metrics.md"
 MARK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("similarity", "noun", "background", "place_error", "background_error", "background_colour")
+TOLD = (
+    ("plain", "scope_0.25"),
+    ("scope_0.1", "scope_0.25"),
+    ("scope_0.25", "scope_0.5"),
+    ("binary_0.25", "binary_0.5"),
+    ("scope_0.25", "no_mask"),
+)  # pairs of settings on the page
 Row = Mapping[str, Any]
 
 
@@ -74,27 +81,28 @@ def methods(tables: Mapping[str, Any]) -> str:
 
 
 def trade_off(tables: Mapping[str, Any]) -> str:
-    """Paired differences of settings."""
-    head = ["kind", "from", "to", *SHOWN, "trade-off"]
+    """Paired differences of the settings that tell most; all are in the result file."""
+    shown = ("similarity", "noun", "background", "background_colour")
     return lines(
-        head,
+        ["kind", "from", "to", *shown, "trade-off"],
         (
             [
                 *(row[name] for name in ("kind", "from", "to")),
-                *(number(row[name]) for name in SHOWN),
+                *(number(row[name]) for name in shown),
                 ", ".join(row["at_the_cost_of"]) if row["visible"] else "no",
             ]
             for row in tables["trade_off"]["rows"]
+            if (row["from"], row["to"]) in TOLD
         ),
     )
 
 
 def settings(tables: Mapping[str, Any]) -> str:
-    """Means of settings."""
+    """Means of settings; their intervals are in the result file."""
     rows = tables["settings"]["rows"]
     return lines(
         ["kind", "setting", *SHOWN],
-        ([row["kind"], row["setting"], *(number(row[name]) for name in SHOWN)] for row in rows),
+        ([row["kind"], row["setting"], *(f"{row[name][0]:.2f}" for name in SHOWN)] for row in rows),
     )
 
 
