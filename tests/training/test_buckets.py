@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
+from torch.multiprocessing.spawn import spawn
 
 from realcustom.base_loading import load_base
 from realcustom.buckets import Buckets
@@ -27,16 +30,21 @@ from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.settings import EncodeSettings, PreprocessSettings
 from realcustom.record import SCHEMA
 from realcustom.settings import Fit, ImageEncoderSettings, MethodSettings, Reference
-from realcustom.training import data, indexing
+from realcustom.store import Store
+from realcustom.training import data, indexing, trial
+from realcustom.training.batch import Batch
 from realcustom.training.data import DataOrder, Share, split
 from realcustom.training.encoders import FrozenEncoders, decode_picture
 from realcustom.training.features import FeatureStore, Kind
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
+from realcustom.training.job import TrainingJob
 from realcustom.training.loop import World
+from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker
+from tests.support.loopback import free_port
 from tests.support.training_corpus import write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at
 
@@ -65,6 +73,19 @@ def records(world: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) ->
 
 def make_worker(world: SimpleNamespace, records: str, output: Path, settings: TrainSettings = PLAIN) -> Worker:
     return Worker(make_job(records, str(output), world.base, world.image_encoder, METHOD, settings), World())
+
+
+def errors_and_gradients(worker: Worker, batch: Batch, quantity: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Each row's error, and the gradients of their weighted sum."""
+    worker.trainer.optimizer.zero_grad(set_to_none=True)
+    errors = worker.trainer.errors(worker.model, batch, quantity)
+    (errors * batch.weights).sum().backward()
+    found = {name: value.grad for name, value in worker.trainer.parameters.items() if value.grad is not None}
+    return errors.detach(), {name: value.clone() for name, value in found.items()}
+
+
+def with_encoder(world: SimpleNamespace) -> MethodSettings:
+    return replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=world.image_encoder))
 
 
 def rewritten(records: str, target: Path, change: dict[str, Any] | None = None, rule: str | None = "") -> str:
@@ -172,7 +193,6 @@ def test_all_buckets_are_at_the_same_parts(index: RecordIndex, monkeypatch: pyte
     assert len(spans) == 60 and lengths.mean() < 0.3 * order.steps_per_epoch  # 6 of 60 parts are open at a time
 
 
-@torch.no_grad()
 def test_a_batch_equals_its_samples_one_by_one(world: SimpleNamespace, records: str, tmp_path: Path) -> None:
     settings = replace(PLAIN, subject_loss_weight=2.0)
     worker = make_worker(world, records, tmp_path, settings)
@@ -185,7 +205,8 @@ def test_a_batch_equals_its_samples_one_by_one(world: SimpleNamespace, records: 
         shapes.add(tuple(batch.latents.shape[1:]))
         assert batch.noise.shape == batch.latents.shape and batch.error_weights is not None
         assert batch.error_weights.shape[2:] == batch.latents.shape[2:]
-        errors = worker.trainer.errors(worker.model, batch, quantity)
+        errors, gradients = errors_and_gradients(worker, batch, quantity)
+        summed = {name: torch.zeros_like(value) for name, value in gradients.items()}
         for row, number in enumerate(share.numbers):
             alone = Share(
                 step=step,
@@ -197,9 +218,12 @@ def test_a_batch_equals_its_samples_one_by_one(world: SimpleNamespace, records: 
             one = worker.batches.training(alone)
             for name, tensor in one.tensors().items():
                 assert name == "weights" or torch.equal(tensor[0], batch.tensors()[name][row]), name
-            torch.testing.assert_close(
-                worker.trainer.errors(worker.model, one, quantity)[0], errors[row], rtol=1e-5, atol=1e-6
-            )
+            error, gradient = errors_and_gradients(worker, one, quantity)
+            torch.testing.assert_close(error[0], errors[row], rtol=1e-5, atol=1e-6)
+            for name, value in gradient.items():
+                summed[name] += value * float(share.weights[row])
+        for name, value in gradients.items():
+            assert float((summed[name] - value).norm()) <= 1e-5 * float(value.norm()) + 1e-9, name
     assert shapes == {(4, 16, 32), (4, 32, 16), (4, 24, 24), (4, 16, 16)}
 
 
@@ -242,6 +266,58 @@ def test_a_run_falls_draws_its_sheets_logs_each_uid_once_and_is_continued_to_the
             fit(world, tmp_path / "killed", settings, records)
     resumed = fit(world, tmp_path / "killed", settings, records)
     assert resumed.sha256 == whole.sha256 and curve(resumed) == curve(whole)
+
+
+def train_rank(rank: int, address: str, job: TrainingJob, logs: str) -> None:
+    """Runs in each of two processes; tells the uids of its steps in a log of its own."""
+    torch.set_num_threads(1)
+    told = logging.getLogger("realcustom.training.worker")
+    told.setLevel(logging.DEBUG)
+    told.addHandler(logging.FileHandler(f"{logs}/{rank}.log"))
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    Worker(job, World(rank=rank, size=2)).run()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_each_uid_once_an_epoch_and_end_as_one(
+    world: SimpleNamespace, records: str, tmp_path: Path
+) -> None:
+    """Some batches have fewer records than there are workers."""
+    index = open_index(records)
+    (held_out, _) = split(index, PLAIN.validation_fraction, PLAIN.validation_records)
+    order = DataOrder(index, held_out, 3, PLAIN.seed, PLAIN.open_parts)
+    epoch = order.steps_per_epoch
+    assert min(order.share(step, 0, 2).total_weight for step in range(epoch)) == 1
+    settings = replace(PLAIN, steps=2 * epoch, batch_size=3, num_workers=2, log_every=1, lr=1e-3)
+    job = make_job(records, str(tmp_path / "two"), world.base, world.image_encoder, METHOD, settings)
+    spawn(train_rank, (f"tcp://127.0.0.1:{free_port()}", job, str(tmp_path)), nprocs=2)
+    logged: Counter[tuple[int, str]] = Counter()
+    for rank in range(2):
+        for line in (tmp_path / f"{rank}.log").read_text().splitlines():
+            if line.startswith("step "):
+                step, _, uids = line.removeprefix("step ").partition(": ")
+                logged.update(((int(step) - 1) // epoch, uid) for uid in uids.split(", ") if uid)
+    trained = [index.uid(number) for number in range(len(index)) if number not in held_out]
+    assert logged == {(number, uid): 1 for number in range(2) for uid in trained}
+    one = fit(world, tmp_path / "one", settings, records)
+    rows = [row for row in read_rows(str(tmp_path / "two"), Store()) if "loss" in row]
+    losses = [row["loss"] for row in one.curve if "loss" in row]
+    assert [row["loss"] for row in rows] == pytest.approx(losses, abs=1e-5) and len(losses) == 2 * epoch
+
+
+def test_a_dry_run_counts_the_buckets_and_measures_the_largest(
+    world: SimpleNamespace, records: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[int, ...]] = []
+    monkeypatch.setattr(trial, "_memory", lambda worker, batch: measured.append(tuple(batch.latents.shape[1:])) or [])
+    monkeypatch.setattr(trial, "_time", lambda worker, price: [])
+    said = "\n".join(trial.estimate(records, world.base, with_encoder(world), PLAIN))
+    counts = re.search(r"buckets, the records of each \(and its batches an epoch\): (.*)", said)
+    assert counts is not None and measured == [(4, 24, 24)]
+    found = re.findall(r"(\d+) x (\d+) (\d+) \((\d+)\)", counts[1])
+    assert len(found) == 4 and sum(int(records) for _, _, records, _ in found) == int(said.split(" = ")[1].split()[0])
+    assert sum(int(batches) for *_, batches in found) == int(said.split("steps: ")[1].split()[0])
 
 
 def test_validation_is_the_mean_of_the_records_alone(world: SimpleNamespace, records: str, tmp_path: Path) -> None:
