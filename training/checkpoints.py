@@ -9,7 +9,7 @@ laid out as the file is; then training may go on. `Snapshot.write` writes that b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +97,15 @@ def step_of(uri: str) -> int:
     return int(uri.rpartition(PREFIX)[2].removesuffix(SUFFIX))
 
 
-def prune(folder: str, latest: int, best: int, losses: Mapping[str, float], store: Store) -> None:
-    """Remove all files of steps in `folder` but the `latest` ones and the `best` ones by validation loss."""
+def prune(
+    folder: str, latest: int, best: int, losses: Mapping[str, float], store: Store, steps: Collection[int] = ()
+) -> None:
+    """Remove all files of steps in `folder` but the `latest` ones, the `best` ones by validation loss, and those of `steps`."""
     there = list_checkpoints(folder, store)
     ranked = sorted(losses, key=lambda step: (losses[step], int(step)))
     kept = {storage.join(folder, file_name(int(step))) for step in ranked[:best]} | set(there[-latest:])
     for uri in there:
-        if uri not in kept:
+        if uri not in kept and step_of(uri) not in steps:
             store.delete(uri)
 
 

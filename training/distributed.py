@@ -31,6 +31,7 @@ from realcustom import log, storage
 from realcustom.errors import UsageError
 from realcustom.machine import available_cores
 from realcustom.store import Store
+from realcustom.training.async_validation import Validations
 from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
@@ -65,11 +66,25 @@ def run_distributed(job: TrainingJob) -> None:
         ),
     )
     lost: TrainingFailedError | None = None
+
+    def diverged(failure: Failure) -> None:
+        ray.get([failures.report.remote(failure), failures.ask_to_stop.remote()])
+
+    validations = Validations(job, _task_options(settings), diverged)
+    beside = validations.beside() if settings.async_validation else contextlib.nullcontext()
     try:
-        with _own_interrupts(), log.each_minute(logger, lambda: _lacking(settings)), _passing_on_sigterm(failures):
+        with (
+            beside,
+            _own_interrupts(),
+            log.each_minute(logger, lambda: _lacking(settings)),
+            _passing_on_sigterm(failures),
+        ):
             if settings.use_gpu:
                 _check_cuda()
             trainer.fit()
+            kept, stopped = ray.get([failures.kept.remote(), failures.stopped.remote()])
+            if stopped is not None or (kept is not None and kept.final):
+                validations.give_up()
     except SystemExit as error:  # Ray Train's error for Ctrl-C
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
@@ -97,6 +112,15 @@ def scaling(settings: TrainSettings) -> ScalingConfig:
         resources_per_worker={"GPU" if settings.use_gpu else "CPU": 1, **resources},
         label_selector=dict(map(_pair, settings.worker_labels)) or None,
     )
+
+
+def _task_options(settings: TrainSettings) -> dict[str, Any]:
+    """What a validation beside the training takes, and where it runs."""
+    return {
+        "num_cpus": 0 if settings.use_gpu else 1,
+        "num_gpus": 1 if settings.use_gpu else 0,
+        "label_selector": dict(map(_pair, settings.worker_labels)) or None,
+    }
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -19,6 +19,11 @@ WRITE_SECONDS = 5.0  # between writes to a disk
 STORE_SECONDS = 60.0  # to an object store, where each write is a file
 
 
+def validation_row(step: int, losses: Sequence[float]) -> Row:
+    """The row of a validation from its losses by timestep, from the least noise to the most."""
+    return {"step": step, "val_loss": sum(losses) / len(losses), "val_losses": list(losses)}
+
+
 class Metrics:
     """Averages steps into rows. Only the first worker has one."""
 
@@ -105,12 +110,18 @@ class Metrics:
 
     def add_validation(self, step: int, losses: list[float]) -> None:
         """Add the validation losses by timestep, from the least noise to the most; their time is not counted in any row."""
-        loss = sum(losses) / len(losses)
+        row = validation_row(step, losses)
+        loss = row["val_loss"]
         self.loss_before = loss if self.loss_before is None else self.loss_before
         self.loss_after, self.validated_at = loss, step
-        self._add({"step": step, "val_loss": loss, "val_losses": losses})
+        self._add(row)
         logger.info("step %d/%d  validation loss %.5f", step, self.steps, loss)
         self.restart_clock()
+
+    def tell(self, row: Row) -> None:
+        """Give the sinks a row that is kept elsewhere, of a step that may be long past."""
+        for sink in self._sinks:
+            sink.add(row)
 
     @property
     def seconds(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,11 +15,13 @@ from realcustom import storage
 from realcustom.store import Store
 
 Row = dict[str, Any]
+VALIDATIONS = "validations"  # rows of validations that were made beside the training, a file each
 
 
 def read_rows(output: str, store: Store) -> list[Row]:
-    """The rows of a run in order; none where there are no metrics. A line that was cut by a kill is left out."""
+    """The rows of a run by their steps; none where there are no metrics. A line that was cut by a kill is left out."""
     uri, parts = storage.join(output, "metrics.jsonl"), storage.join(output, "metrics")
+    apart = storage.join(output, VALIDATIONS)
     places = [uri] if store.exists(uri) else []
     if storage.is_remote(output):
         places += [storage.join(parts, name) for name in store.list_names(parts)]
@@ -28,7 +31,13 @@ def read_rows(output: str, store: Store) -> list[Row]:
             if line.endswith("\n"):
                 row = json.loads(line)
                 rows[row["step"], "val_loss" in row] = row
-    return list(rows.values())
+    for name in store.list_names(apart):
+        step = re.fullmatch(r"step-(\d+)\.json", name)
+        if step is not None and (int(step[1]), True) not in rows:
+            row = json.loads(store.read(storage.join(apart, name)))
+            if "val_loss" in row:
+                rows[row["step"], True] = row
+    return [rows[key] for key in sorted(rows)]
 
 
 class MetricsFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,17 @@ from realcustom.compiling import no_new_graphs
 from realcustom.model import RealCustomModel
 from realcustom.store import Store
 from realcustom.training.background import Background
-from realcustom.training.checkpoints import Checkpoint, Snapshot, file_name, prune
+from realcustom.training.checkpoints import Checkpoint, Snapshot, file_name
 from realcustom.training.encoders import FrozenEncoders
 from realcustom.training.facts import read_facts
 from realcustom.training.features import FeatureStore
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import Trainer
 from realcustom.training.metrics import Metrics
+from realcustom.training.metrics_file import Row
 from realcustom.training.page import render
 from realcustom.training.samples import draw_sample_sheet
+from realcustom.training.validations import prune_all, read_results
 
 PROVENANCE = ("records", "initial_adapter", "train", "parent")  # of all that decides the result, where it is there
 
@@ -48,6 +50,8 @@ class Outputs:
         self._job, self._store, self._trainer, self._model = job, store, trainer, model
         self._encoders, self._features, self._snapshot = encoders, features, Snapshot()
         self.losses: dict[str, float] = {}  # of validations, by the step of a checkpoint
+        self._known: set[int] = set()  # steps whose validation beside the training has ended
+        self._news: list[Row] = []  # of these, the rows that are not told yet
         self.saved = time.monotonic()  # the last checkpoint
 
     def begin(self) -> None:
@@ -64,6 +68,8 @@ class Outputs:
 
     def checkpoint(self, metrics: Metrics, tensors: Mapping[str, torch.Tensor], counters: dict[str, int]) -> None:
         """Copy all that a resume needs, the trainer's state; it is written in the background."""
+        self.background.wait()  # one is under way at most
+        self._tell_news(metrics)
         progress, identity = metrics.progress(), self._job.identity
         if metrics.validated_at == counters["step"]:
             self.losses[str(counters["step"])] = progress["loss_after"]
@@ -71,7 +77,6 @@ class Outputs:
             tensors=tensors, counters=counters, progress=progress, identity=identity, losses=self.losses
         )
         self.saved = time.monotonic()
-        self.background.wait()  # one is under way at most
         self._snapshot.take(checkpoint)
         metrics.flush()  # first: a checkpoint has all rows up to its step
         self.background.put(functools.partial(self._write, counters["step"], dict(self.losses)))
@@ -91,24 +96,49 @@ class Outputs:
 
     def finish(self, metrics: Metrics, tensors: Mapping[str, torch.Tensor], account: dict[str, Any]) -> None:
         """Write the adapter of the trainer's state, the account of the records, the result and the page."""
+        self.background.wait()
+        self._read_news()
+        self._tell_news(metrics)
         sha256 = save_adapter(self._place("adapter.safetensors"), self._adapter(tensors), self._store)
         metrics.close()
         self._store.write(self._place("report.json"), json.dumps(account, indent=1).encode())
         losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
-        result = {"sha256": sha256, **losses, "identity": self._job.identity, "steps": self._job.settings.steps}
+        result: dict[str, Any] = {
+            "sha256": sha256,
+            **losses,
+            "identity": self._job.identity,
+            "steps": self._job.settings.steps,
+        }
+        if self._job.settings.async_validation:
+            result["validated"] = sorted(self._known)
         self._store.write(self._place("result.json"), json.dumps(result, indent=1).encode())
         self._write_page()
 
     def _write(self, step: int, losses: dict[str, float]) -> None:
         """In the background: the adapter before the checkpoint, so that none is without one."""
-        settings, folders = self._job.settings, [self._place(name) for name in ("adapters", "checkpoints")]
         adapter = self._adapter(self._snapshot.tensors)
-        save_adapter(storage.join(folders[0], file_name(step)), adapter, self._store)
-        self._snapshot.write(folders[1], self._store)
-        for folder in folders:
-            prune(folder, settings.keep_checkpoints, settings.keep_best, losses, self._store)
+        save_adapter(self._place("adapters", file_name(step)), adapter, self._store)
+        self._snapshot.write(self._place("checkpoints"), self._store)
+        self._read_news()
+        losses |= _losses(self._news)
+        prune_all(self._job, losses, {*self._known, *map(int, losses)}, self._store)
         if not storage.is_remote(self._job.output):  # there its rows would be fetched again each time
             self._write_page()
+
+    def _read_news(self) -> None:
+        """What has come of the validations beside the training."""
+        if self._job.settings.async_validation:
+            rows = list(read_results(self._job.output, self._store, {*self._known, *map(int, self.losses)}))
+            self._known |= {row["step"] for row in rows}
+            self._news += rows
+
+    def _tell_news(self, metrics: Metrics) -> None:
+        """It, to the sinks and to the next checkpoint."""
+        rows, self._news = self._news, []
+        self.losses |= _losses(rows)
+        for row in rows:
+            if "val_loss" in row:
+                metrics.tell(row)
 
     def _write_page(self) -> None:
         facts = read_facts(self._job.output, self._store)
@@ -130,3 +160,7 @@ class Outputs:
 
     def _place(self, *parts: str) -> str:
         return storage.join(self._job.output, *parts)
+
+
+def _losses(rows: Iterable[Row]) -> dict[str, float]:
+    return {str(row["step"]): row["val_loss"] for row in rows if "val_loss" in row}

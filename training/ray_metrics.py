@@ -47,6 +47,8 @@ class RayMetrics:
 
     def add(self, row: Row) -> None:
         """Give Ray a row's numbers."""
+        if "val_loss" in row:  # it may be of a step long past
+            row = {"val_loss": row["val_loss"]}
         for field, gauge in self._gauges.items():
             if row.get(field) is not None:
                 gauge.set(row[field])

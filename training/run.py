@@ -111,7 +111,9 @@ def train(
         if local:
             if settings.num_workers != 1:
                 logger.warning("num_workers=%d has no effect: in-process training is one worker", settings.num_workers)
-            _run_local(job)
+            if settings.async_validation:
+                logger.warning("async_validation=true has no effect: a task of its own needs Ray")
+            _run_local(replace(job, settings=replace(settings, async_validation=False)))
         else:
             from realcustom.training.distributed import run_distributed  # the only part that imports ray
 

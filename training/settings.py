@@ -116,6 +116,9 @@ class TrainSettings:
     validation_records: int = 64  # at most this many are held out
     validation_timesteps: int = 4  # fixed timesteps per held-out record
     val_every: int = 500  # steps between validations; 0 = only the ones before the first step and after the last
+    # on Ray: validations and sheets but the first and the last are made of checkpoints by a task of its own, with a CPU, or GPU,
+    # beside the workers' ones, while the training goes on
+    async_validation: bool = False
     log_every: int = 10  # steps per line of metrics.jsonl; 0 = only after the last step
     sample_every: int = 0  # steps between sample sheets; 0 = only after the last step
     sample_records: int = 4  # held-out records on a sample sheet; 0 = no sheets
@@ -253,6 +256,7 @@ OPERATIONAL = frozenset(
             "memory_gib",
             "micro_batch",
             "compile",
+            "async_validation",
         ),
         *("log_every", "val_every", "sample_every", "sample_records", "sample_steps", "max_skipped_steps", "retries"),
     }

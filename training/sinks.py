@@ -130,10 +130,15 @@ class WandB:
         import wandb
 
         self._run = wandb.init(project=PROJECT, id=name, name=name, resume="allow", config=dict(settings))
+        # its own steps only rise: a validation beside the training comes late
+        self._run.define_metric("val_*", step_metric="at_step")
+        self._step = 0
 
     def add(self, row: Row) -> None:
         """Log a row's numbers."""
-        self._run.log(dict(scalars(row)), step=row["step"])
+        self._step = max(self._step, row["step"])
+        at = {"at_step": row["step"]} if "val_loss" in row else {}
+        self._run.log({**dict(scalars(row)), **at}, step=self._step)
 
     def flush(self) -> None:
         """Nothing: it sends by itself."""

@@ -35,7 +35,8 @@ from realcustom.training.flops import count_flops, peak_flops
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World
-from realcustom.training.metrics import Metrics
+from realcustom.training.metrics import Metrics, validation_row
+from realcustom.training.metrics_file import Row
 from realcustom.training.micro_batch import TOO_LITTLE, find_micro_batch
 from realcustom.training.models import first_good, make_model
 from realcustom.training.objective import Objective
@@ -43,6 +44,7 @@ from realcustom.training.outputs import Outputs
 from realcustom.training.settings import BadRecords, MicroBatch
 from realcustom.training.sinks import Sink, make_sinks
 from realcustom.training.stopping import Stopped
+from realcustom.training.validations import is_apart, is_due, write_result
 from realcustom.training.watch import StepWatch
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Worker:
         stop: threading.Event | None = None,
         notice: Callable[[], bool] = lambda: False,
         sinks: Sequence[Sink] = (),
+        checkpoint: str | None = None,
     ) -> None:
         """Load everything and continue from the latest checkpoint, if there is one.
 
@@ -67,6 +70,7 @@ class Worker:
             stop: is set when the run is asked to end after its step; None: it never is.
             notice: whether a machine of the run is about to be taken away; all workers ask at each line of the log.
             sinks: get the rows of metrics.jsonl, beside those of `loggers`.
+            checkpoint: uri of the one to load in the place of the latest.
         Raises UsageError where a part of the job cannot be used.
         """
         settings = job.settings
@@ -111,7 +115,7 @@ class Worker:
         self._done = 0.0  # FLOPs of all workers since the last line of the log
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.outputs = Outputs(job, self.store, self.trainer, self.model, self.encoders, self.features)
-        self.progress = self._resume()
+        self.progress = self._resume(checkpoint)
         if self.features.is_cached(number):
             self.batches.prepare_constants()
             self.encoders.give_up()
@@ -130,8 +134,8 @@ class Worker:
                 *(self.settings.open_parts, opened / 2**30, self.settings.memory_gib, self.memory.features / 2**30),
             )
 
-    def _resume(self) -> dict[str, float]:
-        checkpoints = list_checkpoints(self._folder("checkpoints"), self.store)
+    def _resume(self, given: str | None) -> dict[str, float]:
+        checkpoints = [given] if given else list_checkpoints(self._folder("checkpoints"), self.store)
         if not checkpoints:
             return self._branch() if self.job.parent is not None else {}
         checkpoint = load_checkpoint(checkpoints[-1], self.store)
@@ -231,7 +235,7 @@ class Worker:
         """Whether the results of the steps are read after this one: the same on all workers. Reading waits for a GPU."""
         settings = self.settings
         every = (settings.log_every, settings.val_every, settings.checkpoint_every, settings.sample_every, UNREAD)
-        return not self.trainer.guarded or step == settings.steps or any(_due(step, count) for count in every)
+        return not self.trainer.guarded or step == settings.steps or any(is_due(step, count) for count in every)
 
     def _tell(self, metrics: Metrics | None, batches: Sequence[Batch], results: Sequence[StepResult]) -> None:
         first = self.trainer.step_count - len(results) + 1
@@ -256,21 +260,21 @@ class Worker:
 
     def _after_step(self, metrics: Metrics | None, result: StepResult, stop: bool, save: bool) -> None:
         settings, step = self.settings, self.trainer.step_count
-        last = step == settings.steps
-        if metrics is not None and (last or _due(step, settings.log_every)):
+        last, apart = step == settings.steps, is_apart(settings, step)
+        if metrics is not None and (last or is_due(step, settings.log_every)):
             metrics.close_row(step, result, self.clock.take(), self._speed(metrics))
-        if last or _due(step, settings.val_every):
+        if last or (is_due(step, settings.val_every) and not apart):
             self._validate(metrics)
         self.background.check()
-        if _due(step, settings.log_every):
+        if is_due(step, settings.log_every):
             before, self._noticed = self._noticed, self._notice()
             save = save or (self._noticed and not before)
-        if last or stop or save or _due(step, settings.checkpoint_every):
+        if last or stop or save or apart or is_due(step, settings.checkpoint_every):
             with self.clock.part("checkpoint"):
                 state = self.trainer.state()
                 if metrics is not None:
                     self.outputs.checkpoint(metrics, *state)
-        if last or _due(step, settings.sample_every):
+        if last or (is_due(step, settings.sample_every) and not apart):
             with self.trainer.averaged_weights():
                 if metrics is not None:
                     self.outputs.sample(self.validation)
@@ -295,7 +299,31 @@ class Worker:
             speed |= {"tflops": round(flops / 1e12, 3), "mfu": round(flops / self._peak, 4)}
         return speed
 
+    def validate_apart(self) -> None:
+        """Do with the checkpoint that was loaded what is due after its step, beside the training, and keep what came of it.
+
+        Raises TrainingDiverged as a validation within it does.
+        """
+        settings, trainer = self.settings, self.trainer
+        row: Row = {"step": trainer.step_count}
+        if not trainer.micro_batch:  # this worker alone has the whole batch: no more rows at once than in the training
+            trainer.micro_batch = -(-settings.batch_size // (settings.num_workers * settings.gradient_accumulation))
+        if is_due(trainer.step_count, settings.val_every):
+            row = validation_row(trainer.step_count, self._losses())
+            said = "step %d/%d  validation loss %.5f, of its checkpoint"
+            logger.info(said, trainer.step_count, settings.steps, row["val_loss"])
+        if is_due(trainer.step_count, settings.sample_every):
+            with trainer.averaged_weights():
+                self.outputs.sample(self.validation)
+        write_result(self.job.output, row, self.store)
+
     def _validate(self, metrics: Metrics | None) -> None:
+        losses = self._losses()
+        if metrics is not None:
+            metrics.add_validation(self.trainer.step_count, losses)
+
+    def _losses(self) -> list[float]:
+        """The validation losses by timestep, of all workers together. Raises TrainingDiverged where one is not finite."""
         quantity = self.job.method.tokens.influence_quantity
         batches = self.batches.validation(self.validation)
         losses = self.trainer.validate(batches, self.settings.validation_timesteps, quantity)
@@ -305,13 +333,7 @@ class Worker:
                 f"the validation loss after step {step} is not finite; the checkpoints of the steps before it are whole; try a "
                 f"smaller lr (it is {self.settings.lr}) or precision fp32"
             )
-        if metrics is not None:
-            metrics.add_validation(self.trainer.step_count, losses)
+        return losses
 
     def _folder(self, *parts: str) -> str:
         return storage.join(self.job.output, *parts)
-
-
-def _due(step: int, every: int) -> bool:
-    """Whether something that is done every so many steps is due; 0 = never."""
-    return every > 0 and step % every == 0
