@@ -153,7 +153,11 @@ def train_on_ray_with_kills(
 
 
 def train_with_fewer_and_more(arguments: Sequence[str], log: Path, cluster: LocalCluster) -> list[int]:
-    """Run the command on a cluster that loses a node, and then gets another one; the numbers of workers that it had."""
+    """Run the command on a cluster that loses a node, and then gets another one; the numbers of workers that it had.
+
+    Ray looks once a minute for new nodes, so that the steps of a run until then are as many as the machine is fast: the command
+    is ended by SIGTERM some steps after the last change.
+    """
     taken, numbers = StepLog(functools.partial(logs_of_workers, cluster)), list[int]()
     with started(arguments, log, cluster.environment()) as process:
         for change in (lambda: cluster.nodes.pop().kill(), lambda: cluster.add_node(1), taken.forget):
@@ -162,7 +166,12 @@ def train_with_fewer_and_more(arguments: Sequence[str], log: Path, cluster: Loca
             numbers.append(taken.workers())
             change()
             taken.forget()
-        _end_well(process)
+        _wait_for_step(taken, 1, process)
+        _wait_for_step(taken, taken.last() + 20, process)
+        process.terminate()
+        process.join(PATIENCE)
+        if process.exitcode != 128 + signal.SIGTERM:
+            raise RuntimeError(f"after SIGTERM the run ended with {process.exitcode}: {log.read_text()}")
     return numbers
 
 
