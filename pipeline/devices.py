@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from realcustom.errors import UsageError
+from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.cluster import is_embedded, local_cpus
 from realcustom.preprocessing.engine.stage import Stage
@@ -37,9 +38,10 @@ def check_stages(stages: Sequence[Stage], settings: PreprocessSettings, local: b
 
 
 def check_serving(settings: ServeSettings, address: str | None) -> None:
-    """Raise UsageError if a replica would never start on an embedded cluster."""
+    """Raise UsageError if a replica would never start on an embedded cluster, or its port is taken."""
     if not is_embedded(address):
         return
+    check_port(settings.host, settings.port)  # Serve starts anew
     if settings.num_gpus > 0:
         require_gpus(math.ceil(settings.num_gpus), f"serve.num_gpus={settings.num_gpus:g}", "set serve.num_gpus=0")
     if settings.device is not None:

@@ -13,6 +13,7 @@ from realcustom.pipeline.configure import to_yaml
 from realcustom.pipeline.inputs import require_path
 from realcustom.pipeline.stages import account
 from realcustom.preprocessing.engine.directory import read_description, read_json
+from realcustom.preprocessing.find import Found, find_directory, list_directories
 from realcustom.store import Store
 
 ROWS = 3  # shown of a table
@@ -23,7 +24,8 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
     """Lines that describe `target`.
 
     Args:
-        target: `zoo`, an adapter checkpoint, a training run, a stage's directory, a folder of records, or a Parquet file.
+        target: `zoo`, an adapter checkpoint, a training run, a stage's directory (a pattern such as `select@*` is the newest
+            complete one), the root of stages, a folder of records, or a Parquet file.
         images: drawings that `zoo` measures the shipped models on; other seeds give other drawings.
     Raises:
         UsageError: it does not exist, is none of these, or is broken.
@@ -31,6 +33,8 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
     if target == "zoo":
         yield from _zoo(images, seed)
         return
+    if "*" in target:
+        target = find_directory(target, (), _STORE)
     require_path(target, "inspect", "file or folder")
     if _STORE.is_dir(target):
         yield from _folder(target)
@@ -63,9 +67,17 @@ def _folder(folder: str) -> Iterator[str]:
     elif "adapter.safetensors" in names:
         yield from _adapter(names["adapter.safetensors"])
         return
+    elif stages := list_directories(folder, _STORE):
+        for stage in stages:
+            yield f"{stage.name}: {_account(stage) if stage.finished else 'unfinished'}"
+        return
     if not tables:
         raise UsageError(f"{folder} holds no stage (stage.json), no table (.parquet) and no adapter")
     yield from _table(tables)
+
+
+def _account(stage: Found) -> str:
+    return account(stage.stage, read_json(f"{stage.uri}/report.json", _STORE))
 
 
 def _table(files: list[str]) -> Iterator[str]:

@@ -81,7 +81,8 @@ class LocalCluster:
     def _add(self, role: Sequence[str], cpus: int, tries: int = 2) -> Node:
         ports, log = self._more_ports(4), self.folder / f"node-{len(self.started)}.log"
         command = _node_command(role, ports, cpus, self.object_store_mb, self.folder / f"n{len(self.started)}")
-        process = _start(command, log, self.store, self.started)
+        # Ray Train asks the dashboard from a worker, which would look for it on the whole machine
+        process = _start(command, log, {**self.store, "RAY_API_SERVER_ADDRESS": self.api}, self.started)
         try:
             _until(lambda: STARTED in log.read_text(errors="replace"), process, log)
         except UsageError:

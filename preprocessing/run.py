@@ -112,10 +112,7 @@ def run_stage(
         logger.warning("%s: nothing was kept: %s says why of each row", stage.name, directory.excluded_folder)
     seconds = time.monotonic() - began
     if left:
-        per_unit = seconds / max(1, len(todo))
-        logger.info(
-            "%s: %d units left; at %.1f s a unit they take about %.0f s", stage.name, left, per_unit, left * per_unit
-        )
+        logger.info("%s: %d units left", stage.name, left)
     return StageResult(
         directory=job.directory,
         report=report,
