@@ -20,12 +20,11 @@ from ray.exceptions import RayError
 from realcustom import log, storage
 from realcustom.store import Store
 from realcustom.training.checkpoints import step_of
-from realcustom.training.facts import read_facts
 from realcustom.training.failures import Failure
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.metrics_file import read_rows
-from realcustom.training.page import render
+from realcustom.training.page import write_page
 from realcustom.training.sinks import make_sinks
 from realcustom.training.validations import prune_all, read_results, waiting, write_result
 
@@ -76,25 +75,23 @@ class Validations:
             logger.warning("checkpoints are no longer validated, training goes on: %s", error)
 
     def _validate_all(self) -> None:
-        job, after_the_end = self._job, False
-        done = {
-            row["step"] for row in read_rows(job.output, self._store) if "val_loss" in row
-        }  # by the workers of a start
+        job, late = self._job, False
+        rows = read_rows(job.output, self._store)
+        done = {row["step"] for row in rows if "val_loss" in row}  # by the workers of a start before, or a task
         while not self._given_up.is_set():
             ended = self._ended.is_set()  # before looking: what was written before the end is seen
             uris = waiting(job, self._store, done)
             if uris:
-                after_the_end |= ended
                 self._validate_one(uris[0])
                 done.add(step_of(uris[0]))
+                late |= self._ended.is_set()
             elif ended:
                 break
             else:
                 self._ended.wait(POLL_SECONDS)
         result = storage.join(job.output, "result.json")
-        if after_the_end and self._store.exists(result):
-            told = json.loads(self._store.read(result)).get("validated", [])
-            self._finish(told)
+        if late and self._store.exists(result):
+            self._finish(json.loads(self._store.read(result)).get("validated", []))
 
     def _validate_one(self, checkpoint: str) -> None:
         step = step_of(checkpoint)
@@ -110,8 +107,9 @@ class Validations:
             failure = Failure(mistake=None, trace=str(error), final=False)
         if failure is None:
             return
-        if isinstance(failure.mistake, TrainingDiverged):
+        if isinstance(failure.mistake, TrainingDiverged):  # not kept: the same command says it again
             self._diverged(failure)
+            return
         reason = str(failure.mistake) if failure.mistake is not None else failure.trace.strip().splitlines()[-1]
         logger.warning("the validation of the checkpoint of step %d failed, training goes on: %s", step, reason)
         logger.debug("%s", failure.trace)
@@ -119,22 +117,16 @@ class Validations:
 
     def _finish(self, told: list[int]) -> None:
         """What the first worker would have done with results that came after its end."""
-        job, store = self._job, self._store
+        job, store, settings = self._job, self._store, self._job.settings
         rows = [row for row in read_results(job.output, store, told) if "val_loss" in row]
-        steps = job.settings.steps
-        for sink in make_sinks(
-            job.settings.loggers, job.output, store, steps, f"realcustom-{job.identity}", job.resolved
-        ):
+        name = f"realcustom-{job.identity}"
+        for sink in make_sinks(settings.loggers, job.output, store, settings.steps, name, job.resolved):
             for row in rows:
                 sink.add(row)
             sink.close()
-        facts = read_facts(job.output, store)
-        losses = {str(row["step"]): row["val_loss"] for row in facts.validation}
+        losses = {str(row["step"]): row["val_loss"] for row in read_rows(job.output, store) if "val_loss" in row}
         prune_all(job, losses, {*map(int, losses)}, store)
-        store.write(
-            storage.join(job.output, "report.html"),
-            render(read_facts(job.output, store), f"Training run {job.identity}"),
-        )
+        write_page(job.output, job.identity, store)
 
 
 def _validate(job: TrainingJob, checkpoint: str, log_level: str) -> Failure | None:

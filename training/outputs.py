@@ -20,13 +20,12 @@ from realcustom.store import Store
 from realcustom.training.background import Background
 from realcustom.training.checkpoints import Checkpoint, Snapshot, file_name
 from realcustom.training.encoders import FrozenEncoders
-from realcustom.training.facts import read_facts
 from realcustom.training.features import FeatureStore
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import Trainer
 from realcustom.training.metrics import Metrics
 from realcustom.training.metrics_file import Row
-from realcustom.training.page import render
+from realcustom.training.page import write_page
 from realcustom.training.samples import draw_sample_sheet
 from realcustom.training.validations import prune_all, read_results
 
@@ -112,7 +111,7 @@ class Outputs:
         if self._job.settings.async_validation:
             result["validated"] = sorted(self._known)
         self._store.write(self._place("result.json"), json.dumps(result, indent=1).encode())
-        self._write_page()
+        write_page(self._job.output, self._job.identity, self._store)
 
     def _write(self, step: int, losses: dict[str, float]) -> None:
         """In the background: the adapter before the checkpoint, so that none is without one."""
@@ -123,7 +122,7 @@ class Outputs:
         losses |= _losses(self._news)
         prune_all(self._job, losses, {*self._known, *map(int, losses)}, self._store)
         if not storage.is_remote(self._job.output):  # there its rows would be fetched again each time
-            self._write_page()
+            write_page(self._job.output, self._job.identity, self._store)
 
     def _read_news(self) -> None:
         """What has come of the validations beside the training."""
@@ -139,11 +138,6 @@ class Outputs:
         for row in rows:
             if "val_loss" in row:
                 metrics.tell(row)
-
-    def _write_page(self) -> None:
-        facts = read_facts(self._job.output, self._store)
-        page = render(facts, f"Training run {self._job.identity}")
-        self._store.write(self._place("report.html"), page)
 
     def _adapter(self, state: Mapping[str, torch.Tensor]) -> Adapter:
         """The adapter of a state: its averaged weights, if there are any."""

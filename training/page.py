@@ -9,7 +9,9 @@ from html import escape
 
 import yaml
 
-from realcustom.training.facts import Facts, table
+from realcustom import storage
+from realcustom.store import Store
+from realcustom.training.facts import Facts, read_facts, table
 from realcustom.training.metrics_file import Row
 
 WIDTH, HEIGHT = 460, 250
@@ -54,6 +56,11 @@ range.addEventListener("input", () => {
   which.textContent = parseInt(names[range.value].slice(5));
 });
 """
+
+
+def write_page(output: str, identity: str, store: Store) -> None:
+    """Write the page of the run in a folder, as it is now."""
+    store.write(storage.join(output, "report.html"), render(read_facts(output, store), f"Training run {identity}"))
 
 
 def render(facts: Facts, title: str) -> bytes:
