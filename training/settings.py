@@ -77,7 +77,7 @@ class CurriculumPoint:
 class TrainSettings:
     """One training run. `lr` and `steps` are the paper's (section 4.1); the other values are our decisions."""
 
-    lr: float = 1e-5  # AdamW's peak learning rate; of prodigy's estimate a factor
+    lr: float = 1e-5  # AdamW's peak learning rate
     steps: int = 160_000  # optimizer steps
     batch_size: int = 64  # records per optimizer step, over all workers
     gradient_accumulation: int = 1  # number of forwards that a worker's share of the batch is split into
