@@ -64,21 +64,28 @@ def assert_same_losses(ours: TrainResult, theirs: TrainResult) -> None:
             assert loss == (None if value is None else pytest.approx(value, abs=1e-5))
 
 
-@pytest.mark.parametrize("full", [of_a_gpu, of_the_host])
 def test_the_losses_are_those_of_one_forward(
     world: SimpleNamespace,
     undisturbed: TrainResult,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    full: Callable[[], None],
 ) -> None:
-    hold_rows(2, full, monkeypatch)
+    hold_rows(2, patch=monkeypatch)
     with caplog.at_level(logging.INFO):
         halved = fit(world, tmp_path, AUTO)
     assert "train.micro_batch=auto: 2 rows in a forward, 3 forwards a step on each worker" in caplog.text
     assert_same_losses(halved, undisturbed)
     assert found(tmp_path) == 2
+
+
+def test_memory_of_the_host(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device is a CPU."""
+    hold_rows(2, of_the_host, monkeypatch)
+    job = make_job(world.caches, str(tmp_path), world.base, world.image_encoder, METHOD, AUTO)
+    worker = Worker(job, World())
+    find_micro_batch(worker.trainer, worker.batches.training(worker.order.share(0, 0, 1)))
+    assert worker.trainer.micro_batch == 2
 
 
 def test_what_fits_at_once_gives_the_same_bytes(
@@ -90,14 +97,15 @@ def test_what_fits_at_once_gives_the_same_bytes(
 
 def test_a_resume_takes_what_was_found(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    short = replace(AUTO, steps=5, checkpoint_every=2, val_every=0)
     with monkeypatch.context() as patch:
         hold_rows(2, patch=patch)
-        expected = fit(world, whole, AUTO)
-        kill_at(8, patch)
+        expected = fit(world, whole, short)
+        kill_at(3, patch)
         with pytest.raises(Killed):
-            fit(world, killed, AUTO)
+            fit(world, killed, short)
     assert found(killed) == 2
-    assert fit(world, killed, AUTO).sha256 == expected.sha256  # although more would fit now
+    assert fit(world, killed, short).sha256 == expected.sha256  # although more would fit now
     assert found(killed) == 2
 
 
