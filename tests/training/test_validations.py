@@ -70,6 +70,15 @@ def test_what_came_of_them_goes_into_the_next_checkpoints(world: SimpleNamespace
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 3, 7, 12]
 
 
+def test_without_ray_it_says_that_it_has_no_effect(
+    world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = fit(world, tmp_path, replace(APART, steps=4, sample_every=0))
+    assert "async_validation=true has no effect" in caplog.text
+    assert [row["step"] for row in result.curve if "val_loss" in row] == [0, 3, 4]
+    assert not (tmp_path / "validations").exists()
+
+
 def planted_task(log: Path, failing: int, error: Exception) -> Callable[[TrainingJob, str, str], Failure | None]:
     """In the place of a task's work: writes down of which steps there was one, and fails at one of them."""
     validate = async_validation._validate
