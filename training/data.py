@@ -9,8 +9,8 @@ hand is an even mixture of what its W parts gave. So a step reads from W parts, 
 exchanged.
 
 Where records have aspect-ratio buckets, each bucket's records are ordered so by themselves, with the same parts in the same
-order, and make batches of one bucket. A bucket's batches are spread evenly over the epoch, each at a random place of its own
-stretch: all buckets are at the same parts at a time.
+hands, and make batches of one bucket. A batch comes when the other buckets are at the hand of one of its places, drawn at random:
+all buckets are at the same parts at a time.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class DataOrder:
             return 0, place
         if epoch != self._epoch:
             random = np.random.default_rng([self.seed, epoch, 2])
-            when = [(np.arange(count) + random.random(count)) / count for count in self._batches]
+            rows = [(np.arange(count) + random.random(count)) * self.batch_size for count in self._batches]
+            when = [order.hand_of(epoch, places) for order, places in zip(self.buckets, rows, strict=True)]
             order = np.argsort(np.concatenate(when), kind="stable")
             self._bucket = np.repeat(np.arange(len(when)), self._batches)[order]
             self._position = np.concatenate([np.arange(count) for count in self._batches])[order]
@@ -155,6 +156,11 @@ class BucketOrder:
         self._sizes = sizes - np.diff(np.searchsorted(self._held_out, starts))  # (P,)
         self.records = int(self._sizes.sum())
         self._epoch = self._hand = -1
+
+    def hand_of(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """The hands at places of an epoch's order, ascending, with the share of the hand that is before each."""
+        self._begin(epoch)
+        return np.interp(places, np.append(0, self._ends), np.arange(len(self._ends) + 1))
 
     def batch(self, epoch: int, start: int, end: int) -> np.ndarray:
         """Numbers of the records from place `start` of an epoch to place `end`, which may be beyond its last."""

@@ -174,15 +174,16 @@ def test_each_record_once_an_epoch_in_batches_of_one_bucket(
         seen += [(share.epoch, number) for number in rows]
     assert sorted(seen) == [(epoch, number) for epoch in (0, 1) for number in trained]
     assert sequences[0] != sequences[1] and sorted(sequences[0]) == sorted(sequences[1])
-    for bucket in set(sequences[0]):  # each bucket's batches are spread over the whole epoch
-        places = np.flatnonzero(np.array(sequences[0]) == bucket)
-        stretch = len(sequences[0]) / len(places)
-        off = places - np.arange(len(places)) * stretch
-        assert off.min() > -4 and off.max() < stretch + 4
+    assert np.count_nonzero(np.diff(sequences[0])) > len(sequences[0]) / 3  # mixed
 
 
-def test_all_buckets_are_at_the_same_parts(index: RecordIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", ["mixed", "by bucket"])  # `encode` writes the latter
+def test_all_buckets_are_at_the_same_parts(index: RecordIndex, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group is in use for little longer than its part is open."""
     monkeypatch.setattr(data, "PART_BYTES", 1)
+    assert index.bucket is not None
+    if layout == "by bucket":
+        index = replace(index, bucket=np.sort(index.bucket.reshape(3, 200)).ravel())
     order = DataOrder(index, np.array([3]), 4, seed=1, open_parts=6)
     spans: dict[int, list[int]] = {}
     for step in range(order.steps_per_epoch):
@@ -190,7 +191,7 @@ def test_all_buckets_are_at_the_same_parts(index: RecordIndex, monkeypatch: pyte
         for number in share.numbers[share.weights > 0].tolist():
             spans.setdefault(index.group_of(number)[0], []).append(step)
     lengths = np.array([max(steps) - min(steps) for steps in spans.values()])
-    assert len(spans) == 60 and lengths.mean() < 0.3 * order.steps_per_epoch  # 6 of 60 parts are open at a time
+    assert len(spans) == 60 and lengths.mean() < 0.13 * order.steps_per_epoch  # 6 of 60 parts are open at a time
 
 
 def test_a_batch_equals_its_samples_one_by_one(world: SimpleNamespace, records: str, tmp_path: Path) -> None:
