@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
+from realcustom.buckets import Buckets
+from realcustom.dtype import Dtype
+from realcustom.preprocessing.catalogue import ENCODE
+from realcustom.preprocessing.run import InProcess, run_stage
+from realcustom.preprocessing.settings import EncodeSettings, PreprocessSettings
 from realcustom.record import SCHEMA, picture_uid, record_uid
+from realcustom.settings import MethodSettings
 from realcustom.training.encoders import FrozenEncoders
 from realcustom.training.features import FeatureStore
 from realcustom.training.indexing import open_index
@@ -90,6 +96,15 @@ def fill_caches(source: Path, target: Path, encoders: FrozenEncoders, keep_image
         if not keep_image:
             row |= {"image": None, "subject_mask": None}
     write_rows(target, rows, len(list(source.glob("*.parquet"))))
+
+
+def encode_pictures(
+    source: Path, output: Path, base: str, image_encoder: str, method: MethodSettings, buckets: Buckets
+) -> str:
+    """The directory of the records of `source` that the stage encoded in buckets, one by one, in fp32."""
+    encode = EncodeSettings(base=base, image_encoder=image_encoder, buckets=buckets, dtype=Dtype.FLOAT32, batch_size=1)
+    settings = PreprocessSettings(encode=encode)
+    return run_stage(ENCODE, str(source), str(output), settings, method=method, executor=InProcess()).directory
 
 
 def to_cell(tensor: torch.Tensor) -> dict[str, Any]:

@@ -25,9 +25,6 @@ from realcustom.cells import decode_mask, encode_tensor
 from realcustom.dtype import Dtype
 from realcustom.encoded import encode_subject
 from realcustom.errors import UsageError
-from realcustom.preprocessing.catalogue import ENCODE
-from realcustom.preprocessing.run import InProcess, run_stage
-from realcustom.preprocessing.settings import EncodeSettings, PreprocessSettings
 from realcustom.record import SCHEMA
 from realcustom.settings import Fit, ImageEncoderSettings, MethodSettings, Reference
 from realcustom.store import Store
@@ -45,7 +42,7 @@ from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker
 from tests.support.loopback import free_port
-from tests.support.training_corpus import write_pictures
+from tests.support.training_corpus import encode_pictures, write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at
 
 RULE = Buckets(areas=(32, 48), step=16)  # 32 x 32, 64 x 32, 32 x 64, 48 x 48 pixels; a cell of the tiny VAE has 2
@@ -55,15 +52,8 @@ PLAIN = replace(SETTINGS, p_drop_text=0.0, p_drop_image=0.0)
 
 def encoded(world: SimpleNamespace, root: Path, method: MethodSettings = METHOD, count: int = 23) -> str:
     """The directory of records of several sizes, encoded one by one."""
-    if not (root / "pictures").exists():
-        write_pictures(root / "pictures", count, sizes=SIZES)
-    encode = EncodeSettings(
-        base=world.base, image_encoder=world.image_encoder, buckets=RULE, dtype=Dtype.FLOAT32, batch_size=1
-    )
-    settings = PreprocessSettings(encode=encode)
-    return run_stage(
-        ENCODE, str(root / "pictures"), str(root / "out"), settings, method=method, executor=InProcess()
-    ).directory
+    write_pictures(root / "pictures", count, sizes=SIZES)
+    return encode_pictures(root / "pictures", root / "out", world.base, world.image_encoder, method, RULE)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A run that is killed -9 at random moments ends with the undisturbed run's bytes and losses."""
+"""A run on records in buckets that is killed -9 at random moments ends with the undisturbed run's bytes and losses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from realcustom import storage
+from realcustom.buckets import Buckets
 from realcustom.pipeline.local_cluster import local_cluster
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint, step_of
@@ -22,6 +23,7 @@ from realcustom.training.metrics_file import read_rows
 from realcustom.training.settings import TrainSettings
 from tests.support.faulty_proxy import FaultyProxy, disturbed
 from tests.support.object_store import ObjectStore
+from tests.support.training_corpus import encode_pictures, write_pictures
 from tests.support.training_kills import (
     VARIED,
     StepLog,
@@ -33,7 +35,7 @@ from tests.support.training_kills import (
     train_with_fewer_and_more,
     train_with_kills,
 )
-from tests.support.training_runs import fit, write_settings
+from tests.support.training_runs import METHOD, fit, write_settings
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
@@ -47,9 +49,19 @@ def proxy(object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatc
         yield proxy
 
 
+@pytest.fixture(scope="module")
+def world(world: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """With records in aspect-ratio buckets."""
+    root = tmp_path_factory.mktemp("buckets")
+    write_pictures(root / "pictures", 23, views=True, sizes=((80, 40), (40, 72), (50, 50)))
+    rule = Buckets(areas=(48,), step=16)
+    caches = encode_pictures(root / "pictures", root, world.base, world.image_encoder, METHOD, rule)
+    return SimpleNamespace(**{**vars(world), "caches": caches})
+
+
 @pytest.fixture
 def records(bucket: str, world: SimpleNamespace) -> str:
-    for path in Path(world.caches).iterdir():
+    for path in Path(world.caches).glob("*.parquet"):
         storage.write_bytes(f"{bucket}/records/{path.name}", path.read_bytes())
     return f"{bucket}/records"
 
