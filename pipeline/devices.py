@@ -65,7 +65,10 @@ def check_device(device: str, setting: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # no such device; a torch that was built without it
         said = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{setting}: torch {torch.__version__} cannot use '{device}' here: {said}") from error
+        raise UsageError(
+            f"{setting}: torch {torch.__version__} cannot use '{device}' here ({said}): leave it out, or make the environment "
+            "with another torch (TORCH_BACKEND, README)"
+        ) from error
 
 
 def require_gpus(number: int, setting: str, way_out: str) -> None:

@@ -208,6 +208,8 @@ class _Progress:
 
 def _open(path: str) -> Image.Image:
     require_path(path, "--image", "picture")
+    if Path(path).is_dir():
+        raise UsageError(f"--image: {path} is a folder; name one picture in it")
     try:
         image = Image.open(path)
         image.load()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from realcustom.errors import UsageError
@@ -40,14 +43,15 @@ class LoadOptions:
 @contextlib.contextmanager
 def load_refusals(kind: str, model: str) -> Iterator[None]:
     """A context in which files that are missing, broken or of another model, or a hub that does not answer, become a
-    UsageError.
+    UsageError, and the libraries say nothing of what they take for odd (a VAE of another class, no torchvision).
 
     Args:
         kind: of model, for the message.
         model: folder or hub id.
     """
     try:
-        yield
+        with _without_warnings():
+            yield
     except (UsageError, torch.OutOfMemoryError):
         raise
     except (  # what the libraries say of folders and the hub; a key that a configuration lacks, a weight that does not fit
@@ -60,3 +64,16 @@ def load_refusals(kind: str, model: str) -> Iterator[None]:
     ) as error:
         said = f"its files lack {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UsageError(f"cannot load the {kind} {model}: {said}") from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    libraries = (diffusers.logging, transformers.logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity(max(library.get_verbosity(), logging.ERROR))
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)

@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     streams.open_closed()
     os.environ.setdefault("TQDM_DISABLE", "1")  # no bars of libraries: a command's progress is log lines
+    # libgomp's threads wait in a loop for the next operation, by default so long that on a busy machine they take each
+    # other's cores: a third of the time there with this, and the same where the cores are free. Workers inherit it
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     interrupt.watch()
     sys.exit(run(arguments))
 

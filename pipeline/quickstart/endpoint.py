@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HTTP_IMAGES = 3
+ASKED = 23  # of the cases after those: a subject of colours that no background has
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
     from realcustom.evaluation.generators import to_base64
     from realcustom.pipeline.quickstart.cases import drawn_cases
 
-    case = drawn_cases(1, first=settings.evaluate.images)[0]  # not one of the evaluated subjects
+    case = drawn_cases(1, first=settings.evaluate.images + ASKED)[0]  # not one of the evaluated subjects
     body = {
         "prompt": case.prompt,
         "n": min(HTTP_IMAGES, settings.serve.max_n),

@@ -68,6 +68,12 @@ def test_photographs_from_a_folder_to_a_selection(
     assert run(["inspect", str(selected)]) == 0
     described = capsys.readouterr().out
     assert "stage: select" in described and "3 rows in 1 Parquet files" in described
+    assert run(["inspect", str(root / "select@*")]) == 0
+    assert capsys.readouterr().out == described
+    assert run(["inspect", str(root)]) == 0
+    ingest, score, select = sorted(path.name for path in root.iterdir())
+    assert f"{ingest}: ingest: 5 in = 4 kept" in (lines := capsys.readouterr().out)
+    assert f"{score}: score: 4 in = 4 kept" in lines and f"{select}: select: 4 in = 3 kept" in lines
 
 
 def test_a_command_of_its_own_joins_the_cluster_and_writes_the_bytes_of_a_local_run(
