@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
@@ -37,11 +37,11 @@ from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.settings import TrainSettings
-from realcustom.training.stopping import Stopped, stop_at_sigterm
+from realcustom.training.stopping import Stopped, stop_at_signals
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # between questions of the first worker whether the run is asked to end
+POLL_SECONDS = 1.0  # between questions of a worker, and of the driver, whether the run is asked to end
 
 
 def run_distributed(job: TrainingJob) -> None:
@@ -49,8 +49,14 @@ def run_distributed(job: TrainingJob) -> None:
     `settings.min_workers` on with as many as there is room for.
 
     Raises the UsageError that a worker ended with; WorkerFailed with a worker's trace for a bug, or where workers were lost
-    more than `settings.max_failures` times without a new checkpoint.
+    more than `settings.max_failures` times without a new checkpoint; Stopped where this process was asked to end.
     """
+    stop = threading.Event()
+    with stop_at_signals(stop):
+        _run(job, stop)
+
+
+def _run(job: TrainingJob, stop: threading.Event) -> None:
     settings = job.settings
     # on the driver's node, as Ray Train's own controller: else the loss of a node in the run could take it along
     with_driver = NodeAffinitySchedulingStrategy(_node_id(), soft=False)
@@ -73,20 +79,11 @@ def run_distributed(job: TrainingJob) -> None:
     validations = Validations(job, _task_options(settings), diverged)
     beside = validations.beside() if settings.async_validation else contextlib.nullcontext()
     try:
-        with (
-            beside,
-            _own_interrupts(),
-            log.each_minute(logger, lambda: _lacking(settings)),
-            _passing_on_sigterm(failures),
-        ):
-            if settings.use_gpu:
-                _check_cuda()
-            trainer.fit()
+        with beside, log.each_minute(logger, lambda: _lacking(settings)):
+            _fit(trainer, job, failures, stop)
             kept, stopped = ray.get([failures.kept.remote(), failures.stopped.remote()])
             if stopped is not None or (kept is not None and kept.final):
                 validations.give_up()
-    except SystemExit as error:  # Ray Train's error for Ctrl-C
-        raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         lost = error
     failure: Failure | None = ray.get(failures.kept.remote())
@@ -97,6 +94,41 @@ def run_distributed(job: TrainingJob) -> None:
         raise Stopped(stopped)
     if lost is not None:
         raise lost
+
+
+def _fit(trainer: TorchTrainer, job: TrainingJob, failures: Any, stop: threading.Event) -> None:
+    """Train, and pass on to the workers that the run is asked to end. Where there are none yet, or none any more, it ends."""
+
+    def fit() -> None:
+        if job.settings.use_gpu:
+            _check_cuda()
+        trainer.fit()
+
+    done, asked = _in_a_thread(fit), False
+    while not wait([done], POLL_SECONDS).done:
+        if stop.is_set() and not asked:
+            asked, begun = True, ray.get(failures.ask_to_stop.remote())
+            if not begun or _lacking(job.settings) is not None:
+                raise Stopped(_last_step(job))
+    done.result()
+
+
+def _in_a_thread(act: Callable[[], None]) -> Future[None]:
+    """What `act` comes to. In the main thread Ray Train replaces the handler of SIGINT, ends the workers in the middle of
+    their step, and leaves its handler behind.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:  # the main thread raises it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    return done
 
 
 def scaling(settings: TrainSettings) -> ScalingConfig:
@@ -199,7 +231,7 @@ def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
         if world.rank == 0:
             worker = Worker(job, world, _asked_to_stop(failures), _is_taken_away, [RayMetrics(job.identity)])
         else:
-            worker = Worker(job, world, notice=_is_taken_away)
+            worker = Worker(job, world, _asked_to_stop(failures), _is_taken_away)
     except Exception as error:
         failure = Failure.of(error, node)
         if not failure.final:
@@ -222,38 +254,15 @@ def _is_taken_away() -> bool:
 
 
 def _wait(job: TrainingJob, failures: Any) -> float | None:
-    """Seconds until a start; None: workers were lost too often."""
-    done = list_checkpoints(storage.join(job.output, "checkpoints"), Store(job.settings.retries))
-    step = step_of(done[-1]) if done else 0
-    seconds: float | None = ray.get(failures.begin.remote(step, job.settings.max_failures))
+    """Seconds until a start; None: workers were lost too often, or the run is asked to end."""
+    seconds: float | None = ray.get(failures.begin.remote(_last_step(job), job.settings.max_failures))
     return seconds
 
 
-@contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """A context after which Ctrl-C does what it did before: Ray Train leaves its handler behind, which asks a controller that
-    has ended, and on the way connects to any cluster of this machine.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _passing_on_sigterm(failures: Any) -> Iterator[None]:
-    """A context in the driver in which SIGTERM asks the workers to end; in a thread, as a signal's handler must not wait."""
-    stop = threading.Event()
-
-    def pass_on() -> None:
-        stop.wait()
-        failures.ask_to_stop.remote()
-
-    threading.Thread(target=pass_on, name="stop", daemon=True).start()
-    with stop_at_sigterm(stop):
-        yield
+def _last_step(job: TrainingJob) -> int:
+    """The step of the last checkpoint."""
+    done = list_checkpoints(storage.join(job.output, "checkpoints"), Store(job.settings.retries))
+    return step_of(done[-1]) if done else 0
 
 
 def _asked_to_stop(failures: Any) -> threading.Event:

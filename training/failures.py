@@ -76,8 +76,12 @@ class Failures:
     def begin(self, step: int, most: int) -> float | None:
         """Workers begin after a step: the seconds that they are to wait before, longer each time that none was gained.
 
-        None where that was more than `most` times in a row (-1: without limit): a final failure is kept, which says so.
+        None where that was more than `most` times in a row (-1: without limit): a final failure is kept, which says so. None
+        too where the run is asked to end.
         """
+        if self._stop:
+            self._stopped = step
+            return None
         self._lost = self._lost + 1 if step <= self._begun_at else 0
         self._begun_at = max(step, self._begun_at)
         if most < 0 or self._lost <= most:
@@ -87,9 +91,10 @@ class Failures:
         self._kept = Failure(mistake=None, trace=f"{said}\n{before}", final=True)
         return None
 
-    def ask_to_stop(self) -> None:
-        """Ask the workers to end after their step."""
+    def ask_to_stop(self) -> bool:
+        """Ask the workers to end after their step. Returns whether any have begun."""
         self._stop = True
+        return self._begun_at >= 0
 
     def is_asked_to_stop(self) -> bool:
         """Whether the run is asked to end."""

@@ -43,7 +43,7 @@ from realcustom.training.metrics_file import read_rows
 from realcustom.training.optimizers import check_optimizer
 from realcustom.training.settings import OPERATIONAL, Schedule, TrainSettings, may_change
 from realcustom.training.sinks import check_loggers
-from realcustom.training.stopping import stop_at_sigterm
+from realcustom.training.stopping import stop_at_signals
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ def train(
         UsageError: a missing or unsuitable input, or an `output` of a run with another configuration (nothing is
             written then); a storage that does not answer within `settings.retries`; TrainingDiverged if the loss stayed
             non-finite.
-        Stopped: the process was sent SIGTERM. The running step was finished and a checkpoint written.
+        Stopped: the process was sent SIGTERM or SIGINT. The running step was finished and a checkpoint written.
+        KeyboardInterrupt: it was sent SIGINT a second time.
         RuntimeError: workers were lost more often than `settings.max_failures`; or a bug in one, with its trace.
     """
     output = output if storage.is_remote(output) else os.path.abspath(output)
@@ -267,7 +268,7 @@ def _run_local(job: TrainingJob) -> None:
 
     device = torch.device("cuda" if job.settings.use_gpu else "cpu")
     stop = threading.Event()
-    with torch_threads(job.settings.threads or available_cores()), stop_at_sigterm(stop):
+    with torch_threads(job.settings.threads or available_cores()), stop_at_signals(stop):
         try:
             Worker(job, World(device=device), stop).run()
         except OSError as error:  # of a library that writes by itself

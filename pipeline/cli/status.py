@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -11,12 +12,14 @@ import typer
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli import interrupt
 from realcustom.preprocessing.errors import NothingKept
+from realcustom.training.stopping import Stopped
 
 DEBUG_VARIABLE = "REALCUSTOM_DEBUG"  # if set, mistakes show their trace too
 # packages of the extras
 OPTIONAL = ("ray", "boto3", "botocore", "pycocotools", "httpx", "aiohttp", "jinja2", "fastapi", "pydantic")
 MISTAKE = 2
 NOTHING_KEPT = 3
+SIGNALLED = 128  # and the signal's number: exit status of a program that a signal has ended
 
 
 def status_of(act: Callable[[], int | None]) -> int:
@@ -31,6 +34,10 @@ def status_of(act: Callable[[], int | None]) -> int:
         if (error.name or "").partition(".")[0] not in OPTIONAL:
             raise
         return _refuse(f"this needs {error.name}, which is not installed: pip install 'PATH_OF_THE_CLONE[all]'", error)
+    except Stopped as stopped:
+        command = shlex.join(["realcustom", *sys.argv[1:]])
+        sys.stderr.write(f"{stopped}; the same command goes on: {command}\n")
+        return SIGNALLED + stopped.number
     except NothingKept as error:
         return _refuse(str(error), error, NOTHING_KEPT)
     except UsageError as error:

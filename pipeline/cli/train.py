@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import sys
 from functools import partial
 from typing import Annotated
 
@@ -17,8 +15,6 @@ from realcustom.pipeline.devices import check_training
 from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.store import check_writable
-
-TERMINATED = 143  # exit status of a program ended by SIGTERM
 
 
 def train(
@@ -74,24 +70,18 @@ def train(
     check_training(settings.train, local, address)
     with contextlib.nullcontext() if local else connected(address):
         from realcustom.training.run import train as run_training
-        from realcustom.training.stopping import Stopped
 
-        try:
-            result = run_training(
-                records=records,
-                output=output,
-                base=settings.base,
-                image_encoder=None,
-                method=settings.method,
-                settings=settings.train,
-                initial_adapter=initial_adapter,
-                local=local,
-                parent=parent,
-            )
-        except Stopped as stopped:
-            command = shlex.join(["realcustom", *sys.argv[1:]])
-            sys.stderr.write(f"{stopped}; the same command goes on: {command}\n")
-            raise typer.Exit(TERMINATED) from stopped
+        result = run_training(
+            records=records,
+            output=output,
+            base=settings.base,
+            image_encoder=None,
+            method=settings.method,
+            settings=settings.train,
+            initial_adapter=initial_adapter,
+            local=local,
+            parent=parent,
+        )
     print(f"validation loss {result.loss_before:.4f} -> {result.loss_after:.4f}")
     print(f"adapter {result.adapter}")
     print(f"sha256 {result.sha256}")

@@ -49,6 +49,29 @@ def test_a_command_ends_soon(start: StartProgram, code: str) -> None:
     assert time.monotonic() - begun < 20  # of ten minutes
 
 
+STOPPING = """
+import threading
+from realcustom.training.stopping import stop_at_signals
+stop = threading.Event()
+with stop_at_signals(stop):
+    print("ready", flush=True)
+    stop.wait()
+    time.sleep(1.5)  # for longer than a clean-up may take here
+    print("goes on", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_first_one_asks_a_training_to_end_and_the_second_one_ends_it(start: StartProgram) -> None:
+    process = start("-c", WATCHED + STOPPING)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "goes on\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == -signal.SIGINT and time.monotonic() - begun < 20  # of ten minutes
+
+
 def test_a_command_that_was_started_to_ignore_it_goes_on(start: StartProgram) -> None:
     code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WATCHED
     process = start("-c", code + "print('ready', flush=True)\ntime.sleep(2)\nprint('done')\n")
@@ -93,7 +116,9 @@ def test_waiting_for_a_machine_is_said_and_ends_at_once(
     for verb, process in processes.items():
         assert process.wait(PATIENCE) == 130, verb
         said = logs[verb].read_text()
-        assert said.endswith("interrupted\n") and said.count(waiting[verb]) == 1 and "Traceback" not in said
+        assert said.count(waiting[verb]) == 1 and "Traceback" not in said
+        last = "stopped before the first step; the same command goes on: " if verb == "train" else "interrupted"
+        assert said.splitlines()[-1].startswith(last)
 
 
 def test_an_embedded_cluster_that_cannot_grow_is_not_waited_for(

@@ -1,4 +1,4 @@
-"""A run that is sent SIGTERM ends after its step with a checkpoint and a status of its own; the same command goes on."""
+"""A run that is sent SIGTERM or SIGINT ends after its step with a checkpoint and a status of its own; the same command goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult
-from realcustom.training.stopping import Stopped, stop_at_sigterm
+from realcustom.training.stopping import Stopped, stop_at_signals
 from realcustom.training.worker import Worker
 from tests.support.training_runs import SETTINGS, curve, fit, write_settings
 
@@ -33,28 +33,32 @@ def write_config(world: SimpleNamespace, path: Path, **train: Any) -> list[str]:
     return [sys.executable, "-c", start, "train", "--input", world.caches, "--output", output, "--config", str(path)]
 
 
-def terminate_under_way(command: list[str], run: Path) -> subprocess.Popen[str]:
-    """Start a command, and send it SIGTERM when a few steps are done."""
+def signal_under_way(command: list[str], run: Path, number: signal.Signals) -> subprocess.Popen[str]:
+    """Start a command, and send it a signal when a few steps are done."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < deadline:
         if len(read_rows(str(run), Store())) > 4:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             break
         time.sleep(0.02)
     return process
 
 
-def test_the_command_ends_with_143_and_goes_on_to_the_same_bytes(world: SimpleNamespace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_the_command_ends_with_the_signal_s_status_and_goes_on_to_the_same_bytes(
+    world: SimpleNamespace, tmp_path: Path, number: signal.Signals
+) -> None:
     command = [*write_config(world, tmp_path / "settings.yaml"), "--local"]
-    process = terminate_under_way([*command, "--set", "train.log_every=1"], tmp_path / "run")
+    process = signal_under_way([*command, "--set", "train.log_every=1"], tmp_path / "run", number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said
+    assert process.returncode == 128 + number, said
     (checkpoint,) = list_checkpoints(str(tmp_path / "run" / "checkpoints"), Store())
     step = int(checkpoint[-20:-12])
     assert (
         4 < step < 400 and f"stopped after step {step}, which is kept" in said and "goes on: realcustom train" in said
     )
+    assert "a second Ctrl-C ends at once" in said and "interrupted" not in said
     assert read_rows(str(tmp_path / "run"), Store())[-1]["step"] == step
     shorter = replace(SEVERAL, steps=step + 2)
     whole = fit(world, tmp_path / "whole", shorter)
@@ -62,22 +66,27 @@ def test_the_command_ends_with_143_and_goes_on_to_the_same_bytes(world: SimpleNa
     assert further.sha256 == whole.sha256 and curve(further) == curve(whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_in_this_process_is_stopped_and_continued(
-    world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: SimpleNamespace,
+    undisturbed: TrainResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
     after_step = Worker._after_step
 
     def terminated(worker: Worker, *arguments: object) -> None:
         if worker.trainer.step_count == 7:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         after_step(worker, *arguments)  # type: ignore[arg-type]
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "_after_step", terminated)
         with pytest.raises(Stopped) as caught:
             fit(world, tmp_path)
-    assert caught.value.step == 8 and signal.getsignal(signal.SIGTERM) is before
+    assert (caught.value.step, caught.value.number) == (8, number) and signal.getsignal(number) is before
     resumed = fit(world, tmp_path)
     assert resumed.sha256 == undisturbed.sha256 and curve(resumed) == curve(undisturbed)
 
@@ -86,22 +95,38 @@ def test_a_second_signal_is_what_it_was_before() -> None:
     stop, noticed = threading.Event(), []
     signal.signal(signal.SIGTERM, lambda *_: noticed.append(True))
     try:
-        with stop_at_sigterm(stop):
-            signal.raise_signal(signal.SIGTERM)
+        with stop_at_signals(stop):
+            signal.raise_signal(signal.SIGINT)
             assert stop.is_set() and not noticed
             signal.raise_signal(signal.SIGTERM)
             assert noticed
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    stop, before = threading.Event(), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_at_signals(stop):
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.is_set()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_on_ray_are_stopped_by_the_driver_s_signal(
-    world: SimpleNamespace, tmp_path: Path, ray_cluster: str
+    world: SimpleNamespace, tmp_path: Path, ray_cluster: str, number: signal.Signals
 ) -> None:
     command = write_config(world, tmp_path / "settings.yaml", num_workers=2, steps=100_000, log_every=20)
-    process = terminate_under_way([*command, "--address", ray_cluster], tmp_path / "run")
+    process = signal_under_way([*command, "--address", ray_cluster], tmp_path / "run", number)
     _, said = process.communicate(timeout=200)
-    assert process.returncode == 143, said
+    assert process.returncode == 128 + number, said
     (checkpoint,) = list_checkpoints(str(tmp_path / "run" / "checkpoints"), Store())
     assert f"stopped after step {int(checkpoint[-20:-12])}" in said
