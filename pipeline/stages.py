@@ -17,7 +17,7 @@ from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.errors import NothingKept
-from realcustom.preprocessing.report.nothing import why_nothing
+from realcustom.preprocessing.report.nothing import why_little, why_nothing
 from realcustom.preprocessing.report.page import not_read_of
 from realcustom.preprocessing.run import InProcess, OnRay, check_stage, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings
@@ -64,7 +64,8 @@ def run_stages(
                 executor=InProcess() if local else OnRay(lambda: stack.enter_context(connected(address))),
                 limit=limit,
             )
-            yield account(stage.name, result.report)
+            little = why_little(result.report, preprocess) if result.report["kept"] else None
+            yield account(stage.name, result.report) + (f"; {little}" if little else "")
             yield result.directory
             if not result.report["kept"] and not result.units_left:
                 raise NothingKept(

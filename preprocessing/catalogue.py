@@ -158,8 +158,10 @@ def _load_caption(job: StageJob) -> Work:
 
 def _describe_caption(description: dict[str, Any], settings: PreprocessSettings, method: MethodSettings | None) -> None:
     parameters = description["parameters"]
-    if settings.caption.word is None:  # directories made before this setting keep their names
+    if settings.caption.word is None:  # directories made before these settings keep their names
         parameters.pop("word")
+    if not settings.caption.more_nouns:
+        parameters.pop("more_nouns")
     endpoint = parameters.pop("endpoint")
     if settings.caption.endpoint.model is not None:  # its URL and its limits do not change a caption
         parameters["endpoint"] = {name: endpoint[name] for name in ("model", "prompt", "seed", "longest_side")}

@@ -81,7 +81,7 @@ def _stages(
         compute=replace(preprocess.compute, device=Device(device), threads=torch.get_num_threads()),
         score=replace(_renamed(preprocess.score, folders), heads=heads, **small),
         select=SelectSettings(min_side=1, exact_duplicates=False, near_duplicate_radius=None),
-        caption=replace(_renamed(preprocess.caption, folders), word=None, nouns=(WORD,), **small),
+        caption=replace(_renamed(preprocess.caption, folders), word=None, nouns=(WORD,), more_nouns=(), **small),
         subjects=replace(
             _renamed(preprocess.subjects, folders),
             min_detection_score=0.0,

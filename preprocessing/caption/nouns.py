@@ -59,14 +59,17 @@ class _Word:
         return self.capital and not self.opens and self.text not in NAMED
 
 
-def find_targets(caption: str, nouns: Sequence[str], limit: int) -> list[Target]:
+def find_targets(caption: str, nouns: Sequence[str], limit: int, more: Sequence[str] = ()) -> list[Target]:
     """At most `limit` target words of `caption`, in its order, each word once.
 
     Args:
         nouns: vocabulary (a noun may hold spaces); matched as whole words, case ignored, the longest first. Empty:
             the last word of each English noun phrase that names something visible (`_from_phrases`).
+        more: a vocabulary beside that.
     """
-    found = _from_vocabulary(caption, nouns) if nouns else _from_phrases(caption)
+    named = _from_vocabulary(caption, [*nouns, *more])
+    ruled = [] if nouns else _from_phrases(caption)
+    found = sorted([*named, *(span for span in ruled if not any(_overlap(span, other) for other in named))])
     targets: dict[str, Target] = {}
     for start, end in found:
         word = caption[start:end]
@@ -81,10 +84,16 @@ def plain_text(caption: str) -> str:
 
 def _from_vocabulary(caption: str, nouns: Sequence[str]) -> list[tuple[int, int]]:
     """Spans of the nouns; beside a letter of a script without spaces a word may begin and end anywhere."""
+    if not nouns:
+        return []
     composed = {unicodedata.normalize("NFC", noun.strip()) for noun in nouns}
     longest_first = sorted(composed, key=lambda noun: (-len(noun), noun))
     pattern = "|".join(_bounded(noun) for noun in longest_first)
     return [match.span() for match in re.finditer(pattern, caption, re.IGNORECASE)]
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def _bounded(noun: str) -> str:

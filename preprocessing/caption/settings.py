@@ -72,10 +72,11 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)  # used instead of `model`
     batch_size: int | BatchSize = 16  # pictures per generation
     max_new_tokens: int = 30  # longest caption, in the captioner's tokens, at least 1; for an endpoint too
-    # the target word of every picture, whatever `nouns` says; a picture whose captions lack it gets the caption "a photo
-    # of the WORD"; null: each caption's own words
+    # the target word of every picture, whatever `nouns` and `more_nouns` say; a picture whose captions lack it gets the
+    # caption "a photo of the WORD"; null: each caption's own words
     word: str | None = None
-    nouns: tuple[str, ...] = ()  # vocabulary of target words; empty: the noun-phrase rule of nouns.py
+    nouns: tuple[str, ...] = ()  # vocabulary of target words, the only ones; empty: the noun-phrase rule of nouns.py
+    more_nouns: tuple[str, ...] = ()  # target words beside those of `nouns`, or of the rule
     max_words: int = 1  # target words taken from one caption
     caption_policy: CaptionPolicy = CaptionPolicy.ALT_TEXT
 
@@ -87,6 +88,6 @@ class CaptionSettings:
             )
         if self.word is not None and not any(character.isalnum() for character in self.word):
             raise UsageError(f"caption.word is the word for the subject, as 'dog', got {self.word!r}")
-        for noun in self.nouns:
-            if not noun.strip():
-                raise UsageError("caption.nouns holds an empty word")
+        for name in ("nouns", "more_nouns"):
+            if not all(noun.strip() for noun in getattr(self, name)):
+                raise UsageError(f"caption.{name} holds an empty word")

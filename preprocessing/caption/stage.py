@@ -91,13 +91,14 @@ class Caption:
     def _choose(self, alt_text: str | None, synthetic: str | None) -> tuple[str, str, list[Target]] | None:
         """Caption, its source and its targets: chosen by policy where both hold a target word, else the one that does,
         else made of `caption.word`."""
-        word = self._settings.word
-        nouns = self._settings.nouns if word is None else (word,)
+        settings = self._settings
+        word = settings.word
+        nouns, more = (settings.nouns, settings.more_nouns) if word is None else ((word,), ())
         sources = [("alt_text", alt_text), ("synthetic", None if synthetic is None else plain_text(synthetic))]
         if self._settings.caption_policy is CaptionPolicy.SYNTHETIC:
             sources.reverse()
         for source, text in sources:
-            targets = find_targets(text, nouns, self._settings.max_words) if text else []
+            targets = find_targets(text, nouns, settings.max_words, more) if text else []
             if text and targets:
                 return text, source, targets
         return None if word is None else _made_of(word.strip())

@@ -1,4 +1,4 @@
-"""Why a stage kept nothing, in one sentence: the most frequent reason, and the setting that decides it."""
+"""Why a stage kept nothing, or little, in one sentence: the most frequent reason, and the settings that decide it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from realcustom.preprocessing.settings import PreprocessSettings
 
+WORDS = 5  # of a list are shown
 ALL_REJECTED = "all_candidates_rejected"  # of a row; what its candidates failed is under `rejected`
-# The setting that decides a reason; one that is not here depends on the data alone.
+# The settings that decide a reason; one that is not here depends on the data alone.
 DECIDED_BY = {
     "too_small": "select.min_side",
     "aspect_ratio": "select.max_aspect",
@@ -16,7 +17,7 @@ DECIDED_BY = {
     **{f"high_{name}": f"select.max_{name}" for name in ("nsfw", "watermark")},
     "near_duplicate": "select.near_duplicate_radius",
     "in_evaluation_folder": "select.evaluation_folder",
-    "no_target_word": "caption.word",
+    "no_target_word": "caption.word caption.nouns caption.more_nouns",
     "cut_caption": "caption.max_new_tokens",
     "no_detection": "subjects.min_detection_score",
     "small_box": "subjects.min_box_side",
@@ -40,9 +41,8 @@ def why_nothing(stage: str, report: Mapping[str, Any], settings: PreprocessSetti
     """
     if not report["in"]:
         return f"{stage} found no row in its input"
-    reasons = {**report["dropped"], **report["quarantined"]}
-    top = max(reasons, key=lambda reason: reasons[reason], default="")
-    said = f"{stage} kept none of {report['in']} rows: {reasons.get(top, 0)} are {top}{_decided_by(top, settings)}"
+    top, number = _most(report)
+    said = f"{stage} kept none of {report['in']} rows: {number} are {top}{_decided_by(top, settings)}"
     candidates = {name: number for name, number in report["rejected"].items() if name != "low_detection_score"}
     if top == ALL_REJECTED and candidates:
         most = max(candidates, key=lambda name: candidates[name])
@@ -50,9 +50,32 @@ def why_nothing(stage: str, report: Mapping[str, Any], settings: PreprocessSetti
     return said
 
 
+def why_little(report: Mapping[str, Any], settings: PreprocessSettings) -> str | None:
+    """`most rows are too_small (select.min_side=256)`, where a reason that settings decide has more than half of the rows.
+
+    Args:
+        report: as in report.json.
+    """
+    top, number = _most(report)
+    decided = _decided_by(top, settings)
+    return f"most rows are {top}{decided}" if decided and 2 * number > report["in"] else None
+
+
+def _most(report: Mapping[str, Any]) -> tuple[str, int]:
+    """The most frequent reason, and of how many rows it is."""
+    reasons = {**report["dropped"], **report["quarantined"]}
+    return max(reasons.items(), key=lambda reason: reason[1], default=("", 0))
+
+
 def _decided_by(reason: str, settings: PreprocessSettings) -> str:
-    if reason not in DECIDED_BY:
-        return ""
-    section, name = DECIDED_BY[reason].split(".")
-    value = getattr(settings.section(section), name)
-    return f" ({section}.{name}={'null' if value is None else value})"
+    names = DECIDED_BY.get(reason, "").split()
+    return f" ({', '.join(_assigned(name, settings) for name in names)})" if names else ""
+
+
+def _assigned(name: str, settings: PreprocessSettings) -> str:
+    """`caption.nouns=[cat, dog]`, of a long list its first words."""
+    section, field = name.split(".")
+    value = getattr(settings.section(section), field)
+    if isinstance(value, tuple):
+        value = f"[{', '.join([*map(str, value[:WORDS]), *(['...'] if len(value) > WORDS else [])])}]"
+    return f"{name}={'null' if value is None else value}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from realcustom.pipeline.cli.main import run
-from realcustom.preprocessing.report.nothing import DECIDED_BY, why_nothing
-from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
+from realcustom.preprocessing.report.nothing import DECIDED_BY, why_little, why_nothing
+from realcustom.preprocessing.settings import CaptionSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import tar_bytes, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +69,20 @@ def test_the_most_frequent_reason_is_said() -> None:
     )
 
 
+def test_a_reason_of_most_rows_is_said_with_what_decides_it() -> None:
+    settings = PreprocessSettings(caption=CaptionSettings(nouns=("can", "cartoon")))
+    report = {"in": 105, "dropped": {"no_target_word": 95}, "quarantined": {}}
+    assert why_little(report, settings) == (
+        "most rows are no_target_word (caption.word=null, caption.nouns=[can, cartoon], caption.more_nouns=[])"
+    )
+    assert why_little({**report, "in": 190}, settings) is None
+    assert why_little({**report, "dropped": {"exact_duplicate": 95}}, settings) is None
+    long = PreprocessSettings(caption=CaptionSettings(nouns=tuple("abcdefg")))
+    assert "caption.nouns=[a, b, c, d, e, ...]" in str(why_little(report, long))
+
+
 def test_every_reason_with_a_setting_is_documented_and_its_setting_exists() -> None:
     page = (ROOT / "docs" / "preprocessing" / "reasons.md").read_text()
-    for reason, setting in DECIDED_BY.items():
+    for reason, setting in ((reason, one) for reason, settings in DECIDED_BY.items() for one in settings.split()):
         section, name = setting.split(".")
         assert f"`{reason}`" in page and hasattr(PreprocessSettings().section(section), name), reason

@@ -61,6 +61,25 @@ def test_vocabulary_is_matched_as_whole_words_longest_first() -> None:
 @pytest.mark.parametrize(
     ("caption", "nouns", "words"),
     [
+        ("a photo of a can", (), ["can"]),
+        ("a photo of a dog2", (), ["dog2"]),
+        ("a red toy beside a can of beans", (), ["toy", "can", "beans"]),
+        ("a photo of a teddy bear", (), ["teddy bear"]),  # not the rule's "bear" as well
+        ("a photo of a mug", (), ["mug"]),
+        ("a mug, a can and a toy", ("toy",), ["can", "toy"]),
+    ],
+)
+def test_further_words_stand_beside_the_rule_or_the_vocabulary(
+    caption: str, nouns: tuple[str, ...], words: list[str]
+) -> None:
+    found = find_targets(caption, nouns, 9, ("can", "dog2", "teddy bear"))
+    assert [target.word for target in found] == words
+    assert all(caption[target.start : target.end] == target.word for target in found)
+
+
+@pytest.mark.parametrize(
+    ("caption", "nouns", "words"),
+    [
         ("a dog &amp; a cat", (), ["dog", "cat"]),
         ("a caf\u0065\u0301 table", ("caf\u00e9",), ["caf\u00e9"]),
         ("a caf\u00e9 table", ("caf\u0065\u0301",), ["caf\u00e9"]),
