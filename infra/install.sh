@@ -78,7 +78,7 @@ if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c cons
     options=(--compile-bytecode) # as pip does: else every Ray worker of the first run compiles what it imports
     if [[ -n $backend ]]; then options+=("--torch-backend=$backend"); fi
     "$venv/bin/uv" pip install --python "$venv/bin/python" -c constraints.txt "${options[@]}" -e "$package" ||
-        fail "the packages could not be installed${backend:+; TORCH_BACKEND=$backend takes torch from PyTorch's own index: leave it unset to take all from yours}"
+        fail "the packages could not be installed${backend:+; TORCH_BACKEND=$backend takes torch from the index of PyTorch: leave it unset to take all from yours}"
 else
     [[ -z $backend ]] || fail "TORCH_BACKEND=$backend needs uv, which could not be installed; leave it unset to install with pip"
     echo "uv could not be installed; going on with pip"

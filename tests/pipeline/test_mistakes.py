@@ -71,7 +71,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no picture": ([*draw, "--image", str(folder / "no.jpg"), "--word", "duck"], "--image: no picture at"),
         "not a picture": ([*draw, "--image", str(folder / "not-a-picture.jpg"), "--word", "duck"], "cannot be read"),
         "cut picture": ([*draw, "--image", str(folder / "cut.jpg"), "--word", "duck"], "truncated"),
-        "folder as picture": ([*draw, "--image", str(folder), "--word", "duck"], "cannot be read"),
+        "folder as picture": ([*draw, "--image", str(folder), "--word", "duck"], "is a folder; name one picture in it"),
         "word not in prompt": (
             [*draw, "--image", PHOTO, "--word", "dog"],
             "'dog' is not in the prompt; its words are: a, duck, in, the, snow",
