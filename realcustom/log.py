@@ -84,6 +84,24 @@ def each_minute(logger: logging.Logger, line: Callable[[], str | None], seconds:
         thread.join(seconds)
 
 
+class Progress:
+    """Says each minute how much of something is done that is silent else: `WHAT: 12 of 40, 95 s left`."""
+
+    def __init__(self, logger: logging.Logger, what: str, total: int, seconds: float = 60.0) -> None:
+        self._logger, self._what, self._total, self._seconds = logger, what, total, seconds
+        self._done = 0
+        self._began = self._said = time.monotonic()
+
+    def advance(self) -> None:
+        """One of `total` is done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said >= self._seconds and self._done < self._total:
+            self._said = now
+            left = (now - self._began) / self._done * (self._total - self._done)
+            self._logger.info("%s: %d of %d, %.0f s left", self._what, self._done, self._total, left)
+
+
 def level() -> str:
     """The level that is shown now, for a worker's `configure`."""
     return logging.getLevelName(_OURS.getEffectiveLevel()).lower()

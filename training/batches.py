@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from realcustom.buckets import Size
+from realcustom.log import Progress
 from realcustom.settings import MethodSettings, Uncond
 from realcustom.training.batch import Batch
 from realcustom.training.data import Share, Views
@@ -17,6 +19,8 @@ from realcustom.training.features import BadRecord, FeatureStore, Kind
 from realcustom.training.geometry import error_weights, time_ids
 from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0  # not a setting: the validation losses of runs with other seeds can be compared
 
@@ -91,13 +95,17 @@ class BatchMaker:
         count = settings.validation_timesteps
         cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
         mine = cases[self.world.rank :: self.world.size]
-        for picked in self._alike(mine, size):
+        shares = list(self._alike(mine, size))
+        progress = Progress(logger, "the loss on held-out records, batches", len(shares))
+        for picked in shares:
             weights = (np.arange(size) < len(picked)).astype(np.float32)
             picked = picked + picked[:1] * (size - len(picked))  # one number of rows: the same arithmetic for every row
             latents, good = self._each(Kind.LATENTS, [number for number, _ in picked], self._latents)
             rows = [self._fixed_row(number, stratum) for number, stratum in picked]
             batch = self._batch(rows, latents, weights * good, 0.0, training=False)
             yield batch.to(self.world.device), torch.tensor([stratum for _, stratum in picked])
+            if self.world.rank == 0:
+                progress.advance()
 
     def _alike(self, cases: Sequence[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
         """At most `size` held-out records and strata at a time, whose latents have one shape."""

@@ -210,23 +210,32 @@ class Trainer:
 
     @torch.no_grad()
     def validate(
-        self, batches: Iterable[tuple[Batch, torch.Tensor]], strata: int, influence_quantity: float
-    ) -> list[float]:
+        self,
+        batches: Iterable[tuple[Batch, torch.Tensor]],
+        strata: int,
+        influence_quantity: float,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[float] | None:
         """The weighted mean error of each stratum of timesteps, over all workers, with the weights of an adapter saved now.
+        None, on all workers alike, where one of them was to stop before its last batch.
 
         Args:
             batches: each with the stratum of its rows, (B,), from 0 (the least noise).
             strata: their number; there is a row in each.
+            stop: asked before each batch.
         """
-        sums = torch.zeros(2, strata, dtype=torch.float64, device=self.world.device)  # of error and of weight
+        sums = torch.zeros(3, strata, dtype=torch.float64, device=self.world.device)  # of error, weight, and stops
         with self.averaged_weights():
             for batch, stratum in batches:
+                if stop():
+                    sums[2] = 1
+                    break
                 parts = [self.errors(self.model, chunk, influence_quantity) for chunk in self.chunks(batch)]
                 errors = torch.cat(parts).double()
                 weights = batch.weights.double()
-                sums.index_add_(1, stratum.to(self.world.device), torch.stack([errors * weights, weights]))
-        error, weight = self.world.sum(sums)
-        return [float(value) for value in error / weight]
+                sums[:2].index_add_(1, stratum.to(self.world.device), torch.stack([errors * weights, weights]))
+        error, weight, stopped = self.world.sum(sums)
+        return None if bool(stopped.any()) else [float(value) for value in error / weight]
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

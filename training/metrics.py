@@ -55,6 +55,7 @@ class Metrics:
         self.loss_before = progress.get("loss_before")  # the first validation loss
         self.loss_after = progress.get("loss_after")  # the latest one
         self.validated_at = -1  # step of the latest validation of this start
+        self.owes = False  # a validation or a sheet of the latest step, as the run was asked to end
         self._images, self._steps = 0.0, 0
         self._since = self._started = self._written = time.monotonic()
         self._said = 0.0
@@ -64,7 +65,8 @@ class Metrics:
         """The sums of the current row and the validation losses, for the checkpoint."""
         assert self.loss_before is not None and self.loss_after is not None  # one comes before the first step
         losses = {"loss_before": self.loss_before, "loss_after": self.loss_after}
-        return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped} | losses
+        owed = {"owes": 1.0} if self.owes else {}
+        return {"loss_sum": self.loss_sum, "count": self.count, "skipped": self.skipped} | losses | owed
 
     def add_step(self, result: StepResult, images: float) -> None:
         """One step: its result, and the records of its batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,11 @@ class Outputs:
         metrics.flush()  # first: a checkpoint has all rows up to its step
         self.background.put(functools.partial(self._write, counters["step"], dict(self.losses)))
 
-    def sample(self, validation: np.ndarray) -> None:
-        """Draw the sheet of the first held-out records that keep their pictures, if there are any, with the model's weights."""
+    def sample(self, validation: np.ndarray, stop: Callable[[], bool] = lambda: False) -> None:
+        """Draw the sheet of the first held-out records that keep their pictures, if there are any, with the model's weights.
+
+        `stop`, asked between denoising steps, leaves it out.
+        """
         settings, method = self._job.settings, self._job.method
         numbers = [int(number) for number in validation[: settings.sample_records]]
         pictures = [picture for picture in map(self._features.picture, numbers) if picture.image is not None]
@@ -89,7 +92,7 @@ class Outputs:
             return
         with self._trainer.autocast(), no_new_graphs():  # a sheet's shapes are its own
             base = self._encoders.loaded()
-            sheet = draw_sample_sheet(pictures, base, self._model, self._encoders, method, settings.sample_steps)
+            sheet = draw_sample_sheet(pictures, base, self._model, self._encoders, method, settings.sample_steps, stop)
         if sheet is not None:
             self._store.write(self._place("samples", f"step-{self._trainer.step_count:08d}.png"), sheet)
 

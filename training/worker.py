@@ -187,9 +187,12 @@ class Worker:
             metrics = self._metrics() if first else None
             if not self.progress:
                 self._say(f"before the first step: the loss on {len(self.validation)} records that are held out")
-                self._validate(metrics)
+                if not self._validate(metrics):
+                    raise Stopped(0)
             else:
                 self._say(f"continuing after step {trainer.step_count}")
+                if self.progress.get("owes"):
+                    self._look_and_keep(metrics)
             unread: list[Batch] = []
             while trainer.step_count < steps:
                 with watch.step():
@@ -260,11 +263,19 @@ class Worker:
 
     def _after_step(self, metrics: Metrics | None, result: StepResult, stop: bool, save: bool) -> None:
         settings, step = self.settings, self.trainer.step_count
-        last, apart = step == settings.steps, is_apart(settings, step)
-        if metrics is not None and (last or is_due(step, settings.log_every)):
+        if metrics is not None and (step == settings.steps or is_due(step, settings.log_every)):
             metrics.close_row(step, result, self.clock.take(), self._speed(metrics))
-        if last or (is_due(step, settings.val_every) and not apart):
-            self._validate(metrics)
+        self._look_and_keep(metrics, stop, save)
+
+    def _look_and_keep(self, metrics: Metrics | None, stop: bool = False, save: bool = False) -> None:
+        """Validate, keep a checkpoint, draw a sheet, as each is due after this step. Where the run is asked to end, also within
+        the validation, the checkpoint owes what is left out, and a later start makes up for it.
+        """
+        settings, step = self.settings, self.trainer.step_count
+        last, apart = step == settings.steps, is_apart(settings, step)
+        validates = last or (is_due(step, settings.val_every) and not apart)
+        draws = last or (is_due(step, settings.sample_every) and not apart)
+        stop = stop or (validates and not self._validate(metrics))
         self.background.check()
         if is_due(step, settings.log_every):
             before, self._noticed = self._noticed, self._notice()
@@ -273,15 +284,16 @@ class Worker:
             with self.clock.part("checkpoint"):
                 state = self.trainer.state()
                 if metrics is not None:
+                    metrics.owes = stop and (validates or draws)
                     self.outputs.checkpoint(metrics, *state)
-        if last or (is_due(step, settings.sample_every) and not apart):
-            with self.trainer.averaged_weights():
-                if metrics is not None:
-                    self.outputs.sample(self.validation)
-                    metrics.restart_clock()
-        if stop and not last:
+        if stop:
             self.background.wait()
             raise Stopped(step)
+        if draws:
+            with self.trainer.averaged_weights():
+                if metrics is not None:
+                    self.outputs.sample(self.validation, self.stop.is_set)
+                    metrics.restart_clock()
 
     def _count_flops(self, batch: Batch) -> None:
         shape = batch.latents.shape[1:]
@@ -309,7 +321,9 @@ class Worker:
         if not trainer.micro_batch:  # this worker alone has the whole batch: no more rows at once than in the training
             trainer.micro_batch = -(-settings.batch_size // (settings.num_workers * settings.gradient_accumulation))
         if is_due(trainer.step_count, settings.val_every):
-            row = validation_row(trainer.step_count, self._losses())
+            losses = self._losses()
+            assert losses is not None, "a task of its own is ended, not asked to end"
+            row = validation_row(trainer.step_count, losses)
             said = "step %d/%d  validation loss %.5f, of its checkpoint"
             logger.info(said, trainer.step_count, settings.steps, row["val_loss"])
         if is_due(trainer.step_count, settings.sample_every):
@@ -317,18 +331,22 @@ class Worker:
                 self.outputs.sample(self.validation)
         write_result(self.job.output, row, self.store)
 
-    def _validate(self, metrics: Metrics | None) -> None:
+    def _validate(self, metrics: Metrics | None) -> bool:
+        """Whether it came to its end: the run was not asked to end before."""
         losses = self._losses()
-        if metrics is not None:
+        if metrics is not None and losses is not None:
             metrics.add_validation(self.trainer.step_count, losses)
+        return losses is not None
 
-    def _losses(self) -> list[float]:
-        """The validation losses by timestep, of all workers together. Raises TrainingDiverged where one is not finite."""
+    def _losses(self) -> list[float] | None:
+        """The validation losses by timestep, of all workers together; None where the run is asked to end. Raises
+        TrainingDiverged where one is not finite.
+        """
         quantity = self.job.method.tokens.influence_quantity
         batches = self.batches.validation(self.validation)
-        losses = self.trainer.validate(batches, self.settings.validation_timesteps, quantity)
-        step = self.trainer.step_count
-        if not all(map(math.isfinite, losses)):
+        strata, step = self.settings.validation_timesteps, self.trainer.step_count
+        losses = self.trainer.validate(batches, strata, quantity, self.stop.is_set)
+        if losses is not None and not all(map(math.isfinite, losses)):
             raise TrainingDiverged(
                 f"the validation loss after step {step} is not finite; the checkpoints of the steps before it are whole; try a "
                 f"smaller lr (it is {self.settings.lr}) or precision fp32"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from realcustom import log
-from realcustom.log import each_minute
+from realcustom.log import Progress, each_minute
 
 logger = logging.getLogger("realcustom.tests")
 
@@ -33,6 +33,15 @@ def test_nothing_is_said_after_the_context(caplog: pytest.LogCaptureFixture) -> 
     with each_minute(logger, lambda: "waiting", seconds=60):
         pass
     assert caplog.messages == ["waiting"]
+
+
+def test_what_takes_long_says_how_much_of_it_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    seldom, often = Progress(logger, "seldom", 3), Progress(logger, "often", 3, seconds=0.0)
+    for _ in range(3):
+        seldom.advance()
+        often.advance()
+    assert caplog.messages == ["often: 1 of 3, 0 s left", "often: 2 of 3, 0 s left"]  # the end is said by what follows
 
 
 def test_the_store_s_library_does_not_tell_where_it_found_keys() -> None:

@@ -317,7 +317,7 @@ def test_validation_is_the_mean_of_the_records_alone(world: SimpleNamespace, rec
     quantity = METHOD.tokens.influence_quantity
     losses = worker.trainer.validate(worker.batches.validation(worker.validation), 1, quantity)
     alone = [
-        worker.trainer.validate(worker.batches.validation(np.array([number])), 1, quantity)
+        worker.trainer.validate(worker.batches.validation(np.array([number])), 1, quantity) or []
         for number in worker.validation
     ]
     assert losses == pytest.approx(np.mean(alone, 0).tolist(), rel=1e-5)

@@ -307,7 +307,7 @@ def test_min_snr_weighs_the_training_loss_alone(world: SimpleNamespace, tmp_path
     assert workers[0].trainer.step(batch).loss == pytest.approx(float(errors.sum() / 5), rel=1e-5)
     fresh = make_worker(world, tmp_path, replace(SETTINGS, min_snr_gamma=0.1))
     losses = [
-        worker.trainer.validate(worker.batches.validation(worker.validation), 2, 0.8)
+        worker.trainer.validate(worker.batches.validation(worker.validation), 2, 0.8) or []
         for worker in (fresh, make_worker(world, tmp_path, SETTINGS))
     ]
     assert losses[0] == losses[1] and losses[0][0] != losses[0][1]

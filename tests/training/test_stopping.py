@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from realcustom.store import Store
+from realcustom.training import samples
+from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import list_checkpoints
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult
@@ -89,6 +91,74 @@ def test_a_run_in_this_process_is_stopped_and_continued(
     assert (caught.value.step, caught.value.number) == (8, number) and signal.getsignal(number) is before
     resumed = fit(world, tmp_path)
     assert resumed.sha256 == undisturbed.sha256 and curve(resumed) == curve(undisturbed)
+
+
+@pytest.mark.parametrize("number", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_validation_ends_between_two_batches_and_is_made_up_for(
+    world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The one before the first step, the one after step 6, and the last one."""
+    validation = BatchMaker.validation
+    begun, taken = list[int](), list[int]()
+
+    def asked(maker: BatchMaker, numbers: Any) -> Any:
+        begun.append(len(begun))
+        for batch in validation(maker, numbers):
+            taken.append(begun[-1])
+            yield batch
+            if begun[-1] == number:
+                signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchMaker, "validation", asked)
+        with pytest.raises(Stopped) as caught:
+            fit(world, tmp_path)
+    assert caught.value.step == 6 * number and taken.count(number) == 2  # the second was made, and not used
+    if number == 0:
+        assert not list_checkpoints(str(tmp_path / "checkpoints"), Store())
+        return
+    resumed = fit(world, tmp_path)
+    assert resumed.sha256 == undisturbed.sha256 and curve(resumed) == curve(undisturbed)
+    assert resumed.loss_after == undisturbed.loss_after
+
+
+def test_a_sheet_is_left_out_and_drawn_by_the_next_start(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, steps=4, sample_records=1, sample_every=2, sample_steps=1)
+    after_step = Worker._after_step
+
+    def terminated(worker: Worker, *arguments: object) -> None:
+        if worker.trainer.step_count == 1:
+            signal.raise_signal(signal.SIGTERM)
+        after_step(worker, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_after_step", terminated)
+        with pytest.raises(Stopped, match="after step 2"):
+            fit(world, tmp_path, settings, records=world.pictures)
+    assert not list(tmp_path.glob("samples/*"))
+    fit(world, tmp_path, settings, records=world.pictures)
+    assert [path.name for path in sorted(tmp_path.glob("samples/*"))] == ["step-00000002.png", "step-00000004.png"]
+
+
+@pytest.mark.slow
+def test_a_signal_within_a_sheet_ends_it(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = replace(SETTINGS, steps=4, sample_records=1, sample_every=2, sample_steps=3)
+    row = samples._row
+
+    def asked(pipeline: Any, encoders: Any, picture: Any, after_step: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return row(pipeline, encoders, picture, after_step)
+
+    monkeypatch.setattr(samples, "_row", asked)
+    with pytest.raises(Stopped, match="after step 3"):
+        fit(world, tmp_path, settings, records=world.pictures)
+    assert "a sample sheet is left out, as the run is asked to end" in caplog.messages
+    assert not list(tmp_path.glob("samples/*"))
 
 
 def test_a_second_signal_is_what_it_was_before() -> None:
