@@ -24,6 +24,11 @@ def validation_row(step: int, losses: Sequence[float]) -> Row:
     return {"step": step, "val_loss": sum(losses) / len(losses), "val_losses": list(losses)}
 
 
+def _rate(value: float) -> str:
+    """With two digits at least: `0.17`, `1.7`, `17`, `170`."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 class Metrics:
     """Averages steps into rows. Only the first worker has one."""
 
@@ -91,7 +96,7 @@ class Metrics:
             "grad_norm": result.grad_norm if not result.skipped else None,
             "grad_norms": result.grad_norms if not result.skipped else {},
             "skipped": self.skipped,
-            "images_per_second": round(self._images / passed, 2),
+            "images_per_second": float(f"{self._images / passed:.4g}"),
             "data_wait": round(seconds.get("data", 0.0) / passed, 4),
             "seconds": {name: round(value / max(1, self._steps), 6) for name, value in seconds.items()},
             **({"repeated": self._repeated} if self._repeated else {}),
@@ -106,7 +111,7 @@ class Metrics:
             pace = (time.monotonic() - self._started) / max(1, step - self.started_at_step)
             loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
             logger.info(
-                f"step {step}/{self.steps}  loss {loss}  {row['images_per_second']:.0f} images/s  "
+                f"step {step}/{self.steps}  loss {loss}  {_rate(row['images_per_second'])} images/s  "
                 f"data wait {row['data_wait']:.0%}  {pace * (self.steps - step):.0f} s left"
             )
 

@@ -126,22 +126,22 @@ def _thinned(points: Points) -> Points:
 
 
 def _svg(name: str, points: Points) -> str:
-    last = max(step for step, _ in points) or 1
+    last = max(step for step, _ in points)
     low, high = min(value for _, value in points), max(value for _, value in points)
     room = 0.06 * (high - low) or abs(high) or 1.0
     low, high = low - room, high + room
 
     def place(step: float, value: float) -> tuple[float, float]:
-        return LEFT + (RIGHT - LEFT) * step / last, BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
+        return LEFT + (RIGHT - LEFT) * step / (last or 1), BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
     drawn = []
     for value, label in _ticks(low, high):
         y = place(0, value)[1]
         drawn.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        x = LEFT + (RIGHT - LEFT) * share
-        drawn.append(f'<text x="{x:.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">{share * last:.0f}</text>')
+    for step, anchor in {round(last): "end", round(last / 2): "middle", 0: "start"}.items():  # each number once
+        x = place(step, 0)[0]
+        drawn.append(f'<text x="{x:.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">{step}</text>')
     corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
     line = f'<polyline points="{corners}"/>'
     x, y = place(*points[0])

@@ -16,7 +16,8 @@ from realcustom.store import Store
 from realcustom.training.facts import read_facts
 from realcustom.training.flops import count_flops
 from realcustom.training.loop import World
-from realcustom.training.page import _ticks, render
+from realcustom.training.metrics import _rate
+from realcustom.training.page import _svg, _ticks, render
 from realcustom.training.run import make_job
 from realcustom.training.worker import Worker
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
@@ -53,6 +54,23 @@ def test_the_page_has_curves_sheets_settings_and_the_account(seen: Path) -> None
 )
 def test_an_axis_has_a_few_round_numbers(low: float, high: float, labels: list[str]) -> None:
     assert [label for _, label in _ticks(low, high)] == labels
+
+
+@pytest.mark.parametrize(("steps", "labels"), [([0], "0"), ([0, 1], "01"), ([0, 3, 6], "036")])
+def test_a_step_is_labelled_once(steps: list[int], labels: str) -> None:
+    drawn = _svg("loss", [(step, 0.5) for step in steps])
+    assert sorted(re.findall(r">(\d+)</text>", drawn)) == list(labels)
+
+
+def test_a_slow_rate_has_two_digits() -> None:
+    assert [_rate(value) for value in (0.0341, 0.67, 1.66, 9.96, 16.6, 1234.5)] == [
+        "0.034",
+        "0.67",
+        "1.7",
+        "10",
+        "17",
+        "1234",
+    ]
 
 
 def test_a_run_is_inspected(seen: Path, capsys: pytest.CaptureFixture[str]) -> None:
