@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 
 from realcustom import config
 from realcustom.pipeline.recipes import RECIPES, RunSettings
+
+_OTHER_NAMES = {"device": ("use_gpu", "num_gpus")}  # by which other programs have options
 
 
 def resolve(
@@ -49,6 +52,24 @@ def resolve(
             if used is None or any(_overlap(conflict.where, section) for section in used):
                 raise
             data = _without(data, conflict.where.split("."))
+
+
+def setting_of(option: str, section: str) -> str | None:
+    """The setting of a section that is meant by an option of its name: `train.lr` by `--lr`. None where there is none."""
+    if section not in (field.name for field in fields(RunSettings)):
+        return None
+    wanted = option.lstrip("-").replace("-", "_")
+    names = [f"{section}.{name}" for name in _leaves(config.to_dict(getattr(RECIPES["sprites"](), section)))]
+    same = (wanted, *_OTHER_NAMES.get(wanted, ()))
+    return next((name for word in same for name in names if name.endswith(f".{word}")), None)
+
+
+def _leaves(data: Any) -> Iterator[str]:
+    """Dotted names of nested settings."""
+    for name, value in data.items() if isinstance(data, Mapping) else ():
+        yield from (f"{name}.{below}" for below in _leaves(value))
+        if not isinstance(value, Mapping):
+            yield name
 
 
 def _of_run(data: dict[str, Any]) -> dict[str, Any]:

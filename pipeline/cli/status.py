@@ -11,6 +11,7 @@ import typer
 
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli import interrupt
+from realcustom.pipeline.configure import setting_of
 from realcustom.preprocessing.errors import NothingKept
 from realcustom.training.stopping import Stopped
 
@@ -29,7 +30,7 @@ def status_of(act: Callable[[], int | None]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = interrupt.STATUS
     except typer.TyperException as error:  # an option or verb that does not exist, or a missing value
-        return _refuse(error.format_message(), error)
+        return _refuse(_as_setting(error) or error.format_message(), error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in OPTIONAL:
             raise
@@ -53,6 +54,16 @@ def status_of(act: Callable[[], int | None]) -> int:
     if status == interrupt.STATUS:  # typer turns an interrupt into this status, without a message
         sys.stderr.write("interrupted\n")
     return int(status or 0)
+
+
+def _as_setting(error: typer.TyperException) -> str:
+    """What is said of an option that a verb has not, where it is a setting: not the options of similar names. Else nothing."""
+    option, context = (getattr(error, name, None) for name in ("option_name", "ctx"))
+    if option is None or context is None:
+        return ""
+    _, *verb = context.command_path.split()
+    setting = setting_of(option, verb[0]) if verb else None
+    return "" if setting is None else f"No such option: {option}; it is a setting: --set {setting}=VALUE"
 
 
 def _has_folder() -> bool:

@@ -65,6 +65,12 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "mistyped setting": ([*good, "--set", "method.maks.norm=max"], "did you mean 'method.mask'?"),
         "mistyped recipe": ([*good, "--recipe", "sprits"], "did you mean 'sprites'?"),
         "mistyped option": ([*good, "--promtp", "x"], "No such option: --promtp"),
+        "option that is a setting": (
+            ["train", "--lr", "1e-4"],
+            "No such option: --lr; it is a setting: --set train.lr=VALUE",
+        ),
+        "option of other programs": (["train", "--device", "cuda"], "--device; it is a setting: --set train.use_gpu="),
+        "option of a stage": (["preprocess", "encode", "--device", "cpu"], "--set preprocess.compute.device="),
         "mistyped verb": (["genrate"], "Did you mean 'generate'?"),
         "missing option": (["generate"], "--prompt"),
         "no settings file": ([*good, "--config", str(folder / "no.yaml")], "no settings file at"),
