@@ -160,7 +160,8 @@ class BucketOrder:
     def hand_of(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """The hands at places of an epoch's order, ascending, with the share of the hand that is before each."""
         self._begin(epoch)
-        return np.interp(places, np.append(0, self._ends), np.arange(len(self._ends) + 1))
+        hands: np.ndarray = np.interp(places, np.append(0, self._ends), np.arange(len(self._ends) + 1))
+        return hands
 
     def batch(self, epoch: int, start: int, end: int) -> np.ndarray:
         """Numbers of the records from place `start` of an epoch to place `end`, which may be beyond its last."""

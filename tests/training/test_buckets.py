@@ -301,7 +301,12 @@ def test_a_dry_run_counts_the_buckets_and_measures_the_largest(
     world: SimpleNamespace, records: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[tuple[int, ...]] = []
-    monkeypatch.setattr(trial, "_memory", lambda worker, batch: measured.append(tuple(batch.latents.shape[1:])) or [])
+
+    def measure(worker: Worker, batch: Batch) -> list[str]:
+        measured.append(tuple(batch.latents.shape[1:]))
+        return []
+
+    monkeypatch.setattr(trial, "_memory", measure)
     monkeypatch.setattr(trial, "_time", lambda worker, price: [])
     said = "\n".join(trial.estimate(records, world.base, with_encoder(world), PLAIN))
     counts = re.search(r"buckets, the records of each \(and its batches an epoch\): (.*)", said)
