@@ -68,8 +68,8 @@ def _folder(folder: str) -> Iterator[str]:
         yield from _adapter(names["adapter.safetensors"])
         return
     elif stages := list_directories(folder, _STORE):
-        for stage in stages:
-            yield f"{stage.name}: {_account(stage) if stage.finished else 'unfinished'}"
+        for found in stages:
+            yield f"{found.name}: {_account(found) if found.finished else 'unfinished'}"
         return
     if not tables:
         raise UsageError(f"{folder} holds no stage (stage.json), no table (.parquet) and no adapter")
