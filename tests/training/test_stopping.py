@@ -211,7 +211,7 @@ def test_ctrl_c_leaves_a_ray_of_the_command_s_own_until_the_step_is_kept(
 ) -> None:
     """With a validation after each step: it is cut short, on both workers alike."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    settings = {"steps": 100_000, "val_every": 1, "validation_timesteps": 40, "log_every": 1}
+    settings: dict[str, Any] = {"steps": 100_000, "val_every": 1, "validation_timesteps": 40, "log_every": 1}
     command = write_config(world, tmp_path / "settings.yaml", num_workers=2, **settings)
     process = signal_under_way(command, tmp_path / "run", signal.SIGINT)
     _, said = process.communicate(timeout=200)
