@@ -59,9 +59,9 @@ def announcement(url: str, settings: ServeSettings) -> str:
     shown = f"${settings.api_key_variable}" if settings.api_key_variable else "$KEY" if settings.keys_file else ""
     key = f' -H "Authorization: Bearer {shown}"' if shown else ""
     return (
-        f"ready at {url} (Ctrl-C stops it); for example:\n"
+        f"ready at {url} (Ctrl-C stops it): a page that draws; for programs, for example:\n"
         f"  curl -s {url}/v1/images/generations{key} -H 'Content-Type: application/json' -d @- <<END\n"
-        '  {"prompt": "a star on grass", "seed": 1,\n'
+        '  {"prompt": "a star at the top on snow", "seed": 1,\n'
         '   "subjects": [{"image": "$(base64 < PHOTO | tr -d \'\\n\')", "word": "star"}]}\n'
         "END"
     )

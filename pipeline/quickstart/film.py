@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PHOTOGRAPHS = (
     Path(__file__).resolve().parents[2] / "tests" / "data" / "photos"
 )  # in a clone, not in an installed package
-PHOTOGRAPH, WRONG_PHOTOGRAPH = "duck_toy.jpg", "robot_toy.jpg"
+PHOTOGRAPH, WRONG_PHOTOGRAPH = "robot_toy.jpg", "duck_toy.jpg"
 PHOTOGRAPH_SIDE = 192  # pixels, on the page
 
 
@@ -101,7 +101,7 @@ def photograph_case() -> Case | None:
     right, wrong = (Image.open(PHOTOGRAPHS / name).convert("RGB") for name in (PHOTOGRAPH, WRONG_PHOTOGRAPH))
     return Case(
         uid="photograph",
-        prompt="a star at the left on grass",
+        prompt="a star at the top on snow",
         target_word="star",
         reference=right,
         wrong_reference=wrong,

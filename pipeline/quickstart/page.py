@@ -68,7 +68,7 @@ def content(
 
 
 _PHOTOGRAPH = (
-    "The reference is a real photograph, of a rubber duck (by Nataniel Ruiz, CC BY 4.0). All models here have only ever seen "
+    "The reference is a real photograph, of a toy robot (by Varun Jampani, CC BY 4.0). All models here have only ever seen "
     "drawn shapes of 32 by 32 pixels, so only its colours can arrive. No judge scores this one."
 )
 

@@ -176,6 +176,7 @@ def _look_closer(
 
 
 def _report(results: Results, clock: Clock) -> Path:
+    from realcustom.evaluation.table import Setting
     from realcustom.pipeline.quickstart import next_steps, page, truth
     from realcustom.sprites.inspect_zoo import inspect_zoo
 
@@ -206,7 +207,11 @@ def _report(results: Results, clock: Clock) -> Path:
         Store().write(output / next_steps.SUBJECT, next_steps.subject_png(results))
         page.write_page(output / "index.html", page.content(report, results, records, drawn))
         Store().write(output / "report.json", json.dumps(report, indent=1).encode())
-    print(f"Done in {clock.total() / 60:.1f} minutes. Look at {output / 'index.html'}")
+    rows = {row.setting: row.similarity.mean for row in table.rows}
+    print(
+        f"Done in {clock.total() / 60:.1f} minutes: similarity with the subject {rows[Setting.TEXT_TO_IMAGE]:.2f} by text alone, "
+        f"{rows[Setting.SUBJECT_WITH_MASK]:.2f} with what was trained. Look at {output / 'index.html'}"
+    )
     print("What to try next:")
     for step in next_steps.next_steps(results):
         print(f"  # {step['why']}\n  {step['command']}")
