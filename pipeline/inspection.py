@@ -12,11 +12,13 @@ from realcustom.errors import UsageError
 from realcustom.pipeline.configure import to_yaml
 from realcustom.pipeline.inputs import require_path
 from realcustom.pipeline.stages import account
+from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.preprocessing.engine.directory import read_description, read_json
 from realcustom.preprocessing.find import Found, find_directory, list_directories
 from realcustom.store import Store
 
 ROWS = 3  # shown of a table
+_ORDER = {stage.name: place for place, stage in enumerate(CHAIN)}
 _STORE = Store()
 
 
@@ -34,7 +36,10 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
         yield from _zoo(images, seed)
         return
     if "*" in target:
-        target = find_directory(target, (), _STORE)
+        try:
+            target = find_directory(target, (), _STORE)
+        except UsageError as error:
+            raise UsageError(str(error).replace("--input", "inspect", 1)) from error
     require_path(target, "inspect", "file or folder")
     if _STORE.is_dir(target):
         yield from _folder(target)
@@ -68,7 +73,7 @@ def _folder(folder: str) -> Iterator[str]:
         yield from _adapter(names["adapter.safetensors"])
         return
     elif stages := list_directories(folder, _STORE):
-        for found in stages:
+        for found in sorted(stages, key=lambda one: (_ORDER.get(one.stage, len(_ORDER)), one.name)):
             yield f"{found.name}: {_account(found) if found.finished else 'unfinished'}"
         return
     if not tables:

@@ -50,10 +50,11 @@ def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[Card]:
         is_table = directory.suffix == ".parquet"  # else the input would be shown instead of the output
         uri = directory.rows_uri(unit.name) if is_table else unit.files[0].uri
         names = directory.store.call(tables.read_schema, uri).names
-        picture = "subject_image" if "subject_image" in names else "image"
+        pictures = [name for name in ("subject_image", "image") if name in names]  # a whole picture has no crop
         words = [name for name in ("target_word", "caption", "alt_text", "key", "uid") if name in names]
-        table = directory.store.call(partial(tables.read_columns, columns=[picture, *words]), uri)
+        table = directory.store.call(partial(tables.read_columns, columns=[*pictures, *words]), uri)
         for row in table.slice(0, KEPT - len(cards)).to_pylist():
             text = next((str(row[name]) for name in words if row[name]), "")
-            cards.append(Card(picture=thumbnail(row[picture], SIDE), caption=around(text[:CAPTION])))
+            picture = next((row[name] for name in pictures if row[name] is not None), None)
+            cards.append(Card(picture=thumbnail(picture, SIDE), caption=around(text[:CAPTION])))
     return cards

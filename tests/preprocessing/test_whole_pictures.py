@@ -39,7 +39,8 @@ def records(ingested: StageResult, root: Path, **caption: Any) -> tuple[list[dic
     captioned = run_stage(CAPTION, ingested.directory, str(root), settings, executor=InProcess())
     result = run_stage(SUBJECTS, captioned.directory, str(root), settings, executor=InProcess())
     assert result.report["in"] == result.report["kept"] == result.report["rows_out"] == captioned.report["kept"]
-    table = table_of(result)
+    table, page = table_of(result), (Path(result.directory) / "report.html").read_text()
+    assert page.count("<img") == len(table) and "no picture" not in page
     check_schema(table.schema)
     return table.to_pylist(), captioned
 
