@@ -254,6 +254,8 @@ def _sweep(folder: str, store: Store) -> None:
             if kind in ("claims", "holders") and not is_alive(folder, holder, store):
                 remove(entry.uri, store)
     if not storage.is_remote(folder):
+        with contextlib.suppress(FileNotFoundError):  # removed by another program just now
+            storage.remove_partial_files(folder)
         place = Path(storage.open_filesystem(folder)[1])
         parents = [place.parent] if place.parent.name == "leases" else []  # those of stages share one
         for each in (place / "claims", place / "holders", place, *parents):

@@ -140,6 +140,16 @@ def test_a_store_without_conditional_writes(bucket: str, monkeypatch: pytest.Mon
     conditional._heeds.cache_clear()
 
 
+def test_a_claim_that_a_killed_program_was_writing_leaves_no_file(tmp_path: Path) -> None:
+    place = tmp_path / "leases" / "stage"
+    (place / "claims").mkdir(parents=True)
+    (place / "claims" / ".tmp-killed").touch()
+    with holding(str(place), STORE) as claims:
+        assert claims.take("unit") is None
+        claims.release("unit")
+    assert not place.parent.exists()
+
+
 def test_a_writer_that_was_away_is_told_that_another_writes(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its store was away for longer than a lease lasts: alone it goes on; where another has begun, it hears of that."""
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.1)
