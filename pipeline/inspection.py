@@ -36,10 +36,7 @@ def describe(target: str, images: int = 256, seed: int = 0) -> Iterator[str]:
         yield from _zoo(images, seed)
         return
     if "*" in target:
-        try:
-            target = find_directory(target, (), _STORE)
-        except UsageError as error:
-            raise UsageError(str(error).replace("--input", "inspect", 1)) from error
+        target = find_directory(target, (), _STORE, option="inspect")
     require_path(target, "inspect", "file or folder")
     if _STORE.is_dir(target):
         yield from _folder(target)

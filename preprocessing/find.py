@@ -31,7 +31,7 @@ class Found:
         return self.name.partition("@")[0]
 
 
-def find_directory(place: str, reads: Sequence[str], store: Store) -> str:
+def find_directory(place: str, reads: Sequence[str], store: Store, option: str = "--input") -> str:
     """The directory that `place` means; `place` itself where it is neither a pattern nor the root of stages.
 
     Of several, the newest complete one is chosen, and said. Works on a disk and on an object store.
@@ -39,6 +39,7 @@ def find_directory(place: str, reads: Sequence[str], store: Store) -> str:
     Args:
         place: a directory, a root (`outputs/records`), or one with a pattern as its last part (`outputs/records/encode@*`).
         reads: stages whose output is wanted, the usual one first; a root's directories of the first that has one count.
+        option: what named the place, for the message.
     Raises:
         UsageError: a root without such a directory, a pattern that matches none, or none of them is complete.
     """
@@ -46,8 +47,8 @@ def find_directory(place: str, reads: Sequence[str], store: Store) -> str:
     if "*" in pattern:
         found = [one for one in list_directories(root or ".", store) if fnmatch.fnmatchcase(one.name, pattern)]
         if not found:
-            raise UsageError(f"--input: no stage's directory matches {place}")
-        return _newest(found, place)
+            raise UsageError(f"{option}: no stage's directory matches {place}")
+        return _newest(found, place, option)
     if not store.is_dir(place) or store.exists(storage.join(place, "stage.json")):
         return place
     there = list_directories(place, store)
@@ -55,11 +56,11 @@ def find_directory(place: str, reads: Sequence[str], store: Store) -> str:
         return place
     for stage in reads:
         if found := [one for one in there if one.stage == stage]:
-            return _newest(found, place)
+            return _newest(found, place, option)
     wrote = [stage.name for stage in CHAIN if any(one.stage == stage.name for one in there)]
     names, wanted = ", ".join(wrote or sorted({one.stage for one in there})), " or ".join(reads)
     raise UsageError(
-        f"--input: {place} holds what {names} wrote, and what {wanted} writes is wanted: next is "
+        f"{option}: {place} holds what {names} wrote, and what {wanted} writes is wanted: next is "
         f"`realcustom preprocess {next_after(wrote[-1] if wrote else '')}`"
     )
 
@@ -86,12 +87,12 @@ def list_directories(root: str, store: Store) -> list[Found]:
     return store.call(look, root, "list")
 
 
-def _newest(found: Sequence[Found], place: str) -> str:
+def _newest(found: Sequence[Found], place: str, option: str) -> str:
     complete = [one for one in found if one.finished]
     if not complete:
         names = ", ".join(one.name for one in found)
         raise UsageError(
-            f"--input: {place}: {names} is not complete: run its command again, or name it in full to read what is there"
+            f"{option}: {place}: {names} is not complete: run its command again, or name it in full to read what is there"
         )
     newest = max(complete, key=lambda one: (one.finished, one.name))
     number = f", the newest of {len(complete)} that are complete" if len(complete) > 1 else ""
