@@ -23,7 +23,7 @@ from realcustom.training.checkpoints import step_of
 from realcustom.training.failures import Failure
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
-from realcustom.training.metrics_file import read_rows
+from realcustom.training.metrics_file import read_rows, validation_losses
 from realcustom.training.page import write_page
 from realcustom.training.sinks import make_sinks
 from realcustom.training.validations import prune_all, read_results, waiting, write_result
@@ -117,14 +117,13 @@ class Validations:
 
     def _finish(self, told: list[int]) -> None:
         """What the first worker would have done with results that came after its end."""
-        job, store, settings = self._job, self._store, self._job.settings
+        job, store = self._job, self._store
         rows = [row for row in read_results(job.output, store, told) if "val_loss" in row]
-        name = f"realcustom-{job.identity}"
-        for sink in make_sinks(settings.loggers, job.output, store, settings.steps, name, job.resolved):
+        for sink in make_sinks(job, store, job.settings.steps):
             for row in rows:
                 sink.add(row)
             sink.close()
-        losses = {str(row["step"]): row["val_loss"] for row in read_rows(job.output, store) if "val_loss" in row}
+        losses = validation_losses(read_rows(job.output, store))
         prune_all(job, losses, {*map(int, losses)}, store)
         write_page(job.output, job.identity, store)
 

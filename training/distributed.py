@@ -142,7 +142,7 @@ def scaling(settings: TrainSettings) -> ScalingConfig:
         num_workers=(settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers,
         use_gpu=settings.use_gpu,
         resources_per_worker={"GPU" if settings.use_gpu else "CPU": 1, **resources},
-        label_selector=dict(map(_pair, settings.worker_labels)) or None,
+        label_selector=_labels(settings),
     )
 
 
@@ -151,8 +151,12 @@ def _task_options(settings: TrainSettings) -> dict[str, Any]:
     return {
         "num_cpus": 0 if settings.use_gpu else 1,
         "num_gpus": 1 if settings.use_gpu else 0,
-        "label_selector": dict(map(_pair, settings.worker_labels)) or None,
+        "label_selector": _labels(settings),
     }
+
+
+def _labels(settings: TrainSettings) -> dict[str, str] | None:
+    return dict(map(_pair, settings.worker_labels)) or None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -15,13 +15,12 @@ from realcustom import storage
 from realcustom.store import Store
 
 Row = dict[str, Any]
-VALIDATIONS = "validations"  # rows of validations that were made beside the training, a file each
+_VALIDATIONS = "validations"  # folder
 
 
 def read_rows(output: str, store: Store) -> list[Row]:
     """The rows of a run by their steps; none where there are no metrics. A line that was cut by a kill is left out."""
     uri, parts = storage.join(output, "metrics.jsonl"), storage.join(output, "metrics")
-    apart = storage.join(output, VALIDATIONS)
     places = [uri] if store.exists(uri) else []
     if storage.is_remote(output):
         places += [storage.join(parts, name) for name in store.list_names(parts)]
@@ -31,13 +30,27 @@ def read_rows(output: str, store: Store) -> list[Row]:
             if line.endswith("\n"):
                 row = json.loads(line)
                 rows[row["step"], "val_loss" in row] = row
-    for name in store.list_names(apart):
-        step = re.fullmatch(r"step-(\d+)\.json", name)
-        if step is not None and (int(step[1]), True) not in rows:
-            row = json.loads(store.read(storage.join(apart, name)))
-            if "val_loss" in row:
-                rows[row["step"], True] = row
+    for step, place in validation_files(output, store).items():
+        if (step, True) not in rows and "val_loss" in (row := json.loads(store.read(place))):
+            rows[step, True] = row
     return [rows[key] for key in sorted(rows)]
+
+
+def validation_file(output: str, step: int) -> str:
+    """Where the row of a validation that was made beside the training is kept, a file each."""
+    return storage.join(output, _VALIDATIONS, f"step-{step:08d}.json")
+
+
+def validation_files(output: str, store: Store) -> dict[int, str]:
+    """Those that are there: uris by step."""
+    folder = storage.join(output, _VALIDATIONS)
+    found = {name: re.fullmatch(r"step-(\d+)\.json", name) for name in store.list_names(folder)}
+    return {int(match[1]): storage.join(folder, name) for name, match in found.items() if match is not None}
+
+
+def validation_losses(rows: Iterable[Row]) -> dict[str, float]:
+    """The losses among the rows, by step."""
+    return {str(row["step"]): row["val_loss"] for row in rows if "val_loss" in row}
 
 
 class MetricsFile:

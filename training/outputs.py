@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from realcustom.training.features import FeatureStore
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import Trainer
 from realcustom.training.metrics import Metrics
-from realcustom.training.metrics_file import Row
+from realcustom.training.metrics_file import Row, validation_losses
 from realcustom.training.page import write_page
 from realcustom.training.samples import draw_sample_sheet
 from realcustom.training.validations import prune_all, read_results
@@ -122,7 +122,7 @@ class Outputs:
         save_adapter(self._place("adapters", file_name(step)), adapter, self._store)
         self._snapshot.write(self._place("checkpoints"), self._store)
         self._read_news()
-        losses |= _losses(self._news)
+        losses |= validation_losses(self._news)
         prune_all(self._job, losses, {*self._known, *map(int, losses)}, self._store)
         if not storage.is_remote(self._job.output):  # there its rows would be fetched again each time
             write_page(self._job.output, self._job.identity, self._store)
@@ -137,7 +137,7 @@ class Outputs:
     def _tell_news(self, metrics: Metrics) -> None:
         """It, to the sinks and to the next checkpoint."""
         rows, self._news = self._news, []
-        self.losses |= _losses(rows)
+        self.losses |= validation_losses(rows)
         for row in rows:
             if "val_loss" in row:
                 metrics.tell(row)
@@ -157,7 +157,3 @@ class Outputs:
 
     def _place(self, *parts: str) -> str:
         return storage.join(self._job.output, *parts)
-
-
-def _losses(rows: Iterable[Row]) -> dict[str, float]:
-    return {str(row["step"]): row["val_loss"] for row in rows if "val_loss" in row}

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.store import Store
+from realcustom.training.job import TrainingJob
 from realcustom.training.metrics_file import Row, append
 from realcustom.training.settings import Logger
 
@@ -46,21 +47,15 @@ def check_loggers(loggers: Sequence[Logger]) -> None:
             )
 
 
-def make_sinks(
-    loggers: Sequence[Logger], output: str, store: Store, step: int, name: str, settings: Mapping[str, Any]
-) -> list[Sink]:
-    """The sinks of a run that begins, or goes on, after `step`.
-
-    Args:
-        name: of the run, the same at each of its starts.
-        settings: shown beside the curves.
-    """
+def make_sinks(job: TrainingJob, store: Store, step: int) -> list[Sink]:
+    """The sinks of a run that begins, or goes on, after `step`. Its name is the same at each of its starts."""
+    name = f"realcustom-{job.identity}"
     made: dict[Logger, Callable[[], Sink]] = {
-        Logger.TENSORBOARD: lambda: TensorBoard(storage.join(output, "tensorboard"), store, step),
-        Logger.WANDB: lambda: WandB(name, settings),
-        Logger.MLFLOW: lambda: MLflow(name, settings),
+        Logger.TENSORBOARD: lambda: TensorBoard(storage.join(job.output, "tensorboard"), store, step),
+        Logger.WANDB: lambda: WandB(name, job.resolved),
+        Logger.MLFLOW: lambda: MLflow(name, job.resolved),
     }
-    return [made[logger]() for logger in dict.fromkeys(loggers)]
+    return [made[logger]() for logger in dict.fromkeys(job.settings.loggers)]
 
 
 class TensorBoard:

@@ -10,12 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 
 from realcustom import storage
 from realcustom.store import Store
-from realcustom.training.checkpoints import PREFIX, list_checkpoints, prune, step_of
+from realcustom.training.checkpoints import list_checkpoints, prune, step_of
 from realcustom.training.job import TrainingJob
-from realcustom.training.metrics_file import VALIDATIONS, Row
+from realcustom.training.metrics_file import Row, validation_file, validation_files
 from realcustom.training.settings import TrainSettings
-
-_SUFFIX = ".json"
 
 
 def is_due(step: int, every: int) -> bool:
@@ -31,20 +29,19 @@ def is_apart(settings: TrainSettings, step: int) -> bool:
 
 def write_result(output: str, row: Row, store: Store) -> None:
     """Keep what came of the checkpoint of `row["step"]`."""
-    uri = storage.join(output, VALIDATIONS, f"{PREFIX}{row['step']:08d}{_SUFFIX}")
-    store.write(uri, json.dumps(row).encode())
+    store.write(validation_file(output, row["step"]), json.dumps(row).encode())
 
 
 def read_results(output: str, store: Store, known: Collection[int] = ()) -> Iterator[Row]:
     """What came of the checkpoints, in the order of their steps, but for those of the steps that are `known`."""
-    for step, uri in _results(output, store).items():
+    for step, uri in validation_files(output, store).items():
         if step not in known:
             yield json.loads(store.read(uri))
 
 
 def waiting(job: TrainingJob, store: Store, done: Collection[int]) -> list[str]:
     """uris of the checkpoints that wait for their task, oldest first; those of the steps that are `done` do not."""
-    there = {*_results(job.output, store), *done}
+    there = {*validation_files(job.output, store), *done}
     uris = list_checkpoints(storage.join(job.output, "checkpoints"), store)
     return [uri for uri in uris if is_apart(job.settings, step_of(uri)) and step_of(uri) not in there]
 
@@ -61,10 +58,3 @@ def prune_all(job: TrainingJob, losses: Mapping[str, float], done: Collection[in
     for folder in ("checkpoints", "adapters"):
         place = storage.join(job.output, folder)
         prune(place, settings.keep_checkpoints, settings.keep_best, losses, store, kept)
-
-
-def _results(output: str, store: Store) -> dict[int, str]:
-    """uris by step."""
-    folder = storage.join(output, VALIDATIONS)
-    names = [name for name in store.list_names(folder) if name.startswith(PREFIX) and name.endswith(_SUFFIX)]
-    return {int(name.removeprefix(PREFIX).removesuffix(_SUFFIX)): storage.join(folder, name) for name in names}

@@ -251,10 +251,9 @@ class Worker:
 
     def _metrics(self) -> Metrics:
         step, steps = self.trainer.step_count, self.settings.steps
-        settings, job = self.settings, self.job
-        sinks = make_sinks(settings.loggers, job.output, self.store, step, f"realcustom-{job.identity}", job.resolved)
+        sinks = make_sinks(self.job, self.store, step)
         sinks += self.sinks
-        return Metrics(job.output, self.store, self.background, sinks, steps, step, self.progress)
+        return Metrics(self.job.output, self.store, self.background, sinks, steps, step, self.progress)
 
     def _batch(self, step: int) -> Batch:
         """This worker's share of a step, in host memory."""
