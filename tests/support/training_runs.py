@@ -51,6 +51,20 @@ def fit(
     )
 
 
+def fit_killed(
+    step: int,
+    world: SimpleNamespace,
+    output: Path | str,
+    settings: TrainSettings = SETTINGS,
+    records: str | None = None,
+) -> None:
+    """As `fit`, but killed at a step (`kill_at`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(step, patch)
+        with pytest.raises(Killed):
+            fit(world, output, settings, records)
+
+
 def write_settings(path: Path, base: str, image_encoder: str, settings: TrainSettings) -> None:
     """A file for `--config` that makes a command train as `fit` does."""
     method = replace(METHOD, image_encoder=replace(METHOD.image_encoder, model=image_encoder))

@@ -18,7 +18,7 @@ from realcustom.training.indexing import open_index
 from realcustom.training.run import TrainResult
 from realcustom.training.settings import BadRecords
 from tests.support.training_corpus import to_cell
-from tests.support.training_runs import SETTINGS, Killed, curve, fit, kill_at
+from tests.support.training_runs import SETTINGS, curve, fit, fit_killed
 
 DROP = replace(SETTINGS, bad_records=BadRecords.DROP, steps=5, checkpoint_every=3, val_every=0)
 
@@ -58,19 +58,14 @@ def test_the_run_ends_and_names_record_and_file(
         fit(world, tmp_path / "run", records=spoilt.records)
 
 
-def test_dropped_records_are_accounted_for(
-    world: SimpleNamespace, spoilt: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropped_records_are_accounted_for(world: SimpleNamespace, spoilt: SimpleNamespace, tmp_path: Path) -> None:
     whole = fit(world, tmp_path / "whole", DROP, spoilt.records)
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert {one["uid"] for one in report["dropped_records"]} == set(spoilt.uids)
     assert report["in"] == spoilt.count == report["trained"] + report["held_out"] + report["dropped"]
     assert report["held_out"] == spoilt.held_out - 1 and report["dropped"] == 4
     assert all(row["skipped"] == 0 for row in whole.curve if "skipped" in row)
-    with monkeypatch.context() as patch:
-        kill_at(4, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "killed", DROP, spoilt.records)
+    fit_killed(4, world, tmp_path / "killed", DROP, spoilt.records)
     result = fit(world, tmp_path / "killed", DROP, spoilt.records)
     assert result.sha256 == whole.sha256 and curve(result) == curve(whole)
     assert json.loads((tmp_path / "killed" / "report.json").read_text()) == report

@@ -15,7 +15,7 @@ from realcustom.checkpoint import load_adapter
 from realcustom.errors import UsageError
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import Schedule, TrainSettings
-from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at
+from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, fit_killed, kill_at
 
 
 def branch(world: SimpleNamespace, output: Path, parent: str, settings: TrainSettings = SETTINGS) -> TrainResult:
@@ -82,16 +82,11 @@ def test_what_cannot_be_a_parent_is_said(world: SimpleNamespace, parent: Path, t
     assert not (tmp_path / "new").exists()
 
 
-def test_wsd_is_extended_before_its_rate_falls(
-    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wsd_is_extended_before_its_rate_falls(world: SimpleNamespace, tmp_path: Path) -> None:
     settings = replace(SETTINGS, schedule=Schedule.WSD, decay=2, steps=4, checkpoint_every=2, val_every=0)
     longer = replace(settings, steps=6)
     whole = fit(world, tmp_path / "whole", longer)
-    with monkeypatch.context() as patch:
-        kill_at(3, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "run", settings)
+    fit_killed(3, world, tmp_path / "run", settings)
     assert fit(world, tmp_path / "run", longer).sha256 == whole.sha256
     fit(world, tmp_path / "short", settings)
     with pytest.raises(UsageError, match=r"has begun to fall at step 2, and 4 are done; branch from .*--from \S+@2 "):

@@ -43,7 +43,7 @@ from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker
 from tests.support.loopback import free_port
 from tests.support.training_corpus import encode_pictures, write_pictures
-from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at
+from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed
 
 RULE = Buckets(areas=(32, 48), step=16)  # 32 x 32, 64 x 32, 32 x 64, 48 x 48 pixels; a cell of the tiny VAE has 2
 SIZES = ((80, 40), (40, 72), (50, 50), (40, 40), (80, 40))
@@ -234,7 +234,6 @@ def test_a_run_falls_draws_its_sheets_logs_each_uid_once_and_is_continued_to_the
     world: SimpleNamespace,
     records: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = replace(SETTINGS, steps=9, val_every=0, checkpoint_every=4, subject_loss_weight=2.0)
@@ -251,10 +250,7 @@ def test_a_run_falls_draws_its_sheets_logs_each_uid_once_and_is_continued_to_the
     uids = Counter(uid for step in steps[:epoch] for uid in step)
     assert epoch < len(steps) == 9
     assert uids == {index.uid(number): 1 for number in range(len(index)) if number not in held_out}
-    with monkeypatch.context() as patch:
-        kill_at(6, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "killed", settings, records)
+    fit_killed(6, world, tmp_path / "killed", settings, records)
     resumed = fit(world, tmp_path / "killed", settings, records)
     assert resumed.sha256 == whole.sha256 and curve(resumed) == curve(whole)
 

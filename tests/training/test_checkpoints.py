@@ -28,7 +28,7 @@ from realcustom.training.checkpoints import (
 )
 from realcustom.training.metrics_file import MetricsFile, read_rows
 from realcustom.training.run import TrainResult
-from tests.support.training_runs import SETTINGS, Killed, curve, fit, kill_at
+from tests.support.training_runs import SETTINGS, curve, fit, fit_killed
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -84,10 +84,7 @@ def test_a_checkpoint_has_an_adapter_and_the_best_one_stays(world: SimpleNamespa
         losses.setattr(
             metrics.Metrics, "add_validation", lambda self, step, _: add(self, step, [1.0 + abs(step - best)])
         )
-        with pytest.MonkeyPatch.context() as patch:
-            kill_at(9, patch)
-            with pytest.raises(Killed):
-                fit(world, tmp_path, settings)
+        fit_killed(9, world, tmp_path, settings)
         result = fit(world, tmp_path, settings)
     for folder in ("checkpoints", "adapters"):
         assert {path.name for path in (tmp_path / folder).iterdir()} == {file_name(best), file_name(12)}

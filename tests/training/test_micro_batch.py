@@ -25,7 +25,7 @@ from realcustom.training.run import TrainResult, make_job
 from realcustom.training.settings import MicroBatch
 from realcustom.training.worker import Worker
 from tests.support.loopback import free_port
-from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at
+from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, fit_killed, kill_at
 
 AUTO = replace(SETTINGS, micro_batch=MicroBatch.AUTO)
 
@@ -112,10 +112,7 @@ def test_a_resume_takes_what_was_found(world: SimpleNamespace, tmp_path: Path, m
 def test_a_run_that_had_no_room_goes_on(
     world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        kill_at(8, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path)
+    fit_killed(8, world, tmp_path)
     hold_rows(4, patch=monkeypatch)
     with pytest.raises(UsageError, match=r"too little memory for a step: set train\.micro_batch=auto"):
         fit(world, tmp_path)

@@ -5,24 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from realcustom import storage
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints
 from realcustom.training.run import TrainResult
-from tests.support.training_runs import Killed, curve, fit, kill_at
+from tests.support.training_runs import curve, fit, fit_killed
 
 
 def test_run_on_object_storage_resumes_to_the_same_bytes(
-    bucket: str, world: SimpleNamespace, undisturbed: TrainResult, monkeypatch: pytest.MonkeyPatch
+    bucket: str, world: SimpleNamespace, undisturbed: TrainResult
 ) -> None:
     for path in Path(world.caches).iterdir():
         storage.write_bytes(f"{bucket}/records/{path.name}", path.read_bytes())
-    with monkeypatch.context() as patch:
-        kill_at(7, patch)
-        with pytest.raises(Killed):
-            fit(world, f"{bucket}/run", records=f"{bucket}/records")
+    fit_killed(7, world, f"{bucket}/run", records=f"{bucket}/records")
     assert [uri.rpartition("/")[2] for uri in list_checkpoints(f"{bucket}/run/checkpoints", Store())] == [
         "step-00000005.safetensors"
     ]

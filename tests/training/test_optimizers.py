@@ -16,7 +16,7 @@ from realcustom.training.optimizers import check_optimizer
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
 from realcustom.training.worker import Worker
-from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
+from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,7 @@ def test_a_run_that_reads_seldom_is_continued_to_the_same_bytes(
     monkeypatch.setattr(World, "asynchronous", property(lambda _: True))
     settings = replace(SETTINGS, steps=8, val_every=0)
     whole = fit(world, tmp_path / "whole", settings)
-    with monkeypatch.context() as patch:
-        kill_at(8, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "killed", settings)
+    fit_killed(8, world, tmp_path / "killed", settings)
     resumed = fit(world, tmp_path / "killed", settings)
     assert resumed.sha256 == whole.sha256 and curve(resumed) == curve(whole)
 
@@ -91,15 +88,12 @@ def test_what_is_not_installed_is_said(
         fit(world, tmp_path, replace(SETTINGS, optimizer=Optimizer(optimizer)))
 
 
-def test_moments_in_8_bits_are_kept(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_in_8_bits_are_kept(world: SimpleNamespace, tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="an extra, realcustom[torchao]")
     settings = replace(SETTINGS, optimizer=Optimizer.ADAMW_8BIT, steps=6, checkpoint_every=3)
     with torch.compiler.set_stance("force_eager"):  # compiled it takes a compiler, and half a minute
         whole = fit(world, tmp_path / "whole", settings)
-        with monkeypatch.context() as patch:
-            kill_at(4, patch)
-            with pytest.raises(Killed):
-                fit(world, tmp_path / "killed", settings)
+        fit_killed(4, world, tmp_path / "killed", settings)
         assert fit(world, tmp_path / "killed", settings).sha256 == whole.sha256
         worker = make_worker(world, tmp_path / "whole", settings, World())
     kept = {name: value.dtype for name, value in worker.trainer.state()[0].items() if name.startswith("exp_avg.")}
@@ -107,15 +101,12 @@ def test_moments_in_8_bits_are_kept(world: SimpleNamespace, tmp_path: Path, monk
 
 
 def test_prodigy_goes_on_with_its_estimate(
-    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("prodigyopt", reason="an extra, realcustom[prodigyopt]")
     settings = replace(SETTINGS, optimizer=Optimizer.PRODIGY, lr=1.0, steps=8, checkpoint_every=3, log_every=1)
     whole = fit(world, tmp_path / "whole", settings)
-    with monkeypatch.context() as patch:
-        kill_at(5, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "killed", settings)
+    fit_killed(5, world, tmp_path / "killed", settings)
     resumed = fit(world, tmp_path / "killed", settings)
     assert resumed.sha256 == whole.sha256 and curve(resumed) == curve(whole)
     rates = [row["lr"] for row in whole.curve if "lr" in row]

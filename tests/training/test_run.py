@@ -36,7 +36,7 @@ from realcustom.training.settings import Precision, Schedule, TrainSettings
 from realcustom.training.worker import Worker
 from tests.support.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
 from tests.support.training_corpus import to_cell
-from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, kill_at, tensors
+from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed, tensors
 
 
 def test_loss_falls_and_output_is_complete(undisturbed: TrainResult, world: SimpleNamespace) -> None:
@@ -71,12 +71,9 @@ def test_zero_turns_off_what_comes_every_so_many_steps(world: SimpleNamespace, t
 
 @pytest.mark.parametrize("step", [3, 11])  # before the first checkpoint, and after the second
 def test_resumed_run_is_bitwise_the_undisturbed_one(
-    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path, step: int
 ) -> None:
-    with monkeypatch.context() as patch:
-        kill_at(step, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path)
+    fit_killed(step, world, tmp_path)
     assert not (tmp_path / "adapter.safetensors").exists()
     resumed = fit(world, tmp_path)
     assert resumed.sha256 == undisturbed.sha256 and curve(resumed) == curve(undisturbed)
@@ -102,17 +99,12 @@ def test_finished_run_returns_at_once_and_another_configuration_is_refused(
         fit(world, output, records=world.pictures)
 
 
-def test_a_finished_run_is_trained_further(
-    undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_trained_further(undisturbed: TrainResult, world: SimpleNamespace, tmp_path: Path) -> None:
     """Killed on the way, and with other lines in its log, it ends where a run of all steps ends."""
     longer = replace(SETTINGS, steps=17)
     whole = fit(world, tmp_path / "whole", longer)
     shutil.copytree(Path(undisturbed.adapter).parent, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        kill_at(16, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "run", replace(longer, log_every=1, val_every=2))
+    fit_killed(16, world, tmp_path / "run", replace(longer, log_every=1, val_every=2))
     assert fit(world, tmp_path / "run").sha256 == undisturbed.sha256  # still there
     further = fit(world, tmp_path / "run", replace(longer, log_every=2))
     assert further.sha256 == whole.sha256 and further.loss_before == whole.loss_before

@@ -16,7 +16,7 @@ from realcustom.store import Store
 from realcustom.training.run import TrainResult
 from realcustom.training.settings import Logger
 from realcustom.training.sinks import scalars
-from tests.support.training_runs import SETTINGS, Killed, fit, kill_at
+from tests.support.training_runs import SETTINGS, fit, fit_killed
 
 Points = dict[str, list[tuple[int, Any]]]  # steps and values, or what is near a value
 SHORT = replace(SETTINGS, steps=4, log_every=2, val_every=2, checkpoint_every=2)
@@ -49,13 +49,8 @@ def events(files: list[bytes]) -> Points:
     return found
 
 
-def test_tensorboard_in_the_run_s_folder_also_after_a_kill(
-    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        kill_at(3, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path, SHORT)
+def test_tensorboard_in_the_run_s_folder_also_after_a_kill(world: SimpleNamespace, tmp_path: Path) -> None:
+    fit_killed(3, world, tmp_path, SHORT)
     result = fit(world, tmp_path, SHORT)
     files = [path.read_bytes() for path in sorted((tmp_path / "tensorboard").iterdir())]
     found = events(files)
@@ -117,10 +112,7 @@ def test_mlflow_in_a_file_store(world: SimpleNamespace, tmp_path: Path, monkeypa
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # else it asks for a database
     monkeypatch.chdir(tmp_path)
     settings = replace(SHORT, loggers=(Logger.MLFLOW,))
-    with monkeypatch.context() as patch:
-        kill_at(3, patch)
-        with pytest.raises(Killed):
-            fit(world, tmp_path / "run", settings)
+    fit_killed(3, world, tmp_path / "run", settings)
     mlflow.end_run()  # the process was not killed
     result = fit(world, tmp_path / "run", settings)
     client = mlflow.MlflowClient(uri)
