@@ -60,11 +60,11 @@ class Frame:
         """Three labelled values and steps, with lines across."""
         parts = []
         for share in (0.0, 0.5, 1.0):
-            value, step = self.low + share * (self.high - self.low), round(share * self.last)
+            value = self.low + share * (self.high - self.low)
             y = self.y(value)
             parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>')
-            anchor = "end" if share == 1 else "middle"
+        for step, anchor in {self.last: "end", round(self.last / 2): "middle", 0: "middle"}.items():  # each number once
             parts.append(f'<text x="{self.x(step):.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">step {step}</text>')
         return "".join(parts)
 

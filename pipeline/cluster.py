@@ -163,6 +163,7 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, logging_level=logging.ERROR)
+        with _without_harmless():
+            ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise UsageError(f"no Ray cluster at {address}: {error}") from error

@@ -13,11 +13,13 @@ from realcustom import storage
 from realcustom.store import Store
 from realcustom.training.facts import Facts, read_facts, table
 from realcustom.training.metrics_file import Row
+from realcustom.training.samples import captions_of
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 66, 452, 12, 216  # of the area that is drawn in
 POINTS = 300  # of a line at most: means of what lies together
 Points = Sequence[tuple[float, float]]
+Captions = Sequence[tuple[str, str]]
 
 STYLE = """
 :root {
@@ -43,6 +45,9 @@ svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-seri
 polyline { fill: none; stroke: var(--accent); stroke-width: 2; }
 summary { cursor: pointer; color: var(--soft); }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .85rem; }
+.sheet { display: grid; grid-template-columns: minmax(0, max-content) minmax(7rem, 1fr); gap: 1rem; }
+.sheet ol { display: grid; grid-auto-rows: minmax(0, 1fr); margin: 0; padding: 0; list-style: none; }
+.sheet li { overflow: hidden; font-size: .9rem; line-height: 1.35; }
 #sheet { max-width: 100%; height: auto; }
 label { display: flex; align-items: center; gap: .6rem; margin-bottom: .6rem; white-space: nowrap; }
 input[type=range] { width: min(420px, 60%); accent-color: var(--accent); height: 2rem; }
@@ -60,18 +65,21 @@ range.addEventListener("input", () => {
 
 def write_page(output: str, identity: str, store: Store) -> None:
     """Write the page of the run in a folder, as it is now."""
-    store.write(storage.join(output, "report.html"), render(read_facts(output, store), f"Training run {identity}"))
+    facts = read_facts(output, store)
+    sheet = storage.join(output, "samples", facts.sheets[-1]) if facts.sheets else None
+    captions = captions_of(store.read(sheet)) if sheet else []
+    store.write(storage.join(output, "report.html"), render(facts, f"Training run {identity}", captions))
 
 
-def render(facts: Facts, title: str) -> bytes:
-    """The page of a run as HTML."""
+def render(facts: Facts, title: str, captions: Captions = ()) -> bytes:
+    """The page of a run as HTML. `captions`: the target word and the caption of each row of its sheets."""
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in table(facts))
     settings = yaml.safe_dump(dict(facts.settings), sort_keys=False)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<table>{rows}</table>",
         f'<h2>Curves</h2><div class="charts">{"".join(_figures(facts))}</div>',
-        _sheets(facts.sheets),
+        _sheets(facts.sheets, captions),
         _dropped(facts),
         f"<h2>Settings</h2><details><summary>settings.yaml</summary><pre>{escape(settings)}</pre></details>",
     ]
@@ -159,16 +167,19 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(value, f"{value:.{decimals}f}" if decimals <= 4 else f"{value:.3g}") for value in values]
 
 
-def _sheets(names: Sequence[str]) -> str:
+def _sheets(names: Sequence[str], captions: Captions) -> str:
     if not names:
         return ""
     last = names[-1]
     step = int(last.removeprefix("step-").removesuffix(".png"))
+    said = "".join(f"<li><b>{escape(word)}</b><br>{escape(caption)}</li>" for word, caption in captions)
     return (
-        "<h2>Samples</h2><p>Each row: the reference, the base model alone, the image with the subject, from equal noise.</p>"
+        "<h2>Samples</h2><p>Each row: the reference, the base model alone, the image with the subject, from equal noise; "
+        "beside it the word and the caption.</p>"
         f'<label>step <input type="range" id="range" min="0" max="{len(names) - 1}" value="{len(names) - 1}"> '
         f'<span id="which">{step}</span></label>'
-        f'<img id="sheet" src="samples/{escape(last, quote=True)}" alt="samples of held-out records">'
+        f'<div class="sheet"><img id="sheet" src="samples/{escape(last, quote=True)}" alt="samples of held-out records">'
+        f"<ol>{said}</ol></div>"
         f'<script type="application/json" id="names">{json.dumps(list(names))}</script><script>{SLIDER}</script>'
     )
 

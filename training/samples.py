@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from realcustom.base import Base
 from realcustom.callbacks import Callback
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SIDE = 128  # pixels of a cell, at least
 SEED = 0  # not a setting: the sheets of different runs can be compared
+CAPTIONS = "captions"  # text of the PNG: JSON, each row's target word and caption
 
 
 def draw_sample_sheet(
@@ -40,9 +43,9 @@ def draw_sample_sheet(
     """A PNG with a row per record: its reference, the image of the base model alone, and the image with the subject.
 
     Both are drawn from the same noise with the record's caption, in `steps` denoising steps, at the size of the record's
-    bucket. Records without a picture,
-    or with a target word that the tokenizer cannot find, are left out with a log line; None if none is left, and where
-    `stop`, asked after each denoising step, ends it.
+    bucket; the file holds the captions too (`captions_of`). Records without a picture, or with a target word that the
+    tokenizer cannot find, are left out with a log line; None if none is left, and where `stop`, asked after each denoising
+    step, ends it.
     """
     # its own copy of the settings: the run's number of steps is not the adapter's
     settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))
@@ -55,16 +58,24 @@ def draw_sample_sheet(
         pipe._interrupt = stop()
         return {}
 
-    rows = []
+    rows: list[list[Image.Image]] = []
+    captions: list[tuple[str, str]] = []
     for picture in pictures:
         try:
             rows.append(_row(pipeline, encoders, picture, after_step))
+            captions.append((picture.target_word, picture.caption))
         except (TargetWordNotFound, TargetWordTruncated) as error:
             logger.warning("no sample of record %s: %s", picture.uid, error)
         if pipeline.interrupt:
             logger.info("a sample sheet is left out, as the run is asked to end")
             return None
-    return _sheet(rows) if rows else None
+    return _sheet(rows, captions) if rows else None
+
+
+def captions_of(sheet: bytes) -> list[tuple[str, str]]:
+    """The target word and the caption of each row of a sheet, from above; none in a sheet of an earlier version."""
+    with Image.open(io.BytesIO(sheet)) as picture:
+        return [(word, caption) for word, caption in json.loads(picture.info.get(CAPTIONS, "[]"))]
 
 
 def _row(
@@ -94,7 +105,7 @@ def _row(
     return cells
 
 
-def _sheet(rows: Sequence[Sequence[Image.Image]]) -> bytes:
+def _sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[tuple[str, str]]) -> bytes:
     side = max(SIDE, *(max(row[-1].size) for row in rows))
     sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side), "white")
     for top, row in enumerate(rows):
@@ -104,6 +115,8 @@ def _sheet(rows: Sequence[Sequence[Image.Image]]) -> bytes:
             width, height = (round(side * length / longest) for length in cell.size)
             place = (left * side + (side - width) // 2, top * side + (side - height) // 2)
             sheet.paste(cell.resize((width, height), sampling), place)
+    said = PngInfo()
+    said.add_itxt(CAPTIONS, json.dumps(captions, ensure_ascii=False))
     data = io.BytesIO()
-    sheet.save(data, "PNG")
+    sheet.save(data, "PNG", pnginfo=said)
     return data.getvalue()

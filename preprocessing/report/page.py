@@ -46,6 +46,7 @@ class Page:
     subtitle: str
     account: Sequence[tuple[str, int]]
     sections: Sequence[Section]
+    before: str = ""  # address of the page of what `subtitle` names
 
 
 def render(page: Page) -> bytes:

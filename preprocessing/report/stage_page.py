@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from realcustom import storage
-from realcustom.preprocessing import tables
+from realcustom.parquet import ParquetFile
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
 from realcustom.preprocessing.report.excluded import FILES, SIDE, Excluded, excluded_sections, spread, wanted_of
@@ -26,9 +25,12 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
     """
     spread_out = [units[index] for index in spread(len(units), FILES)]
     excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in spread_out]
+    upstream = report["upstream"]
+    beside = storage.join(directory.uri.rpartition("/")[0], upstream, "report.html")
     page = Page(
         title=f"{report['stage']}@{report['fingerprint']}",
-        subtitle=f"on {report['upstream']}",
+        subtitle=f"on {upstream}",
+        before=f"../{upstream}/report.html" if directory.store.exists(beside) else "",
         account=account_of(report),
         sections=[
             Section(title="Kept", cards=_kept(directory, units[:UNITS])),
@@ -49,12 +51,15 @@ def _kept(directory: StageDirectory, units: Iterable[Unit]) -> list[Card]:
     for unit in units:
         is_table = directory.suffix == ".parquet"  # else the input would be shown instead of the output
         uri = directory.rows_uri(unit.name) if is_table else unit.files[0].uri
-        names = directory.store.call(tables.read_schema, uri).names
+        file = ParquetFile(uri, directory.store)
+        names = file.schema.names
         pictures = [name for name in ("subject_image", "image") if name in names]  # a whole picture has no crop
         words = [name for name in ("target_word", "caption", "alt_text", "key", "uid") if name in names]
-        table = directory.store.call(partial(tables.read_columns, columns=[*pictures, *words]), uri)
-        for row in table.slice(0, KEPT - len(cards)).to_pylist():
-            text = next((str(row[name]) for name in words if row[name]), "")
-            picture = next((row[name] for name in pictures if row[name] is not None), None)
-            cards.append(Card(picture=thumbnail(picture, SIDE), caption=around(text[:CAPTION])))
+        for group in range(len(file.groups)):
+            if len(cards) == KEPT:
+                break
+            for row in file.read_group(group, [*pictures, *words]).slice(0, KEPT - len(cards)).to_pylist():
+                text = next((str(row[name]) for name in words if row[name]), "")
+                picture = next((row[name] for name in pictures if row[name] is not None), None)
+                cards.append(Card(picture=thumbnail(picture, SIDE), caption=around(text[:CAPTION])))
     return cards

@@ -162,6 +162,7 @@ def test_the_charts_mark_every_measure() -> None:
     svg = measured_svg("similarity", measures, [("text alone", 0.28), ("oracle", 1.0)])
     assert svg.count("<circle") == svg.count('class="interval"') == 3 and svg.count('class="level"') == 2
     assert "text alone 0.28" in svg and ">0.50<" in svg
+    assert re.findall(r"step \d+", loss_svg([(0, 1.0), (1, 0.5)], [])) == ["step 1", "step 0"]
 
 
 def test_a_damaged_table_of_an_earlier_run_is_a_mistake(tmp_path: Path) -> None:

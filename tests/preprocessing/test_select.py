@@ -77,6 +77,9 @@ def test_page_shows_what_was_dropped_and_why(corpus: Path, tmp_path: Path) -> No
     for text in ("dropped: near_duplicate", "dropped: exact_duplicate", "0.tar/tiny.jpg", "<h2>Kept</h2>"):
         assert text in page
     assert page.count("<img") == 7
+    (before,) = (tmp_path / "out").glob("score@*/report.html")
+    assert f'<a href="../{before.parent.name}/report.html">on {before.parent.name}</a>' in page
+    assert "<a href" not in next((tmp_path / "out").glob("ingest@*/report.html")).read_text()
 
 
 def test_duplicates_can_be_kept(corpus: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from realcustom.training.loop import World
 from realcustom.training.metrics import _rate
 from realcustom.training.page import _svg, _ticks, render
 from realcustom.training.run import make_job
+from realcustom.training.samples import captions_of
 from realcustom.training.worker import Worker
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
 
@@ -39,6 +40,9 @@ def test_the_page_has_curves_sheets_settings_and_the_account(seen: Path) -> None
     assert page.count("<polyline") == 9  # two strata
     assert json.loads(re.findall(r'id="names">(.*?)</script>', page)[0]) == ["step-00000003.png", "step-00000006.png"]
     assert "23 in = " in page and "weight_decay: 0.01" in page
+    captions = captions_of((seen / "samples" / "step-00000006.png").read_bytes())
+    assert len(captions) == 1 and captions[0][0] in captions[0][1]
+    assert "<li><b>{}</b><br>{}</li>".format(*captions[0]) in page
 
 
 @pytest.mark.parametrize(
