@@ -26,11 +26,12 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
     spread_out = [units[index] for index in spread(len(units), FILES)]
     excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in spread_out]
     upstream = report["upstream"]
+    of_stage = " " not in upstream  # else `corpus ADDRESS` or `table ADDRESS`
     beside = storage.join(directory.uri.rpartition("/")[0], upstream, "report.html")
     page = Page(
         title=f"{report['stage']}@{report['fingerprint']}",
         subtitle=f"on {upstream}",
-        before=f"../{upstream}/report.html" if directory.store.exists(beside) else "",
+        before=f"../{upstream}/report.html" if of_stage and directory.store.exists(beside) else "",
         account=account_of(report),
         sections=[
             Section(title="Kept", cards=_kept(directory, units[:UNITS])),
