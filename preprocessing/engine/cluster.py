@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from realcustom.machine import available_cores
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.settings import Device
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_BUNDLE = 16  # units
 _BUNDLES_PER_PLACE = 8  # at least
@@ -43,12 +46,26 @@ def task_workers(job: StageJob, units: Sequence[Unit]) -> int:
     return min(task_limit(job) or cpus, cpus, len(units))
 
 
-def model_workers(job: StageJob, units: int, gpus: int) -> int:
+def model_workers(job: StageJob, units: int, gpus: int, cpus: int) -> int:
     """The number of actors that hold a stage's models: `execution.workers`; else one on the CPU, or one for each GPU of the
-    cluster as it is now, as far as there are units for them."""
+    cluster as it is now, as far as there are units for them and CPUs for their threads."""
     if job.settings.execution.workers is not None:
         return job.settings.execution.workers
-    return max(1, min(gpus, units)) if job.settings.compute.device is Device.CUDA else 1
+    if job.settings.compute.device is not Device.CUDA:
+        return 1
+    wanted, threads = max(1, min(gpus, units)), job.settings.compute.threads
+    possible = max(1, (cpus - 1) // threads)  # reading and writing take three quarters of a CPU
+    if possible < wanted:
+        logger.warning(
+            "%s: of %d GPUs %d are used: each worker has %d CPUs (compute.threads), reading and writing one, and the cluster "
+            "has %d",
+            job.name,
+            gpus,
+            possible,
+            threads,
+            cpus,
+        )
+    return min(wanted, possible)
 
 
 def bundle_size(units: int, places: int) -> int:

@@ -57,7 +57,8 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
         UsageError: for settings that only a worker can check.
     """
     if job.models:
-        places = workers = model_workers(job, len(units), int(ray.cluster_resources().get("GPU", 0)))
+        there = ray.cluster_resources()
+        places = workers = model_workers(job, len(units), int(there.get("GPU", 0)), int(there.get("CPU", 1)))
     else:
         workers = task_workers(job, units)
         places = workers * job.units_at_once

@@ -80,12 +80,16 @@ def test_a_worker_that_no_node_can_hold_is_said(ray_cluster: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "workers", "units", "gpus", "actors"),
-    [(Device.CUDA, None, 20, 8, 8), (Device.CUDA, None, 3, 8, 3), (Device.CUDA, None, 20, 0, 1)]
-    + [(Device.CUDA, 2, 20, 8, 2), (Device.CPU, None, 20, 8, 1), (Device.CPU, 5, 20, 0, 5)],
+    ("device", "workers", "units", "gpus", "cpus", "actors"),
+    [(Device.CUDA, None, 20, 8, 64, 8), (Device.CUDA, None, 3, 8, 64, 3), (Device.CUDA, None, 20, 0, 4, 1)]
+    + [(Device.CUDA, 2, 20, 8, 64, 2), (Device.CPU, None, 20, 8, 64, 1), (Device.CPU, 5, 20, 0, 64, 5)]
+    + [(Device.CUDA, None, 20, 8, 16, 7), (Device.CUDA, None, 20, 8, 17, 8), (Device.CUDA, None, 20, 1, 1, 1)],
 )
-def test_models_run_on_every_gpu_unless_workers_are_given(
-    device: Device, workers: int | None, units: int, gpus: int, actors: int
+def test_models_run_on_every_gpu_that_has_cpus_unless_workers_are_given(
+    device: Device, workers: int | None, units: int, gpus: int, cpus: int, actors: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = PreprocessSettings(compute=ComputeSettings(device=device), execution=ExecutionSettings(workers=workers))
-    assert model_workers(SCORE.job(settings, "/out"), units, gpus) == actors
+    compute = ComputeSettings(device=device, threads=2)
+    settings = PreprocessSettings(compute=compute, execution=ExecutionSettings(workers=workers))
+    assert model_workers(SCORE.job(settings, "/out"), units, gpus, cpus) == actors
+    said = "score: of 8 GPUs 7 are used: each worker has 2 CPUs (compute.threads)"
+    assert any(said in record.message for record in caplog.records) is (actors == 7)
