@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from realcustom import storage
@@ -92,15 +93,16 @@ def _warn_of_drawings(stage: Stage, input: str, settings: PreprocessSettings) ->
         return
     sizes = store.call(lambda place: tables.read_columns(place, ["width", "height"]), uri).to_pylist()
     shorter = [min(size.values()) for size in sizes]
-    if shorter and min(shorter) > 4 * SIZE:
+    usual = median(shorter) if shorter else 0  # one thumbnail makes no drawings of photographs
+    if usual > 4 * SIZE:
         logger.warning(
-            "%s: %s, the models of the recipe `sprites`, know drawings of %d pixels alone, and the pictures of %s have %d and "
-            "more: what they say of them means nothing. Another --recipe, or --set, names models for photographs",
+            "%s: %s, the models of the recipe `sprites`, know drawings of %d pixels alone, and half of the pictures of %s have "
+            "%d and more: what they say of them means nothing. Another --recipe, or --set, names models for photographs",
             stage.name,
             " and ".join(f"{stage.name}.{name}" for name in drawing),
             SIZE,
             input,
-            min(shorter),
+            usual,
         )
 
 

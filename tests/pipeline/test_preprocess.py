@@ -15,6 +15,7 @@ from realcustom.pipeline.cli.main import run
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.record import check_schema
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.corpora import jpeg, picture
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
 NO_MODELS = ["--set", "preprocess.score.clip=null", "--set", "preprocess.score.heads=null"]
@@ -178,6 +179,7 @@ def test_models_of_drawings_on_photographs_are_warned_of_before_they_run(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--output", str(tmp_path / "records"), "--local"]
+    (pictures / "thumbnail.jpg").write_bytes(jpeg(picture(99, (32, 32))))
     ingested = stage(capsys, "ingest", "--input", str(pictures), *common)
     assert run(["preprocess", "score", "--input", str(ingested), *common]) == 0
     said = capsys.readouterr().err
