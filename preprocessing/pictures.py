@@ -37,6 +37,7 @@ _UNDECODED_MAGIC = (b"II*\0", b"MM\0*", b"8BPS", b"\0\0\x01\0", b"\xff\x0a", b"\
 _ISO_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 FIRST_BYTES = 32  # that `looks_like_picture` needs
 _LONG_TEXT = 2**16  # bytes of a text chunk of a PNG that is skipped: Pillow takes a long one for an attack
+_LONG_PROFILE = 2**20  # and of a colour profile, unpacked
 
 # What Pillow's decoders raise on broken bytes.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
@@ -80,7 +81,8 @@ class Examined:
 
 def examine(data: bytes, max_pixels: int | None = None, draft_side: int | None = None) -> Examined:
     """`decode`, with the full size, and with notes of what is wrong with a picture that decodes."""
-    stream = Stream(without_long_texts(data))
+    kept, lost_profile = without_refused_chunks(data)
+    stream = Stream(kept)
     with _opened(stream, max_pixels) as image:
         width, height = image.size
         if draft_side is not None:
@@ -90,7 +92,7 @@ def examine(data: bytes, max_pixels: int | None = None, draft_side: int | None =
         if is_complete is False or lacks_scans(data):
             raise DataError(DataFault.TRUNCATED_IMAGE, "the file ends before its last scans")
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        found = {"broken_profile": has_broken_profile(image), "damaged_scan": stream.is_damaged}
+        found = {"broken_profile": lost_profile or has_broken_profile(image), "damaged_scan": stream.is_damaged}
         return Examined(
             picture=_upright_rgb(image),
             size=(height, width) if turned else (width, height),
@@ -114,32 +116,41 @@ def is_decoded(first: bytes) -> bool:
     return first.startswith(_MAGIC) or webp or bmp
 
 
-def without_long_texts(data: bytes) -> bytes:
-    """The bytes without those text chunks of a PNG that Pillow refuses for their length; other bytes unchanged."""
+def without_refused_chunks(data: bytes) -> tuple[bytes, bool]:
+    """The bytes without those chunks of a PNG for which Pillow refuses the picture, long texts and colour profiles that are long or
+    packed in no known way, other bytes unchanged; and whether a profile was among them."""
     if not data.startswith(_MAGIC[1]):
-        return data
-    position, kept, dropped = 8, [data[:8]], False
+        return data, False
+    position, kept, dropped = 8, [data[:8]], set[bytes]()
     while position + 8 <= len(data):
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         end = position + 12 + length
-        if kind in (b"tEXt", b"zTXt", b"iTXt") and _is_long(kind, data[position + 8 : end - 4]):
-            dropped = True
+        if _is_refused(kind, data[position + 8 : end - 4]):
+            dropped.add(kind)
         else:
             kept.append(data[position:end])
         position = end
-    return b"".join(kept) if dropped else data
+    return b"".join(kept) if dropped else data, b"iCCP" in dropped
 
 
-def _is_long(kind: bytes, text: bytes) -> bool:
-    if len(text) > _LONG_TEXT:
+def _is_refused(kind: bytes, content: bytes) -> bool:
+    if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+        return False
+    packed = content.partition(b"\0")[2]  # after the keyword
+    if kind == b"iCCP":
+        return packed[:1] != b"\0" or _inflates_above(_LONG_PROFILE, packed[1:])
+    if len(content) > _LONG_TEXT:
         return True
-    packed = text.partition(b"\0")[2]  # after the keyword
     if kind == b"iTXt" and packed[:1] == b"\1":
         packed = b"\0" + packed[2:].partition(b"\0")[2].partition(b"\0")[2]  # after language and translation
     elif kind != b"zTXt":
         return False
+    return _inflates_above(_LONG_TEXT, packed[1:])
+
+
+def _inflates_above(limit: int, packed: bytes) -> bool:
     try:
-        return len(zlib.decompressobj().decompress(packed[1:], _LONG_TEXT + 1)) > _LONG_TEXT
+        return len(zlib.decompressobj().decompress(packed, limit + 1)) > limit
     except zlib.error:
         return True  # Pillow need not look at it
 

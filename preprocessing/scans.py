@@ -5,7 +5,8 @@ the marker taken away it must ask for more data where some are lacking, and Pill
 
 A picture of several scans is decoded after its last marker, so there it is asked otherwise: bytes of ones are given to the
 decoder two at a time before that marker. Between scans it takes all of them, as what it has to skip. Within a scan they are
-part of a code that is none, and it keeps them until it has the 17 bits after which it gives up.
+part of a code that is none, and it keeps them until it has the 17 bits after which it gives up. Flipped bits in such a picture are
+found only where they make a scan longer: what is left of a shorter one is skipped, which Pillow does not say.
 """
 
 from __future__ import annotations

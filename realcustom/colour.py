@@ -50,7 +50,9 @@ def has_broken_profile(image: Image.Image) -> bool:
 
 def _transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
     """What brings the picture to sRGB; None: nothing has to. Raises BrokenProfile."""
-    profile = image.info.get("icc_profile")
+    profile = image.info.get("icc_profile", b"")
+    if profile is None:
+        raise BrokenProfile("it cannot be unpacked")  # which Pillow notes so
     if not profile or image.mode in ("1", "I", "F") or image.mode.startswith("I;"):
         return None
     return _transform(bytes(profile), "L" if image.mode in ("L", "LA") else "CMYK" if image.mode == "CMYK" else "RGB")

@@ -67,6 +67,25 @@ def test_a_broken_profile_is_used_as_none_and_counted(tmp_path: Path) -> None:
     assert report["first"]["broken_profile"] == ["a.png", "b.png", "d.jpg"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"p\0\0" + zlib.compress(SRGB + b"\0" * 2**20), b"p\0\1" + zlib.compress(SRGB), b"p", b"p\0\0no zlib"],
+    ids=["long", "another method", "cut", "no zlib"],
+)
+def test_a_profile_that_cannot_be_unpacked_is_used_as_none_and_counted(content: bytes) -> None:
+    chunk = b"iCCP" + content
+    data = png(picture(7))
+    odd = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    found = examine(data[:33] + odd + data[33:])
+    assert close(found.picture, picture(7), 0) and found.notes == ("broken_profile",)
+
+
+def test_a_jpeg_whose_profile_lacks_a_part_is_used_without_it() -> None:
+    data = encoded(picture(7), "JPEG", icc_profile=SRGB)
+    broken = data.replace(b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\1\2")
+    assert broken != data and examine(broken).notes == ("broken_profile",) and examine(data).notes == ()
+
+
 def test_the_library_sees_the_same_colours() -> None:
     image = Image.open(io.BytesIO(encoded(picture(6), "PNG", icc_profile=swapped())))
     assert close(on_white(image), decode(encoded(picture(6), "PNG", icc_profile=swapped())), 0)
