@@ -38,6 +38,7 @@ from realcustom.reference import prepare_reference
 from realcustom.settings import MethodSettings, Reference
 
 LATENTS, TEXT, IMAGE, POOLED = "latents", "text_features", "image_features", record.POOLED.name
+_CHECKED = 16  # pictures that are decoded at a time where no model runs
 CUT, ENLARGED = "cut_subject", "enlarged"
 CROPPED = {  # of the report, by the share of the picture that is cropped: up to the number
     "cropped_under_5_percent": 0.05,
@@ -87,7 +88,7 @@ class Encode:
             ledger.each(lambda row: _require_mask(table["subject_mask"][row].as_py()))
         if self._base is not None and self._settings.latents:
             ledger.each(lambda row: self._require_subject(sizes[row], table["subject_mask"][row].as_py()))
-        most = fixed_batch(self._settings.batch_size)
+        most = fixed_batch(self._settings.batch_size) if self._models else _CHECKED  # `auto` is found for models alone
         masks = table["subject_mask"]
 
         def prepare(row: int, data: bytes) -> _Prepared:
