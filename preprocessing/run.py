@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["InProcess", "OnRay", "StageResult", "check_stage", "run_stage"]
 
 logger = logging.getLogger(__name__)
+_MANIFESTS = 16  # that are read at a time, at least
 _HOPELESS = 1000  # rows: where so many came in and all are quarantined, something is wrong with the whole
 
 
@@ -211,33 +213,43 @@ def _run_units(
     job: StageJob, todo: Sequence[Unit], directory: StageDirectory, plan: Plan, executor: Executor, progress: Progress
 ) -> tuple[Counts, list[float]]:
     """Run the planned units; returns the counts of all units, and when each one ended (first: when the work began)."""
-    total = _counts_before(directory, plan)
+    earlier = _counts_before(directory, plan, len(todo))
     execution = job.settings.execution
-    units, done = len(plan.done) + len(todo), len(plan.done)
+    units, counted, total = len(plan.done) + len(todo), 0, Counts()
     ends = [time.monotonic()]
     for counts in run_shared(job, todo, directory, executor):
         ends.append(time.monotonic())
-        total.add(counts)
         progress.unit_done(counts)
-        done += 1
-        _check_errors(total, total.rows_in * units / done, execution, directory)
+        for number, some in ((1, counts), *itertools.islice(earlier, 1)):
+            total.add(some)
+            counted += number
+        _check_errors(total, total.rows_in * units / counted, execution, directory)
     here = len(ends) - 1
     if here < len(todo):
         logger.info("%s: %d units were done here, %d by other clients", job.name, here, len(todo) - here)
         total = directory.counts([*plan.done, *manifests_of(todo, directory)])
+    else:
+        for _, some in earlier:
+            total.add(some)
     _check_errors(total, total.rows_in, execution, directory)
     return total, ends
 
 
-def _counts_before(directory: StageDirectory, plan: Plan) -> Counts:
-    """The counts of the units that are done. Where that is all of them the report has them: to read a million manifests takes
-    half an hour."""
+def _counts_before(directory: StageDirectory, plan: Plan, pieces: int) -> Iterator[tuple[int, Counts]]:
+    """The counts of the units that are done, some units at a time, and how many. Where all are done the report has them.
+
+    To read a million manifests takes half an hour: a run reads a piece after each of its units, while workers go on.
+    """
     uri = storage.join(directory.uri, "report.json")
     if not plan.todo and not plan.gone and directory.store.exists(uri):
         report = read_json(uri, directory.store)
         if report["units"] == len(plan.done):
-            return Counts.from_dict(report)
-    return directory.counts(plan.done)
+            yield len(plan.done), Counts.from_dict(report)
+            return
+    size = max(_MANIFESTS, math.ceil(len(plan.done) / max(1, pieces)))
+    for start in range(0, len(plan.done), size):
+        some = plan.done[start : start + size]
+        yield len(some), directory.counts(some)
 
 
 def _check_errors(total: Counts, expected: float, execution: ExecutionSettings, directory: StageDirectory) -> None:

@@ -183,8 +183,12 @@ def identity_of(*parts: str | int | Sequence[Any]) -> str:
 
 
 def unit_name(file: str) -> str:
-    """A unit's name from its file's name: only plain characters, not too many; where that changes it, a hash is added."""
-    stem = posixpath.splitext(file)[0]
+    """A unit's name from its file's name: only plain characters, not too many; where that changes it, a hash is added.
+
+    The usual extensions are left out, and no other one: `0.tgz` may lie beside `0.tar`.
+    """
+    stem, extension = posixpath.splitext(file)
+    stem = stem if extension in (".tar", ".parquet") else file
     plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", stem).strip("-.")
     unchanged = plain == stem and len(plain) <= _LONGEST_NAME
     return plain if unchanged else f"{plain[:_LONGEST_NAME]}-{identity_of(file)[:8]}"

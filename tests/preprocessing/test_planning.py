@@ -212,6 +212,30 @@ def test_a_stop_at_any_write_leaves_what_a_rerun_completes(tmp_path: Path, monke
         assert snapshot(again.directory) == expected, f"stopped at write {stop}"
 
 
+def test_a_run_that_goes_on_does_not_wait_for_the_manifests_of_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "src", 5, 1)
+    whole = run(INGEST, tmp_path / "src", tmp_path / "whole")
+    run_stage(INGEST, str(tmp_path / "src"), str(tmp_path / "out"), SMALL, executor=InProcess(), limit=3)
+    events: list[str] = []
+    read, commit = StageDirectory._counts_in, StageDirectory.commit
+
+    def reading(self: StageDirectory, manifest: str) -> Counts:
+        events.append("read")
+        return read(self, manifest)
+
+    def committing(self: StageDirectory, unit: Unit, sealed: SealedUnit) -> None:
+        events.append("commit")
+        commit(self, unit, sealed)
+
+    monkeypatch.setattr("realcustom.preprocessing.run._MANIFESTS", 1)
+    monkeypatch.setattr(StageDirectory, "_counts_in", reading)
+    monkeypatch.setattr(StageDirectory, "commit", committing)
+    again = run(INGEST, tmp_path / "src", tmp_path / "out")
+    assert events == ["commit", "read", "read", "commit", "read"] and again.report == whole.report
+
+
 def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_shards(tmp_path / "src", 1, 1)
@@ -286,6 +310,7 @@ def test_an_unforeseen_error_names_the_row(tmp_path: Path, monkeypatch: pytest.M
 
 def test_unit_names_are_plain_and_differ() -> None:
     names = [unit_name(name) for name in ("a/b.tar", "a-b.tar", "a b.tar", "shard-00001.tar", "ü.tar", "..tar")]
+    names += [unit_name(name) for name in ("0.tar", "0.tgz", "0.tar.gz", "0.csv", "0.jsonl", "0.TAR")]
     assert names[3] == "shard-00001" and len(set(names)) == len(names)
     assert all(name and "/" not in name and " " not in name and not name.startswith(".") for name in names)
 
