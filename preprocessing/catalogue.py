@@ -54,7 +54,7 @@ def _check_tables(job: StageJob, source: StageInput) -> None:
 INGEST = Stage(
     name="ingest",
     help="Read a source: each picture decoded, sized, hashed and named; unusable ones excluded with the reason.",
-    version=7,
+    version=8,
     load=_load_ingest,
     open_source=open_corpus,
     describe=_describe_ingest,
@@ -137,7 +137,7 @@ def _find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepa
 SELECT = Stage(
     name="select",
     help="Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again as often as needed.",
-    version=5,
+    version=6,
     load=_load_select,
     reads=("score",),
     needs=(*tables.HASHED, *tables.SCORE_FIELDS),
@@ -250,7 +250,7 @@ def _find_views(job: StageJob, source: StageInput, executor: Executor) -> Prepar
 VIEWS = Stage(
     name="views",
     help="Link each record with those that show its subject in other pictures, by an image encoder. No row leaves.",
-    version=2,
+    version=3,
     load=_load_views,
     reads=("subjects",),
     needs=tuple(record.SCHEMA),

@@ -13,6 +13,10 @@ class NothingKept(UsageError):
     """A stage kept no row, and the stages after it have nothing to read."""
 
 
+class DamagedFile(UsageError):
+    """A file is damaged, and its rows would be missing without a word."""
+
+
 class DataFault(enum.Enum):
     """Why a row is quarantined: its data cannot be used."""
 

@@ -17,7 +17,7 @@ from realcustom import record, storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.hashes import COLOR_SIDE, LONG_BYTES, SHORT_BYTES, VIEWS
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 # A picture and its caption, one row each. Names shared with the training record mean the same there.
 INGESTED = pa.schema(
@@ -217,7 +217,8 @@ def read_schema(uri: str) -> pa.Schema:
 
 
 def first_schema(files: Sequence[FileEntry], store: Store) -> tuple[FileEntry, pa.Schema]:
-    """The first Parquet file whose footer can be read, and its schema. A torn one is reported where it is read.
+    """The first Parquet file whose footer can be read, and its schema. A torn one, and one that may not be read, is reported
+    where it is read.
 
     Raises:
         UsageError: none of them can be read.
@@ -226,7 +227,7 @@ def first_schema(files: Sequence[FileEntry], store: Store) -> tuple[FileEntry, p
     for entry in files:
         try:
             return entry, store.call(read_schema, entry.uri)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, *OF_ONE_FILE) as error:
             reason = reason or f"{entry.name}: {error}"
     raise UsageError(f"none of {len(files)} .parquet files can be read as such; {reason}")
 

@@ -92,6 +92,13 @@ class StorageRefused(UsageError):
     """A storage refuses an operation, and a retry did not or would not help."""
 
 
+class AccessDenied(StorageRefused):
+    """The storage answers, and does not let us read, write or list what was asked for."""
+
+
+OF_ONE_FILE = (MissingFile, AccessDenied)  # errors of a file whose storage answers: others may be readable
+
+
 class Store:
     """Files on a disk or an object store, by path or URI.
 
@@ -187,7 +194,8 @@ def is_transient(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def refusals(doing: str, uri: str) -> Iterator[None]:
-    """A context in which an error of the storage becomes a StorageRefused that says what failed, where and why.
+    """A context in which an error of the storage becomes a StorageRefused that says what failed, where and why: an AccessDenied
+    where we have no right to it.
 
     A missing file becomes a MissingFile; unknown errors pass unchanged.
     """
@@ -201,7 +209,8 @@ def refusals(doing: str, uri: str) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        raise StorageRefused(f"cannot {doing} {uri}: {reason}") from error
+        kind = AccessDenied if isinstance(error, PermissionError) or reason.startswith(_DENIED) else StorageRefused
+        raise kind(f"cannot {doing} {uri}: {reason}") from error
 
 
 def check_readable(uri: str) -> None:

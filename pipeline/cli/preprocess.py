@@ -40,7 +40,7 @@ Output = Annotated[
 class SourceOptions:
     """How a source is read: options for settings of `ingest`."""
 
-    metadata: Annotated[str | None, typer.Option(metavar="CSV", help="Table that describes a folder's pictures.")] = (
+    metadata: Annotated[str | None, typer.Option(metavar="TABLE", help="Table that describes a folder's pictures.")] = (
         None
     )
     join: Annotated[
@@ -49,7 +49,7 @@ class SourceOptions:
     ] = None
     caption_template: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help='As "a photo of a {class}": columns of the CSV, or a PART.'),
+        typer.Option(metavar="TEXT", help='As "a photo of a {class}": columns of the table, or a PART.'),
     ] = None
 
     def settings(self) -> Mapping[str, Any]:

@@ -9,27 +9,28 @@ from __future__ import annotations
 import functools
 import json
 import posixpath
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
-from realcustom.errors import UsageError
-from realcustom.preprocessing import tables
-from realcustom.preprocessing.errors import DataError
+from realcustom.errors import MissingFile, UsageError
+from realcustom.preprocessing.errors import DamagedFile, DataError
 from realcustom.preprocessing.ingest import text_table
+from realcustom.preprocessing.ingest.any_table import PARQUET, columns_of, rows_of
 from realcustom.preprocessing.ingest.columns import CAPTIONS, FILES, TURNS, find_column, texts_of
 from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.preprocessing.ingest.listing import FIRST, shown
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import StorageRefused, Store
 
 _NAME = "metadata"  # of imagefolder's tables: one that cannot be read is an error, another is no table of captions
 _MOST_JSON = 64  # .json files that are looked into: more are no tables of captions
-_WITHOUT_PICTURE = "table_rows_without_picture"
+
+# Of a document that is no JSON: the key of a file or of a caption.
+_LIKE_CAPTIONS = re.compile(f'"(?:{"|".join(dict.fromkeys((*FILES, *CAPTIONS, TURNS)))})"\\s*:'.encode())
 
 _Row = tuple[Any, Any]  # name or names of files, caption or captions
 
@@ -49,9 +50,12 @@ class CaptionTables:
         if not self.files:
             return {}
         found: dict[str, Any] = {"caption_tables": [shown(entry.name) for entry in self.files]}
-        if self.without_picture:
-            found[_WITHOUT_PICTURE] = {"rows": self.without_picture, "first": self.first}
-        return found
+        return found | rows_without_picture(self.without_picture, self.first)
+
+
+def rows_without_picture(rows: int, first: Sequence[str]) -> dict[str, Any]:
+    """What report.json says of a table's rows about no picture that is there, with the first of their names."""
+    return {"table_rows_without_picture": {"rows": rows, "first": list(first)}} if rows else {}
 
 
 def read_caption_tables(
@@ -60,13 +64,13 @@ def read_caption_tables(
     """The tables of captions among `entries`, and what they say of the pictures.
 
     Raises:
-        UsageError: two tables give a picture different captions, a row's name is that of two pictures, or a table
-            cannot be read.
+        UsageError: two tables give a picture different captions, a row's name is that of two pictures, a table cannot be
+            read, or `ingest.columns` is about none.
     """
     found = CaptionTables()
     places = _Places(pictures)
     for entry in _candidates(entries):
-        rows = _rows_of(entry, settings, store)
+        rows = _rows_of(entry, places, settings, store)
         if rows is None:
             continue
         found.files.append(entry)
@@ -79,6 +83,11 @@ def read_caption_tables(
                     f"{found.said_by[picture]} and {entry.name} give {picture} different captions: remove one of them"
                 )
             found.said_by.setdefault(picture, entry.name)
+    if settings.columns and not any(plain_name(entry.name).endswith(text_table.WITH_COLUMNS) for entry in found.files):
+        raise UsageError(
+            f"ingest.columns={list(settings.columns)} names the columns of no .csv or .tsv of captions among the files: "
+            f"one is {FILES[0]}, another {settings.caption_column or CAPTIONS[0]}"
+        )
     return found
 
 
@@ -156,27 +165,34 @@ class _Places:
 
 
 def _candidates(entries: Iterable[FileEntry]) -> list[FileEntry]:
-    kinds = (*text_table.TABLES, ".parquet")
+    kinds = (*text_table.TABLES, PARQUET)
     listed = list(entries)
     documents = [entry for entry in listed if plain_name(entry.name).endswith(".json")]
     return [entry for entry in listed if plain_name(entry.name).endswith(kinds)] + documents[:_MOST_JSON]
 
 
-def _rows_of(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:
-    """The rows of a table of captions; None: it is none."""
+def _rows_of(entry: FileEntry, places: _Places, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:
+    """The rows of a table of captions; None: it is none.
+
+    Raises UsageError where the storage refuses it, where it is damaged, and where what names its columns is a row.
+    """
     name = plain_name(entry.name)
     try:
         if name.endswith(".json"):
             return _of_json(entry, settings, store)
-        if name.endswith(".parquet"):
-            return _of_parquet(entry, settings, store)
-        columns = text_table.read_header(entry.uri, store, ())
+        columns = columns_of(entry.uri, store, settings.columns)
+    except (StorageRefused, MissingFile, DamagedFile):
+        raise
     except UsageError:
         if posixpath.splitext(posixpath.basename(name))[0] == _NAME:
             raise
         return None
     known = _known(columns, settings)
-    return None if known is None else _of_text(entry, *known, store)
+    if known is None:
+        _refuse_rows(columns, entry, places)
+        return None
+    file, caption = known
+    return ((row[file], row[caption]) for row in rows_of(entry.uri, store, settings.columns, known))
 
 
 def _known(columns: Iterable[str], settings: IngestSettings) -> tuple[str, str] | None:
@@ -187,45 +203,35 @@ def _known(columns: Iterable[str], settings: IngestSettings) -> tuple[str, str] 
     return (file, caption) if file is not None and caption is not None else None
 
 
-def _of_text(entry: FileEntry, file: str, caption: str, store: Store) -> Iterator[_Row]:
-    for number, row in enumerate(text_table.read_rows(entry.uri, store, ()), start=1):
-        if isinstance(row, DataError):
-            raise UsageError(f"{entry.name}: row {number} has {row.message}")
-        yield _checked(row.get(file), row.get(caption), entry.name, number)
-
-
-def _checked(file: Any, caption: Any, table: str, number: int) -> _Row:
-    for value in (file, caption):
-        if isinstance(value, str) and shown(value) != value:
-            raise UsageError(f"{table}: row {number} is not UTF-8; save the table as UTF-8")
-    return file, caption
-
-
-def _of_parquet(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:
-    try:
-        schema = store.call(tables.read_schema, entry.uri)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{entry.name} is not a readable Parquet file: {error}") from error
-    known = _known(schema.names, settings)
-    if known is None:
-        return None
-    table = store.call(lambda uri: tables.read_columns(uri, list(known)), entry.uri)
-    return zip(table[known[0]].to_pylist(), table[known[1]].to_pylist(), strict=True)
+def _refuse_rows(columns: Sequence[str], entry: FileEntry, places: _Places) -> None:
+    """Refuse a table without a header line: the first line, which should name its columns, names a picture."""
+    named = next((value for value in columns if value.strip() and places.find(value, entry.name) is not None), None)
+    if named is not None:
+        names = ", ".join("file_name" if value == named else "caption" for value in columns)
+        raise UsageError(
+            f"{entry.name} has no header line, for its first line names the picture {named}: name its {len(columns)} "
+            f"columns, as in --set 'preprocess.ingest.columns=[{names}]'"
+        )
 
 
 def _of_json(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:
+    data = store.read(entry.uri)
     try:
-        found = json.loads(store.read(entry.uri))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{entry.name} is not JSON: {error}") from error
+        kind = DamagedFile if _LIKE_CAPTIONS.search(data) else UsageError
+        raise kind(f"{entry.name} is not JSON, and may hold captions: repair it or take it away ({error})") from error
     if isinstance(found, dict):
         return _of_coco(found)
-    rows = [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
-    known = _known(rows[0], settings) if rows else None
+    rows: list[Any] = found if isinstance(found, list) else []
+    known = _known(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row), settings)
     if known is None:
         return None
     file, caption = known
-    return ((row.get(file), row.get(caption)) for row in rows)
+    return (
+        (row.get(file), row.get(caption)) if isinstance(row, Mapping) else (f"({type(row).__name__}, no object)", None)
+        for row in rows
+    )
 
 
 def _of_coco(found: Mapping[str, Any]) -> Iterator[_Row] | None:
@@ -233,8 +239,10 @@ def _of_coco(found: Mapping[str, Any]) -> Iterator[_Row] | None:
     try:
         captions: dict[Any, list[Any]] = {image["id"]: [] for image in found["images"]}
         for said in found["annotations"]:
-            captions.setdefault(said["image_id"], []).append(said["caption"])
+            captions.setdefault(said["image_id"], []).append(said.get("caption"))
         names = {image["id"]: image["file_name"] for image in found["images"]}
-    except (KeyError, TypeError):  # another document
+    except (AttributeError, KeyError, TypeError):  # another document
+        return None
+    if not any(text is not None for texts in captions.values() for text in texts):  # one of boxes
         return None
     return ((names.get(number, f"image {number}"), texts) for number, texts in captions.items())

@@ -30,7 +30,7 @@ def parse_join(text: str) -> Join:
     if not equals or part not in PARTS or not column:
         raise UsageError(
             f"ingest.join is PART=COLUMN, PART one of {', '.join(PARTS)} of the picture's name and COLUMN one of the "
-            f"CSV's (for example folder=subject); got {text!r}"
+            f"table's (for example folder=subject); got {text!r}"
         )
     return Join(part=part, column=column)
 

@@ -7,7 +7,9 @@ import functools
 import gzip
 import io
 import lzma
+import os
 import tempfile
+import threading
 import weakref
 import zlib
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from realcustom.retry import RetrySettings
 from realcustom.store import Store
 
 _PIECE = 2**20  # bytes that are unpacked at a time
+_UNPACKING = threading.Lock()  # of a worker's threads, which want the same file, one unpacks it
 _SHORT = {".tgz": ".tar.gz", ".tbz": ".tar.bz2", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 
 
@@ -52,7 +55,7 @@ class Bytes(io.RawIOBase):
 
 
 class Unpacked:
-    """The content of a compressed file."""
+    """The content of a compressed file. Several threads may read it at once."""
 
     def __init__(self, file: File, codec: str):
         self._temporary = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
@@ -69,11 +72,11 @@ class Unpacked:
                 raise
             self.damage = f"the compressed data are damaged ({error})"
         self.size = self._temporary.tell()
+        self._temporary.flush()
 
     def read(self, offset: int, count: int) -> bytes:
         """As File has it."""
-        self._temporary.seek(offset)
-        return self._temporary.read(count)
+        return os.pread(self._temporary.fileno(), count, offset)  # at no position that threads would share
 
 
 _CODECS: dict[str, Callable[[io.BufferedReader], IO[bytes] | Any]] = {
@@ -102,7 +105,10 @@ def is_compressed(name: str) -> bool:
 
 def open_plain(uri: str, store: Store, chunk: int) -> File:
     """A file, of a compressed one its content, which a worker keeps for the units after this one."""
-    return _kept(uri, store.size(uri), store.retries) if is_compressed(uri) else store.open(uri, chunk)
+    if not is_compressed(uri):
+        return store.open(uri, chunk)
+    with _UNPACKING:
+        return _kept(uri, store.size(uri), store.retries)
 
 
 @functools.lru_cache(maxsize=2)

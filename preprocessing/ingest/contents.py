@@ -18,7 +18,7 @@ from realcustom.preprocessing.ingest.text_table import LIST, TABLES
 from realcustom.preprocessing.pictures import EXTENSIONS
 from realcustom.preprocessing.settings import IngestSettings, SourceKind
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 _STATS = "_stats.json"  # of img2dataset, beside each shard
 _LINE = 4096  # bytes of a file's first line that are looked at
@@ -33,6 +33,7 @@ class Contents:
     sheets: list[FileEntry] = field(default_factory=list)  # tables in text files
     pictures: Entries  # so many that no list is made of them
     others: list[FileEntry] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)  # names of those that were looked into and may not be read
 
     @classmethod
     def of(cls, entries: Entries) -> Contents:
@@ -92,7 +93,7 @@ def _named(kind: SourceKind, found: Contents, store: Store) -> Source:
     if kind is SourceKind.URLS:
         return Source(kind=kind, files=[*found.parquet, *found.sheets] or _lists(found.others, store))
     folders = {posixpath.dirname(entry.name) for entry in found.pictures} if found.parquet or found.others else set()
-    pictures = found.pictures or pictures_among(found.others, store)
+    pictures = found.pictures or pictures_among(found.others, store, found.refused)
     return Source(kind=kind, files=pictures, beside=_written_with(folders, found))
 
 
@@ -149,6 +150,11 @@ def _stem(entry: FileEntry) -> str:
 def _lists(others: Iterable[FileEntry], store: Store) -> list[FileEntry]:
     """The .txt files that are lists of URLs: those whose first line holds one."""
     texts = [entry for entry in others if plain_name(entry.name).endswith(LIST) and entry.size]
-    return [
-        entry for entry in texts if b"://" in open_plain(entry.uri, store, _LINE).read(0, _LINE).partition(b"\n")[0]
-    ]
+
+    def holds_url(entry: FileEntry) -> bool:
+        try:
+            return b"://" in open_plain(entry.uri, store, _LINE).read(0, _LINE).partition(b"\n")[0]
+        except OF_ONE_FILE:
+            return False
+
+    return [entry for entry in texts if holds_url(entry)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,25 +19,28 @@ from realcustom.preprocessing.engine.stage import StageInput
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
 from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_caption_tables
 from realcustom.preprocessing.ingest.columns import by_rule
+from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.preprocessing.ingest.contents import Contents, Source, find_source
 from realcustom.preprocessing.ingest.folder import sidecar_name, sidecar_names
 from realcustom.preprocessing.ingest.listing import (
     UNNAMED,
+    UNREADABLE,
     NotRead,
     is_addressable,
     kind_of,
     list_corpus,
     pictures_among,
 )
-from realcustom.preprocessing.ingest.metadata import Describe, Described, describer
+from realcustom.preprocessing.ingest.metadata import Describe, Described, JoinedTable, describer
 from realcustom.preprocessing.ingest.parquet import check_source_table, table_units
 from realcustom.preprocessing.ingest.picture_units import picture_units
 from realcustom.preprocessing.ingest.sample import is_text
+from realcustom.preprocessing.ingest.text_table import WITH_COLUMNS
 from realcustom.preprocessing.ingest.url_units import url_units
 from realcustom.preprocessing.inputs import file_unit, sorted_units
 from realcustom.preprocessing.settings import IngestSettings, PreprocessSettings, SourceKind
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,8 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
     unreadable = next((entry.name for entry in source.files if not is_text(entry.name)), None)
     if unreadable is not None:
         raise UsageError(f"the name of {unreadable!a} in {uri} is not UTF-8: rename it")
-    account = _account(contents.all(), len(source.files), (*source.files, *source.beside), not_read)
+    own = (*source.files, *source.beside)
+    account = _account(contents.all(), len(source.files), own, contents.refused, not_read)
     if source.kind is SourceKind.URLS:
         return url_units(source.files, settings, store), account
     if source.kind is SourceKind.PARQUET:
@@ -90,11 +94,30 @@ def _check_settings(uri: str, source: Source, settings: IngestSettings) -> None:
         raise UsageError(
             f"ingest.{given[0]} describes the pictures of a folder, and {uri} is read as {source.kind.value}"
         )
+    without_other = source.kind in (SourceKind.WEBDATASET, SourceKind.PICTURES)
+    if settings.keep_columns is not None and without_other:
+        raise UsageError(
+            f"ingest.keep_columns is about a table's other columns, and {uri} is read as {source.kind.value}: it has none"
+        )
+    if settings.columns and not _has_columns(source, settings):
+        raise UsageError(
+            f"ingest.columns names the columns of a .csv, .tsv or .txt without a header line, and {uri} is read as "
+            f"{source.kind.value}{', with a template' if settings.caption_template else ''}: there is none"
+        )
     members = [name for name in ("image_member", "caption_member") if getattr(settings, name)]
     if members and source.kind is not SourceKind.WEBDATASET:
         raise UsageError(
             f"ingest.{members[0]} is about the members of tar shards, and {uri} is read as {source.kind.value}"
         )
+
+
+def _has_columns(source: Source, settings: IngestSettings) -> bool:
+    """Whether there can be a table whose columns `ingest.columns` names."""
+    if source.kind is SourceKind.PICTURES:  # by a table beside them, which is looked for
+        named = settings.metadata
+        return plain_name(named).endswith(WITH_COLUMNS) if named is not None else settings.caption_template is None
+    tables_of_urls = source.files if source.kind is SourceKind.URLS else ()
+    return any(plain_name(entry.name).endswith(WITH_COLUMNS) for entry in tables_of_urls)
 
 
 def _without_stages(entries: Entries) -> Entries:
@@ -117,13 +140,19 @@ def _addressable(entries: Sequence[FileEntry], not_read: NotRead) -> list[FileEn
 
 
 def _account(
-    entries: Iterable[FileEntry], read: int, own: Iterable[FileEntry], not_read: NotRead, more: int = 0
+    entries: Iterable[FileEntry],
+    read: int,
+    own: Iterable[FileEntry],
+    refused: Collection[str],
+    not_read: NotRead,
+    more: int = 0,
 ) -> dict[str, Any]:
     """What report.json says of the files: those that are read, those that belong to them, and all others by kind.
 
     Args:
         read: number of files that are read.
         own: those of `entries` that are read or belong to one that is; `more` of the latter are not among `entries`.
+        refused: names of those that may not be read.
     """
     names = {entry.name for entry in own}
     known = 0
@@ -131,7 +160,7 @@ def _account(
         if entry.name in names:
             known += 1
         else:
-            not_read.add(kind_of(entry.name), entry.name)
+            not_read.add(UNREADABLE if entry.name in refused else kind_of(entry.name), entry.name)
     return {"files": {"read": read, "beside": known + more - read}, "not_read": not_read.to_dict()}
 
 
@@ -147,7 +176,8 @@ def _folder(
     found = {entry.name for entry in (*source.beside, *([] if contents.pictures else source.files))}
     left = [entry for entry in others if entry.name not in found]
     sidecars = {sidecar_name(entry.name, settings): entry for entry in left if sidecar_name(entry.name, settings)}
-    more = pictures_among((entry for entry in left if not sidecar_name(entry.name, settings)), store)
+    unknown = (entry for entry in left if not sidecar_name(entry.name, settings))
+    more = pictures_among(unknown, store, contents.refused)
     pictures: Sequence[FileEntry] = contents.pictures.with_more(more)
     if not contents.pictures:
         pictures = sorted([*source.files, *more], key=lambda entry: entry.name)
@@ -173,8 +203,9 @@ def _folder(
         )
     units = list(picture_units(pictures, beside, describe, settings.unit_size))
     own += [] if contents.pictures else source.files
-    account = _account(others, len(pictures), own, not_read, more=len(contents.pictures))
-    return units, {**account, **captions.account()}
+    account = _account(others, len(pictures), own, contents.refused, not_read, more=len(contents.pictures))
+    said = describe.account() if isinstance(describe, JoinedTable) else captions.account()
+    return units, {**account, **said}
 
 
 def _beside(
@@ -210,7 +241,7 @@ def check_tables(units: Sequence[Unit], settings: IngestSettings, store: Store) 
         file = unit.files[0]
         try:
             schema = store.call(tables.read_schema, file.uri)
-        except pa.ArrowInvalid:  # reported where it is read
+        except (pa.ArrowInvalid, *OF_ONE_FILE):  # reported where it is read
             return
         check_source_table(schema, settings, file.name)
 

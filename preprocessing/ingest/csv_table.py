@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from realcustom.errors import UsageError
-from realcustom.preprocessing.errors import DataError, DataFault
-from realcustom.preprocessing.ingest.compressed import Bytes, open_plain
+from realcustom.preprocessing.errors import DamagedFile, DataError, DataFault
+from realcustom.preprocessing.ingest.compressed import Bytes, Unpacked, open_plain
 from realcustom.store import Store
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
@@ -143,6 +143,8 @@ class Lines:
         if byte_range is not None:
             chunk = min(chunk, byte_range[1] - byte_range[0])
         file = open_plain(uri, store, chunk)
+        if isinstance(file, Unpacked) and file.damage:
+            raise DamagedFile(f"{uri} ends early, {file.damage}: its rows would be missing; get the file again")
         self.is_empty = file.size == 0
         raw = Bytes(file, *(byte_range or (0, file.size)))
         buffered = io.BufferedReader(raw, _BUFFER)
@@ -158,7 +160,10 @@ class Lines:
         if not line:
             raise StopIteration
         if len(line) == _FIELD_LIMIT:
-            raise UsageError(f"{self._uri} is not a readable CSV: a line of more than {_FIELD_LIMIT} characters")
+            raise UsageError(
+                f"{self._uri} has a line of more than {_FIELD_LIMIT} characters, and none is read whole: give the table as "
+                f"Parquet, or each of very many captions a row of its own"
+            )
         begins, self.position = self.position == 0, self.position + len(line.encode("utf-8", "surrogateescape"))
         return line.removeprefix("\ufeff") if begins else line
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from realcustom.errors import MissingFile
 from realcustom.preprocessing.engine.unit import InputFile, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
 from realcustom.preprocessing.ingest.columns import by_rule
@@ -14,6 +13,7 @@ from realcustom.preprocessing.ingest.sample import (
     Entry,
     Sample,
     beside,
+    file_faults,
     is_text,
     too_large,
     unreadable_name,
@@ -21,10 +21,9 @@ from realcustom.preprocessing.ingest.sample import (
 )
 from realcustom.preprocessing.pictures import FIRST_BYTES, UNDECODED_EXTENSIONS, is_decoded, looks_like_picture
 from realcustom.preprocessing.settings import IngestSettings
-from realcustom.store import StorageRefused, Store
+from realcustom.store import Store
 
 JSON = "json"
-SIDECARS = (".txt", ".json")  # of a picture in a folder of evaluation
 UNLISTED = "not_in_metadata"
 
 
@@ -94,11 +93,5 @@ def _kind(sidecar: InputFile) -> str:
 
 def _read(file: InputFile, store: Store) -> bytes:
     """A file's bytes. Raises DataError where this one cannot be read, though its storage can."""
-    try:
+    with file_faults(file.name):
         return store.read(file.uri)
-    except MissingFile as error:
-        raise DataError(DataFault.UNREADABLE_FILE, f"{file.name} was removed after it was listed") from error
-    except StorageRefused as error:
-        if isinstance(error.__cause__, PermissionError):
-            raise DataError(DataFault.UNREADABLE_FILE, f"{file.name}: no permission to read it") from error
-        raise

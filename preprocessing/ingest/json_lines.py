@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,15 @@ from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.preprocessing.ingest.csv_table import Lines, pieces_of
 from realcustom.store import Store
 
+_FIRST = 1000  # lines that are looked at for the columns
+
 
 def read_header(uri: str, store: Store) -> list[str]:
-    """The keys of the first object. Raises UsageError if the first line is none."""
-    first = next(read_rows(uri, store), None)
-    if not isinstance(first, dict):
-        raise UsageError(f"{uri} is not a table of JSON lines: its first line is no JSON object")
-    return list(first)
+    """The keys of the first objects, which need not have all of them. Raises UsageError if no line is one."""
+    first = [row for row in itertools.islice(read_rows(uri, store), _FIRST) if isinstance(row, dict)]
+    if not first:
+        raise UsageError(f"{uri} is not a table of JSON lines: none of its first {_FIRST} lines is a JSON object")
+    return list(dict.fromkeys(key for row in first for key in row))
 
 
 def read_rows(

@@ -21,18 +21,19 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.inputs import files_of
 from realcustom.preprocessing.pictures import EXTENSIONS, FIRST_BYTES, UNDECODED_EXTENSIONS, looks_like_picture
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 FIRST = 10  # names that are kept of what is counted
 _SYSTEM_FOLDERS = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-HIDDEN, SYSTEM, LINK, DANGLING, SPECIAL, UNNAMED = (
+HIDDEN, SYSTEM, LINK, DANGLING, SPECIAL, UNNAMED, UNREADABLE = (
     "hidden",
     "system",
     "link",
     "dangling link",
     "no file",
     "unreadable name",
+    "unreadable",
 )
 # Files that are no pictures whatever their number: they are not opened to look at their first bytes.
 _NO_PICTURES = (
@@ -116,8 +117,8 @@ class _Walk:
             name = prefix + item.name
             hidden = hidden_kind(item.name)
             if hidden and item.is_dir(follow_symlinks=False):
-                for _ in _files_below(item.path):
-                    self._not_read.add(hidden, name + "/")
+                for path in _files_below(item.path):
+                    self._not_read.add(hidden, name + path.removeprefix(item.path))
             elif hidden:
                 self._not_read.add(hidden, name)
             elif item.is_symlink():
@@ -138,12 +139,14 @@ class _Walk:
             self._not_read.add(DANGLING, name)
         elif self._is_listed(target) or self._root.startswith(target.rstrip(os.sep) + os.sep):
             self._not_read.add(LINK, name)
+        elif os.path.isdir(target):
+            self._followed.add(target)
+            yield from self._below(target, name + "/")
+        elif not os.path.isfile(target):
+            self._not_read.add(SPECIAL, name)
         else:
             self._followed.add(target)
-            if os.path.isdir(target):
-                yield from self._below(target, name + "/")
-            else:
-                yield _entry(name, path, os.stat(path))
+            yield _entry(name, path, os.stat(path))
 
     def _is_listed(self, target: str) -> bool:
         """Whether what a link leads to is listed by another way."""
@@ -170,14 +173,19 @@ def kind_of(name: str) -> str:
     return f".{extension_of(name)}" if extension_of(name) else "no extension"
 
 
-def pictures_among(entries: Iterable[FileEntry], store: Store) -> list[FileEntry]:
-    """Those that are pictures by their first bytes; a file whose extension says that it is none is not opened."""
+def pictures_among(entries: Iterable[FileEntry], store: Store, refused: set[str]) -> list[FileEntry]:
+    """Those that are pictures by their first bytes; a file whose extension says that it is none is not opened. The names of files
+    that are gone or may not be read are added to `refused`."""
     candidates = [entry for entry in entries if extension_of(entry.name) not in _NO_PICTURES and entry.size]
 
     def look(entry: FileEntry) -> bool:
         if not is_addressable(entry.name):
             return False
-        return looks_like_picture(store.open(entry.uri, FIRST_BYTES).read(0, FIRST_BYTES))
+        try:
+            return looks_like_picture(store.open(entry.uri, FIRST_BYTES).read(0, FIRST_BYTES))
+        except OF_ONE_FILE:
+            refused.add(entry.name)
+            return False
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         return [entry for entry, found in zip(candidates, pool.map(look, candidates), strict=True) if found]
@@ -216,8 +224,9 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _files_below(folder: str) -> Iterator[str]:
-    for _, _, names in os.walk(folder):
-        yield from names
+    for top, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(top, name) for name in sorted(names))
 
 
 def _entry(name: str, path: str, stat: os.stat_result) -> FileEntry:

@@ -21,7 +21,7 @@ from realcustom.preprocessing.ingest.table_rows import TableReader, is_text_type
 from realcustom.preprocessing.inputs import file_unit
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 UNIT_BYTES = 2**26  # bytes of a large table that make a unit; a worker takes some six times as many
 VIEW_GROUP = "view_group"  # column of any table: pictures of one group show the same subject
@@ -55,7 +55,7 @@ def table_units(entry: FileEntry, store: Store) -> list[Unit]:
         return [whole]
     try:
         rows = store.call(tables.read_footer, entry.uri).num_rows
-    except pa.ArrowInvalid:  # reported where it is read
+    except (pa.ArrowInvalid, *OF_ONE_FILE):  # reported where it is read
         return [whole]
     count = max(1, math.ceil(rows * UNIT_BYTES / entry.size))
     return [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from realcustom.errors import MissingFile
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.columns import captions_of
 from realcustom.preprocessing.settings import IngestSettings
+from realcustom.store import OF_ONE_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,7 @@ class Sample:
     view_group: str | None = None
     members: tuple[tuple[str, bytes | None], ...] | None = None  # as the column `members` holds them
     columns: str | None = None  # as the column of that name holds them
+    others: tuple[str, ...] = ()  # members that are pictures too, and of which none is read
 
 
 _KEYS = 10  # of a .json without a caption that are named
@@ -42,6 +47,18 @@ def unreadable_name() -> DataError:
     """The error of a file that no path can name, as an object store may hold."""
     message = "no path: an empty part, or one of dots, between slashes of its key; rename it"
     return DataError(DataFault.UNREADABLE_NAME, message)
+
+
+@contextlib.contextmanager
+def file_faults(name: str) -> Iterator[None]:
+    """A context in which it is the fault of one file that it is gone or may not be read: a DataError. Other errors of its
+    storage pass."""
+    try:
+        yield
+    except OF_ONE_FILE as error:
+        is_gone = isinstance(error, MissingFile)
+        message = f"{name} was removed after it was listed" if is_gone else f"{name}: no permission to read it"
+        raise DataError(DataFault.UNREADABLE_FILE, message) from error
 
 
 def text_of(data: bytes) -> str:

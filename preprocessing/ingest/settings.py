@@ -73,7 +73,7 @@ class IngestSettings:
     image_member: str | None = None
     caption_member: str | None = None  # and the member that is its caption; null: by caption_extensions, or the .json
     keep_columns: tuple[str, ...] | None = None  # other columns of a table that are kept; null: all
-    metadata: str | None = None  # CSV that describes a folder's pictures: path or URI; null: tables beside them do
+    metadata: str | None = None  # table that describes a folder's pictures: path or URI; null: tables beside them do
     join: str | None = None  # which row describes which picture: PART=COLUMN, PART one of folder, stem, file, path
     caption_template: str | None = (
         None  # "a photo of a {class}": columns of `metadata`, or a PART; null: caption_column
@@ -90,7 +90,7 @@ class IngestSettings:
         if (self.metadata is None) != (self.join is None):
             given, lacking = ("join", "metadata") if self.metadata is None else ("metadata", "join")
             raise UsageError(
-                f"ingest.{given} needs ingest.{lacking}: the CSV, and PART=COLUMN that says whose row is whose"
+                f"ingest.{given} needs ingest.{lacking}: the table, and PART=COLUMN that says whose row is whose"
             )
         if any(not name or name.startswith(".") or name != name.lower() for name in self.caption_extensions):
             raise UsageError(

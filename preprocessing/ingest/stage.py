@@ -24,6 +24,7 @@ from realcustom.record import picture_uid
 from realcustom.store import Store
 
 WITHOUT_CAPTION = "without_caption"
+WITH_ANOTHER = "with_another_picture"
 MOST_CAPTIONS = 1000  # of one picture that become rows
 SCHEMA = pa.schema([*tables.HASHED, tables.MEMBERS, tables.COLUMNS])
 
@@ -57,6 +58,8 @@ class Ingest:
         found = examine(sample.data, self._settings.max_pixels, draft_side=BASE_SIDE)
         for note in found.notes:
             notes[note].append(key)
+        if sample.others:
+            notes[WITH_ANOTHER].append(f"{key} (and .{', .'.join(sample.others)})")
         if not (sample.alt_text or "").strip():
             notes[WITHOUT_CAPTION].append(f"{key} (its .json has {sample.keys})" if sample.keys else key)
         members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None

@@ -17,7 +17,7 @@ from realcustom.preprocessing.ingest.table_rows import is_text_type
 from realcustom.preprocessing.pictures import looks_like_picture
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _first_text(entry: FileEntry, column: str, store: Store) -> str:
 
     try:
         return store.call(read, entry.uri)
-    except pa.ArrowInvalid:  # reported where it is read
+    except (pa.ArrowInvalid, *OF_ONE_FILE):  # reported where it is read
         return ""
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realcustom import storage
+from realcustom.errors import UsageError
 from realcustom.parquet import Fetched
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault
@@ -69,8 +70,11 @@ class TableReader:
 def _open(unit: Unit, store: Store) -> pq.ParquetFile:
     """The table: in memory where the unit is all of it, else its bytes fetched as they are needed."""
     uri = unit.files[0].uri
-    if unit.count is None:
-        return pq.ParquetFile(pa.BufferReader(store.read(uri)))
+    return pq.ParquetFile(pa.BufferReader(store.read(uri))) if unit.count is None else open_large(uri, store)
+
+
+def open_large(uri: str, store: Store) -> pq.ParquetFile:
+    """A table whose bytes are fetched as they are needed. Raises as TableReader.read."""
     # a page may hold a thousand pictures, and a Python file copies what it reads
     filesystem, path = storage.open_filesystem(uri)
     remote = storage.is_remote(uri)
@@ -111,7 +115,8 @@ def _batches(
 
 def require_data(error: Exception) -> None:
     """Raise the error again unless it is about the bytes: one of the disk or the store has a number or names that."""
-    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+    of_storage = isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error))
+    if of_storage or isinstance(error, UsageError):
         raise error
 
 

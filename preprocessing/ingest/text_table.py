@@ -11,8 +11,9 @@ from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.store import Store
 
 JSON_LINES = (".jsonl", ".ndjson")
-TABLES = (".csv", ".tsv", *JSON_LINES)
 LIST = ".txt"  # of URLs; a table if its first line holds one
+WITH_COLUMNS = (".csv", ".tsv", LIST)  # those whose columns a header line names, or a setting
+TABLES = (".csv", ".tsv", *JSON_LINES)
 
 
 def is_text_table(name: str) -> bool:

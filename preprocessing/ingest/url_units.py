@@ -15,7 +15,7 @@ from realcustom.preprocessing.ingest.text_table import cut_rows, is_text_table, 
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.preprocessing.tables import read_footer
 from realcustom.storage import FileEntry
-from realcustom.store import Store
+from realcustom.store import OF_ONE_FILE, Store
 
 _Piece = tuple[int, tuple[int, int] | None]  # number of rows; of a CSV the bytes that hold them
 
@@ -38,12 +38,10 @@ def _units(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator
     file = InputFile(name=entry.name, uri=entry.uri, size=entry.size)
     name = unit_name(entry.name)
     whole = Unit(name=name, identity="", kind=UnitKind.URLS, files=(file,))
-    pieces: list[_Piece] | None
-    if is_text_table(entry.name):
-        pieces = _text_pieces(entry, settings, store)
-    else:
-        pieces = _parquet_pieces(entry, settings, store)
-    if pieces is None:  # a torn table is one unit, whose only sample is a fault
+    try:
+        cut = _text_pieces if is_text_table(entry.name) else _parquet_pieces
+        pieces = cut(entry, settings, store)
+    except (pa.ArrowInvalid, *OF_ONE_FILE):  # a torn table is one unit, whose only sample is a fault
         yield replace(whole, identity=identity_of(entry.size, entry.version))
         return
     first = 0
@@ -67,11 +65,8 @@ def _text_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> li
     return list(cut_rows(entry.uri, store, settings.unit_size, settings.columns))
 
 
-def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece] | None:
-    try:
-        metadata = store.call(read_footer, entry.uri)
-    except pa.ArrowInvalid:
-        return None
+def _parquet_pieces(entry: FileEntry, settings: IngestSettings, store: Store) -> list[_Piece]:
+    metadata = store.call(read_footer, entry.uri)
     schema = metadata.schema.to_arrow_schema()
     if url_column(schema.names, settings) is None:
         require_column(schema.names, settings.url_column, "url_column", entry.name)

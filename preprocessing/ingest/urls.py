@@ -6,34 +6,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.download import download
 from realcustom.preprocessing.ingest.parquet import columns_read, sample_of
-from realcustom.preprocessing.ingest.sample import Entry, Sample, raw_bytes
-from realcustom.preprocessing.ingest.table_rows import plain_rows
+from realcustom.preprocessing.ingest.row_groups import row_group
+from realcustom.preprocessing.ingest.sample import Entry, Sample, file_faults, raw_bytes
+from realcustom.preprocessing.ingest.table_rows import open_large, plain_rows, require_data
 from realcustom.preprocessing.ingest.text_table import is_text_table, read_rows
 from realcustom.preprocessing.ingest.url_units import url_column
 from realcustom.preprocessing.settings import IngestSettings
-from realcustom.store import Store
+from realcustom.store import Store, refusals
 
 _Row = dict[str, Any]  # by column
-_BUFFER = 2**23  # bytes of a column that are fetched at a time
 
 
 def read_urls(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The unit's rows, fetched. The content of a URL may change with time; a row's key and place do not."""
     file = unit.files[0]
     if unit.count is None:
+        store.open(file.uri)  # which raises where it may not be read
         yield file.name, DataError(DataFault.TORN_TABLE, "not a readable Parquet file: its footer is damaged")
         return
     keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
     try:
-        rows = _table_rows(unit, settings, store)
+        with file_faults(file.name), refusals("read", file.uri):
+            rows = _table_rows(unit, settings, store)
     except DataError as why:
         yield from ((key, why) for key in keys)
         return
@@ -64,20 +64,10 @@ def _table_rows(unit: Unit, settings: IngestSettings, store: Store) -> list[_Row
             raise UsageError(f"{uri} was changed while it was read ({unit.files[0].size} bytes, now {size}): run again")
         return rows
     try:
-        with _open(uri) as source:
-            return list(_read_parquet(unit, source, settings))
-    except (pa.ArrowInvalid, OSError):  # an error of the storage or broken data; from memory it can only be broken data
-        data = store.read(uri)
-    try:
-        return list(_read_parquet(unit, pa.BufferReader(data), settings))
+        return list(_read_parquet(unit, settings, store))
     except (pa.ArrowInvalid, OSError) as error:
+        require_data(error)
         raise DataError(DataFault.TORN_TABLE, f"the rows cannot be read: {error}") from error
-
-
-def _open(uri: str) -> pa.NativeFile:
-    """A file with random access."""
-    filesystem, path = storage.open_filesystem(uri)
-    return filesystem.open_input_file(path)
 
 
 def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:
@@ -86,20 +76,19 @@ def _url(row: _Row | DataError, settings: IngestSettings) -> bytes | None:
     return raw_bytes(value) if isinstance(value, str) else value if isinstance(value, bytes) else None
 
 
-def _read_parquet(unit: Unit, source: pa.NativeFile, settings: IngestSettings) -> Iterator[_Row | DataError]:
-    """The unit's rows, from the row groups that hold them, each read from its start to the unit's last row."""
-    table = pq.ParquetFile(source, buffer_size=_BUFFER)
+def _read_parquet(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[_Row | DataError]:
+    """The unit's rows, from the row groups that hold them. What of a group cannot be read is a fault of each of its rows."""
+    uri = unit.files[0].uri
+    table = open_large(uri, store)
     columns = columns_read(table.schema_arrow.names, settings)
     start, end = 0, unit.first + (unit.count or 0)
     for group in range(table.num_row_groups):
         count = table.metadata.row_group(group).num_rows
-        if max(unit.first, start) < min(end, start + count):
-            first = start
-            for batch in table.iter_batches(64, row_groups=[group], columns=columns, use_threads=False):
-                low, high = max(unit.first, first), min(end, first + len(batch))
-                if low < high:
-                    yield from plain_rows(pa.Table.from_batches([batch.slice(low - first, high - low)]))
-                first += len(batch)
-                if first >= end:
-                    break
+        low, high = max(unit.first, start) - start, min(end, start + count) - start
+        if low < high:
+            found = row_group(uri, store, group, columns)
+            rows = found.rows.slice(low, high - low)
+            yield from plain_rows(rows)
+            if found.broken is not None:
+                yield from [found.broken] * (high - low - rows.num_rows)
         start += count

@@ -141,6 +141,12 @@ def _inner_pictures(group: _Group) -> list[str]:
     return [name for name in group.members if _split_last(name)[1] in (*EXTENSIONS, *UNDECODED_EXTENSIONS)]
 
 
+def _other_pictures(picture: str, group: _Group) -> list[str]:
+    """The members that are pictures by their names, besides the one that is the sample's: `1.jpg` beside `jpg`."""
+    names = (name for name in group.members if name != picture)
+    return [name for name in names if name.rpartition(".")[2] in (*EXTENSIONS, *UNDECODED_EXTENSIONS)]
+
+
 def _first_bytes(group: _Group, name: str) -> bytes:
     return (group.members[name].data or b"")[:FIRST_BYTES]
 
@@ -187,7 +193,15 @@ def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> S
     image = group.members[extension].data
     assert image is not None, "checked above"
     members = tuple((member.name, None if name == extension else member.data) for name, member in group.members.items())
-    return Sample(data=image, alt_text=alt_text, captions=others, view_group=view_group, members=members, keys=keys)
+    return Sample(
+        data=image,
+        alt_text=alt_text,
+        captions=others,
+        view_group=view_group,
+        members=members,
+        keys=keys,
+        others=tuple(_other_pictures(extension, group)) if settings.image_member is None else (),
+    )
 
 
 def _beside(group: _Group, settings: IngestSettings) -> tuple[list[str], str | None, str]:

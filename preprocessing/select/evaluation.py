@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
-
 import pyarrow as pa
 
 from realcustom.errors import UsageError
@@ -11,10 +9,15 @@ from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
-from realcustom.preprocessing.ingest.folder import SIDECARS
+from realcustom.preprocessing.ingest.compressed import plain_name
+from realcustom.preprocessing.ingest.listing import PICTURE_NAME, NotRead, extension_of, list_corpus, pictures_among
 from realcustom.preprocessing.ingest.sample import unsupported
-from realcustom.preprocessing.pictures import EXTENSIONS, UNDECODED_EXTENSIONS, decode
+from realcustom.preprocessing.pictures import FIRST_BYTES, decode, is_decoded, looks_like_picture
 from realcustom.preprocessing.select.steps import evaluation_uri
+from realcustom.storage import FileEntry
+from realcustom.store import Store
+
+_PACKED = (".tar", ".zip", ".parquet", ".arrow", ".npz", ".npy")  # of files in which pictures may be
 
 
 def prepare_evaluation(job: StageJob) -> bytes | None:
@@ -26,19 +29,12 @@ def prepare_evaluation(job: StageJob) -> bytes | None:
     if folder is None or job.store.exists(evaluation_uri(job.directory)):
         return None
     found = []
-    for entry in job.store.list_files(folder):
-        extension = posixpath.splitext(entry.name)[1].removeprefix(".").lower()
-        if posixpath.basename(entry.name).startswith(".") or f".{extension}" in (*SIDECARS, ".csv"):
-            continue
-        if extension not in (*EXTENSIONS, *UNDECODED_EXTENSIONS):
-            raise UsageError(
-                f"select.evaluation_folder: {entry.uri} has no picture's extension, and if it is one its copies could "
-                f"not be found; rename it or take it away"
-            )
+    for entry in _pictures(folder, job.store):
         try:
-            if extension in UNDECODED_EXTENSIONS:
-                raise unsupported(extension)
-            picture = signature(decode(job.store.read(entry.uri), draft_side=BASE_SIDE))
+            data = job.store.read(entry.uri)
+            if not is_decoded(data[:FIRST_BYTES]) and looks_like_picture(data[:FIRST_BYTES]):
+                raise unsupported(extension_of(entry.name))
+            picture = signature(decode(data, draft_side=BASE_SIDE))
         except DataError as error:
             raise UsageError(
                 f"select.evaluation_folder: {entry.uri} cannot be read ({error.fault.value}: {error.message}), and so "
@@ -49,3 +45,24 @@ def prepare_evaluation(job: StageJob) -> bytes | None:
         raise UsageError(f"select.evaluation_folder: no picture in {folder}")
     schema = pa.schema([pa.field("name", pa.string(), nullable=False), *tables.SIGNATURE_FIELDS])
     return tables.to_parquet(pa.Table.from_pylist(found, schema=schema))
+
+
+def _pictures(folder: str, store: Store) -> list[FileEntry]:
+    """The pictures below a folder as `ingest` finds them: by extensions or first bytes, hidden and system files left out.
+
+    Raises UsageError for what may hold pictures and is not looked into.
+    """
+    pictures, others = list_corpus(folder, store, NotRead()).where(PICTURE_NAME)
+    packed = next((entry for entry in others if plain_name(entry.name).endswith(_PACKED)), None)
+    if packed is not None:
+        raise UsageError(
+            f"select.evaluation_folder: {packed.uri} may hold pictures, and their copies could not be found: unpack it, or "
+            f"take it away"
+        )
+    refused = set[str]()
+    more = pictures_among(others, store, refused)
+    if refused:
+        raise UsageError(
+            f"select.evaluation_folder: {min(refused)} may not be read, and if it is a picture its copies could not be found"
+        )
+    return list(pictures.with_more(more))

@@ -2,8 +2,9 @@
 
 Two records are views of each other if each is among the other's `neighbours` nearest ones of its word in other pictures, and
 their cosine is at least `min_similarity` and less than `max_similarity` (above it are copies, from which nothing is learned).
-Cosines are rounded to 4 decimals, and of equal ones the smaller number is nearer: so the result depends neither on how rows
-are cut into partitions nor on the last bits of a product.
+Cosines are rounded to 4 decimals, and of equal ones the smaller number is nearer. They are computed of whole numbers, whose
+products are exact in float32: so the result depends neither on how rows are cut into partitions nor on the order in which a
+machine adds.
 
 Letters: n rows, k neighbours, D width.
 """
@@ -19,6 +20,8 @@ from realcustom.preprocessing.settings import ViewsSettings
 
 _CHUNK = 512  # rows that are compared at once
 _DECIMALS = 10**4
+_LENGTH = 4000  # of a quantised vector
+_EXACT = 2**24  # whole numbers up to this one are exact in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Rows:
     numbers: np.ndarray  # int64 (n,)
     words: np.ndarray  # int64 (n,) hashes of target words
     parents: np.ndarray  # int64 (n,) hashes of the pictures' uids
-    vectors: np.ndarray  # float32 (n, D), of length 1
+    vectors: np.ndarray  # float32 (n, D), whole numbers as `quantised` makes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,30 @@ class Links:
 
     numbers: np.ndarray  # int64 (m,)
     others: np.ndarray  # int64 (m,)
+
+
+def quantised(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1, (n, D), as whole numbers, int16 of length 4000 but for rounding.
+
+    No sum of some of the products of two of them exceeds 2^24, the square of the longest there can be: with a D up to 36,864 each
+    is a number that float32 holds. The cosine of two differs from the vectors' by some 0.0001.
+    """
+    assert (_LENGTH + vectors.shape[1] ** 0.5 / 2) ** 2 <= _EXACT, vectors.shape
+    found: np.ndarray = np.rint(vectors * _LENGTH).astype("<i2")
+    return found
+
+
+def cosines_of(left: Rows, right: Rows) -> np.ndarray:
+    """Those of each left row with each right one, in 1/10000: int64 (n, m)."""
+    products = (left.vectors @ right.vectors.T).astype(np.float64)
+    lengths = _lengths(left.vectors)[:, None] * _lengths(right.vectors)
+    found: np.ndarray = np.rint(products * _DECIMALS / lengths).astype(np.int64)
+    return found
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.sqrt(np.einsum("nd,nd->n", vectors, vectors).astype(np.float64))
+    return found
 
 
 def mutual_neighbours(partitions: Sequence[Callable[[], Rows]], settings: ViewsSettings) -> Links:
@@ -69,8 +96,9 @@ def _search(left: Rows, right: Rows, settings: ViewsSettings) -> _Nearest:
     k = min(settings.neighbours, len(columns))
     for start in range(0, len(left.numbers), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        values = np.rint(left.vectors[rows] @ right.vectors.T * _DECIMALS).astype(np.int64)  # (c, n)
-        fits = (left.words[rows, None] == right.words) & (left.parents[rows, None] != right.parents)
+        some = Rows(**{name: value[rows] for name, value in vars(left).items()})
+        values = cosines_of(some, right)  # (c, n)
+        fits = (some.words[:, None] == right.words) & (some.parents[:, None] != right.parents)
         fits &= (values >= low) & (values < high)
         keys = np.where(fits, values, -(2**30)) * len(columns) - columns  # no two of a row are equal
         best = np.argpartition(-keys, k - 1, axis=1)[:, :k] if k < len(columns) else np.tile(columns, (len(keys), 1))

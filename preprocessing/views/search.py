@@ -16,10 +16,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
 
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.executors import Executor
@@ -28,11 +30,14 @@ from realcustom.preprocessing.engine.stage import Prepared, StageInput
 from realcustom.preprocessing.engine.steps import run_step
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
 from realcustom.preprocessing.engine.worker import StageJob, Work
-from realcustom.preprocessing.errors import DataError, DataFault, naming
+from realcustom.preprocessing.errors import naming
 from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.settings import ViewsSettings, fixed_batch
-from realcustom.preprocessing.views.neighbours import Rows, mutual_neighbours
+from realcustom.preprocessing.views.neighbours import Rows, mutual_neighbours, quantised
 from realcustom.store import Store
+
+if TYPE_CHECKING:
+    from realcustom.preprocessing.views.embedder import Embedder
 
 UNITS_PER_BLOCK = 64
 _LABELS = 256  # row groups of a file of vectors, at most
@@ -43,7 +48,7 @@ _EMBEDDED = pa.schema(
         pa.field("uid", pa.string()),
         pa.field("word", pa.int64()),  # hash of the target word
         pa.field("parent", pa.int64()),  # hash of the picture's uid
-        pa.field("vector", pa.binary()),  # float16, little-endian
+        pa.field("vector", pa.binary()),  # int16, little-endian: see neighbours.quantised
     ]
 )
 _LINKS = pa.schema([pa.field("uid", pa.string()), pa.field("other", pa.string())])
@@ -80,7 +85,7 @@ def _load_embedded(job: StageJob) -> Work:
     runtime = job.runtime()
     assert runtime is not None
     embedder, settings, store = Embedder(job.settings.views, runtime), job.settings.views, job.store
-    return lambda unit, data: _embedded(unit, embedder, settings, store)
+    return lambda unit, data: _embedded(unit, embedder, settings, store, runtime.threads)
 
 
 def _load_links(job: StageJob) -> Work:
@@ -91,33 +96,30 @@ def _load_blocks(job: StageJob) -> Work:
     return lambda unit, data: _block(unit, job.store)
 
 
-def _embedded(unit: Unit, embedder: Any, settings: ViewsSettings, store: Store) -> SealedUnit:
+def _embedded(unit: Unit, embedder: Embedder, settings: ViewsSettings, store: Store, threads: int) -> SealedUnit:
     """A unit's records as `_EMBEDDED`, in row groups labelled by a hash of the word; one whose crop is broken is left out."""
     [file] = unit.files
     assert file.number is not None, unit.name
-    columns = ["uid", "parent_uid", "target_word", "subject_image"]
+    columns = ["uid", "parent_uid", "target_word", "subject_image", "subject_box"]
     table = store.call(lambda uri: tables.read_columns(uri, columns), file.uri)
-    whole = store.call(lambda uri: tables.read_columns(uri, ["image", "subject_box"]), file.uri)
-    ledger = RowLedger(table.append_column("image", whole["image"]), unit.name)
-    crops: dict[int, Any] = {}
+    is_cut = table["subject_image"].is_valid().to_pylist()
+    encoded = table["subject_image"]
+    if not all(is_cut):  # else the pictures, larger than all the rest, are not read
+        whole = store.call(lambda uri: tables.read_columns(uri, ["image"]), file.uri)
+        encoded = pc.coalesce(encoded, whole["image"])
+    ledger = RowLedger(table.select(columns[:3]).append_column("image", encoded), unit.name)
 
-    def crop(row: int) -> None:
-        cut = table["subject_image"][row].as_py()
-        if cut is not None:
-            crops[row] = decode(cut)
-            return
-        picture, box = whole["image"][row].as_py(), whole["subject_box"][row].as_py()
-        if picture is None:
-            raise DataError(DataFault.MISSING_IMAGE, "the record holds neither a picture nor a cut-out")
-        crops[row] = decode(picture) if box is None else decode(picture).crop(tuple(round(side) for side in box))
+    def crop(row: int, data: bytes) -> Image.Image:
+        picture = decode(data)
+        box = None if is_cut[row] else table["subject_box"][row].as_py()
+        return picture if box is None else picture.crop(tuple(round(side) for side in box))
 
-    ledger.each(crop)
-    kept, size = ledger.remaining(), fixed_batch(settings.batch_size)
     vectors: list[bytes] = []
-    for start in range(0, len(kept), size):
-        batch = kept[start : start + size]
+    size = fixed_batch(settings.batch_size)
+    for batch, crops in ledger.prepared_batches(size, crop, threads):
         with naming(ledger.batch_name(batch)):
-            vectors += [vector.tobytes() for vector in embedder([crops[row] for row in batch], size).astype("<f2")]
+            vectors += [vector.tobytes() for vector in quantised(embedder(crops, size))]
+    kept = ledger.remaining()
     words = [_hash(word.lower()) for word in table["target_word"].to_pylist()]
     rows = pa.table(
         {
@@ -225,11 +227,9 @@ def _packed(files: Sequence[InputFile], rows: int) -> list[list[InputFile]]:
 
 def _read_rows(files: Sequence[InputFile], store: Store) -> Rows:
     table = _read(files, store, _EMBEDDED.names)
-    halves = np.frombuffer(b"".join(table["vector"].to_pylist()), "<f2").reshape(table.num_rows, -1)
-    vectors = halves.astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # again: 16 bits changed the lengths
+    vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), "<i2").reshape(table.num_rows, -1)
     numbers, words, parents = (np.asarray(table[name]) for name in ("number", "word", "parent"))
-    return Rows(numbers=numbers, words=words, parents=parents, vectors=vectors)
+    return Rows(numbers=numbers, words=words, parents=parents, vectors=vectors.astype(np.float32))
 
 
 def _read(files: Sequence[InputFile], store: Store, columns: Sequence[str]) -> pa.Table:

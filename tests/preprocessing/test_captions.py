@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from realcustom.preprocessing.ingest.captions import fill, parse_join, template_fields
 from realcustom.preprocessing.run import StageResult
-from tests.support.corpora import jpeg, picture
+from realcustom.store import ChunkedFile, StorageRefused, refusals
+from tests.support.corpora import jpeg, picture, sample, tar_bytes
 from tests.support.stages import excluded_of, ingest, table_of
 
 # beside the repository, where there is one
@@ -153,6 +157,114 @@ def test_a_table_that_may_not_be_read_is_named(toys: Path, tmp_path: Path, monke
     with pytest.raises(ValueError, match=r"cannot read .*/subjects\.csv: no permission"):
         described(toys, tmp_path / "out", caption_template="a {class}")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_picture_are_counted_and_names_compared_in_one_form(toys: Path, tmp_path: Path) -> None:
+    (toys / "cafe\u0301").mkdir()  # as a Mac writes it
+    (toys / "cafe\u0301/a.jpg").write_bytes(jpeg(picture(9)))
+    rows = "dog2,dog\ncaf\u00e9,cup\nbook,book\n,of nothing\nlamp,lamp\nvase,vase\n"
+    (toys / "subjects.csv").write_text("subject,class\n" + rows)
+    result = described(toys, tmp_path / "out", caption_column="class")
+    assert captions(result)["cafe\u0301/a.jpg"] == "cup" and result.report["dropped"] == {}
+    assert result.report["table_rows_without_picture"] == {"rows": 2, "first": ["subjects.csv: book", "subjects.csv: "]}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "tsv"])
+def test_a_table_of_any_kind_is_joined(kind: str, toys: Path, tmp_path: Path) -> None:
+    rows = [{"place": "dog2\\a.jpg", "captions": ["a dog", "two"], "n": 3}, {"place": "./vase/a.jpg", "captions": None}]
+    path = tmp_path / f"table.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "tsv":
+        path.write_text("place\tcaptions\tn\ndog2\\a.jpg\ta dog\t3\n./vase/a.jpg\n")
+    else:
+        data = "\n".join(map(json.dumps, rows)).encode()
+        path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
+    given = {"metadata": str(path), "join": "path=place"}
+    assert captions(ingest(toys, tmp_path / "out", **given)) == {"dog2/a.jpg": "a dog", "vase/a.jpg": None}
+    templated = ingest(toys, tmp_path / "out", **given, caption_template="{n} toys")
+    assert captions(templated) == {"dog2/a.jpg": "3 toys", "vase/a.jpg": None}
+
+
+def test_a_table_without_a_header_line_is_named_by_a_setting(toys: Path, tmp_path: Path) -> None:
+    (toys / "captions.csv").write_text("dog2/a.jpg,a dog\nvase/a.jpg,a vase\ngone.jpg,a toy\n")
+    (toys / "subjects.csv").unlink()
+    hint = r"captions\.csv has no header line.*names the picture dog2/a\.jpg.*ingest\.columns=\[file_name, caption\]"
+    with pytest.raises(ValueError, match=hint):
+        ingest(toys, tmp_path / "out")
+    columns = ("file_name", "caption")
+    result = ingest(toys, tmp_path / "out", columns=columns)
+    assert captions(result)["dog2/a.jpg"] == "a dog" and result.report["table_rows_without_picture"]["rows"] == 1
+    metadata = {"metadata": str(toys / "captions.csv"), "join": "path=file_name"}
+    joined = ingest(toys, tmp_path / "joined", columns=columns, **metadata)
+    assert captions(joined) == {"dog2/a.jpg": "a dog", "vase/a.jpg": "a vase"}
+    with pytest.raises(ValueError, match=r"ingest\.columns=\['a', 'b', 'c'\] names the columns of no \.csv"):
+        ingest(toys, tmp_path / "out", columns=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("setting", ["columns", "keep_columns"])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "jsonl", "pictures", "template"])
+def test_a_setting_that_would_do_nothing_is_refused(setting: str, kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    given: dict[str, object] = {setting: ("url", "caption")}
+    if kind == "tar":
+        (source / "s.tar").write_bytes(tar_bytes(sample("a", jpeg(picture(0)))))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [jpeg(picture(0))], "url": ["x"], "caption": ["a"]}), source / "t.parquet")
+    elif kind == "jsonl":
+        (source / "t.jsonl").write_text(json.dumps({"url": "no url", "caption": "a"}))
+    else:
+        (source / "a.jpg").write_bytes(jpeg(picture(0)))
+    if kind == "template":
+        given["caption_template"] = "a toy"
+    if setting == "keep_columns" and kind in ("parquet", "jsonl"):
+        assert ingest(source, tmp_path / "out", **given).report["in"] == 1
+        return
+    with pytest.raises(ValueError, match=rf"ingest\.{setting}"):
+        ingest(source, tmp_path / "out", **given)
+
+
+def test_a_store_that_fails_at_a_table_of_captions_stops_the_plan(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (toys / "captions.csv").write_text("file_name,caption\ndog2/a.jpg,a dog\n")
+    read = ChunkedFile.read
+
+    def refuse(self: ChunkedFile, offset: int, count: int) -> bytes:
+        if self._uri.endswith("captions.csv"):
+            with refusals("read", self._uri):
+                raise OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body.")
+        return read(self, offset, count)
+
+    monkeypatch.setattr(ChunkedFile, "read", refuse)
+    with pytest.raises(StorageRefused, match=r"cannot read .*captions\.csv: access denied"):
+        ingest(toys, tmp_path / "out")
+
+
+@pytest.mark.parametrize("cut", ["images", "annotations", "list"])
+def test_a_torn_table_of_captions_is_refused_and_another_document_left(cut: str, toys: Path, tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(40)]
+    said = [{"image_id": number, "caption": "a toy"} for number in range(40)]
+    whole = json.dumps(said if cut == "list" else {"images": images, "annotations": said})
+    (toys / "list.json").write_text(whole[: 200 if cut == "images" else -20])
+    (toys / "other.json").write_text("no json")
+    with pytest.raises(ValueError, match=r"list\.json is not JSON, and may hold captions: repair it or take it away"):
+        ingest(toys, tmp_path / "out")
+    (toys / "list.json").unlink()
+    assert ingest(toys, tmp_path / "out").report["not_read"][".json"] == 1
+
+
+def test_a_table_whose_first_objects_lack_the_caption_is_one(toys: Path, tmp_path: Path) -> None:
+    rows = [{"file_name": "lamp/a.jpg"}, 3, {"file_name": "dog2/a.jpg", "text": "a dog"}]
+    (toys / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows if row != 3))
+    assert captions(ingest(toys, tmp_path / "out"))["dog2/a.jpg"] == "a dog"
+    (toys / "metadata.jsonl").unlink()
+    (toys / "list.json").write_text(json.dumps(rows))
+    result = ingest(toys, tmp_path / "out")
+    assert captions(result)["dog2/a.jpg"] == "a dog"
+    first = ["list.json: (int, no object)"]
+    assert result.report["table_rows_without_picture"] == {"rows": 1, "first": first}
 
 
 def test_a_table_of_captions_is_for_folders_only(tmp_path: Path) -> None:

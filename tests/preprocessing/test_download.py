@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from realcustom import storage
 from realcustom.preprocessing.catalogue import EXPORT, INGEST
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, RowDropped, TooManyErrors
-from realcustom.preprocessing.ingest import hosts, urls
+from realcustom.preprocessing.ingest import hosts, row_groups, urls
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.download import opted_out
 from realcustom.preprocessing.ingest.hosts import Hosts
@@ -302,18 +301,16 @@ def test_a_table_that_the_storage_does_not_give_stops_the_job(
 ) -> None:
     table = write_table(tmp_path / "t.parquet", [f"{server.url}/picture/1"])
 
-    def failing(uri: str) -> bytes:
+    def failing(uri: str, store: Store) -> pq.ParquetFile:
         raise OSError("AWS Error INTERNAL_FAILURE during GetObject")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(urls, "_open", failing)
-        patch.setattr(storage, "read_bytes", failing)
-        with pytest.raises(ValueError, match=r"cannot read .*t\.parquet: the store keeps failing"):
-            fetch(table, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.jsonl"))
-    with monkeypatch.context() as patch:  # a passing trouble while it is opened
-        patch.setattr(urls, "_open", failing)
-        assert fetch(table, tmp_path / "out").report["kept"] == 1
+    for module in (urls, row_groups):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "open_large", failing)
+            with pytest.raises(ValueError, match=r"cannot read .*t\.parquet: the store keeps failing"):
+                fetch(table, tmp_path / "out")
+        assert not list((tmp_path / "out").rglob("*.jsonl"))
+    assert fetch(table, tmp_path / "out").report["kept"] == 1
 
 
 def test_a_torn_table_of_urls_is_one_excluded_row_and_a_bad_row_group_its_rows(

@@ -14,13 +14,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
+from realcustom import storage
+from realcustom.errors import MissingFile
+from realcustom.preprocessing.errors import DataError
+from realcustom.preprocessing.ingest import parquet
 from realcustom.preprocessing.ingest.columns import find_column
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.picture_units import cut_by_names
+from realcustom.preprocessing.ingest.sources import read_source
+from realcustom.preprocessing.ingest.table_rows import TableReader
 from realcustom.preprocessing.run import StageResult
-from realcustom.preprocessing.settings import CaptionRule, PreprocessSettings, SourceKind
-from realcustom.store import Store
+from realcustom.preprocessing.settings import CaptionRule, IngestSettings, PreprocessSettings, SourceKind
+from realcustom.store import ChunkedFile, Store, refusals
 from tests.support.corpora import encoded, jpeg, picture, png, sample, tar_bytes
 from tests.support.stages import excluded_of, ingest, table_of
 
@@ -113,6 +120,7 @@ def test_hidden_and_system_files_are_left_out_and_counted(tmp_path: Path) -> Non
     source = write(tmp_path / "src", {name: P[0] for name in ("a.jpg", *junk)})
     result = ingest(source, tmp_path / "out")
     assert list(captions(result)) == ["a.jpg"] and not_read(result.report) == {"hidden": 3, "system": 3}
+    assert set(result.report["not_read"]["first"]) == set(junk)  # and of a hidden folder no file ten times
     accounted(source, result.report)
 
 
@@ -137,7 +145,30 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     source = write(tmp_path / "src", {"a.jpg": P[0]})
     os.mkfifo(source / "pipe")
-    assert not_read(ingest(source, tmp_path / "out").report) == {"no file": 1}
+    os.mkfifo(tmp_path / "outside.jpg")
+    (source / "link.jpg").symlink_to(tmp_path / "outside.jpg")
+    (source / "zeros.jpg").symlink_to("/dev/zero")
+    assert not_read(ingest(source, tmp_path / "out").report) == {"no file": 3}
+
+
+def test_a_file_of_an_unknown_extension_that_may_not_be_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "src", {"a.jpg": P[0], "b.unknown": P[1], "c.gone": P[2]})
+    read = ChunkedFile.read
+
+    def refuse(self: ChunkedFile, offset: int, count: int) -> bytes:
+        if self._uri.endswith("unknown"):
+            with refusals("read", self._uri):
+                raise PermissionError(13, "Permission denied")  # tests may run as one who may read anything
+        if self._uri.endswith("gone"):
+            raise MissingFile("gone")
+        return read(self, offset, count)
+
+    monkeypatch.setattr(ChunkedFile, "read", refuse)
+    result = ingest(source, tmp_path / "out")
+    assert not_read(result.report) == {"unreadable": 2} and result.report["kept"] == 1
+    accounted(source, result.report)
 
 
 def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +199,45 @@ def test_files_of_one_picture_that_cannot_be_read_are_its_fault(
     monkeypatch.setattr(Store, "read", refuse)
     result = ingest(source, tmp_path / "out")
     assert list(captions(result)) == ["a.jpg", "c.jpg"] and result.report["quarantined"] == {"unreadable_file": 1}
+
+
+@pytest.mark.parametrize("denied", [False, True])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "large parquet", "urls", "csv", "jpg"])
+def test_a_file_that_is_not_given_is_one_fault_and_the_others_are_read(
+    kind: str, denied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "src").mkdir()
+    for name in ("a", "b"):
+        path = tmp_path / "src" / f"{name}.{kind.split()[-1]}"
+        if kind == "tar":
+            path.write_bytes(tar_bytes(sample("0", P[0])))
+        elif kind == "csv":
+            path.write_text("url,caption\nno url,a\n")
+        elif kind == "jpg":
+            path.write_bytes(P[0])
+        else:
+            column = {"url": ["no url"]} if kind == "urls" else {"image": [P[0]]}
+            pq.write_table(pa.table({**column, "caption": ["a"]}), path.with_suffix(".parquet"))
+    if kind == "large parquet":
+        monkeypatch.setattr(parquet, "UNIT_BYTES", 100)
+    lost = next((tmp_path / "src").glob("a.*"))
+    open_filesystem = storage.open_filesystem
+    if denied:
+
+        class Denied(fs.LocalFileSystem):  # type: ignore[misc]
+            def open_input_file(self, path: str) -> pa.NativeFile:
+                if path == str(lost):
+                    raise OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body.")
+                return super().open_input_file(path)
+
+        monkeypatch.setattr(storage, "open_filesystem", lambda uri: (Denied(), open_filesystem(uri)[1]))
+    units = open_corpus(str(tmp_path / "src"), PreprocessSettings(), Store()).units
+    if not denied:
+        lost.unlink()
+    entries = [pair for unit in units for pair in read_source(unit, IngestSettings(), Store(), TableReader(Store()))]
+    faults = {key: entry for key, entry in entries if key.startswith(lost.name)}
+    assert len(entries) == 2 and len(faults) == 1
+    assert all(isinstance(entry, DataError) and entry.reason == "unreadable_file" for entry in faults.values())
 
 
 # folders with captions
@@ -365,6 +435,16 @@ def test_of_two_formats_none_is_taken_by_its_order(tmp_path: Path) -> None:
     assert result.report["quarantined"] == {"ambiguous_image": 4} == {"ambiguous_image": result.report["in"]}
     chosen = ingest(source, tmp_path / "out", image_member="jpg")
     assert table_of(chosen)["image"].to_pylist() == [P[0], P[1]]
+
+
+def test_a_picture_beside_the_one_that_is_read_is_counted(tmp_path: Path) -> None:
+    members = [("a.jpg", P[0]), ("a.1.jpg", P[1]), ("b.jpg", P[2]), ("b.tiff", b"II*\0"), ("c.jpg", P[3])]
+    source = shard(tmp_path / "src", members)
+    report = ingest(source, tmp_path / "out", caption_column=None).report
+    assert report["kept"] == 3 and report["noted"]["with_another_picture"] == 2
+    assert report["first"]["with_another_picture"] == ["s.tar/a.jpg (and .1.jpg)", "s.tar/b.jpg (and .tiff)"]
+    chosen = ingest(source, tmp_path / "out", image_member="jpg").report
+    assert chosen["kept"] == 3 and "with_another_picture" not in chosen["noted"]
 
 
 def test_members_of_a_sample_that_stand_apart_are_joined(tmp_path: Path) -> None:

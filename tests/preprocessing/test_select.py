@@ -109,11 +109,11 @@ def test_evaluation_pictures_are_kept_out(corpus: Path, tmp_path: Path) -> None:
     assert excluded_of(result)["0.tar/other.jpg"]["message"] == "of x.jpg"
 
 
-def test_a_file_of_the_evaluation_folder_that_may_be_a_picture_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_pictures_of_the_evaluation_folder_are_known_by_their_bytes(corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()
-    (folder / "x.jpg").write_bytes(jpeg(picture(3, (64, 64)), quality=80))
-    for name in ("x.txt", "x.JSON", "list.csv", ".DS_Store", ".x.jpg"):
+    (folder / "x.jpg_large").write_bytes(jpeg(picture(3, (64, 64)), quality=80))
+    for name in ("x.txt", "x.JSON", "list.csv", ".DS_Store", ".x.jpg", "notes.doc", "license"):
         (folder / name).write_text("not a picture")
     assert (
         ingest_to_select(corpus, tmp_path / "out", evaluation_folder=str(folder)).report["dropped"][
@@ -121,10 +121,8 @@ def test_a_file_of_the_evaluation_folder_that_may_be_a_picture_is_refused(corpus
         ]
         == 1
     )
-    (folder / "duck.jpg_large").write_bytes(jpeg(picture(5)))
-    with pytest.raises(
-        ValueError, match=r"evaluation_folder: .*/duck\.jpg_large has no picture's extension, .* rename"
-    ):
+    (folder / "more.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"evaluation_folder: .*/more\.tar\.gz may hold pictures, .* unpack it"):
         ingest_to_select(corpus, tmp_path / "other", evaluation_folder=str(folder))
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from realcustom.preprocessing.catalogue import INGEST
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.errors import DataError, DataFault
+from realcustom.preprocessing.ingest import row_groups
+from realcustom.preprocessing.ingest.url_units import url_units
+from realcustom.preprocessing.ingest.urls import read_urls
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings
+from realcustom.storage import list_files
+from realcustom.store import Store
 from tests.support.picture_server import served
 from tests.support.stages import table_of
 
@@ -77,3 +86,50 @@ def test_columns_without_a_header_line_are_a_setting(url: str, tmp_path: Path) -
     ]
     with pytest.raises(ValueError, match=r"ingest\.columns names 2 columns, and its first line has 3 values"):
         fetch(tmp_path / "list.tsv", tmp_path / "out", columns=("caption", "url"))
+
+
+def test_a_row_group_of_many_units_is_decoded_once_in_whatever_order_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"url": f"no url {number}", "caption": f"toy {number}"} for number in range(300)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=200)
+    decoded: list[int] = []
+
+    class Counting(pq.ParquetFile):  # type: ignore[misc]
+        def iter_batches(self, *given: Any, row_groups: list[int], **options: Any) -> Iterator[pa.RecordBatch]:
+            decoded.extend(row_groups)
+            yield from super().iter_batches(*given, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Counting)
+    settings = IngestSettings(unit_size=30)
+    units = url_units(list_files(tmp_path), settings, Store())
+    order = [7, 2, 9, 0, 6, 1, 8, 3, 5, 4]  # of row 180 to 209, over both groups, first of all
+    with ThreadPoolExecutor(4) as pool:
+        found = dict(zip(order, pool.map(lambda number: _keys(units[number], settings), order), strict=True))
+    assert [key for number in range(10) for key in found[number]] == [f"t.parquet#{number}" for number in range(300)]
+    assert sorted(decoded) == [0, 1]
+
+
+def test_of_a_torn_row_group_the_rows_before_the_tear_are_fetched(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_groups, "_BATCH", 2)
+    urls = [f"{url}/picture/{number % 5}?{'x' * 3000}{number}" for number in range(16)]
+    path = tmp_path / "src" / "t.parquet"
+    path.parent.mkdir()
+    options = {"use_dictionary": False, "compression": "none", "data_page_size": 3000, "write_batch_size": 2}
+    pq.write_table(pa.table({"url": urls}), path, **options)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"x" * 3000 + b"12") - 300  # in the page of rows 12 and 13
+    start = data.rindex(b"http", 0, place) - 4
+    data[start - 12 : start] = b"\xff" * 12  # in its header
+    path.write_bytes(bytes(data))
+    result = fetch(tmp_path / "src", tmp_path / "out", unit_size=4, caption_column=None)
+    assert result.report["in"] == 16 and 0 < result.report["quarantined"]["torn_table"] < 16
+    assert result.report["kept"] == 16 - result.report["quarantined"]["torn_table"]
+
+
+def _keys(unit: Unit, settings: IngestSettings) -> list[str]:
+    entries = list(read_urls(unit, settings, Store()))
+    assert all(isinstance(entry, DataError) and entry.fault is DataFault.INVALID_URL for _, entry in entries)
+    return [key for key, _ in entries]

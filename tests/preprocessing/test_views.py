@@ -16,11 +16,15 @@ from realcustom import record
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import CATALOGUE, CHAIN, VIEWS, chain
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
+from realcustom.preprocessing.pictures import decode
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import PreprocessSettings, ViewsSettings
-from realcustom.preprocessing.views.neighbours import Rows, mutual_neighbours
+from realcustom.preprocessing.views import search
+from realcustom.preprocessing.views.neighbours import Rows, cosines_of, mutual_neighbours, quantised
 from realcustom.record import record_uid
 from realcustom.sprites import ZOO
+from realcustom.store import Store
 from tests.support.corpora import picture, png, snapshot
 from tests.support.tiny import tiny_siglip_dino
 
@@ -39,7 +43,7 @@ def make_rows(number: int = 120) -> Rows:
         numbers=np.sort(rng.choice(10**12, number, replace=False)),
         words=rng.integers(3, size=number),
         parents=rng.integers(number // 2, size=number),
-        vectors=vectors.astype(np.float32),
+        vectors=quantised(vectors).astype(np.float32),
     )
 
 
@@ -57,7 +61,8 @@ def pieces(rows: Rows, sizes: list[int]) -> list[Callable[[], Rows]]:
 
 def expected(rows: Rows, settings: ViewsSettings) -> set[tuple[int, int]]:
     """The links by a plain search."""
-    cosines = (rows.vectors @ rows.vectors.T).round(4)
+    vectors = rows.vectors.astype(float) / np.linalg.norm(rows.vectors.astype(float), axis=1, keepdims=True)
+    cosines = (vectors @ vectors.T).round(4)
     nearest: dict[int, list[int]] = {}
     for i in range(len(rows.numbers)):
         fitting = [
@@ -86,11 +91,29 @@ def test_copies_other_words_and_the_same_picture_are_not_linked() -> None:
     vectors = np.array([[1, 0], [1, 0.001], [0.9, 0.3], [0.9, 0.3], [0.88, 0.35]], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     rows = Rows(
-        numbers=np.arange(5), words=np.array([7, 7, 7, 8, 7]), parents=np.array([0, 1, 2, 3, 2]), vectors=vectors
+        numbers=np.arange(5),
+        words=np.array([7, 7, 7, 8, 7]),
+        parents=np.array([0, 1, 2, 3, 2]),
+        vectors=quantised(vectors).astype(np.float32),
     )
     links = mutual_neighbours(pieces(rows, [5]), replace(LIMITS, max_similarity=0.99))
     pairs = set(zip(links.numbers.tolist(), links.others.tolist(), strict=True))
     assert pairs and not pairs & {(0, 1), (2, 3), (2, 4)} and all(3 not in pair for pair in pairs)
+
+
+def test_cosines_do_not_depend_on_the_order_in_which_a_machine_adds() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 1536)) + 2 * rng.normal(size=1536)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    whole = quantised(vectors).astype(np.float32)
+    numbers = np.arange(len(vectors))
+    rows = Rows(numbers=numbers, words=numbers, parents=numbers, vectors=whole)
+    found = cosines_of(rows, rows)
+    assert np.abs(found / 10**4 - vectors @ vectors.T).max() < 0.0008 and (np.diag(found) == 10**4).all()
+    for _ in range(2):
+        mixed = replace(rows, vectors=np.ascontiguousarray(whole[:, rng.permutation(1536)]))
+        assert np.array_equal(cosines_of(mixed, mixed), found)
+    assert np.array_equal(cosines_of(replace(rows, vectors=whole[:7]), rows), found[:7])
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +197,37 @@ def test_a_broken_crop_has_no_views_and_stays(records: Path, tmp_path: Path) -> 
     views = views_of(result)
     assert result.report["kept"] == 6 and views["0-0"] == ["known"]
     assert all("0-0" not in found for found in views.values())
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_crops_are_decoded_a_batch_ahead_and_pictures_read_only_for_them(
+    cut: bool, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(records / "a.parquet")
+    if cut:
+        table = tables.with_column(table, record.SCHEMA.field("subject_image"), table["image"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    file = InputFile(name="a", uri=str(tmp_path / "a.parquet"), size=0, number=0)
+    unit = Unit(name="a", identity="", kind=UnitKind.PART, files=(file,))
+    decoded, columns, seen = [0], set[str](), list[int]()
+    read = tables.read_columns
+
+    def counting(data: bytes) -> Image.Image:
+        decoded[0] += 1
+        return decode(data)
+
+    def noting(uri: str, names: list[str]) -> pa.Table:
+        columns.update(names)
+        return read(uri, names)
+
+    def embed(crops: list[Image.Image], size: int) -> np.ndarray:
+        seen.append(decoded[0])
+        return np.eye(len(crops), 8, dtype=np.float32)
+
+    monkeypatch.setattr(search, "decode", counting)
+    monkeypatch.setattr(tables, "read_columns", noting)
+    sealed = search._embedded(unit, embed, ViewsSettings(encoder="e", batch_size=1), Store(), 1)  # type: ignore[arg-type]
+    assert sealed.counts.kept == len(seen) == 6 and seen[0] <= 2 and ("image" in columns) is not cut
 
 
 def test_views_runs_only_where_it_has_an_encoder(tmp_path: Path, records: Path) -> None:

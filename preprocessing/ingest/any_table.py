@@ -1,0 +1,48 @@
+"""Tables that describe pictures, in text files or in Parquet, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from realcustom.errors import UsageError
+from realcustom.preprocessing import tables
+from realcustom.preprocessing.errors import DataError
+from realcustom.preprocessing.ingest import text_table
+from realcustom.preprocessing.ingest.compressed import plain_name
+from realcustom.preprocessing.ingest.csv_table import readable
+from realcustom.store import Store
+
+PARQUET = ".parquet"
+
+
+def columns_of(uri: str, store: Store, names: Sequence[str]) -> list[str]:
+    """The columns. `names`: of a .csv or .tsv without a header line. Raises UsageError for what is no table."""
+    if not plain_name(uri).endswith(PARQUET):
+        return text_table.read_header(uri, store, names)
+    try:
+        return list(store.call(tables.read_schema, uri).names)
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error
+
+
+def rows_of(uri: str, store: Store, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Some columns of the rows; what a row lacks is None. Raises UsageError that names a row which cannot be read."""
+    for number, row in enumerate(_rows(uri, store, names, columns), start=1):
+        if isinstance(row, DataError):
+            raise UsageError(f"{uri}: row {number} has {row.message}")
+        values = {name: row.get(name) for name in columns}
+        if not all(readable(value) for value in values.values() if isinstance(value, str)):
+            raise UsageError(
+                f"{uri}: row {number} ('{ascii(values[columns[0]])[1:-1]}') is not UTF-8; save the table as UTF-8"
+            )
+        yield values
+
+
+def _rows(uri: str, store: Store, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any] | DataError]:
+    if not plain_name(uri).endswith(PARQUET):
+        return text_table.read_rows(uri, store, names)
+    table = store.call(lambda place: tables.read_columns(place, list(dict.fromkeys(columns))), uri)
+    return iter(table.to_pylist())
