@@ -226,7 +226,10 @@ def _left_after(kind: str, of_cluster: bool) -> int:
     return len(owned.alive(tree))
 
 
-UNITS, UNIT = 512, 250  # of a stage that two clients share, and pictures of each: over a minute, beside a start of seconds
+UNITS, UNIT = (
+    512,
+    250,
+)  # of a stage that two clients share, and pictures of each: over a minute, beside a start of seconds
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "exception")
 ENDED = """
 from realcustom.pipeline.{module} import {name}

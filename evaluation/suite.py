@@ -104,7 +104,7 @@ class Suite:
         if limit < len(subjects):
             raise UsageError(
                 f"--limit {limit} leaves {len(subjects) - limit} of the {len(subjects)} subjects without an image; give "
-                f"at least {len(subjects)}"
+                f"at least {len(subjects)}, or a suite of fewer subjects"
             )
         turns = sorted(
             ((turn, case.uid) for cases in subjects.values() for turn, case in enumerate(cases)),

@@ -109,7 +109,7 @@ def run_stage(
         )
         if left == 0:
             with contextlib.nullcontext() if job.claims is None else alone(job, "finish"):
-                _finish(directory, report, prepared.units)
+                _finish(directory, report, prepared.units, stage.help)
     if total.rows_in and not total.kept:
         logger.warning("%s: nothing was kept: %s says why of each row", stage.name, directory.excluded_folder)
     seconds = time.monotonic() - began
@@ -267,9 +267,9 @@ def _check_errors(total: Counts, expected: float, execution: ExecutionSettings, 
         )
 
 
-def _finish(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit]) -> None:
+def _finish(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit], says: str) -> None:
     """All is done: remove what killed runs left, and write the report."""
     if not directory.store.exists(storage.join(directory.uri, "report.json")):
         storage.remove_partial_files(directory.uri)
         directory.remove_strays({unit.name for unit in units})
-    write_report(directory, report, units)
+    write_report(directory, report, units, says)

@@ -61,7 +61,7 @@ def test_only_our_namespace_is_installed(site: Path) -> None:
         "sprites/zoo/adapter.safetensors",
         "pipeline/quickstart/page.html.j2",
         "pipeline/quickstart/page.js.j2",
-        "preprocessing/report/style.css.j2",
+        "page.css",
         "preprocessing/report/page.html.j2",
         "inference/page/files/index.html",
         "preprocessing/select/near.py",

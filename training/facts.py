@@ -79,7 +79,7 @@ def table(facts: Facts) -> Iterator[tuple[str, str]]:
             "validation loss",
             f"{first['val_loss']:.5f} -> {last['val_loss']:.5f}; best {best['val_loss']:.5f}, step {best['step']}",
         )
-        yield "by noise, least first", ", ".join(f"{loss:.4f}" for loss in last["val_losses"])
+        yield "the same by noise, least first", ", ".join(f"{loss:.4f}" for loss in last["val_losses"])
     if facts.training:
         row = facts.training[-1]
         yield "images/s", f"{row['images_per_second']:g}, data wait {row['data_wait']:.1%}"

@@ -10,6 +10,7 @@ from html import escape
 import yaml
 
 from realcustom import storage
+from realcustom.page_style import STYLE
 from realcustom.store import Store
 from realcustom.training.facts import Facts, read_facts, table
 from realcustom.training.metrics_file import Row
@@ -21,37 +22,21 @@ POINTS = 300  # of a line at most: means of what lies together
 Points = Sequence[tuple[float, float]]
 Captions = Sequence[tuple[str, str]]
 
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #fbfaf7; --ink: #22211f; --soft: #6b6862; --line: #dcd8d0; --accent: #b4532a;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #191817; --ink: #ece8e1; --soft: #a39e95; --line: #3a3733; --accent: #e08a5f; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1.2rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1.2rem; }
-figure { margin: 0; min-width: 0; }
-figcaption { color: var(--soft); font-size: .9rem; }
-table { border-collapse: collapse; }
-td { border-bottom: 1px solid var(--line); padding: .3rem 1.2rem .3rem 0; vertical-align: top; overflow-wrap: anywhere; }
-td:first-child { color: var(--soft); white-space: nowrap; }
+OWN_STYLE = """
+.charts { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1.4rem; }
+.facts td:first-child { color: var(--soft); white-space: nowrap; padding-right: 1.4rem; } .facts td { overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--soft); }
-.axis { stroke: var(--line); }
-polyline { fill: none; stroke: var(--accent); stroke-width: 2; }
+.axis { stroke: var(--line); } polyline { fill: none; stroke: var(--accent); stroke-width: 2; } circle { fill: var(--accent); }
 summary { cursor: pointer; color: var(--soft); }
-pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .85rem; }
-.sheet { display: grid; grid-template-columns: minmax(0, max-content) minmax(7rem, 1fr); gap: 1rem; }
-.sheet ol { display: grid; grid-auto-rows: minmax(0, 1fr); margin: 0; padding: 0; list-style: none; }
-.sheet li { overflow: hidden; font-size: .9rem; line-height: 1.35; }
-#sheet { max-width: 100%; height: auto; }
+.sheet { display: grid; grid-template-columns: minmax(0, max-content) minmax(6rem, 1fr); gap: 1rem; }
+.sheet ol { display: grid; grid-auto-rows: minmax(0, 1fr); height: 0; min-height: 100%; margin: 0; padding: 0; list-style: none; }
+.sheet li { overflow: hidden; font-size: .9rem; line-height: 1.35; }  /* as high as its row of the picture */
 label { display: flex; align-items: center; gap: .6rem; margin-bottom: .6rem; white-space: nowrap; }
 input[type=range] { width: min(420px, 60%); accent-color: var(--accent); height: 2rem; }
-@media (max-width: 500px) { svg { font-size: 17px; } td { padding-right: .8rem; } }
+@media (max-width: 640px) {
+  svg { font-size: 17px; } .facts td:first-child { white-space: normal; padding-right: .8rem; }
+  .sheet { gap: .6rem; } .sheet li { font-size: .75rem; line-height: 1.25; }
+}
 """
 SLIDER = """
 const names = JSON.parse(document.getElementById("names").textContent);
@@ -75,16 +60,17 @@ def render(facts: Facts, title: str, captions: Captions = ()) -> bytes:
     """The page of a run as HTML. `captions`: the target word and the caption of each row of its sheets."""
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in table(facts))
     settings = yaml.safe_dump(dict(facts.settings), sort_keys=False)
+    said = "Each over the steps of the training. What every line is: docs/training.md."
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<table>{rows}</table>",
-        f'<h2>Curves</h2><div class="charts">{"".join(_figures(facts))}</div>',
+        f'<section><table class="facts">{rows}</table></section>',
+        f'<section><h2>Curves</h2><p class="soft">{said}</p><div class="grid charts">{"".join(_figures(facts))}</div></section>',
         _sheets(facts.sheets, captions),
         _dropped(facts),
-        f"<h2>Settings</h2><details><summary>settings.yaml</summary><pre>{escape(settings)}</pre></details>",
+        f"<section><h2>Settings</h2><details><summary>settings.yaml</summary><pre>{escape(settings)}</pre></details></section>",
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    head += f"<title>{escape(title)}</title><style>{STYLE}{OWN_STYLE}</style>"
     return f'<!doctype html><html lang="en">{head}<main>{"".join(parts)}</main></html>'.encode()
 
 
@@ -107,15 +93,17 @@ def _figures(facts: Facts) -> list[str]:
         ),
     }
     for number in range(strata):
-        where = f"validation loss, timesteps {number + 1}/{strata}"
-        said = "least noise" if number == 0 else "most noise" if number == strata - 1 else ""
+        where = f"validation loss, part {number + 1} of {strata} of the timesteps"
+        said = (
+            "those with the least noise" if number == 0 else "those with the most noise" if number == strata - 1 else ""
+        )
         lines[where] = (said, [(row["step"], row["val_losses"][number]) for row in validation])
     lines |= {
         "gradient norm": ("before clipping", curve(training, lambda row: row["grad_norm"])),
         "learning rate": ("", curve(training, lambda row: row["lr"])),
         "images/s": ("", curve(training, lambda row: row["images_per_second"])),
         "data wait": ("share of the time that waits for batches", curve(training, lambda row: row["data_wait"])),
-        "MFU": ("model FLOPs over the device's", curve(training, lambda row: row.get("mfu"))),
+        "MFU": ("FLOPs of the model as a share of what the device can do", curve(training, lambda row: row.get("mfu"))),
     }
     return [_figure(name, said, points) for name, (said, points) in lines.items() if points]
 
@@ -173,14 +161,17 @@ def _sheets(names: Sequence[str], captions: Captions) -> str:
     last = names[-1]
     step = int(last.removeprefix("step-").removesuffix(".png"))
     said = "".join(f"<li><b>{escape(word)}</b><br>{escape(caption)}</li>" for word, caption in captions)
-    return (
-        "<h2>Samples</h2><p>Each row: the reference, the base model alone, the image with the subject, from equal noise; "
-        "beside it the word and the caption.</p>"
+    slider = (
         f'<label>step <input type="range" id="range" min="0" max="{len(names) - 1}" value="{len(names) - 1}"> '
         f'<span id="which">{step}</span></label>'
+    )
+    script = f'<script type="application/json" id="names">{json.dumps(list(names))}</script><script>{SLIDER}</script>'
+    one = f"<p>After step {step}.</p>"
+    return (
+        "<section><h2>Samples</h2><p>Each row: the reference, the base model alone, the image with the subject, from equal "
+        f"noise; beside it the word and the caption.</p>{slider if len(names) > 1 else one}"
         f'<div class="sheet"><img id="sheet" src="samples/{escape(last, quote=True)}" alt="samples of held-out records">'
-        f"<ol>{said}</ol></div>"
-        f'<script type="application/json" id="names">{json.dumps(list(names))}</script><script>{SLIDER}</script>'
+        f"<ol>{said}</ol></div>{script if len(names) > 1 else ''}</section>"
     )
 
 
@@ -189,4 +180,6 @@ def _dropped(facts: Facts) -> str:
     if not dropped:
         return ""
     rows = "".join(f"<tr><td>{escape(one['uid'])}</td><td>{escape(one['reason'])}</td></tr>" for one in dropped[:100])
-    return f"<h2>Dropped records</h2><p>{len(dropped)}; report.json has all.</p><table>{rows}</table>"
+    return (
+        f"<section><h2>Dropped records</h2><p>{len(dropped)}; report.json has all.</p><table>{rows}</table></section>"
+    )

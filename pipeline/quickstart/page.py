@@ -206,10 +206,11 @@ def _verdict(table: Table) -> str:
     beyond = "beyond its interval, so what arrives is this subject's" if gap.low > 0 else "NOT beyond its interval"
     return (
         f"With the mask, similarity is {masked.similarity.mean:.3f} against {plain.similarity.mean:.3f} of text alone: "
-        f"{_percent(share)} of the way to the oracle. The background is right in {_percent(masked.background_accuracy)} of the "
-        f"images (text alone {_percent(plain.background_accuracy)}); without the mask similarity is {bare.similarity.mean:.3f} "
+        f"{_percent(share)} of what the oracle is above it. The background is right in "
+        f"{_percent(masked.background_accuracy)} of the images (text alone {_percent(plain.background_accuracy)}); "
+        f"without the mask similarity is {bare.similarity.mean:.3f} "
         f"and the background right in {_percent(bare.background_accuracy)}. The right reference is ahead of a wrong one of the "
-        f"same noun by {gap.mean:.3f} [{gap.low:.3f}, {gap.high:.3f}] in paired images, {beyond}."
+        f"same noun by {gap.mean:.3f} [{gap.low:.3f}, {gap.high:.3f}] in images from the same noise, {beyond}."
     )
 
 

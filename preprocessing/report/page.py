@@ -13,8 +13,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from realcustom.page_style import STYLE
+
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-STYLE = Path(__file__).with_name("style.css.j2")  # of all pages: light and dark, down to a phone's width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Page:
     subtitle: str
     account: Sequence[tuple[str, int]]
     sections: Sequence[Section]
+    says: str = ""  # what made it, a sentence
     before: str = ""  # address of the page of what `subtitle` names
 
 
@@ -57,9 +59,7 @@ def render(page: Page) -> bytes:
 def render_template(template: Path, **content: Any) -> bytes:
     """A Jinja2 template filled with `content` and with `style`; a name that is not in it is an error."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    filled = environment.from_string(template.read_text("utf-8")).render(
-        content, style=Markup(STYLE.read_text("utf-8"))
-    )
+    filled = environment.from_string(template.read_text("utf-8")).render(content, style=Markup(STYLE))
     return filled.encode("utf-8", "replace")
 
 
@@ -70,7 +70,7 @@ def account_of(report: Mapping[str, Any]) -> list[tuple[str, int]]:
         lines += [(f"{outcome}: {reason}", number) for reason, number in report[outcome].items()]
     lines.append(("rows written", report["rows_out"]))
     lines += [(f"candidates rejected: {reason}", number) for reason, number in report["rejected"].items()]
-    lines += [(f"sets of {size} copies", number) for size, number in report.get("clusters", {}).items()]
+    lines += [(f"sets of {size} copies of a picture", number) for size, number in report.get("clusters", {}).items()]
     lines += [(f"kept, {note.replace('_', ' ')}", number) for note, number in report.get("noted", {}).items()]
     lines += [(f"files not read: {kind}", number) for kind, number in not_read_of(report).items()]
     rows = report.get("table_rows_without_picture", {}).get("rows", 0)

@@ -24,10 +24,10 @@ def make_report(description: dict[str, Any], counts: Counts, units: int, extra: 
     return {**head, "units": units, **counts.to_dict(), **extra}
 
 
-def write_report(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit]) -> None:
-    """Write report.html, then report.json, which marks the stage as complete; unless both exist."""
+def write_report(directory: StageDirectory, report: dict[str, Any], units: Sequence[Unit], says: str) -> None:
+    """Write report.html, then report.json, which marks the stage as complete; unless both exist. `says`: what the stage does."""
     uri = storage.join(directory.uri, "report.json")
     data = to_json_bytes(report)
     if not directory.store.exists(uri) or directory.store.read(uri) != data:
-        write_page(directory, report, units)
+        write_page(directory, report, units, says)
         directory.store.write(uri, data)

@@ -19,9 +19,9 @@ UNITS = 3  # that samples of what was kept are taken from
 CAPTION = 160  # characters
 
 
-def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequence[Unit]) -> None:
+def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequence[Unit], says: str) -> None:
     """Write report.html for a stage that is complete. `units` are its input's: what was kept is shown of the first few, what
-    was excluded of as many as it takes for samples of every reason.
+    was excluded of as many as it takes for samples of every reason. `says`: what the stage does.
     """
     spread_out = [units[index] for index in spread(len(units), FILES)]
     excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in spread_out]
@@ -32,6 +32,7 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
         title=f"{report['stage']}@{report['fingerprint']}",
         subtitle=f"on {upstream}",
         before=f"../{upstream}/report.html" if of_stage and directory.store.exists(beside) else "",
+        says=f"{says} The reasons of what was left out: docs/preprocessing/reasons.md.",
         account=account_of(report),
         sections=[
             Section(title="Kept", cards=_kept(directory, units[:UNITS])),
