@@ -21,7 +21,10 @@ def __getattr__(name: str) -> Any:
 
         return importlib.metadata.version("realcustom")
     if name in __all__:  # torch is imported with the pipeline, not with the settings
-        from realcustom import diffusion_pipeline
+        from realcustom.loading import without_warnings
+
+        with without_warnings():  # of torchvision, which nothing here needs
+            from realcustom import diffusion_pipeline
 
         return getattr(diffusion_pipeline, name)
     raise AttributeError(f"module 'realcustom' has no attribute {name!r}")

@@ -50,7 +50,7 @@ def load_refusals(kind: str, model: str) -> Iterator[None]:
         model: folder or hub id.
     """
     try:
-        with _without_warnings():
+        with without_warnings():
             yield
     except (UsageError, torch.OutOfMemoryError):
         raise
@@ -67,7 +67,8 @@ def load_refusals(kind: str, model: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
+    """A context in which diffusers and transformers log errors alone."""
     libraries = (diffusers.logging, transformers.logging)
     before = [library.get_verbosity() for library in libraries]
     for library in libraries:

@@ -235,6 +235,12 @@ def test_imports_neither_torch_nor_ray(modules: list[str]) -> None:
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
+def test_the_library_is_imported_without_a_line_of_other_libraries() -> None:
+    code = "from realcustom import RealCustomPipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 def test_recipes_import_neither_torch_nor_ray() -> None:
     code = (
         "import sys\nfrom realcustom.pipeline.recipes import RECIPES\nfor recipe in RECIPES.values(): recipe()\n"
