@@ -122,6 +122,10 @@ class NoEncoders:
         """Not called."""
         raise AssertionError
 
+    def give_up(self) -> None:
+        """Not called."""
+        raise AssertionError
+
     image_features = latents
 
 

@@ -18,12 +18,13 @@ def check_training(settings: TrainSettings, local: bool, address: str | None) ->
     """Raise UsageError if a run in this process, or on an embedded cluster, would wait for workers for ever."""
     if not local and not is_embedded(address):
         return
-    workers = 1 if local else settings.num_workers
-    asked = "" if local else f" with train.num_workers={workers}"
+    name = "min_workers" if settings.min_workers else "num_workers"  # with min_workers it begins with so many
+    workers = 1 if local else getattr(settings, name)
+    asked = "" if local else f" with train.{name}={workers}"
     if settings.use_gpu:
         require_gpus(workers, f"train.use_gpu=true{asked}", "set train.use_gpu=false")
     elif not local:
-        _require_cpus(workers, f"train.num_workers={workers}")
+        _require_cpus(workers, f"train.{name}={workers}")
 
 
 def check_stages(stages: Sequence[Stage], settings: PreprocessSettings, local: bool, address: str | None) -> None:

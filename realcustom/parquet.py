@@ -95,4 +95,5 @@ def _readable(uri: str) -> Iterator[None]:
     except UsageError:
         raise
     except (pa.ArrowInvalid, OSError) as error:  # Arrow raises either for a damaged page
-        raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error
+        said = " ".join(str(error).split())  # Arrow's is of several lines
+        raise UsageError(f"{uri} is not a readable Parquet file: {said}") from error

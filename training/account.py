@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from realcustom import storage
+from realcustom.errors import UsageError
 from realcustom.store import Store
 from realcustom.training.features import BadRecord
 
@@ -19,20 +20,33 @@ logger = logging.getLogger(__name__)
 class Dropped:
     """The records of a run that were dropped, one small file each in `OUTPUT/dropped`: any worker writes, a resume keeps."""
 
-    def __init__(self, output: str, store: Store) -> None:
+    def __init__(self, output: str, store: Store, records: int, most: float) -> None:
+        """Begin with none that this start knows of.
+
+        Args:
+            records: of the run.
+            most: share of them that may be dropped.
+        """
         self._folder, self._store = storage.join(output, "dropped"), store
+        self._records, self._most = records, most
         self._said: set[int] = set()
         self._lock = threading.Lock()  # batches are made in a thread
 
     def add(self, error: BadRecord) -> None:
-        """Drop a record, once."""
+        """Drop a record, once. Raises UsageError where a worker meets more of them than may be dropped."""
         with self._lock:
             if error.number in self._said:
                 return
             self._said.add(error.number)
+            count = len(self._said)
         logger.warning("dropped: %s", error)
         note = {"uid": error.uid, "number": error.number, "reason": str(error)}
         self._store.write(storage.join(self._folder, f"{error.number:012d}.json"), json.dumps(note).encode())
+        if count > self._most * self._records:
+            raise UsageError(
+                f"{count} of {self._records} records cannot be used, more than "
+                f"train.max_dropped_fraction={self._most:g}; the last one: {error}"
+            )
 
     def read(self) -> list[dict[str, Any]]:
         """All of them, of all workers and starts, by number."""

@@ -122,6 +122,8 @@ class Validations:
         for sink in make_sinks(job, store, job.settings.steps):
             for row in rows:
                 sink.add(row)
+            if (slow := sink.flush()) is not None:
+                slow()
             sink.close()
         losses = validation_losses(read_rows(job.output, store))
         prune_all(job, losses, {*map(int, losses)}, store)

@@ -89,13 +89,14 @@ class BatchMaker:
     def validation(self, numbers: np.ndarray) -> Iterator[tuple[Batch, torch.Tensor]]:
         """This worker's share of the held-out records, on its device, each with the stratum of its timestep, (B,).
 
+        A record is one worker's, at all of its timesteps: no other one reads it.
+
         Noise is fixed, timesteps are evenly spread, nothing is dropped, and the reference is the record's own.
         """
         settings, size = self.settings, -(-self.settings.batch_size // self.world.size)
-        count = settings.validation_timesteps
-        cases = [(int(number), stratum) for number in numbers for stratum in range(count)]
-        mine = cases[self.world.rank :: self.world.size]
-        shares = list(self._alike(mine, size))
+        mine = np.array_split(numbers, self.world.size)[self.world.rank]
+        cases = [(int(number), stratum) for number in mine for stratum in range(settings.validation_timesteps)]
+        shares = list(self._alike(cases, size))
         progress = Progress(logger, "the loss on held-out records, batches", len(shares))
         for picked in shares:
             weights = (np.arange(size) < len(picked)).astype(np.float32)

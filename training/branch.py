@@ -12,7 +12,7 @@ from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.store import Store
 from realcustom.training.checkpoints import file_name, list_checkpoints, load_checkpoint, step_of
-from realcustom.training.job import Parent
+from realcustom.training.job import Parent, split_parent
 
 
 def find_parent(given: str, output: str, store: Store) -> Parent:
@@ -22,18 +22,18 @@ def find_parent(given: str, output: str, store: Store) -> Parent:
 
     Raises UsageError where there is no such checkpoint, or the run in `output` has another parent.
     """
-    run, _, at = given.rpartition("@") if given.rpartition("@")[2].isdigit() else (given, "", "")
+    run, at = split_parent(given)
     folder = storage.join(run, "checkpoints")
     known = _recorded(storage.join(output, "settings.yaml"), store)
     if known is not None:
-        if at and int(at) != known["step"]:
+        if at is not None and at != known["step"]:
             raise UsageError(f"{output} was begun from step {known['step']} of its parent, not from step {at}")
         uri = storage.join(folder, file_name(known["step"]))
         return Parent(checkpoint=uri, identity=known["identity"], step=known["step"])
     there = {step_of(uri): uri for uri in list_checkpoints(folder, store)}
     if not there:
         raise UsageError(f"--from {given}: {run} holds no training checkpoint (checkpoints/step-*.safetensors)")
-    step = int(at) if at else max(there)
+    step = max(there) if at is None else at
     if step not in there:
         raise UsageError(f"--from {given}: {run} has checkpoints of the steps {', '.join(map(str, sorted(there)))}")
     return Parent(checkpoint=there[step], identity=load_checkpoint(there[step], store).identity, step=step)

@@ -29,6 +29,7 @@ _NAMES = {
 }
 
 
+VERSION = 1  # of the file's layout; one without a number is of the first
 _NOTED = ("counters", "progress", "identity", "losses")  # as JSON in the file's metadata
 
 
@@ -53,7 +54,7 @@ class Snapshot:
 
     def take(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint; its tensors may change afterwards. The block of the one before is used again."""
-        note = {name: getattr(checkpoint, name) for name in _NOTED}
+        note = {"version": VERSION, **{name: getattr(checkpoint, name) for name in _NOTED}}
         header: dict[str, dict[str, Any]] = {"__metadata__": {"training": json.dumps(note, sort_keys=True)}}
         tensors = sorted(checkpoint.tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # all stay aligned
         end = 0
@@ -115,8 +116,13 @@ def list_checkpoints(folder: str, store: Store) -> list[str]:
     return [storage.join(folder, name) for name in names if name.startswith(PREFIX) and name.endswith(SUFFIX)]
 
 
+def latest_checkpoint(output: str, store: Store) -> str:
+    """uri of the latest checkpoint of the run in `output`; empty where there is none."""
+    return next(reversed(list_checkpoints(storage.join(output, "checkpoints"), store)), "")
+
+
 def load_checkpoint(uri: str, store: Store) -> Checkpoint:
-    """Read one. Raises UsageError if the file is not a training checkpoint."""
+    """Read one. Raises UsageError if the file is not a training checkpoint, is incomplete, or of a later version."""
     data = store.read(uri)
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -124,4 +130,15 @@ def load_checkpoint(uri: str, store: Store) -> Checkpoint:
         tensors = load(data)
     except (KeyError, ValueError, SafetensorError) as error:
         raise UsageError(f"{uri} is not a training checkpoint") from error
+    version = note.get("version", 1)
+    if version > VERSION:
+        raise UsageError(
+            f"{uri} is a training checkpoint of version {version}, this realcustom reads up to {VERSION}: go on with the one "
+            "that wrote it, or a later one"
+        )
+    lacking = [name for name in _NOTED if name not in note]
+    if lacking:
+        raise UsageError(
+            f"{uri} is a training checkpoint without its {', '.join(lacking)}: remove it, and the run goes on from the one before"
+        )
     return Checkpoint(tensors=tensors, **{name: note[name] for name in _NOTED})

@@ -152,7 +152,8 @@ class BucketOrder:
         sizes = np.diff(starts)
         if self._of is not None:
             self._held_out = held_out[self._of[held_out] == bucket]
-            sizes = np.add.reduceat(self._of == bucket, starts[:-1], dtype=np.int64)
+            filled = sizes > 0  # reduceat takes a part of no rows for one of one
+            sizes[filled] = np.add.reduceat(self._of == bucket, starts[:-1][filled], dtype=np.int64)
         self._sizes = sizes - np.diff(np.searchsorted(self._held_out, starts))  # (P,)
         self.records = int(self._sizes.sum())
         self._epoch = self._hand = -1

@@ -32,7 +32,7 @@ from realcustom.errors import UsageError
 from realcustom.machine import available_cores
 from realcustom.store import Store
 from realcustom.training.async_validation import Validations
-from realcustom.training.checkpoints import list_checkpoints, step_of
+from realcustom.training.checkpoints import latest_checkpoint, step_of
 from realcustom.training.failures import Failure, Failures
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import TrainingDiverged, World
@@ -224,18 +224,17 @@ def _train(job: TrainingJob, node: str, failures: Any) -> Failure | None:
     context = ray.train.get_context()
     torch.set_num_threads(job.settings.threads or max(1, available_cores() // context.get_local_world_size()))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
-    wait = [_wait(job, failures) if world.rank == 0 else None]
-    dist.broadcast_object_list(wait)
-    if wait[0] is None:
+    begin = [_begin(job, failures, world) if world.rank == 0 else None]
+    dist.broadcast_object_list(begin)
+    if begin[0] is None:
         return None  # what is kept says why
-    time.sleep(wait[0])
+    seconds, checkpoint = begin[0]
+    time.sleep(seconds)
     worker: Worker | None = None
     failure: Failure | None = None
     try:
-        if world.rank == 0:
-            worker = Worker(job, world, _asked_to_stop(failures), _is_taken_away, [RayMetrics(job.identity)])
-        else:
-            worker = Worker(job, world, _asked_to_stop(failures), _is_taken_away)
+        sinks = [RayMetrics(job.identity)] if world.rank == 0 else []
+        worker = Worker(job, world, _asked_to_stop(failures), _is_taken_away, sinks, checkpoint)
     except Exception as error:
         failure = Failure.of(error, node)
         if not failure.final:
@@ -257,16 +256,20 @@ def _is_taken_away() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def _wait(job: TrainingJob, failures: Any) -> float | None:
-    """Seconds until a start; None: workers were lost too often, or the run is asked to end."""
-    seconds: float | None = ray.get(failures.begin.remote(_last_step(job), job.settings.max_failures))
-    return seconds
+def _begin(job: TrainingJob, failures: Any, world: World) -> tuple[float, str] | None:
+    """Seconds until a start, and the checkpoint that all workers continue from: one of them looks for it, as what a storage
+    lists may differ between machines. None: workers were lost too often, or the run is asked to end.
+    """
+    checkpoint = latest_checkpoint(job.output, Store(job.settings.retries))
+    step = step_of(checkpoint) if checkpoint else 0
+    seconds: float | None = ray.get(failures.begin.remote(step, job.settings.max_failures, world.size))
+    return None if seconds is None else (seconds, checkpoint)
 
 
 def _last_step(job: TrainingJob) -> int:
     """The step of the last checkpoint."""
-    done = list_checkpoints(storage.join(job.output, "checkpoints"), Store(job.settings.retries))
-    return step_of(done[-1]) if done else 0
+    checkpoint = latest_checkpoint(job.output, Store(job.settings.retries))
+    return step_of(checkpoint) if checkpoint else 0
 
 
 def _asked_to_stop(failures: Any) -> threading.Event:

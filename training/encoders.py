@@ -57,6 +57,19 @@ class FrozenEncoders:
         """Per picture, beside the global one; known without loading the image encoder."""
         return count_local_views(self._image_encoder, self.settings)
 
+    @functools.cached_property
+    def shapes(self) -> dict[Kind, tuple[int | None, ...]]:
+        """Of the features that the base's UNet takes, by its configuration and the tokenizer's; None: any length."""
+        config, tokenizer = self.base.unet.config, self.base.pipeline.tokenizer
+        shapes: dict[Kind, tuple[int | None, ...]] = {
+            Kind.LATENTS: (config.in_channels, None, None),
+            Kind.TEXT: (tokenizer.model_max_length, config.cross_attention_dim),
+        }
+        if self.base.is_sdxl:
+            sizes = 6 * config.addition_time_embed_dim  # stand beside the pooled text
+            shapes[Kind.POOLED] = (config.projection_class_embeddings_input_dim - sizes,)
+        return shapes
+
     def loaded(self) -> Base:
         """The base model with all parts on the device; never if the records' caches hold all features."""
         return self._with(VAE, *self._text)
@@ -122,7 +135,7 @@ class FrozenEncoders:
 def decode_picture(data: bytes | None) -> Image.Image:
     """An upright picture from a record's bytes. Raises UsageError if they are missing or broken."""
     if data is None:
-        raise UsageError("it has no cached value and no picture to compute one from; run the encode stage over it")
+        raise UsageError("it has no cached value and no picture to compute one from")
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

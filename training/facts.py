@@ -13,6 +13,7 @@ from realcustom import storage
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.metrics_file import Row, read_rows
+from realcustom.training.validations import read_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Facts:
     sheets: tuple[str, ...]  # names in samples/
     checkpoints: tuple[int, ...]  # their steps
     dropped: int  # records, so far
+    failed: tuple[Row, ...]  # of validations and sheets beside the training: `step` and `error`
 
     @property
     def steps(self) -> int:
@@ -64,6 +66,7 @@ def read_facts(output: str, store: Store) -> Facts:
         sheets=tuple(name for name in store.list_names(storage.join(output, "samples")) if name.endswith(".png")),
         checkpoints=tuple(step_of(uri) for uri in list_checkpoints(storage.join(output, "checkpoints"), store)),
         dropped=len(store.list_names(storage.join(output, "dropped"))),
+        failed=tuple(row for row in read_results(output, store) if "error" in row),
     )
 
 
@@ -72,6 +75,9 @@ def table(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "steps", f"{facts.step} of {facts.steps}" + ("" if facts.result else "; not finished")
     if parent := facts.settings.get("parent"):
         yield "branched from", f"step {parent['step']} of the run with identity {parent['identity']}"
+    again = [row["repeated"] for row in facts.training if "repeated" in row]
+    if again:
+        yield "starts", f"{1 + len(again)}; {sum(again)} steps were done again"
     if facts.validation:
         first, last = facts.validation[0], facts.validation[-1]
         best = min(facts.validation, key=lambda row: row["val_loss"])
@@ -94,6 +100,8 @@ def table(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "records", said
     elif facts.dropped:
         yield "records dropped so far", str(facts.dropped)
+    if facts.failed:
+        yield "validations that failed", "; ".join(f"step {row['step']}: {row['error']}" for row in facts.failed)
     yield "checkpoints", ", ".join(map(str, facts.checkpoints)) or "none yet"
     if facts.result:
         yield "adapter", "adapter.safetensors"

@@ -69,12 +69,14 @@ class Failures:
 
     def __init__(self) -> None:
         self._kept: Failure | None = None
-        self._begun_at, self._lost = -1, 0
+        self._begun_at, self._lost, self._workers = -1, 0, 0
         self._stop = False
         self._stopped: int | None = None
 
-    def begin(self, step: int, most: int) -> float | None:
-        """Workers begin after a step: the seconds that they are to wait before, longer each time that none was gained.
+    def begin(self, step: int, most: int, workers: int) -> float | None:
+        """So many workers begin after a step: the seconds that they are to wait before, longer each time that none was gained.
+
+        More workers than before were not lost: an elastic run has found room for them. Fewer were.
 
         None where that was more than `most` times in a row (-1: without limit): a final failure is kept, which says so. None
         too where the run is asked to end.
@@ -82,7 +84,9 @@ class Failures:
         if self._stop:
             self._stopped = step
             return None
-        self._lost = self._lost + 1 if step <= self._begun_at else 0
+        grown = 0 < self._workers < workers
+        self._lost = 0 if step > self._begun_at else self._lost + (not grown)
+        self._workers = workers
         self._begun_at = max(step, self._begun_at)
         if most < 0 or self._lost <= most:
             return min(LONGEST_WAIT, 2.0**self._lost - 1)

@@ -13,7 +13,7 @@ import contextlib
 import enum
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,11 +23,13 @@ import torch
 
 from realcustom.buckets import Size
 from realcustom.cells import decode_mask, decode_tensor
-from realcustom.errors import UsageError
+from realcustom.errors import MissingFile, UsageError
 from realcustom.record import POOLED
 from realcustom.store import StorageRefused, Store
 from realcustom.training.index import RecordIndex
-from realcustom.training.reading import RowGroups
+from realcustom.training.reading import RecordsChanged, RowGroups
+
+WAY_OUT = "run the encode stage over it again, remove it, or set train.bad_records=drop"
 
 
 class Kind(enum.Enum):
@@ -87,6 +89,9 @@ class Encoders(Protocol):
     def black_features(self) -> torch.Tensor:
         """(S, Di) of a black picture."""
 
+    def give_up(self) -> None:
+        """Free their memory; what is needed after all is loaded again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -112,6 +117,7 @@ class FeatureStore:
         held_out: np.ndarray | None = None,
         store: Store | None = None,
         latent_pixels: int = 8,
+        expected: Mapping[Kind, tuple[int | None, ...]] | None = None,
     ) -> None:
         """Start with nothing kept.
 
@@ -123,6 +129,7 @@ class FeatureStore:
             held_out: numbers of records whose features are wanted again and again.
             store: reads the files; None: one with the default retries.
             latent_pixels: pixels per latent cell and side.
+            expected: shapes that the base takes, None for a length that it leaves open.
         """
         self.index, self.encoders, self.latent_pixels = index, encoders, latent_pixels
         self._rows = RowGroups(index, memory, store or Store())
@@ -130,24 +137,28 @@ class FeatureStore:
         self._held_out = frozenset(() if held_out is None else held_out.tolist())
         self._kept: dict[tuple[Kind, int], torch.Tensor] = {}
         self.kinds = tuple(kind for kind in Kind if kind.value in index.schema.names)  # of which there are caches
+        self._expected = dict(expected or {})
         self.shapes: dict[Kind, torch.Size] = {}  # of the first record's features, and so of all; see `shape`
+        self.from_caches = True  # no feature has been computed
         self._lock = threading.RLock()  # batches are made in a thread, validated in another
 
     def get(self, kind: Kind, number: int) -> torch.Tensor:
         """The feature of record `number`, on the CPU, in the dtype of its cache (fp32 where computed).
 
-        Raises BadRecord where there is neither a cache nor a picture to compute it from, where a cache is broken or holds a
-        value that is not finite, and where its shape is not that of the records before or of its bucket.
+        Raises BadRecord where there is neither a cache nor a picture to compute it from, where a cache or its file is broken
+        or holds a value that is not finite, and where its shape is not the base's, that of the records before, or of its
+        bucket.
         """
         with self._lock:
             kept = self._kept.get((kind, number))
             if kept is not None:
                 return kept
-            cell = self._rows.cell(number, kind.value) if kind in self.kinds else None
-            computed = cell is None or not cell.is_valid
             with self._naming(number, kind.value):
+                cell = self._rows.cell(number, kind.value) if kind in self.kinds else None
+                computed = cell is None or not cell.is_valid
                 tensor = self._compute(kind, number) if computed else _decode(cell)
             self._check(kind, number, tensor)
+            self.from_caches &= not computed
             if computed or number in self._held_out:
                 self._keep(kind, number, tensor)
             return tensor
@@ -162,12 +173,14 @@ class FeatureStore:
     def augmented(self, number: int, *key: object) -> torch.Tensor:
         """The image features of record `number`'s reference, augmented as `key` draws it. Raises BadRecord without a picture."""
         with self._lock, self._naming(number, "augmented reference"):
+            self.from_caches = False
             return self.encoders.augmented_features(self.picture(number), *key).float().cpu()
 
-    def is_cached(self, number: int) -> bool:
-        """Whether record `number`'s caches are filled."""
-        with self._lock:
-            return all(self._rows.cell(number, kind.value).is_valid for kind in self.kinds)
+    def give_up_encoders(self) -> None:
+        """Free the encoders' memory where all features so far came from caches."""
+        with self._lock:  # a feature may be computed just now
+            if self.from_caches:
+                self.encoders.give_up()
 
     def size(self, number: int) -> tuple[int, int]:
         """(width, height) of record `number`'s picture, pixels."""
@@ -196,10 +209,10 @@ class FeatureStore:
     def _naming(self, number: int, what: str) -> Iterator[None]:
         try:
             yield
-        except StorageRefused:
+        except (StorageRefused, MissingFile, RecordsChanged):  # not for what is in the record
             raise
         except UsageError as error:
-            raise BadRecord.of(self.index, number, f"{what}: {error}") from error
+            raise BadRecord.of(self.index, number, f"{what}: {error}; {WAY_OUT}") from error
 
     def picture(self, number: int) -> Picture:
         """The columns that features are computed from."""
@@ -223,6 +236,11 @@ class FeatureStore:
         return compute(picture).float().cpu()
 
     def _check(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
+        expected = self._expected.get(kind)
+        if expected is not None and not _fits(tensor.shape, expected):
+            wanted = ", ".join("any" if length is None else str(length) for length in expected)
+            found = f"its {kind.value} have shape {tuple(tensor.shape)}, the base takes ({wanted}): made for another one, or cut"
+            raise BadRecord.of(self.index, number, f"{found}; {WAY_OUT}")
         self.shapes.setdefault(kind, tensor.shape)
         shape, bucket = self.shape(kind, number), self.index.bucket_of(number)
         if tensor.shape != shape:
@@ -238,9 +256,13 @@ class FeatureStore:
                 found += f", those of its bucket, {bucket[0]} x {bucket[1]} pixels, {shape}; run the encode stage over it again"
             raise BadRecord.of(self.index, number, found)
         if not all(math.isfinite(end) for end in tensor.aminmax()):  # a tenth of the time of isfinite(tensor)
-            found = f"its {kind.value} hold a value that is not finite"
-            way_out = "run the encode stage over it again, remove it, or set train.bad_records=drop"
-            raise BadRecord.of(self.index, number, f"{found}; {way_out}")
+            raise BadRecord.of(self.index, number, f"its {kind.value} hold a value that is not finite; {WAY_OUT}")
+
+
+def _fits(shape: torch.Size, expected: tuple[int | None, ...]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    return all(wanted in (None, length) for length, wanted in zip(shape, expected, strict=True))
 
 
 def _decode(cell: pa.StructScalar) -> torch.Tensor:

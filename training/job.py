@@ -24,6 +24,12 @@ class Parent:
         return {"identity": self.identity, "step": self.step}
 
 
+def split_parent(given: str) -> tuple[str, int | None]:
+    """The run and the step of `RUN` or `RUN@STEP`, of which the run's path may have an @ too."""
+    run, _, step = given.rpartition("@")
+    return (run, int(step)) if run and step.isdecimal() else (given, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """The inputs, settings and output of a training run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,7 @@ class Trainer:
         self.step_count = 0  # optimizer steps taken or skipped
         self.skipped_total = 0  # of those that were read
         self.skipped_in_a_row = 0
+        self.before_moments = 0  # steps that changed the weights before the optimizer's moments began
         given = settings.micro_batch
         self.micro_batch = given if isinstance(given, int) else 0  # rows of a forward; 0: by gradient_accumulation
         self._unread: list[tuple[torch.Tensor, float]] = []  # loss, gradient norm and stop of a step; its rate
@@ -310,12 +311,17 @@ class Trainer:
             )
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-        """All data for a resume: tensors by name, and counters. All results are read, on all workers alike."""
+        """All data for a resume: tensors by name, and counters. All results are read, on all workers alike.
+
+        Of weights that are sharded the first worker alone has the tensors.
+        """
         assert not self._unread, "counters are those of the results that were read"
-        tensors = {name: whole(value) for name, value in self._tensors().items()}
+        tensors = {name: whole(value, keep=self.world.rank == 0) for name, value in self._tensors().items()}
         counters = {"step": self.step_count, "skipped": self.skipped_total, "skipped_in_a_row": self.skipped_in_a_row}
         if self.settings.micro_batch is MicroBatch.AUTO:
             counters["micro_batch"] = self.micro_batch
+        if self.before_moments:
+            counters["before_moments"] = self.before_moments
         return tensors, counters
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -323,11 +329,19 @@ class Trainer:
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         return tensors | moments(self.optimizer, self.parameters)
 
+    def takes_moments(self, tensors: Collection[str]) -> bool:
+        """Whether a state with tensors of these names has the moments of this optimizer; before the first step."""
+        start_moments(self.optimizer, self.parameters, 0, self.guarded)
+        own = moments(self.optimizer, self.parameters).keys()
+        self.optimizer.state.clear()
+        return own == _names_of_moments(tensors)
+
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], counters: dict[str, int]) -> None:
-        """Continue from `state()`. Raises UsageError naming tensors that are missing or unexpected."""
-        taken = counters["step"] - counters["skipped"]
-        if taken:
+        """Continue from `state()`. Raises UsageError naming tensors that are missing, unexpected or of another shape."""
+        self.before_moments = counters.get("before_moments", 0)
+        taken = counters["step"] - counters["skipped"] - self.before_moments
+        if _names_of_moments(tensors):
             start_moments(self.optimizer, self.parameters, taken, self.guarded)
         self.step_count, self.skipped_total = counters["step"], counters["skipped"]
         self.skipped_in_a_row = counters["skipped_in_a_row"]
@@ -335,12 +349,20 @@ class Trainer:
             self.micro_batch = counters.get("micro_batch", 0)
         self._taken = None
         own = self._tensors()
-        if own.keys() != tensors.keys():
-            wrong = sorted(own.keys() ^ tensors.keys())
-            raise UsageError(f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ")
+        shapes, theirs = ({name: value.shape for name, value in found.items()} for found in (own, tensors))
+        if wrong := sorted({name for name, _ in shapes.items() ^ theirs.items()}):
+            raise UsageError(
+                f"the training checkpoint does not fit: {wrong[0]} (and {len(wrong) - 1} more) differ; it is of a run with "
+                "another base or method"
+            )
         for name, value in own.items():
             fill(value, tensors[name])
         take_estimate(self.optimizer, tensors)
+
+
+def _names_of_moments(names: Iterable[str]) -> set[str]:
+    """Of a state's tensors, those of its optimizer."""
+    return {name for name in names if not name.startswith(("weights.", "ema."))}
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from realcustom import storage
 from realcustom.store import Store
@@ -50,7 +51,9 @@ class Metrics:
             progress: the checkpoint's.
         """
         self._file, self._background = MetricsFile(output, store), background
-        self._repeated = max(0, self._file.cut(step) - step)  # steps after the checkpoint that are done again
+        known = self._file.cut(step)
+        # steps after the checkpoint that are done again; None: the run begins
+        self._repeated = max(0, known - step) if known or progress else None
         self._rows: list[Row] = []  # not written yet
         self._interval = STORE_SECONDS if storage.is_remote(output) else WRITE_SECONDS
         self.steps, self.started_at_step = steps, step
@@ -99,10 +102,10 @@ class Metrics:
             "images_per_second": float(f"{self._images / passed:.4g}"),
             "data_wait": round(seconds.get("data", 0.0) / passed, 4),
             "seconds": {name: round(value / max(1, self._steps), 6) for name, value in seconds.items()},
-            **({"repeated": self._repeated} if self._repeated else {}),
+            **({} if self._repeated is None else {"repeated": self._repeated}),
             **more,
         }
-        self._repeated = 0
+        self._repeated = None
         self.loss_sum, self.count, self.skipped, self._images, self._steps = 0.0, 0, 0, 0.0, 0
         self._since = time.monotonic()
         self._add(row)
@@ -116,14 +119,13 @@ class Metrics:
             )
 
     def add_validation(self, step: int, losses: list[float]) -> None:
-        """Add the validation losses by timestep, from the least noise to the most; their time is not counted in any row."""
+        """Add the validation losses by timestep, from the least noise to the most."""
         row = validation_row(step, losses)
         loss = row["val_loss"]
         self.loss_before = loss if self.loss_before is None else self.loss_before
         self.loss_after, self.validated_at = loss, step
         self._add(row)
         logger.info("step %d/%d  validation loss %.5f", step, self.steps, loss)
-        self.restart_clock()
 
     def tell(self, row: Row) -> None:
         """Give the sinks a row that is kept elsewhere, of a step that may be long past."""
@@ -135,9 +137,14 @@ class Metrics:
         """Since the current row began."""
         return max(1e-9, time.monotonic() - self._since)
 
-    def restart_clock(self) -> None:
-        """Restart the clock of images/s."""
-        self._since = time.monotonic()
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context whose time is not that of steps: no row counts it."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - start
 
     def flush(self) -> None:
         """Write the rows that are not written, in the background."""
@@ -149,11 +156,14 @@ class Metrics:
             if slow is not None:
                 self._background.put(slow)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Write the remaining rows, and all of them into one file."""
         self.flush()
         self._background.wait()
         self._file.cut(self.steps)
+
+    def close(self) -> None:
+        """End the sinks, also after an error."""
         for sink in self._sinks:
             sink.close()
 

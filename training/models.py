@@ -52,16 +52,9 @@ def make_model(
     """The model on the CPU, as it is before the first step; its parameters that take gradients are marked.
 
     Args:
-        number: of a record whose features show their sizes.
-    Raises UsageError where the records or the initial adapter do not fit the base.
+        number: of a record whose features show the image encoder's width.
+    Raises UsageError where the initial adapter does not fit the base.
     """
-    channels, width = base.unet.config.in_channels, base.unet.config.cross_attention_dim
-    latents, text = features.get(Kind.LATENTS, number), features.get(Kind.TEXT, number)
-    if latents.shape[0] != channels or text.shape[-1] != width:
-        raise UsageError(
-            f"the records' latents {tuple(latents.shape)} and text features {tuple(text.shape)} do not fit the "
-            f"base {base.identity} ({channels} channels, text width {width}): they were made for another one"
-        )
     embed_dim = features.get(Kind.IMAGE, number).shape[-1]
     generator = torch.Generator().manual_seed(job.settings.seed)
     model = RealCustomModel(base.unet, job.method, embed_dim, generator, encoders.local_views)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,8 +28,9 @@ from realcustom.training.metrics import Metrics
 from realcustom.training.metrics_file import Row, validation_losses
 from realcustom.training.page import write_page
 from realcustom.training.samples import draw_sample_sheet
-from realcustom.training.validations import prune_all, read_results
+from realcustom.training.validations import prune_all, read_results, skip_oldest
 
+PAGE_SECONDS = 600.0  # between pages on an object store, where the rows are fetched for each
 PROVENANCE = ("records", "initial_adapter", "train", "parent")  # of all that decides the result, where it is there
 
 
@@ -52,6 +54,7 @@ class Outputs:
         self._known: set[int] = set()  # steps whose validation beside the training has ended
         self._news: list[Row] = []  # of these, the rows that are not told yet
         self.saved = time.monotonic()  # the last checkpoint
+        self._next_page = -math.inf
 
     def begin(self) -> None:
         """Write the settings, and remove what a start that was killed left half written."""
@@ -80,21 +83,25 @@ class Outputs:
         metrics.flush()  # first: a checkpoint has all rows up to its step
         self.background.put(functools.partial(self._write, counters["step"], dict(self.losses)))
 
-    def sample(self, validation: np.ndarray, stop: Callable[[], bool] = lambda: False) -> None:
+    def sample(self, validation: np.ndarray, stop: Callable[[], bool] = lambda: False) -> bool:
         """Draw the sheet of the first held-out records that keep their pictures, if there are any, with the model's weights.
 
-        `stop`, asked between denoising steps, leaves it out.
+        Returns False where `stop`, asked between denoising steps, left it out.
         """
         settings, method = self._job.settings, self._job.method
         numbers = [int(number) for number in validation[: settings.sample_records]]
         pictures = [picture for picture in map(self._features.picture, numbers) if picture.image is not None]
         if not pictures:
-            return
+            return True
         with self._trainer.autocast(), no_new_graphs():  # a sheet's shapes are its own
             base = self._encoders.loaded()
             sheet = draw_sample_sheet(pictures, base, self._model, self._encoders, method, settings.sample_steps, stop)
-        if sheet is not None:
+        self._features.give_up_encoders()  # a sheet takes them from a GPU's memory
+        if sheet is None:
+            return False
+        if sheet:
             self._store.write(self._place("samples", f"step-{self._trainer.step_count:08d}.png"), sheet)
+        return True
 
     def finish(self, metrics: Metrics, tensors: Mapping[str, torch.Tensor], account: dict[str, Any]) -> None:
         """Write the adapter of the trainer's state, the account of the records, the result and the page."""
@@ -102,7 +109,7 @@ class Outputs:
         self._read_news()
         self._tell_news(metrics)
         sha256 = save_adapter(self._place("adapter.safetensors"), self._adapter(tensors), self._store)
-        metrics.close()
+        metrics.finish()
         self._store.write(self._place("report.json"), json.dumps(account, indent=1).encode())
         losses = {"loss_before": metrics.loss_before, "loss_after": metrics.loss_after}
         result: dict[str, Any] = {
@@ -121,11 +128,21 @@ class Outputs:
         adapter = self._adapter(self._snapshot.tensors)
         save_adapter(self._place("adapters", file_name(step)), adapter, self._store)
         self._snapshot.write(self._place("checkpoints"), self._store)
+        if self._job.settings.async_validation:
+            skip_oldest(self._job, self._store, {*self._known, *map(int, losses)})
         self._read_news()
         losses |= validation_losses(self._news)
         prune_all(self._job, losses, {*self._known, *map(int, losses)}, self._store)
-        if not storage.is_remote(self._job.output):  # there its rows would be fetched again each time
-            write_page(self._job.output, self._job.identity, self._store)
+        if time.monotonic() >= self._next_page:
+            self._show()
+
+    def _show(self) -> None:
+        """The page. On an object store the next one waits, that its reading takes little of the thread that writes."""
+        start = time.monotonic()
+        write_page(self._job.output, self._job.identity, self._store)
+        if storage.is_remote(self._job.output):
+            now = time.monotonic()
+            self._next_page = now + max(PAGE_SECONDS, 20 * (now - start))
 
     def _read_news(self) -> None:
         """What has come of the validations beside the training."""

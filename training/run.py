@@ -37,7 +37,7 @@ from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.data import split
 from realcustom.training.failures import full_disk
 from realcustom.training.indexing import open_index
-from realcustom.training.job import TrainingJob
+from realcustom.training.job import TrainingJob, split_parent
 from realcustom.training.loop import World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.optimizers import check_optimizer
@@ -192,8 +192,8 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_run(parent: str) -> str:
-    run, at, step = parent.rpartition("@")
-    return f"{_absolute(run)}@{step}" if step.isdigit() and at else _absolute(parent)
+    run, step = split_parent(parent)
+    return _absolute(run) if step is None else f"{_absolute(run)}@{step}"
 
 
 def _check_rate_not_fallen(output: str, settings: TrainSettings, store: Store) -> None:

@@ -44,8 +44,8 @@ def draw_sample_sheet(
 
     Both are drawn from the same noise with the record's caption, in `steps` denoising steps, at the size of the record's
     bucket; the file holds the captions too (`captions_of`). Records without a picture, or with a target word that the
-    tokenizer cannot find, are left out with a log line; None if none is left, and where `stop`, asked after each denoising
-    step, ends it.
+    tokenizer cannot find, are left out with a log line; no bytes if none is left. None where `stop`, asked after each
+    denoising step, ends it.
     """
     # its own copy of the settings: the run's number of steps is not the adapter's
     settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))
@@ -69,7 +69,7 @@ def draw_sample_sheet(
         if pipeline.interrupt:
             logger.info("a sample sheet is left out, as the run is asked to end")
             return None
-    return _sheet(rows, captions) if rows else None
+    return _sheet(rows, captions) if rows else b""
 
 
 def captions_of(sheet: bytes) -> list[tuple[str, str]]:

@@ -101,7 +101,9 @@ class TrainSettings:
     min_snr_gamma: float = 0.0  # > 0: errors of little noise count less (min-SNR; 5 is usual); 0 = all count alike
     timestep_shift: float = 1.0  # t = s u / (1 + (s - 1) u), u uniform: 1 = uniform, as the paper; more = noisier
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
-    p_drop_image: float = 0.0  # probability that a sample has no reference (its image features are zero)
+    p_drop_image: float = (
+        0.0  # probability that a sample has no reference: image features are zero, in ++ a black picture's
+    )
     p_drop_both: float = 0.0  # probability that a sample has neither, beside those two
     p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
     # `{until_step, p_multiview, ref_aug}`: both change linearly from one point to the next, in the place of p_multiview
@@ -112,6 +114,7 @@ class TrainSettings:
     )
 
     bad_records: BadRecords = BadRecords.STOP
+    max_dropped_fraction: float = 0.2  # share of the records that `drop` may drop; above it the run stops
     validation_fraction: float = 0.05  # share of the pictures that is held out, chosen by a hash of their uid
     validation_records: int = 64  # at most this many are held out
     validation_timesteps: int = 4  # fixed timesteps per held-out record
@@ -175,6 +178,8 @@ class TrainSettings:
         for name in ("p_drop_text", "p_drop_image", "p_drop_both", "p_multiview"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name}={getattr(self, name)} is a probability, in [0, 1]")
+        if not 0 <= self.max_dropped_fraction <= 1:
+            raise UsageError(f"max_dropped_fraction={self.max_dropped_fraction} is a share, in [0, 1]")
         if isinstance(self.micro_batch, int) and self.micro_batch < 0:
             raise UsageError(f"micro_batch={self.micro_batch} must be auto, a number of rows, or 0")
         if self.micro_batch and self.gradient_accumulation != 1:
@@ -257,6 +262,7 @@ OPERATIONAL = frozenset(
             "micro_batch",
             "compile",
             "async_validation",
+            "max_dropped_fraction",
         ),
         *("log_every", "val_every", "sample_every", "sample_records", "sample_steps", "max_skipped_steps", "retries"),
     }

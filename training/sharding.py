@@ -37,9 +37,14 @@ def gathered(model: nn.Module) -> Iterator[None]:
         model.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which this may be a part; gathered ones are in host memory, where there is room for many."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+def whole(tensor: torch.Tensor, keep: bool) -> torch.Tensor:
+    """The tensor of which this may be a part. Gathered ones are in host memory, where there is room for many: of a worker that
+    does not `keep` them nothing is left there.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    gathered = tensor.full_tensor()
+    return gathered.cpu() if keep else gathered.new_empty(0)
 
 
 def fill(tensor: torch.Tensor, value: torch.Tensor) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from realcustom import storage
 from realcustom.errors import UsageError
@@ -15,6 +16,9 @@ from realcustom.store import Store
 from realcustom.training.job import TrainingJob
 from realcustom.training.metrics_file import Row, append
 from realcustom.training.settings import Logger
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 _PACKAGES = {
     Logger.TENSORBOARD: ("tensorboardX", "train"),
@@ -34,16 +38,16 @@ class Sink(Protocol):
         """Hand on what was taken; what is slow is returned, to be called in another thread."""
 
     def close(self) -> None:
-        """End it: all that was taken is kept."""
+        """End it: all that was handed on is kept."""
 
 
 def check_loggers(loggers: Sequence[Logger]) -> None:
     """Raise UsageError where the package of a logger is not installed."""
-    for logger in loggers:
-        package, extra = _PACKAGES[logger]
+    for one in loggers:
+        package, extra = _PACKAGES[one]
         if importlib.util.find_spec(package) is None:
             raise UsageError(
-                f"train.loggers names {logger.value}, not installed: pip install 'PATH_OF_THE_CLONE[{extra}]', or leave it out"
+                f"train.loggers names {one.value}, not installed: pip install 'PATH_OF_THE_CLONE[{extra}]', or leave it out"
             )
 
 
@@ -52,10 +56,49 @@ def make_sinks(job: TrainingJob, store: Store, step: int) -> list[Sink]:
     name = f"realcustom-{job.identity}"
     made: dict[Logger, Callable[[], Sink]] = {
         Logger.TENSORBOARD: lambda: TensorBoard(storage.join(job.output, "tensorboard"), store, step),
-        Logger.WANDB: lambda: WandB(name, job.resolved),
-        Logger.MLFLOW: lambda: MLflow(name, job.resolved),
+        Logger.WANDB: lambda: Service(Logger.WANDB, lambda: WandB(name, job.resolved)),
+        Logger.MLFLOW: lambda: Service(Logger.MLFLOW, lambda: MLflow(name, job.resolved)),
     }
-    return [made[logger]() for logger in dict.fromkeys(job.settings.loggers)]
+    return [made[one]() for one in dict.fromkeys(job.settings.loggers)]
+
+
+class Service:
+    """A sink of a service that may be away: at its first error it is left out, with one warning, and the run goes on."""
+
+    _sink: Sink | None
+
+    def __init__(self, name: Logger, make: Callable[[], Sink]) -> None:
+        self._name, self._sink = name, None
+        self._sink = self._try(make)
+
+    def add(self, row: Row) -> None:
+        """Take a row."""
+        self._of_sink(lambda sink: sink.add(row))
+
+    def flush(self) -> Callable[[], None] | None:
+        """What the sink's own returns."""
+        slow = self._of_sink(lambda sink: sink.flush())
+        return None if slow is None else lambda: self._of_sink(lambda _: slow())
+
+    def close(self) -> None:
+        """End it, if it is there."""
+        self._of_sink(lambda sink: sink.close())
+
+    def _of_sink(self, act: Callable[[Sink], T]) -> T | None:
+        sink = self._sink
+        return None if sink is None else self._try(lambda: act(sink))
+
+    def _try(self, act: Callable[[], T]) -> T | None:
+        try:
+            return act()
+        except Exception as error:  # each client has errors of its own
+            self._sink = None
+            logger.warning(
+                "%s takes no more of this run's rows, which goes on; metrics.jsonl has them: %s",
+                self._name.value,
+                error,
+            )
+            return None
 
 
 class TensorBoard:
@@ -95,10 +138,7 @@ class TensorBoard:
         return lambda: self._write(data, number)
 
     def close(self) -> None:
-        """Write what is not written."""
-        write = self.flush()
-        if write is not None:
-            write()
+        """Nothing: each write is whole."""
 
     def _write(self, data: bytes, number: int) -> None:
         place = storage.join(self._folder, self._name)
@@ -150,6 +190,7 @@ class MLflow:
         import mlflow
 
         self._mlflow = mlflow
+        self._rows: list[Row] = []  # not sent yet
         experiment = mlflow.set_experiment(PROJECT)
         found = mlflow.search_runs(
             [experiment.experiment_id], f"tags.`mlflow.runName` = '{name}'", output_format="list", max_results=1
@@ -159,11 +200,17 @@ class MLflow:
             mlflow.log_dict(dict(settings), "settings.json")
 
     def add(self, row: Row) -> None:
-        """Log a row's numbers."""
-        self._mlflow.log_metrics(dict(scalars(row)), step=row["step"])
+        """Take a row."""
+        self._rows.append(row)
 
-    def flush(self) -> None:
-        """Nothing: it sends by itself."""
+    def flush(self) -> Callable[[], None] | None:
+        """One request for each row that was added."""
+        rows, self._rows = self._rows, []
+        return (lambda: self._send(rows)) if rows else None
+
+    def _send(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._mlflow.log_metrics(dict(scalars(row)), step=row["step"], run_id=self._run.info.run_id)
 
     def close(self) -> None:
         """End the run."""

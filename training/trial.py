@@ -27,6 +27,7 @@ def estimate(
     settings: TrainSettings,
     *,
     initial_adapter: str | None = None,
+    parent: str | None = None,
     hourly_price: float | None = None,
 ) -> Iterator[str]:
     """Try one worker's part of some steps in this process, and yield lines on the whole run. Nothing is written.
@@ -42,14 +43,15 @@ def estimate(
     ):
         encoder = method.image_encoder.model
         worker = Worker(
-            make_job(records, output, base, encoder, method, settings, initial_adapter), World(device=device)
+            make_job(records, output, base, encoder, method, settings, initial_adapter, parent), World(device=device)
         )
+        done = worker.trainer.step_count  # by a parent
         yield from _data(worker)
         step = worker.order.step_of_largest()
         batch = worker.batches.training(worker.order.share(step, 0, settings.num_workers)).to(device)
         worker.find_micro_batch(batch)
         yield from _memory(worker, batch)
-        yield from _time(worker, hourly_price)
+        yield from _time(worker, settings.steps - done, hourly_price)
 
 
 def _data(worker: Worker) -> Iterator[str]:
@@ -113,21 +115,21 @@ def _held_by_a_forward(worker: Worker, batch: Batch) -> int:
     return sum(kept.values())
 
 
-def _time(worker: Worker, hourly_price: float | None) -> Iterator[str]:
-    settings, workers = worker.settings, worker.settings.num_workers
+def _time(worker: Worker, steps: int, hourly_price: float | None) -> Iterator[str]:
+    workers = worker.settings.num_workers
     start = time.monotonic()
     for step in range(1, MEASURED + 1):
         batch = worker.batches.training(worker.order.share(step, 0, workers))
         worker.trainer.step(batch.to(worker.world.device))
     seconds = (time.monotonic() - start) / MEASURED
-    hours = seconds * settings.steps / 3600
+    hours = seconds * steps / 3600
     cost = (
         f", {hours * workers * hourly_price:,.2f} at {hourly_price:g} an hour a worker"
         if hourly_price is not None
         else ""
     )
     yield (
-        f"time: {seconds:.3f} s a step here, reading included; {settings.steps} steps on {workers} such workers, without what "
+        f"time: {seconds:.3f} s a step here, reading included; {steps} steps on {workers} such workers, without what "
         f"they tell each other and without validations and samples: {hours:,.2f} hours{cost}"
     )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 
 from realcustom import storage
@@ -14,6 +15,10 @@ from realcustom.training.checkpoints import list_checkpoints, prune, step_of
 from realcustom.training.job import TrainingJob
 from realcustom.training.metrics_file import Row, validation_file, validation_files
 from realcustom.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 8  # checkpoints that are kept for their task
 
 
 def is_due(step: int, every: int) -> bool:
@@ -44,6 +49,20 @@ def waiting(job: TrainingJob, store: Store, done: Collection[int]) -> list[str]:
     there = {*validation_files(job.output, store), *done}
     uris = list_checkpoints(storage.join(job.output, "checkpoints"), store)
     return [uri for uri in uris if is_apart(job.settings, step_of(uri)) and step_of(uri) not in there]
+
+
+def skip_oldest(job: TrainingJob, store: Store, done: Collection[int]) -> None:
+    """Keep of the checkpoints that wait no more than `MOST_WAITING`: the tasks are slower than the training, or there is no
+    room for one. The oldest of all may be in one, and stays.
+    """
+    for uri in waiting(job, store, done)[1 : 1 - MOST_WAITING]:
+        reason = f"more than {MOST_WAITING} checkpoints waited for their validation"
+        logger.warning(
+            "the checkpoint of step %d is not validated: %s; is there room for a task beside the workers? a larger "
+            "train.val_every (or sample_every) asks for fewer",
+            *(step_of(uri), reason),
+        )
+        write_result(job.output, {"step": step_of(uri), "error": reason}, store)
 
 
 def prune_all(job: TrainingJob, losses: Mapping[str, float], done: Collection[int], store: Store) -> None:

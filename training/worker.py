@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from realcustom import storage
 from realcustom.base import Base
 from realcustom.base_loading import load_base
 from realcustom.compiling import needs_compiler
@@ -26,7 +26,7 @@ from realcustom.training.background import Background
 from realcustom.training.batch import Batch
 from realcustom.training.batches import BatchMaker
 from realcustom.training.branch import adapted
-from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
+from realcustom.training.checkpoints import latest_checkpoint, load_checkpoint
 from realcustom.training.clock import Clock
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
@@ -41,6 +41,7 @@ from realcustom.training.micro_batch import TOO_LITTLE, find_micro_batch
 from realcustom.training.models import first_good, make_model
 from realcustom.training.objective import Objective
 from realcustom.training.outputs import Outputs
+from realcustom.training.reading import RecordsChanged
 from realcustom.training.settings import BadRecords, MicroBatch
 from realcustom.training.sinks import Sink, make_sinks
 from realcustom.training.stopping import Stopped
@@ -70,7 +71,7 @@ class Worker:
             stop: is set when the run is asked to end after its step; None: it never is.
             notice: whether a machine of the run is about to be taken away; all workers ask at each line of the log.
             sinks: get the rows of metrics.jsonl, beside those of `loggers`.
-            checkpoint: uri of the one to load in the place of the latest.
+            checkpoint: uri of the one to continue from; empty: begin anew; None: the latest.
         Raises UsageError where a part of the job cannot be used.
         """
         settings = job.settings
@@ -81,13 +82,24 @@ class Worker:
         self._say("loading the models and the index of the records")
         self.base: Base = load_base(job.base, dtype=torch.float32, only=("unet",))
         index = open_index(job.records, self.store)
+        if index.identity != job.resolved["records"]:
+            raise RecordsChanged(
+                f"the records at {job.records} are not those that this run began with: files were added, removed or written "
+                "over; put them back as they were, or begin another run with another --output"
+            )
         self.held_out, self.validation = split(index, settings.validation_fraction, settings.validation_records)
         self.encoders = FrozenEncoders(self.base, job.image_encoder, job.method, world.device, job.base)
         check_caches(index.schema, self.encoders)
         self.order = DataOrder(index, self.held_out, settings.batch_size, settings.seed, settings.open_parts)
         self.memory = Memory.of(settings.memory_gib)
         self.features = FeatureStore(
-            index, self.encoders, self.memory.features, self.validation, self.store, self.encoders.latent_pixels
+            index,
+            self.encoders,
+            self.memory.features,
+            self.validation,
+            self.store,
+            self.encoders.latent_pixels,
+            self.encoders.shapes,
         )
         if world.rank == 0:
             self._warn_of_little_memory()
@@ -95,7 +107,12 @@ class Worker:
                 logger.warning(
                     "bucket %d x %d has no record to train on: all of its records are held out", width, height
                 )
-        self.dropped = Dropped(job.output, self.store)
+            if len(index.views) == 0 and any(point.p_multiview for point in settings.curriculum or (settings,)):
+                logger.warning(
+                    "p_multiview has no effect: no record names another view of its subject (`view_uids`); each is its own "
+                    "reference"
+                )
+        self.dropped = Dropped(job.output, self.store, len(index), settings.max_dropped_fraction)
         number = first_good(self.features, self.validation, settings)
         self.model = make_model(job, self.base, self.encoders, self.features, number, self.store)
         self.model.to(world.device)
@@ -116,9 +133,9 @@ class Worker:
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
         self.outputs = Outputs(job, self.store, self.trainer, self.model, self.encoders, self.features)
         self.progress = self._resume(checkpoint)
-        if self.features.is_cached(number):
+        if self.features.from_caches:
             self.batches.prepare_constants()
-            self.encoders.give_up()
+            self.features.give_up_encoders()
 
     def _say(self, text: str) -> None:
         """One worker's word for all of them."""
@@ -135,17 +152,15 @@ class Worker:
             )
 
     def _resume(self, given: str | None) -> dict[str, float]:
-        checkpoints = [given] if given else list_checkpoints(self._folder("checkpoints"), self.store)
-        if not checkpoints:
+        uri = latest_checkpoint(self.job.output, self.store) if given is None else given
+        if not uri:
             return self._branch() if self.job.parent is not None else {}
-        checkpoint = load_checkpoint(checkpoints[-1], self.store)
+        checkpoint = load_checkpoint(uri, self.store)
         if checkpoint.identity != self.job.identity:
-            raise UsageError(f"{checkpoints[-1]} belongs to a run of another configuration; choose another --output")
+            raise UsageError(f"{uri} belongs to a run of another configuration; choose another --output")
         done, steps = checkpoint.counters["step"], self.settings.steps
         if done > steps:
-            raise UsageError(
-                f"{checkpoints[-1]}: {done} steps are done, train.steps={steps} are fewer; give {done} or more"
-            )
+            raise UsageError(f"{uri}: {done} steps are done, train.steps={steps} are fewer; give {done} or more")
         self.outputs.losses = dict(checkpoint.losses)
         self.trainer.load_state(dict(checkpoint.tensors), checkpoint.counters)
         return checkpoint.progress
@@ -155,7 +170,16 @@ class Worker:
         assert self.job.parent is not None
         checkpoint = load_checkpoint(self.job.parent.checkpoint, self.store)
         counters = {name: value for name, value in checkpoint.counters.items() if name != "micro_batch"}
-        self.trainer.load_state(adapted(checkpoint.tensors, bool(self.trainer.ema)), counters)
+        tensors = adapted(checkpoint.tensors, bool(self.trainer.ema))
+        taken = counters["step"] - counters["skipped"]
+        if taken and not self.trainer.takes_moments(tensors):
+            self._say(
+                f"the parent's optimizer was another one than {self.settings.optimizer.value}, whose moments begin anew; "
+                "weights and step count are the parent's"
+            )
+            tensors = {name: value for name, value in tensors.items() if name.startswith(("weights.", "ema."))}
+            counters["before_moments"] = taken
+        self.trainer.load_state(tensors, counters)
         return {}
 
     def find_micro_batch(self, batch: Batch) -> None:
@@ -172,51 +196,57 @@ class Worker:
 
         Raises, on all workers alike, TrainingDiverged, and Stopped where the run is asked to end before its last step.
         """
-        trainer, steps = self.trainer, self.settings.steps
+        start, steps = self.trainer.step_count, self.settings.steps
         first = self.world.rank == 0
         if first:
             self.outputs.begin()
-        if trainer.step_count < steps:
+        if start < steps:
             self.find_micro_batch(self._batch(self.order.step_of_largest()))
         with (
             Background() as self.background,
-            ReadAhead(self._batch, range(trainer.step_count, steps), self.memory.batches) as batches,
+            ReadAhead(self._batch, range(start, steps), self.memory.batches) as batches,
             StepWatch(self.settings.step_timeout_minutes) as watch,
         ):
             self.outputs.background = self.background
             metrics = self._metrics() if first else None
-            if not self.progress:
-                self._say(f"before the first step: the loss on {len(self.validation)} records that are held out")
-                if not self._validate(metrics):
-                    raise Stopped(0)
-            else:
-                self._say(f"continuing after step {trainer.step_count}")
-                if self.progress.get("owes"):
-                    self._look_and_keep(metrics)
-            unread: list[Batch] = []
-            while trainer.step_count < steps:
-                with watch.step():
-                    with self.clock.part("data"):
-                        batch = batches.take()
-                    with self.clock.part("step"):
-                        if self._peak:
-                            self._count_flops(batch)
-                        results = self._step(batch)
-                        unread.append(batch)
-                if results:
-                    self._tell(metrics, unread, results)
-                    unread = []
-                    stop, save = any(result.stop for result in results), any(result.save for result in results)
-                    self._after_step(metrics, results[-1], stop, save)
-            tensors, _ = trainer.state()
-            if metrics is not None:
-                account_of = account(len(self.features.index), self.held_out, self.dropped.read())
-                self.outputs.finish(metrics, tensors, account_of)
+            with contextlib.nullcontext() if metrics is None else contextlib.closing(metrics):
+                self._train(metrics, batches, watch)
+
+    def _train(self, metrics: Metrics | None, batches: ReadAhead, watch: StepWatch) -> None:
+        """The validation before the first step, the steps, and what comes after the last."""
+        trainer, steps = self.trainer, self.settings.steps
+        if not self.progress:
+            self._say(f"before the first step: the loss on {len(self.validation)} records that are held out")
+            if not self._validate(metrics):
+                raise Stopped(0)
+        else:
+            self._say(f"continuing after step {trainer.step_count}")
+            if self.progress.get("owes"):
+                self._look_and_keep(metrics)
+        unread: list[tuple[np.ndarray, float]] = []  # records of a step that count here, and on all workers
+        while trainer.step_count < steps:
+            with watch.step():
+                with self.clock.part("data"):
+                    batch = batches.take()
+                with self.clock.part("step"):
+                    if self._peak:
+                        self._count_flops(batch)
+                    results = self._step(batch)
+                    unread.append((_counted(batch), batch.total_weight))
+            if results:
+                self._tell(metrics, unread, results)
+                unread = []
+                stop, save = any(result.stop for result in results), any(result.save for result in results)
+                self._after_step(metrics, results[-1], stop, save)
+        tensors, _ = trainer.state()
+        if metrics is not None:
+            account_of = account(len(self.features.index), self.held_out, self.dropped.read())
+            self.outputs.finish(metrics, tensors, account_of)
 
     def _step(self, batch: Batch) -> list[StepResult]:
         """Take a step; the results since the last reading, where this step is one at which they are read."""
         if logger.isEnabledFor(logging.DEBUG):  # before it: what a killed worker did is known
-            logger.debug("step %d: %s", self.trainer.step_count + 1, self._uids(batch))
+            logger.debug("step %d: %s", self.trainer.step_count + 1, self._uids(_counted(batch)))
         try:
             save = self.world.rank == 0 and self.outputs.is_old()
             self.trainer.launch(batch.to(self.world.device), self.stop.is_set(), save)
@@ -229,10 +259,8 @@ class Worker:
                 "train.precision=bf16 with train.base_dtype=bf16 (--dry-run counts what each takes)"
             ) from error
 
-    def _uids(self, batch: Batch) -> str:
-        """Of the records in a batch that count."""
-        counted = np.array(batch.numbers)[batch.weights.numpy() > 0]
-        return ", ".join(map(self.features.index.uid, counted))
+    def _uids(self, numbers: np.ndarray) -> str:
+        return ", ".join(map(self.features.index.uid, numbers))
 
     def _reads(self, step: int) -> bool:
         """Whether the results of the steps are read after this one: the same on all workers. Reading waits for a GPU."""
@@ -240,14 +268,16 @@ class Worker:
         every = (settings.log_every, settings.val_every, settings.checkpoint_every, settings.sample_every, UNREAD)
         return not self.trainer.guarded or step == settings.steps or any(is_due(step, count) for count in every)
 
-    def _tell(self, metrics: Metrics | None, batches: Sequence[Batch], results: Sequence[StepResult]) -> None:
+    def _tell(
+        self, metrics: Metrics | None, steps: Sequence[tuple[np.ndarray, float]], results: Sequence[StepResult]
+    ) -> None:
         first = self.trainer.step_count - len(results) + 1
-        for number, (batch, result) in enumerate(zip(batches, results, strict=True)):
+        for number, ((records, weight), result) in enumerate(zip(steps, results, strict=True)):
             if metrics is not None:
-                metrics.add_step(result, batch.total_weight)
+                metrics.add_step(result, weight)
             if result.skipped:
                 said = "step %d was skipped, it is not finite; its records: %s"
-                logger.warning(said, first + number, self._uids(batch))
+                logger.warning(said, first + number, self._uids(records))
 
     def _metrics(self) -> Metrics:
         step, steps = self.trainer.step_count, self.settings.steps
@@ -268,11 +298,12 @@ class Worker:
 
     def _look_and_keep(self, metrics: Metrics | None, stop: bool = False, save: bool = False) -> None:
         """Validate, keep a checkpoint, draw a sheet, as each is due after this step. Where the run is asked to end, also within
-        the validation, the checkpoint owes what is left out, and a later start makes up for it.
+        the validation or the sheet, the checkpoint owes what is left out, and a later start makes up for it.
         """
         settings, step = self.settings, self.trainer.step_count
         last, apart = step == settings.steps, is_apart(settings, step)
-        validates = last or (is_due(step, settings.val_every) and not apart)
+        validated = str(step) in self.outputs.losses  # by a start that was asked to end within the sheet
+        validates = not validated and (last or (is_due(step, settings.val_every) and not apart))
         draws = last or (is_due(step, settings.sample_every) and not apart)
         stop = stop or (validates and not self._validate(metrics))
         self.background.check()
@@ -280,19 +311,30 @@ class Worker:
             before, self._noticed = self._noticed, self._notice()
             save = save or (self._noticed and not before)
         if last or stop or save or apart or is_due(step, settings.checkpoint_every):
-            with self.clock.part("checkpoint"):
-                state = self.trainer.state()
-                if metrics is not None:
-                    metrics.owes = stop and (validates or draws)
-                    self.outputs.checkpoint(metrics, *state)
+            self._keep(metrics, owes=stop and (validates or draws))
+        if draws and not stop and not self._draw(metrics):
+            stop = True
+            self._keep(metrics, owes=True)
         if stop:
             self.background.wait()
             raise Stopped(step)
-        if draws:
-            with self.trainer.averaged_weights():
-                if metrics is not None:
-                    self.outputs.sample(self.validation, self.stop.is_set)
-                    metrics.restart_clock()
+
+    def _keep(self, metrics: Metrics | None, owes: bool) -> None:
+        """A checkpoint of this step."""
+        with self.clock.part("checkpoint"):
+            state = self.trainer.state()
+            if metrics is not None:
+                metrics.owes = owes
+                self.outputs.checkpoint(metrics, *state)
+
+    def _draw(self, metrics: Metrics | None) -> bool:
+        """A sheet by the first worker, for which the others wait. Whether it came to its end, on all workers alike."""
+        drawn = True
+        with self.trainer.averaged_weights():
+            if metrics is not None:
+                with metrics.pause():
+                    drawn = self.outputs.sample(self.validation, self.stop.is_set)
+        return not bool(self.world.sum(torch.tensor(float(not drawn), device=self.world.device)))
 
     def _count_flops(self, batch: Batch) -> None:
         shape = batch.latents.shape[1:]
@@ -332,7 +374,8 @@ class Worker:
 
     def _validate(self, metrics: Metrics | None) -> bool:
         """Whether it came to its end: the run was not asked to end before."""
-        losses = self._losses()
+        with contextlib.nullcontext() if metrics is None else metrics.pause():
+            losses = self._losses()
         if metrics is not None and losses is not None:
             metrics.add_validation(self.trainer.step_count, losses)
         return losses is not None
@@ -352,5 +395,7 @@ class Worker:
             )
         return losses
 
-    def _folder(self, *parts: str) -> str:
-        return storage.join(self.job.output, *parts)
+
+def _counted(batch: Batch) -> np.ndarray:
+    """Numbers of the records in a batch that count."""
+    return np.array(batch.numbers)[batch.weights.numpy() > 0]

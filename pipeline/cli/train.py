@@ -15,6 +15,7 @@ from realcustom.pipeline.devices import check_training
 from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.store import check_writable
+from realcustom.training.job import split_parent
 
 
 def train(
@@ -58,12 +59,12 @@ def train(
         ),
     )
     if parent is not None:
-        require_path(
-            parent.partition("@")[0] if parent.rpartition("@")[2].isdigit() else parent, "--from", "training run"
-        )
+        require_path(split_parent(parent)[0], "--from", "training run")
     if dry_run:
-        _try(settings, records, initial_adapter, hourly_price)
+        _try(settings, records, initial_adapter, parent, hourly_price)
         return
+    if hourly_price is not None:
+        raise UsageError("--hourly-price is for --dry-run: it prices the run that --dry-run estimates")
     if output is None:
         raise UsageError("--output DIR is missing: where the adapter, metrics and checkpoints go")
     check_writable(output)
@@ -87,7 +88,9 @@ def train(
     print(f"sha256 {result.sha256}")
 
 
-def _try(settings: RunSettings, records: str, initial_adapter: str | None, hourly_price: float | None) -> None:
+def _try(
+    settings: RunSettings, records: str, initial_adapter: str | None, parent: str | None, hourly_price: float | None
+) -> None:
     check_training(settings.train, local=True, address=None)
     from realcustom.training.trial import estimate
 
@@ -97,6 +100,7 @@ def _try(settings: RunSettings, records: str, initial_adapter: str | None, hourl
         settings.method,
         settings.train,
         initial_adapter=initial_adapter,
+        parent=parent,
         hourly_price=hourly_price,
     )
     for line in lines:

@@ -1,4 +1,4 @@
-"""`train` as a verb, where its output belongs to another run. The whole chain of verbs is run by `tests/test_docs.py`."""
+"""`train` as a verb, where it is refused. The whole chain of verbs is run by `tests/test_docs.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from realcustom.errors import UsageError
 from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.devices import check_training
+from realcustom.training.settings import TrainSettings
 from tests.support.tiny import TinyModels
 
 
@@ -21,3 +24,12 @@ def test_training_refuses_an_output_of_another_run(
     arguments = ["train", "--input", str(tmp_path / "records"), "--output", str(tmp_path / "train"), "--local"]
     assert run([*arguments, *tiny_models.training_options, "--set", "train.num_workers=1"]) == 2
     assert "belongs to a run of another configuration" in capsys.readouterr().err
+
+
+def test_an_elastic_run_asks_for_its_least_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    many = {"num_workers": 10_000, "batch_size": 10_000}
+    check_training(TrainSettings(min_workers=1, **many), local=False, address=None)
+    for least, said in ((0, "num_workers=10000"), (9999, "min_workers=9999")):
+        with pytest.raises(UsageError, match=rf"train\.{said} asks for \d+ CPUs"):
+            check_training(TrainSettings(min_workers=least, **many), local=False, address=None)

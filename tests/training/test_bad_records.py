@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from realcustom.errors import UsageError
 from realcustom.training.data import split
 from realcustom.training.features import BadRecord
 from realcustom.training.indexing import open_index
@@ -25,11 +27,18 @@ DROP = replace(SETTINGS, bad_records=BadRecords.DROP, steps=5, checkpoint_every=
 
 @pytest.fixture
 def spoilt(world: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
-    """Records of which one that is held out, the first, and two that are trained on are bad."""
+    """Records of which one that is held out, the first, and three that are trained on are bad."""
     index = open_index(world.caches)
     held_out, validated = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
     trained = np.setdiff1d(np.arange(len(index)), held_out)
     faults = {int(validated[0]): "nan", int(trained[3]): "nan", int(trained[7]): "dtype", int(trained[9]): "short"}
+    spoil(world, tmp_path, faults)
+    uids = {index.uid(bad): kind for bad, kind in faults.items()}
+    return SimpleNamespace(records=str(tmp_path / "records"), uids=uids, count=len(index), held_out=len(held_out))
+
+
+def spoil(world: SimpleNamespace, tmp_path: Path, faults: dict[int, str]) -> None:
+    """Write `records`, of which those by number have faults."""
     (tmp_path / "records").mkdir()
     number = 0
     for path in sorted(Path(world.caches).iterdir()):
@@ -47,8 +56,6 @@ def spoilt(world: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
                 row["text_features"] = to_cell(torch.zeros(shape[0] - 1, shape[1]))
             number += 1
         pq.write_table(type(table).from_pylist(rows, schema=table.schema), tmp_path / "records" / path.name)
-    uids = {index.uid(bad): kind for bad, kind in faults.items()}
-    return SimpleNamespace(records=str(tmp_path / "records"), uids=uids, count=len(index), held_out=len(held_out))
 
 
 def test_the_run_ends_and_names_record_and_file(
@@ -69,6 +76,49 @@ def test_dropped_records_are_accounted_for(world: SimpleNamespace, spoilt: Simpl
     result = fit(world, tmp_path / "killed", DROP, spoilt.records)
     assert result.sha256 == whole.sha256 and curve(result) == curve(whole)
     assert json.loads((tmp_path / "killed" / "report.json").read_text()) == report
+
+
+def test_a_bad_first_record_does_not_decide_what_is_good(world: SimpleNamespace, tmp_path: Path) -> None:
+    """The length of the text is the tokenizer's, not that of the record which is read first."""
+    index = open_index(world.caches)
+    _, validated = split(index, SETTINGS.validation_fraction, SETTINGS.validation_records)
+    spoil(world, tmp_path, {int(validated[0]): "short"})
+    records, uid = str(tmp_path / "records"), index.uid(int(validated[0]))
+    with pytest.raises(
+        BadRecord, match=rf"record {uid} .*text_features have shape \(76, 24\), the base takes \(77, 24\)"
+    ):
+        fit(world, tmp_path / "run", records=records)
+    fit(world, tmp_path / "dropped", DROP, records)
+    report = json.loads((tmp_path / "dropped" / "report.json").read_text())
+    assert [one["uid"] for one in report["dropped_records"]] == [uid]
+
+
+def test_more_bad_records_than_may_be_dropped_end_the_run(
+    world: SimpleNamespace, spoilt: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"[34] of 23 records cannot be used, more than train.max_dropped_fraction=0.1; the"
+    ):
+        fit(world, tmp_path / "run", replace(DROP, max_dropped_fraction=0.1), spoilt.records)
+
+
+def test_a_file_that_is_torn_where_only_features_are(world: SimpleNamespace, tmp_path: Path) -> None:
+    """It is met when its first features are read, and named with the way out; or its records are dropped."""
+    for path in Path(world.caches).iterdir():
+        shutil.copy(path, tmp_path)
+    torn = tmp_path / "part-001.parquet"
+    group, data = pq.read_metadata(torn).row_group(0), bytearray(torn.read_bytes())
+    columns = (group.column(number) for number in range(group.num_columns))
+    column = next(column for column in columns if column.path_in_schema == "image_features.data")
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size // 2] = bytes(column.total_compressed_size // 2)
+    torn.write_bytes(data)
+    said = r"part-001.parquet: image_features: \S+/part-001.parquet is not a readable Parquet file: .*; run the encode stage"
+    with pytest.raises(BadRecord, match=said):
+        fit(world, tmp_path / "run", records=str(tmp_path))
+    fit(world, tmp_path / "dropped", replace(DROP, max_dropped_fraction=0.5), str(tmp_path))
+    report = json.loads((tmp_path / "dropped" / "report.json").read_text())
+    assert report["dropped"] == group.num_rows and report["in"] == 23
 
 
 def test_a_run_without_bad_records_does_not_change(

@@ -13,9 +13,13 @@ import yaml
 
 from realcustom.checkpoint import load_adapter
 from realcustom.errors import UsageError
+from realcustom.pipeline.cli.main import run
+from realcustom.store import Store
+from realcustom.training.checkpoints import Snapshot, file_name, load_checkpoint
+from realcustom.training.job import split_parent
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import Schedule, TrainSettings
-from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, fit_killed, kill_at
+from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, fit_killed, kill_at, write_settings
 
 
 def branch(world: SimpleNamespace, output: Path, parent: str, settings: TrainSettings = SETTINGS) -> TrainResult:
@@ -65,6 +69,47 @@ def test_a_branch_has_its_own_settings_and_is_continued(
         branch(world, tmp_path / "whole", f"{parent}@5", settings)
 
 
+def test_a_parent_s_path_may_have_an_at_sign() -> None:
+    assert split_parent("outputs/train@x@500") == ("outputs/train@x", 500)
+    assert split_parent("outputs/train@x") == ("outputs/train@x", None) and split_parent("500") == ("500", None)
+
+
+def test_a_branch_is_tried_from_its_parent(
+    world: SimpleNamespace, parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dry run counts the steps that are left; its price belongs to it alone."""
+    moved = shutil.copytree(parent, tmp_path / "run@x")
+    write_settings(tmp_path / "settings.yaml", world.base, world.image_encoder, SETTINGS)
+    given = ["train", "--input", world.caches, "--config", str(tmp_path / "settings.yaml"), "--from", f"{moved}@5"]
+    assert run([*given, "--dry-run", "--hourly-price", "1"]) in (0, None)
+    assert "; 7 steps on 1 such workers" in capsys.readouterr().out
+    assert run([*given, "--output", str(tmp_path / "new"), "--hourly-price", "1"]) == 2
+    assert "--hourly-price is for --dry-run" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_moments_of_another_optimizer_begin_anew(
+    world: SimpleNamespace, parent: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And count their own steps, also over a kill."""
+    other = tmp_path / "other"
+    shutil.copytree(parent, other)
+    kept = load_checkpoint(str(other / "checkpoints" / file_name(5)), Store())
+    renamed = {f"{name}.codes" if name.startswith("exp") else name: value for name, value in kept.tensors.items()}
+    snapshot = Snapshot()
+    snapshot.take(replace(kept, tensors=renamed))
+    snapshot.write(str(other / "checkpoints"), Store())
+    settings = replace(SETTINGS, steps=9, checkpoint_every=1)
+    caplog.set_level("INFO")
+    whole = branch(world, tmp_path / "whole", f"{other}@5", settings)
+    assert "the parent's optimizer was another one than adamw, whose moments begin anew" in caplog.text
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(8, patch)
+        with pytest.raises(Killed):
+            branch(world, tmp_path / "killed", f"{other}@5", settings)
+    assert branch(world, tmp_path / "killed", f"{other}@5", settings).sha256 == whole.sha256
+    assert branch(world, tmp_path / "same", f"{parent}@5", settings).sha256 != whole.sha256  # with the parent's moments
+
+
 def test_what_cannot_be_a_parent_is_said(world: SimpleNamespace, parent: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has checkpoints of the steps 5, 10, 12"):
         branch(world, tmp_path / "new", f"{parent}@7")
@@ -72,6 +117,15 @@ def test_what_cannot_be_a_parent_is_said(world: SimpleNamespace, parent: Path, t
         branch(world, tmp_path / "new", world.caches)
     with pytest.raises(UsageError, match=r"12 steps are done there, train\.steps=12; give more"):
         branch(world, tmp_path / "new", str(parent))
+    method = replace(METHOD, tokens=replace(METHOD.tokens, hidden=8))
+    with pytest.raises(
+        UsageError, match=r"does not fit: \S+ \(and \d+ more\) differ; it is of a run with another base or me"
+    ):
+        train(
+            *(world.caches, str(tmp_path / "narrow"), world.base, world.image_encoder, method, SETTINGS),
+            local=True,
+            parent=f"{parent}@5",
+        )
     with pytest.raises(UsageError, match="give --initial-adapter or --from"):
         train(
             *(world.caches, str(tmp_path / "new"), world.base, world.image_encoder, METHOD, SETTINGS),

@@ -30,7 +30,7 @@ from realcustom.settings import Fit, ImageEncoderSettings, MethodSettings, Refer
 from realcustom.store import Store
 from realcustom.training import data, indexing, trial
 from realcustom.training.batch import Batch
-from realcustom.training.data import DataOrder, Share, split
+from realcustom.training.data import BucketOrder, DataOrder, Share, split
 from realcustom.training.encoders import FrozenEncoders, decode_picture
 from realcustom.training.features import FeatureStore, Kind
 from realcustom.training.index import RecordIndex
@@ -40,7 +40,7 @@ from realcustom.training.loop import World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
-from realcustom.training.worker import Worker
+from realcustom.training.worker import Worker, _counted
 from tests.support.loopback import free_port
 from tests.support.training_corpus import encode_pictures, write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed
@@ -167,6 +167,17 @@ def test_each_record_once_an_epoch_in_batches_of_one_bucket(
     assert np.count_nonzero(np.diff(sequences[0])) > len(sequences[0]) / 3  # mixed
 
 
+def test_files_without_rows_change_no_bucket(index: RecordIndex) -> None:
+    """Between others, and the last one."""
+    held_out, starts = np.array([3, 5, 400]), np.arange(0, 601, 60)
+    assert index.bucket is not None and len(index) == 600
+    for bucket in range(2):
+        order = BucketOrder(index, np.sort(np.append(starts, [180, 180, 600])), held_out, 5, 6, bucket)
+        trained = np.setdiff1d(np.flatnonzero(index.bucket == bucket), held_out)
+        assert order.records == len(trained)
+        assert sorted(order.batch(0, 0, order.records)) == trained.tolist()
+
+
 @pytest.mark.parametrize("layout", ["mixed", "by bucket"])  # `encode` writes the latter
 def test_all_buckets_are_at_the_same_parts(index: RecordIndex, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row group is in use for little longer than its part is open."""
@@ -226,7 +237,7 @@ def test_each_uid_once_an_epoch_over_two_ranks(world: SimpleNamespace, records: 
         batches = [worker.batches.training(order.share(step, rank, 2)) for rank in range(2)]
         assert batches[0].latents.shape == batches[1].latents.shape
         for batch in batches:
-            logged.update(uid for uid in worker._uids(batch).split(", ") if uid)
+            logged.update(uid for uid in worker._uids(_counted(batch)).split(", ") if uid)
     assert logged == {index.uid(number): 2 for number in range(len(index)) if number not in worker.held_out}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from realcustom import storage
 from realcustom.checkpoint import load_adapter
@@ -64,6 +65,24 @@ def test_a_checkpoint_is_a_safetensors_file_of_the_moment_it_was_taken(tmp_path:
             assert tensors.keys() == expected.tensors.keys()
             for name, tensor in expected.tensors.items():
                 assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor), name
+
+
+def test_a_checkpoint_of_a_later_version_or_without_a_part_is_said(tmp_path: Path) -> None:
+    note = {"counters": {"step": 1}, "progress": {}, "identity": "0123", "losses": {}}
+    path = str(tmp_path / file_name(1))
+
+    def written(note: dict[str, object]) -> Checkpoint:
+        save_file({"a": torch.zeros(1)}, path, {"training": json.dumps(note)})
+        return load_checkpoint(path, Store())
+
+    assert written(note).identity == "0123"  # before there were numbers
+    with pytest.raises(
+        UsageError, match=rf"{path} is a training checkpoint of version 9, this realcustom reads up to 1: go"
+    ):
+        written({"version": 9, "counters": {}})
+    del note["progress"], note["losses"]
+    with pytest.raises(UsageError, match=rf"{path} is a training checkpoint without its progress, losses: remove it"):
+        written(note)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,12 @@ from realcustom.training.data import split
 from realcustom.training.failures import Failure, Failures, WorkerFailed
 from realcustom.training.features import BadRecord
 from realcustom.training.indexing import open_index
-from realcustom.training.loop import TrainingDiverged
+from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
+from realcustom.training.worker import Worker
 from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
-from tests.support.training_runs import SETTINGS, fit
+from tests.support.training_runs import METHOD, SETTINGS, fit
 
 ENDLESS = replace(SETTINGS, num_workers=2, max_failures=-1)  # what comes again must not be tried again
 
@@ -100,6 +103,16 @@ def test_a_damaged_file_of_records_is_named(world: SimpleNamespace, tmp_path: Pa
         fit(world, tmp_path / "run", records=str(tmp_path))
 
 
+def test_a_worker_that_is_replaced_finds_the_records_of_its_run(world: SimpleNamespace, tmp_path: Path) -> None:
+    """It opens the index anew: with another one it would train in another order."""
+    records = shutil.copytree(world.caches, tmp_path / "records")
+    job = make_job(str(records), str(tmp_path / "run"), world.base, world.image_encoder, METHOD, SETTINGS)
+    Worker(job, World())
+    (records / "part-002.parquet").unlink()
+    with pytest.raises(UsageError, match=f"the records at {records} are not those that this run began with"):
+        Worker(job, World())
+
+
 def test_no_permission_is_a_mistake(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("realcustom.store.os.access", lambda *_: False)  # a test may run as root
     with pytest.raises(StorageRefused, match=f"cannot write below {tmp_path}/run: no permission in {tmp_path}"):
@@ -145,12 +158,19 @@ def test_workers_are_where_the_settings_say() -> None:
 
 def test_lost_workers_are_counted_against_progress() -> None:
     failures = Failures()
-    assert [failures.begin(step, 2) for step in (0, 0, 0, 7, 7, 14, 14, 14)] == [0, 1, 3, 0, 1, 0, 1, 3]
+    assert [failures.begin(step, 2, 4) for step in (0, 0, 0, 7, 7, 14, 14, 14)] == [0, 1, 3, 0, 1, 0, 1, 3]
     failures.report(Failure.of(OSError("the last")))
-    assert failures.begin(14, -1) == 7 and failures.begin(14, 2) is None
+    assert failures.begin(14, -1, 4) == 7 and failures.begin(14, 2, 4) is None
     kept = failures.kept()
     assert kept is not None and kept.final and "the last" in kept.trace
     assert "more than max_failures=2 times in a row, without a new checkpoint after step 14" in str(kept.to_error())
+
+
+def test_more_workers_were_not_lost_and_fewer_were() -> None:
+    """An elastic run that loses a worker again and again, each time it finds room for it, ends too."""
+    failures = Failures()
+    assert [failures.begin(0, 2, workers) for workers in (1, 2, 3)] == [0, 0, 0]
+    assert [failures.begin(0, 2, workers) for workers in (2, 3, 2, 3, 2)] == [1, 1, 3, 3, None]
 
 
 def test_the_first_final_failure_is_kept() -> None:

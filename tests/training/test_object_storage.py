@@ -21,6 +21,7 @@ def test_run_on_object_storage_resumes_to_the_same_bytes(
     assert [uri.rpartition("/")[2] for uri in list_checkpoints(f"{bucket}/run/checkpoints", Store())] == [
         "step-00000005.safetensors"
     ]
+    assert b"validation loss" in storage.read_bytes(f"{bucket}/run/report.html")  # also while it is under way
     result = fit(world, f"{bucket}/run", records=f"{bucket}/records")
     assert result.adapter == f"{bucket}/run/adapter.safetensors"
     assert result.sha256 == undisturbed.sha256 and curve(result) == curve(undisturbed)

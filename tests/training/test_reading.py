@@ -27,6 +27,7 @@ from realcustom.training.data import DataOrder, split
 from realcustom.training.features import FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
+from realcustom.training.reading import RecordsChanged
 from realcustom.training.stopping import Stopped
 
 RECORDS, GROUP = 160, 5  # 4 files
@@ -48,6 +49,9 @@ class NoEncoders:
         raise AssertionError(picture, key)
 
     def black_features(self) -> torch.Tensor:
+        raise AssertionError
+
+    def give_up(self) -> None:
         raise AssertionError
 
     image_features = latents
@@ -135,6 +139,29 @@ def test_what_is_held_out_lies_alone_in_files_of_records(tmp_path: Path, monkeyp
         assert sorted(uids[:20] + uids[20:]) == records(file)["uid"].to_pylist() and uids[20:] == sorted(uids[20:])
         ranks = index.rank[40 * file : 40 * file + 40]
         assert np.all(np.diff(ranks[:20]) > 0) and ranks[20:].min() > ranks[19]
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["to be opened", "open"])
+def test_a_file_that_is_written_over_under_a_run_is_named(tmp_path: Path, opened: bool) -> None:
+    """Also where its old footer was read; no record is bad, and dropped, for it."""
+    random = np.random.default_rng(0)
+
+    def write(name: str, value: torch.Tensor) -> None:
+        """Files that are not read whole with their footer."""
+        rows = records(1 if name == "1" else 0).to_pylist()
+        for row in rows:
+            row |= {"caption": random.bytes(2000).hex(), "latents": encode_tensor(value, Dtype.FLOAT32)}
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / f"{name}.parquet", row_group_size=GROUP)
+
+    for name in ("0", "1"):
+        write(name, torch.ones(4, 16))
+    store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 3000)
+    if opened:
+        store.get(Kind.LATENTS, 40)
+    write("1", torch.ones(9, 16))
+    assert store.get(Kind.LATENTS, 0).shape == (4, 16)
+    with pytest.raises(RecordsChanged, match=r"1\.parquet was written over after this run began: .* another --output"):
+        store.get(Kind.LATENTS, 75)
 
 
 def test_a_value_that_is_not_finite_is_named(index: RecordIndex, tmp_path: Path) -> None:

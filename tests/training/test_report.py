@@ -92,8 +92,13 @@ def test_a_run_under_way_is_shown_too(
     with pytest.raises(Killed):
         fit(world, tmp_path)
     assert run(["inspect", str(tmp_path)]) in (0, None)
-    assert "steps: 4 of 12; not finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "steps: 4 of 12; not finished" in said and "starts" not in said
     assert "validation loss" in (tmp_path / "report.html").read_text()  # of the checkpoint after 5 steps
+    monkeypatch.undo()
+    fit(world, tmp_path)
+    assert run(["inspect", str(tmp_path)]) in (0, None)
+    assert "starts: 2; 0 steps were done again" in capsys.readouterr().out
 
 
 def test_text_of_a_run_is_escaped(seen: Path) -> None:

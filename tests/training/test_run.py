@@ -32,10 +32,10 @@ from realcustom.training.features import Kind
 from realcustom.training.loop import Trainer, TrainingDiverged, World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult, train
-from realcustom.training.settings import Precision, Schedule, TrainSettings
+from realcustom.training.settings import CurriculumPoint, Precision, Schedule, TrainSettings
 from realcustom.training.worker import Worker
 from tests.support.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
-from tests.support.training_corpus import to_cell
+from tests.support.training_corpus import to_cell, write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed, tensors
 
 
@@ -193,6 +193,46 @@ def test_references_are_other_views_and_dropout_is_per_sample(world: SimpleNames
             seen["none"] += not image.any()
             seen["no text"] += torch.equal(batch.encoder_hidden_states[row], worker.encoders.text_features(""))
     assert seen["own"] + seen["view"] + seen["none"] == 60 and min(seen.values()) > 5
+
+
+def test_other_views_that_are_not_there_are_said_once(
+    world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pictures(tmp_path / "alone", 4)
+    said = "p_multiview has no effect: no record names another view"
+    point = CurriculumPoint(until_step=5, p_multiview=0.5)
+    for settings in (replace(SETTINGS, p_multiview=0.5), replace(SETTINGS, curriculum=(point,))):
+        make_worker(world, tmp_path, settings)  # its records have views
+        assert said not in caplog.text
+        make_worker(world, tmp_path, settings, records=str(tmp_path / "alone"))
+        assert caplog.text.count(said) == 1
+        caplog.clear()
+
+
+def test_workers_share_the_held_out_records_and_none_reads_another_one_s(
+    world: SimpleNamespace, tmp_path: Path
+) -> None:
+    worker = make_worker(world, tmp_path, SETTINGS)
+
+    def validated(rank: int, size: int) -> tuple[dict[int, list[int]], torch.Tensor]:
+        """The strata of each record, and the sums of errors and of weights by stratum."""
+        worker.batches.world = World(rank=rank, size=size)
+        strata, sums = dict[int, list[int]](), torch.zeros(2, SETTINGS.validation_timesteps, dtype=torch.float64)
+        for batch, stratum in worker.batches.validation(worker.validation):
+            with torch.no_grad():
+                errors = worker.trainer.errors(worker.model, batch, 1.0).double()
+            sums.index_add_(1, stratum, torch.stack([errors, torch.ones_like(errors)]) * batch.weights)
+            for number, one, weight in zip(batch.numbers, stratum.tolist(), batch.weights, strict=True):
+                if weight:
+                    strata.setdefault(number, []).append(one)
+        return strata, sums
+
+    whole, sums = validated(0, 1)
+    parts = [validated(rank, 3) for rank in range(3)]
+    assert [number for strata, _ in parts for number in strata] == worker.validation.tolist()  # each on one of them
+    assert {number: found for strata, _ in parts for number, found in strata.items()} == whole
+    assert all(found == [0, 1] for found in whole.values())
+    assert torch.allclose(sum(part for _, part in parts), sums, rtol=1e-6)  # type: ignore[arg-type]
 
 
 def test_timesteps_are_uniform_or_shifted_to_the_noisy_end(world: SimpleNamespace, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,13 @@ import pytest
 
 from realcustom.errors import UsageError
 from realcustom.store import Store
-from realcustom.training.run import TrainResult
+from realcustom.training.loop import World
+from realcustom.training.metrics_file import Row
+from realcustom.training.run import TrainResult, make_job
 from realcustom.training.settings import Logger
-from realcustom.training.sinks import scalars
-from tests.support.training_runs import SETTINGS, fit, fit_killed
+from realcustom.training.sinks import Service, scalars
+from realcustom.training.worker import Worker
+from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, fit_killed, kill_at
 
 Points = dict[str, list[tuple[int, Any]]]  # steps and values, or what is near a value
 SHORT = replace(SETTINGS, steps=4, log_every=2, val_every=2, checkpoint_every=2)
@@ -119,6 +124,54 @@ def test_mlflow_in_a_file_store(world: SimpleNamespace, tmp_path: Path, monkeypa
     (run,) = client.search_runs([client.get_experiment_by_name("realcustom").experiment_id])
     history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "loss")}
     assert history == {row["step"]: pytest.approx(row["loss"]) for row in result.curve if "loss" in row}
+
+
+class Away:
+    """A service's sink that answers so many calls, and then no more."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers, self.closed = answers, 0
+        self._call()
+
+    def add(self, row: Row) -> None:
+        self._call()
+
+    def flush(self) -> Callable[[], None]:
+        return self._call
+
+    def close(self) -> None:
+        self.closed += 1
+        self._call()
+
+    def _call(self) -> None:
+        self.answers -= 1
+        if self.answers < 0:
+            raise ConnectionError("no route to host")
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_a_run_goes_on_without_a_service_that_is_away(
+    world: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: int
+) -> None:
+    """At its start, at a row, and at what is sent in the background."""
+    job = make_job(world.caches, str(tmp_path), world.base, world.image_encoder, METHOD, SHORT)
+    Worker(job, World(), sinks=[Service(Logger.MLFLOW, lambda: Away(answers))]).run()
+    assert (tmp_path / "result.json").exists()
+    assert (
+        caplog.text.count("mlflow takes no more of this run's rows, which goes on; metrics.jsonl has them: no ro") == 1
+    )
+
+
+@pytest.mark.parametrize("killed_at", [3, 99])
+def test_sinks_are_closed_once_also_after_an_error(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    sink = Away(99)
+    job = make_job(world.caches, str(tmp_path), world.base, world.image_encoder, METHOD, SHORT)
+    kill_at(killed_at, monkeypatch)
+    with contextlib.suppress(Killed):
+        Worker(job, World(), sinks=[Service(Logger.WANDB, lambda: sink)]).run()
+    assert sink.closed == 1
 
 
 @pytest.mark.parametrize("logger", [Logger.WANDB, Logger.MLFLOW])

@@ -144,23 +144,27 @@ def test_a_sheet_is_left_out_and_drawn_by_the_next_start(
     assert [path.name for path in sorted(tmp_path.glob("samples/*"))] == ["step-00000002.png", "step-00000004.png"]
 
 
-@pytest.mark.slow
-def test_a_signal_within_a_sheet_ends_it(
+def test_a_signal_within_a_sheet_ends_it_and_the_next_start_draws_it(
     world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    settings = replace(SETTINGS, steps=4, sample_records=1, sample_every=2, sample_steps=3)
+    settings = replace(SETTINGS, steps=4, val_every=2, sample_records=1, sample_every=2, sample_steps=2)
     row = samples._row
 
     def asked(pipeline: Any, encoders: Any, picture: Any, after_step: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return row(pipeline, encoders, picture, after_step)
 
-    monkeypatch.setattr(samples, "_row", asked)
-    with pytest.raises(Stopped, match="after step 3"):
-        fit(world, tmp_path, settings, records=world.pictures)
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "_row", asked)
+        with pytest.raises(Stopped, match="after step 2"):
+            fit(world, tmp_path, settings, records=world.pictures)
     assert "a sample sheet is left out, as the run is asked to end" in caplog.messages
     assert not list(tmp_path.glob("samples/*"))
+    result = fit(world, tmp_path, settings, records=world.pictures)
+    assert [path.name for path in sorted(tmp_path.glob("samples/*"))] == ["step-00000002.png", "step-00000004.png"]
+    assert [row["step"] for row in result.curve if "val_loss" in row] == [0, 2, 4]
+    assert caplog.text.count("step 2/4  validation loss") == 1  # that had ended
 
 
 def test_a_second_signal_is_what_it_was_before(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from realcustom.store import Store
-from realcustom.training import async_validation
+from realcustom.training import async_validation, validations
 from realcustom.training.checkpoints import list_checkpoints, step_of
 from realcustom.training.failures import Failure
 from realcustom.training.job import TrainingJob
@@ -66,8 +66,23 @@ def test_what_came_of_them_goes_into_the_next_checkpoints(world: SimpleNamespace
     Worker(job, World()).run()
     assert steps(tmp_path) == steps(tmp_path, "adapters") == [3, 9, 12]  # the best, one that waits, the last
     assert [row["step"] for row in read_results(str(tmp_path), STORE, known=(3,))] == [6]
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>validations that failed</td><td>step 6: no room</td>" in page
+    assert "<td>starts</td><td>2; 0 steps were done again</td>" in page
     rows = read_rows(str(tmp_path), STORE)
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 3, 7, 12]
+
+
+def test_where_no_task_finds_room_few_checkpoints_wait(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The oldest may be in a task; of the later ones the newest are kept."""
+    monkeypatch.setattr(validations, "MOST_WAITING", 3)
+    job = job_of(world, tmp_path, replace(APART, val_every=1, sample_every=0, checkpoint_every=0, keep_checkpoints=1))
+    Worker(replace(job, settings=replace(job.settings, steps=7)), World()).run()
+    assert steps(tmp_path) == [1, 5, 6, 7]
+    assert [row["step"] for row in read_results(str(tmp_path), STORE) if "error" in row] == [2, 3, 4]
+    assert caplog.text.count("more than 3 checkpoints waited for their validation; is there room for a task") == 3
 
 
 def test_without_ray_it_says_that_it_has_no_effect(
