@@ -68,7 +68,7 @@ def test_a_checkpoint_is_a_safetensors_file_of_the_moment_it_was_taken(tmp_path:
 
 
 def test_a_checkpoint_of_a_later_version_or_without_a_part_is_said(tmp_path: Path) -> None:
-    note = {"counters": {"step": 1}, "progress": {}, "identity": "0123", "losses": {}}
+    note: dict[str, object] = {"counters": {"step": 1}, "progress": {}, "identity": "0123", "losses": {}}
     path = str(tmp_path / file_name(1))
 
     def written(note: dict[str, object]) -> Checkpoint:
