@@ -12,6 +12,7 @@ from typing import Any
 from ray import serve
 
 from realcustom import log
+from realcustom.errors import UsageError
 from realcustom.inference.drawing import Drawing
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Internal, RequestError, UnknownSubject
@@ -65,12 +66,8 @@ class EngineServer:
         yield Taken(engine=self._name)
         try:
             work = await self._service.draw(drawing)
-        except RequestError as error:
-            yield Failed(error=error)
-            return
-        except Exception:
-            logger.exception("a request failed")
-            yield Failed(error=Internal())
+        except Exception as error:
+            yield _failed(error)
             return
         self._leases.add(lease, work.cancel)
         try:
@@ -90,8 +87,8 @@ class EngineServer:
         """Encode a subject and keep it here."""
         try:
             return await self._service.add_subject(new)
-        except RequestError as error:
-            return Failed(error=error)
+        except Exception as error:
+            return _failed(error)
 
     async def find_subject(self, subject_id: str) -> SubjectResponse | None:
         """A subject that this replica holds."""
@@ -135,11 +132,8 @@ class EngineServer:
             if not answer.done():
                 yield FirstStep()
             yield Answer(data=await answer, usage=work.usage)
-        except RequestError as error:
-            yield Failed(error=error)
-        except Exception:
-            logger.exception("a request failed")
-            yield Failed(error=Internal())
+        except Exception as error:
+            yield _failed(error)
         finally:
             answer.cancel()
             started.cancel()
@@ -155,3 +149,13 @@ class EngineServer:
                         logger.warning("%d requests were ended: nobody waited for them any more", ended)
 
             self._sweeping = asyncio.get_running_loop().create_task(sweep())
+
+
+def _failed(error: Exception) -> Failed:
+    """What the API is told of it: a mistake in its own words, a bug's stay in the log."""
+    if isinstance(error, RequestError):
+        return Failed(error=error)
+    if isinstance(error, UsageError):
+        return Failed(error=RequestError(str(error)))
+    logger.error("a request failed", exc_info=error)
+    return Failed(error=Internal())

@@ -40,6 +40,7 @@ TAKEN_SECONDS = 10.0  # within which an engine says that it has a request
 ALONE_SECONDS = 1.5  # the same where the only engine has just ended
 ASK_SECONDS = 2.0  # within which an engine answers a question
 GRACE_SECONDS = 5.0  # beyond a request's deadline, for its last step and its answer
+FULL = "too many requests wait for an engine; try again later"
 LOST = "the engine that drew this request ended; try again"
 
 
@@ -93,10 +94,21 @@ class Engines:
 
     async def add_subject(self, new: NewSubject) -> SubjectResponse:
         """See `backend.Backend`."""
+        response = self.handle.add_subject.remote(new)
         try:
-            found: SubjectResponse | Failed = await self.handle.add_subject.remote(new)
+            async with asyncio.timeout(self.settings.deadline_seconds + GRACE_SECONDS):
+                found: SubjectResponse | Failed = await response
+        except TimeoutError as error:
+            raise DeadlineExceeded("no engine encoded the subject within this server's deadline; try later") from error
+        except BackPressureError as error:
+            raise QueueFull(FULL, 1) from error
         except (RayActorError, RayServeException) as error:
             raise EngineLost(LOST) from error
+        except RayTaskError as error:
+            logger.error("an engine failed on a subject", exc_info=error)
+            raise Internal from error
+        finally:
+            response.cancel()  # no effect on what is done
         if isinstance(found, Failed):
             raise found.error
         return found
@@ -267,7 +279,7 @@ class RemoteWork:
                     Loading("no engine has a free place; try again soon") if patient else EngineLost(LOST)
                 ) from error
             except BackPressureError as error:
-                raise QueueFull("too many requests wait for an engine; try again later", 1) from error
+                raise QueueFull(FULL, 1) from error
             except (RayActorError, RayServeException) as error:
                 raise (Cancelled("the request was cancelled") if self._cancelled else EngineLost(LOST)) from error
             except (TaskCancelledError, StopAsyncIteration, asyncio.CancelledError) as error:

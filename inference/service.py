@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.encoded import EncodedSubject
@@ -16,7 +17,7 @@ from realcustom.inference.backend import State
 from realcustom.inference.drawing import Drawing, decode_mask
 from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine
-from realcustom.inference.errors import DeadlineExceeded, Loading, RequestError, Unavailable
+from realcustom.inference.errors import DeadlineExceeded, Loading, QueueFull, RequestError, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
 from realcustom.inference.metrics import UNOBSERVED, Observer
@@ -107,7 +108,9 @@ class Service:
         self.observer = observer
         self.subjects = SubjectStore(settings.max_subject_bytes)
         self._models = tuple(models)
-        self._encoding = threading.Lock()
+        # one at a time, and not of the threads that all else shares: memory stays bounded, and nobody else waits
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._adding: set[Future[SubjectResponse]] = set()
         self._engine: Engine | None = None
         self._shelf: AdapterShelf | None = None
         self._preview: Preview | None = None
@@ -161,6 +164,7 @@ class Service:
     def close(self) -> None:
         """End the engine's threads."""
         self._thread.join()
+        self._encoder.shutdown(cancel_futures=True)
         if self._engine is not None:
             self.shelf.close()
             self._engine.close()
@@ -235,7 +239,16 @@ class Service:
         pipeline = self.engine().pipeline
         if pipeline.image_encoder is None:
             raise RequestError("this server runs without an adapter, it takes no subjects")
-        return await asyncio.to_thread(self._add_subject, pipeline, new)
+        if len(self._adding) > self.settings.max_queue:
+            raise QueueFull(f"{len(self._adding)} subjects are being encoded already; try again later", 1)
+        adding = self._encoder.submit(self._add_subject, pipeline, new)
+        self._adding.add(adding)
+        adding.add_done_callback(self._adding.discard)  # also where the caller has given up before its turn
+        try:
+            async with asyncio.timeout(self.settings.deadline_seconds):
+                return await asyncio.wrap_future(adding)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the subject was not encoded within this server's deadline; try later") from error
 
     async def subject(self, subject_id: str) -> SubjectResponse:
         """See `backend.Backend`."""
@@ -245,8 +258,11 @@ class Service:
         limits = ImageLimits(max_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_image_pixels)
         image = decode_image(new.image, limits, "image")
         mask = decode_mask(new.mask, image, limits, "mask")
-        with self._encoding:  # one at a time: memory stays bounded
-            added = self.subjects.add(pipeline.encode_subject(image, mask))
+        try:
+            encoded = pipeline.encode_subject(image, mask)
+        except UsageError as error:
+            raise RequestError(f"image: {error}", "image") from error
+        added = self.subjects.add(encoded)
         self.observer.observe("cache_bytes", self.subjects.held_bytes, "subjects")
         return added
 

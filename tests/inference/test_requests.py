@@ -15,8 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom.inference.errors import Conflict
+from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.inference.engine import Engine
+from realcustom.inference.errors import Conflict, DeadlineExceeded, QueueFull
 from realcustom.inference.idempotency import Answers
+from realcustom.inference.service import Service
+from realcustom.inference.settings import ServeSettings
+from realcustom.inference.subjects import NewSubject
+from tests.support.tiny import ADAPTER
 
 URL = "/v1/images/generations"
 REQUEST: dict[str, Any] = {"prompt": "a cat in the snow", "num_inference_steps": 2}
@@ -231,3 +237,37 @@ def test_usage_counts_forwards_and_seconds(running: Any, client: httpx.Client, m
     custom = client.post(URL, json=REQUEST | {"n": 2, "guidance_scale": 1.0, "subjects": subjects}).json()["usage"]
     assert plain["forwards"] == 2 and plain["seconds"] >= 0.1 and plain["queue_seconds"] >= 0
     assert custom["forwards"] >= 2 * 2 * 2  # images x steps x (guidance pass and generation pass)
+
+
+def test_subjects_wait_for_each_other_and_for_nobody_else(
+    tiny_pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is encoded at a time; those that come beyond the queue, or wait too long, are told so."""
+    encode, go_on = tiny_pipeline.encode_subject, threading.Event()
+    encoded: list[None] = []
+
+    def held(*args: Any) -> Any:
+        encoded.append(None)
+        assert go_on.wait(30)
+        return encode(*args)
+
+    monkeypatch.setattr(tiny_pipeline, "encode_subject", held)
+    settings = ServeSettings(max_queue=2, deadline_seconds=0.5)
+    service = Service(settings, lambda: Engine(tiny_pipeline, threads=1, adapter=ADAPTER))
+    service.wait()
+
+    async def talk() -> list[Any]:
+        adding = [asyncio.ensure_future(service.add_subject(NewSubject(image=_picture(seed)))) for seed in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="3 subjects are being encoded"):
+            await service.add_subject(NewSubject(image=_picture(9)))
+        found = await asyncio.gather(*adding, return_exceptions=True)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: len(encoded)), 5) == 1
+        go_on.set()
+        return found
+
+    found = asyncio.run(talk())
+    assert [type(one) for one in found] == [DeadlineExceeded] * 3
+    again = asyncio.run(service.add_subject(NewSubject(image=_picture(9))))
+    assert again.id.startswith("subject-") and len(encoded) == 2  # nothing was encoded for those who had gone
+    service.close()
