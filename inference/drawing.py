@@ -44,9 +44,19 @@ class Drawing:
     subjects: tuple[SubjectPart, ...]
     sampling: SamplingParams  # with a seed
     deadline_seconds: float | None  # from the engine's taking it to its last step; None = the engine's own
+    max_pixels: int  # width x height of an image, of this server and of who asks
+    max_steps: int  # the same for denoising steps
     owner: str = ""  # who asks: places in a step go round among owners
     edit: bool = False  # of `/v1/images/edits`
     words: list[str] | None = None  # of an edit's subjects, which the answer names
+
+    def check(self, width: int, height: int, steps: int) -> None:
+        """Refuse what is over a limit, also where the request leaves it to the model. Raises RequestError."""
+        if width * height > self.max_pixels:
+            raise RequestError(f"size: {width}x{height} is over the limit of {self.max_pixels} pixels", "size")
+        if steps > self.max_steps:
+            message = f"num_inference_steps: {steps} is more than the limit of {self.max_steps}"
+            raise RequestError(message, "num_inference_steps")
 
 
 def read_drawing(
@@ -75,6 +85,8 @@ def read_drawing(
         subjects=subjects,
         sampling=sampling,
         deadline_seconds=deadline_seconds,
+        max_pixels=settings.max_pixels,
+        max_steps=settings.max_steps,
         owner=owner,
         edit=edit,
         words=words,

@@ -9,18 +9,17 @@ from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.guidance import Weights
 from realcustom.inference.cost import StepCost
 from realcustom.inference.errors import DeadlineExceeded, QueueFull
-from realcustom.inference.jobs import GenerationJob
+from realcustom.inference.jobs import GenerationJob, width_height_steps
 
 SURE = 0.7  # of the expected seconds: a job is refused for its deadline where not even these are left
 
 
 def expected_seconds(pipeline: RealCustomPipeline, job: GenerationJob, cost: StepCost) -> float:
     """Seconds that a job takes alone; 0 before the first step of any."""
-    sampling, factor, side = job.sampling, pipeline.base.vae_scale_factor, pipeline.base.resolution
-    size = (sampling.height or side) // factor, (sampling.width or side) // factor
-    steps = sampling.num_inference_steps or pipeline.settings.sampler.num_inference_steps
+    width, height, steps = width_height_steps(job.sampling, pipeline)
+    factor = pipeline.base.vae_scale_factor
     weights = Weights(settings=pipeline.settings.guidance, has_subjects=bool(job.subjects))
-    return cost.seconds(size, steps, steps * sampling.n * len(weights.branches()))
+    return cost.seconds((height // factor, width // factor), steps, steps * job.sampling.n * len(weights.branches()))
 
 
 def check_time(own: float, others: Sequence[float], seconds: float) -> None:

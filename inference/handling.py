@@ -111,7 +111,7 @@ class Handler:
         seconds = asked.request.deadline_seconds or settings.deadline_seconds
         owner = record.key or ""
         drawing = await asyncio.to_thread(
-            read_drawing, asked.request, self.service.settings, seconds, owner=owner, edit=asked.edit, words=asked.words
+            read_drawing, asked.request, settings, seconds, owner=owner, edit=asked.edit, words=asked.words
         )
         work = await self.service.draw(drawing)
         record.model, record.steps, record.images = work.model, work.steps, work.images

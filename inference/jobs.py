@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from realcustom.diffusion_pipeline import Subject
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, RequestError
 from realcustom.inference.progress import Progress, Usage
 from realcustom.sampling import SamplingParams
@@ -31,6 +31,13 @@ class GenerationJob:
         """The seed of each image."""
         assert self.sampling.seed is not None
         return [self.sampling.seed + i for i in range(self.sampling.n)]
+
+
+def width_height_steps(sampling: SamplingParams, pipeline: RealCustomPipeline) -> tuple[int, int, int]:
+    """An image's size in pixels and its denoising steps; what the request leaves out is the pipeline's own."""
+    side = pipeline.base.resolution
+    steps = sampling.num_inference_steps or pipeline.settings.sampler.num_inference_steps
+    return sampling.width or side, sampling.height or side, steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, QueueFull, RequestError, Unavailable
 from realcustom.inference.images import ImageLimits, decode_image
-from realcustom.inference.jobs import Generation, GenerationJob, Ticket
+from realcustom.inference.jobs import Generation, GenerationJob, Ticket, width_height_steps
 from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.models import PREFIX, ServedModel, choose_model
 from realcustom.inference.progress import Progress
@@ -225,13 +225,14 @@ class Service:
             self.observer.observe("cache_hits_total", 1, "adapters")
         release = await self.shelf.hold(model)
         try:
+            width, height, steps = width_height_steps(job.sampling, engine.pipeline_of(job))
+            drawing.check(width, height, steps)
             await asyncio.to_thread(engine.check, job)
             ticket = engine.submit(job, on_progress, deadline_seconds=drawing.deadline_seconds)
         except BaseException:
             release()
             raise
         ticket.future.add_done_callback(lambda _: release())
-        steps = job.sampling.num_inference_steps or engine.pipeline.settings.sampler.num_inference_steps
         return EngineWork(drawing, model, ticket, steps, stream, started)
 
     async def add_subject(self, new: NewSubject) -> SubjectResponse:

@@ -30,6 +30,8 @@ def _key(name: str, **limits: Any) -> Key:
 
 KEYS = [
     _key("alice", max_pixels=32 * 32, max_steps=5, max_body_bytes=2000, max_n=1),
+    _key("small", max_pixels=16 * 16),
+    _key("quick", max_steps=2),
     _key("busy", max_running=1),
     _key("often", requests_per_minute=120),
     _key("free"),
@@ -66,6 +68,21 @@ def test_a_key_has_sizes_of_its_own(running: Any) -> None:
         assert answer.status_code == 422 and "limit of" in answer.json()["error"]["message"]
         assert _post(running, "free", **{field: value}).status_code == 200
     assert _post(running, "alice", user="x" * 2000).status_code == 413
+
+
+def test_what_is_left_out_is_limited_too(running: Any, serve: Callable[..., Any]) -> None:
+    """The base's own size is 32x32, the adapter's own number of steps 3."""
+    for name, fields, param, message in (
+        ("small", {}, "size", "32x32 is over the limit of 256 pixels"),
+        ("small", {"size": "auto"}, "size", "32x32 is over the limit of 256 pixels"),
+        ("quick", {"num_inference_steps": None}, "num_inference_steps", "3 is more than the limit of 2"),
+    ):
+        answer = _post(running, name, **fields)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["message"]) == (422, param, f"{param}: {message}")
+    assert _post(running, "small", size="16x16").status_code == 200
+    server = serve(max_pixels=16 * 16)
+    assert httpx.post(server.url + URL, json=REQUEST, timeout=60.0).status_code == 422  # its own limit as well
 
 
 def _hold(running: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
