@@ -95,7 +95,8 @@ class Engine:
         self._waiting: collections.deque[Ticket] = collections.deque()  # not prepared yet
         self._running: list[Running] = []
         self._done: collections.deque[Running] = collections.deque()  # all steps done, not decoded yet
-        self._held = 0  # jobs that one of the threads has in hand
+        self._preparing = self._decoding = 0  # jobs that one of the threads has in hand
+        self._told: tuple[int, int] | None = None  # the gauges' last values
         self._closed = False
         self._step_began: float | None = None
         self._seconds_per_job = 1.0  # running mean of seconds between ends of jobs while busy, for Retry-After
@@ -121,7 +122,8 @@ class Engine:
     @property
     def jobs(self) -> int:
         """Jobs in the engine that have no result yet."""
-        return len(self._waiting) + len(self._running) + len(self._done) + self._held
+        held = self._preparing + self._decoding
+        return len(self._waiting) + len(self._running) + len(self._done) + held
 
     @property
     def queued_seconds(self) -> float:
@@ -200,6 +202,7 @@ class Engine:
             check_time(self._expected(job), left, seconds)
             self._waiting.append(ticket)
             ticket.future.add_done_callback(self._observe_end)
+            self._observe_jobs()
             self._changed.notify_all()
         return ticket
 
@@ -223,6 +226,16 @@ class Engine:
             self._waiting.remove(ticket)
         if self._step_began is None:  # else the stepping thread does so after its step
             self._running = [one for one in self._running if not _ended(one.ticket)]
+        self._observe_jobs()
+
+    def _observe_jobs(self) -> None:
+        """Tell how many jobs take steps and how many have none yet, where that has changed (the lock is held)."""
+        running = sum(one.started is not None for one in self._running)
+        waiting = len(self._waiting) + self._preparing + len(self._running) - running
+        if (running, waiting) != self._told:
+            self._told = running, waiting
+            self.observer.observe("running", running)
+            self.observer.observe("waiting", waiting)
 
     def _work(self, act: Callable[[], bool], threads: int) -> None:
         # Ray sets OMP_NUM_THREADS=1 in its workers. Set before each piece of work: the number is partly the process's, and
@@ -246,22 +259,21 @@ class Engine:
             if not self._wait_for(lambda: bool(self._waiting), more=lambda: False):
                 return False
             ticket = self._waiting.popleft()
-            self._held += 1
+            self._preparing += 1
         running = self._attempt(ticket, lambda: self._prepared(ticket))
         with self._changed:
-            self._held -= 1
+            self._preparing -= 1
             if running is not None:
                 self._running.append(running)
                 if self._closed:
                     running.ticket.end(EngineLost(ENDS))
+            self._observe_jobs()
             self._changed.notify_all()
         return True
 
     def _prepared(self, ticket: Ticket) -> Running:
         ticket.check()
         job, pipeline = ticket.job, self.pipeline_of(ticket.job)
-        started = time.monotonic()
-        self.observer.observe("queue_seconds", started - ticket.submitted)
         try:
             hits = self._prompts.hits
             prepared = self._prompts.prepare(pipeline, job, copy.deepcopy(pipeline.scheduler))
@@ -270,18 +282,23 @@ class Engine:
         self.observer.observe("cache_hits_total", self._prompts.hits - hits, "prompts")
         self.observer.observe("cache_bytes", self._prompts.held_bytes, "prompts")
         sampler = prepared.sampler
-        return Running(ticket=ticket, sampler=sampler, started=started, forwards=sampler.forwards_left())
+        return Running(ticket=ticket, sampler=sampler, forwards=sampler.forwards_left())
 
     def _step(self) -> bool:
         """One step of some of the running jobs."""
         with self._changed:
-            if not self._wait_for(lambda: bool(self._running), more=lambda: bool(self._waiting or self._held)):
+            if not self._wait_for(lambda: bool(self._running), more=lambda: bool(self._waiting or self._preparing)):
                 return False
             self._drop_given_up()
             if not self._running:
                 return True
             now = self._step_began = time.monotonic()
             chosen = self.order.choose(self._running, self.cost, now)
+            for one in chosen:
+                if one.started is None:
+                    one.started = now
+                    self.observer.observe("queue_seconds", now - one.ticket.submitted)
+            self._observe_jobs()
         calls: list[int] = []
         forwards = [one.sampler.forwards_left() for one in chosen]
         sizes = self.batch_sizes.get(chosen[0].size, ())
@@ -295,8 +312,6 @@ class Engine:
             computed = sum(padded_rows(rows, sizes) for rows in calls)
             self.cost.learn(chosen[0].size, len(calls), computed, seconds)
             observe_step(self.observer, self.cost, chosen, forwards, calls, seconds)
-            self.observer.observe("running", len(self._running))
-            self.observer.observe("waiting", len(self._waiting) + self._held)
         ended = [one for one, result in zip(chosen, results, strict=True) if not self._went_on(one, result)]
         with self._changed:
             self._step_began = None
@@ -331,7 +346,6 @@ class Engine:
     def _observe_end(self, future: Future[Generation]) -> None:
         if isinstance(future.exception(), Cancelled):
             self.observer.observe("cancelled_total", 1)
-        self.observer.observe("running", len(self._running))
 
     def _finish(self) -> bool:
         """Decode one job's images."""
@@ -339,12 +353,12 @@ class Engine:
             if not self._wait_for(lambda: bool(self._done), more=lambda: self.jobs > 0):
                 return False
             one = self._done.popleft()
-            self._held += 1
+            self._decoding += 1
         generation = self._attempt(one.ticket, lambda: self._generation(one))
         with self._changed:
-            self._held -= 1
+            self._decoding -= 1
             now = time.monotonic()
-            since = now - max(self._last_end, one.started)
+            since = now - max(self._last_end, one.ticket.submitted)
             self._seconds_per_job += 0.3 * (since - self._seconds_per_job)
             self._last_end = now
             self._changed.notify_all()
@@ -359,6 +373,7 @@ class Engine:
         masks = None
         if one.masks:  # (steps, n, subjects, h, w)
             masks = torch.stack([torch.cat(step, 1) for step in one.masks]).float().cpu().numpy()
+        assert one.started is not None  # all its steps are done
         usage = Usage(
             forwards=one.forwards,
             seconds=time.monotonic() - one.started,

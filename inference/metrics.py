@@ -32,9 +32,11 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "requests_total": Metric(kind=Kind.COUNTER, tag="status", help="HTTP requests that were answered, by status"),
     "request_seconds": Metric(kind=Kind.HISTOGRAM, help="from a drawing request's arrival to the end of its answer"),
-    "queue_seconds": Metric(kind=Kind.HISTOGRAM, help="from an engine's taking a request to its preparation"),
+    "queue_seconds": Metric(
+        kind=Kind.HISTOGRAM, help="from an engine's taking a request to the start of its first step"
+    ),
     "time_to_first_step_seconds": Metric(
-        kind=Kind.HISTOGRAM, help="from an engine's taking a request to its first step"
+        kind=Kind.HISTOGRAM, help="from an engine's taking a request to the end of its first step"
     ),
     "time_to_first_preview_seconds": Metric(kind=Kind.HISTOGRAM, help="the same to the first preview of a stream"),
     "step_seconds": Metric(kind=Kind.HISTOGRAM, help="one step of the running batch"),
@@ -47,8 +49,8 @@ METRICS: Mapping[str, Metric] = {
         buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0),
     ),
     "forwards_total": Metric(kind=Kind.COUNTER, tag="branch", help="UNet forwards of single images, by branch"),
-    "running": Metric(kind=Kind.GAUGE, help="requests in an engine's running batch"),
-    "waiting": Metric(kind=Kind.GAUGE, help="requests in an engine that have no step yet"),
+    "running": Metric(kind=Kind.GAUGE, help="requests in an engine that take steps"),
+    "waiting": Metric(kind=Kind.GAUGE, help="requests in an engine whose first step has not begun"),
     "cancelled_total": Metric(kind=Kind.COUNTER, help="requests that were cancelled, or whose client went away"),
     "cache_bytes": Metric(kind=Kind.GAUGE, tag="kind", help="bytes of what an engine keeps: subjects, prompts"),
     "cache_hits_total": Metric(

@@ -31,8 +31,8 @@ class Running:
 
     ticket: Ticket
     sampler: Sampler
-    started: float  # time.monotonic() seconds
     forwards: int  # single-image UNet forwards of all its steps
+    started: float | None = None  # time.monotonic() seconds of its first step's start; None: it waits for it
     masks: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # of each step, where the job asks for them
 
     @property

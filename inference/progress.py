@@ -25,5 +25,5 @@ class Usage:
     """The work of a job."""
 
     forwards: int  # UNet forwards of single images: one for each image, branch and step
-    seconds: float  # from its start to its last image
-    queue_seconds: float  # from `submit` to its start
+    seconds: float  # from its first step's start to its last image
+    queue_seconds: float  # from `submit` to its first step's start

@@ -234,17 +234,20 @@ class RemoteWork:
         await self._messages.aclose()
 
     async def _told(self) -> AsyncGenerator[Message, None]:
-        """The messages from Begun on. A request without a step is given to another engine once, where its own ends."""
+        """The messages from Begun on. A request without a step is given to another engine once, where its own ends, and to
+        each that has not said yet that it lacks its subject: what the router knows of new subjects is a second old.
+        """
         tried: set[str] = set()
         lost, begun = False, False
+        missing: UnknownSubject | None = None
         while True:
             drawn = False
             try:
                 async with contextlib.aclosing(self._call(tuple(tried), patient=not lost)) as messages:
                     async for message in messages:
                         if isinstance(message, Taken):
-                            if message.engine in tried:
-                                raise UnknownSubject("subjects: no engine holds this subject; send its picture again")
+                            if missing is not None and message.engine in tried:
+                                raise missing  # there is no other
                             tried.add(message.engine)
                             continue
                         drawn = drawn or isinstance(message, FirstStep)
@@ -253,6 +256,10 @@ class RemoteWork:
                         begun = begun or isinstance(message, Begun)
                         yield message
                 return
+            except UnknownSubject as error:
+                if error is missing or self._cancelled:
+                    raise
+                missing = error
             except EngineLost:
                 if drawn or lost or self._cancelled:
                     raise

@@ -30,7 +30,7 @@ class UsageResponse(BaseModel):
 
     forwards: int = Field(description="UNet forwards of single images: one for each image, branch and step")
     seconds: float = Field(description="from its first step's start to its last image")
-    queue_seconds: float = Field(description="from its arrival at the engine to its start")
+    queue_seconds: float = Field(description="from its arrival at the engine to its first step's start")
 
 
 class GenerationResponse(BaseModel):

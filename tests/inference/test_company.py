@@ -151,7 +151,7 @@ def running(alone: Alone) -> Running:
     sampler._build_masks = replayed  # type: ignore[method-assign]
     job = GenerationJob(prompt="", sampling=alone.arguments["sampling"])
     ticket = Ticket(job, time.monotonic() + 1000)
-    return Running(ticket=ticket, sampler=sampler, started=0.0, forwards=alone.forwards)
+    return Running(ticket=ticket, sampler=sampler, forwards=alone.forwards)
 
 
 def check_crowd(seed: int, pipelines: list[RealCustomPipeline]) -> None:
@@ -451,7 +451,7 @@ def test_a_short_job_passes_long_ones_and_a_long_one_never_starves(pipelines: li
         ticket = Ticket(GenerationJob(prompt="", sampling=SamplingParams(seed=1), owner=owner), deadline)
         ticket.submitted = submitted
         forwards = prepared.sampler.forwards_left()
-        return Running(ticket=ticket, sampler=prepared.sampler, started=0.0, forwards=forwards)
+        return Running(ticket=ticket, sampler=prepared.sampler, forwards=forwards)
 
     cost = StepCost()
     for rows in (2, 4, 8):
@@ -479,7 +479,7 @@ def test_a_call_has_so_many_cells_at_most(pipelines: list[RealCustomPipeline]) -
             scheduler=copy.deepcopy(pipelines[2].scheduler),
         )
         ticket = Ticket(GenerationJob(prompt="", sampling=SamplingParams(seed=1)), 1e6)
-        return Running(ticket=ticket, sampler=prepared.sampler, started=0.0, forwards=prepared.sampler.forwards_left())
+        return Running(ticket=ticket, sampler=prepared.sampler, forwards=prepared.sampler.forwards_left())
 
     small, large = [make(32) for _ in range(4)], [make(64) for _ in range(4)]
     (height, width), rows = small[0].size, small[0].rows

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import collections
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.inference.api import build_api
+from realcustom.inference.cost import StepCost
 from realcustom.inference.engine import Engine
+from realcustom.inference.errors import Cancelled
+from realcustom.inference.jobs import GenerationJob
 from realcustom.inference.metrics import METRICS
+from realcustom.inference.order import Running
+from realcustom.inference.progress import Progress
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
+from realcustom.sampling import SamplingParams
 from tests.support.tiny import ADAPTER
+from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
 
@@ -36,8 +44,18 @@ class Recorder:
         assert (METRICS[name].tag is None) == (tag is None)
         self.seen[name, tag].append(value)
 
+    def last(self, name: str) -> float:
+        return self.seen[name, None][-1]
+
     def total(self, name: str, tag: str | None = None) -> float:
         return sum(self.seen[name, tag])
+
+
+class FirstAlone:
+    """The order of arrival."""
+
+    def choose(self, running: Sequence[Running], cost: StepCost, now: float) -> list[Running]:
+        return [running[0]]
 
 
 @pytest.fixture
@@ -108,6 +126,37 @@ def test_forwards_by_branch_are_those_that_the_answer_counts(service: Service, r
     forwards = asyncio.run(talk())
     by_branch = [recorder.total("forwards_total", tag) for name, tag in list(recorder.seen) if name == "forwards_total"]
     assert sum(by_branch) == forwards
+
+
+def test_who_waits_and_who_takes_steps(tiny_pipeline: RealCustomPipeline, recorder: Recorder) -> None:
+    """A job that is prepared waits as long as others are chosen; one that is cancelled alone is counted no more."""
+    engine = Engine(tiny_pipeline, threads=1, adapter=ADAPTER, order=FirstAlone())
+    engine.observer = recorder
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Progress) -> None:
+        reached.set()
+        assert go_on.wait(30)
+
+    try:
+        job = GenerationJob(prompt="a cat", sampling=SamplingParams(seed=1, num_inference_steps=500))
+        first = engine.submit(job, hold)
+        assert reached.wait(30)
+        second = engine.submit(job)
+        wait_for(lambda: len(engine._running) == 2, 30.0)
+        assert (recorder.last("running"), recorder.last("waiting")) == (1, 1)
+        assert len(recorder.seen["queue_seconds", None]) == 1  # the second has no step yet
+        go_on.set()
+        second.cancel()
+        with pytest.raises(Cancelled):
+            second.future.result(30)
+        wait_for(lambda: recorder.last("waiting") == 0 and recorder.last("running") == 1, 30.0)
+        first.cancel()
+        wait_for(lambda: recorder.last("running") == 0, 30.0)
+        assert len(recorder.seen["queue_seconds", None]) == 1
+    finally:
+        go_on.set()
+        engine.close()
 
 
 def test_the_documentation_lists_them_all() -> None:
