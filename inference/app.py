@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -34,7 +34,7 @@ from realcustom.inference.settings import ServeSettings
 
 APP_NAME = "realcustom"
 API, ENGINE = "api", "engine"  # names of the deployments
-_SPARE_REQUESTS = 64  # beyond queue and engine: requests that are answered with 429
+_SPARE_REQUESTS = 64  # beyond those that the engines have places for: they are answered with 429, or ask for health
 LINES = LoggingConfig(enable_access_log=False, log_level="WARNING")  # `Front` writes the access log
 
 
@@ -105,13 +105,20 @@ def application(
     """
     settings, keys = given.serve, find_keys(given.serve)
     models = find_models(given.base, given.adapter, settings.adapters) if models is None else models
+    if settings.max_adapters == 1 < sum(model.adapter is not None for model in models):
+        raise UsageError(
+            "serve.max_adapters: the first adapter stays loaded, so with more of them it must be 2 or more"
+        )
     source = ModelSource(base=given.base, models=models, image_encoder=given.image_encoder)
     engines = _engine_deployment(settings).bind(settings, source, log.level())
     api = serve.deployment(
         serve.ingress()(ApiServer),
         name=API,
         num_replicas=settings.api_replicas,
-        max_ongoing_requests=settings.max_engines * (settings.max_queue + 1) + _SPARE_REQUESTS,
+        # as many are drawn, as many send their body, and there is always a place for a request without a body
+        max_ongoing_requests=2 * settings.places + _SPARE_REQUESTS,
+        max_queued_requests=settings.places + _SPARE_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=LINES,
@@ -138,6 +145,7 @@ def _engine_deployment(settings: ServeSettings) -> Any:
         name=ENGINE,
         **({"num_replicas": settings.min_engines} if fixed else {"autoscaling_config": scaling}),
         max_ongoing_requests=settings.max_queue + 1 + _SPARE_REQUESTS,
+        max_queued_requests=settings.places + _SPARE_REQUESTS,  # in each process of the API, while no engine runs too
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5.0,

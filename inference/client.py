@@ -91,7 +91,7 @@ class Client:
     ) -> Generator[Event, None, None]:
         """Draw, and give the events as they come. Closing the generator ends the work. Raises as `generate`."""
         with self._opened(generation_call(prompt, subjects, sampling, options, stream=True)) as response:
-            reader = EventReader(response.headers.get("x-request-id"))
+            reader = EventReader(response.headers.get("x-request-id"), sampling.n)
             for line in response.iter_lines():
                 yield from reader.feed(line)
             reader.end()
@@ -169,7 +169,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """As `Client.stream`."""
         async with self._opened(generation_call(prompt, subjects, sampling, options, stream=True)) as response:
-            reader = EventReader(response.headers.get("x-request-id"))
+            reader = EventReader(response.headers.get("x-request-id"), sampling.n)
             async for line in response.aiter_lines():
                 for event in reader.feed(line):
                     yield event

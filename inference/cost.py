@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 KEEP = 0.97  # weight of what was seen before, per step: the last thirty steps or so count
 LEAST_ROWS = 8  # so that calls of several sizes are seen, whatever a few steps of a busy machine seem to say
+KNOWN_SIZES = 64  # of latents whose cost is kept: those that were seen last
 EFFICIENT = 0.95  # a call is full when this part of its time is spent on rows
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """UNet calls that are to be made."""
+
+    size: tuple[int, int]  # (h, w) of the latents
+    calls: float
+    rows: float  # of all calls together: single-image forwards
+    alone: bool = False  # shares no call
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Sums:
     """Decayed sums of a least-squares fit of seconds to calls and rows."""
 
@@ -24,18 +37,23 @@ class StepCost:
     """The cost of steps by latent size. Sizes that were not seen cost as the nearest known one, by their cells."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[int, int], _Sums] = {}
+        self._sums: dict[
+            tuple[int, int], _Sums
+        ] = {}  # last learned last; replaced, never changed: other threads read it
 
     def learn(self, size: tuple[int, int], calls: int, rows: int, seconds: float) -> None:
         """A step of latents of this size (h, w) took so long, in so many UNet calls with so many rows in all."""
-        sums = self._sums.setdefault(size, _Sums())
-        for name in vars(sums):
-            setattr(sums, name, getattr(sums, name) * KEEP)
-        sums.calls_calls += calls * calls
-        sums.calls_rows += calls * rows
-        sums.rows_rows += rows * rows
-        sums.calls_seconds += calls * seconds
-        sums.rows_seconds += rows * seconds
+        old, others = self._sums.get(size, _Sums()), {one: sums for one, sums in self._sums.items() if one != size}
+        for _ in range(len(others) + 1 - KNOWN_SIZES):
+            del others[next(iter(others))]
+        new = _Sums(
+            calls_calls=KEEP * old.calls_calls + calls * calls,
+            calls_rows=KEEP * old.calls_rows + calls * rows,
+            rows_rows=KEEP * old.rows_rows + rows * rows,
+            calls_seconds=KEEP * old.calls_seconds + calls * seconds,
+            rows_seconds=KEEP * old.rows_seconds + rows * seconds,
+        )
+        self._sums = {**others, size: new}
 
     @property
     def known(self) -> bool:
@@ -44,13 +62,14 @@ class StepCost:
 
     def per_call_and_row(self, size: tuple[int, int]) -> tuple[float, float]:
         """(a, b) in seconds. Raises KeyError before the first step."""
-        if size in self._sums:
-            return _solve(self._sums[size])
-        if not self._sums:
+        known = self._sums
+        if size in known:
+            return _solve(known[size])
+        if not known:
             raise KeyError(size)
         cells = size[0] * size[1]
-        near = min(self._sums, key=lambda known: abs(known[0] * known[1] - cells))
-        call, row = _solve(self._sums[near])
+        near = min(known, key=lambda one: abs(one[0] * one[1] - cells))
+        call, row = _solve(known[near])
         return call, row * cells / (near[0] * near[1])
 
     def seconds(self, size: tuple[int, int], calls: float, rows: float) -> float:
@@ -59,6 +78,18 @@ class StepCost:
             return 0.0
         call, row = self.per_call_and_row(size)
         return call * calls + row * rows
+
+    def seconds_of(self, loads: Sequence[Load]) -> float:
+        """Expected seconds of all together: loads of one size share calls until these are full, sizes take turns."""
+        sizes: dict[Hashable, list[Load]] = defaultdict(list)
+        for load in loads:
+            sizes[id(load) if load.alone else load.size].append(load)
+        seconds = 0.0
+        for together in sizes.values():
+            size, rows = together[0].size, sum(load.rows for load in together)
+            calls = max(*(load.calls for load in together), rows / self.full_rows(size) if len(together) > 1 else 0)
+            seconds += self.seconds(size, calls, rows)
+        return seconds
 
     def full_rows(self, size: tuple[int, int]) -> int:
         """Rows of a call from which on more of them save little time a row; LEAST_ROWS before that is known."""

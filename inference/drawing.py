@@ -13,7 +13,7 @@ from PIL import Image
 from realcustom.diffusion_pipeline import Subject
 from realcustom.encoded import EncodedSubject
 from realcustom.inference.errors import RequestError, TooLarge
-from realcustom.inference.images import ImageLimits, decode_image
+from realcustom.inference.images import EncodedPicture, ImageLimits, read_picture
 from realcustom.inference.schema import ImagesRequest, SubjectRequest
 from realcustom.inference.settings import ServeSettings
 from realcustom.sampling import MAX_SEED, SamplingParams
@@ -70,12 +70,12 @@ def read_drawing(
 ) -> Drawing:
     """Decode the request's pictures, which takes a while. Raises RequestError of the kind that says what is wrong."""
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    subjects = tuple(_subject(subject, limits, f"subjects[{i}]") for i, subject in enumerate(request.subjects))
-    pictures = [picture for one in subjects for picture in (one.image, one.mask) if picture is not None]
-    pixels = sum(picture.width * picture.height for picture in pictures)
+    headers = [_headers(subject, limits, f"subjects[{i}]") for i, subject in enumerate(request.subjects)]
+    pixels = sum(picture.pixels for pair in headers for picture in pair if picture is not None)
     if pixels > settings.max_request_pixels:  # limits the memory of one place in the queue
         limit = settings.max_request_pixels
         raise TooLarge(f"subjects: {pixels} pixels in all pictures are over this server's limit of {limit}", "subjects")
+    subjects = tuple(_subject(subject, *pair) for subject, pair in zip(request.subjects, headers, strict=True))
     sampling = request.sampling()
     if sampling.seed is None:
         seed = random.SystemRandom().randint(0, MAX_SEED - settings.max_n)
@@ -93,22 +93,34 @@ def read_drawing(
     )
 
 
-def decode_mask(text: str | None, image: Image.Image, limits: ImageLimits, param: str) -> Image.Image | None:
+def decode_mask(encoded: EncodedPicture | None, image: Image.Image) -> Image.Image | None:
     """A picture's mask, of its size. Raises RequestError."""
-    if text is None:
+    if encoded is None:
         return None
-    mask = decode_image(text, limits, param).convert("L")
+    mask, param = encoded.decode().convert("L"), encoded.param
     if mask.size != image.size:
         sizes = f"{mask.width} x {mask.height}, the picture {image.width} x {image.height}"
         raise RequestError(f"{param}: the mask is {sizes}; they must be the same", param)
     return mask
 
 
-def _subject(subject: SubjectRequest, limits: ImageLimits, where: str) -> SubjectPart:
+def read_pair(
+    image: str, mask: str | None, limits: ImageLimits, where: str = ""
+) -> tuple[EncodedPicture, EncodedPicture | None]:
+    """A subject's picture and mask, not decoded yet. `where` comes before their fields' names. Raises RequestError."""
+    picture = read_picture(image, limits, f"{where}image")
+    return picture, None if mask is None else read_picture(mask, limits, f"{where}mask")
+
+
+def _headers(
+    subject: SubjectRequest, limits: ImageLimits, where: str
+) -> tuple[EncodedPicture | None, EncodedPicture | None]:
+    return (None, None) if subject.image is None else read_pair(subject.image, subject.mask, limits, f"{where}.")
+
+
+def _subject(subject: SubjectRequest, encoded: EncodedPicture | None, mask: EncodedPicture | None) -> SubjectPart:
     chosen = {"word": subject.word, "occurrence": subject.occurrence, "scope": subject.scope}
-    if subject.image is None:
+    if encoded is None:
         return SubjectPart(image=None, mask=None, id=subject.id, chosen=chosen)
-    image = decode_image(subject.image, limits, f"{where}.image")
-    return SubjectPart(
-        image=image, mask=decode_mask(subject.mask, image, limits, f"{where}.mask"), id=None, chosen=chosen
-    )
+    image = encoded.decode()
+    return SubjectPart(image=image, mask=decode_mask(mask, image), id=None, chosen=chosen)

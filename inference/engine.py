@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from realcustom.compiling import allow_graphs, no_new_graphs
-from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
 from realcustom.inference.cost import StepCost
 from realcustom.inference.errors import (
@@ -33,7 +34,7 @@ from realcustom.inference.errors import (
     UnknownModel,
     WordNotInPrompt,
 )
-from realcustom.inference.expectation import check_time, expected_seconds
+from realcustom.inference.expectation import check_time, expected_load
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
 from realcustom.inference.measured_steps import observe_step
 from realcustom.inference.metrics import UNOBSERVED, Observer
@@ -49,7 +50,10 @@ from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
 ENDS = "the engine that drew this request ends; try again"
-STALLED_SECONDS = 60.0  # a step that takes longer counts as hung
+STALLED_SECONDS, STALLED_TIMES = (
+    60.0,
+    10.0,
+)  # a step that takes longer, and so many times what is expected, counts as hung
 
 
 class Engine:
@@ -99,6 +103,7 @@ class Engine:
         self._told: tuple[int, int] | None = None  # the gauges' last values
         self._closed = False
         self._step_began: float | None = None
+        self._step_expected = 0.0  # seconds, of the step that runs
         self._seconds_per_job = 1.0  # running mean of seconds between ends of jobs while busy, for Retry-After
         self._last_end = time.monotonic()
         self._threads = [
@@ -116,7 +121,8 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine's threads run, and no step hangs."""
         began = self._step_began
-        hangs = began is not None and time.monotonic() - began > STALLED_SECONDS
+        longest = max(STALLED_SECONDS, STALLED_TIMES * self._step_expected)
+        hangs = began is not None and time.monotonic() - began > longest
         return all(thread.is_alive() for thread in self._threads) and not hangs
 
     @property
@@ -156,6 +162,7 @@ class Engine:
             raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
         words = pipeline.settings.words
         for i, subject in enumerate(job.subjects):
+            _check_encoded(subject, pipeline, f"subjects[{i}].id")
             try:
                 occurrence = subject.chosen_occurrence(words.occurrence)
                 with self._tokenizing:
@@ -197,17 +204,14 @@ class Engine:
             if jobs > self.max_queue:
                 wait = math.ceil(self._seconds_per_job * max(1.0, jobs / 2))
                 raise QueueFull(f"{jobs} requests are being served already; try again later", max(1, wait))
-            left = [one.seconds(self.cost)[0] for one in self._running]
-            left += [self._expected(other.job) for other in self._waiting]
-            check_time(self._expected(job), left, seconds)
+            left = [one.load_left() for one in self._running]
+            left += [expected_load(self.pipeline_of(other.job), other.job) for other in self._waiting]
+            check_time(expected_load(self.pipeline_of(job), job), left, seconds, self.cost)
             self._waiting.append(ticket)
             ticket.future.add_done_callback(self._observe_end)
             self._observe_jobs()
             self._changed.notify_all()
         return ticket
-
-    def _expected(self, job: GenerationJob) -> float:
-        return expected_seconds(self.pipeline_of(job), job, self.cost)
 
     def close(self) -> None:
         """Stop the running jobs at their next step, and the waiting ones, all with EngineLost; end the threads."""
@@ -294,6 +298,7 @@ class Engine:
                 return True
             now = self._step_began = time.monotonic()
             chosen = self.order.choose(self._running, self.cost, now)
+            self._step_expected = self.cost.seconds(chosen[0].size, 2, 2 * sum(one.rows for one in chosen))
             for one in chosen:
                 if one.started is None:
                     one.started = now
@@ -339,6 +344,8 @@ class Engine:
                 of = len(sampler.start.timesteps)
                 one.ticket.on_progress(Progress(step=result.index + 1, of=of, latents=result.latents, masks=masks))
             one.ticket.check()
+            if sampler.done:
+                one.ticket.meet_deadline()
             return result
 
         return self._attempt(one.ticket, told) is not None and not one.sampler.done
@@ -391,6 +398,20 @@ class Engine:
             logger.exception("a job failed")
             ticket.future.set_exception(error)
         return None
+
+
+def _check_encoded(subject: Subject, pipeline: RealCustomPipeline, param: str) -> None:
+    """Refuse a subject that was encoded for another image encoder, or prepared in another way. Raises RequestError."""
+    assert pipeline.image_encoder is not None  # else there are no subjects
+    if isinstance(subject.image, EncodedSubject):
+        try:
+            subject.image.check(pipeline.image_encoder, pipeline.settings.image_encoder)
+        except UsageError as error:
+            raise RequestError(
+                f"{param}: this model does not see pictures as the one that the subject was encoded for; send its picture as "
+                "`image` in place of the id",
+                param,
+            ) from error
 
 
 def _ended(ticket: Ticket) -> bool:

@@ -162,6 +162,9 @@ class Unavailable(RequestError):
     status = 503
     kind = "unavailable"
 
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "30"}
+
 
 class EngineLost(RequestError):
     """The engine that drew the request ended; another one takes the next."""

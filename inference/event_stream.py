@@ -53,21 +53,25 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def while_connected(receive: Receive, making: Awaitable[T]) -> T:
-    """What `making` gives; it is cancelled when the client goes away. The request's body must have been read.
+async def while_wanted(receive: Receive, making: Awaitable[T], cancelled: asyncio.Event | None = None) -> T:
+    """What `making` gives; it is ended when the client goes away or `cancelled` is set. The body must have been read.
 
-    Raises Cancelled where the client went away, and what `making` raises.
+    Raises Cancelled where it was ended, and what `making` raises.
     """
     making, gone = asyncio.ensure_future(making), asyncio.ensure_future(until_gone(receive))
+    unwanted = asyncio.ensure_future((cancelled or asyncio.Event()).wait())
+    tasks = (making, gone, unwanted)
     try:
-        await asyncio.wait({making, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if unwanted.done():
+            raise Cancelled("the request was cancelled")
         if not making.done():
             raise Cancelled("the client went away")
         return making.result()
     finally:
-        for task in (making, gone):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(making, gone, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until_gone(receive: Receive) -> None:

@@ -156,10 +156,14 @@ def wait_before_retry(response: httpx.Response, attempt: int, retries: Retries) 
 
 
 class EventReader:
-    """Lines of a stream, one at a time, as events. Raises ApiError for the server's error, and for a stream cut short."""
+    """Lines of a stream, one at a time, as events. Raises ApiError for the server's error, and for a stream cut short.
 
-    def __init__(self, request_id: str | None) -> None:
-        self._request_id, self._name, self._done = request_id, "", False
+    Args:
+        images: that were asked for.
+    """
+
+    def __init__(self, request_id: str | None, images: int) -> None:
+        self._request_id, self._name, self._missing = request_id, "", images
 
     def feed(self, line: str) -> Iterator[Event]:
         """The event that this line completes, if any; comments and events of later versions are passed over."""
@@ -172,10 +176,10 @@ class EventReader:
                 raise ApiError(200, error["type"], error["message"], error.get("param"), self._request_id)
             if self._name in _EVENTS:
                 event = _EVENTS[self._name].model_validate_json(data)
-                self._done = self._done or isinstance(event, CompletedEvent)
+                self._missing -= isinstance(event, CompletedEvent)
                 yield event
 
     def end(self) -> None:
         """The stream has ended."""
-        if not self._done:
-            raise ApiError(200, "cut_short", "the stream ended before the image was done", None, self._request_id)
+        if self._missing > 0:
+            raise ApiError(200, "cut_short", "the stream ended before all images were done", None, self._request_id)

@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.guidance import Weights
-from realcustom.inference.cost import StepCost
+from realcustom.inference.cost import Load, StepCost
 from realcustom.inference.errors import DeadlineExceeded, QueueFull
 from realcustom.inference.jobs import GenerationJob, width_height_steps
 
 SURE = 0.7  # of the expected seconds: a job is refused for its deadline where not even these are left
 
 
-def expected_seconds(pipeline: RealCustomPipeline, job: GenerationJob, cost: StepCost) -> float:
-    """Seconds that a job takes alone; 0 before the first step of any."""
+def expected_load(pipeline: RealCustomPipeline, job: GenerationJob) -> Load:
+    """The UNet calls of all steps of a job, were it alone."""
     width, height, steps = width_height_steps(job.sampling, pipeline)
     factor = pipeline.base.vae_scale_factor
     weights = Weights(settings=pipeline.settings.guidance, has_subjects=bool(job.subjects))
-    return cost.seconds((height // factor, width // factor), steps, steps * job.sampling.n * len(weights.branches()))
+    rows = steps * job.sampling.n * len(weights.branches())
+    return Load(size=(height // factor, width // factor), calls=steps, rows=rows, alone=job.alone)
 
 
-def check_time(own: float, others: Sequence[float], seconds: float) -> None:
+def check_time(own: Load, others: Sequence[Load], seconds: float, cost: StepCost) -> None:
     """Refuse a job that would not be done in time.
 
     Raises DeadlineExceeded where it takes longer than its deadline even alone, QueueFull where it does beside the others.
 
     Args:
-        own: seconds that it takes alone.
-        others: seconds that the jobs in the engine still take, each alone.
+        own: what it needs.
+        others: what the jobs in the engine still need.
         seconds: to its deadline.
     """
-    if SURE * own > seconds:
+    alone = cost.seconds_of([own])
+    if SURE * alone > seconds:
         raise DeadlineExceeded(
-            f"this request takes about {own:.1f} s alone, and has {seconds:g} s: ask for fewer steps or images"
+            f"this request takes about {alone:.1f} s alone, and has {seconds:g} s: ask for fewer steps or images"
         )
-    ahead = sum(min(own, other) for other in others)  # of a longer one only about as much runs before this one ends
-    if SURE * (own + ahead) > seconds:
+    beside = cost.seconds_of([own, *(_until(alone, other, cost) for other in others)])
+    if SURE * beside > seconds:
         raise QueueFull(
-            f"this request would take about {own + ahead:.1f} s beside those that run, and has {seconds:g} s; try later",
-            max(1, math.ceil(own + ahead - seconds)),
+            f"this request would take about {beside:.1f} s beside those that run, and has {seconds:g} s; try later",
+            max(1, math.ceil(beside - seconds)),
         )
+
+
+def _until(seconds: float, load: Load, cost: StepCost) -> Load:
+    """Of a longer job only about as much runs before one of so many seconds ends."""
+    whole = cost.seconds_of([load])
+    part = min(1.0, seconds / whole) if whole > 0 else 1.0
+    return replace(load, calls=part * load.calls, rows=part * load.rows)

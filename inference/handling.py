@@ -12,15 +12,15 @@ from fastapi.responses import Response
 
 from realcustom.inference.admission import Admission
 from realcustom.inference.backend import Backend, Work
-from realcustom.inference.body import read_body
+from realcustom.inference.body import Bodies
 from realcustom.inference.drawing import read_drawing
 from realcustom.inference.edits import Edit, parse_edit
 from realcustom.inference.errors import BadRequest
-from realcustom.inference.event_stream import EventStream, while_connected
+from realcustom.inference.event_stream import EventStream, while_wanted
 from realcustom.inference.front import Record, record_of
 from realcustom.inference.idempotency import Answers
 from realcustom.inference.responses import SubjectResponse
-from realcustom.inference.running import RunningRequest, RunningRequests
+from realcustom.inference.running import RunningRequests
 from realcustom.inference.schema import parse_request
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.subjects import parse_new_subject
@@ -37,6 +37,7 @@ class Asked(Edit):
         return f"{self.edit}\n{self.words}\n{self.request.model_dump_json(exclude_unset=True)}".encode()
 
 
+SPARE_BODIES = 16  # that a process reads at once beyond those that the engines have places for
 Read = Callable[[bytes, ServeSettings], Awaitable[Asked]]
 
 
@@ -46,6 +47,7 @@ class Handler:
     def __init__(self, service: Backend, admission: Admission) -> None:
         self.service, self.admission, self.running = service, admission, RunningRequests()
         settings = service.settings
+        self.bodies = Bodies(settings.places + SPARE_BODIES)
         self.answers = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
 
     async def generate(self, request: Request) -> Response:
@@ -72,9 +74,9 @@ class Handler:
         key = self.admission.identify(request)
         settings = key.limits.narrow(self.service.settings)
         with self.admission.during(key):
-            body = await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds)
+            body = await self.bodies.read(request, settings.max_body_bytes, settings.body_timeout_seconds)
             adding = self.service.add_subject(await asyncio.to_thread(parse_new_subject, body))
-            return await while_connected(request.receive, adding)
+            return await while_wanted(request.receive, adding)
 
     async def _draw(self, request: Request, read: Read) -> Response:
         record, key = record_of(request), self.admission.identify(request)
@@ -83,20 +85,19 @@ class Handler:
             running = stack.enter_context(self.running.during(key.name, record.request_id))
             stack.enter_context(self.admission.during(key))
             asked = await read(
-                await read_body(request, settings.max_body_bytes, settings.body_timeout_seconds), settings
+                await self.bodies.read(request, settings.max_body_bytes, settings.body_timeout_seconds), settings
             )
-
-            async def begin() -> Work:
-                return await self._begin(asked, settings, running, record)
 
             if asked.request.stream:
                 _refuse_idempotency(request)
-                work = await begin()
+                work = await while_wanted(request.receive, self._begin(asked, settings, record), running.cancelled)
                 stack.callback(_end, work, record)
+                ending = asyncio.ensure_future(_cancel_when(running.cancelled, work))
+                stack.callback(ending.cancel)
                 return EventStream(work.chunks(), stack.pop_all().close)
 
             async def make() -> bytes:
-                work = await begin()
+                work = await self._begin(asked, settings, record)
                 try:
                     return await work.answer()
                 finally:
@@ -104,10 +105,11 @@ class Handler:
 
             name = request.headers.get("idempotency-key")
             making = make() if name is None else self.answers.once((key.name, name), asked.text(), make)
-            return Response(await while_connected(request.receive, making), media_type="application/json")
+            answer = await while_wanted(request.receive, making, running.cancelled)
+            return Response(answer, media_type="application/json")
 
-    async def _begin(self, asked: Asked, settings: ServeSettings, running: RunningRequest, record: Record) -> Work:
-        """Hand over to an engine; from here on the request can be cancelled, and the log learns of it."""
+    async def _begin(self, asked: Asked, settings: ServeSettings, record: Record) -> Work:
+        """Hand over to an engine; from here on the log knows of it."""
         seconds = asked.request.deadline_seconds or settings.deadline_seconds
         owner = record.key or ""
         drawing = await asyncio.to_thread(
@@ -115,8 +117,13 @@ class Handler:
         )
         work = await self.service.draw(drawing)
         record.model, record.steps, record.images = work.model, work.steps, work.images
-        running.set_cancel(work.cancel)
         return work
+
+
+async def _cancel_when(cancelled: asyncio.Event, work: Work) -> None:
+    """A stream's work ends with an event that says so."""
+    await cancelled.wait()
+    work.cancel()
 
 
 def _end(work: Work, record: Record) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,29 +35,60 @@ class ImageLimits:
     max_pixels: int  # width x height, decoded
 
 
-def decode_image(text: str, limits: ImageLimits, param: str) -> Image.Image:
-    """The picture in `text`, fully decoded, upright, in its own colour mode (alpha is kept).
+@dataclass(frozen=True, kw_only=True)
+class EncodedPicture:
+    """A picture of a request of which the header alone was read."""
+
+    data: bytes
+    width: int  # as the file says, before it is turned upright
+    height: int
+    limits: ImageLimits
+    param: str
+
+    @property
+    def pixels(self) -> int:
+        """Width x height."""
+        return self.width * self.height
+
+    def decode(self) -> Image.Image:
+        """The picture, fully decoded, upright, in its own colour mode (alpha is kept). Raises NotAnImage, TooLarge."""
+        with _reported(self.limits, self.param):
+            with _opened(self.data) as image:
+                image.verify()  # checks the checksums, which decoding ignores; the file cannot be used afterwards
+            with _opened(self.data) as image:
+                image.load()
+                return ImageOps.exif_transpose(image)
+
+
+def read_picture(text: str, limits: ImageLimits, param: str) -> EncodedPicture:
+    """The picture in `text`, not decoded yet.
 
     Args:
         text: base64 of a PNG, JPEG or WebP, with or without a `data:image/...;base64,` prefix.
-        limits: checked on the encoded length and on the header's size, before anything is decoded.
+        limits: checked on the encoded length and on the header's size.
         param: the request's field, for messages.
     Raises:
         NotAnImage: no base64, a URL, another format, or damaged.
         TooLarge: over a limit.
     """
     data = _decode_base64(text, limits, param)
+    with _reported(limits, param), _opened(data) as image:
+        width, height = image.size
+    if width * height > limits.max_pixels:
+        raise TooLarge(f"{param}: {width} x {height} is over {limits.max_pixels} pixels; send a smaller one", param)
+    return EncodedPicture(data=data, width=width, height=height, limits=limits, param=param)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Reads the header only."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+@contextlib.contextmanager
+def _reported(limits: ImageLimits, param: str) -> Iterator[None]:
+    """Raises NotAnImage or TooLarge for what Pillow raises."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise TooLarge(
-                    f"{param}: {width} x {height} is over {limits.max_pixels} pixels; send a smaller one", param
-                )
-            image.verify()  # checks the checksums, which decoding ignores; the file cannot be used afterwards
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"{param}: the picture is over {limits.max_pixels} pixels; send a smaller one", param) from error
     except UnidentifiedImageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -59,7 +60,7 @@ class Ticket:
         self.job = job
         self.submitted = time.monotonic()
         self.on_progress = on_progress
-        self.deadline = deadline  # time.monotonic() seconds
+        self.deadline = deadline  # of the last step, time.monotonic() seconds
         self.future: Future[Generation] = Future()
         self.future.set_running_or_notify_cancel()  # only the engine ends it: a waiter's cancel() must not race with it
         self._ended_by: RequestError | None = None
@@ -72,8 +73,12 @@ class Ticket:
         """As `cancel`, for this reason."""
         self._ended_by = self._ended_by or error
 
+    def meet_deadline(self) -> None:
+        """All steps were done in time: what follows has no deadline."""
+        self.deadline = math.inf
+
     def seconds_left(self) -> float:
-        """Seconds until the deadline; 0 after it."""
+        """Seconds until the deadline; 0 after it, infinite once it was met."""
         return max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:

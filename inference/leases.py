@@ -20,11 +20,18 @@ class _Lease:
 
 
 class Leases:
-    """Those of one engine; used from one event loop."""
+    """Those of one engine; used from one event loop.
 
-    def __init__(self, seconds: float = LEASE_SECONDS) -> None:
-        self.seconds = seconds
+    Args:
+        seconds: a lease ends when it was not renewed for so long.
+        every: seconds after which `end_late` is called again. Where it comes later the event loop stood still, and what
+            renews leases with it: that time does not count.
+    """
+
+    def __init__(self, seconds: float = LEASE_SECONDS, every: float = RENEW_SECONDS) -> None:
+        self.seconds, self.every = seconds, every
         self._leases: dict[str, _Lease] = {}
+        self._swept = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -46,7 +53,11 @@ class Leases:
 
     def end_late(self) -> int:
         """Cancel the requests that nobody renews; returns how many."""
-        late = [name for name, lease in self._leases.items() if time.monotonic() > lease.until]
+        now = time.monotonic()
+        stood_still, self._swept = max(0.0, now - self._swept - self.every), now
+        for lease in self._leases.values():
+            lease.until += stood_still
+        late = [name for name, lease in self._leases.items() if now > lease.until]
         for name in late:
             self._leases.pop(name).cancel()
         return len(late)

@@ -16,7 +16,8 @@ from typing import Protocol
 
 import torch
 
-from realcustom.inference.cost import LEAST_ROWS, StepCost
+from realcustom.inference.cost import LEAST_ROWS, Load, StepCost
+from realcustom.inference.expectation import SURE
 from realcustom.inference.jobs import Ticket
 from realcustom.launch import padded_rows
 from realcustom.sampler import Sampler
@@ -46,14 +47,21 @@ class Running:
         """Rows of its largest UNet call."""
         return len(self.sampler.latents) * len(self.sampler.weights.branches())
 
+    def load(self, left: int | None = None) -> Load:
+        """The UNet calls of its steps, were it alone; of those with so many forwards left, else of all."""
+        steps = len(self.sampler.start.timesteps)
+        per_row = self.forwards / max(1, self.rows * steps)  # UNet calls a step: 1, or more while masks are new
+        part = 1.0 if left is None else left / max(1, self.forwards)
+        calls = steps * max(1.0, per_row)
+        return Load(size=self.size, calls=part * calls, rows=part * self.forwards, alone=self.sampler.alone)
+
+    def load_left(self) -> Load:
+        """Of the steps that are left."""
+        return self.load(self.sampler.forwards_left())
+
     def seconds(self, cost: StepCost) -> tuple[float, float]:
         """Expected seconds alone: of what is left, and of all steps."""
-        steps = len(self.sampler.start.timesteps)
-        left = self.sampler.forwards_left()
-        per_row = self.forwards / max(1, self.rows * steps)  # UNet calls a step: 1, or more while masks are new
-        calls = steps * max(1.0, per_row)
-        whole = cost.seconds(self.size, calls, self.forwards)
-        return whole * left / max(1, self.forwards), whole
+        return cost.seconds_of([self.load_left()]), cost.seconds_of([self.load()])
 
 
 class Order(Protocol):
@@ -102,8 +110,14 @@ class LargestStretch:
 
 
 def _urgency(one: Running, left: float, whole: float, wait: float, now: float) -> float:
-    """The stretch at which a job would end if it ran alone after one step of others; infinite near its deadline."""
-    if left > URGENT * (one.ticket.deadline - now):
+    """The stretch at which a job would end if it ran alone after one step of others; infinite near its deadline.
+
+    One that cannot end before its deadline any more comes last: it would take the others' time for nothing.
+    """
+    until = one.ticket.deadline - now
+    if SURE * left > until:
+        return -math.inf
+    if left > URGENT * until:
         return math.inf
     return (now - one.ticket.submitted + wait + left) / whole if whole > 0 else now - one.ticket.submitted
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 TAKEN_SECONDS = 10.0  # within which an engine says that it has a request
 ALONE_SECONDS = 1.5  # the same where the only engine has just ended
 ASK_SECONDS = 2.0  # within which an engine answers a question
-GRACE_SECONDS = 5.0  # beyond a request's deadline, for its last step and its answer
+GRACE_SECONDS = 30.0  # beyond a request's deadline, which the engine minds: for decoding and sending its answer
 FULL = "too many requests wait for an engine; try again later"
 LOST = "the engine that drew this request ended; try again"
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from realcustom.inference.errors import Conflict, UnknownRequest
 
 
 class RunningRequest:
-    """A request that can be cancelled before and after the engine has taken it."""
+    """A request that can be cancelled at any time; `cancelled` is set then, on the event loop of its process."""
 
     def __init__(self) -> None:
-        self.cancelled = False
-        self._cancel: Callable[[], None] | None = None
-
-    def cancel(self) -> None:
-        """End it within a step."""
-        self.cancelled = True
-        if self._cancel is not None:
-            self._cancel()
-
-    def set_cancel(self, cancel: Callable[[], None]) -> None:
-        """How it is ended from now on; called at once if it was cancelled already."""
-        self._cancel = cancel
-        if self.cancelled:
-            cancel()
+        self.cancelled = asyncio.Event()
 
 
 class RunningRequests:
@@ -51,4 +39,4 @@ class RunningRequests:
         running = self._running.get((key, request_id))
         if running is None:
             raise UnknownRequest(f"no request {request_id[:64]} runs; it may be done", None)
-        running.cancel()
+        running.cancelled.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,11 +15,11 @@ from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
 from realcustom.inference.answers import answer
 from realcustom.inference.backend import State
-from realcustom.inference.drawing import Drawing, decode_mask
+from realcustom.inference.drawing import Drawing, decode_mask, read_pair
 from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, QueueFull, RequestError, Unavailable
-from realcustom.inference.images import ImageLimits, decode_image
+from realcustom.inference.images import ImageLimits
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket, width_height_steps
 from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.models import PREFIX, ServedModel, choose_model
@@ -63,15 +64,18 @@ class EngineWork:
 
     async def answer(self) -> bytes:
         """See `backend.Work`."""
-        ticket = self.ticket
+        ticket, drawn = self.ticket, asyncio.wrap_future(self.ticket.future)
         try:
-            generation = await asyncio.wait_for(asyncio.wrap_future(ticket.future), ticket.seconds_left())
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the request was not done before its deadline; ask for fewer steps or images, or try later"
-            ) from error
+            while not drawn.done():
+                if (left := ticket.seconds_left()) == 0:
+                    raise DeadlineExceeded(
+                        "the request was not done before its deadline; ask for fewer steps or images, or try later"
+                    )
+                await asyncio.wait({drawn}, timeout=None if left == math.inf else left)
         finally:
             ticket.cancel()  # no effect on a job that is done
+            drawn.cancel()
+        generation = drawn.result()
         return await asyncio.to_thread(lambda: self._response(generation).model_dump_json(exclude_unset=True).encode())
 
     def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -257,10 +261,10 @@ class Service:
 
     def _add_subject(self, pipeline: RealCustomPipeline, new: NewSubject) -> SubjectResponse:
         limits = ImageLimits(max_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_image_pixels)
-        image = decode_image(new.image, limits, "image")
-        mask = decode_mask(new.mask, image, limits, "mask")
+        picture, mask = read_pair(new.image, new.mask, limits)
+        image = picture.decode()
         try:
-            encoded = pipeline.encode_subject(image, mask)
+            encoded = pipeline.encode_subject(image, decode_mask(mask, image))
         except UsageError as error:
             raise RequestError(f"image: {error}", "image") from error
         added = self.subjects.add(encoded)

@@ -82,6 +82,11 @@ class ServeSettings:
     max_batch_pixels: int = 64 * 512 * 512
     max_idempotency_bytes: int = 64 * 1024 * 1024  # answers that are kept for their Idempotency-Key
 
+    @property
+    def places(self) -> int:
+        """Requests that all engines together take at the same time."""
+        return self.max_engines * (self.max_queue + 1)
+
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise UsageError(f"port must lie in 1..65535, got {self.port}")

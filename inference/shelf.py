@@ -87,7 +87,7 @@ class AdapterShelf:
     def _make_room(self) -> None:
         """Take out the adapter that was not used for longest, where all places are taken (the lock is held)."""
         room = self.max_adapters - (self._own is not None)
-        if len(self._places) < max(1, room):
+        if len(self._places) < room:
             return
         idle = next((sha for sha, place in self._places.items() if place.loading.done() and not place.users), None)
         if idle is None:

@@ -65,9 +65,10 @@ def run_together(
         rows: the number of rows of each UNet call is put here, without those that pad it.
         sizes: numbers of rows that UNet calls are padded to, so that a compiled UNet sees few shapes; none = no padding.
     Returns:
-        Each one's result, or its own exception, which does not disturb the others. What the UNet raises goes to all samplers
-        of that call.
+        Each one's result, or its own exception, which does not disturb the others: a call that fails is made again for each
+        sampler alone.
     """
+    calls: list[int] = [] if rows is None else rows
     results: dict[int, T | Exception] = {}
     waiting: dict[int, Work] = {}
 
@@ -92,9 +93,7 @@ def run_together(
                 groups.setdefault((type(work), work.shape()), []).append(number)
         for members in groups.values():
             works = [waiting.pop(number) for number in members]
-            if rows is not None and isinstance(works[0], Launch):
-                rows.append(sum(len(work.sample) for work in works if isinstance(work, Launch)))
-            for number, found in zip(members, _done(unet, works, sizes), strict=True):
+            for number, found in zip(members, _done(unet, works, sizes, calls), strict=True):
                 resume(number, found)
     return [results[number] for number in range(len(steps))]
 
@@ -106,14 +105,22 @@ def _turn(work: Work) -> int:
     return 1 if isinstance(work, Masking) else 2
 
 
-def _done(unet: UNet2DConditionModel, works: Sequence[Any], sizes: Sequence[int]) -> Sequence[Any]:
+def _done(unet: UNet2DConditionModel, works: Sequence[Any], sizes: Sequence[int], rows: list[int]) -> Sequence[Any]:
     """The results of works of one kind and shape, or the exceptions in their place."""
+    launches = [work for work in works if isinstance(work, Launch)]
+    recorded = [(launch.recorder, launch.recorder.rows) for launch in launches if launch.recorder is not None]
     try:
-        return predict(unet, works, sizes) if isinstance(works[0], Launch) else type(works[0]).done(works)
+        if not launches:
+            return type(works[0]).done(works)
+        rows.append(sum(len(launch.sample) for launch in launches))
+        return predict(unet, launches, sizes)
     except Exception as error:
-        if len(works) == 1 or isinstance(works[0], Launch):
-            return [error] * len(works)
-        return [_done(unet, [work], sizes)[0] for work in works]  # the fault of one of them
+        if len(works) == 1:
+            return [error]
+    # the fault of one of them, or too much for the device's memory; here the error holds no tensors any more
+    for recorder, own in recorded:
+        recorder.rows, recorder.maps, recorder.self_maps = own, [], None
+    return [_done(unet, [work], sizes, rows)[0] for work in works]
 
 
 def predict(unet: UNet2DConditionModel, launches: Sequence[Launch], sizes: Sequence[int] = ()) -> list[Tensor]:

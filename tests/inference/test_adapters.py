@@ -23,10 +23,12 @@ from realcustom.errors import UsageError
 from realcustom.inference.adapters import find_models
 from realcustom.inference.api import build_api
 from realcustom.inference.engine import Engine
+from realcustom.inference.errors import QueueFull
 from realcustom.inference.loading import load_engine
 from realcustom.inference.models import ServedModel
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.shelf import AdapterShelf
 from tests.support.tiny import TinyModels, tiny_adapter, tiny_base, tiny_settings
 
 URL = "/v1/images/generations"
@@ -194,6 +196,15 @@ def test_loading_one_does_not_stop_the_batch_and_those_in_use_stay(
     assert "in use" in late.json()["error"]["message"] and int(late.headers["Retry-After"]) >= 1
     [again] = _talk(service, {"model": "realcustom:two"})
     assert again.status_code == 200
+
+
+def test_one_place_is_that_of_the_first_adapter(service: Service, models: tuple[ServedModel, ...]) -> None:
+    shelf = AdapterShelf(service.engine(), max_adapters=1)
+    with pytest.raises(QueueFull, match="all 1 adapters"):
+        asyncio.run(shelf.hold(models[2]))
+    asyncio.run(shelf.hold(models[0]))()
+    assert shelf.loaded() == [models[0].sha256]
+    shelf.close()
 
 
 def test_one_that_cannot_be_loaded_any_more_is_503(

@@ -134,7 +134,7 @@ def test_a_bug_is_500_with_its_trace_in_the_log(
     if place == "drawing":
         monkeypatch.setattr(service.engine().pipeline.scheduler, "step", bug)
     else:
-        monkeypatch.setattr("realcustom.inference.drawing.decode_image", bug)
+        monkeypatch.setattr("realcustom.inference.drawing.read_picture", bug)
     request = {
         "prompt": "a cat in the snow",
         "num_inference_steps": 1,
@@ -155,7 +155,7 @@ def test_a_mistake_found_late_is_422(service: Service, place: str, monkeypatch: 
     if place == "drawing":
         monkeypatch.setattr(service.engine().pipeline.scheduler, "step", refuse)
     else:
-        monkeypatch.setattr("realcustom.inference.drawing.decode_image", refuse)
+        monkeypatch.setattr("realcustom.inference.drawing.read_picture", refuse)
     subjects = [{"image": _reference(), "word": "cat"}]
     answer = _send(service, "POST", URL, json={"prompt": "a cat in the snow", "subjects": subjects})
     error = {"type": "invalid_request", "message": "this cannot be drawn", "param": None}

@@ -10,7 +10,9 @@ from ray.serve import Application
 
 from realcustom import config
 from realcustom.errors import UsageError
-from realcustom.inference.app import ServeArguments, build
+from realcustom.inference.app import ServeArguments, application, build
+from realcustom.inference.handling import SPARE_BODIES
+from realcustom.inference.settings import ServeSettings
 from tests.support.tiny import TinyModels
 
 FILE = Path(__file__).parents[2] / "infra" / "serve.yaml"
@@ -39,3 +41,20 @@ def test_wrong_arguments_are_one_line(tiny_models: TinyModels, wrong: dict[str, 
     with pytest.raises(UsageError, match=message) as caught:
         build({"base": tiny_models.base, **wrong})
     assert "\n" not in str(caught.value)
+
+
+def test_more_adapters_than_one_need_places_for_two(tiny_models: TinyModels) -> None:
+    given = {"base": tiny_models.base, "adapter": tiny_models.adapter}
+    serve = {"adapters": [f"other={tiny_models.adapter}"], "max_adapters": 1}
+    with pytest.raises(UsageError, match=r"serve\.max_adapters: .* it must be 2 or more"):
+        build({**given, "serve": serve})
+    assert isinstance(build({**given, "serve": serve | {"max_adapters": 2}}), Application)
+
+
+def test_each_process_has_places_for_more_than_its_slow_clients(tiny_models: TinyModels) -> None:
+    settings = ServeSettings(max_engines=3, max_queue=4)
+    app = application(ServeArguments(base=tiny_models.base, serve=settings), None)
+    api = app._bound_deployment._deployment_config
+    bodies = settings.places + SPARE_BODIES
+    assert settings.places == 15 and api.max_ongoing_requests > settings.places + bodies
+    assert 0 < api.max_queued_requests < 1000  # Serve's own default has no bound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ from realcustom.inference.client import (
     encode,
 )
 from realcustom.inference.events import CompletedEvent, PartialImageEvent, QueuedEvent, StepEvent
-from realcustom.inference.exchange import Event
+from realcustom.inference.exchange import Event, EventReader
 from realcustom.sampling import SamplingParams
 from tests.support.slow_steps import slow_steps
 
@@ -39,6 +40,19 @@ CAT = SubjectRequest(image=encode(PICTURE), word="cat")
 @pytest.fixture(scope="module")
 def running(serve: Callable[..., Any]) -> Any:
     return serve()
+
+
+def test_a_stream_that_ends_after_some_of_its_images_is_cut_short() -> None:
+    picture = {"b64_json": "", "created_at": 1, "size": "1x1", "output_format": "png", "seed": 1, "adapter": None}
+    more = {"model": "m", "ignored": [], "usage": {"forwards": 1, "seconds": 1.0, "queue_seconds": 0.0}}
+    event = {"type": "image_generation.completed", "image_index": 0, **picture, **more}
+    reader = EventReader("mine", images=2)
+    for _ in range(2):
+        with pytest.raises(ApiError, match="before all images were done"):
+            reader.end()
+        assert not list(reader.feed("event: image_generation.completed"))
+        assert len(list(reader.feed(f"data: {json.dumps(event)}"))) == 1
+    reader.end()
 
 
 def test_generate_and_stream_give_the_same(running: Any, tmp_path: Path) -> None:

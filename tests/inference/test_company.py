@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffusers
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from realcustom.config import override
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
-from realcustom.inference.cost import StepCost
+from realcustom.inference.cost import KNOWN_SIZES, Load, StepCost
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Cancelled, DeadlineExceeded, QueueFull
+from realcustom.inference.expectation import check_time
 from realcustom.inference.jobs import GenerationJob, Ticket
 from realcustom.inference.order import LargestStretch, Running
 from realcustom.launch import run_together
@@ -305,6 +306,53 @@ def test_a_fault_in_one_mask_fails_that_request_alone(pipelines: list[RealCustom
     assert "not finite" in str(results[1])
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["guidance", "previous"])
+def test_a_call_that_fails_is_made_for_each_request_alone(number: int, pipelines: list[RealCustomPipeline]) -> None:
+    """What is too much for the device's memory together is not alone; a fault of one request is that request's."""
+    pipeline = pipelines[number]
+
+    def samplers() -> list[Sampler]:
+        return [
+            pipeline.prepare(
+                PROMPTS[0],
+                [Subject(image=PICTURES[seed], word="cat")],
+                SamplingParams(seed=seed, num_inference_steps=2),
+                scheduler=copy.deepcopy(pipeline.scheduler),
+            ).sampler
+            for seed in range(3)
+        ]
+
+    alone, together, faulty = samplers(), samplers(), samplers()
+    for one in alone:
+        one.step()
+        one.step()
+    largest = 2 * len(alone[0].latents)  # rows of a request's largest call
+
+    def out_of_memory(_: Any, arguments: tuple[Tensor, ...]) -> None:
+        if len(arguments[0]) > largest:
+            raise torch.OutOfMemoryError("planted")
+
+    hook, rows = together[0].unet.register_forward_pre_hook(out_of_memory), list[int]()
+    try:
+        for _ in range(2):
+            results = run_together(together[0].unet, [one.launches() for one in together], rows)
+            assert not any(isinstance(result, Exception) for result in results)
+    finally:
+        hook.remove()
+    assert max(rows) > largest  # it was tried
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.latents, other.latents)
+
+    def wrong(*_: Any, **__: Any) -> Any:
+        launch = yield from plain(*_, **__)
+        return replace(launch, subjects=[replace(one, projections={}, cache=None) for one in launch.subjects])
+
+    plain = faulty[1]._launch
+    faulty[1]._launch = wrong  # type: ignore[method-assign]
+    results = run_together(faulty[0].unet, [one.launches() for one in faulty])
+    assert [isinstance(result, KeyError) for result in results] == [False, True, False]
+
+
 @pytest.fixture
 def engine(pipelines: list[RealCustomPipeline]) -> Iterator[Engine]:
     engine = Engine(pipelines[0], adapter={"sha256": "first"}, threads=1)
@@ -429,6 +477,33 @@ def test_the_cost_of_a_step_is_learned() -> None:
     assert cost.per_call_and_row((64, 64))[1] == pytest.approx(0.008, rel=1e-3)  # not seen: by its cells
 
 
+def test_the_sizes_whose_cost_is_known_are_bounded_and_read_while_others_are_learned() -> None:
+    cost = StepCost()
+    for side in range(1, KNOWN_SIZES + 20):
+        cost.learn((side, side), 1, side, 0.1)
+        reading = iter(cost._sums)
+        next(reading)
+        cost.learn((1, side), 1, 1, 0.1)
+        list(reading)  # of another thread, which the first's learning does not disturb
+    assert len(cost._sums) == KNOWN_SIZES and (1, KNOWN_SIZES + 19) in cost._sums and (1, 1) not in cost._sums
+
+
+def test_where_batching_is_cheap_many_fit_before_a_deadline() -> None:
+    cost, size = StepCost(), (64, 64)
+    for rows in (1, 2, 4, 8):
+        cost.learn(size, 1, rows, 0.1 + 0.001 * rows)  # as on a GPU: a call costs a hundred rows
+    job = Load(size=size, calls=50, rows=100)  # 5.1 s alone
+    check_time(job, [job] * 10, 9.0, cost)  # 6.1 s together
+    with pytest.raises(QueueFull, match=r"about 15\.2 s"):
+        check_time(job, [replace(job, alone=True)] * 2, 9.0, cost)
+    with pytest.raises(QueueFull):
+        check_time(job, [replace(job, size=(32, 32))] * 10, 6.5, cost)  # other sizes take turns
+    with pytest.raises(QueueFull):
+        check_time(job, [job] * 200, 9.0, cost)  # more than full calls
+    with pytest.raises(DeadlineExceeded):
+        check_time(job, [], 3.0, cost)
+
+
 @dataclass
 class Plain:
     """What an order reads of a job."""
@@ -465,6 +540,8 @@ def test_a_short_job_passes_long_ones_and_a_long_one_never_starves(pipelines: li
     assert len(order.choose(long, cost, 1.0)) == 3
     urgent = make(50, 100.0, deadline=101.0)
     assert order.choose([make(4, 0.0), urgent], cost, 100.5)[0] is urgent
+    hopeless = make(50, 0.0, deadline=101.0)
+    assert order.choose([hopeless, make(4, 100.0)], cost, 100.99)[0] is not hopeless
     crowd = [make(4, 0.0, owner="a") for _ in range(9)]
     other = make(4, 50.0, owner="b")
     assert other in order.choose([*crowd, other], cost, 60.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
+from realcustom.inference.drawing import read_drawing
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import (
     Cancelled,
@@ -22,7 +25,12 @@ from realcustom.inference.errors import (
     WordNotInPrompt,
 )
 from realcustom.inference.jobs import GenerationJob, Ticket
+from realcustom.inference.schema import check_request
+from realcustom.inference.service import Service
+from realcustom.inference.settings import ServeSettings
+from realcustom.output import to_images
 from realcustom.sampling import SamplingParams
+from realcustom.settings import Reference
 
 REFERENCE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
 PROMPT = "a cat in the snow"
@@ -131,6 +139,64 @@ def test_deadline(tiny_pipeline: RealCustomPipeline) -> None:
     engine.close()
     with pytest.raises(Cancelled):
         engine.submit(_job())
+
+
+def test_decoding_has_no_deadline(tiny_pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline is that of the last step."""
+
+    def slow(*args: Any) -> Any:
+        time.sleep(1.2)
+        return to_images(*args)
+
+    monkeypatch.setattr("realcustom.inference.engine.to_images", slow)
+    service = Service(ServeSettings(deadline_seconds=1.0), lambda: Engine(tiny_pipeline, threads=1))
+    service.wait()
+    try:
+        drawing = read_drawing(check_request({"prompt": PROMPT}, service.settings), service.settings, 1.0)
+
+        async def draw() -> bytes:
+            return await (await service.draw(drawing)).answer()
+
+        assert b'"b64_json"' in asyncio.run(draw())
+    finally:
+        service.close()
+
+
+def test_a_step_hangs_when_it_takes_much_longer_than_expected(
+    tiny_pipeline: RealCustomPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realcustom.inference.engine.STALLED_SECONDS", 0.05)
+    service = Service(ServeSettings(), lambda: Engine(tiny_pipeline, threads=1))
+    service.wait()
+    engine = service.engine()
+    try:
+        for expected, hangs in ((1e-3, True), (5.0, False)):
+            engine.forget_seconds()
+            engine.cost.learn((16, 16), 1, 1, expected)
+            with monkeypatch.context() as patch:
+                gate = Gate(tiny_pipeline, patch, hold_at=1)
+                ticket = engine.submit(_job())
+                assert gate.reached.wait(30)
+                time.sleep(0.3)
+                assert engine.alive is not hangs
+                if hangs:
+                    with pytest.raises(RuntimeError, match="a step hangs"):
+                        service.check()
+                gate.open.set()
+                ticket.future.result(60)
+            assert engine.alive
+    finally:
+        service.close()
+
+
+def test_a_subject_that_was_encoded_for_another_model_is_a_sentence(engine: Engine) -> None:
+    encoded = engine.pipeline.encode_subject(REFERENCE)
+    engine.check(_job(subjects=(Subject(image=encoded, word="cat"),)))
+    other = replace(encoded, settings=replace(encoded.settings, reference=Reference.CROP))
+    for subject in (other, replace(encoded, encoder="another")):
+        with pytest.raises(RequestError, match="send its picture as `image`") as caught:
+            engine.check(_job(subjects=(Subject(image=subject, word="cat"),)))
+        assert caught.value.param == "subjects[0].id" and "pipe" not in caught.value.message
 
 
 def test_closing_gives_up_what_runs_and_waits(

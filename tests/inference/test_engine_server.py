@@ -63,7 +63,7 @@ def test_a_subject_that_the_adapter_cannot_use_is_a_sentence(server: EngineServe
 def test_a_bug_tells_the_client_nothing_of_itself(
     server: EngineServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("realcustom.inference.service.decode_image", None)
+    monkeypatch.setattr("realcustom.inference.service.read_pair", None)
     error = _failed(server).error
     assert (error.status, error.kind) == (500, "internal") and "NoneType" not in error.message
     assert "NoneType" in caplog.text

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom.inference.drawing import read_drawing
 from realcustom.inference.errors import NotAnImage, RequestError, TooLarge
-from realcustom.inference.images import ImageLimits, decode_image, encode_mask, encode_picture
+from realcustom.inference.images import EncodedPicture, ImageLimits, encode_mask, encode_picture, read_picture
+from realcustom.inference.schema import check_request
+from realcustom.inference.settings import ServeSettings
 
 LIMITS = ImageLimits(max_bytes=50_000, max_pixels=10_000)
 
@@ -29,21 +32,21 @@ def _noise(width: int = 40, height: int = 30) -> Image.Image:
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
 def test_formats_and_the_data_prefix(image_format: str) -> None:
     text = _encoded(_noise(), image_format)
-    plain = decode_image(text, LIMITS, "image")
-    prefixed = decode_image(f"data:image/any;base64,{text[:76]}\n{text[76:]}", LIMITS, "image")
+    plain = read_picture(text, LIMITS, "image").decode()
+    prefixed = read_picture(f"data:image/any;base64,{text[:76]}\n{text[76:]}", LIMITS, "image").decode()
     assert plain.size == (40, 30) and plain.tobytes() == prefixed.tobytes()
 
 
 def test_png_round_trip_keeps_every_pixel_and_alpha() -> None:
     image = _noise().convert("RGBA")
     image.putalpha(128)
-    assert decode_image(encode_picture(image), LIMITS, "image").tobytes() == image.tobytes()
+    assert read_picture(encode_picture(image), LIMITS, "image").decode().tobytes() == image.tobytes()
 
 
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shot with the camera turned: to be shown turned by a quarter
-    assert decode_image(_encoded(_noise(), "JPEG", exif), LIMITS, "image").size == (30, 40)
+    assert read_picture(_encoded(_noise(), "JPEG", exif), LIMITS, "image").decode().size == (30, 40)
 
 
 def test_masks_are_8_bit_grey() -> None:
@@ -82,7 +85,7 @@ def _flipped(text: str) -> str:
 )
 def test_refused(text: str, kind: type[RequestError], message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
-        decode_image(text, LIMITS, "subjects[0].image")
+        read_picture(text, LIMITS, "subjects[0].image").decode()
     assert caught.value.param == "subjects[0].image" and caught.value.message.startswith("subjects[0].image: ")
 
 
@@ -91,4 +94,13 @@ def test_decompression_bombs_are_seen_from_the_header() -> None:
     wide[16:24] = (60_000).to_bytes(4, "big") * 2  # the size in the header, its checksum behind it
     wide[29:33] = zlib.crc32(bytes(wide[12:29])).to_bytes(4, "big")
     with pytest.raises(TooLarge):
-        decode_image(base64.b64encode(bytes(wide)).decode(), LIMITS, "image")
+        read_picture(base64.b64encode(bytes(wide)).decode(), LIMITS, "image").decode()
+
+
+def test_all_pictures_of_a_request_are_counted_before_one_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EncodedPicture, "decode", None)
+    subject = {"image": _encoded(_noise()), "mask": _encoded(_noise()), "word": "cat"}
+    settings = ServeSettings(max_request_pixels=4 * 40 * 30 - 1)
+    request = check_request({"prompt": "a cat and a cat", "subjects": [subject, subject]}, settings)
+    with pytest.raises(TooLarge, match="4800 pixels in all pictures are over this server's limit of 4799"):
+        read_drawing(request, settings, None)

@@ -30,6 +30,19 @@ def test_what_is_not_renewed_is_ended() -> None:
     assert leases.end_late() == 1 and ended == ["lost"] and len(leases) == 1
 
 
+def test_an_engine_that_stood_still_ends_nothing_for_it() -> None:
+    ended: list[str] = []
+    leases = Leases(seconds=0.2, every=0.05)
+    leases.add("waited for", lambda: ended.append("waited for"))
+    time.sleep(0.4)  # nothing ran on the event loop, renewals neither
+    assert leases.end_late() == 0
+    leases.renew(["waited for"])
+    for _ in range(6):
+        time.sleep(0.05)
+        leases.end_late()
+    assert ended == ["waited for"]  # nobody renewed it while the loop ran
+
+
 class _Id:
     def __init__(self, unique_id: str) -> None:
         self.unique_id = unique_id

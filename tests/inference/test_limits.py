@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -16,8 +17,10 @@ import httpx
 import pytest
 
 from realcustom.errors import UsageError
+from realcustom.inference.handling import SPARE_BODIES
 from realcustom.inference.keys import Key, KeyLimits, digest_of, find_keys
 from realcustom.inference.settings import ServeSettings
+from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
 REQUEST: dict[str, Any] = {"prompt": "a cat in the snow", "num_inference_steps": 1}
@@ -150,6 +153,24 @@ def test_half_a_body_is_waited_for_no_longer_than_allowed(running: Any) -> None:
         connection.sendall(head.encode() + b'{"prompt": ')
         answer = connection.recv(10_000).decode()
     assert answer.startswith("HTTP/1.1 408") and "body_too_slow" in answer and time.monotonic() - started < 5
+
+
+def test_bodies_that_come_slowly_leave_room_for_others(serve: Callable[..., Any]) -> None:
+    url = serve(max_queue=0).url
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{"
+    with contextlib.ExitStack() as stack:
+        for _ in range(1 + SPARE_BODIES):
+            connection = stack.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(head.encode())
+
+        def refused() -> bool:
+            answer = httpx.post(url + URL, json=REQUEST, timeout=60.0)
+            return answer.status_code == 429 and answer.headers["Retry-After"] == "1"
+
+        wait_for(refused, 20.0)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+    wait_for(lambda: httpx.post(url + URL, json=REQUEST, timeout=60.0).status_code == 200, 20.0)
 
 
 def test_a_declared_length_is_refused_before_it_is_sent(running: Any) -> None:

@@ -23,6 +23,7 @@ from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.subjects import NewSubject
 from tests.support.tiny import ADAPTER
+from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
 REQUEST: dict[str, Any] = {"prompt": "a cat in the snow", "num_inference_steps": 2}
@@ -129,6 +130,56 @@ def test_a_request_that_is_sent_twice_is_drawn_once(
     for wrong in ({"Idempotency-Key": "x" * 256}, {"Idempotency-Key": "a b"}):
         assert client.post(URL, json=REQUEST, headers=wrong).status_code == 400
     assert client.post(URL, json=REQUEST | {"stream": True}, headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["who asked first", "who waits for it"])
+def test_a_request_that_shares_an_answer_is_cancelled_alone(
+    running: Any, client: httpx.Client, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(running, monkeypatch)
+    answers: dict[str, httpx.Response] = {}
+
+    def send(name: str) -> None:
+        headers = {"Idempotency-Key": f"shared-{first}", "X-Request-Id": name}
+        answers[name] = httpx.post(running.url + URL, json=REQUEST | {"num_inference_steps": 30}, headers=headers)
+
+    senders = {name: threading.Thread(target=send, args=(name,)) for name in ("one", "two")}
+    senders["one"].start()
+    slow.wait(2)
+    senders["two"].start()
+    cancelled, kept = ("one", "two") if first else ("two", "one")
+    wait_for(lambda: client.post(URL, json={}, headers={"X-Request-Id": "two"}).status_code == 409, 10.0)
+    assert client.delete(f"/v1/requests/{cancelled}").json()["cancelled"]
+    senders[cancelled].join(10)
+    assert answers[cancelled].status_code == 499 and slow.steps < 30 and kept not in answers
+    senders[kept].join(30)
+    assert answers[kept].status_code == 200 and slow.steps == 30
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_is_cancelled_before_an_engine_has_it(
+    running: Any, client: httpx.Client, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, begun = running.service.draw, threading.Event()
+
+    async def held(drawing: Any) -> Any:
+        begun.set()
+        await asyncio.sleep(20)
+        return await draw(drawing)
+
+    monkeypatch.setattr(running.service, "draw", held)
+    answers: list[httpx.Response] = []
+
+    def send() -> None:
+        request = REQUEST | {"stream": stream}
+        answers.append(httpx.post(running.url + URL, json=request, headers={"X-Request-Id": "early"}, timeout=60.0))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert begun.wait(10)
+    assert client.delete("/v1/requests/early").status_code == 200
+    sender.join(5)
+    assert answers[0].status_code == 499 and answers[0].json()["error"]["type"] == "cancelled"
 
 
 def test_what_fails_is_not_kept(client: httpx.Client) -> None:
