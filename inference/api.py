@@ -29,12 +29,18 @@ from realcustom.inference.models import choose_model
 from realcustom.inference.page.routes import add_page
 from realcustom.inference.reference_page import STYLE, reference_page
 from realcustom.inference.responses import GenerationResponse, ModelInfo, ModelList, SubjectResponse
+from realcustom.inference.running import RunningRequests
 
 _DRAWING_ERRORS = (404, 408, 409, 413, 422, 429, 499, 503)
 
 
 def build_api(
-    service: Backend, keys: Sequence[Key] = (), *, has_proxy: bool = False, observer: Observer = UNOBSERVED
+    service: Backend,
+    keys: Sequence[Key] = (),
+    *,
+    has_proxy: bool = False,
+    observer: Observer = UNOBSERVED,
+    running: RunningRequests | None = None,
 ) -> FastAPI:
     """The application around `service`.
 
@@ -43,6 +49,7 @@ def build_api(
         keys: bearer keys, of which every /v1 route requires one; none = anyone may ask.
         has_proxy: a proxy before this server puts X-Request-Id into requests and answers, as Ray Serve's does.
         observer: counts requests.
+        running: the requests that run here, for a caller who cancels them too.
     """
     api = FastAPI(
         title="RealCustom",
@@ -52,7 +59,7 @@ def build_api(
         redirect_slashes=False,
     )
     admission = Admission(keys)
-    handler = Handler(service, admission)
+    handler = Handler(service, admission, RunningRequests() if running is None else running)
     add_error_answers(api)
     api.add_middleware(Front, has_proxy=has_proxy, access_log=service.settings.access_log, observer=observer)
     _add_images(api, handler)
@@ -99,7 +106,7 @@ def _add_images(api: FastAPI, handler: Handler) -> None:
     @api.delete("/v1/requests/{request_id}", responses=errors(404, 422))
     async def cancel(request_id: str, request: Request) -> dict[str, str | bool]:
         """End a running request within a step, by its X-Request-Id."""
-        handler.running.cancel(handler.admission.identify(request).name, request_id)
+        await handler.cancel(request, request_id)
         return {"id": request_id, "cancelled": True}
 
 

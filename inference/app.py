@@ -1,6 +1,7 @@
 """The endpoint on Ray Serve: the application that `realcustom serve`, `serve run` and `serve deploy` run.
 
 Two deployments. `api`: HTTP, limits, pictures and streams, on a part of a CPU, as many as wanted. `engine`: one engine each.
+With several processes of the API a third, `answers`, keeps the answers of Idempotency-Keys for all of them.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from realcustom.inference.models import ServedModel
 from realcustom.inference.ray_metrics import RayObserver
 from realcustom.inference.remote import Engines
 from realcustom.inference.routing import STATS_SECONDS, HoldersFirst
+from realcustom.inference.running import RunningRequests
 from realcustom.inference.scaling import ByQueuedSeconds
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.shared_answers import AnswerKeeper
 
 APP_NAME = "realcustom"
-API, ENGINE = "api", "engine"  # names of the deployments
+API, ENGINE, KEEPER = "api", "engine", "answers"  # names of the deployments
 _SPARE_REQUESTS = 64  # beyond those that the engines have places for: they are answered with 429, or ask for health
 LINES = LoggingConfig(enable_access_log=False, log_level="WARNING")  # `Front` writes the access log
 
@@ -61,19 +64,30 @@ class ApiServer:
         instance: str,
         nouns: Nouns | None,
         log_level: str,
+        keeper: DeploymentHandle[Any] | None,
     ) -> None:
         log.configure(log_level)
-        self._observer = RayObserver()
-        self._keys, self._engines = keys, Engines(settings, engines, models, instance, nouns)
+        self._observer, self._running = RayObserver(), RunningRequests()
+        peers = None if keeper is None else _peers
+        self._keys, self._engines = keys, Engines(settings, engines, models, instance, nouns, keeper, peers)
+
+    async def cancel(self, name: tuple[str, str]) -> bool:
+        """Cancel a request of this process, by its key's name and its id; False: it has none of this id."""
+        return self._running.cancel(*name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        api = build_api(self._engines, self._keys, has_proxy=True, observer=self._observer)
+        observer, running = self._observer, self._running
+        api = build_api(self._engines, self._keys, has_proxy=True, observer=observer, running=running)
 
         async def watch() -> None:
             self._engines.watch()
 
         api.router.on_startup.append(watch)
         return api
+
+
+def _peers() -> DeploymentHandle[Any]:
+    return serve.get_deployment_handle(API, serve.get_replica_context().app_name)
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
@@ -125,7 +139,8 @@ def application(
         ray_actor_options={"num_cpus": settings.api_cpus},
     )
     instance = instance or uuid.uuid4().hex
-    return api.bind(settings, engines, models, keys, instance, nouns, log.level())
+    keeper = _keeper_deployment(settings) if settings.api_replicas > 1 else None
+    return api.bind(settings, engines, models, keys, instance, nouns, log.level(), keeper)
 
 
 def _engine_deployment(settings: ServeSettings) -> Any:
@@ -156,6 +171,18 @@ def _engine_deployment(settings: ServeSettings) -> Any:
         ),
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
+
+
+def _keeper_deployment(settings: ServeSettings) -> Application:
+    keeper = serve.deployment(
+        AnswerKeeper,
+        name=KEEPER,
+        max_ongoing_requests=10_000,  # most of them wait for who draws
+        graceful_shutdown_timeout_s=0.0,
+        logging_config=LINES,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return keeper.bind(settings.max_idempotency_bytes, settings.idempotency_seconds)
 
 
 def _imported(name: str) -> Nouns:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from realcustom.inference.drawing import Drawing
 from realcustom.inference.edits import Nouns
+from realcustom.inference.idempotency import Name
 from realcustom.inference.models import ServedModel
 from realcustom.inference.responses import SubjectResponse, UsageResponse
 from realcustom.inference.settings import ServeSettings
@@ -58,11 +59,20 @@ class Work(Protocol):
         ...
 
 
+class Once(Protocol):
+    """Keeps answers: `idempotency.Answers`, or `shared_answers.SharedAnswers`."""
+
+    async def once(self, name: Name, asked: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The answer that `make` gives, or gave to the same request before. Raises as `idempotency.Answers.once`."""
+        ...
+
+
 class Backend(Protocol):
     """Draws requests."""
 
     settings: ServeSettings
     instance: str  # returned by the readiness route, so that `start` can tell its own service from an older one
+    answers: Once  # by Idempotency-Key
     nouns: Nouns | None  # the words of a prompt that can name a subject; None = an edit must name its word
 
     def state(self) -> tuple[State, str]:
@@ -88,4 +98,8 @@ class Backend(Protocol):
 
     async def subject(self, subject_id: str) -> SubjectResponse:
         """A subject that is held. Raises UnknownSubject."""
+        ...
+
+    async def cancel_elsewhere(self, owner: str, request_id: str) -> bool:
+        """Cancel a request that another process of the API has, by its key's name and its id; False: none has it."""
         ...

@@ -27,10 +27,10 @@ STATUSES = {
     413: "the body or a picture is over a limit",
     415: "the body is no form",
     422: "a mistake in the request; the message names the field and the way out",
-    429: "the queue is full, or the key's limit is reached; Retry-After says when to try again",
+    429: "the queue is full, too many bodies are being sent, or the key's limit is reached; Retry-After says when",
     499: "the request was cancelled",
     500: "a bug; the server's log has its trace",
-    503: "the models are loading, or could not be loaded; Retry-After says when to try again",
+    503: "the models are loading or could not be loaded, or an engine ended; Retry-After says when to try again",
 }
 ALWAYS = (400, 401, 405, 500)  # that every route under /v1 may answer
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}

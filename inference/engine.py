@@ -16,7 +16,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -99,7 +98,8 @@ class Engine:
         self._waiting: collections.deque[Ticket] = collections.deque()  # not prepared yet
         self._running: list[Running] = []
         self._done: collections.deque[Running] = collections.deque()  # all steps done, not decoded yet
-        self._preparing = self._decoding = 0  # jobs that one of the threads has in hand
+        self._tickets: set[Ticket] = set()  # of all jobs without a result
+        self._preparing = 0  # jobs that the preparing thread has in hand
         self._told: tuple[int, int] | None = None  # the gauges' last values
         self._closed = False
         self._step_began: float | None = None
@@ -128,8 +128,11 @@ class Engine:
     @property
     def jobs(self) -> int:
         """Jobs in the engine that have no result yet."""
-        held = self._preparing + self._decoding
-        return len(self._waiting) + len(self._running) + len(self._done) + held
+        return len(self._tickets)
+
+    def ahead(self, ticket: Ticket) -> int:
+        """Jobs that came before this one and have no result yet; they may run together with it. Any thread may call."""
+        return sum(other.submitted < ticket.submitted for other in list(self._tickets))
 
     @property
     def queued_seconds(self) -> float:
@@ -208,7 +211,8 @@ class Engine:
             left += [expected_load(self.pipeline_of(other.job), other.job) for other in self._waiting]
             check_time(expected_load(self.pipeline_of(job), job), left, seconds, self.cost)
             self._waiting.append(ticket)
-            ticket.future.add_done_callback(self._observe_end)
+            self._tickets.add(ticket)
+            ticket.future.add_done_callback(lambda _: self._end(ticket))
             self._observe_jobs()
             self._changed.notify_all()
         return ticket
@@ -285,6 +289,8 @@ class Engine:
             raise RequestError(str(error)) from error
         self.observer.observe("cache_hits_total", self._prompts.hits - hits, "prompts")
         self.observer.observe("cache_bytes", self._prompts.held_bytes, "prompts")
+        tokens = sum(one._encoded.held_bytes for one in self._pipelines.values())
+        self.observer.observe("cache_bytes", tokens, "tokens")
         sampler = prepared.sampler
         return Running(ticket=ticket, sampler=sampler, forwards=sampler.forwards_left())
 
@@ -350,8 +356,10 @@ class Engine:
 
         return self._attempt(one.ticket, told) is not None and not one.sampler.done
 
-    def _observe_end(self, future: Future[Generation]) -> None:
-        if isinstance(future.exception(), Cancelled):
+    def _end(self, ticket: Ticket) -> None:
+        """It has its result."""
+        self._tickets.discard(ticket)
+        if isinstance(ticket.future.exception(), Cancelled):
             self.observer.observe("cancelled_total", 1)
 
     def _finish(self) -> bool:
@@ -360,10 +368,8 @@ class Engine:
             if not self._wait_for(lambda: bool(self._done), more=lambda: self.jobs > 0):
                 return False
             one = self._done.popleft()
-            self._decoding += 1
         generation = self._attempt(one.ticket, lambda: self._generation(one))
         with self._changed:
-            self._decoding -= 1
             now = time.monotonic()
             since = now - max(self._last_end, one.ticket.submitted)
             self._seconds_per_job += 0.3 * (since - self._seconds_per_job)

@@ -16,7 +16,7 @@ from realcustom.errors import UsageError
 from realcustom.inference.drawing import Drawing
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Internal, RequestError, UnknownSubject
-from realcustom.inference.leases import RENEW_SECONDS, Leases
+from realcustom.inference.leases import Leases
 from realcustom.inference.loading import load_engine
 from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
 from realcustom.inference.models import ServedModel
@@ -109,7 +109,7 @@ class EngineServer:
     def record_routing_stats(self) -> dict[str, Any]:
         """What this replica holds and how much it has to do, for the router."""
         holds = [*self._service.shelf.loaded(), *self._service.subjects.ids()]
-        return {"holds": holds, "jobs": self._service.engine().jobs}
+        return {"holds": holds, "jobs": self._service.engine().jobs, "leases": len(self._leases)}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The seconds that the replica's requests will take, for the autoscaler."""
@@ -144,7 +144,7 @@ class EngineServer:
 
             async def sweep() -> None:
                 while True:
-                    await asyncio.sleep(RENEW_SECONDS)
+                    await asyncio.sleep(self._leases.every)
                     if ended := self._leases.end_late():
                         logger.warning("%d requests were ended: nobody waited for them any more", ended)
 

@@ -23,10 +23,12 @@ class StepMasks(BaseModel):
 
 
 class QueuedEvent(BaseModel):
-    """The request was taken; the first event of a stream."""
+    """The request was taken; the first event of a stream, and sent again while others that came before it end."""
 
     type: Literal["realcustom.queued"] = "realcustom.queued"
-    ahead: int = Field(description="requests that the engine had when this one came; they may run together with it")
+    ahead: int = Field(
+        description="requests that the engine has since before this one came; they may run together with it"
+    )
 
 
 class StepEvent(BaseModel):

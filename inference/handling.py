@@ -15,10 +15,9 @@ from realcustom.inference.backend import Backend, Work
 from realcustom.inference.body import Bodies
 from realcustom.inference.drawing import read_drawing
 from realcustom.inference.edits import Edit, parse_edit
-from realcustom.inference.errors import BadRequest
+from realcustom.inference.errors import BadRequest, UnknownRequest
 from realcustom.inference.event_stream import EventStream, while_wanted
 from realcustom.inference.front import Record, record_of
-from realcustom.inference.idempotency import Answers
 from realcustom.inference.responses import SubjectResponse
 from realcustom.inference.running import RunningRequests
 from realcustom.inference.schema import parse_request
@@ -44,11 +43,9 @@ Read = Callable[[bytes, ServeSettings], Awaitable[Asked]]
 class Handler:
     """Answers the routes that do work."""
 
-    def __init__(self, service: Backend, admission: Admission) -> None:
-        self.service, self.admission, self.running = service, admission, RunningRequests()
-        settings = service.settings
-        self.bodies = Bodies(settings.places + SPARE_BODIES)
-        self.answers = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
+    def __init__(self, service: Backend, admission: Admission, running: RunningRequests) -> None:
+        self.service, self.admission, self.running = service, admission, running
+        self.bodies = Bodies(service.settings.places + SPARE_BODIES)
 
     async def generate(self, request: Request) -> Response:
         """Draw what the JSON body asks for."""
@@ -68,6 +65,12 @@ class Handler:
             return Asked(request=found.request, words=found.words, edit=True)
 
         return await self._draw(request, read)
+
+    async def cancel(self, request: Request, request_id: str) -> None:
+        """End a request of the same key, in whichever process it is. Raises UnknownRequest."""
+        name = self.admission.identify(request).name, request_id
+        if not self.running.cancel(*name) and not await self.service.cancel_elsewhere(*name):
+            raise UnknownRequest(f"no request {request_id[:64]} runs; it may be done", None)
 
     async def add_subject(self, request: Request) -> SubjectResponse:
         """Encode and keep the subject in the JSON body."""
@@ -104,7 +107,7 @@ class Handler:
                     _end(work, record)
 
             name = request.headers.get("idempotency-key")
-            making = make() if name is None else self.answers.once((key.name, name), asked.text(), make)
+            making = make() if name is None else self.service.answers.once((key.name, name), asked.text(), make)
             answer = await while_wanted(request.receive, making, running.cancelled)
             return Response(answer, media_type="application/json")
 

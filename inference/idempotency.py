@@ -25,8 +25,13 @@ class _Entry:
     waiting: int = 0
 
 
+def other_request() -> Conflict:
+    """The error of a key that belongs to another request."""
+    return Conflict("Idempotency-Key: it was used for another request; give each its own", "Idempotency-Key")
+
+
 class Answers:
-    """The answers of one process, as bytes; the oldest go first.
+    """The answers of one process, as bytes; the oldest go first. For several see `shared_answers.py`.
 
     Args:
         max_bytes: of all answers together.
@@ -57,7 +62,7 @@ class Answers:
             entry = self._entries[name] = _Entry(digest=digest, task=task, since=time.monotonic())
             task.add_done_callback(lambda _: self._done(name, entry))
         elif entry.digest != digest:
-            raise Conflict("Idempotency-Key: it was used for another request; give each its own", "Idempotency-Key")
+            raise other_request()
         entry.waiting += 1
         try:
             return await asyncio.shield(entry.task)

@@ -7,14 +7,14 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from realcustom.inference.backend import State
+from realcustom.inference.backend import Once, State
 from realcustom.inference.drawing import Drawing
 from realcustom.inference.edits import Nouns
 from realcustom.inference.errors import (
@@ -28,11 +28,13 @@ from realcustom.inference.errors import (
     UnknownSubject,
 )
 from realcustom.inference.events import encode_event, error_event
+from realcustom.inference.idempotency import Answers, Name
 from realcustom.inference.leases import RENEW_SECONDS
 from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
 from realcustom.inference.models import ServedModel, choose_model
 from realcustom.inference.responses import SubjectResponse, UsageResponse
 from realcustom.inference.settings import ServeSettings
+from realcustom.inference.shared_answers import Claim, SharedAnswers
 from realcustom.inference.subjects import NewSubject
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class Engines:
         settings, instance, nouns: see `backend.Backend`.
         handle: of the engines' deployment.
         models: all models that a request can name.
+        keeper: of the deployment that keeps answers; None: this process alone speaks HTTP, and keeps them itself.
+        peers: gives a handle of the API's own deployment; None as `keeper`.
     """
 
     def __init__(
@@ -60,8 +64,14 @@ class Engines:
         models: Sequence[ServedModel],
         instance: str = "",
         nouns: Nouns | None = None,
+        keeper: DeploymentHandle[Any] | None = None,
+        peers: Callable[[], DeploymentHandle[Any]] | None = None,
     ) -> None:
         self.settings, self.handle, self.instance, self.nouns = settings, handle, instance, nouns
+        self.answers: Once = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
+        if keeper is not None:
+            self.answers = SharedAnswers(RemoteKeeper(keeper))
+        self._peers = peers
         self._models = tuple(models)
         self._leases: set[str] = set()
         self._running = 0  # engines that answered last
@@ -115,11 +125,18 @@ class Engines:
 
     async def subject(self, subject_id: str) -> SubjectResponse:
         """See `backend.Backend`."""
-        found = [one for one in await self._ask_all("find_subject", subject_id) or () if one is not None]
+        answers = await _ask_all(self.handle, "find_subject", subject_id)
+        found = [one for one in answers or () if one is not None]
         if not found:
             raise UnknownSubject("id: this server holds no such subject; send its picture again")
         answer: SubjectResponse = found[0]
         return answer
+
+    async def cancel_elsewhere(self, owner: str, request_id: str) -> bool:
+        """See `backend.Backend`."""
+        if self._peers is None:
+            return False
+        return any(await _ask_all(self._peers(), "cancel", (owner, request_id)) or ())
 
     def patience(self, *, again: bool) -> float | None:
         """Seconds within which an engine takes a request; None: one may have to be started first.
@@ -149,20 +166,9 @@ class Engines:
 
     async def _look(self) -> None:
         """Renew leases, and count the engines that answer."""
-        answers = await self._ask_all("renew", tuple(self._leases))
+        answers = await _ask_all(self.handle, "renew", tuple(self._leases))
         if answers is not None:
             self._running = len(answers)
-
-    async def _ask_all(self, method: str, argument: Any) -> list[Any] | None:
-        """What each engine answers; those that end meanwhile are left out. None where one of them is silent."""
-        try:
-            asked = self.handle.broadcast(method, argument)
-            answers = await asked.results_async(timeout_s=ASK_SECONDS, return_exceptions=True)
-        except TimeoutError:
-            return None
-        except (RayServeException, RayActorError):  # none runs
-            return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 class RemoteWork:
@@ -298,3 +304,45 @@ class RemoteWork:
                 raise Internal from error
             finally:
                 response.cancel()
+
+
+class RemoteKeeper:
+    """The deployment that keeps answers: see `shared_answers.Keeper`. Each method raises EngineLost where it is gone."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self.handle = handle
+
+    async def claim(self, name: Name, digest: bytes, maker: str) -> Claim:
+        """See `AnswerKeeper`, as all others."""
+        claim: Claim = await self._ask("claim", name, digest, maker)
+        return claim
+
+    async def renew(self, name: Name, maker: str) -> None:
+        await self._ask("renew", name, maker)
+
+    async def keep(self, name: Name, maker: str, answer: bytes) -> None:
+        await self._ask("keep", name, maker, answer)
+
+    async def give_up(self, name: Name, maker: str) -> None:
+        await self._ask("give_up", name, maker)
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        response = getattr(self.handle, method).remote(*arguments)
+        try:
+            return await response
+        except (RayActorError, RayServeException) as error:
+            raise EngineLost("the process that keeps answers ended; try again") from error
+        finally:
+            response.cancel()  # no effect on what is done
+
+
+async def _ask_all(handle: DeploymentHandle[Any], method: str, argument: Any) -> list[Any] | None:
+    """What each process of a deployment answers; those that end meanwhile are left out. None where one is silent."""
+    try:
+        asked = handle.broadcast(method, argument)
+        answers = await asked.results_async(timeout_s=ASK_SECONDS, return_exceptions=True)
+    except TimeoutError:
+        return None
+    except (RayServeException, RayActorError):  # none runs
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

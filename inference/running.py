@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 
-from realcustom.inference.errors import Conflict, UnknownRequest
+from realcustom.inference.errors import Conflict
 
 
 class RunningRequest:
@@ -34,9 +34,9 @@ class RunningRequests:
         finally:
             del self._running[name]
 
-    def cancel(self, key: str | None, request_id: str) -> None:
-        """Cancel one. Raises UnknownRequest."""
+    def cancel(self, key: str | None, request_id: str) -> bool:
+        """Cancel one; False: none of this id runs here."""
         running = self._running.get((key, request_id))
-        if running is None:
-            raise UnknownRequest(f"no request {request_id[:64]} runs; it may be done", None)
-        running.cancelled.set()
+        if running is not None:
+            running.cancelled.set()
+        return running is not None

@@ -14,11 +14,12 @@ from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
 from realcustom.inference.answers import answer
-from realcustom.inference.backend import State
+from realcustom.inference.backend import Once, State
 from realcustom.inference.drawing import Drawing, decode_mask, read_pair
 from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, QueueFull, RequestError, Unavailable
+from realcustom.inference.idempotency import Answers
 from realcustom.inference.images import ImageLimits
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket, width_height_steps
 from realcustom.inference.metrics import UNOBSERVED, Observer
@@ -111,6 +112,7 @@ class Service:
         self.settings, self.instance, self.nouns = settings, instance, nouns
         self.observer = observer
         self.subjects = SubjectStore(settings.max_subject_bytes)
+        self.answers: Once = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
         self._models = tuple(models)
         # one at a time, and not of the threads that all else shares: memory stays bounded, and nobody else waits
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -213,7 +215,7 @@ class Service:
                 request,
                 self._preview,
                 self.settings.heartbeat_seconds,
-                ahead=engine.jobs,
+                ahead=engine.ahead,
                 edit=drawing.edit,
                 observer=self.observer,
             )
@@ -258,6 +260,10 @@ class Service:
     async def subject(self, subject_id: str) -> SubjectResponse:
         """See `backend.Backend`."""
         return self.subjects.describe(subject_id)
+
+    async def cancel_elsewhere(self, owner: str, request_id: str) -> bool:
+        """See `backend.Backend`. This process is the only one."""
+        return False
 
     def _add_subject(self, pipeline: RealCustomPipeline, new: NewSubject) -> SubjectResponse:
         limits = ImageLimits(max_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_image_pixels)

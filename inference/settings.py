@@ -43,7 +43,7 @@ class ServeSettings:
     threads: int = 2  # torch's CPU threads in the replica
     num_cpus: float = 1.0  # logical CPUs that an engine takes of the Ray cluster
     num_gpus: float = 0.0  # GPUs that an engine takes of the Ray cluster
-    api_replicas: int = 1  # processes that speak HTTP; each counts the limits of keys and keeps answers for itself
+    api_replicas: int = 1  # processes that speak HTTP; each counts the limits of keys for itself
     api_cpus: float = 0.5  # logical CPUs that each of them takes of the Ray cluster
     min_engines: int = 1  # engines that always run; 0 = none while nobody asks
     max_engines: int = 1  # engines while many ask

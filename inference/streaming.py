@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from realcustom.preview import Preview
 logger = logging.getLogger(__name__)
 
 FIRST_PREVIEW_STEP = 3
+LOOK_SECONDS = 1.0  # after which a stream that waits for its first step looks how many are ahead of it
 
 
 def preview_steps(count: int, of: int) -> list[int]:
@@ -80,7 +82,7 @@ class Stream:
         request: says which events are sent.
         preview: makes the partial images.
         heartbeat_seconds: after so long without an event a comment is sent, which keeps proxies from closing.
-        ahead: requests that the engine has already.
+        ahead: the number of requests that the engine had before a ticket's and still has.
         observer: is told when the first preview was sent.
         edit: whether the events are those of `/v1/images/edits`.
     """
@@ -91,7 +93,7 @@ class Stream:
         preview: Preview,
         heartbeat_seconds: float,
         *,
-        ahead: int = 0,
+        ahead: Callable[[Ticket], int],
         edit: bool = False,
         observer: Observer = UNOBSERVED,
     ) -> None:
@@ -106,17 +108,23 @@ class Stream:
         """The stream's text, from the job's first step to its end. `respond` makes the answer; it may take a while."""
         ticket.future.add_done_callback(self.mailbox.close)
         try:
-            if self.request.step_events:
-                yield encode_event(QueuedEvent(ahead=self.ahead))
+            ahead, waits, sent = -1, self.request.step_events, time.monotonic()
             while True:
-                patience = min(self.heartbeat_seconds, ticket.seconds_left())
+                if waits and (now := self.ahead(ticket)) != ahead:
+                    ahead, sent = now, time.monotonic()
+                    yield encode_event(QueuedEvent(ahead=ahead))
+                quiet = sent + self.heartbeat_seconds - time.monotonic()
+                patience = min(quiet, ticket.seconds_left(), LOOK_SECONDS if waits else math.inf)
                 try:
                     progress = await self.mailbox.take(patience)
                 except TimeoutError:
                     if ticket.seconds_left() == 0:
                         raise DeadlineExceeded("the request was not done before its deadline") from None
-                    yield HEARTBEAT
+                    if time.monotonic() - sent >= self.heartbeat_seconds:
+                        sent = time.monotonic()
+                        yield HEARTBEAT
                     continue
+                waits, sent = False, time.monotonic()
                 if progress is None:
                     break
                 for chunk in await asyncio.to_thread(self._of_step, progress):

@@ -22,7 +22,7 @@ from realcustom.reference import prepare_reference
 from realcustom.settings import ImageEncoderSettings
 
 BLACK = b"black"
-CACHED_SUBJECTS = 64  # encoded references that a pipeline keeps; the least recently used are removed first
+CACHED_BYTES = 256 * 1024 * 1024  # of projected tokens that a pipeline keeps; the least recently used are removed first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,9 +61,14 @@ def encode_subject(
 
 
 class SubjectCache:
-    """Projected tokens of references, by the content of the encoder's input."""
+    """Projected tokens of references, by the content of the encoder's input; the last one stays, however large.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: of all of them, on the models' device.
+    """
+
+    def __init__(self, max_bytes: int = CACHED_BYTES) -> None:
+        self.max_bytes, self.held_bytes = max_bytes, 0
         self._tokens: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def tokens(
@@ -89,13 +94,16 @@ class SubjectCache:
     def clear(self) -> None:
         """Remove all."""
         self._tokens.clear()
+        self.held_bytes = 0
 
     def _get(self, key: bytes, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._tokens:
             self._tokens[key] = make()
+            self.held_bytes += self._tokens[key].nbytes
         self._tokens.move_to_end(key)
-        if len(self._tokens) > CACHED_SUBJECTS:
-            self._tokens.popitem(last=False)
+        while self.held_bytes > self.max_bytes and len(self._tokens) > 1:
+            _, oldest = self._tokens.popitem(last=False)
+            self.held_bytes -= oldest.nbytes
         return self._tokens[key]
 
 

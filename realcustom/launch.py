@@ -111,7 +111,7 @@ def _done(unet: UNet2DConditionModel, works: Sequence[Any], sizes: Sequence[int]
     recorded = [(launch.recorder, launch.recorder.rows) for launch in launches if launch.recorder is not None]
     try:
         if not launches:
-            return type(works[0]).done(works)
+            return list(type(works[0]).done(works))
         rows.append(sum(len(launch.sample) for launch in launches))
         return predict(unet, launches, sizes)
     except Exception as error:

@@ -201,7 +201,7 @@ def test_answers_that_are_not_ours(scripted: tuple[str, type[_Scripted]]) -> Non
             client.models()
         with pytest.raises(ApiError, match="not an answer of this API"):
             client.models()
-        with pytest.raises(ApiError, match="ended before the image"):
+        with pytest.raises(ApiError, match="ended before all images"):
             list(client.stream(PROMPT))
 
 

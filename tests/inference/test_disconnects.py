@@ -8,22 +8,28 @@ import json
 import random
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from ray.serve import get_deployment_handle
 
+from realcustom.inference.app import APP_NAME, ENGINE
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
 from tests.support.loopback import free_port
+from tests.support.slow_steps import slow_steps
 from tests.support.tiny import TinyModels
 from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
-REQUEST: dict[str, Any] = {"prompt": "a cat in the snow", "num_inference_steps": 60, "seed": 1}
+REQUEST: dict[str, Any] = {
+    "prompt": "a cat in the snow",
+    "num_inference_steps": 2000,
+    "seed": 1,
+}  # longer than a test waits: what leaks shows
 AT_ONCE = 12
 
 
@@ -78,34 +84,49 @@ def storm(url: str, count: int, seed: int) -> None:
 
 
 def _plain(url: str) -> bytes:
-    answer = httpx.post(url + URL, json=REQUEST | {"num_inference_steps": 3}, timeout=60.0)
+    answer = httpx.post(url + URL, json=REQUEST | {"num_inference_steps": 3, "n": 1}, timeout=60.0)
     assert answer.status_code == 200, answer.text
     return json.dumps(answer.json()["data"]).encode()
 
 
-def test_many_clients_that_leave(serve: Callable[..., Any]) -> None:
-    running = serve(body_timeout_seconds=1.0)
+def test_many_clients_that_leave(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serve(body_timeout_seconds=1.0, deadline_seconds=3600.0)
+    slow_steps(running.service.engine(), monkeypatch, 0.01)
     before = _plain(running.url)
     storm(running.url, 60, seed=1)
-    wait_for(lambda: running.service.engine().jobs == 0, 20.0)
+    wait_for(lambda: running.service.engine().jobs == 0, 6.0)
     assert _plain(running.url) == before
 
 
 @pytest.fixture(scope="module")
 def served(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
-    settings = ServeSettings(port=free_port(), threads=1, device="cpu", body_timeout_seconds=1.0, max_queue=15)
+    settings = ServeSettings(
+        port=free_port(),
+        threads=1,
+        device="cpu",
+        body_timeout_seconds=1.0,
+        max_queue=15,
+        max_steps=2000,
+        deadline_seconds=3600.0,
+    )
     yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder)
     stop()
+
+
+def _held() -> tuple[int, int]:
+    """Jobs and leases of the engine."""
+    [stats] = get_deployment_handle(ENGINE, APP_NAME).broadcast("record_routing_stats").results()
+    return stats["jobs"], stats["leases"]
 
 
 @pytest.mark.slow
 def test_a_thousand_clients_that_leave_through_serve(served: str) -> None:
     before = _plain(served)
     storm(served, 1000, seed=2)
-    time.sleep(2)
+    wait_for(lambda: _held() == (0, 0), 6.0)
 
     async def fill() -> list[int]:
-        request = REQUEST | {"num_inference_steps": 20}
+        request = REQUEST | {"num_inference_steps": 20, "n": 1}
         async with httpx.AsyncClient(timeout=120.0) as client:
             asked = [client.post(served + URL, json=request) for _ in range(16)]
             return [answer.status_code for answer in await asyncio.gather(*asked)]

@@ -111,5 +111,5 @@ def test_a_subject_is_waited_for_no_longer_than_the_deadline(monkeypatch: pytest
     handle: Any = Silent()
     engines = Engines(ServeSettings(deadline_seconds=0.05), handle, [MODEL])
     with pytest.raises(DeadlineExceeded):
-        asyncio.run(engines.add_subject(NewSubject(image="x")))
+        asyncio.run(engines.add_subject(NewSubject(image="x", mask=None)))
     assert handle.cancelled and issubclass(DeadlineExceeded, RequestError)

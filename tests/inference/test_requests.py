@@ -308,10 +308,12 @@ def test_subjects_wait_for_each_other_and_for_nobody_else(
     service.wait()
 
     async def talk() -> list[Any]:
-        adding = [asyncio.ensure_future(service.add_subject(NewSubject(image=_picture(seed)))) for seed in range(3)]
+        adding = [
+            asyncio.ensure_future(service.add_subject(NewSubject(image=_picture(seed), mask=None))) for seed in range(3)
+        ]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="3 subjects are being encoded"):
-            await service.add_subject(NewSubject(image=_picture(9)))
+            await service.add_subject(NewSubject(image=_picture(9), mask=None))
         found = await asyncio.gather(*adding, return_exceptions=True)
         assert await asyncio.wait_for(asyncio.to_thread(lambda: len(encoded)), 5) == 1
         go_on.set()
@@ -319,6 +321,6 @@ def test_subjects_wait_for_each_other_and_for_nobody_else(
 
     found = asyncio.run(talk())
     assert [type(one) for one in found] == [DeadlineExceeded] * 3
-    again = asyncio.run(service.add_subject(NewSubject(image=_picture(9))))
+    again = asyncio.run(service.add_subject(NewSubject(image=_picture(9), mask=None)))
     assert again.id.startswith("subject-") and len(encoded) == 2  # nothing was encoded for those who had gone
     service.close()

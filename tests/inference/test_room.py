@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,7 +19,6 @@ from tests.support.waiting import wait_for
 SETTINGS = ServeSettings(num_cpus=8.0, api_cpus=90.0)
 
 
-@ray.remote
 class Replica:
     """Named as Serve names a replica; its constructor takes as long as `go_on` is not there."""
 
@@ -28,12 +28,13 @@ class Replica:
 
 
 @pytest.fixture
-def replica(ray_cluster: str, tmp_path: Path) -> Callable[[str, float], None]:
+def replica(ray_cluster: str, tmp_path: Path) -> Iterator[Callable[[str, float], None]]:
     def make(deployment: str, num_cpus: float) -> None:
         name = f"SERVE_REPLICA::{APP_NAME}#{deployment}#x"
-        made.append(Replica.options(name=name, num_cpus=num_cpus).remote(str(tmp_path / "go on")))
+        made.append(remote.options(name=name, num_cpus=num_cpus).remote(str(tmp_path / "go on")))
 
-    made: list[ray.actor.ActorHandle] = []
+    remote: Any = ray.remote(Replica)
+    made: list[Any] = []
     yield make
     for one in made:
         ray.kill(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -14,9 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom.inference.streaming import preview_steps
+from realcustom.inference.errors import Cancelled
+from realcustom.inference.jobs import GenerationJob, Ticket
+from realcustom.inference.schema import check_request
+from realcustom.inference.settings import ServeSettings
+from realcustom.inference.streaming import Stream, preview_steps
+from realcustom.preview import make_preview
+from realcustom.sampling import SamplingParams
 from tests.support.slow_steps import slow_steps
 from tests.support.tiny import TinyModels
+from tests.support.waiting import wait_for
 
 URL = "/v1/images/generations"
 
@@ -146,6 +154,38 @@ def test_silence_is_filled_with_comments_and_a_deadline_ends_it(
     monkeypatch.setattr("realcustom.inference.expectation.SURE", 0.0)  # else the request is refused before it streams
     *_, (name, data) = _stream(running, num_inference_steps=50, deadline_seconds=0.7)
     assert name == "error" and data["error"]["type"] == "deadline_exceeded"
+
+
+def test_the_place_in_the_queue_is_told_as_it_changes(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realcustom.inference.streaming.LOOK_SECONDS", 0.01)
+    engine, request = running.service.engine(), check_request({"prompt": "a cat"}, ServeSettings())
+    job = GenerationJob(prompt="a cat", sampling=SamplingParams(seed=1))
+    ahead = iter([2, 2, 1, 1, 0])
+
+    def counted(ticket: Ticket) -> int:
+        found = next(ahead, None)
+        if found is None:
+            ticket.future.set_exception(Cancelled("over"))
+        return found or 0
+
+    async def told() -> list[bytes]:
+        stream = Stream(request, make_preview(engine.pipeline.base, None), 60.0, ahead=counted)
+        return [chunk async for chunk in stream.chunks(Ticket(job, time.monotonic() + 60), lambda _: None)]  # type: ignore[arg-type,return-value]
+
+    *queued, last = (json.loads(chunk.decode().split("data: ")[1]) for chunk in asyncio.run(told()))
+    assert [data["ahead"] for data in queued] == [2, 1, 0] and last["error"]["type"] == "cancelled"
+
+
+def test_who_is_ahead_in_the_engine(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = running.service.engine()
+    slow_steps(engine, monkeypatch, 0.05)
+    job = GenerationJob(prompt="a cat", sampling=SamplingParams(seed=1, num_inference_steps=100))
+    tickets = [engine.submit(job) for _ in range(3)]
+    assert [engine.ahead(ticket) for ticket in tickets] == [0, 1, 2]
+    tickets[0].cancel()
+    wait_for(lambda: [engine.ahead(ticket) for ticket in tickets] == [0, 0, 1], 10.0)
+    for ticket in tickets:
+        ticket.cancel()
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -1,0 +1,115 @@
+"""Answers by Idempotency-Key of several processes: here each is a `SharedAnswers` with the same keeper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from realcustom.inference.errors import Conflict, EngineLost
+from realcustom.inference.shared_answers import AnswerKeeper, Claim, SharedAnswers
+
+NAME = ("alice", "key")
+PATIENCE = 10.0
+
+
+class Maker:
+    """Makes answers that differ, once it may."""
+
+    def __init__(self) -> None:
+        self.made, self.began, self.go_on = 0, asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> bytes:
+        self.made += 1
+        number = self.made
+        self.began.set()
+        await self.go_on.wait()
+        return b"%d" % number
+
+
+def _run(talk: Callable[[AnswerKeeper, Maker], Awaitable[None]], lease_seconds: float = PATIENCE) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await talk(AnswerKeeper(20, 60.0, lease_seconds), Maker())
+
+    asyncio.run(run())
+
+
+def test_an_answer_is_made_once_for_all_processes() -> None:
+    async def talk(keeper: AnswerKeeper, make: Maker) -> None:
+        one, other = SharedAnswers(keeper), SharedAnswers(keeper)
+        asked = [asyncio.ensure_future(process.once(NAME, b"x", make)) for process in (one, other, one, other)]
+        await make.began.wait()
+        with pytest.raises(Conflict):
+            await other.once(NAME, b"another", make)
+        make.go_on.set()
+        assert await asyncio.gather(*asked) == [b"1"] * 4
+        assert await other.once(NAME, b"x", make) == b"1" and make.made == 1
+        assert await other.once(("bob", "key"), b"another", make) == b"2"
+
+    _run(talk)
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "failed"])
+def test_the_next_makes_it_where_the_first_does_not(gone: bool) -> None:
+    async def talk(keeper: AnswerKeeper, make: Maker) -> None:
+        async def fails() -> bytes:
+            await make()
+            raise ValueError
+
+        one, other = SharedAnswers(keeper), SharedAnswers(keeper)
+        first = asyncio.ensure_future(one.once(NAME, b"x", fails))
+        await make.began.wait()
+        second = asyncio.ensure_future(other.once(NAME, b"x", make))
+        await asyncio.sleep(0.01)
+        assert make.made == 1
+        if gone:
+            first.cancel()
+        make.go_on.set()
+        with pytest.raises((ValueError, asyncio.CancelledError)):
+            await first
+        assert await second == b"2"
+
+    _run(talk)
+
+
+def test_the_next_makes_it_where_the_first_says_nothing_more() -> None:
+    async def talk(keeper: AnswerKeeper, make: Maker) -> None:
+        assert await keeper.claim(NAME, b"", "killed") == Claim()
+        waiting = asyncio.ensure_future(keeper.claim(NAME, b"", "next"))
+        for _ in range(5):
+            await asyncio.sleep(0.06)
+            await keeper.renew(NAME, "killed")
+        assert not waiting.done()
+        assert await waiting == Claim()
+        await keeper.keep(NAME, "killed", b"late")  # it is not its own any more
+        await keeper.keep(NAME, "next", b"in time")
+        assert await keeper.claim(NAME, b"", "third") == Claim(answer=b"in time")
+
+    _run(talk, lease_seconds=0.1)
+
+
+def test_answers_are_bounded() -> None:
+    async def talk(keeper: AnswerKeeper, _: Maker) -> None:
+        for number in range(4):
+            name = ("alice", str(number))
+            await keeper.claim(name, b"", "me")
+            await keeper.keep(name, "me", b"x" * 8)
+        kept = [await keeper.claim(("alice", str(number)), b"", "me") for number in range(4)]
+        assert [claim.answer is not None for claim in kept] == [False, False, True, True]  # 16 of 20 bytes
+
+    _run(talk)
+
+
+def test_a_keeper_that_is_gone_is_said() -> None:
+    class Gone(AnswerKeeper):
+        async def claim(self, *_: object) -> Claim:
+            raise EngineLost("gone")
+
+    async def talk(_: AnswerKeeper, make: Maker) -> None:
+        with pytest.raises(EngineLost):
+            await SharedAnswers(Gone(1, 1.0)).once(NAME, b"x", make)
+        assert make.made == 0
+
+    _run(talk)
