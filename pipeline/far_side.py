@@ -6,7 +6,6 @@ standard library only, and syntax that older versions read. Its arguments are th
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -75,22 +74,26 @@ def run(arguments: list[str], retries: int) -> int:
     command = [sys.executable, "-m", "realcustom"] + arguments
     if not retries:
         os.execv(sys.executable, command)
+    stopped = []  # the signals that ask to end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Ray sends it to the command too, which at a second one would end at once
+        signal.signal(number, lambda number, frame: stopped.append(number))
     attempt = 0
     while True:
         attempt += 1
         process = subprocess.Popen(command)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, functools.partial(_pass_on, process))
+        if stopped:  # before Ray could know the command
+            process.terminate()
         status = process.wait()
         status = status if status >= 0 else 128 - status
-        if status in FINAL or attempt > retries:
+        if status in FINAL or stopped or attempt > retries:
             return status
         print(f"exit status {status}; trying again ({attempt} of {retries})", flush=True)
-        time.sleep(PAUSE_SECONDS)
-
-
-def _pass_on(process: subprocess.Popen[bytes], number: int, frame: Any) -> None:
-    process.send_signal(number)
+        again = time.monotonic() + PAUSE_SECONDS
+        while time.monotonic() < again:
+            if stopped:
+                return 128 + stopped[0]
+            time.sleep(0.1)
 
 
 def main() -> None:

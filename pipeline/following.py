@@ -10,58 +10,73 @@ from collections.abc import Callable
 
 import aiohttp
 
-from realcustom.errors import UsageError
-from realcustom.pipeline.jobs_api import Job, JobsApi, Unreachable
+from realcustom.pipeline.jobs_api import Absent, Job, JobsApi, Troubled, Unreachable
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 300.0  # for a cluster that does not answer any more
 PAUSE_SECONDS = 1.0
 SAY_SECONDS = 30.0  # until a job that has not begun is said to wait
+LOST = "LOST"  # the status of a job of which its cluster tells nothing any more; beside Ray's own
 
 
-def follow(api: JobsApi, name: str, write: Callable[[str], object]) -> Job:
+def follow(api: JobsApi, name: str, write: Callable[[str], object] | None) -> Job:
     """Hand all that a job writes to `write`, piece by piece; returns the job when it has ended.
 
-    Raises UsageError where there is no such job, or its cluster has not answered for `PATIENCE_SECONDS`.
+    A job whose cluster has not answered for `PATIENCE_SECONDS`, or does not know it any more, has the status `LOST`.
+
+    Args:
+        write: None: the output is not asked for.
+    Raises:
+        UsageError: there is no such job.
     """
     shown = 0  # characters of the output
     heard = said = time.monotonic()
-    lost = False
+    lost = known = False
     while True:
         try:
             job = api.get(name)
             if lost:
                 logger.info("the cluster answers again")
-            heard, lost = time.monotonic(), False
+            heard, lost, known = time.monotonic(), False, True
             if job.has_ended:
-                _write_rest(api, name, shown, write)
+                if write is not None:
+                    _write_rest(api, name, shown, write)
                 return job
             if job.status == "PENDING":
                 if time.monotonic() - said > SAY_SECONDS:
                     said = time.monotonic()
                     logger.info("job %s waits: %s", name, job.message or "the cluster has not begun it")
-            else:
+            elif write is not None:
                 shown = asyncio.run(_tail(api, name, shown, write))
         except Unreachable as error:
             if time.monotonic() - heard > PATIENCE_SECONDS:
-                raise UsageError(
+                return _lost(
+                    name,
                     f"{error}; it has not answered for {PATIENCE_SECONDS:.0f} s. If its head was lost, the job is too, "
-                    "unless the cluster keeps its state elsewhere; the same command, submitted again, goes on where it ended"
-                ) from error
+                    "unless the cluster keeps its state elsewhere; the same command, submitted again, goes on where it ended",
+                )
             if not lost:
                 logger.warning("the cluster does not answer; trying again for %.0f s", PATIENCE_SECONDS)
             lost = True
+        except Absent as error:
+            if not known:
+                raise
+            return _lost(
+                name, f"{error}: it was started anew; the same command, submitted again, goes on where it ended"
+            )
         time.sleep(PAUSE_SECONDS)
+
+
+def _lost(name: str, message: str) -> Job:
+    return Job(name=name, status=LOST, message=message, labels={})
 
 
 def _write_rest(api: JobsApi, name: str, shown: int, write: Callable[[str], object]) -> None:
     """Write what the stream has not shown; nothing where the job's node is gone, and its output with it."""
     try:
         write(api.logs(name)[shown:])
-    except Unreachable:
-        raise
-    except UsageError as error:
+    except (Troubled, Absent) as error:
         logger.warning("the job's last lines cannot be had: %s", error)
 
 

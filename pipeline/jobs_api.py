@@ -23,6 +23,14 @@ class Unreachable(UsageError):
     """The cluster does not answer; it may again."""
 
 
+class Troubled(Unreachable):
+    """The cluster answers with a status of 500 or more, as a dashboard does whose head's other parts are away."""
+
+
+class Absent(UsageError):
+    """The cluster has no such thing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A job as the cluster tells it."""
@@ -47,7 +55,8 @@ class Job:
             return 0
         if self.status == "STOPPED":
             return _TERMINATED
-        return self.exit_code or 1
+        code = self.exit_code or 1
+        return code if code > 0 else 128 - code  # Ray's -9: SIGKILL ended it; a shell says 137
 
 
 class JobsApi:
@@ -83,7 +92,7 @@ class JobsApi:
         self.ask("POST", "/api/jobs/", json=request)
 
     def get(self, name: str) -> Job:
-        """A job. Raises UsageError where there is none of that name."""
+        """A job. Raises Absent where there is none of that name."""
         return _job(self.ask("GET", f"/api/jobs/{name}", absent=self._no_job(name)))
 
     def all(self) -> list[Job]:
@@ -113,9 +122,10 @@ class JobsApi:
         """
         answer = self._request(method, path, **body)
         if answer.status_code == httpx.codes.NOT_FOUND and absent:
-            raise UsageError(absent)
+            raise Absent(absent)
         if answer.is_error:
-            raise UsageError(f"the cluster at {self.url} refuses: {_said(answer)}")
+            kind = Troubled if answer.is_server_error else UsageError
+            raise kind(f"the cluster at {self.url} refuses: {_said(answer)}")
         try:
             return answer.json() if answer.content else {}
         except ValueError as error:

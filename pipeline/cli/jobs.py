@@ -54,11 +54,13 @@ def stop(name: Name, address: JobsAddress = None) -> None:
 
 def wait(name: Name, address: JobsAddress = None) -> None:
     """Wait for a job's end, and exit with its status; nothing is shown."""
-    from realcustom.pipeline.following import follow
+    from realcustom.pipeline.following import LOST, follow
     from realcustom.pipeline.jobs_api import JobsApi
 
-    job = follow(JobsApi(address), name, lambda text: None)
+    job = follow(JobsApi(address), name, write=None)
     print(f"job {name} {job.status.lower()}")
+    if job.status == LOST:
+        sys.stderr.write(f"{job.message}\n")
     raise typer.Exit(job.exit_status())
 
 

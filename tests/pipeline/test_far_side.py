@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from realcustom.pipeline import far_side
+from realcustom.pipeline import far_side, owned
 
 HERE = "{}.{}".format(*sys.version_info)
 # Stands for our package: its status is the number in its argument, its count of calls a file.
@@ -21,7 +21,13 @@ PACKAGE = (
     "calls = pathlib.Path('calls')\n"
     "calls.write_text(calls.read_text() + 'x' if calls.exists() else 'x')\n"
     "if sys.argv[1] == 'wait':\n"
-    "    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))\n"
+    "    def stop(number, frame):\n"
+    "        calls.write_text(calls.read_text() + 's')\n"
+    "        until = time.monotonic() + 0.5\n"
+    "        while time.monotonic() < until:\n"
+    "            time.sleep(0.05)\n"
+    "        sys.exit(int(sys.argv[2]))\n"
+    "    signal.signal(signal.SIGTERM, stop)\n"
     "    print('waiting', flush=True)\n"
     "    time.sleep(60)\n"
     "sys.exit(int(sys.argv[1]))\n"
@@ -29,16 +35,23 @@ PACKAGE = (
 
 
 def start(
-    folder: Path, argument: str, retries: int = 0, python: str = HERE, secrets: str = "{}", **packages: str
+    folder: Path,
+    argument: str,
+    *arguments: str,
+    retries: int = 0,
+    python: str = HERE,
+    secrets: str = "{}",
+    pause: float = 0.01,
+    **packages: str,
 ) -> subprocess.Popen[str]:
     (folder / "realcustom").mkdir(exist_ok=True)
     (folder / "realcustom" / "__init__.py").touch()
     (folder / "realcustom" / "__main__.py").write_text(PACKAGE)
     program = folder / ".realcustom-job" / "check.py"
     program.parent.mkdir(exist_ok=True)
-    program.write_text(Path(far_side.__file__).read_text().replace("PAUSE_SECONDS = 5.0", "PAUSE_SECONDS = 0.01"))
+    program.write_text(Path(far_side.__file__).read_text().replace("PAUSE_SECONDS = 5.0", f"PAUSE_SECONDS = {pause}"))
     return subprocess.Popen(
-        [sys.executable, "-P", str(program), argument],
+        [sys.executable, "-P", str(program), argument, *arguments],
         cwd=folder,
         env={
             **os.environ,
@@ -53,7 +66,7 @@ def start(
 
 
 def run(folder: Path, argument: str, retries: int = 0, python: str = HERE, **packages: str) -> tuple[int, str]:
-    process = start(folder, argument, retries, python, **packages)
+    process = start(folder, argument, retries=retries, python=python, **packages)
     out, _ = process.communicate(timeout=60)
     return process.returncode, out
 
@@ -82,14 +95,24 @@ def test_another_try(tmp_path: Path) -> None:
     assert run(tmp_path, "2", retries=2) == (2, ""), "a mistake stays one"
 
 
-def test_a_job_that_is_stopped_stops_its_command(tmp_path: Path) -> None:
-    process = start(tmp_path, "wait", retries=1)
+@pytest.mark.parametrize("status", [143, 1])
+def test_a_job_that_is_stopped_stops_its_command_once(tmp_path: Path, status: int) -> None:
+    process = start(tmp_path, "wait", str(status), retries=1)
     assert process.stdout is not None and process.stdout.readline() == "waiting\n"
     begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    for each in owned.descendants([process.pid]):  # as Ray does it
+        os.kill(each.pid, signal.SIGTERM)
     process.communicate(timeout=30)
-    assert process.returncode == 143 and time.monotonic() - begun < 20
-    assert (tmp_path / "calls").read_text() == "x"
+    assert process.returncode == status and time.monotonic() - begun < 20
+    assert (tmp_path / "calls").read_text() == "xs", "one call, one signal, and no further try"
+
+
+def test_a_job_that_is_stopped_between_two_tries_has_ended(tmp_path: Path) -> None:
+    process = start(tmp_path, "1", retries=1, pause=60.0)
+    assert process.stdout is not None and process.stdout.readline() == "exit status 1; trying again (1 of 1)\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143 and (tmp_path / "calls").read_text() == "x"
 
 
 def test_secrets_are_read_where_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -19,52 +17,8 @@ from realcustom.pipeline import far_side
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.jobs_api import JobsApi, find_address
 from realcustom.pipeline.submission import JobRequest, as_estimate, submit
-from tests.support.loopback import LoopbackServer, running
-
-
-class Dashboard(LoopbackServer):
-    """Answers as Ray's dashboard does: a token, a version, one node."""
-
-    def __init__(self, version: str = "2.60.0", token: str = "right") -> None:
-        super().__init__(_Handler)
-        self.version, self.token = version, token
-        self.submitted: list[dict[str, object]] = []
-        self.packages: dict[str, bytes] = {}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Dashboard
-    protocol_version = "HTTP/1.1"
-
-    def _answer(self, status: int, body: object) -> None:
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response_only(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            status = 403 if self.headers.get("Authorization") else 401
-            return self._answer(status, "Unauthorized: Missing authentication token")
-        if self.path == "/api/version":
-            return self._answer(200, {"version": "4", "ray_version": self.server.version})
-        if self.path.startswith("/api/v0/nodes"):
-            node = {"state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 4 * 2.0**30}}
-            return self._answer(200, {"data": {"result": {"result": [node]}}})
-        return self._answer(404, "no such thing")
-
-    def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.packages[self.path.rpartition("/")[2]] = body
-        self._answer(200, "")
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if any(body["submission_id"] == job["submission_id"] for job in self.server.submitted):
-            return self._answer(400, "Traceback\n  ...\nValueError: Job with submission_id x already exists.")
-        self.server.submitted.append(body)
-        return self._answer(200, {"submission_id": body["submission_id"]})
+from tests.support.dashboard import Dashboard
+from tests.support.loopback import running
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,127 @@
+"""A job is followed to its end: through a cluster that is in trouble, and to a status that says what became of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import pty
+from typing import Any
+
+import pytest
+
+from realcustom.errors import UsageError
+from realcustom.pipeline import following
+from realcustom.pipeline.cli import submit as submit_verb
+from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.following import follow
+from realcustom.pipeline.jobs_api import JobsApi
+from tests.support.dashboard import Dashboard
+from tests.support.loopback import running
+
+RUNNING: dict[str, object] = {"submission_id": "a", "status": "RUNNING"}
+
+
+def ended(status: str, code: int | None) -> dict[str, object]:
+    return {"submission_id": "a", "status": status, "driver_exit_code": code}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    monkeypatch.setattr(following, "PAUSE_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 143)],
+)
+def test_the_status_is_the_program_s_as_a_shell_says_it(
+    capsys: pytest.CaptureFixture[str], status: str, code: int | None, expected: int
+) -> None:
+    with running(Dashboard(states=[RUNNING, ended(status, code)], output="a line\n")) as server:
+        assert run(["jobs", "logs", "a", "--follow", "--address", server.url]) == expected
+        assert capsys.readouterr().out == "a line\n"
+        assert run(["jobs", "wait", "a", "--address", server.url]) == expected
+
+
+def test_waiting_for_a_job_does_not_ask_for_its_output() -> None:
+    with running(Dashboard(states=[RUNNING, RUNNING, ended("SUCCEEDED", 0)])) as server:
+        assert run(["jobs", "wait", "a", "--address", server.url]) == 0
+        assert server.asked == ["GET /api/jobs/a"] * 3
+
+
+@pytest.mark.parametrize("trouble", [500, 502, 503])
+def test_a_dashboard_in_trouble_is_asked_again(caplog: pytest.LogCaptureFixture, trouble: int) -> None:
+    caplog.set_level(logging.INFO)
+    with running(Dashboard(states=[RUNNING, trouble, trouble, RUNNING, ended("SUCCEEDED", 0)], output="b")) as server:
+        said: list[str] = []
+        job = follow(JobsApi(server.url), "a", said.append)
+    assert job.exit_status() == 0 and "".join(said) == "b"
+    assert [text for text in caplog.messages if "answer" in text] == [
+        "the cluster does not answer; trying again for 300 s",
+        "the cluster answers again",
+    ]
+
+
+@pytest.mark.parametrize(("after", "said"), [(503, "has not answered for 0 s"), (404, "it was started anew")])
+def test_a_head_that_is_lost_is_said_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int, said: str
+) -> None:
+    monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.1)
+    with running(Dashboard(states=[RUNNING, after])) as server:
+        assert run(["jobs", "logs", "a", "--follow", "--address", server.url]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("job a lost, exit status 1: ")]
+    assert said in line and "the same command, submitted again, goes on" in line
+
+
+def test_a_job_that_was_never_there_is_a_mistake() -> None:
+    with running(Dashboard()) as server, pytest.raises(UsageError, match="no job a on the cluster"):
+        follow(JobsApi(server.url), "a", None)
+
+
+def test_output_of_a_node_that_is_gone_is_missed_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    class WithoutLogs(Dashboard):
+        def logs(self) -> tuple[int, object]:
+            return 500, "Traceback\n  ...\naiohttp.ClientConnectorError: no agent there"
+
+    with running(WithoutLogs(states=[ended("FAILED", None)])) as server:
+        assert follow(JobsApi(server.url), "a", print).exit_status() == 1
+    assert "the job's last lines cannot be had: " in caplog.text
+
+
+@pytest.mark.parametrize(("answer", "stopped"), [(b"y\n", True), (b"n\n", False), (b"\n", False)])
+def test_ctrl_c_asks_once_whether_the_job_is_to_end_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: bytes, stopped: bool
+) -> None:
+    ours, terminal = pty.openpty()
+    with running(Dashboard(states=itertools.repeat(RUNNING))) as server, os.fdopen(terminal) as stdin:
+
+        class Terminal:
+            """A stderr that is one, and is captured."""
+
+            written = ""
+
+            def isatty(self) -> bool:
+                return True
+
+            def write(self, text: str) -> None:
+                self.written += text
+
+            def flush(self) -> None:
+                pass
+
+        stderr = Terminal()
+        monkeypatch.setattr(submit_verb.sys, "stdin", stdin)
+        monkeypatch.setattr(submit_verb.sys, "stderr", stderr)
+        os.write(ours, answer)
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(following.time, "sleep", interrupt)
+        assert submit_verb.follow_to_end(server.url, "a") == 130
+        assert ("POST /api/jobs/a/stop" in server.asked) is stopped
+        assert stderr.written.count("stop the job a as well?") == 1
+        assert ("is asked to end" in stderr.written) is stopped and ("goes on" in stderr.written) is not stopped
+    os.close(ours)
