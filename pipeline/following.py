@@ -46,7 +46,7 @@ def follow(api: JobsApi, name: str, write: Callable[[str], object] | None) -> Jo
             if job.status == "PENDING":
                 if time.monotonic() - said > SAY_SECONDS:
                     said = time.monotonic()
-                    logger.info("job %s waits: %s", name, job.message or "the cluster has not begun it")
+                    logger.info("job %s waits; in use on each node: %s", name, api.usage() or "nothing is said")
             elif write is not None:
                 shown = asyncio.run(_tail(api, name, shown, write))
         except Unreachable as error:

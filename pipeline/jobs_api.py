@@ -17,6 +17,7 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT = httpx.Timeout(10.0, connect=5.0, write=120.0)  # seconds; a package may take longer to send
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _TERMINATED = 143
+_GROUP = "ray.io/node-group"  # label of a node that KubeRay or a launcher made
 
 
 class Unreachable(UsageError):
@@ -57,6 +58,14 @@ class Job:
             return _TERMINATED
         code = self.exit_code or 1
         return code if code > 0 else 128 - code  # Ray's -9: SIGKILL ended it; a shell says 137
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of a cluster."""
+
+    total: Mapping[str, float]  # what it has in all, by Ray's names: CPU, GPU, memory in bytes
+    launched: bool  # by KubeRay or Ray's launcher, which may add others
 
 
 class JobsApi:
@@ -108,11 +117,22 @@ class JobsApi:
         """Ask a job to end; whether it was running."""
         return bool(self.ask("POST", f"/api/jobs/{name}/stop", absent=self._no_job(name))["stopped"])
 
-    def nodes(self) -> list[dict[str, float]]:
-        """What each living node has in all, by Ray's names: CPU, GPU, memory in bytes."""
+    def nodes(self) -> list[Node]:
+        """The living nodes."""
         answer = self.ask("GET", "/api/v0/nodes?detail=1&limit=1000")
-        nodes = answer["data"]["result"]["result"]
-        return [dict(node.get("resources_total") or {}) for node in nodes if node["state"] == "ALIVE"]
+        return [
+            Node(total=dict(node.get("resources_total") or {}), launched=_GROUP in (node.get("labels") or {}))
+            for node in answer["data"]["result"]["result"]
+            if node["state"] == "ALIVE"
+        ]
+
+    def usage(self) -> str:
+        """What is in use of what the nodes have, as `1.0/2.0 CPU, 0B/4.00GiB memory; ...`, nodes alike once."""
+        answer = self.ask("GET", "/nodes?view=summary")
+        texts = (answer["data"].get("nodeLogicalResources") or {}).values()
+        return "; ".join(
+            sorted({", ".join(line for line in text.splitlines() if "object_store" not in line) for text in texts})
+        )
 
     def ask(self, method: str, path: str, absent: str = "", **body: Any) -> Any:
         """The JSON of an answer; its error as one sentence.

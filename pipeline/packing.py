@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MB = 10**6
 LARGE_MB = 50  # from here on the size and the largest files are said
-LIMIT_MB = 200  # through the cluster's head; more goes to a store
+LIMIT = 100 * 2**20  # bytes of a zip; the dashboard of a cluster's head takes less, and what is larger goes to a store
 LARGEST = 10
 _COMPRESSED = (
     ".safetensors",
@@ -48,13 +48,16 @@ class Package:
         """Bytes of all files."""
         return sum(self.sizes.values())
 
-    def largest(self) -> str:
-        """The largest files, with their sizes."""
+    def __str__(self) -> str:
         names = sorted(self.sizes, key=lambda name: (-self.sizes[name], name))[:LARGEST]
-        return ", ".join(f"{name} {self.sizes[name] / MB:.1f} MB" for name in names)
+        largest = ", ".join(f"{name} {self.sizes[name] / MB:.1f} MB" for name in names)
+        return f"{len(self.files)} files, {self.size / MB:.0f} MB; the largest: {largest}"
 
-    def zipped(self, further: Mapping[str, bytes]) -> bytes:
-        """As a zip, with further files by their names; equal files give equal bytes."""
+    def zipped(self, further: Mapping[str, bytes], limit: int | None = None) -> bytes:
+        """As a zip, with further files by their names; equal files give equal bytes.
+
+        Raises UsageError, naming the largest files, for one of `limit` bytes or more; None: any size.
+        """
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, data in further.items():
@@ -62,6 +65,11 @@ class Package:
             for name in sorted(self.files):
                 path = self.files[name]
                 archive.writestr(_info(name, stat.S_IMODE(path.stat().st_mode)), path.read_bytes())
+                if limit is not None and buffer.tell() >= limit:
+                    raise UsageError(
+                        f"what git tracks below {self.root} is, as a zip, over the limit of {limit / MB:.0f} MB ({self}): have "
+                        "git forget what a job does not need (git rm --cached), or give --storage s3://BUCKET/FOLDER"
+                    )
         return buffer.getvalue()
 
 
@@ -78,25 +86,16 @@ def find_package(folder: Path) -> Package:
     return Package(root=root, files=files, sizes=sizes, untracked=len(untracked))
 
 
-def check_size(package: Package, limit: int | None) -> None:
-    """Say how large a large package is. Raises UsageError for one over `limit` bytes; None: any size."""
-    said = f"{len(package.files)} files, {package.size / MB:.0f} MB; the largest: {package.largest()}"
-    if limit is not None and package.size > limit:
-        raise UsageError(
-            f"the files that git tracks below {package.root} are over the limit of {limit / MB:.0f} MB ({said}): have git "
-            "forget those that a job does not need (git rm --cached), or give --storage s3://BUCKET/FOLDER"
-        )
-    if package.size > LARGE_MB * MB:
-        logger.warning("the job takes %s", said)
-
-
 def content_name(data: bytes) -> str:
     """The name of a zip, by its content."""
     return hashlib.sha256(data).hexdigest()[:24]
 
 
 def _through_links(root: Path, names: list[str]) -> list[tuple[str, Path]]:
-    """Names and files; a link to a folder of the tree stands for the tracked files in it, as a zip has no links."""
+    """Names and files; a link to a folder of the tree stands for the tracked files in it, as a zip has no links.
+
+    The links that make our own parts modules of `realcustom` are left out: its `__init__.py` finds the folders beside it.
+    """
     found = []
     for name in names:
         path = root / name
@@ -106,6 +105,8 @@ def _through_links(root: Path, names: list[str]) -> list[tuple[str, Path]]:
             found.append((name, path))
             continue
         target = os.path.relpath(path.resolve(), root.resolve())
+        if name == f"realcustom/{target}":
+            continue
         found += [(name + inner[len(target) :], root / inner) for inner in names if inner.startswith(target + os.sep)]
     return found
 

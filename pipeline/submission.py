@@ -21,7 +21,7 @@ from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.pipeline import far_side
 from realcustom.pipeline.jobs_api import JobsApi
-from realcustom.pipeline.packing import LIMIT_MB, MB, Package, check_size, content_name
+from realcustom.pipeline.packing import LARGE_MB, LIMIT, MB, Package, content_name
 from realcustom.store import Store, check_writable
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 # Compared by their first two numbers, those that are installed here.
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "safetensors", "tokenizers")
 STOP_SECONDS = 120  # from a job's SIGTERM to its SIGKILL; Ray's own 3 are too few for a checkpoint
-ROOM_SECONDS = 30.0  # between two looks for room
 AGENT_TRIES, NO_AGENT = 6, "No available agent"
 _SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -72,6 +71,14 @@ class JobRequest:
                     f"--secret: {name} is said by where each node has it, env:VARIABLE or file:/PATH; a value itself would be "
                     "shown to all who see the cluster's jobs"
                 )
+        if self.storage is not None and not self.storage.startswith("s3://"):
+            raise UsageError(
+                f"--storage: each node reads the package from there: give s3://BUCKET/FOLDER, not {self.storage}"
+            )
+        if self.storage is not None and self.package is None:
+            raise UsageError(
+                "--storage is for a package, and with --image or --no-package the job takes none: leave it out"
+            )
         if self.image is not None and self.secrets:
             raise UsageError(
                 "--secret: Ray sets no secrets in the workers of an --image; have the image's nodes set them, or leave one out"
@@ -122,9 +129,12 @@ class JobRequest:
 
 
 def submit(request: JobRequest, api: JobsApi, *, wait_for_room: bool) -> None:
-    """Check, send the package, and start the job.
+    """Check, send the package, and hand the job to the cluster, which starts it when it has room.
 
-    Raises UsageError, within seconds unless it waits: another Ray, no room, a package over the limit, a name that is taken.
+    Args:
+        wait_for_room: hand it over too where no node has what the job asks for, and the cluster is not known to grow.
+    Raises:
+        UsageError: within seconds: another Ray, no room, a package over the limit, a name that is taken.
     """
     _check_ray(api)
     _check_room(request.needed, api, wait_for_room)
@@ -160,7 +170,11 @@ def as_estimate(arguments: Sequence[str], units: int) -> list[str]:
         raise UsageError(f"--estimate: of preprocess and train a part can be tried, not of {verb or 'nothing'}")
     if "--dry-run" in arguments:
         raise UsageError("--estimate makes the verb's --dry-run: give one of the two")
-    return [*arguments, "--dry-run", *([str(units)] if verb == "preprocess" else [])]  # train tries a few steps
+    if verb == "train":
+        if units > 1:
+            logger.warning("--estimate: of train a few steps are tried, whatever the number; %d has no effect", units)
+        return [*arguments, "--dry-run"]
+    return [*arguments, "--dry-run", str(units)]
 
 
 def make_name(arguments: Sequence[str]) -> str:
@@ -207,18 +221,16 @@ def _check_ray(api: JobsApi) -> None:
 
 
 def _check_room(needed: Mapping[str, float], api: JobsApi, wait: bool) -> None:
-    """Raise UsageError, or wait and say so, while no node has what the job asks for."""
-    while needed:
-        nodes = api.nodes()
-        if any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
-            return
-        message = f"the job asks one node for {_words(needed)}, and the {len(nodes)} nodes of {api.url} have " + (
-            "; ".join(sorted({_words({name: node.get(name, 0) for name in needed}) for node in nodes})) or "nothing"
-        )
-        if not wait:
-            raise UsageError(f"{message}: ask for less, or wait for another node with --wait-for-room")
-        logger.info("%s; waiting for one", message)
-        time.sleep(ROOM_SECONDS)
+    """Raise UsageError where no node has what the job asks for and none is to be expected; else say that it will wait."""
+    nodes = api.nodes() if needed else []
+    if not needed or any(all(node.total.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
+        return
+    message = f"the job asks one node for {_words(needed)}, and the {len(nodes)} nodes of {api.url} have " + (
+        "; ".join(sorted({_words({name: node.total.get(name, 0) for name in needed}) for node in nodes})) or "nothing"
+    )
+    if not wait and not any(node.launched for node in nodes):
+        raise UsageError(f"{message}: ask for less, or wait for another node with --wait-for-room")
+    logger.info("%s; it waits for a node that has it", message)
 
 
 def _words(amounts: Mapping[str, float]) -> str:
@@ -231,20 +243,22 @@ def _words(amounts: Mapping[str, float]) -> str:
 def _send(request: JobRequest, api: JobsApi) -> str:
     """Give the cluster the package; returns the URI that Ray takes the working directory from."""
     package = request.package or Package(root=Path(), files={}, sizes={})
-    check_size(package, None if request.storage is not None else LIMIT_MB * MB)
+    if request.storage is not None:
+        check_writable(request.storage)
+    if package.size > LARGE_MB * MB:
+        logger.warning("the job takes %s", package)
     if package.untracked:
         logger.info(
             "%d files that git neither tracks nor ignores stay behind (git add takes them along)", package.untracked
         )
-    data = package.zipped(_first_programs())
+    data = package.zipped(_first_programs(), LIMIT if request.storage is None else None)
     name = f"_ray_pkg_{content_name(data)}.zip"
-    if len(data) <= LIMIT_MB * MB:
+    if len(data) < LIMIT:
         if not api.has_package(name):
             api.send_package(name, data)
         return f"gcs://{name}"
-    assert request.storage is not None
+    assert request.storage is not None  # else it is not larger
     uri = storage.join(request.storage, name)
-    check_writable(request.storage)
     store = Store()
     if not store.exists(uri):
         store.write(uri, data)

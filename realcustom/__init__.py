@@ -5,10 +5,17 @@ from realcustom import RealCustomPipeline, SamplingParams, Subject
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from realcustom.diffusion_pipeline import RealCustomPipeline, SamplingParams, Subject
+
+# In a clone the parts are links to the folders beside this one. What a job takes along is a zip, which has no links: there they
+# are these folders themselves.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_HERE, "preprocessing")):
+    __path__.append(os.path.dirname(_HERE))
 
 __version__: str
 

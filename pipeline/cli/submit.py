@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from realcustom.errors import UsageError
 from realcustom.pipeline.cli import interrupt
 
 ASK_SECONDS = 15.0  # for an answer, before Ctrl-C ends the command whatever it does
@@ -27,8 +28,13 @@ def submit(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the job; else made from the verb.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow the job to its end, or leave at once.")] = True,
     package: Annotated[
-        bool, typer.Option("--package/--no-package", help="Take along what git tracks, or use the cluster's own code.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--package/--no-package",
+            help="Take along what git tracks (unless there is an --image), or use the cluster's own code.",
+            show_default=False,
+        ),
+    ] = None,
     image: Annotated[
         str | None,
         typer.Option(metavar="IMAGE", help="Container image with the code, in place of a package; nodes need podman."),
@@ -51,7 +57,7 @@ def submit(
     memory: Annotated[float | None, typer.Option(min=0, metavar="GIB", help="Likewise.")] = None,
     retries: Annotated[int, typer.Option(min=0, metavar="N", help="Further tries of a job that failed.")] = 0,
     wait_for_room: Annotated[
-        bool, typer.Option("--wait-for-room", help="Wait for a node with what is asked for; else that is an error.")
+        bool, typer.Option("--wait-for-room", help="Submit although no node has what is asked for.")
     ] = False,
     python: Annotated[
         str | None, typer.Option(metavar="PATH", help="Interpreter on the cluster; else the one that runs Ray there.")
@@ -72,11 +78,13 @@ def submit(
     from realcustom.pipeline.submission import JobRequest, as_estimate, describe, make_name, parse_pairs
     from realcustom.pipeline.submission import submit as send
 
+    if package and image is not None:
+        raise UsageError("--package: Ray takes none along into an --image, which has the code; give one of the two")
     verb = verb if estimate is None else as_estimate(verb, estimate)
     request = JobRequest(
         arguments=verb,
         name=name or make_name(verb),
-        package=find_package(Path.cwd()) if package and image is None else None,
+        package=find_package(Path.cwd()) if package is not False and image is None else None,
         storage=storage,
         environment=parse_pairs(env or (), "--env"),
         labels=parse_pairs(label or (), "--label"),

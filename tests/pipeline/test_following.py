@@ -45,6 +45,17 @@ def test_the_status_is_the_program_s_as_a_shell_says_it(
         assert run(["jobs", "wait", "a", "--address", server.url]) == expected
 
 
+def test_a_job_that_waits_for_room_says_what_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(following, "SAY_SECONDS", 0.0)
+    pending: dict[str, object] = {"submission_id": "a", "status": "PENDING", "message": "Job has not started yet."}
+    with running(Dashboard(states=[pending, RUNNING, ended("SUCCEEDED", 0)])) as server:
+        assert follow(JobsApi(server.url), "a", print).exit_status() == 0
+    assert "job a waits; in use on each node: 1.0/2.0 CPU, 0B/4.00GiB memory" in caplog.messages
+
+
 def test_waiting_for_a_job_does_not_ask_for_its_output() -> None:
     with running(Dashboard(states=[RUNNING, RUNNING, ended("SUCCEEDED", 0)])) as server:
         assert run(["jobs", "wait", "a", "--address", server.url]) == 0

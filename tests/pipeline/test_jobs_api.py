@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.pipeline import far_side
+from realcustom.pipeline import far_side, submission
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.jobs_api import JobsApi, find_address
+from realcustom.pipeline.packing import Package
 from realcustom.pipeline.submission import JobRequest, as_estimate, submit
-from tests.support.dashboard import Dashboard
+from tests.support.dashboard import GIB, Dashboard
 from tests.support.loopback import running
 
 
@@ -55,6 +61,27 @@ def test_a_job_is_sent_once_with_its_package(dashboard: Dashboard) -> None:
         submit(request, JobsApi(dashboard.url), wait_for_room=False)
 
 
+def test_a_package_over_the_limit_goes_to_the_store_once(
+    dashboard: Dashboard, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "LIMIT", 1000)
+    (tmp_path / "large").write_bytes(random.Random(0).randbytes(2000))
+    package = Package(root=tmp_path, files={"large": tmp_path / "large"}, sizes={"large": 2000})
+    for name in ("one", "two"):
+        request = JobRequest(arguments=["train"], name=name, package=package, storage=f"{bucket}/jobs")
+        submit(request, JobsApi(dashboard.url), wait_for_room=False)
+    [entry] = storage.list_files(f"{bucket}/jobs")
+    places = [job["runtime_env"]["working_dir"] for job in dashboard.submitted]  # type: ignore[index]
+    assert places == [entry.uri] * 2 and not dashboard.packages
+    with zipfile.ZipFile(io.BytesIO(storage.read_bytes(entry.uri))) as archive:
+        assert (
+            archive.read("large") == (tmp_path / "large").read_bytes() and ".realcustom-job/start" in archive.namelist()
+        )
+    request = JobRequest(arguments=["train"], name="three", package=package)
+    with pytest.raises(UsageError, match="over the limit"):
+        submit(request, JobsApi(dashboard.url), wait_for_room=False)
+
+
 @pytest.mark.parametrize(
     ("asked", "said"), [({"gpus": 1}, "1 GPU.*have 0 GPU"), ({"memory_gib": 9}, "9.0 GiB.*4.0 GiB")]
 )
@@ -65,6 +92,18 @@ def test_what_no_node_has_is_refused(dashboard: Dashboard, asked: dict[str, floa
     with pytest.raises(UsageError, match=f"{said}.*--wait-for-room"):
         submit(request, JobsApi(dashboard.url), wait_for_room=False)
     assert not dashboard.submitted
+    submit(request, JobsApi(dashboard.url), wait_for_room=True)
+    assert len(dashboard.submitted) == 1
+
+
+def test_a_cluster_that_may_grow_gets_the_job(dashboard: Dashboard, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    head = {"state": "ALIVE", "resources_total": {"memory": GIB}, "labels": {"ray.io/node-group": "headgroup"}}
+    dashboard.nodes = [head]
+    request = JobRequest(arguments=["train"], name="train-1", cpus=2)
+    submit(request, JobsApi(dashboard.url), wait_for_room=False)
+    assert len(dashboard.submitted) == 1
+    assert "asks one node for 2 CPU, and the 1 nodes" in caplog.text and "have 0 CPU; it waits" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -116,6 +155,18 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
         (
             ["submit", "--address", closed, "--estimate", "2", "--", "serve"],
             "--estimate: of preprocess and train a part",
+        ),
+        (
+            ["submit", "--address", closed, "--image", "a", "--package", "--", "train"],
+            "--package: Ray takes none along",
+        ),
+        (
+            ["submit", "--address", closed, "--image", "a", "--storage", "s3://b/c", "--", "train"],
+            "--storage is for a pack",
+        ),
+        (
+            ["submit", "--address", closed, "--storage", "/tmp/a", "--", "train"],
+            "--storage: each node reads the package",
         ),
         (["submit", "--address", closed, "--", "train"], f"no Ray cluster answers at {closed}"),
     ):
@@ -174,7 +225,9 @@ def test_an_image_s_job_checks_it_first(tmp_path: Path) -> None:
     assert done.returncode == 2 and "there and 2.7 here" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_an_estimate_is_the_verb_s_dry_run() -> None:
+def test_an_estimate_is_the_verb_s_dry_run(caplog: pytest.LogCaptureFixture) -> None:
     score = ["preprocess", "score", "--input", "a", "--hourly-price", "2"]
     assert as_estimate(score, 3) == [*score, "--dry-run", "3"]
+    assert not caplog.text
     assert as_estimate(["train", "--input", "a"], 3) == ["train", "--input", "a", "--dry-run"]
+    assert "3 has no effect" in caplog.text

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -12,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from realcustom.errors import UsageError
-from realcustom.pipeline.packing import check_size, content_name, find_package
+from realcustom.pipeline.packing import content_name, find_package
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -65,18 +70,36 @@ def test_equal_files_are_equal_bytes(tree: Path) -> None:
     assert content_name(find_package(tree).zipped({})) != content_name(first)
 
 
-def test_a_tree_over_the_limit_names_its_largest_files(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tree_over_the_limit_names_its_largest_files(tree: Path) -> None:
+    rng = random.Random(0)
     for number in range(12):
-        (tree / f"large-{number:02d}.bin").write_bytes(bytes(6_000_000 + number))
+        (tree / f"large-{number:02d}.bin").write_bytes(rng.randbytes(100_000 + 1000 * number))
+    (tree / "zeros.bin").write_bytes(bytes(1_000_000))  # next to nothing in a zip
     git(tree, "add", ".")
     package = find_package(tree)
     with pytest.raises(
-        UsageError, match=r"over the limit of 20 MB \(.*72 MB; the largest: large-11.bin 6.0 MB,"
+        UsageError,
+        match=r"over the limit of 1 MB \(.* files, 2 MB; the largest: zeros.bin 1.0 MB, large-11.bin 0.1 MB,",
     ) as error:
-        check_size(package, 20_000_000)
-    assert "large-02" in str(error.value) and "large-01" not in str(error.value), "ten of them"
-    check_size(package, None)
-    assert "72 MB" in caplog.text
+        package.zipped({}, 1_000_000)
+    assert "large-03" in str(error.value) and "large-02" not in str(error.value), "ten of them"
+    assert 1_200_000 < len(package.zipped({}, 2_000_000)) < 1_400_000, "it is the zip that counts"
+
+
+def test_our_own_package_holds_each_file_once_and_is_found_without_links(tmp_path: Path) -> None:
+    package = find_package(ROOT)
+    assert {
+        name.split("/")[1] for name in package.files if name.startswith("realcustom/") and name.count("/") > 1
+    } == set()
+    assert package.size < 40_000_000
+    for name, path in package.files.items():
+        if name.endswith(".py") and not name.startswith("tests/"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / name)
+    program = "from realcustom.pipeline import owned, packing; from realcustom.preprocessing import settings; print(owned.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], cwd="/", env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "pipeline" / "owned.py"), done.stderr
 
 
 def test_no_repository_is_said(tmp_path: Path) -> None:

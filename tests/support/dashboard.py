@@ -66,6 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, {"version": "4", "ray_version": self.server.version})
         if self.path.startswith("/api/v0/nodes"):
             return self._answer(200, {"data": {"result": {"result": self.server.nodes}}})
+        if self.path.startswith("/nodes"):
+            usage = {"1": "1.0/2.0 CPU\n0B/4.00GiB memory\n0B/1.00GiB object_store_memory"}
+            return self._answer(200, {"data": {"nodeLogicalResources": usage}})
         if self.path.endswith("/logs"):
             return self._answer(*self.server.logs())
         if self.path.startswith("/api/jobs/") and not self.path.endswith("/tail"):
