@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import unescape
@@ -28,7 +29,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 _FIELDS = [re.compile(rb"<%b>([^<]*)</%b>" % (name, name)) for name in (b"Key", b"Size", b"ETag")]  # of a listing
 _CONTENTS = re.compile(rb"<Contents>.*</Contents>", re.DOTALL)
 WRITE_ATTEMPTS = 10  # tries of a local write whose temporary file another process removes
-LISTING_ATTEMPTS = 8  # tries of a page of a listing, with growing waits: about a minute for an overloaded store
+PART = 64 * 2**20  # bytes: a larger object is written in parts
+PART_ATTEMPTS = 3  # tries of each of them, since one that fails would fail the whole object
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +54,21 @@ def is_remote(uri: str | Path) -> bool:
 def open_filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem of `uri` and the path within it. Raises UsageError for what cannot be a bucket's name."""
     if str(uri).startswith("s3://"):
-        bucket, _, key = str(uri).removeprefix("s3://").partition("/")
-        if not _BUCKET.fullmatch(bucket):
-            raise UsageError(f"{uri}: {bucket!r} cannot be a bucket's name")
+        bucket, key = split_uri(uri)
         # Only the bucket goes through a URI: ?, # and % in a key must not be parsed as parts of a URI, which would name
-        # another object or host. With a delayed open a small object is written by one PUT, a larger one in parts, which
-        # a killed process leaves in the store (docs/preprocessing/how-to.md says how to remove them).
-        filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}?allow_delayed_open=true")
+        # another object or host.
+        filesystem, _ = fs.FileSystem.from_uri(f"s3://{bucket}")
         return filesystem, f"{bucket}/{key}".rstrip("/")
     require_known(uri)
     return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).absolute())
+
+
+def split_uri(uri: str | Path) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI. Raises UsageError for what cannot be a bucket's name."""
+    bucket, _, key = str(uri).removeprefix("s3://").partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{uri}: {bucket!r} cannot be a bucket's name")
+    return bucket, key
 
 
 def require_known(uri: str | Path) -> None:
@@ -123,15 +132,26 @@ def read_bytes(uri: str | Path) -> bytes:
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write atomically, folders made as needed: a temporary file renamed into place, or one object."""
-    filesystem, path = open_filesystem(uri)
-    if is_remote(uri):
-        with filesystem.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
-        return
+    if str(uri).startswith("s3://"):
+        return _write_object(str(uri), data)
+    path = open_filesystem(uri)[1]
     for _ in range(WRITE_ATTEMPTS - 1):
         with contextlib.suppress(FileNotFoundError):  # another run cleaned up between two lines of ours
             return _write_local(path, data)
     _write_local(path, data)
+
+
+def _write_object(uri: str, data: bytes) -> None:
+    """A stream of pyarrow's would write what it has, or nothing, where an error or a Ctrl-C ends its use."""
+    from boto3.s3.transfer import TransferConfig
+
+    bucket, key = split_uri(uri)
+    if len(data) < PART:
+        s3_client().put_object(Bucket=bucket, Key=key, Body=data)
+        return
+    # an upload that is not finished is aborted
+    parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART)
+    s3_client(PART_ATTEMPTS).upload_fileobj(io.BytesIO(data), bucket, key, Config=parts)
 
 
 def _write_local(path: str, data: bytes) -> None:
@@ -178,30 +198,46 @@ def remove_partial_files(uri: str | Path) -> None:
                 path.unlink()
 
 
-def list_files(uri: str | Path, recursive: bool = True) -> list[FileEntry]:
+def once(act: Callable[[], T]) -> T:
+    """`act()`: what reads a listing's pages where nothing is tried again."""
+    return act()
+
+
+def list_files(
+    uri: str | Path, recursive: bool = True, attempt: Callable[[Callable[[], Any]], Any] = once
+) -> list[FileEntry]:
     """All files below `uri`, sorted by name; files being written (`.tmp-*`) are left out.
 
-    Raises FileNotFoundError if the folder does not exist.
+    Args:
+        attempt: calls what reads a page of a store's listing, or a local one as a whole, as often as is needed.
+    Raises:
+        FileNotFoundError: the folder does not exist.
     """
     if is_remote(uri):
-        return _list_objects(str(uri), recursive)
+        return _list_objects(str(uri), recursive, attempt)
     _, root = open_filesystem(uri)
     if not os.path.isdir(root):
         raise MissingFile(f"no folder at {uri}")
-    return sorted(_walk(root, "", recursive), key=lambda entry: entry.name)
+    files: list[FileEntry] = attempt(lambda: sorted(_walk(root, "", recursive), key=lambda entry: entry.name))
+    return files
 
 
-def list_names(uri: str | Path) -> list[str]:
+def list_names(uri: str | Path, attempt: Callable[[Callable[[], Any]], Any] = once) -> list[str]:
     """Names of the files directly in a folder, sorted, as in `list_files`; no file's metadata is read.
 
     Raises FileNotFoundError if the folder does not exist.
     """
     if is_remote(uri):
-        return [entry.name for entry in _list_objects(str(uri), recursive=False)]
+        return [entry.name for entry in _list_objects(str(uri), recursive=False, attempt=attempt)]
     _, root = open_filesystem(uri)
-    try:
+
+    def scan() -> list[str]:
         with os.scandir(root) as found:
             return sorted(item.name for item in found if not item.name.startswith(".tmp-") and not item.is_dir())
+
+    try:
+        names: list[str] = attempt(scan)
+        return names
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFile(f"no folder at {uri}") from None
 
@@ -220,20 +256,25 @@ def first_beginning(prefix: str) -> str | None:
     return f"s3://{bucket}/{found[0][0]}" if found else None
 
 
-def s3_client() -> Any:
-    """A boto3 client of the environment's store, made once: it takes a good part of a second."""
-    keys = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE", "DEFAULT_REGION", "REGION")
-    names = ("AWS_ENDPOINT_URL", *(f"AWS_{key}" for key in keys))
-    return _client_of(*(os.environ.get(name) for name in names))
+def s3_client(attempts: int = 1) -> Any:
+    """A boto3 client of the environment's store, made once: it takes a good part of a second.
+
+    Args:
+        attempts: tries of each request; those of `Store` multiply with them.
+    """
+    return _client_of(attempts, tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 
 @functools.lru_cache(maxsize=4)
-def _client_of(*settings: str | None) -> Any:
+def _client_of(attempts: int, environment: tuple[tuple[str, str], ...]) -> Any:
     import boto3
     from botocore.config import Config
 
-    retries = {"mode": "standard", "total_max_attempts": LISTING_ATTEMPTS}
-    client = boto3.Session().client("s3", config=Config(retries=retries))
+    # not all stores know the checksums that are sent unasked
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts}, request_checksum_calculation="when_required"
+    )
+    client = boto3.Session().client("s3", config=config)
     # under this name it comes before botocore's own handlers, of which one parses the whole page
     client.meta.events.register("before-parse.*.ListObjectsV2", _read_page)
     return client
@@ -306,29 +347,37 @@ def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[FileEntry]:
             yield FileEntry(name=name, uri=item.path, size=stat.st_size, version=str(stat.st_mtime_ns))
 
 
-def _list_objects(uri: str, recursive: bool) -> list[FileEntry]:
+def _list_objects(uri: str, recursive: bool, attempt: Callable[[Callable[[], Any]], Any]) -> list[FileEntry]:
     base = uri.rstrip("/") + "/"
     entries = [
         FileEntry(name=name, uri=base + name, size=size, version=version)
-        for page in object_pages(uri, recursive)
+        for page in object_pages(uri, recursive, attempt)
         for name, size, version in page
     ]
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def object_pages(uri: str, recursive: bool = True) -> Iterator[list[tuple[str, int, str]]]:
+def object_pages(
+    uri: str, recursive: bool = True, attempt: Callable[[Callable[[], Any]], Any] = once
+) -> Iterator[list[tuple[str, int, str]]]:
     """Name, size and version of all objects below `uri`, as a store lists them, mostly by name.
 
-    Raises MissingFile where there is nothing.
+    Args:
+        attempt: calls what asks for a page as often as is needed: a long listing does not begin anew.
+    Raises:
+        MissingFile: there is nothing.
     """
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     client = s3_client()  # pyarrow's listing has no ETag
     # with a delimiter the store leaves out keys in folders below, which would fill the pages of 1000 keys
-    options = {} if recursive else {"Delimiter": "/"}
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
-    exists = False
-    for page in pages:
+    options = {"Bucket": bucket, "Prefix": prefix, **({} if recursive else {"Delimiter": "/"})}
+    exists, more = False, True
+    while more:
+        page = attempt(functools.partial(client.list_objects_v2, **options))
+        more = bool(page.get("IsTruncated"))
+        if more:
+            options["ContinuationToken"] = page["NextContinuationToken"]
         exists = exists or bool(page.get("Files") or page.get("CommonPrefixes"))
         below = len(prefix)
         yield [

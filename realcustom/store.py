@@ -113,7 +113,11 @@ class Store:
         """`action(uri)`, with retries; `doing` names the operation in a refusal's message."""
         uri = str(uri)
         with refusals(doing, uri):
-            return retry(lambda: action(uri), self.retries, is_transient)
+            return self.attempt(lambda: action(uri))
+
+    def attempt(self, act: Callable[[], T]) -> T:
+        """`act()`, with retries; its error as it is."""
+        return retry(act, self.retries, is_transient)
 
     def read(self, uri: str | Path) -> bytes:
         """A whole file."""
@@ -149,12 +153,14 @@ class Store:
 
     def list_files(self, uri: str | Path, recursive: bool = True) -> list[FileEntry]:
         """All files below a folder, sorted by name. Raises MissingFile if it does not exist."""
-        return self.call(lambda place: storage.list_files(place, recursive), uri, "list")
+        with refusals("list", str(uri)):
+            return storage.list_files(uri, recursive, self.attempt)
 
     def list_names(self, uri: str | Path) -> list[str]:
         """Names of the files directly in a folder, sorted; none where it does not exist."""
         try:
-            return self.call(storage.list_names, uri, "list")
+            with refusals("list", str(uri)):
+                return storage.list_names(uri, self.attempt)
         except FileNotFoundError:
             return []
 
@@ -228,7 +234,7 @@ def check_readable(uri: str) -> None:
     patience = {
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": 2 * CONNECT_SECONDS,
-        "retries": {"total_max_attempts": 3},
+        "retries": {"total_max_attempts": 1},
     }
 
     def list_one() -> None:

@@ -21,7 +21,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing.inputs import files_of
 from realcustom.preprocessing.pictures import EXTENSIONS, FIRST_BYTES, UNDECODED_EXTENSIONS, looks_like_picture
 from realcustom.storage import FileEntry
-from realcustom.store import OF_ONE_FILE, Store
+from realcustom.store import OF_ONE_FILE, Store, refusals
 
 FIRST = 10  # names that are kept of what is counted
 _SYSTEM_FOLDERS = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -62,11 +62,6 @@ class NotRead:
         if len(self.first) < FIRST:
             self.first.append(shown(name))
 
-    def clear(self) -> None:
-        """Forget all."""
-        self.kinds.clear()
-        self.first.clear()
-
     def to_dict(self) -> dict[str, Any]:
         """As `not_read` in report.json: kind -> number, and `first`: the first names."""
         return {**dict(sorted(self.kinds.items())), "first": self.first}
@@ -83,15 +78,12 @@ def list_corpus(uri: str, store: Store, not_read: NotRead) -> Entries:
     if not storage.is_remote(uri):
         return Entries.of(base, _Walk(uri, not_read).files())
 
-    def listed(place: str) -> Entries:
-        not_read.clear()  # this may be another try
+    with refusals("list", uri):
         pages = (
             page if _none_hidden(page) else [row for row in page if _visible(row[0], not_read)]
-            for page in storage.object_pages(place)
+            for page in storage.object_pages(uri, attempt=store.attempt)
         )
         return Entries.of_pages(base, pages)
-
-    return store.call(listed, uri, "list")
 
 
 class _Walk:

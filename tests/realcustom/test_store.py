@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -10,12 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from realcustom import storage
+from realcustom.conditional import age_of, put_if_absent, remove
 from realcustom.errors import MissingFile, UsageError
 from realcustom.identity import model_identity
 from realcustom.parquet import ParquetFile
 from realcustom.retry import RetrySettings
 from realcustom.store import ChunkedFile, StorageRefused, Store, check_readable
 from tests.support.loopback import LoopbackServer, running
+
+MINUTE_AND_A_HALF = 95.0
 
 
 @pytest.fixture
@@ -90,6 +99,78 @@ class _OneFileOnly(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Overloaded(BaseHTTPRequestHandler):
+    """A store that answers 503 for ever."""
+
+    server: Overloaded
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.answers += 1
+        body = b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>"
+        self.send_response_only(503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_DELETE = _answer
+
+
+class Overloaded(LoopbackServer):
+    """Counts its answers."""
+
+    answers = 0
+
+    def __init__(self) -> None:
+        super().__init__(_Overloaded)
+
+
+@contextlib.contextmanager
+def overloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Overloaded]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with running(Overloaded()) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("doing", "act"),
+    [
+        ("list", lambda store: store.list_files("s3://bucket/a")),
+        ("list", lambda store: store.list_names("s3://bucket/a")),
+        ("write", lambda store: store.write("s3://bucket/a", b"1")),
+        ("write", lambda store: put_if_absent("s3://bucket/a", b"1", store)),
+        ("read", lambda store: age_of("s3://bucket/a", store)),
+        ("delete", lambda store: remove("s3://bucket/a", store)),
+    ],
+)
+def test_a_store_that_answers_503_for_ever_is_said_in_time(
+    doing: str, act: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The waits are ours alone, a minute and a half in all, and each try is one request."""
+    waits: list[float] = []
+    monkeypatch.setattr("realcustom.retry.time.sleep", waits.append)  # boto3's too
+    with overloaded(monkeypatch) as server:
+        with pytest.raises(StorageRefused, match=f"cannot {doing} s3://bucket/a: "):
+            act(Store())
+        assert server.answers == Store().retries.attempts
+    assert 60 < sum(waits) < MINUTE_AND_A_HALF
+
+
+@pytest.mark.slow  # pyarrow waits for some seconds at each try
+def test_so_is_one_of_which_a_whole_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    once, retries = Store(RetrySettings(attempts=1)), RetrySettings()
+    begun = time.monotonic()
+    with overloaded(monkeypatch), pytest.raises(StorageRefused, match=r"cannot read s3://bucket/a: "):
+        once.read("s3://bucket/a")
+    tries = retries.attempts * (time.monotonic() - begun)
+    assert tries + sum(retries.wait(attempt) for attempt in range(1, retries.attempts)) < 150, "docs/runbook.md"
+
+
 def test_a_file_that_may_be_read_is_readable_where_its_folder_may_not_be_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -112,3 +193,39 @@ def test_a_models_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setattr("realcustom.identity.open", refuse, raising=False)  # a superuser may read every file
     with pytest.raises(StorageRefused, match=r"cannot read .*config\.json: no permission"):
         model_identity(str(tmp_path))
+
+
+def test_ctrl_c_while_an_object_is_written_leaves_the_one_before(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    uri, client = f"{bucket}/a", boto3.client("s3")
+    storage.write_bytes(uri, b"before")
+    monkeypatch.setattr(storage, "PART", 5 * 2**20)  # the least that stores take
+    data = bytes(11 * 2**20)
+    send = storage.s3_client(storage.PART_ATTEMPTS).meta.events
+
+    pressed, main = threading.Event(), threading.get_ident()
+
+    def interrupt(**_: object) -> None:  # in a thread; what is pressed is for the main one
+        if not pressed.is_set():
+            pressed.set()
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.3)
+
+    send.register("before-call.s3.UploadPart", interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            storage.write_bytes(uri, data)
+    finally:
+        send.unregister("before-call.s3.UploadPart", interrupt)
+    assert pressed.is_set() and storage.read_bytes(uri) == b"before"
+    assert not client.list_multipart_uploads(Bucket=bucket.removeprefix("s3://")).get("Uploads"), "it is aborted"
+    storage.write_bytes(uri, data)
+    assert storage.read_bytes(uri) == data
+
+
+def test_another_role_is_another_client(object_store: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = storage.s3_client()
+    assert storage.s3_client() is first
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/other")
+    assert storage.s3_client() is not first
