@@ -8,6 +8,7 @@ the same time and memory holds a few units.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import socket
@@ -65,27 +66,28 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     bundles = math.ceil(len(units) / bundle_size(len(units), places))
     dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=bundles)
     dataset.context.enable_progress_bars = False
-    deaths, metrics = start_counting(job.name), StageMetrics(job.name)
+    deaths, metrics = start_counting(job.name), StageMetrics(job.name, job.directory.rpartition("/")[2], len(units))
     if job.models:
         dataset = _with_models(dataset, job, deaths, workers)
     elif job.units_at_once > 1:
         dataset = _several_at_once(dataset, job, deaths, workers)
     else:
         dataset = _without_models(dataset, job, deaths, bundles)
-    for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
-        if row["refusal"] or row["bug"]:
-            metrics.unit_ended("failed")
-        if row["refusal"]:
-            raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
-        if row["bug"]:
-            raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
-        if row["taken"] and not row["counts"]:
-            metrics.unit_ended("taken")
-            continue
-        counts = Counts.from_dict(json.loads(row["counts"]))
-        metrics.unit_done(counts)
-        yield counts
+    with contextlib.closing(metrics):
+        for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
+            if row["refusal"] or row["bug"]:
+                metrics.unit_ended("failed")
+            if row["refusal"]:
+                raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
+            if row["bug"]:
+                raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
+            if row["taken"] and not row["counts"]:
+                metrics.unit_ended("taken")
+                continue
+            counts = Counts.from_dict(json.loads(row["counts"]))
+            metrics.unit_done(counts)
+            yield counts
 
 
 def _node() -> str:

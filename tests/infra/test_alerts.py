@@ -49,6 +49,14 @@ def test_each_alert_is_on_metrics_that_there_are_and_has_a_section_of_the_runboo
         assert page == "docs/runbook.md" and section in sections, alert["alert"]
 
 
+def test_each_section_of_the_runbook_has_few_commands_and_an_end() -> None:
+    sections = (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]
+    assert len(sections) >= 14
+    for section in sections:
+        commands = [line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+        assert len(commands) <= 3 and "It is over when" in section.replace("\n", " "), section.partition("\n")[0]
+
+
 def test_ray_has_the_metrics_of_its_own_that_alerts_are_on() -> None:
     import ray
 
@@ -61,11 +69,9 @@ def test_each_alert_has_a_case_that_fires_it_and_one_that_does_not() -> None:
     for test in yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())["tests"]:
         for case in test["alert_rule_test"]:
             cases.setdefault(case["alertname"], set()).add(bool(case["exp_alerts"]))
-            stages = {
-                stage for series in test["input_series"] for stage in re.findall('stage="(.*?)"', series["series"])
-            }
-            if len(stages) > len(case["exp_alerts"]):
-                cases[case["alertname"]].add(False)  # the other stage's values do not fire it
+            runs = {run for series in test["input_series"] for run in re.findall('run="(.*?)"', series["series"])}
+            if len(runs) > len(case["exp_alerts"]):
+                cases[case["alertname"]].add(False)  # the other run's values do not fire it
     assert cases == {alert["alert"]: {True, False} for alert in ALERTS}
 
 
@@ -78,7 +84,7 @@ def test_promtool_finds_no_mistake_and_finds_one_that_is_planted(tmp_path: Path)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     text = (FOLDER / "alerts.yaml").read_text()
     for wrong, arguments in (
-        (text.replace("sum by (stage) (increase", "sum by (stage (increase"), ("check", "rules", "alerts.yaml")),
+        (text.replace("sum by (run) (increase", "sum by (run (increase"), ("check", "rules", "alerts.yaml")),
         (text.replace("> 0.05", "> 0.5"), ("test", "rules", "alerts_test.yaml")),
     ):
         (tmp_path / "alerts.yaml").write_text(wrong)

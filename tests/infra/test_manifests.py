@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ import jsonschema
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+
+from realcustom.pipeline.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
@@ -84,7 +88,7 @@ def test_kubernetes_takes_its_own_resources_and_every_pod(composed: dict[str, li
     for resource in (each for resources in composed.values() for each in of_kubernetes(resources)):
         check_kubernetes(resource)
         kinds.add(resource["kind"])
-    assert kinds == {"ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod"}
+    assert kinds == {"Namespace", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "Pod"}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_what_is_written_once_is_the_same_everywhere(composed: dict[str, list[di
                 assert own in (None, cluster), each["metadata"]["name"]
         images = {container["image"] for each in resources for pod in pods(each) for container in pod["containers"]}
         assert {image.rpartition("-")[0] for image in images} == {"registry.example/realcustom:0.1.0"}, overlay
-        for group in cluster["workerGroupSpecs"]:
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             [shm] = [each for each in group["template"]["spec"]["volumes"] if each["name"] == "shm"]
             size = shm["emptyDir"]["sizeLimit"]
             unit = {"Gi": 2**30, "Mi": 2**20}[size[-2:]]
@@ -155,9 +159,59 @@ def test_jobs_wait_for_a_queue_and_leave_no_cluster(composed: dict[str, list[dic
     for resources in composed.values():
         jobs = {each["metadata"]["name"]: each["spec"] for each in resources if each["kind"] == "RayJob"}
         assert set(jobs) == {"ingest", "score", "select", "caption", "subjects", "encode", "train", "evaluate"}
-        for spec in jobs.values():
-            assert spec["suspend"] and spec["activeDeadlineSeconds"] and spec["backoffLimit"]
+        for name, spec in jobs.items():
+            assert spec["suspend"] and spec["backoffLimit"]
+            assert spec["activeDeadlineSeconds"] >= (15 if name == "train" else 1) * 24 * 3600
             assert {rule["policy"] for rule in spec["deletionStrategy"]["deletionRules"]} == {"DeleteCluster"}
+
+
+def submitters(resources: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of every job: what it runs, and the pod that submits it."""
+    for each in resources:
+        if each["kind"] in ("RayJob", "RayCronJob"):
+            spec = each["spec"].get("jobTemplate", each["spec"])
+            yield spec["entrypoint"], spec["submitterPodTemplate"]
+
+
+def test_what_submits_a_job_may_reach_the_dashboard(composed: dict[str, list[dict[str, Any]]]) -> None:
+    for resources in composed.values():
+        [policy] = [each["spec"] for each in resources if each["kind"] == "NetworkPolicy"]
+        labels = [
+            one["podSelector"]["matchLabels"]
+            for rule in policy["ingress"]
+            for one in rule.get("from", ())
+            if "podSelector" in one
+        ]
+        pods_of_jobs = list(submitters(resources))
+        assert len(pods_of_jobs) == 9
+        assert all(pod["metadata"]["labels"] in labels for _, pod in pods_of_jobs)
+
+
+def test_the_submitter_s_shell_knows_every_variable_of_a_job(composed: dict[str, list[dict[str, Any]]]) -> None:
+    """KubeRay writes the entrypoint into that shell's command line as it is."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for overlay, resources in composed.items():
+        for entrypoint, pod in submitters(resources):
+            [container] = pod["spec"]["containers"]
+            assert {"configMapRef": {"name": "realcustom-run"}} in container["envFrom"]
+            given = {one["name"]: one["value"] for one in container.get("env") or ()}
+            named = set(re.findall(r"\$(RC_[A-Z]+)", entrypoint))
+            assert all(name in page for name in named)
+            variables = {**dict.fromkeys(named, "s3://b/a b"), **given, "PATH": os.environ["PATH"]}
+            program = f"python() {{ printf '%s\\n' \"$@\"; }}; {entrypoint}"
+            command = ["bash", "-ce", "--", program]
+            said = subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout.split("\n")
+            assert said[said.index("--recipe") + 1] == ("photos_sd15" if overlay == "gpu" else "sprites")
+            assert said[said.index("--output") + 1] == "s3://b/a b"
+
+
+def test_what_needs_a_gpu_is_where_there_are_some(composed: dict[str, list[dict[str, Any]]]) -> None:
+    for overlay, resources in composed.items():
+        [cluster] = [each["spec"] for each in resources if each["kind"] == "RayCluster"]
+        groups = [group["template"]["spec"]["containers"][0]["resources"] for group in cluster["workerGroupSpecs"]]
+        assert any("nvidia.com/gpu" in group["limits"] for group in groups) == (overlay == "gpu")
+        assert any(each["kind"] == "RayService" for each in resources) == (overlay == "gpu")
+    assert RECIPES["photos_sd15"]().train.use_gpu and not RECIPES["sprites"]().train.use_gpu
 
 
 def test_no_work_on_the_head_and_token_always(composed: dict[str, list[dict[str, Any]]]) -> None:
@@ -172,9 +226,8 @@ def test_no_work_on_the_head_and_token_always(composed: dict[str, list[dict[str,
 
 def test_the_endpoint_is_that_of_serve_yaml(composed: dict[str, list[dict[str, Any]]]) -> None:
     own = yaml.safe_load((ROOT / "infra" / "serve.yaml").read_text())
-    for resources in composed.values():
-        [service] = [each["spec"] for each in resources if each["kind"] == "RayService"]
-        assert yaml.safe_load(service["serveConfigV2"]) == own
+    [service] = [each["spec"] for each in composed["gpu"] if each["kind"] == "RayService"]
+    assert yaml.safe_load(service["serveConfigV2"]) == own
 
 
 def test_no_secret_is_in_a_manifest(composed: dict[str, list[dict[str, Any]]]) -> None:
