@@ -20,6 +20,7 @@ Writes benchmarks/results/cluster.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +40,6 @@ from cluster_node_loss import node_loss, stage_node_loss
 
 from realcustom import storage
 from realcustom.model_cache import pin
-from realcustom.pipeline import owned
 from realcustom.pipeline.local_cluster import BUCKET, local_cluster
 from realcustom.pipeline.packing import content_name, find_package
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
@@ -47,6 +48,7 @@ sys.path.insert(0, str(record.ROOT))  # `tests`, whose proxy and store are used
 
 RESULTS = record.RESULTS / "cluster.json"
 PATIENCE = 600
+MARK = "REALCUSTOM_BENCHMARK_ENDING"  # variable that all processes of one ending inherit
 
 
 def command(*arguments: str) -> list[str]:
@@ -207,11 +209,12 @@ def _left_after(kind: str, of_cluster: bool) -> int:
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # SPT_NOENV: a process of Ray's that gives itself a name keeps its environment readable
+        env={**os.environ, MARK: (mark := uuid.uuid4().hex), "SPT_NOENV": "1"},
     )
     assert process.stdin is not None and process.stdout is not None
     assert "ready\n" in process.stdout
-    tree = owned.descendants([process.pid])
-    assert len(tree) > 3, "Ray runs"
+    assert len(_marked(mark)) > 3, "Ray runs"
     if kind == "exception":
         process.stdin.write("\n")
         process.stdin.flush()
@@ -221,15 +224,23 @@ def _left_after(kind: str, of_cluster: bool) -> int:
     process.stdin.close()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while owned.alive(tree) and time.monotonic() < deadline:
+    while _marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return len(owned.alive(tree))
+    return len(_marked(mark))
 
 
-UNITS, UNIT = (
-    512,
-    250,
-)  # of a stage that two clients share, and pictures of each: over a minute, beside a start of seconds
+def _marked(mark: str) -> list[int]:
+    """Processes that run and have inherited the mark, whenever they were started and whoever their parent is."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended just now
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+# of a stage that two clients share, and pictures of each: over a minute, beside a start of seconds
+UNITS, UNIT = 512, 250
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "exception")
 ENDED = """
 from realcustom.pipeline.{module} import {name}

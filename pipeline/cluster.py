@@ -62,14 +62,15 @@ def start_local(num_cpus: int | None = None) -> str:
 
     cpus = num_cpus or local_cpus()
     before = owned.descendants([os.getpid()])
-    try:
-        address = _init_local(cpus)
-    except Exception as error:  # a busy machine sometimes misses Ray's fixed time limits
-        logger.warning("Ray did not start (%s); trying once more", error)
-        ray.shutdown()
-        address = _init_local(cpus)
-    # Ray itself leaves two helpers behind where this process is killed
-    owned.watch([process.pid for process in owned.descendants([os.getpid()]) - before])
+    with owned.watching_what_is_started():
+        try:
+            address = _init_local(cpus)
+        except Exception as error:  # a busy machine sometimes misses Ray's fixed time limits
+            logger.warning("Ray did not start (%s); trying once more", error)
+            ray.shutdown()
+            address = _init_local(cpus)
+        # Ray itself leaves two helpers behind where this process is killed
+        owned.watch([process.pid for process in owned.descendants([os.getpid()]) - before])
     return address
 
 

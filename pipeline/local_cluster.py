@@ -24,8 +24,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from realcustom.conditional import put_if_absent
 from realcustom.errors import UsageError
 from realcustom.pipeline import owned
+from realcustom.store import Store
 
 HOST = "127.0.0.1"
 BUCKET = "realcustom"
@@ -259,7 +261,4 @@ def _make_token() -> None:
         return
     place = Path.home() / ".ray" / "auth_token"
     place.parent.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(uuid.uuid4().hex)
+    put_if_absent(str(place), uuid.uuid4().hex.encode(), Store())  # whole at once: another one may start now

@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 PATIENCE_SECONDS = 5.0  # from SIGTERM to SIGKILL
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
 
 
 class Process(NamedTuple):
@@ -61,9 +61,26 @@ def watch(roots: Collection[int], folder: str | None = None) -> None:
     Args:
         folder: is removed then; None: nothing is.
     """
-    arguments = [str(os.getpid()), folder or "", *map(str, roots)]
+    watcher = _watcher(roots, folder)
+    watcher.returncode = 0  # it outlives us by design: Python is not to warn of that
+
+
+@contextlib.contextmanager
+def watching_what_is_started() -> Iterator[None]:
+    """A context of which all that this process starts in it is ended, if this process ends meanwhile."""
+    before = [process.pid for process in descendants([os.getpid()]) if process.pid != os.getpid()]
+    watcher = _watcher([os.getpid()], None, before)
+    try:
+        yield
+    finally:
+        watcher.kill()
+        watcher.wait()
+
+
+def _watcher(roots: Collection[int], folder: str | None, besides: Collection[int] = ()) -> subprocess.Popen[bytes]:
+    arguments = [str(os.getpid()), folder or "", ",".join(map(str, roots)), ",".join(map(str, besides))]
     # a session of its own: what a terminal sends to the owner does not end the watcher
-    watcher = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-ESs", __file__, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -71,7 +88,6 @@ def watch(roots: Collection[int], folder: str | None = None) -> None:
         start_new_session=True,
         cwd="/",
     )
-    watcher.returncode = 0  # it outlives us by design: Python is not to warn of that
 
 
 def _grown(known: set[Process]) -> set[Process]:
@@ -127,16 +143,19 @@ def _table() -> dict[int, _Entry]:
     return table
 
 
-def _watch_until_gone(owner: int, folder: str, roots: Collection[int]) -> None:
-    known = descendants(roots)
+def _watch_until_gone(owner: int, folder: str, roots: Collection[int], besides: Collection[int]) -> None:
+    known, spared = descendants(roots), descendants([*besides, os.getpid()])
     while os.getppid() == owner:
+        _grown(spared)
         if not _grown(known):
             return  # they ended before their owner
         time.sleep(_POLL_SECONDS)
-    end(known)
+    _grown(spared)
+    end(known - spared)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    _watch_until_gone(int(sys.argv[1]), sys.argv[2], [int(pid) for pid in sys.argv[3:]])
+    _roots, _besides = ([int(pid) for pid in text.split(",") if pid] for text in sys.argv[3:5])
+    _watch_until_gone(int(sys.argv[1]), sys.argv[2], _roots, _besides)

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from realcustom import storage
 from realcustom.checkpoint import adapter_sha256
+from realcustom.pipeline import local_cluster as local_cluster_module
 from realcustom.pipeline import owned
 from realcustom.pipeline.jobs_api import JobsApi
 from realcustom.pipeline.local_cluster import LocalCluster, free_ports, local_cluster
@@ -35,6 +37,24 @@ PATIENCE = 300
 def test_chosen_ports_are_free_and_different() -> None:
     ports = free_ports(40)
     assert len(set(ports)) == 40
+
+
+def test_a_token_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    place, write, seen = tmp_path / ".ray" / "auth_token", os.fdopen, []
+
+    def looked_at(*arguments: Any) -> Any:
+        seen.append(place.exists() and place.read_text())
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "fdopen", looked_at)
+    local_cluster_module._make_token()
+    first = place.read_text()
+    assert seen == [False] and len(first) == 32 and place.stat().st_mode & 0o777 == 0o600
+    local_cluster_module._make_token()
+    assert place.read_text() == first and [path.name for path in place.parent.iterdir()] == ["auth_token"]
 
 
 @pytest.fixture(scope="module")

@@ -75,3 +75,30 @@ def test_end_takes_what_is_started_meanwhile() -> None:
     owned.end({next(each for each in tree if each.pid == process.pid)})
     process.wait()
     assert not alive(tree)
+
+
+def test_a_start_is_watched_but_not_what_was_there_before() -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "from realcustom.pipeline import owned\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "before = subprocess.Popen(sleep)\n"
+        "with owned.watching_what_is_started():\n"
+        "    time.sleep(0.6)\n"  # the watcher looks from now on
+        "    started = subprocess.Popen(sleep)\n"
+        "    time.sleep(0.6)\n"
+        "    print(before.pid, started.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    before, started = (descendants([int(pid)]) for pid in process.stdout.readline().split())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while alive(started):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert alive(before)
+    owned.end(before, 0)
