@@ -48,7 +48,9 @@ take_pip_settings() {
     local extra_indexes=${PIP_EXTRA_INDEX_URL:-$(pip_setting extra-index-url)}
     local index=${PIP_INDEX_URL:-$(pip_setting index-url)}
     local certificates=${PIP_CERT:-$(pip_setting cert)}
+    # shellcheck disable=SC2086 # several, with spaces between them
     links=$(existing $links)
+    # shellcheck disable=SC2086
     extra_indexes=$(existing $extra_indexes)
     if [[ -n $links && -z ${UV_FIND_LINKS:-} ]]; then export UV_FIND_LINKS=${links// /,}; fi
     if [[ -n $index && -z ${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-} ]]; then export UV_DEFAULT_INDEX=$index; fi

@@ -53,7 +53,9 @@ def test_each_section_of_the_runbook_has_few_commands_and_an_end() -> None:
     sections = (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]
     assert len(sections) >= 14
     for section in sections:
-        commands = [line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+        commands = [
+            line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()
+        ]
         assert len(commands) <= 3 and "It is over when" in section.replace("\n", " "), section.partition("\n")[0]
 
 

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "infra" / "image" / "Dockerfile"
 STEPS = ROOT / "infra" / "image" / "steps.sh"
+INSTALL = ROOT / "infra" / "install.sh"
 
 
 def stages() -> dict[str, tuple[str, list[str]]]:
@@ -58,18 +59,21 @@ def test_every_step_that_is_called_is_one() -> None:
     [
         ("hadolint", FILE, ("USER 1000", "RUN apt-get install vim\nUSER root")),
         ("shellcheck", STEPS, ('"$1/bin/', "$1/bin/")),
+        ("shellcheck", INSTALL, ('--clear "$venv"', "--clear $venv")),
     ],
 )
 def test_a_linter_finds_no_mistake_and_finds_one_that_is_planted(
     program: str, file: Path, planted: tuple[str, str], tmp_path: Path
 ) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"needs {program}")
-    checked = subprocess.run([program, file], capture_output=True, text=True)
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    linter = shutil.which(program, path=beside)
+    if linter is None:
+        pytest.skip(f"needs {program}, of the development tools")
+    checked = subprocess.run([linter, file], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
     wrong = tmp_path / file.name
     wrong.write_text(file.read_text().replace(*planted))
-    assert subprocess.run([program, wrong], capture_output=True).returncode != 0
+    assert subprocess.run([linter, wrong], capture_output=True).returncode != 0
 
 
 AS_IN_THE_IMAGE = """
