@@ -17,6 +17,8 @@ from realcustom.pipeline import owned
 LOCAL_CPUS = 8  # logical CPUs of an embedded cluster, at least: actor pools of a pipeline wait for each other on fewer
 PATIENCE_SECONDS = 5.0  # for an address to accept a connection
 
+NODE_GROUP = "ray.io/node-group"  # label of a node that KubeRay or Ray's launcher made, which may add others
+
 NO_DASHBOARD = "http://127.0.0.1:9"  # where nothing answers: an embedded cluster has none
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,5 @@
-"""Whether this machine has what a command asks for, where no other machine can be added. torch is imported where it is asked."""
+"""Whether a machine, or a cluster, has what a command asks for, where no other can be added. torch and Ray are imported where they
+are asked."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from realcustom.errors import UsageError
 from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
-from realcustom.pipeline.cluster import is_embedded, local_cpus
+from realcustom.pipeline.cluster import NODE_GROUP, is_embedded, local_cpus
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.settings import Device, PreprocessSettings
 from realcustom.training.settings import TrainSettings
@@ -36,6 +37,30 @@ def check_stages(stages: Sequence[Stage], settings: PreprocessSettings, local: b
         require_gpus(1, "preprocess.compute.device=cuda", "set preprocess.compute.device=cpu")
     if not local:
         _require_cpus(compute.threads, f"preprocess.compute.threads={compute.threads}")
+
+
+def check_drawing(workers: int, address: str | None) -> None:
+    """Raise UsageError if workers that draw on a GPU each would wait for ever on an embedded cluster."""
+    if is_embedded(address):
+        require_gpus(workers, f"--workers {workers} --gpu", "leave --gpu out")
+
+
+def require_gpu_node(setting: str, way_out: str) -> None:
+    """Raise UsageError if the cluster that this process is connected to has no node with a GPU and is not known to grow.
+
+    Args:
+        setting: what asks for one, as `train.use_gpu=true`.
+        way_out: what to set instead, as part of a sentence.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if any(node["Resources"].get("GPU", 0) > 0 or NODE_GROUP in node["Labels"] for node in nodes):
+        return
+    raise UsageError(
+        f"{setting} asks for a GPU, and none of the cluster's {len(nodes)} nodes has one: {way_out}, or name a cluster that has "
+        "some with --address"
+    )
 
 
 def check_serving(settings: ServeSettings, address: str | None) -> None:

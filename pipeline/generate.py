@@ -19,6 +19,7 @@ from PIL import Image
 
 from realcustom import config
 from realcustom.errors import UsageError, require_all
+from realcustom.pipeline import output_folder
 from realcustom.pipeline.configure import to_yaml
 from realcustom.pipeline.devices import check_device
 from realcustom.pipeline.inputs import (
@@ -29,7 +30,7 @@ from realcustom.pipeline.inputs import (
     require_sides,
 )
 from realcustom.sampling import KNOBS, SamplingParams
-from realcustom.store import Store, check_writable, refusals
+from realcustom.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ def free_folder(folder: Path) -> Path:
     return folder if not folder.exists() else next(name for name in names if not name.exists())
 
 
-def check(request: Request, output: Path, overwrite: bool = False) -> list[Image.Image]:
+def check(request: Request, output: str, overwrite: bool = False) -> list[Image.Image]:
     """Check in a fraction of a second what would fail after minutes of loading.
 
     Args:
@@ -106,7 +107,7 @@ def check(request: Request, output: Path, overwrite: bool = False) -> list[Image
             words = ", ".join(dict.fromkeys(re.findall(r"[\w'-]+", request.prompt))) or "none"
             raise UsageError(f"--word: '{word}' is not in the prompt; its words are: {words}")
     photographs = [_open(path) for path in request.images]
-    check_output(output, overwrite)
+    output_folder.check(output, overwrite, _OURS)
     require_all(
         partial(require_base, request.base),
         partial(_require_adapter, request),
@@ -123,31 +124,13 @@ def _require_adapter(request: Request) -> None:
         raise UsageError(f"--adapter: none given, and a subject needs one made for {request.base} (realcustom train)")
 
 
-def check_output(output: Path, overwrite: bool, ours: re.Pattern[str] = _OURS) -> None:
-    """Raise UsageError unless `output` does not exist, is an empty folder, or holds an earlier result to overwrite.
-
-    Args:
-        ours: the names of the files of such a result.
-    """
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output: {output} is a file; name a folder")
-    with refusals("read", str(output)):
-        there = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    foreign = [name for name in there if not ours.fullmatch(name)]
-    if foreign:
-        raise UsageError(f"--output: {output} holds other files ({foreign[0]} ...); name a new folder")
-    if there and not overwrite:
-        raise UsageError(f"--output: {output} holds an earlier result; name a new folder, or give --overwrite")
-    check_writable(str(output))
-
-
-def draw(request: Request, photographs: list[Image.Image], output: Path, overwrite: bool = False) -> list[Path]:
+def draw(request: Request, photographs: list[Image.Image], output: str, overwrite: bool = False) -> list[str]:
     """Load the models, draw, and write `image-I.png`, `masks-I.png` (with subjects) and settings.yaml below `output`.
 
     All images are made before the first file is written; with `overwrite` an earlier result in `output` is replaced.
 
     Returns:
-        The images' paths.
+        The images' paths or URIs.
     """
     import torch
 
@@ -168,7 +151,8 @@ def draw(request: Request, photographs: list[Image.Image], output: Path, overwri
         for i in range(request.sampling.n):
             files[f"masks-{i}.png"] = _png(mask_strip([torch.cat(step, 1)[i] for step in result.masks]))
     files[SETTINGS_FILE] = _settings(request, pipe).encode()
-    return _write(files, output, overwrite)
+    written = output_folder.write(files, output, overwrite, _OURS)
+    return [place for name, place in zip(files, written, strict=True) if name.startswith("image-")]
 
 
 def enlarged(image: Image.Image, times: int) -> Image.Image:
@@ -208,10 +192,12 @@ class _Progress:
 
 def _open(path: str) -> Image.Image:
     require_path(path, "--image", "picture")
-    if Path(path).is_dir():
+    store = Store()
+    if store.is_dir(path):
         raise UsageError(f"--image: {path} is a folder; name one picture in it")
+    data = store.read(path)
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"--image: {path} cannot be read as a picture ({error})") from error
@@ -222,14 +208,3 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _write(files: dict[str, bytes], output: Path, overwrite: bool) -> list[Path]:
-    check_output(output, overwrite)  # another process may have written there in the meantime
-    store = Store()
-    for path in list(output.iterdir()) if output.exists() else ():
-        if path.name not in files:
-            store.delete(path)
-    for name, data in files.items():
-        store.write(output / name, data)
-    return [output / name for name in files if name.startswith("image-")]

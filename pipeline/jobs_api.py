@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 
 from realcustom.errors import UsageError
+from realcustom.pipeline.cluster import NODE_GROUP
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT = httpx.Timeout(10.0, connect=5.0, write=120.0)  # seconds; a package may take longer to send
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _TERMINATED = 143
-_GROUP = "ray.io/node-group"  # label of a node that KubeRay or a launcher made
 
 
 class Unreachable(UsageError):
@@ -121,7 +121,7 @@ class JobsApi:
         """The living nodes."""
         answer = self.ask("GET", "/api/v0/nodes?detail=1&limit=1000")
         return [
-            Node(total=dict(node.get("resources_total") or {}), launched=_GROUP in (node.get("labels") or {}))
+            Node(total=dict(node.get("resources_total") or {}), launched=NODE_GROUP in (node.get("labels") or {}))
             for node in answer["data"]["result"]["result"]
             if node["state"] == "ALIVE"
         ]

@@ -13,7 +13,7 @@ from typing import Any
 from realcustom import storage
 from realcustom.errors import require_all
 from realcustom.pipeline.cluster import check_address, connected
-from realcustom.pipeline.devices import check_stages
+from realcustom.pipeline.devices import check_stages, require_gpu_node
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import Stage
@@ -21,7 +21,7 @@ from realcustom.preprocessing.errors import NothingKept
 from realcustom.preprocessing.report.nothing import why_little, why_nothing
 from realcustom.preprocessing.report.page import not_read_of
 from realcustom.preprocessing.run import InProcess, OnRay, check_stage, run_stage
-from realcustom.preprocessing.settings import PreprocessSettings
+from realcustom.preprocessing.settings import Device, PreprocessSettings
 from realcustom.store import Store
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def run_stages(
                 output,
                 preprocess,
                 method=settings.method,
-                executor=InProcess() if local else OnRay(lambda: stack.enter_context(connected(address))),
+                executor=InProcess() if local else OnRay(lambda: _connect(stack, stages, preprocess, address)),
                 limit=limit,
             )
             little = why_little(result.report, preprocess) if result.report["kept"] else None
@@ -73,6 +73,14 @@ def run_stages(
                     f"{why_nothing(stage.name, result.report, preprocess)}; {result.directory}/aside says why of each row"
                 )
             input = result.directory
+
+
+def _connect(
+    stack: contextlib.ExitStack, stages: Sequence[Stage], settings: PreprocessSettings, address: str | None
+) -> None:
+    stack.enter_context(connected(address))
+    if settings.compute.device is Device.CUDA and any(stage.models_of(settings) for stage in stages):
+        require_gpu_node("preprocess.compute.device=cuda", "set preprocess.compute.device=cpu")
 
 
 def _warn_of_drawings(stage: Stage, input: str, settings: PreprocessSettings) -> None:

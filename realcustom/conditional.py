@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import functools
+import logging
 import os
 import tempfile
 import uuid
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from realcustom import storage
 from realcustom.store import Store, refusals
+
+logger = logging.getLogger(__name__)
 
 _NOT_MET = (409, 412)  # a conflict with another conditional write, and a condition that does not hold
 _NOT_KNOWN = ("NotImplemented", "501", "InvalidArgument", "MethodNotAllowed")
@@ -53,6 +56,19 @@ class _Probe:
 
 @functools.cache
 def _heeds(bucket: str, endpoint: str, probe: _Probe) -> bool:
+    heeds = _try(probe)
+    if heeds:
+        logger.debug("s3://%s writes only where nothing is, or nothing has changed: leases are sure", bucket)
+    else:
+        logger.info(
+            "s3://%s has no conditional writes: leases are written, waited for and read back, which a write that is late by "
+            "more than the wait can defeat",
+            bucket,
+        )
+    return heeds
+
+
+def _try(probe: _Probe) -> bool:
     probe.store.write(probe.uri, b"1")
     try:
         for condition in ({"IfNoneMatch": "*"}, {"IfMatch": f'"{"0" * 32}"'}):

@@ -5,8 +5,8 @@
 
 A claim is as good as its holder: it ends when the holder's file is gone or was not renewed for `EXPIRY_SECONDS` of the
 store's own time; nobody's clock is asked. Claims are taken by a write that fails where there is one already; on a store that
-has no such write by write, wait, read and compare. Taking what is held by a program of this machine that has ended waits for
-nothing.
+has no such write by write, wait, read and compare: there a write that takes longer than the wait may make two owners. Taking
+what is held by a program of this machine that has ended waits for nothing.
 """
 
 from __future__ import annotations
@@ -124,17 +124,13 @@ def holding(folder: str, store: Store, lost: Callable[[str], object] | None = No
     uri = _holder(folder, holder)
     missing = _missing(folder)
     store.write(uri, json.dumps(this_machine.program()).encode())
-    conditional = can_condition(storage.join(folder, f"probe-{holder}"), store)
-    claims = Claims(folder=folder, holder=holder, conditional=conditional, store=store)
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(claims, ended, lost), name="lease", daemon=True)
-    thread.start()
     try:
-        yield claims
+        conditional = can_condition(storage.join(folder, f"probe-{holder}"), store)
+        claims = Claims(folder=folder, holder=holder, conditional=conditional, store=store)
+        with _renewed(claims, lost):
+            yield claims
     finally:
-        ended.set()
-        thread.join(RENEW_SECONDS)
-        _leave(claims, missing)
+        _leave(folder, holder, missing)
 
 
 @contextlib.contextmanager
@@ -193,6 +189,18 @@ def _was_renewed(folder: str, holder: str, store: Store, since: float) -> bool:
     return age is not None and age + CLOCK_SECONDS < time.monotonic() - since
 
 
+@contextlib.contextmanager
+def _renewed(claims: Claims, lost: Callable[[str], object] | None) -> Iterator[None]:
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(claims, ended, lost), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(RENEW_SECONDS)
+
+
 def _renew(claims: Claims, ended: threading.Event, lost: Callable[[str], object] | None) -> None:
     """Renew the holder until `ended`. While the store is away nobody can take what is ours; afterwards it may be another's."""
     uri = _holder(claims.folder, claims.holder)
@@ -227,18 +235,18 @@ def _missing(folder: str) -> list[Path]:
     return [each for each in (place, place.parent) if not each.exists()]
 
 
-def _leave(claims: Claims, missing: list[Path]) -> None:
+def _leave(folder: str, holder: str, missing: list[Path]) -> None:
     """Remove the holder, and the folders that it made where they are empty. Where the store does not let us, the error that
     ended the program is the one to show."""
     store = Store(RetrySettings(attempts=3, backoff=0.5))
     try:
-        remove(_holder(claims.folder, claims.holder), store)
-        _sweep(claims.folder, store)
-        for folder in missing:
+        remove(_holder(folder, holder), store)
+        _sweep(folder, store)
+        for each in missing:
             with contextlib.suppress(OSError):  # it is used
-                folder.rmdir()
+                each.rmdir()
     except (UsageError, OSError) as error:
-        logger.warning("a lease stays in %s until its time is over: %s", claims.folder, error)
+        logger.warning("a lease stays in %s until its time is over: %s", folder, error)
 
 
 def _sweep(folder: str, store: Store) -> None:

@@ -29,7 +29,7 @@ _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 _FIELDS = [re.compile(rb"<%b>([^<]*)</%b>" % (name, name)) for name in (b"Key", b"Size", b"ETag")]  # of a listing
 _CONTENTS = re.compile(rb"<Contents>.*</Contents>", re.DOTALL)
 WRITE_ATTEMPTS = 10  # tries of a local write whose temporary file another process removes
-PART = 64 * 2**20  # bytes: a larger object is written in parts
+LARGE = 64 * 2**20  # bytes: such an object is written in parts, several at a time
 PART_ATTEMPTS = 3  # tries of each of them, since one that fails would fail the whole object
 
 T = TypeVar("T")
@@ -146,11 +146,11 @@ def _write_object(uri: str, data: bytes) -> None:
     from boto3.s3.transfer import TransferConfig
 
     bucket, key = split_uri(uri)
-    if len(data) < PART:
+    if len(data) < LARGE:
         s3_client().put_object(Bucket=bucket, Key=key, Body=data)
         return
     # an upload that is not finished is aborted
-    parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART)
+    parts = TransferConfig(multipart_threshold=LARGE, multipart_chunksize=LARGE // 4)
     s3_client(PART_ATTEMPTS).upload_fileobj(io.BytesIO(data), bucket, key, Config=parts)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli.options import ModelOptions, SettingsOptions
-from realcustom.pipeline.inputs import local_folder
+from realcustom.pipeline.output_folder import of_option
 from realcustom.sampling import KNOBS, MAX_SEED, SamplingParams
 
 OUTPUT = "outputs/generate"
@@ -22,7 +23,9 @@ def generate(
     ] = None,
     images: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="PHOTO", help="Picture of the subject; repeat for several; none: only text."),
+        typer.Option(
+            "--image", metavar="PHOTO", help="Picture of the subject, path or URI; repeat for several; none: only text."
+        ),
     ] = None,
     words: Annotated[
         list[str] | None,
@@ -31,7 +34,8 @@ def generate(
     output: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help=f"Images, masks over the steps, settings; else {OUTPUT}, or the next that is free."
+            metavar="DIR",
+            help=f"Images, masks over the steps, settings; path or URI; else {OUTPUT}, or the next that is free.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --output.")] = False,
@@ -77,7 +81,7 @@ def generate(
     encoder = settings.method.image_encoder.model
     asked |= {"base": base, "adapter": adapter, "recipes_image_encoder": encoder, "return_masks": bool(asked["images"])}
     request = make_request(asked)
-    folder = local_folder(output) if output is not None else free_folder(local_folder(OUTPUT))
+    folder = of_option(output) if output is not None else str(free_folder(Path(OUTPUT)))
     photographs = check(request, folder, overwrite)
     for path in draw(request, photographs, folder, overwrite):
         print(path)

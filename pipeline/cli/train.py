@@ -11,7 +11,7 @@ import typer
 from realcustom.errors import UsageError, require_all
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
 from realcustom.pipeline.cluster import connected
-from realcustom.pipeline.devices import check_training
+from realcustom.pipeline.devices import check_training, require_gpu_node
 from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.store import check_writable
@@ -70,6 +70,8 @@ def train(
     check_writable(output)
     check_training(settings.train, local, address)
     with contextlib.nullcontext() if local else connected(address):
+        if settings.train.use_gpu and not local:
+            require_gpu_node("train.use_gpu=true", "set train.use_gpu=false")
         from realcustom.training.run import train as run_training
 
         result = run_training(

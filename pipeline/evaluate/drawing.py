@@ -15,6 +15,7 @@ from realcustom.evaluation.settings import EvaluateSettings
 from realcustom.evaluation.suite import Photos, SuiteCase
 from realcustom.machine import torch_threads
 from realcustom.pipeline.cluster import connected
+from realcustom.pipeline.devices import check_drawing, require_gpu_node
 
 if TYPE_CHECKING:
     from realcustom.pipeline.evaluate.request import Request
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVERY = 5.0  # seconds between two lines of progress
+SAY_SECONDS = 60.0  # without a new image until that is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,11 @@ def draw_missing(
     if where.workers is None:
         _follow(drawer.draw(units), total)
         return
+    if where.gpu:
+        check_drawing(where.workers, where.address)
     with connected(where.address):
+        if where.gpu:
+            require_gpu_node(f"--workers {where.workers} --gpu", "leave --gpu out")
         _follow(_on_ray(drawer, units, where, settings.threads), total)
 
 
@@ -87,7 +93,9 @@ def _on_ray(drawer: Drawer, units: Sequence[Unit], where: Where, threads: int) -
     parts = [list(units[index :: where.workers]) for index in range(where.workers)]
     streams: list[Any] = [share.options(num_returns="streaming").remote(part) for part in parts if part]
     while streams:
-        ready, _ = ray.wait(streams, num_returns=1)
+        ready, _ = ray.wait(streams, num_returns=1, timeout=SAY_SECONDS)
+        if not ready:
+            logger.info("waiting for %d workers with %s each", len(streams), "a GPU" if where.gpu else "a CPU")
         for stream in ready:
             try:
                 yield int(ray.get(next(stream)))

@@ -22,6 +22,7 @@ from realcustom.evaluation.metrics import Judged, Metric
 from realcustom.evaluation.results import Bootstrap, Measured, Results, summarise
 from realcustom.evaluation.suite import Photo, Photos, Suite
 from realcustom.evaluation.table import Setting
+from realcustom.leases import only_writer
 from realcustom.machine import torch_threads
 from realcustom.pipeline.configure import to_yaml
 from realcustom.pipeline.evaluate.columns import Columns
@@ -48,11 +49,17 @@ RESULTS_FILE = "results.parquet"
 def evaluate(request: Request, settings: RunSettings) -> Results:
     """Draw what is missing, measure what is missing, write the tables and the page; returns the results.
 
-    Raises UsageError, before anything is drawn or written, for what is wrong with the request or the suite.
+    Raises UsageError, before anything is drawn or written, for what is wrong with the request or the suite, and where another
+    program, which it names, evaluates into the same output.
     """
     store = Store()
     check_places(request)
     check_writable(request.output)
+    with only_writer(storage.join(request.output, "leases"), request.output, store):
+        return _evaluate(request, settings, store)
+
+
+def _evaluate(request: Request, settings: RunSettings, store: Store) -> Results:
     identity, rows = decided_by(request, settings), read_rows(request)
     check_output(request.output, {"suite": request.suite, "base": identity["base"]}, store)
     adapters, photos = read_adapters(request, settings, store), Photos(store)

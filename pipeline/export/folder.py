@@ -6,21 +6,21 @@ import hashlib
 import re
 from pathlib import Path
 
+from realcustom.pipeline import output_folder
 from realcustom.pipeline.configure import to_yaml
-from realcustom.pipeline.generate import check_output
 from realcustom.store import Store
 
 ADAPTER, SETTINGS, PIPELINE, CARD = "adapter.safetensors", "settings.yaml", "pipeline.py", "README.md"
 OURS = re.compile("|".join(map(re.escape, (ADAPTER, SETTINGS, PIPELINE, CARD))))
 
 
-def check(output: Path, overwrite: bool) -> None:
+def check(output: str, overwrite: bool) -> None:
     """Raise UsageError unless `output` is new, empty, or holds an earlier export to overwrite."""
-    check_output(output, overwrite, OURS)
+    output_folder.check(output, overwrite, OURS)
 
 
-def write(adapter: str, output: Path, name: str, *, card: bool, overwrite: bool = False) -> list[Path]:
-    """Write the folder and return its files. The adapter's bytes stay as they are.
+def write(adapter: str, output: str, name: str, *, card: bool, overwrite: bool = False) -> list[str]:
+    """Write the folder and return its files' paths or URIs. The adapter's bytes stay as they are.
 
     Args:
         adapter: path or URI of an adapter checkpoint.
@@ -42,8 +42,4 @@ def write(adapter: str, output: Path, name: str, *, card: bool, overwrite: bool 
     }
     if card:
         files[CARD] = model_card(name, header, hashlib.sha256(data).hexdigest()).encode()
-    elif (output / CARD).exists():
-        store.delete(output / CARD)  # of the earlier export
-    for file, content in files.items():
-        store.write(output / file, content)
-    return [output / file for file in files]
+    return output_folder.write(files, output, overwrite, OURS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from realcustom.evaluation.given import stem_of
 from realcustom.evaluation.suites import read_own
 from realcustom.evaluation.tables import read_parquet
+from realcustom.leases import only_writer
 from realcustom.pipeline.cli.main import run
 from realcustom.sprites import zoo_path
 from realcustom.store import Store
@@ -88,6 +90,16 @@ def test_the_table(finished: Path) -> None:
     speed = json.loads((finished / "speed.json").read_text())
     assert speed["a"]["unet_rows_per_image"] == 9 and speed["a"]["images"] == 8
     assert (finished / "table.tex").read_text().startswith("\\begin{tabular}{lrrr}")
+
+
+def test_a_second_evaluation_into_one_output_is_told_who_writes_it(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    with only_writer(str(output / "leases"), str(output), Store()):
+        assert run([*arguments, *METRICS, "--output", str(output)]) == 2
+    assert f"(process {os.getpid()})" in (said := capsys.readouterr().err) and "is being written by" in said
+    assert not output.exists()
 
 
 def test_the_page_stands_alone(finished: Path) -> None:

@@ -148,7 +148,10 @@ def test_nothing_is_overwritten_silently(
     [
         (["nowhere.safetensors"], "ADAPTER: no adapter checkpoint at nowhere.safetensors"),
         (["{photo}"], "is not an adapter checkpoint of this project"),
-        (["{adapter}", "--output", "s3://bucket/out"], "--output: s3://bucket/out is no folder of this machine"),
+        (
+            ["{adapter}", "--output", "s3://b/out", "--push", "me/a"],
+            "--push: what goes onto the hub is a folder of this",
+        ),
         (["{adapter}", "--push", "a/b/c"], "--push: Repo id must be"),
         (["{adapter}", "--push", "me/toys"], "--push me/toys: no token is set; run `hf auth login`, or set HF_TOKEN"),
     ],

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+from realcustom import storage
 from realcustom.model import RealCustomModel
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.generate import mask_strip
@@ -48,6 +49,30 @@ def test_a_photograph_becomes_images_masks_and_settings(
     command(*arguments, "--seed", "6", "--steps", "2", "--output", str(output), "--overwrite")
     assert sorted(path.name for path in output.iterdir()) == ["image-0.png", "masks-0.png", "settings.yaml"]
     assert (np.asarray(Image.open(output / "image-0.png")) == second).all()  # image i is that of seed + i
+
+
+def test_photograph_and_result_may_be_on_a_store(
+    command: Command, tiny_models: TinyModels, photo: str, bucket: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    storage.write_bytes(f"{bucket}/photo.jpg", Path(photo).read_bytes())
+    arguments = [
+        "generate",
+        "--prompt",
+        "a toy",
+        "--image",
+        f"{bucket}/photo.jpg",
+        "--word",
+        "toy",
+        *tiny_models.options,
+    ]
+    output = [*arguments, "--steps", "2", "--output", f"{bucket}/out/"]
+    assert command(*output).splitlines() == [f"{bucket}/out/image-0.png"]
+    assert storage.list_names(f"{bucket}/out") == ["image-0.png", "masks-0.png", "settings.yaml"]
+    assert run(output) == 2 and "holds an earlier result" in capfd.readouterr().err
+    storage.write_bytes(f"{bucket}/out/notes.txt", b"mine")
+    assert run([*output, "--overwrite"]) == 2 and "holds other files (notes.txt" in capfd.readouterr().err
+    exported = command("export", tiny_models.adapter, "--output", f"{bucket}/exported").splitlines()
+    assert exported == [f"{bucket}/exported/{name}" for name in ("adapter.safetensors", "settings.yaml", "pipeline.py")]
 
 
 def test_the_settings_that_it_wrote_ask_for_the_same_again(

@@ -99,6 +99,7 @@ def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytes
 def test_objects_that_are_written_in_parts_come_out_whole(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
+    monkeypatch.setattr(storage, "LARGE", 8 * 2**20)
     rng = np.random.default_rng(seed)
     noise = [Image.fromarray(rng.integers(0, 256, (1500, 2000, 3), dtype=np.uint8)) for _ in range(3)]  # 9 MB each
     data = tar_bytes({f"{number}.png": encoded(image, "PNG", compress_level=0) for number, image in enumerate(noise)})

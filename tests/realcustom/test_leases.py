@@ -124,8 +124,11 @@ def test_the_second_writer_is_told_who_the_first_is(
     assert names(folder) == []
 
 
-def test_a_store_without_conditional_writes(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes every write: found out by the probe; then by writing, waiting and reading back."""
+def test_a_store_without_conditional_writes(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that takes every write: found out by the probe, and said; then by writing, waiting and reading back."""
+    caplog.set_level(logging.INFO, "realcustom")
     plain: Callable[..., bool] = conditional._put_object
     monkeypatch.setattr(conditional, "_put_object", lambda uri, data, condition: plain(uri, data, {}))
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.5)
@@ -133,6 +136,7 @@ def test_a_store_without_conditional_writes(bucket: str, monkeypatch: pytest.Mon
     folder = f"{bucket}/leases"
     with holding(folder, STORE) as first, holding(folder, STORE) as second:
         assert not first.conditional
+        assert caplog.text.count("s3://corpus has no conditional writes") == 1
         with ThreadPoolExecutor(2) as pool:
             taken = list(pool.map(Claims.take, (first, second), "aa"))
         assert taken.count(None) == 1
@@ -174,3 +178,41 @@ def test_a_writer_that_was_away_is_told_that_another_writes(folder: str, monkeyp
         away.clear()
         assert told.wait(5)
         storage.delete(storage.join(folder, "claims", leases.WRITER))
+
+
+def test_a_probe_that_fails_leaves_no_holder(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str, data: bytes, condition: object) -> bool:
+        raise PermissionError("the store refuses it")
+
+    conditional._heeds.cache_clear()
+    monkeypatch.setattr(conditional, "_put_object", refuse)
+    with pytest.raises(PermissionError), holding(f"{bucket}/leases", STORE):
+        raise AssertionError
+    assert names(f"{bucket}/leases") == []
+    conditional._heeds.cache_clear()
+
+
+WRONG_CLOCK = """
+import sys, time
+from realcustom import leases
+from realcustom.store import Store
+right, said = time.time, []
+for hours in (-1, 1):
+    time.time = lambda: right() + hours * 3600
+    with leases.holding(sys.argv[1], Store()) as ours:
+        said.append(ours.take("writer"))  # held by a program that is alive
+        leases.EXPIRY_SECONDS = -1.0  # as if its time were over
+        said.append(leases.is_alive(sys.argv[1], sys.argv[2], Store()))
+        leases.EXPIRY_SECONDS = 20.0
+print(*said)
+"""
+
+
+def test_a_clock_that_is_wrong_breaks_nothing(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour early or late, in the program that looks whether one of another machine is alive."""
+    monkeypatch.setattr(this_machine, "identity", lambda: "another")
+    with holding(folder, STORE) as theirs:
+        assert theirs.take("writer") is None
+        command = [sys.executable, "-c", WRONG_CLOCK, folder, theirs.holder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout.split() == [theirs.holder, "False"] * 2, done.stderr

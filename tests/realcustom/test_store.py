@@ -200,7 +200,7 @@ def test_ctrl_c_while_an_object_is_written_leaves_the_one_before(bucket: str, mo
 
     uri, client = f"{bucket}/a", boto3.client("s3")
     storage.write_bytes(uri, b"before")
-    monkeypatch.setattr(storage, "PART", 5 * 2**20)  # the least that stores take
+    monkeypatch.setattr(storage, "LARGE", 10 * 2**20)
     data = bytes(11 * 2**20)
     send = storage.s3_client(storage.PART_ATTEMPTS).meta.events
 
