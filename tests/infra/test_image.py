@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "infra" / "image" / "Dockerfile"
 STEPS = ROOT / "infra" / "image" / "steps.sh"
+DRAIN = ROOT / "infra" / "image" / "drain.sh"
 INSTALL = ROOT / "infra" / "install.sh"
 
 
@@ -59,6 +60,7 @@ def test_every_step_that_is_called_is_one() -> None:
     [
         ("hadolint", FILE, ("USER 1000", "RUN apt-get install vim\nUSER root")),
         ("shellcheck", STEPS, ('"$1/bin/', "$1/bin/")),
+        ("shellcheck", DRAIN, ('"$seconds" ||', "$seconds ||")),
         ("shellcheck", INSTALL, ('--clear "$venv"', "--clear $venv")),
     ],
 )

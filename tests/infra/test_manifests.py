@@ -155,6 +155,17 @@ def test_every_pod_is_held_short(composed: dict[str, list[dict[str, Any]]]) -> N
             assert resources["requests"]["memory"] == resources["limits"]["memory"]
 
 
+def test_a_worker_that_is_ended_has_time_for_what_it_does(composed: dict[str, list[dict[str, Any]]]) -> None:
+    """Its script is where the image has the repository, and ends before Kubernetes' patience does."""
+    for resources in composed.values():
+        [cluster] = [each["spec"] for each in resources if each["kind"] == "RayCluster"]
+        for group in cluster["workerGroupSpecs"]:
+            pod = group["template"]["spec"]
+            program, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert os.access(ROOT / program.removeprefix("/opt/realcustom/"), os.X_OK)
+            assert int(seconds) < pod["terminationGracePeriodSeconds"]
+
+
 def test_jobs_wait_for_a_queue_and_leave_no_cluster(composed: dict[str, list[dict[str, Any]]]) -> None:
     for resources in composed.values():
         jobs = {each["metadata"]["name"]: each["spec"] for each in resources if each["kind"] == "RayJob"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def start(
     python: str = HERE,
     secrets: str = "{}",
     pause: float = 0.01,
-    **packages: str,
+    packages: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     (folder / "realcustom").mkdir(exist_ok=True)
     (folder / "realcustom" / "__init__.py").touch()
@@ -56,7 +57,7 @@ def start(
         env={
             **os.environ,
             far_side.RETRIES: str(retries),
-            far_side.WANTED: json.dumps({"python": python, "packages": packages}),
+            far_side.WANTED: json.dumps({"python": python, "packages": packages or {}}),
             far_side.SECRETS: secrets,
         },
         stdout=subprocess.PIPE,
@@ -66,7 +67,7 @@ def start(
 
 
 def run(folder: Path, argument: str, retries: int = 0, python: str = HERE, **packages: str) -> tuple[int, str]:
-    process = start(folder, argument, retries=retries, python=python, **packages)
+    process = start(folder, argument, retries=retries, python=python, packages=packages)
     out, _ = process.communicate(timeout=60)
     return process.returncode, out
 

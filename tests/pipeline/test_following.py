@@ -6,6 +6,8 @@ import itertools
 import logging
 import os
 import pty
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -123,14 +125,14 @@ def test_ctrl_c_asks_once_whether_the_job_is_to_end_too(
                 pass
 
         stderr = Terminal()
-        monkeypatch.setattr(submit_verb.sys, "stdin", stdin)
-        monkeypatch.setattr(submit_verb.sys, "stderr", stderr)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stderr", stderr)
         os.write(ours, answer)
 
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(following.time, "sleep", interrupt)
+        monkeypatch.setattr(time, "sleep", interrupt)
         assert submit_verb.follow_to_end(server.url, "a") == 130
         assert ("POST /api/jobs/a/stop" in server.asked) is stopped
         assert stderr.written.count("stop the job a as well?") == 1

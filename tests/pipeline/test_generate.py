@@ -51,6 +51,7 @@ def test_a_photograph_becomes_images_masks_and_settings(
     assert (np.asarray(Image.open(output / "image-0.png")) == second).all()  # image i is that of seed + i
 
 
+@pytest.mark.slow
 def test_photograph_and_result_may_be_on_a_store(
     command: Command, tiny_models: TinyModels, photo: str, bucket: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,7 +95,7 @@ def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [11, 14])
 def test_objects_that_are_written_in_parts_come_out_whole(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
