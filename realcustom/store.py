@@ -191,7 +191,9 @@ def is_transient(error: Exception) -> bool:
         response = getattr(error, "response", None)  # of a ClientError
         if response is None:
             return type(error).__name__ in _CONNECTION
-        if response["Error"]["Code"] == "NoSuchUpload":  # the answer to its end was lost: the object is written once more
+        if (
+            response["Error"]["Code"] == "NoSuchUpload"
+        ):  # the answer to its end was lost: the object is written once more
             return True
         return int(response["ResponseMetadata"]["HTTPStatusCode"]) >= 500
     if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
