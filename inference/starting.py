@@ -23,6 +23,7 @@ from realcustom.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 _MISTAKE = re.compile(r"realcustom\.errors\.\w+: (.+)|UsageError: (.+)")
+_SAY_LOADING_SECONDS = 20.0
 _SAY_AFTER_SECONDS, _SAY_AGAIN_SECONDS = 5.0, 60.0  # that there is no place for an engine
 
 
@@ -112,9 +113,13 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
             answer = None
         if isinstance(answer, dict) and answer.get("instance") == instance and answer["status"] == State.READY.value:
             return
-        if time.monotonic() > says and (line := lacking(settings)):
-            says = time.monotonic() + _SAY_AGAIN_SECONDS
-            logger.warning("%s; waiting for room", line)
+        if time.monotonic() > says:
+            if line := lacking(settings):
+                logger.warning("%s; waiting for room", line)
+                says = time.monotonic() + _SAY_AGAIN_SECONDS
+            elif time.monotonic() - began > _SAY_LOADING_SECONDS:
+                logger.info("the endpoint's processes are starting: %.0f s so far", time.monotonic() - began)
+                says = time.monotonic() + _SAY_LOADING_SECONDS
         time.sleep(0.2)
     reason = lacking(settings) or "the models may be large, or far away"
     raise UsageError(f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); {reason}")

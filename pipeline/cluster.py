@@ -109,6 +109,8 @@ HARMLESS = (  # log lines of Ray's own parts that do not matter
     "Task ServeController.graceful_shutdown failed",  # always fails: the controller has ended by then
     "PYTHON worker processes have been started",  # intended: more logical CPUs than cores
     "Set ray log level from environment variable",
+    "have taken more than 30s to",  # Serve's: `serve` says itself what it waits for
+    "Failed to get queue length from",  # of a replica that is busy: another one is asked
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -161,6 +162,18 @@ def describe(request: JobRequest, api_url: str) -> str:
     )
     body = request.to_ray("<the package>")
     return yaml.safe_dump({"address": api_url, "package": taken, **body}, sort_keys=False, allow_unicode=True)
+
+
+def check_output(arguments: Sequence[str]) -> None:
+    """Raise UsageError for an output that would go with the cluster: a job works in a folder of Ray's on some node."""
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, said = option.partition("=")
+        place = said if equals else value
+        if name == "--output" and place and not storage.is_remote(place) and not os.path.isabs(place):
+            raise UsageError(
+                f"--output {place}: a job works in a folder of Ray's, which goes with the cluster, and so would the result; "
+                "give an s3:// address, or an absolute path that every node reaches"
+            )
 
 
 def as_estimate(arguments: Sequence[str], units: int) -> list[str]:

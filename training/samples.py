@@ -58,6 +58,7 @@ def draw_sample_sheet(
         pipe._interrupt = stop()
         return {}
 
+    logger.info("drawing the sample sheet: %d pictures in %d denoising steps each", 2 * len(pictures), steps)
     rows: list[list[Image.Image]] = []
     captions: list[tuple[str, str]] = []
     for picture in pictures:

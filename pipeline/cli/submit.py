@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import select
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ JobsAddress = Annotated[
 
 
 def submit(
+    context: typer.Context,
     verb: Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="What is run there, with its options.")],
     address: JobsAddress = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the job; else made from the verb.")] = None,
@@ -75,9 +77,18 @@ def submit(
     """Run a verb as a job of a Ray cluster: submit [OPTIONS] -- VERB ..."""
     from realcustom.pipeline.jobs_api import JobsApi
     from realcustom.pipeline.packing import find_package
-    from realcustom.pipeline.submission import JobRequest, as_estimate, describe, make_name, parse_pairs
+    from realcustom.pipeline.submission import (
+        JobRequest,
+        as_estimate,
+        check_output,
+        describe,
+        make_name,
+        parse_pairs,
+    )
     from realcustom.pipeline.submission import submit as send
 
+    _check_verb(verb[0], context)
+    check_output(verb)
     if package and image is not None:
         raise UsageError("--package: Ray takes none along into an --image, which has the code; give one of the two")
     verb = verb if estimate is None else as_estimate(verb, estimate)
@@ -129,6 +140,15 @@ def follow_to_end(address: str, name: str) -> int:
     said = f": {job.message}" if job.exit_code is None and job.message and status else ""
     sys.stderr.write(f"job {name} {job.status.lower()}, exit status {status}{said}\n")
     return status
+
+
+def _check_verb(name: str, context: typer.Context) -> None:
+    """Raise UsageError for a verb that there is not, before a cluster starts a job for it."""
+    names = list(getattr(context.parent and context.parent.command, "commands", ()))
+    if not name.startswith("-") and name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        guess = f"did you mean '{close[0]}'? " if close else ""
+        raise UsageError(f"there is no verb '{name}'; {guess}there are {', '.join(names)}")
 
 
 def _show(text: str) -> None:
