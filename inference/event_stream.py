@@ -63,11 +63,9 @@ async def while_wanted(receive: Receive, making: Awaitable[T], cancelled: asynci
     tasks = (making, gone, unwanted)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if unwanted.done():
-            raise Cancelled("the request was cancelled")
-        if not making.done():
-            raise Cancelled("the client went away")
-        return making.result()
+        if making.done():  # first: what was made must not be lost
+            return making.result()
+        raise Cancelled("the request was cancelled" if unwanted.done() else "the client went away")
     finally:
         for task in tasks:
             task.cancel()

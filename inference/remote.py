@@ -187,7 +187,11 @@ class RemoteWork:
 
     async def begin(self) -> None:
         """Wait until it has its place in an engine. Raises RequestError."""
-        message = await self._next()
+        try:
+            message = await self._next()
+        except BaseException:
+            await self._end()
+            raise
         assert isinstance(message, Begun)
         self.steps, self.images = message.steps, message.images
 

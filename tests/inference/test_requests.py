@@ -17,7 +17,8 @@ from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.inference.engine import Engine
-from realcustom.inference.errors import Conflict, DeadlineExceeded, QueueFull
+from realcustom.inference.errors import Cancelled, Conflict, DeadlineExceeded, QueueFull
+from realcustom.inference.event_stream import while_wanted
 from realcustom.inference.idempotency import Answers
 from realcustom.inference.service import Service
 from realcustom.inference.settings import ServeSettings
@@ -180,6 +181,27 @@ def test_a_request_is_cancelled_before_an_engine_has_it(
     assert client.delete("/v1/requests/early").status_code == 200
     sender.join(5)
     assert answers[0].status_code == 499 and answers[0].json()["error"]["type"] == "cancelled"
+
+
+def test_what_was_made_when_a_request_is_cancelled_is_not_lost() -> None:
+    """An engine's place, of which nobody else knows: who gets it gives it back."""
+
+    async def run() -> None:
+        cancelled = asyncio.Event()
+
+        async def never() -> dict[str, Any]:
+            await asyncio.sleep(60)
+            return {}
+
+        async def make() -> str:
+            cancelled.set()
+            return "a place"
+
+        assert await while_wanted(never, make(), cancelled) == "a place"
+        with pytest.raises(Cancelled, match="was cancelled"):
+            await while_wanted(never, never(), cancelled)
+
+    asyncio.run(run())
 
 
 def test_what_fails_is_not_kept(client: httpx.Client) -> None:
