@@ -93,11 +93,8 @@ class Service:
             return act()
         except Exception as error:  # each client has errors of its own
             self._sink = None
-            logger.warning(
-                "%s takes no more of this run's rows, which goes on; metrics.jsonl has them: %s",
-                self._name.value,
-                error,
-            )
+            said = "%s is left out from here on, the run goes on; metrics.jsonl has all rows: %s"
+            logger.warning(said, self._name.value, error)
             return None
 
 
