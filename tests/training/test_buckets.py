@@ -314,7 +314,7 @@ def test_a_dry_run_counts_the_buckets_and_measures_the_largest(
         return []
 
     monkeypatch.setattr(trial, "_memory", measure)
-    monkeypatch.setattr(trial, "_time", lambda worker, price: [])
+    monkeypatch.setattr(trial, "_time", lambda worker, steps, price: [])
     said = "\n".join(trial.estimate(records, world.base, with_encoder(world), PLAIN))
     counts = re.search(r"buckets, the records of each \(and its batches an epoch\): (.*)", said)
     assert counts is not None and measured == [(4, 24, 24)]
