@@ -40,6 +40,7 @@ from realcustom.sprites.corpus import CorpusSettings, write_corpus
 from realcustom.sprites.judge import Judge
 from realcustom.sprites.questions import Kind
 from realcustom.training.run import train
+from realcustom.training.settings import CurriculumPoint
 
 RESULTS = record.RESULTS / "drawn" / "trained_ablations.json"
 SEEDS = (0, 1, 2)
@@ -82,6 +83,16 @@ def with_init(init: KVInit) -> Callable[[int, int], RunSettings]:
     return changed
 
 
+def with_curriculum(steps: int, seed: int) -> RunSettings:
+    """References that are other pictures of the subject come in the second half, more and more of them."""
+    run = recipe(steps, seed)
+    points = (
+        CurriculumPoint(until_step=steps // 2, p_multiview=0.0),
+        CurriculumPoint(until_step=steps, p_multiview=4 * run.train.p_multiview),  # so many in all as the recipe has
+    )
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, p_multiview=0.0, curriculum=points))
+
+
 VARIANTS: Mapping[str, Callable[[int, int], RunSettings]] = {
     "timestep": recipe,
     "none": with_tokens(lambda tokens: dataclasses.replace(tokens, scoring=False)),
@@ -91,6 +102,7 @@ VARIANTS: Mapping[str, Callable[[int, int], RunSettings]] = {
     "crop": lambda steps, seed: recipe(steps, seed, Reference.CROP),
     "init_normal": with_init(KVInit.NORMAL),
     "init_zero_v": with_init(KVInit.ZERO_V),
+    "curriculum": with_curriculum,
 }
 
 
