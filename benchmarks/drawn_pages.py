@@ -1,6 +1,6 @@
 """The drawn world's results as tables of docs/metrics.md, put between the page's own marks.
 
-    python benchmarks/drawn_pages.py            # after metric_validity.py, controllability.py, drawn_baselines.py
+    python benchmarks/drawn_pages.py    # after metric_validity.py, controllability.py, drawn_baselines.py, trained_ablations.py
 
 A mark is `<!-- table NAME -->`; all up to the next `<!-- end -->` is replaced. A table whose result file is not there is
 left out and says so.
@@ -130,6 +130,35 @@ def tuned(tables: Mapping[str, Any]) -> str:
     )
 
 
+def sampling(tables: Mapping[str, Any]) -> str:
+    """What can be changed when an image is drawn, with one adapter."""
+    shown = ("similarity", "noun", "background", "background_colour")
+    rows = tables["sampling"]["rows"]
+    return lines(["setting", *shown], ([row["setting"], *(number(row[name]) for name in shown)] for row in rows))
+
+
+def variants(tables: Mapping[str, Any]) -> str:
+    """Adapters that were trained otherwise, and the probability that the recipe's is more similar than each."""
+    shown = ("similarity", "noun", "background", "background_colour", "place_error")
+    ahead = {(row["kind"], row["order"][1]): row["probability"] for row in tables["orders"]["rows"] if _of_recipe(row)}
+    return lines(
+        ["kind", "trained with", *shown, "the recipe is more similar"],
+        (
+            [
+                row["kind"],
+                row["variant"],
+                *(number(row[name]) for name in shown),
+                f"{ahead[row['kind'], row['variant']]:.0%}" if (row["kind"], row["variant"]) in ahead else "",
+            ]
+            for row in tables["variants"]["rows"]
+        ),
+    )
+
+
+def _of_recipe(row: Row) -> bool:
+    return len(row["order"]) == 2 and row["order"][0] == "timestep"
+
+
 TABLES: Mapping[
     str, tuple[str, str, Callable[[Mapping[str, Any]], str]]
 ] = {  # file, table whose command is named, maker
@@ -140,6 +169,8 @@ TABLES: Mapping[
     "settings": ("controllability", "settings", settings),
     "baselines": ("drawn_baselines", "untuned", baselines),
     "tuned": ("drawn_baselines", "tuned", tuned),
+    "sampling": ("controllability", "sampling", sampling),
+    "variants": ("trained_ablations", "variants", variants),
 }
 
 

@@ -220,7 +220,8 @@ def main() -> None:
         adapter = adapter_of(name, seed, options.steps, options.work, options.pictures)
         kept = options.work / f"{name}-{seed}-{options.steps}-{options.images}.json"
         scores[name].append(scores_of(adapter, questions, kept))
-    command = f"python benchmarks/trained_ablations.py --steps {options.steps} --images {options.images}"
+    asked = f"--steps {options.steps} --pictures {options.pictures} --images {options.images}"
+    command = f"python benchmarks/trained_ablations.py {asked}"
     write_table(options.output, "variants", rows(scores, questions), command)
     write_table(options.output, "orders", orders(scores, questions), command)
 
