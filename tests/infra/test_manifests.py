@@ -70,6 +70,14 @@ def test_kuberay_s_resources_have_its_fields(composed: dict[str, list[dict[str, 
     assert kinds == set(SCHEMA["$defs"]) - {"cluster"}
 
 
+def test_all_that_has_a_namespace_is_in_ours(composed: dict[str, list[dict[str, Any]]]) -> None:
+    for overlay, resources in composed.items():
+        spaces = {
+            (each["kind"], each["metadata"].get("namespace")) for each in resources if each["kind"] != "Namespace"
+        }
+        assert spaces == {(kind, "realcustom") for kind, _ in spaces}, overlay
+
+
 def check_kubernetes(resource: dict[str, Any]) -> None:
     """Raise ValidationError for what Kubernetes itself would not take, a field that it does not know among it."""
     kubernetes_validate.validate(resource, KUBERNETES, strict=True)
