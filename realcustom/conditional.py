@@ -42,7 +42,7 @@ def can_condition(probe: str, store: Store) -> bool:
     """Whether the store heeds both conditions; tried with a small object at `probe`, which is removed."""
     if not storage.is_remote(probe):
         return True
-    bucket = probe.removeprefix("s3://").partition("/")[0]
+    bucket, _ = storage.split_uri(probe)
     return _heeds(bucket, os.environ.get("AWS_ENDPOINT_URL", ""), _Probe(uri=probe, store=store))
 
 
@@ -103,7 +103,7 @@ def age_of(uri: str, store: Store) -> float | None:
 
 
 def _put_object(uri: str, data: bytes, condition: Mapping[str, str]) -> bool:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = storage.split_uri(uri)
     client = storage.s3_client()
     try:
         client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
@@ -118,7 +118,7 @@ def _put_object(uri: str, data: bytes, condition: Mapping[str, str]) -> bool:
 
 
 def _replace_object(uri: str, data: bytes, over: bytes) -> bool:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = storage.split_uri(uri)
     client = storage.s3_client()
     try:
         there = client.get_object(Bucket=bucket, Key=key)
@@ -128,12 +128,12 @@ def _replace_object(uri: str, data: bytes, over: bytes) -> bool:
 
 
 def _delete_object(uri: str) -> None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = storage.split_uri(uri)
     storage.s3_client().delete_object(Bucket=bucket, Key=key)
 
 
 def _age_of_object(uri: str) -> float | None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = storage.split_uri(uri)
     client = storage.s3_client()
     try:
         answer = client.head_object(Bucket=bucket, Key=key)

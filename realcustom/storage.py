@@ -251,7 +251,7 @@ def first_beginning(prefix: str) -> str | None:
         except FileNotFoundError:
             return None
         return next((f"{folder}/{name}" for name in names if name.startswith(start)), None)
-    bucket, _, key = prefix.removeprefix("s3://").partition("/")
+    bucket, key = split_uri(prefix)
     found = s3_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Files")
     return f"s3://{bucket}/{found[0][0]}" if found else None
 
@@ -312,7 +312,7 @@ def _read_plain(body: bytes) -> tuple[_Files, bytes] | None:
 
 
 def _read_xml(body: bytes) -> tuple[_Files, bytes] | None:
-    """The same of any page. None: it is cut off, and botocore says so, and asks again."""
+    """The same of any page. None: it is cut off; botocore raises for it, and `Store` asks again."""
     try:
         page = ElementTree.fromstring(body)
     except ElementTree.ParseError:
@@ -367,7 +367,7 @@ def object_pages(
     Raises:
         MissingFile: there is nothing.
     """
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    bucket, prefix = split_uri(uri)
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     client = s3_client()  # pyarrow's listing has no ETag
     # with a delimiter the store leaves out keys in folders below, which would fill the pages of 1000 keys

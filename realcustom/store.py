@@ -66,11 +66,7 @@ _ACTIONS = {
         "s3:PutObject",
     ),
 }
-# boto3's errors for a connection that failed, or that ended before the answer was complete.
-_CONNECTION = (
-    *("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError"),
-    *("ResponseStreamingError", "IncompleteReadError"),
-)
+_TOO_MANY_REQUESTS = 429
 # By the errno of a local file system's error.
 _LOCAL = {
     errno.EACCES: "no permission",
@@ -188,18 +184,29 @@ class ChunkedFile:
 def is_transient(error: Exception) -> bool:
     """Whether a retry can help: an I/O error that is not about a missing file, rights or a full disk."""
     if type(error).__module__.startswith("botocore"):
-        response = getattr(error, "response", None)  # of a ClientError
-        if response is None:
-            return type(error).__name__ in _CONNECTION
-        if (
-            response["Error"]["Code"] == "NoSuchUpload"
-        ):  # the answer to its end was lost: the object is written once more
-            return True
-        return int(response["ResponseMetadata"]["HTTPStatusCode"]) >= 500
+        return _is_transient_there(error)
     if not isinstance(error, OSError) or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_ERRNO:
         return False
     code = _CODES.get(_pyarrow_code(error) or "")
     return code is None or not code.permanent
+
+
+def _is_transient_there(error: Exception) -> bool:
+    """The same of an error of botocore, by its own rules and where an answer was cut off."""
+    from botocore.exceptions import IncompleteReadError
+    from botocore.parsers import ResponseParserError
+    from botocore.retries.standard import RetryContext, ThrottledRetryableChecker, TransientRetryableChecker
+
+    response = getattr(error, "response", None)  # of a ClientError
+    context = RetryContext(attempt_number=1, parsed_response=response, caught_exception=error)
+    if any(rule.is_retryable(context) for rule in (TransientRetryableChecker(), ThrottledRetryableChecker())):
+        return True
+    if response is None:
+        return isinstance(error, (IncompleteReadError, ResponseParserError))
+    if response["Error"]["Code"] == "NoSuchUpload":  # the answer to its end was lost: the object is written once more
+        return True
+    status = int(response["ResponseMetadata"]["HTTPStatusCode"])
+    return status >= 500 or status == _TOO_MANY_REQUESTS
 
 
 @contextlib.contextmanager
@@ -234,7 +241,7 @@ def check_readable(uri: str) -> None:
     import boto3
     from botocore.config import Config
 
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    bucket, prefix = storage.split_uri(uri)
     patience = {
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": 2 * CONNECT_SECONDS,

@@ -14,6 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore import exceptions
+from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from realcustom import storage
 from realcustom.conditional import age_of, put_if_absent, remove
@@ -21,7 +24,7 @@ from realcustom.errors import MissingFile, UsageError
 from realcustom.identity import model_identity
 from realcustom.parquet import ParquetFile
 from realcustom.retry import RetrySettings
-from realcustom.store import ChunkedFile, StorageRefused, Store, check_readable
+from realcustom.store import ChunkedFile, StorageRefused, Store, check_readable, is_transient
 from tests.support.loopback import LoopbackServer, running
 
 MINUTE_AND_A_HALF = 95.0
@@ -159,6 +162,61 @@ def test_a_store_that_answers_503_for_ever_is_said_in_time(
             act(Store())
         assert server.answers == Store().retries.attempts
     assert 60 < sum(waits) < MINUTE_AND_A_HALF
+
+
+def _answered(code: str, status: int) -> Exception:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [
+        (_answered("RequestTimeout", 400), True),
+        (_answered("SlowDown", 400), True),
+        (_answered("429", 429), True),
+        (_answered("InternalError", 500), True),
+        (_answered("NoSuchUpload", 404), True),
+        (exceptions.SSLError(endpoint_url="", error=""), True),
+        (exceptions.ProxyConnectionError(proxy_url="", error=""), True),
+        (exceptions.HTTPClientError(error=""), True),
+        (exceptions.EndpointConnectionError(endpoint_url=""), True),
+        (exceptions.ConnectionClosedError(endpoint_url=""), True),
+        (exceptions.ReadTimeoutError(endpoint_url=""), True),
+        (exceptions.ResponseStreamingError(error=""), True),
+        (exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), True),
+        (ResponseParserError(), True),
+        (_answered("AccessDenied", 403), False),
+        (_answered("InvalidArgument", 400), False),
+        (_answered("NoSuchKey", 404), False),
+        (exceptions.NoCredentialsError(), False),
+        (exceptions.ParamValidationError(report=""), False),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_passes_is_tried_again(error: Exception, helps: bool) -> None:
+    assert is_transient(error) is helps
+
+
+def test_a_page_that_is_cut_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = b"<ListBucketResult><Contents><Key>a/b</Key><Size>1</Size><ETag>x</ETag></Contents></ListBucketResult>"
+
+    class CutOff(BaseHTTPRequestHandler):
+        answers = 0
+
+        def do_GET(self) -> None:
+            CutOff.answers += 1
+            body = page if CutOff.answers > 1 else page[:-20]
+            self.send_response_only(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with running(LoopbackServer(CutOff)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        assert Store(RetrySettings(backoff=0.0)).list_names("s3://bucket/a") == ["b"] and CutOff.answers == 2
 
 
 @pytest.mark.slow  # pyarrow waits for some seconds at each try
