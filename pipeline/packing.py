@@ -65,12 +65,17 @@ class Package:
             for name in sorted(self.files):
                 path = self.files[name]
                 archive.writestr(_info(name, stat.S_IMODE(path.stat().st_mode)), path.read_bytes())
-                if limit is not None and buffer.tell() >= limit:
-                    raise UsageError(
-                        f"what git tracks below {self.root} is, as a zip, over the limit of {limit / MB:.0f} MB ({self}): have "
-                        "git forget what a job does not need (git rm --cached), or give --storage s3://BUCKET/FOLDER"
-                    )
-        return buffer.getvalue()
+                self._check_size(buffer.tell(), limit)
+        data = buffer.getvalue()
+        self._check_size(len(data), limit)  # with the zip's table of contents, which is written last
+        return data
+
+    def _check_size(self, size: int, limit: int | None) -> None:
+        if limit is not None and size >= limit:
+            raise UsageError(
+                f"what git tracks below {self.root} is, as a zip, over the limit of {limit / MB:.0f} MB ({self}): have "
+                "git forget what a job does not need (git rm --cached), or give --storage s3://BUCKET/FOLDER"
+            )
 
 
 def find_package(folder: Path) -> Package:
