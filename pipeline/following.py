@@ -11,11 +11,13 @@ from collections.abc import Callable
 import aiohttp
 
 from realcustom.pipeline.jobs_api import Absent, Job, JobsApi, Troubled, Unreachable
+from realcustom.retry import RetrySettings, retry
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 300.0  # for a cluster that does not answer any more
 PAUSE_SECONDS = 1.0
+LOGS_TRIES = 5  # of the last lines of a job that has ended: with the waits between them a quarter of a minute
 SAY_SECONDS = 30.0  # until a job that has not begun is said to wait
 LOST = "LOST"  # the status of a job of which its cluster tells nothing any more; beside Ray's own
 
@@ -74,8 +76,9 @@ def _lost(name: str, message: str) -> Job:
 
 def _write_rest(api: JobsApi, name: str, shown: int, write: Callable[[str], object]) -> None:
     """Write what the stream has not shown; nothing where the job's node is gone, and its output with it."""
+    tries = RetrySettings(attempts=LOGS_TRIES, backoff=PAUSE_SECONDS)
     try:
-        write(api.logs(name)[shown:])
+        write(retry(lambda: api.logs(name), tries, lambda error: isinstance(error, Troubled))[shown:])
     except (Troubled, Absent) as error:
         logger.warning("the job's last lines cannot be had: %s", error)
 

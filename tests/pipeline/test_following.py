@@ -103,6 +103,17 @@ def test_output_of_a_node_that_is_gone_is_missed_aloud(caplog: pytest.LogCapture
     assert "the job's last lines cannot be had: " in caplog.text
 
 
+def test_last_lines_are_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    class InTrouble(Dashboard):
+        def logs(self) -> tuple[int, object]:
+            return (503, "Traceback") if self.asked.count("GET /api/jobs/a/logs") < 3 else super().logs()
+
+    said: list[str] = []
+    with running(InTrouble(states=[ended("FAILED", 1)], output="the reason\n")) as server:
+        assert follow(JobsApi(server.url), "a", said.append).exit_status() == 1
+    assert said == ["the reason\n"] and not caplog.messages
+
+
 @pytest.mark.parametrize(("answer", "stopped"), [(b"y\n", True), (b"n\n", False), (b"\n", False)])
 def test_ctrl_c_asks_once_whether_the_job_is_to_end_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: bytes, stopped: bool
