@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "safetensors", "tokenizers")
 STOP_SECONDS = 120  # from a job's SIGTERM to its SIGKILL; Ray's own 3 are too few for a checkpoint
 AGENT_TRIES, NO_AGENT = 6, "No available agent"
+_OWN_OUTPUT = ("generate", "quickstart")  # verbs that without --output write below the folder they run in
+_LOST = (
+    "a job works in a folder of Ray's, which goes with the cluster, and so would the result; "
+    "give an s3:// address, or an absolute path that every node reaches"
+)
 _SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PYTHON = "REALCUSTOM_JOB_PYTHON"  # variable: the interpreter
@@ -166,14 +171,15 @@ def describe(request: JobRequest, api_url: str) -> str:
 
 def check_output(arguments: Sequence[str]) -> None:
     """Raise UsageError for an output that would go with the cluster: a job works in a folder of Ray's on some node."""
+    given = False
     for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, said = option.partition("=")
+        given = given or name == "--output"
         place = said if equals else value
         if name == "--output" and place and not storage.is_remote(place) and not os.path.isabs(place):
-            raise UsageError(
-                f"--output {place}: a job works in a folder of Ray's, which goes with the cluster, and so would the result; "
-                "give an s3:// address, or an absolute path that every node reaches"
-            )
+            raise UsageError(f"--output {place}: {_LOST}")
+    if not given and arguments and arguments[0] in _OWN_OUTPUT:
+        raise UsageError(f"{arguments[0]} has no --output: {_LOST}")
 
 
 def as_estimate(arguments: Sequence[str], units: int) -> list[str]:

@@ -174,6 +174,12 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
             ["submit", "--address", closed, "--", "train", "--input", "s3://b/a", "--output=outputs/a"],
             "--output outputs/a: a job works in a folder of Ray's",
         ),
+        (
+            ["submit", "--address", closed, "--", "generate", "--prompt", "a dog"],
+            "generate has no --output: a job works in a folder of Ray's",
+        ),
+        (["submit", "--address", closed, "--", "quickstart"], "quickstart has no --output: a job works"),
+        (["submit", "--address", closed, "--", "quickstart", "--output", "/a"], f"no Ray cluster answers at {closed}"),
     ):
         begun = time.monotonic()
         assert run(arguments) == 2

@@ -112,9 +112,8 @@ def test_the_page_s_commands_give_a_local_run_s_bytes(cluster: LocalCluster, cor
 
 @pytest.mark.cluster
 def test_a_job_s_end_is_the_command_s(cluster: LocalCluster, corpus: Path) -> None:
-    wrong = command(
-        "submit", "--name", "wrong", "--", "preprocess", "score", "--input", "s3://realcustom/no", "--output", "a"
-    )
+    verb = ["preprocess", "score", "--input", "s3://realcustom/no", "--output", "s3://realcustom"]
+    wrong = command("submit", "--name", "wrong", "--", *verb)
     assert wrong.returncode == 2 and "error: " in wrong.stdout and "Traceback" not in wrong.stdout, wrong.stdout
     taken = command("submit", "--name", "wrong", "--", "schema")
     assert taken.returncode == 2 and taken.stderr.endswith("--name: the cluster has a job wrong; give another name\n")
