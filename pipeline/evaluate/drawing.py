@@ -92,13 +92,17 @@ def _on_ray(drawer: Drawer, units: Sequence[Unit], where: Where, threads: int) -
     assert where.workers is not None
     parts = [list(units[index :: where.workers]) for index in range(where.workers)]
     streams: list[Any] = [share.options(num_returns="streaming").remote(part) for part in parts if part]
+    begun = False
     while streams:
         ready, _ = ray.wait(streams, num_returns=1, timeout=SAY_SECONDS)
-        if not ready:
+        if not ready and begun:
+            logger.info("no new image for %.0f s", SAY_SECONDS)
+        elif not ready:
             logger.info("waiting for %d workers with %s each", len(streams), "a GPU" if where.gpu else "a CPU")
         for stream in ready:
             try:
                 yield int(ray.get(next(stream)))
+                begun = True
             except StopIteration:
                 streams.remove(stream)
 

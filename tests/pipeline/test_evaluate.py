@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from realcustom.evaluation.suites import read_own
 from realcustom.evaluation.tables import read_parquet
 from realcustom.leases import only_writer
 from realcustom.pipeline.cli.main import run
+from realcustom.pipeline.evaluate import drawing
 from realcustom.sprites import zoo_path
 from realcustom.store import Store
 from tests.support.loopback import free_port
@@ -166,12 +168,22 @@ def test_another_metric_draws_nothing(finished: Path, arguments: list[str], tmp_
 
 @pytest.mark.slow
 def test_workers_on_ray_draw_the_same_table(
-    ray_cluster: str, finished: Path, arguments: list[str], tmp_path: Path
+    ray_cluster: str,
+    finished: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(drawing, "SAY_SECONDS", 0.01)
     output = tmp_path / "shared"
     assert run([*arguments, *METRICS, "--workers", "3", "--output", str(output)]) == 0
     for name in ("table.csv", "results.parquet"):
         assert (output / name).read_bytes() == (finished / name).read_bytes(), name
+    said = [text for text in caplog.messages if text.startswith(("waiting for", "no new image"))]
+    assert said[0] == "waiting for 3 workers with a CPU each" and said[-1] == "no new image for 0 s"
+    assert said == sorted(said, reverse=True), "the workers are waited for until the first image"
 
 
 def test_somebody_elses_pictures(
