@@ -49,14 +49,14 @@ def test_each_alert_is_on_metrics_that_there_are_and_has_a_section_of_the_runboo
         assert page == "docs/runbook.md" and section in sections, alert["alert"]
 
 
-def test_each_section_of_the_runbook_has_few_commands_and_an_end() -> None:
+def test_each_section_of_the_runbook_has_few_commands() -> None:
     sections = (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]
     assert len(sections) >= 14
     for section in sections:
         commands = [
             line for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL) for line in block.splitlines()
         ]
-        assert len(commands) <= 3 and "It is over when" in section.replace("\n", " "), section.partition("\n")[0]
+        assert len(commands) <= 3, section.partition("\n")[0]
 
 
 def test_ray_has_the_metrics_of_its_own_that_alerts_are_on() -> None:
