@@ -109,7 +109,7 @@ class EngineServer:
     def record_routing_stats(self) -> dict[str, Any]:
         """What this replica holds and how much it has to do, for the router."""
         holds = [*self._service.shelf.loaded(), *self._service.subjects.ids()]
-        return {"holds": holds, "jobs": self._service.engine().jobs, "leases": len(self._leases)}
+        return {"holds": holds, "jobs": self._service.engine().jobs}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The seconds that the replica's requests will take, for the autoscaler."""
@@ -141,6 +141,7 @@ class EngineServer:
     def _sweep(self) -> None:
         """Have late leases ended from now on, on the event loop that requests run on."""
         if self._sweeping is None:
+            self._leases.begin()
 
             async def sweep() -> None:
                 while True:

@@ -33,6 +33,10 @@ class Leases:
         self._leases: dict[str, _Lease] = {}
         self._swept = time.monotonic()
 
+    def begin(self) -> None:
+        """From now on `end_late` is called: no time before this is one in which the event loop stood still."""
+        self._swept = time.monotonic()
+
     def __len__(self) -> int:
         return len(self._leases)
 

@@ -43,6 +43,18 @@ def test_an_engine_that_stood_still_ends_nothing_for_it() -> None:
     assert ended == ["waited for"]  # nobody renewed it while the loop ran
 
 
+def test_time_before_the_first_request_is_not_one_that_stood_still() -> None:
+    ended: list[str] = []
+    leases = Leases(seconds=0.1, every=0.05)
+    time.sleep(0.3)
+    leases.begin()
+    leases.add("left", lambda: ended.append("left"))
+    for _ in range(4):
+        time.sleep(0.05)
+        leases.end_late()
+    assert ended == ["left"]
+
+
 class _Id:
     def __init__(self, unique_id: str) -> None:
         self.unique_id = unique_id
