@@ -166,8 +166,8 @@ class Engines:
 
     async def _look(self) -> None:
         """Renew leases, and count the engines that answer."""
-        answers = await _ask_all(self.handle, "renew", tuple(self._leases))
-        if answers is not None:
+        answers, is_silent = await _ask_all(self.handle, "renew", tuple(self._leases))
+        if not is_silent:
             self._running = len(answers)
 
 

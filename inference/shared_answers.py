@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import hashlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,8 @@ from typing import Protocol
 from realcustom.inference.errors import RequestError
 from realcustom.inference.idempotency import Answers, Name, other_request
 from realcustom.inference.leases import LEASE_SECONDS, RENEW_SECONDS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +76,11 @@ class AnswerKeeper:
         if (entry := self._of(name, maker)) is not None:
             entry.renewed = time.monotonic()
 
-    async def keep(self, name: Name, maker: str, answer: bytes) -> None:
-        """It was made."""
-        if (entry := self._of(name, maker)) is not None:
+    async def keep(self, name: Name, digest: bytes, maker: str, answer: bytes) -> None:
+        """It was made; no effect where the key is another's by now. A keeper begun since the claim does not know the key."""
+        now = time.monotonic()
+        entry = self._entries.setdefault(name, _Entry(digest=digest, maker=maker, since=now, renewed=now))
+        if entry.maker == maker:
             entry.answer = answer
             entry.ended.set()
             self._forget()
@@ -115,7 +120,7 @@ class Keeper(Protocol):
 
     async def renew(self, name: Name, maker: str) -> None: ...
 
-    async def keep(self, name: Name, maker: str, answer: bytes) -> None: ...
+    async def keep(self, name: Name, digest: bytes, maker: str, answer: bytes) -> None: ...
 
     async def give_up(self, name: Name, maker: str) -> None: ...
 
@@ -140,19 +145,26 @@ class SharedAnswers:
                 return claim.answer
             async with self._renewed(name, maker):
                 answer = await make()
-            await self.keeper.keep(name, maker, answer)
+            await self._keep(name, digest, maker, answer)
             return answer
         except BaseException:
             with contextlib.suppress(Exception):  # a keeper that is gone has nothing to give up
                 await self.keeper.give_up(name, maker)
             raise
 
+    async def _keep(self, name: Name, digest: bytes, maker: str, answer: bytes) -> None:
+        """Have it kept; where that fails the client gets it none the less."""
+        try:
+            await self.keeper.keep(name, digest, maker, answer)
+        except Exception as error:
+            logger.warning("an answer was not kept, a retry with its Idempotency-Key may draw again: %s", error)
+
     @contextlib.asynccontextmanager
     async def _renewed(self, name: Name, maker: str) -> AsyncIterator[None]:
         async def renew() -> None:
             while True:
                 await asyncio.sleep(RENEW_SECONDS)
-                with contextlib.suppress(RequestError):  # a keeper that is lost is told of when the answer is there
+                with contextlib.suppress(RequestError):  # a keeper that is lost is logged when the answer is there
                     await self.keeper.renew(name, maker)
 
         renewing = asyncio.ensure_future(renew())

@@ -83,8 +83,8 @@ def test_the_next_makes_it_where_the_first_says_nothing_more() -> None:
             await keeper.renew(NAME, "killed")
         assert not waiting.done()
         assert await waiting == Claim()
-        await keeper.keep(NAME, "killed", b"late")  # it is not its own any more
-        await keeper.keep(NAME, "next", b"in time")
+        await keeper.keep(NAME, b"", "killed", b"late")  # it is not its own any more
+        await keeper.keep(NAME, b"", "next", b"in time")
         assert await keeper.claim(NAME, b"", "third") == Claim(answer=b"in time")
 
     _run(talk, lease_seconds=0.1)
@@ -95,9 +95,36 @@ def test_answers_are_bounded() -> None:
         for number in range(4):
             name = ("alice", str(number))
             await keeper.claim(name, b"", "me")
-            await keeper.keep(name, "me", b"x" * 8)
+            await keeper.keep(name, b"", "me", b"x" * 8)
         kept = [await keeper.claim(("alice", str(number)), b"", "me") for number in range(4)]
         assert [claim.answer is not None for claim in kept] == [False, False, True, True]  # 16 of 20 bytes
+
+    _run(talk)
+
+
+def test_an_answer_is_given_where_the_keeper_is_lost_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    class Lost(AnswerKeeper):
+        async def keep(self, *_: object) -> None:
+            raise EngineLost("gone")
+
+    async def talk(_: AnswerKeeper, make: Maker) -> None:
+        make.go_on.set()
+        assert await SharedAnswers(Lost(20, 60.0)).once(NAME, b"x", make) == b"1"
+
+    _run(talk)
+    assert "was not kept" in caplog.text and "gone" in caplog.text
+
+
+def test_a_keeper_that_began_anew_keeps_what_was_claimed_before() -> None:
+    async def talk(keeper: AnswerKeeper, make: Maker) -> None:
+        process = SharedAnswers(keeper)
+        first = asyncio.ensure_future(process.once(NAME, b"x", make))
+        await make.began.wait()
+        process.keeper = again = AnswerKeeper(20, 60.0)
+        make.go_on.set()
+        assert await first == b"1" == await SharedAnswers(again).once(NAME, b"x", make) and make.made == 1
+        with pytest.raises(Conflict):
+            await SharedAnswers(again).once(NAME, b"another", make)
 
     _run(talk)
 
