@@ -103,7 +103,7 @@ def _add_images(api: FastAPI, handler: Handler) -> None:
         """Draw `n` images of the prompt with the subject of the picture, sent as a form."""
         return await handler.edit(request)
 
-    @api.delete("/v1/requests/{request_id}", responses=errors(404, 422))
+    @api.delete("/v1/requests/{request_id}", responses=errors(404, 422, 503))
     async def cancel(request_id: str, request: Request) -> dict[str, str | bool]:
         """End a running request within a step, by its X-Request-Id."""
         await handler.cancel(request, request_id)

@@ -101,5 +101,8 @@ class Backend(Protocol):
         ...
 
     async def cancel_elsewhere(self, owner: str, request_id: str) -> bool:
-        """Cancel a request that another process of the API has, by its key's name and its id; False: none has it."""
+        """Cancel a request that another process of the API has, by its key's name and its id; False: none has it.
+
+        Raises EngineLost where none has it and one does not answer.
+        """
         ...

@@ -67,7 +67,7 @@ class Handler:
         return await self._draw(request, read)
 
     async def cancel(self, request: Request, request_id: str) -> None:
-        """End a request of the same key, in whichever process it is. Raises UnknownRequest."""
+        """End a request of the same key, in whichever process it is. Raises UnknownRequest, EngineLost."""
         name = self.admission.identify(request).name, request_id
         if not self.running.cancel(*name) and not await self.service.cancel_elsewhere(*name):
             raise UnknownRequest(f"no request {request_id[:64]} runs; it may be done", None)

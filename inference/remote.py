@@ -125,8 +125,8 @@ class Engines:
 
     async def subject(self, subject_id: str) -> SubjectResponse:
         """See `backend.Backend`."""
-        answers = await _ask_all(self.handle, "find_subject", subject_id)
-        found = [one for one in answers or () if one is not None]
+        answers, _ = await _ask_all(self.handle, "find_subject", subject_id)
+        found = [one for one in answers if one is not None]
         if not found:
             raise UnknownSubject("id: this server holds no such subject; send its picture again")
         answer: SubjectResponse = found[0]
@@ -136,7 +136,10 @@ class Engines:
         """See `backend.Backend`."""
         if self._peers is None:
             return False
-        return any(await _ask_all(self._peers(), "cancel", (owner, request_id)) or ())
+        answers, is_silent = await _ask_all(self._peers(), "cancel", (owner, request_id))
+        if is_silent and not any(answers):
+            raise EngineLost("a process of the API that may have this request does not answer; try again")
+        return any(answers)
 
     def patience(self, *, again: bool) -> float | None:
         """Seconds within which an engine takes a request; None: one may have to be started first.
@@ -324,8 +327,8 @@ class RemoteKeeper:
     async def renew(self, name: Name, maker: str) -> None:
         await self._ask("renew", name, maker)
 
-    async def keep(self, name: Name, maker: str, answer: bytes) -> None:
-        await self._ask("keep", name, maker, answer)
+    async def keep(self, name: Name, digest: bytes, maker: str, answer: bytes) -> None:
+        await self._ask("keep", name, digest, maker, answer)
 
     async def give_up(self, name: Name, maker: str) -> None:
         await self._ask("give_up", name, maker)
@@ -340,13 +343,17 @@ class RemoteKeeper:
             response.cancel()  # no effect on what is done
 
 
-async def _ask_all(handle: DeploymentHandle[Any], method: str, argument: Any) -> list[Any] | None:
-    """What each process of a deployment answers; those that end meanwhile are left out. None where one is silent."""
+async def _ask_all(handle: DeploymentHandle[Any], method: str, argument: Any) -> tuple[list[Any], bool]:
+    """What the processes of a deployment answer, and whether one of them is silent; those that end are left out."""
     try:
-        asked = handle.broadcast(method, argument)
-        answers = await asked.results_async(timeout_s=ASK_SECONDS, return_exceptions=True)
+        async with asyncio.timeout(ASK_SECONDS):
+            # its public form gives no answer at all where one process is silent
+            asked = await handle.broadcast(method, argument)._fetch_replica_results_async()
     except TimeoutError:
-        return None
+        return [], True
     except (RayServeException, RayActorError):  # none runs
-        return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+        return [], False
+    waited = (asyncio.wait_for(one.get_async(), ASK_SECONDS) for one in asked)
+    answers = await asyncio.gather(*waited, return_exceptions=True)
+    is_silent = any(isinstance(answer, TimeoutError) for answer in answers)
+    return [answer for answer in answers if not isinstance(answer, BaseException)], is_silent

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from realcustom.inference.drawing import Drawing, read_drawing
-from realcustom.inference.errors import DeadlineExceeded, RequestError, UnknownSubject
+from realcustom.inference.errors import DeadlineExceeded, EngineLost, RequestError, UnknownSubject
 from realcustom.inference.messages import Answer, Begun, Failed, Message, Taken
 from realcustom.inference.models import ServedModel
 from realcustom.inference.remote import Engines, RemoteWork
@@ -113,3 +113,41 @@ def test_a_subject_is_waited_for_no_longer_than_the_deadline(monkeypatch: pytest
     with pytest.raises(DeadlineExceeded):
         asyncio.run(engines.add_subject(NewSubject(image="x", mask=None)))
     assert handle.cancelled and issubclass(DeadlineExceeded, RequestError)
+
+
+class Peer:
+    """A process of the API that answers whether it has cancelled a request; None: it is silent."""
+
+    def __init__(self, answer: bool | None) -> None:
+        self.answer = answer
+
+    async def get_async(self) -> bool:
+        if self.answer is None:
+            await asyncio.sleep(60)
+        return bool(self.answer)
+
+
+class Peers:
+    """All of them, as a handle that is asked for what each says."""
+
+    def __init__(self, *answers: bool | None) -> None:
+        self.answers = answers
+
+    def broadcast(self, method: str, _: tuple[str, str]) -> Peers:
+        assert method == "cancel"
+        return self
+
+    async def _fetch_replica_results_async(self) -> list[Peer]:
+        return [Peer(answer) for answer in self.answers]
+
+
+def _cancelled(*answers: bool | None) -> bool:
+    peers: Any = Peers(*answers)
+    return asyncio.run(Engines(SETTINGS, peers, [MODEL], peers=lambda: peers).cancel_elsewhere("owner", "request"))
+
+
+def test_a_process_that_is_silent_hides_no_answer_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realcustom.inference.remote.ASK_SECONDS", 0.05)
+    assert _cancelled(False, True, None) and not _cancelled(False, False)
+    with pytest.raises(EngineLost):
+        _cancelled(False, None)
