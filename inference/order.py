@@ -123,12 +123,12 @@ def _urgency(one: Running, left: float, whole: float, wait: float, now: float) -
 
 
 def _fairly(jobs: Sequence[tuple[Running, float]]) -> list[Running]:
-    """The most urgent first; of each owner the first job before the second of any other."""
+    """The most urgent first; of each owner the first job before the second of any other. Hopeless ones after all owners'."""
     ranked = sorted(jobs, key=lambda job: -job[1])
     places: dict[str, int] = defaultdict(int)
     keyed = []
-    for number, (one, _) in enumerate(ranked):
+    for number, (one, urgency) in enumerate(ranked):
         owner = one.ticket.job.owner
-        keyed.append(((places[owner], number), one))
+        keyed.append(((urgency == -math.inf, places[owner], number), one))
         places[owner] += 1
     return [one for _, one in sorted(keyed, key=lambda item: item[0])]
