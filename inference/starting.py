@@ -23,8 +23,9 @@ from realcustom.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 _MISTAKE = re.compile(r"realcustom\.errors\.\w+: (.+)|UsageError: (.+)")
+_LOOK_SECONDS = 5.0  # between two looks at what the cluster lacks, which ask it for all actors
 _SAY_LOADING_SECONDS = 20.0
-_SAY_AFTER_SECONDS, _SAY_AGAIN_SECONDS = 5.0, 60.0  # that there is no place for an engine
+_SAY_LACKING_SECONDS = 60.0
 
 
 def start(
@@ -103,7 +104,7 @@ def _check_address(settings: ServeSettings) -> None:
 
 def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
     began = time.monotonic()
-    says = began + _SAY_AFTER_SECONDS
+    next_look = began + _LOOK_SECONDS
     while time.monotonic() - began < settings.load_timeout_seconds:
         status = serve.status().applications[APP_NAME]
         _check_failures(status)
@@ -113,13 +114,15 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
             answer = None
         if isinstance(answer, dict) and answer.get("instance") == instance and answer["status"] == State.READY.value:
             return
-        if time.monotonic() > says:
+        if (now := time.monotonic()) > next_look:
+            pause = _LOOK_SECONDS
             if line := lacking(settings):
                 logger.warning("%s; waiting for room", line)
-                says = time.monotonic() + _SAY_AGAIN_SECONDS
-            elif time.monotonic() - began > _SAY_LOADING_SECONDS:
-                logger.info("the endpoint's processes are starting: %.0f s so far", time.monotonic() - began)
-                says = time.monotonic() + _SAY_LOADING_SECONDS
+                pause = _SAY_LACKING_SECONDS
+            elif now - began > _SAY_LOADING_SECONDS:
+                logger.info("the endpoint's processes are starting: %.0f s so far", now - began)
+                pause = _SAY_LOADING_SECONDS
+            next_look = now + pause
         time.sleep(0.2)
     reason = lacking(settings) or "the models may be large, or far away"
     raise UsageError(f"not ready within {settings.load_timeout_seconds:g} s (load_timeout_seconds); {reason}")
