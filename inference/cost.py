@@ -37,9 +37,8 @@ class StepCost:
     """The cost of steps by latent size. Sizes that were not seen cost as the nearest known one, by their cells."""
 
     def __init__(self) -> None:
-        self._sums: dict[
-            tuple[int, int], _Sums
-        ] = {}  # last learned last; replaced, never changed: other threads read it
+        # last learned last; replaced, never changed: other threads read it
+        self._sums: dict[tuple[int, int], _Sums] = {}
 
     def learn(self, size: tuple[int, int], calls: int, rows: int, seconds: float) -> None:
         """A step of latents of this size (h, w) took so long, in so many UNet calls with so many rows in all."""

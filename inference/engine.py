@@ -49,10 +49,8 @@ from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
 ENDS = "the engine that drew this request ends; try again"
-STALLED_SECONDS, STALLED_TIMES = (
-    60.0,
-    10.0,
-)  # a step that takes longer, and so many times what is expected, counts as hung
+# a step that takes longer, and so many times what is expected, counts as hung
+STALLED_SECONDS, STALLED_TIMES = 60.0, 10.0
 
 
 class Engine:
@@ -289,7 +287,7 @@ class Engine:
             raise RequestError(str(error)) from error
         self.observer.observe("cache_hits_total", self._prompts.hits - hits, "prompts")
         self.observer.observe("cache_bytes", self._prompts.held_bytes, "prompts")
-        tokens = sum(one._encoded.held_bytes for one in self._pipelines.values())
+        tokens = sum(one.held_bytes for one in self._pipelines.values())
         self.observer.observe("cache_bytes", tokens, "tokens")
         sampler = prepared.sampler
         return Running(ticket=ticket, sampler=sampler, forwards=sampler.forwards_left())

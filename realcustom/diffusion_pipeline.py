@@ -191,6 +191,11 @@ class RealCustomPipeline:
         """The base as a stock diffusers pipeline, of the same parts."""
         return self.base.pipeline
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the subjects' tokens that are kept for further calls, on the models' device."""
+        return self._encoded.held_bytes
+
     def __getattr__(self, name: str) -> Any:
         # while copying or unpickling there is no base yet; our own names come here when their property has failed
         if name.startswith("__") or "base" not in self.__dict__ or name in type(self).__dict__:

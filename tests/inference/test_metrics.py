@@ -109,7 +109,7 @@ def test_every_metric_has_values(service: Service, recorder: Recorder) -> None:
     assert recorder.total("requests_total", "200") >= 3 and recorder.total("requests_total", "422") == 1
     assert recorder.seen["cache_bytes", "subjects"] == [answer["bytes"]]
     assert recorder.total("cache_hits_total", "subjects") == 3
-    assert recorder.seen["cache_bytes", "tokens"][-1] == service.engine().pipeline._encoded.held_bytes > 0
+    assert recorder.seen["cache_bytes", "tokens"][-1] == service.engine().pipeline.held_bytes > 0
     assert recorder.total("cache_hits_total", "prompts") == 2 and max(recorder.seen["cache_bytes", "prompts"]) > 0
     assert recorder.seen["batch_rows", None] and min(recorder.seen["batch_rows", None]) >= 2
     assert 0 < max(recorder.seen["batch_cells_used_ratio", None]) <= 1
