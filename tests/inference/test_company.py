@@ -638,9 +638,9 @@ def test_a_short_job_passes_long_ones_and_a_long_one_never_starves(pipelines: li
     crowd = [make(4, 0.0, owner="a") for _ in range(9)]
     other = make(4, 50.0, owner="b")
     assert other in order.choose([*crowd, other], cost, 60.0)
-    late = make(4, 50.0, owner="c", deadline=60.1)
-    room = LargestStretch(max_cells=2 * late.rows * math.prod(late.size))
-    assert room.choose([*crowd, late], cost, 60.0) == crowd[:2]
+    too_late = make(4, 50.0, owner="c", deadline=60.1)
+    room = LargestStretch(max_cells=2 * too_late.rows * math.prod(too_late.size))
+    assert room.choose([*crowd, too_late], cost, 60.0) == crowd[:2]
 
 
 def test_a_call_has_so_many_cells_at_most(pipelines: list[RealCustomPipeline]) -> None:
