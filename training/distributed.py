@@ -109,7 +109,7 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, failures: Any, stop: threading
         if stop.is_set() and not asked:
             asked, begun = True, ray.get(failures.ask_to_stop.remote())
             if not begun or _lacking(job.settings) is not None:
-                raise Stopped(_last_step(job))
+                raise Stopped(_latest(job)[1])
     done.result()
 
 
@@ -260,16 +260,15 @@ def _begin(job: TrainingJob, failures: Any, world: World) -> tuple[float, str] |
     """Seconds until a start, and the checkpoint that all workers continue from: one of them looks for it, as what a storage
     lists may differ between machines. None: workers were lost too often, or the run is asked to end.
     """
-    checkpoint = latest_checkpoint(job.output, Store(job.settings.retries))
-    step = step_of(checkpoint) if checkpoint else 0
+    checkpoint, step = _latest(job)
     seconds: float | None = ray.get(failures.begin.remote(step, job.settings.max_failures, world.size))
     return None if seconds is None else (seconds, checkpoint)
 
 
-def _last_step(job: TrainingJob) -> int:
-    """The step of the last checkpoint."""
+def _latest(job: TrainingJob) -> tuple[str, int]:
+    """The uri of the latest checkpoint and its step; empty and 0 where there is none."""
     checkpoint = latest_checkpoint(job.output, Store(job.settings.retries))
-    return step_of(checkpoint) if checkpoint else 0
+    return checkpoint, step_of(checkpoint) if checkpoint else 0
 
 
 def _asked_to_stop(failures: Any) -> threading.Event:
