@@ -101,9 +101,8 @@ class TrainSettings:
     min_snr_gamma: float = 0.0  # > 0: errors of little noise count less (min-SNR; 5 is usual); 0 = all count alike
     timestep_shift: float = 1.0  # t = s u / (1 + (s - 1) u), u uniform: 1 = uniform, as the paper; more = noisier
     p_drop_text: float = 0.0  # probability that a sample's caption is the empty one
-    p_drop_image: float = (
-        0.0  # probability that a sample has no reference: image features are zero, in ++ a black picture's
-    )
+    # probability that a sample has no reference: its image features are zero, with RealCustom++ those of a black picture
+    p_drop_image: float = 0.0
     p_drop_both: float = 0.0  # probability that a sample has neither, beside those two
     p_multiview: float = 0.0  # probability that the reference is another view (`view_uids`) where one is known
     # `{until_step, p_multiview, ref_aug}`: both change linearly from one point to the next, in the place of p_multiview
