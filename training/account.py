@@ -20,29 +20,32 @@ logger = logging.getLogger(__name__)
 class Dropped:
     """The records of a run that were dropped, one small file each in `OUTPUT/dropped`: any worker writes, a resume keeps."""
 
-    def __init__(self, output: str, store: Store, records: int, most: float) -> None:
+    def __init__(self, output: str, store: Store, records: int, most: float, workers: int = 1) -> None:
         """Begin with none that this start knows of.
 
         Args:
             records: of the run.
-            most: share of them that may be dropped.
+            most: share of them that may be dropped, by all workers and starts together.
+            workers: that drop records at the same time.
         """
         self._folder, self._store = storage.join(output, "dropped"), store
         self._records, self._most = records, most
         self._said: set[int] = set()
+        # records that this worker drops between two counts of the files; all workers together: an eighth of those that may be
+        self._between = max(1, int(most * records / (8 * workers)))
         self._lock = threading.Lock()  # batches are made in a thread
 
     def add(self, error: BadRecord) -> None:
-        """Drop a record, once. Raises UsageError where a worker meets more of them than may be dropped."""
+        """Drop a record, once. Raises UsageError where the run has dropped more of them than may be."""
         with self._lock:
             if error.number in self._said:
                 return
             self._said.add(error.number)
-            count = len(self._said)
+            counts = (len(self._said) - 1) % self._between == 0
         logger.warning("dropped: %s", error)
         note = {"uid": error.uid, "number": error.number, "reason": str(error)}
         self._store.write(storage.join(self._folder, f"{error.number:012d}.json"), json.dumps(note).encode())
-        if count > self._most * self._records:
+        if counts and (count := len(self._names())) > self._most * self._records:
             raise UsageError(
                 f"{count} of {self._records} records cannot be used, more than "
                 f"train.max_dropped_fraction={self._most:g}; the last one: {error}"
@@ -50,8 +53,10 @@ class Dropped:
 
     def read(self) -> list[dict[str, Any]]:
         """All of them, of all workers and starts, by number."""
-        names = [name for name in self._store.list_names(self._folder) if name.endswith(".json")]
-        return [json.loads(self._store.read(storage.join(self._folder, name))) for name in names]
+        return [json.loads(self._store.read(storage.join(self._folder, name))) for name in self._names()]
+
+    def _names(self) -> list[str]:
+        return [name for name in self._store.list_names(self._folder) if name.endswith(".json")]
 
 
 def account(records: int, held_out: np.ndarray, dropped: list[dict[str, Any]]) -> dict[str, Any]:

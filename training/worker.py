@@ -112,7 +112,7 @@ class Worker:
                     "p_multiview has no effect: no record names another view of its subject (`view_uids`); each is its own "
                     "reference"
                 )
-        self.dropped = Dropped(job.output, self.store, len(index), settings.max_dropped_fraction)
+        self.dropped = Dropped(job.output, self.store, len(index), settings.max_dropped_fraction, world.size)
         number = first_good(self.features, self.validation, settings)
         self.model = make_model(job, self.base, self.encoders, self.features, number, self.store)
         self.model.to(world.device)

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from realcustom.errors import UsageError
+from realcustom.store import Store
+from realcustom.training.account import Dropped
 from realcustom.training.data import split
 from realcustom.training.features import BadRecord
 from realcustom.training.indexing import open_index
@@ -100,6 +102,34 @@ def test_more_bad_records_than_may_be_dropped_end_the_run(
         UsageError, match=r"[34] of 23 records cannot be used, more than train.max_dropped_fraction=0.1; the"
     ):
         fit(world, tmp_path / "run", replace(DROP, max_dropped_fraction=0.1), spoilt.records)
+
+
+@pytest.mark.parametrize(("records", "may_be"), [(40, 8), (800, 160)])
+def test_records_that_may_be_dropped_are_counted_over_workers_and_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: int, may_be: int
+) -> None:
+    """Of 8 workers none drops so many; the files are not listed for each record."""
+
+    def bad(number: int) -> BadRecord:
+        error = BadRecord(f"record {number}")
+        error.uid, error.number = str(number), number
+        return error
+
+    store = Store()
+    listed = []
+    list_names = store.list_names
+    monkeypatch.setattr(store, "list_names", lambda uri: listed.append(uri) or list_names(uri))
+
+    def start() -> list[Dropped]:
+        return [Dropped(str(tmp_path), store, records, 0.2, workers=8) for _ in range(8)]
+
+    dropped, number = start(), 0
+    with pytest.raises(UsageError, match=rf"\d+ of {records} records cannot be used, more than \S+=0.2; the last one"):
+        for number in range(records):
+            dropped[number % 8].add(bad(number))
+    assert may_be <= number <= may_be * 9 / 8 and len(listed) <= 12 * 8
+    with pytest.raises(UsageError, match="cannot be used"):
+        start()[0].add(bad(number + 1))
 
 
 def test_a_file_that_is_torn_where_only_features_are(world: SimpleNamespace, tmp_path: Path) -> None:
