@@ -99,8 +99,7 @@ class Outputs:
         self._features.give_up_encoders()  # a sheet takes them from a GPU's memory
         if sheet is None:
             return False
-        if sheet:
-            self._store.write(self._place("samples", f"step-{self._trainer.step_count:08d}.png"), sheet)
+        sheet.write(self._job.output, self._trainer.step_count, self._store)
         return True
 
     def finish(self, metrics: Metrics, tensors: Mapping[str, torch.Tensor], account: dict[str, Any]) -> None:

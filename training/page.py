@@ -14,7 +14,7 @@ from realcustom.page_style import STYLE
 from realcustom.store import Store
 from realcustom.training.facts import Facts, read_facts, table
 from realcustom.training.metrics_file import Row
-from realcustom.training.samples import captions_of
+from realcustom.training.samples import read_captions
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 66, 452, 12, 216  # of the area that is drawn in
@@ -51,8 +51,7 @@ range.addEventListener("input", () => {
 def write_page(output: str, identity: str, store: Store) -> None:
     """Write the page of the run in a folder, as it is now."""
     facts = read_facts(output, store)
-    sheet = storage.join(output, "samples", facts.sheets[-1]) if facts.sheets else None
-    captions = captions_of(store.read(sheet)) if sheet else []
+    captions = read_captions(output, facts.sheets[-1], store) if facts.sheets else []
     store.write(storage.join(output, "report.html"), render(facts, f"Training run {identity}", captions))
 
 

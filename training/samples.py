@@ -6,13 +6,13 @@ import io
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from realcustom import storage
 from realcustom.base import Base
 from realcustom.callbacks import Callback
 from realcustom.cells import decode_mask
@@ -20,6 +20,7 @@ from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.log import Progress
 from realcustom.model import RealCustomModel
 from realcustom.settings import MethodSettings, Reference
+from realcustom.store import Store
 from realcustom.training.encoders import FrozenEncoders, decode_picture
 from realcustom.training.features import Picture
 from realcustom.words import TargetWordNotFound, TargetWordTruncated
@@ -28,7 +29,29 @@ logger = logging.getLogger(__name__)
 
 SIDE = 128  # pixels of a cell, at least
 SEED = 0  # not a setting: the sheets of different runs can be compared
-CAPTIONS = "captions"  # text of the PNG: JSON, each row's target word and caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A sample sheet; it may have no rows."""
+
+    png: bytes
+    captions: Sequence[tuple[str, str]]  # the target word and the caption of each row, from above
+
+    def write(self, output: str, step: int, store: Store) -> None:
+        """Write it to the folder `samples` of a run, unless it has no rows. The captions are a file of their own: pages read
+        them without the picture, which may be large.
+        """
+        if self.captions:
+            captions = json.dumps(self.captions, ensure_ascii=False).encode()
+            store.write(storage.join(output, "samples", f"step-{step:08d}.json"), captions)
+            store.write(storage.join(output, "samples", f"step-{step:08d}.png"), self.png)
+
+
+def read_captions(output: str, name: str, store: Store) -> list[tuple[str, str]]:
+    """`Sheet.captions` of the sheet with that file name; none beside a sheet of an earlier version."""
+    uri = storage.join(output, "samples", name.removesuffix(".png") + ".json")
+    return [(word, caption) for word, caption in json.loads(store.read(uri))] if store.exists(uri) else []
 
 
 def draw_sample_sheet(
@@ -39,13 +62,12 @@ def draw_sample_sheet(
     method: MethodSettings,
     steps: int,
     stop: Callable[[], bool] = lambda: False,
-) -> bytes | None:
-    """A PNG with a row per record: its reference, the image of the base model alone, and the image with the subject.
+) -> Sheet | None:
+    """A sheet with a row per record: its reference, the image of the base model alone, and the image with the subject.
 
     Both are drawn from the same noise with the record's caption, in `steps` denoising steps, at the size of the record's
-    bucket; the file holds the captions too (`captions_of`). Records without a picture, or with a target word that the
-    tokenizer cannot find, are left out with a log line; no bytes if none is left. None where `stop`, asked after each
-    denoising step, ends it.
+    bucket. Records without a picture, or with a target word that the tokenizer cannot find, are left out with a log line.
+    None where `stop`, asked after each denoising step, ends it.
     """
     # its own copy of the settings: the run's number of steps is not the adapter's
     settings = replace(method, sampler=replace(method.sampler, num_inference_steps=steps))
@@ -70,13 +92,7 @@ def draw_sample_sheet(
         if pipeline.interrupt:
             logger.info("a sample sheet is left out, as the run is asked to end")
             return None
-    return _sheet(rows, captions) if rows else b""
-
-
-def captions_of(sheet: bytes) -> list[tuple[str, str]]:
-    """The target word and the caption of each row of a sheet, from above; none in a sheet of an earlier version."""
-    with Image.open(io.BytesIO(sheet)) as picture:
-        return [(word, caption) for word, caption in json.loads(picture.info.get(CAPTIONS, "[]"))]
+    return Sheet(png=_png(rows) if rows else b"", captions=captions)
 
 
 def _row(
@@ -106,7 +122,7 @@ def _row(
     return cells
 
 
-def _sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[tuple[str, str]]) -> bytes:
+def _png(rows: Sequence[Sequence[Image.Image]]) -> bytes:
     side = max(SIDE, *(max(row[-1].size) for row in rows))
     sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side), "white")
     for top, row in enumerate(rows):
@@ -116,8 +132,6 @@ def _sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[tuple[str, 
             width, height = (round(side * length / longest) for length in cell.size)
             place = (left * side + (side - width) // 2, top * side + (side - height) // 2)
             sheet.paste(cell.resize((width, height), sampling), place)
-    said = PngInfo()
-    said.add_itxt(CAPTIONS, json.dumps(captions, ensure_ascii=False))
     data = io.BytesIO()
-    sheet.save(data, "PNG", pnginfo=said)
+    sheet.save(data, "PNG")
     return data.getvalue()

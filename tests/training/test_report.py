@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from realcustom.config import to_dict
 from realcustom.pipeline.cli.main import run
@@ -17,9 +18,9 @@ from realcustom.training.facts import read_facts
 from realcustom.training.flops import count_flops
 from realcustom.training.loop import World
 from realcustom.training.metrics import _rate
-from realcustom.training.page import _svg, _ticks, render
+from realcustom.training.page import _svg, _ticks, render, write_page
 from realcustom.training.run import make_job
-from realcustom.training.samples import captions_of
+from realcustom.training.samples import read_captions
 from realcustom.training.worker import Worker
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
 
@@ -40,9 +41,17 @@ def test_the_page_has_curves_sheets_settings_and_the_account(seen: Path) -> None
     assert page.count("<polyline") == 9  # two strata
     assert json.loads(re.findall(r'id="names">(.*?)</script>', page)[0]) == ["step-00000003.png", "step-00000006.png"]
     assert "23 in = " in page and "weight_decay: 0.01" in page
-    captions = captions_of((seen / "samples" / "step-00000006.png").read_bytes())
+    captions = read_captions(str(seen), "step-00000006.png", Store())
     assert len(captions) == 1 and captions[0][0] in captions[0][1]
     assert "<li><b>{}</b><br>{}</li>".format(*captions[0]) in page
+
+
+def test_the_page_opens_no_sheet(seen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses large ones, as one of 57 rows of 1024 pixels."""
+    page = (seen / "report.html").read_bytes()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    write_page(str(seen), read_facts(str(seen), Store()).result["identity"], Store())
+    assert (seen / "report.html").read_bytes() == page
 
 
 @pytest.mark.parametrize(

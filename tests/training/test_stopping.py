@@ -141,7 +141,7 @@ def test_a_sheet_is_left_out_and_drawn_by_the_next_start(
             fit(world, tmp_path, settings, records=world.pictures)
     assert not list(tmp_path.glob("samples/*"))
     fit(world, tmp_path, settings, records=world.pictures)
-    assert [path.name for path in sorted(tmp_path.glob("samples/*"))] == ["step-00000002.png", "step-00000004.png"]
+    assert [path.name for path in sorted(tmp_path.glob("samples/*.png"))] == ["step-00000002.png", "step-00000004.png"]
 
 
 def test_a_signal_within_a_sheet_ends_it_and_the_next_start_draws_it(
@@ -162,7 +162,7 @@ def test_a_signal_within_a_sheet_ends_it_and_the_next_start_draws_it(
     assert "a sample sheet is left out, as the run is asked to end" in caplog.messages
     assert not list(tmp_path.glob("samples/*"))
     result = fit(world, tmp_path, settings, records=world.pictures)
-    assert [path.name for path in sorted(tmp_path.glob("samples/*"))] == ["step-00000002.png", "step-00000004.png"]
+    assert [path.name for path in sorted(tmp_path.glob("samples/*.png"))] == ["step-00000002.png", "step-00000004.png"]
     assert [row["step"] for row in result.curve if "val_loss" in row] == [0, 2, 4]
     assert caplog.text.count("step 2/4  validation loss") == 1  # that had ended
 

@@ -131,7 +131,10 @@ def test_tasks_on_ray(
     ):
         assert row["step"] == other["step"]
         assert "val_loss" not in row or row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
-    assert sorted(path.name for path in (output / "samples").iterdir()) == ["step-00000008.png", "step-00000012.png"]
+    assert sorted(path.name for path in (output / "samples").glob("*.png")) == [
+        "step-00000008.png",
+        "step-00000012.png",
+    ]
     assert b"val_loss" in b"".join(path.read_bytes() for path in (output / "tensorboard").iterdir())
 
 
