@@ -12,7 +12,7 @@ import yaml
 from realcustom import storage
 from realcustom.store import Store
 from realcustom.training.checkpoints import list_checkpoints, step_of
-from realcustom.training.metrics_file import Row, read_rows
+from realcustom.training.metrics_file import Row, read_rows, read_starts
 from realcustom.training.validations import read_results
 
 
@@ -27,6 +27,7 @@ class Facts:
     sheets: tuple[str, ...]  # names in samples/
     checkpoints: tuple[int, ...]  # their steps
     dropped: int  # records, so far
+    starts: tuple[Row, ...]  # `step` and `repeated`
     failed: tuple[Row, ...]  # of validations and sheets beside the training: `step` and `error`
 
     @property
@@ -66,6 +67,7 @@ def read_facts(output: str, store: Store) -> Facts:
         sheets=tuple(name for name in store.list_names(storage.join(output, "samples")) if name.endswith(".png")),
         checkpoints=tuple(step_of(uri) for uri in list_checkpoints(storage.join(output, "checkpoints"), store)),
         dropped=len(store.list_names(storage.join(output, "dropped"))),
+        starts=tuple(read_starts(output, store)),
         failed=tuple(row for row in read_results(output, store) if "error" in row),
     )
 
@@ -75,9 +77,9 @@ def table(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "steps", f"{facts.step} of {facts.steps}" + ("" if facts.result else "; not finished")
     if parent := facts.settings.get("parent"):
         yield "branched from", f"step {parent['step']} of the run with identity {parent['identity']}"
-    again = [row["repeated"] for row in facts.training if "repeated" in row]
-    if again:
-        yield "starts", f"{1 + len(again)}; {sum(again)} steps were done again"
+    if len(facts.starts) > 1:
+        again = sum(start["repeated"] for start in facts.starts)
+        yield "starts", f"{len(facts.starts)}; at least {again} steps were done again"
     if facts.validation:
         first, last = facts.validation[0], facts.validation[-1]
         best = min(facts.validation, key=lambda row: row["val_loss"])

@@ -11,7 +11,7 @@ from realcustom import storage
 from realcustom.store import Store
 from realcustom.training.background import Background
 from realcustom.training.loop import StepResult
-from realcustom.training.metrics_file import MetricsFile, Row
+from realcustom.training.metrics_file import MetricsFile, Row, note_start
 from realcustom.training.sinks import Sink
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Metrics:
         known = self._file.cut(step)
         # steps after the checkpoint that are done again; None: the run begins
         self._repeated = max(0, known - step) if known or progress else None
+        note_start(output, step, self._repeated or 0, store)
         self._rows: list[Row] = []  # not written yet
         self._interval = STORE_SECONDS if storage.is_remote(output) else WRITE_SECONDS
         self.steps, self.started_at_step = steps, step

@@ -16,6 +16,7 @@ from realcustom.store import Store
 
 Row = dict[str, Any]
 _VALIDATIONS = "validations"  # folder
+_STARTS = "starts.json"
 
 
 def read_rows(output: str, store: Store) -> list[Row]:
@@ -51,6 +52,21 @@ def validation_files(output: str, store: Store) -> dict[int, str]:
 def validation_losses(rows: Iterable[Row]) -> dict[str, float]:
     """The losses among the rows, by step."""
     return {str(row["step"]): row["val_loss"] for row in rows if "val_loss" in row}
+
+
+def note_start(output: str, step: int, repeated: int, store: Store) -> None:
+    """Add a start to those of the run: after `step`, of steps of which so many are known to be done again. Unlike its rows it
+    stays where the next start begins before them.
+    """
+    starts = [*read_starts(output, store), {"step": step, "repeated": repeated}]
+    store.write(storage.join(output, _STARTS), json.dumps(starts).encode())
+
+
+def read_starts(output: str, store: Store) -> list[Row]:
+    """The starts of a run, with `step` and `repeated`."""
+    uri = storage.join(output, _STARTS)
+    starts: list[Row] = json.loads(store.read(uri)) if store.exists(uri) else []
+    return starts
 
 
 class MetricsFile:

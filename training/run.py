@@ -1,7 +1,7 @@
 """A training run as one call: check the inputs, continue or begin, train in-process or on a Ray cluster, return the
 result.
 
-The output folder holds `settings.yaml`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end
+The output folder holds `settings.yaml`, `starts.json`, `metrics.jsonl`, `checkpoints/`, `samples/`, and at the end
 `adapter.safetensors` and `result.json`. Calling again with the same arguments continues an unfinished run from its last
 checkpoint and returns a finished run's result at once; with more `steps`, a finished run is trained further.
 """
