@@ -11,8 +11,9 @@ Letters: n rows, k neighbours, D width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -32,6 +33,16 @@ class Rows:
     words: np.ndarray  # int64 (n,) hashes of target words
     parents: np.ndarray  # int64 (n,) hashes of the pictures' uids
     vectors: np.ndarray  # float32 (n, D), whole numbers as `quantised` makes them
+
+    def part(self, rows: slice) -> Rows:
+        """Some of them."""
+        return Rows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Those of the vectors: float64 (n,)."""
+        found: np.ndarray = np.sqrt(np.einsum("nd,nd->n", self.vectors, self.vectors).astype(np.float64))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +67,8 @@ def quantised(vectors: np.ndarray) -> np.ndarray:
 def cosines_of(left: Rows, right: Rows) -> np.ndarray:
     """Those of each left row with each right one, in 1/10000: int64 (n, m)."""
     products = (left.vectors @ right.vectors.T).astype(np.float64)
-    lengths = _lengths(left.vectors)[:, None] * _lengths(right.vectors)
+    lengths = left.lengths[:, None] * right.lengths
     found: np.ndarray = np.rint(products * _DECIMALS / lengths).astype(np.int64)
-    return found
-
-
-def _lengths(vectors: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.sqrt(np.einsum("nd,nd->n", vectors, vectors).astype(np.float64))
     return found
 
 
@@ -96,7 +102,7 @@ def _search(left: Rows, right: Rows, settings: ViewsSettings) -> _Nearest:
     k = min(settings.neighbours, len(columns))
     for start in range(0, len(left.numbers), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        some = Rows(**{name: value[rows] for name, value in vars(left).items()})
+        some = left.part(rows)
         values = cosines_of(some, right)  # (c, n)
         fits = (some.words[:, None] == right.words) & (some.parents[:, None] != right.parents)
         fits &= (values >= low) & (values < high)

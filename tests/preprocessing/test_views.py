@@ -53,7 +53,7 @@ def pieces(rows: Rows, sizes: list[int]) -> list[Callable[[], Rows]]:
     start = 0
     for size in sizes:
         cut = slice(start, start + size)
-        found.append(lambda cut=cut: Rows(**{name: value[cut] for name, value in vars(rows).items()}))  # type: ignore[misc]
+        found.append(lambda cut=cut: rows.part(cut))  # type: ignore[misc]
         start += size
     assert start == len(rows.numbers)
     return found
