@@ -41,7 +41,7 @@ def _units(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator
     try:
         cut = _text_pieces if is_text_table(entry.name) else _parquet_pieces
         pieces = cut(entry, settings, store)
-    except (pa.ArrowInvalid, *OF_ONE_FILE):  # a torn table is one unit, whose only sample is a fault
+    except (pa.ArrowInvalid, *OF_ONE_FILE):  # one that cannot be read is one unit, whose only sample is a fault
         yield replace(whole, identity=identity_of(entry.size, entry.version))
         return
     first = 0

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from realcustom.errors import UsageError
-from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.engine.unit import InputFile, Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowExcluded
 from realcustom.preprocessing.ingest.download import download
 from realcustom.preprocessing.ingest.parquet import columns_read, sample_of
@@ -18,6 +18,7 @@ from realcustom.preprocessing.ingest.table_rows import open_large, plain_rows, r
 from realcustom.preprocessing.ingest.text_table import is_text_table, read_rows
 from realcustom.preprocessing.ingest.url_units import url_column
 from realcustom.preprocessing.settings import IngestSettings
+from realcustom.preprocessing.tables import read_footer
 from realcustom.store import Store, refusals
 
 _Row = dict[str, Any]  # by column
@@ -27,8 +28,7 @@ def read_urls(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[En
     """The unit's rows, fetched. The content of a URL may change with time; a row's key and place do not."""
     file = unit.files[0]
     if unit.count is None:
-        store.open(file.uri)  # which raises where it may not be read
-        yield file.name, DataError(DataFault.TORN_TABLE, "not a readable Parquet file: its footer is damaged")
+        yield file.name, _why_uncut(file, store)
         return
     keys = [f"{file.name}#{unit.first + index}" for index in range(unit.count)]
     try:
@@ -40,6 +40,18 @@ def read_urls(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[En
     results = download([_url(row, settings) for row in rows], settings, store.retries)
     for key, row, result in zip(keys, rows, results, strict=True):
         yield key, _sample(row, result, settings)
+
+
+def _why_uncut(file: InputFile, store: Store) -> DataError:
+    """Why a table has no rows. Raises where it may still not be read."""
+    store.open(file.uri)
+    if not is_text_table(file.name):
+        try:
+            store.call(read_footer, file.uri)
+        except pa.ArrowInvalid:
+            return DataError(DataFault.TORN_TABLE, "not a readable Parquet file: its footer is damaged")
+    message = "it could not be read when the job began, and can be now: run again"
+    return DataError(DataFault.UNREADABLE_FILE, message)
 
 
 def _sample(row: _Row | DataError, result: bytes | RowExcluded, settings: IngestSettings) -> Sample | RowExcluded:

@@ -129,6 +129,25 @@ def test_of_a_torn_row_group_the_rows_before_the_tear_are_fetched(
     assert result.report["kept"] == 16 - result.report["quarantined"]["torn_table"]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.txt", "t.parquet"])
+def test_a_table_that_can_be_read_again_is_not_called_damaged(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    pq.write_table(pa.table({"url": ["http://a/1"]}), path)
+    data = path.read_bytes() if name.endswith(".parquet") else b"url,caption\nhttp://a/1,x\n"
+    path.write_bytes(data)
+    listed = list_files(tmp_path)
+    path.unlink()
+    (unit,) = url_units(listed, IngestSettings(), Store())
+    path.write_bytes(data)
+    ((key, why),) = read_urls(unit, IngestSettings(), Store())
+    assert key == name and isinstance(why, DataError) and why.fault is DataFault.UNREADABLE_FILE
+    assert "run again" in why.message
+    path.write_bytes(data[:-8])
+    ((_, why),) = read_urls(unit, IngestSettings(), Store())
+    torn = DataFault.TORN_TABLE if name.endswith(".parquet") else DataFault.UNREADABLE_FILE
+    assert isinstance(why, DataError) and why.fault is torn
+
+
 def _keys(unit: Unit, settings: IngestSettings) -> list[str]:
     entries = list(read_urls(unit, settings, Store()))
     assert all(isinstance(entry, DataError) and entry.fault is DataFault.INVALID_URL for _, entry in entries)
