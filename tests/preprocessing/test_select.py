@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ from PIL import Image
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import INGEST, SELECT
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
-from realcustom.preprocessing.engine.worker import Processor
+from realcustom.preprocessing.engine.worker import Processor, StageJob
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
-from realcustom.preprocessing.settings import PreprocessSettings
+from realcustom.preprocessing.select.evaluation import prepare_evaluation
+from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
 from tests.support.corpora import jpeg, picture, png, sample, tar_bytes
 from tests.support.signatures import planted, write_scored
 from tests.support.stages import excluded_of, ingest_to_select, table_of
@@ -121,9 +124,21 @@ def test_pictures_of_the_evaluation_folder_are_known_by_their_bytes(corpus: Path
         ]
         == 1
     )
-    (folder / "more.tar.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"evaluation_folder: .*/more\.tar\.gz may hold pictures, .* unpack it"):
-        ingest_to_select(corpus, tmp_path / "other", evaluation_folder=str(folder))
+    settings = PreprocessSettings(select=SelectSettings(evaluation_folder=str(folder)))
+    job = StageJob(name="select", load=SELECT.load, settings=settings, directory=str(tmp_path / "other"))
+    packed = {name: b"7z\xbc\xaf'\x1c\0\4" for name in ("more.tar.gz", "more.7z", "data.mdb", "rest")}
+    encoded = base64.b64encode(png(picture(3)))
+    packed |= {"rows.jsonl": b'{"image": "' + encoded + b'"}\n', "rows.csv": b"image\n" + encoded + b"\n"}
+    for name, data in packed.items():
+        (folder / name).write_bytes(data)
+        with pytest.raises(
+            ValueError, match=rf"evaluation_folder: .*/{re.escape(name)} may hold pictures, .* unpack it"
+        ):
+            prepare_evaluation(job)
+        (folder / name).unlink()
+    (folder / "y.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(ValueError, match=r"evaluation_folder: y\.jpg \(dangling link\) may stand for a picture"):
+        prepare_evaluation(job)
 
 
 def test_duplicates_that_cannot_be_read_are_named_themselves(tmp_path: Path) -> None:
