@@ -7,7 +7,9 @@ imagefolder's `metadata.jsonl`, `.csv` or `.parquet` (`file_name` and a caption)
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import logging
 import posixpath
 import re
 import unicodedata
@@ -26,11 +28,17 @@ from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
 from realcustom.store import StorageRefused, Store
 
+logger = logging.getLogger(__name__)
+
 _NAME = "metadata"  # of imagefolder's tables: one that cannot be read is an error, another is no table of captions
 _MOST_JSON = 64  # .json files that are looked into: more are no tables of captions
 
 # Of a document that is no JSON: the key of a file or of a caption.
 _LIKE_CAPTIONS = re.compile(f'"(?:{"|".join(dict.fromkeys((*FILES, *CAPTIONS, TURNS)))})"\\s*:'.encode())
+
+_LOOKED = 64  # rows of a table without a header line in which a caption is looked for
+# Two words, or some letters of a script that sets no spaces between them; a label or a box is neither.
+_CAPTION = re.compile(r"[^\W\d_]\W*\s\W*[^\W\d_]|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff]{4}")
 
 _Row = tuple[Any, Any]  # name or names of files, caption or captions
 
@@ -59,19 +67,29 @@ def rows_without_picture(rows: int, first: Sequence[str]) -> dict[str, Any]:
 
 
 def read_caption_tables(
-    entries: Iterable[FileEntry], pictures: Iterable[str], settings: IngestSettings, store: Store
+    entries: Iterable[FileEntry],
+    pictures: Iterable[str],
+    settings: IngestSettings,
+    store: Store,
+    *,
+    captioned: bool = False,
 ) -> CaptionTables:
     """The tables of captions among `entries`, and what they say of the pictures.
 
+    Args:
+        captioned: pictures have captions beside them.
     Raises:
         UsageError: two tables give a picture different captions, a row's name is that of two pictures, a table cannot be
-            read, or `ingest.columns` is about none.
+            read, the only captions seem to be in one without a header line, or `ingest.columns` is about none.
     """
     found = CaptionTables()
+    unnamed: list[_Unnamed] = []
     places = _Places(pictures)
     for entry in _candidates(entries):
         rows = _rows_of(entry, places, settings, store)
-        if rows is None:
+        if isinstance(rows, _Unnamed):
+            unnamed.append(rows)
+        if rows is None or isinstance(rows, _Unnamed):
             continue
         found.files.append(entry)
         said: dict[str, list[str]] = {}
@@ -83,6 +101,8 @@ def read_caption_tables(
                     f"{found.said_by[picture]} and {entry.name} give {picture} different captions: remove one of them"
                 )
             found.said_by.setdefault(picture, entry.name)
+    for table in unnamed:
+        table.report(refuse=not (captioned or found.files))
     if settings.columns and not any(plain_name(entry.name).endswith(text_table.WITH_COLUMNS) for entry in found.files):
         raise UsageError(
             f"ingest.columns={list(settings.columns)} names the columns of no .csv or .tsv of captions among the files: "
@@ -171,10 +191,64 @@ def _candidates(entries: Iterable[FileEntry]) -> list[FileEntry]:
     return [entry for entry in listed if plain_name(entry.name).endswith(kinds)] + documents[:_MOST_JSON]
 
 
-def _rows_of(entry: FileEntry, places: _Places, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Unnamed:
+    """A table without a header line: the first line, which should name its columns, names a picture."""
+
+    name: str
+    picture: str
+    columns: list[str]  # what each may hold: file_name, caption, or its number
+    has_captions: bool  # by its first rows
+
+    @classmethod
+    def of(cls, first: Sequence[str], entry: FileEntry, places: _Places, store: Store) -> _Unnamed | None:
+        """None for another table."""
+        if not plain_name(entry.name).endswith(text_table.WITH_COLUMNS) or len(first) < 2:
+            return None
+        files = [bool(value.strip()) and places.find(value, entry.name) is not None for value in first]
+        if not any(files):
+            return None
+        place = files.index(True)
+        columns = [f"column{index}" for index in range(1, len(first) + 1)]
+        found = [0] * len(first)  # captions
+        found[place] = -1
+        for row in _first_rows(entry, store, columns):
+            for index, name in enumerate(columns):
+                found[index] += index != place and _CAPTION.search(row[name] or "") is not None
+        columns[place] = FILES[0]
+        columns[found.index(max(found))] = CAPTIONS[0]
+        return cls(name=entry.name, picture=first[place], columns=columns, has_captions=max(found) > 0)
+
+    def report(self, *, refuse: bool) -> None:
+        """Warn that it is not read; or, if there seem to be captions in it, refuse it."""
+        why = f"{self.name} has no header line, for its first line names the picture {self.picture}"
+        names = ", ".join(self.columns)
+        way = f"name its {len(self.columns)} columns, as in --set 'preprocess.ingest.columns=[{names}]'"
+        if refuse and self.has_captions:
+            raise UsageError(f"{why}: {way}; or take it away")
+        logger.warning("%s, and is not read; if it holds captions, %s", why, way)
+
+
+def _first_rows(entry: FileEntry, store: Store, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some rows of a table without a header line, before the first that cannot be read."""
+    found: list[dict[str, Any]] = []
+    try:
+        for row in itertools.islice(text_table.read_rows(entry.uri, store, columns), _LOOKED):
+            if not isinstance(row, DataError):
+                found.append(row)
+    except (StorageRefused, MissingFile, DamagedFile):
+        raise
+    except UsageError:
+        pass
+    return found
+
+
+def _rows_of(
+    entry: FileEntry, places: _Places, settings: IngestSettings, store: Store
+) -> Iterator[_Row] | _Unnamed | None:
     """The rows of a table of captions; None: it is none.
 
-    Raises UsageError where the storage refuses it, where it is damaged, and where what names its columns is a row.
+    Raises UsageError where the storage refuses it and where it is damaged.
     """
     name = plain_name(entry.name)
     try:
@@ -189,8 +263,7 @@ def _rows_of(entry: FileEntry, places: _Places, settings: IngestSettings, store:
         return None
     known = _known(columns, settings)
     if known is None:
-        _refuse_rows(columns, entry, places)
-        return None
+        return _Unnamed.of(columns, entry, places, store)
     file, caption = known
     return ((row[file], row[caption]) for row in rows_of(entry.uri, store, settings.columns, known))
 
@@ -201,17 +274,6 @@ def _known(columns: Iterable[str], settings: IngestSettings) -> tuple[str, str] 
     file = find_column(names, FILES[0], FILES)
     caption = find_column(names, settings.caption_column, (*CAPTIONS, TURNS))
     return (file, caption) if file is not None and caption is not None else None
-
-
-def _refuse_rows(columns: Sequence[str], entry: FileEntry, places: _Places) -> None:
-    """Refuse a table without a header line: the first line, which should name its columns, names a picture."""
-    named = next((value for value in columns if value.strip() and places.find(value, entry.name) is not None), None)
-    if named is not None:
-        names = ", ".join("file_name" if value == named else "caption" for value in columns)
-        raise UsageError(
-            f"{entry.name} has no header line, for its first line names the picture {named}: name its {len(columns)} "
-            f"columns, as in --set 'preprocess.ingest.columns=[{names}]'"
-        )
 
 
 def _of_json(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:

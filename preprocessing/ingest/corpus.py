@@ -188,7 +188,8 @@ def _folder(
     if describe is None:
         known = {entry.name for entry in own}
         rest = [entry for entry in left if entry.name not in known]
-        captions = read_caption_tables(rest, (entry.name for entry in pictures), settings, store)
+        names = (entry.name for entry in pictures)
+        captions = read_caption_tables(rest, names, settings, store, captioned=bool(beside))
         describe = _said_by(captions, settings)
     own += captions.files
     if settings.metadata is not None:

@@ -202,6 +202,38 @@ def test_a_table_without_a_header_line_is_named_by_a_setting(toys: Path, tmp_pat
         ingest(toys, tmp_path / "out", columns=("a", "b", "c"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "sidecar"),
+    [
+        ("dog2/a.jpg,3\nvase/a.jpg,7\n", False),  # labels
+        ("dog2/a.jpg,dog\nvase/a.jpg,vase\n", False),
+        ("dog2/a.jpg\t10 20 30 40\nvase/a.jpg\t1 2 3 4\n", False),  # boxes
+        ("dog2/a.jpg,a dog\n", True),
+        ('dog2/a.jpg,3\nvase/a.jpg,"7" x\n', False),  # no CSV
+    ],
+)
+def test_a_table_without_a_header_line_is_not_read_where_it_gives_no_captions(
+    rows: str, sidecar: bool, toys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (toys / "list.csv").write_text(rows)
+    if sidecar:
+        (toys / "vase/a.txt").write_text("a vase")
+    result = ingest(toys, tmp_path / "out")
+    assert captions(result)["dog2/a.jpg"] is None
+    assert captions(result)["vase/a.jpg"] == ("a vase" if sidecar else None)
+    assert result.report["not_read"][".csv"] == 2
+    assert "list.csv has no header line" in caplog.text and "columns=[file_name, caption]" in caplog.text
+
+
+@pytest.mark.parametrize("caption", ["a dog", "\u8349\u4e0a\u7684\u5c0f\u72d7"])
+def test_the_captions_of_a_table_without_a_header_line_are_told_from_its_labels(
+    caption: str, toys: Path, tmp_path: Path
+) -> None:
+    (toys / "list.csv").write_text(f"3,vase/a.jpg,vase\n4,dog2/a.jpg,{caption}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"ingest\.columns=\[column1, file_name, caption\]"):
+        ingest(toys, tmp_path / "out")
+
+
 @pytest.mark.parametrize("setting", ["columns", "keep_columns"])
 @pytest.mark.parametrize("kind", ["tar", "parquet", "jsonl", "pictures", "template"])
 def test_a_setting_that_would_do_nothing_is_refused(setting: str, kind: str, tmp_path: Path) -> None:
