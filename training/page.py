@@ -24,7 +24,8 @@ Captions = Sequence[tuple[str, str]]
 
 OWN_STYLE = """
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1.4rem; }
-.facts td:first-child { color: var(--soft); white-space: nowrap; padding-right: 1.4rem; } .facts td { overflow-wrap: anywhere; }
+.facts td:first-child { color: var(--soft); white-space: nowrap; padding-right: 1.4rem; }
+.facts td:last-child { overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--soft); }
 .axis { stroke: var(--line); } polyline { fill: none; stroke: var(--accent); stroke-width: 2; } circle { fill: var(--accent); }
 summary { cursor: pointer; color: var(--soft); }

@@ -25,7 +25,7 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
     """
     spread_out = [units[index] for index in spread(len(units), FILES)]
     excluded = [Excluded(uri=directory.excluded_uri(unit.name), table=_table(unit)) for unit in spread_out]
-    upstream = report["upstream"]
+    upstream, kept = report["upstream"], _kept(directory, units[:UNITS])
     of_stage = " " not in upstream  # else `corpus ADDRESS` or `table ADDRESS`
     beside = storage.join(directory.uri.rpartition("/")[0], upstream, "report.html")
     page = Page(
@@ -35,7 +35,7 @@ def write_page(directory: StageDirectory, report: Mapping[str, Any], units: Sequ
         says=f"{says} The reasons of what was left out: docs/preprocessing/reasons.md.",
         account=account_of(report),
         sections=[
-            Section(title="Kept", cards=_kept(directory, units[:UNITS])),
+            Section(title=f"Kept: {len(kept)} of {report['rows_out']:,}", cards=kept),
             *excluded_sections(excluded, directory.store, PER_REASON, wanted_of(report)),
             *(Section(title=title, cards=[Card(foot=names)]) for title, names in names_of(report).items()),
         ],

@@ -77,7 +77,7 @@ def test_ingest_does_not_read_what_a_stage_wrote(corpus: Path, tmp_path: Path) -
 
 def test_page_shows_what_was_dropped_and_why(corpus: Path, tmp_path: Path) -> None:
     page = (Path(ingest_to_select(corpus, tmp_path / "out").directory) / "report.html").read_text()
-    for text in ("dropped: near_duplicate", "dropped: exact_duplicate", "0.tar/tiny.jpg", "<h2>Kept</h2>"):
+    for text in ("dropped: near_duplicate", "dropped: exact_duplicate", "0.tar/tiny.jpg", "<h2>Kept: 3 of 3</h2>"):
         assert text in page
     assert page.count("<img") == 7
     (before,) = (tmp_path / "out").glob("score@*/report.html")
