@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -173,15 +172,15 @@ def test_workers_on_ray_draw_the_same_table(
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(drawing, "SAY_SECONDS", 0.01)
+    monkeypatch.setattr(drawing, "SAY_SECONDS", 0.02)
     output = tmp_path / "shared"
     assert run([*arguments, *METRICS, "--workers", "3", "--output", str(output)]) == 0
     for name in ("table.csv", "results.parquet"):
         assert (output / name).read_bytes() == (finished / name).read_bytes(), name
-    said = [text for text in caplog.messages if text.startswith(("waiting for", "no new image"))]
+    lines = [line.partition(" pipeline: ")[2] for line in capsys.readouterr().err.splitlines()]
+    said = [line for line in lines if line.startswith(("waiting for", "no new image"))]
     assert said[0] == "waiting for 3 workers with a CPU each" and said[-1] == "no new image for 0 s"
     assert said == sorted(said, reverse=True), "the workers are waited for until the first image"
 

@@ -164,7 +164,7 @@ def test_a_store_that_answers_503_for_ever_is_said_in_time(
     assert 60 < sum(waits) < MINUTE_AND_A_HALF
 
 
-def _answered(code: str, status: int) -> Exception:
+def _answered(code: str, status: int) -> ClientError:
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
 
 
