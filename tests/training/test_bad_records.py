@@ -115,10 +115,14 @@ def test_records_that_may_be_dropped_are_counted_over_workers_and_starts(
         error.uid, error.number = str(number), number
         return error
 
-    store = Store()
-    listed = []
+    store, listed = Store(), list[str]()
     list_names = store.list_names
-    monkeypatch.setattr(store, "list_names", lambda uri: listed.append(uri) or list_names(uri))
+
+    def counted(uri: str) -> list[str]:
+        listed.append(uri)
+        return list_names(uri)
+
+    monkeypatch.setattr(store, "list_names", counted)
 
     def start() -> list[Dropped]:
         return [Dropped(str(tmp_path), store, records, 0.2, workers=8) for _ in range(8)]
