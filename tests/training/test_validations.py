@@ -68,7 +68,7 @@ def test_what_came_of_them_goes_into_the_next_checkpoints(world: SimpleNamespace
     assert [row["step"] for row in read_results(str(tmp_path), STORE, known=(3,))] == [6]
     page = (tmp_path / "report.html").read_text()
     assert "<td>validations that failed</td><td>step 6: no room</td>" in page
-    assert "<td>starts</td><td>2; 0 steps were done again</td>" in page
+    assert "<td>starts</td><td>2; at least 0 steps were done again</td>" in page
     rows = read_rows(str(tmp_path), STORE)
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 3, 7, 12]
 
