@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from realcustom.errors import UsageError
@@ -17,7 +18,7 @@ from tests.support.loopback import free_port
 def test_the_cluster_is_asked_for_all_actors_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     application = SimpleNamespace(deployments={}, message="", status=ApplicationStatus.DEPLOYING)
     status = SimpleNamespace(applications={APP_NAME: application})
-    monkeypatch.setattr(starting.serve, "status", lambda: status)
+    monkeypatch.setattr(serve, "status", lambda: status)
     looks: list[ServeSettings] = []
     monkeypatch.setattr(starting, "lacking", looks.append)  # which says None: nothing lacks
     monkeypatch.setattr(starting, "_LOOK_SECONDS", 0.5)
