@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -238,7 +239,7 @@ def _missing(folder: str) -> list[Path]:
 def _leave(folder: str, holder: str, missing: list[Path]) -> None:
     """Remove the holder, and the folders that it made where they are empty. Where the store does not let us, the error that
     ended the program is the one to show."""
-    store = Store(RetrySettings(attempts=3, backoff=0.5))
+    store, ended_by = Store(RetrySettings(attempts=3, backoff=0.5)), sys.exception()
     try:
         remove(_holder(folder, holder), store)
         _sweep(folder, store)
@@ -246,7 +247,8 @@ def _leave(folder: str, holder: str, missing: list[Path]) -> None:
             with contextlib.suppress(OSError):  # it is used
                 each.rmdir()
     except (UsageError, OSError) as error:
-        logger.warning("a lease stays in %s until its time is over: %s", folder, error)
+        level = logging.WARNING if ended_by is None else logging.DEBUG
+        logger.log(level, "a lease stays in %s until its time is over: %s", folder, error)
 
 
 def _sweep(folder: str, store: Store) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import io
 import os
 import re
 import tempfile
@@ -21,6 +20,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import unescape
 
+import pyarrow as pa
 from pyarrow import fs
 
 from realcustom.errors import MissingFile, UsageError
@@ -142,16 +142,18 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 
 def _write_object(uri: str, data: bytes) -> None:
-    """A stream of pyarrow's would write what it has, or nothing, where an error or a Ctrl-C ends its use."""
+    """`data` may be a memoryview; a large one is not copied. A stream of pyarrow's would write what it has, or nothing, where an
+    error or a Ctrl-C ends its use.
+    """
     from boto3.s3.transfer import TransferConfig
 
     bucket, key = split_uri(uri)
     if len(data) < LARGE:
-        s3_client().put_object(Bucket=bucket, Key=key, Body=data)
+        s3_client().put_object(Bucket=bucket, Key=key, Body=bytes(data))  # it takes no memoryview
         return
     # an upload that is not finished is aborted
     parts = TransferConfig(multipart_threshold=LARGE, multipart_chunksize=LARGE // 4)
-    s3_client(PART_ATTEMPTS).upload_fileobj(io.BytesIO(data), bucket, key, Config=parts)
+    s3_client(PART_ATTEMPTS).upload_fileobj(pa.BufferReader(data), bucket, key, Config=parts)
 
 
 def _write_local(path: str, data: bytes) -> None:

@@ -117,7 +117,6 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "base without unet": ([*good, "--base", str(folder / "base-without-unet")], "it has no unet, vae"),
         "no base": ([*good, "--base", str(folder / "nothing")], "no base model at"),
         "foreign files in output": ([*good, "--output", str(folder / "occupied")], "holds other files (thesis.txt"),
-        "folder of a store as output": ([*good, "--output", "s3://bucket/new"], "s3://bucket/new is no folder of this"),
         "quickstart: folder of a store": (
             ["quickstart", "--output", "s3://bucket/new"],
             "--output: s3://bucket/new is no",

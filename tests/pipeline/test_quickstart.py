@@ -108,7 +108,9 @@ def test_the_page_shows_it_and_needs_nothing_beside_it(output: Path) -> None:
         attributes for tag, attributes in tags if tag in ("link", "iframe") or ("src" in attributes and tag != "img")
     ]
     links = [attributes["href"] or "" for tag, attributes in tags if tag == "a"]
-    assert len(links) == 6 and all((output / link).is_file() for link in links)  # the stages' own pages
+    assert len(links) == 7 and all(
+        (output / link).is_file() for link in links
+    )  # pages of the training and of the stages
     report = json.loads((output / "report.json").read_text())
     assert report["training"]["adapter_sha256"][:16] in html and "began as random weights" in html
     assert "Taken over from an earlier run" not in html

@@ -31,7 +31,7 @@ def test_the_account_names_every_row_and_the_sets_of_copies() -> None:
         ("quarantined: torn_tar", "3"),
         ("rows written", "2,000"),
         ("candidates rejected: no_mask", "5"),
-        ("sets of 2 copies", "4"),
+        ("sets of 2 copies of a picture", "4"),
     ]
 
 

@@ -341,7 +341,7 @@ def test_a_file_at_the_top_of_the_file_system_is_looked_for_there(monkeypatch: p
     listed: list[str] = []
     monkeypatch.setattr(storage, "is_dir", lambda uri: False)
 
-    def list_files(uri: str, recursive: bool) -> list[storage.FileEntry]:
+    def list_files(uri: str, recursive: bool, attempt: object = None) -> list[storage.FileEntry]:
         listed.append(uri)
         return [entry]
 
