@@ -130,7 +130,7 @@ def read_bytes(uri: str | Path) -> bytes:
         raise MissingFile(f"no file at {uri}") from error
 
 
-def write_bytes(uri: str | Path, data: bytes) -> None:
+def write_bytes(uri: str | Path, data: bytes | memoryview) -> None:
     """Write atomically, folders made as needed: a temporary file renamed into place, or one object."""
     if str(uri).startswith("s3://"):
         return _write_object(str(uri), data)
@@ -141,7 +141,7 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
     _write_local(path, data)
 
 
-def _write_object(uri: str, data: bytes) -> None:
+def _write_object(uri: str, data: bytes | memoryview) -> None:
     """`data` may be a memoryview; a large one is not copied. A stream of pyarrow's would write what it has, or nothing, where an
     error or a Ctrl-C ends its use.
     """
@@ -156,7 +156,7 @@ def _write_object(uri: str, data: bytes) -> None:
     s3_client(PART_ATTEMPTS).upload_fileobj(pa.BufferReader(data), bucket, key, Config=parts)
 
 
-def _write_local(path: str, data: bytes) -> None:
+def _write_local(path: str, data: bytes | memoryview) -> None:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
