@@ -123,7 +123,7 @@ class Store:
         """A file that is read piece by piece."""
         return ChunkedFile(self, str(uri), chunk)
 
-    def write(self, uri: str | Path, data: bytes) -> None:
+    def write(self, uri: str | Path, data: bytes | memoryview) -> None:
         """Write a file atomically."""
         self.call(lambda place: storage.write_bytes(place, data), uri, "write")
 

@@ -84,7 +84,7 @@ class Snapshot:
 
     def write(self, folder: str, store: Store) -> None:
         """Write `<folder>/step-NNNNNNNN.safetensors`."""
-        data: Any = self._block[: self._size].numpy().data
+        data = self._block[: self._size].numpy().data
         store.write(storage.join(folder, file_name(self._step)), data)
 
 

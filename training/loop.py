@@ -334,14 +334,14 @@ class Trainer:
         start_moments(self.optimizer, self.parameters, 0, self.guarded)
         own = moments(self.optimizer, self.parameters).keys()
         self.optimizer.state.clear()
-        return own == _names_of_moments(tensors)
+        return own == names_of_moments(tensors)
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], counters: dict[str, int]) -> None:
         """Continue from `state()`. Raises UsageError naming tensors that are missing, unexpected or of another shape."""
         self.before_moments = counters.get("before_moments", 0)
         taken = counters["step"] - counters["skipped"] - self.before_moments
-        if _names_of_moments(tensors):
+        if names_of_moments(tensors):
             start_moments(self.optimizer, self.parameters, taken, self.guarded)
         self.step_count, self.skipped_total = counters["step"], counters["skipped"]
         self.skipped_in_a_row = counters["skipped_in_a_row"]
@@ -360,7 +360,7 @@ class Trainer:
         take_estimate(self.optimizer, tensors)
 
 
-def _names_of_moments(names: Iterable[str]) -> set[str]:
+def names_of_moments(names: Iterable[str]) -> set[str]:
     """Of a state's tensors, those of its optimizer."""
     return {name for name in names if not name.startswith(("weights.", "ema."))}
 

@@ -34,7 +34,7 @@ from realcustom.training.features import FeatureStore, Memory
 from realcustom.training.flops import count_flops, peak_flops
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World
+from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World, names_of_moments
 from realcustom.training.metrics import Metrics, validation_row
 from realcustom.training.metrics_file import Row
 from realcustom.training.micro_batch import TOO_LITTLE, find_micro_batch
@@ -177,7 +177,7 @@ class Worker:
                 f"the parent's optimizer was another one than {self.settings.optimizer.value}, whose moments begin anew; "
                 "weights and step count are the parent's"
             )
-            tensors = {name: value for name, value in tensors.items() if name.startswith(("weights.", "ema."))}
+            tensors = {name: tensors[name] for name in tensors.keys() - names_of_moments(tensors)}
             counters["before_moments"] = taken
         self.trainer.load_state(tensors, counters)
         return {}
