@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from realcustom.errors import UsageError
-from realcustom.preprocessing import tables
+from realcustom.parquet import ParquetFile
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.ingest import text_table
 from realcustom.preprocessing.ingest.compressed import plain_name
@@ -22,10 +20,7 @@ def columns_of(uri: str, store: Store, names: Sequence[str]) -> list[str]:
     """The columns. `names`: of a .csv or .tsv without a header line. Raises UsageError for what is no table."""
     if not plain_name(uri).endswith(PARQUET):
         return text_table.read_header(uri, store, names)
-    try:
-        return list(store.call(tables.read_schema, uri).names)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{uri} is not a readable Parquet file: {error}") from error
+    return list(ParquetFile(uri, store).schema.names)
 
 
 def rows_of(uri: str, store: Store, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -44,5 +39,4 @@ def rows_of(uri: str, store: Store, names: Sequence[str], columns: Sequence[str]
 def _rows(uri: str, store: Store, names: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any] | DataError]:
     if not plain_name(uri).endswith(PARQUET):
         return text_table.read_rows(uri, store, names)
-    table = store.call(lambda place: tables.read_columns(place, list(dict.fromkeys(columns))), uri)
-    return iter(table.to_pylist())
+    return iter(ParquetFile(uri, store).read(list(dict.fromkeys(columns)), use_threads=False).to_pylist())
