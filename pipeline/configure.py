@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -36,8 +35,7 @@ def resolve(
         config.SettingError: an unknown recipe, name or value; the message names the nearest valid one.
     """
     if recipe not in RECIPES:
-        close = difflib.get_close_matches(recipe, RECIPES, n=1, cutoff=0.4)
-        guess = f"did you mean '{close[0]}'? " if close else ""
+        guess = config.did_you_mean(recipe, RECIPES)
         raise config.SettingError(f"unknown recipe '{recipe}'; {guess}There are {', '.join(RECIPES)}")
     data: dict[str, Any] = {}
     for file in files:

@@ -15,7 +15,7 @@ import difflib
 import enum
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -234,10 +234,15 @@ def _kind(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
+def did_you_mean(text: str, names: Iterable[str], cutoff: float = 0.4) -> str:
+    """The question after the nearest of `names`, with a space at its end; empty where none is near (`cutoff` as difflib's)."""
+    close = difflib.get_close_matches(text, list(names), n=1, cutoff=cutoff)
+    return f"did you mean '{close[0]}'? " if close else ""
+
+
 def _not_allowed(name: str, value: Any, names: Sequence[str], kinds: Sequence[str] = ()) -> SettingError:
     """An error that names the nearest of `names`, then all of them and the other kinds of value that are allowed."""
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
-    guess = f"did you mean '{close[0]}'? " if close else ""
+    guess = did_you_mean(str(value), names)
     allowed = [*names, *(f"or {kind}" for kind in kinds)]
     return SettingError(f"{name}: {value!r} is not allowed; {guess}It is one of {', '.join(allowed)}")
 

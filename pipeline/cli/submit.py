@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import select
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from realcustom.config import did_you_mean
 from realcustom.errors import UsageError
 from realcustom.pipeline.cli import interrupt
 
@@ -146,8 +146,7 @@ def _check_verb(name: str, context: typer.Context) -> None:
     """Raise UsageError for a verb that there is not, before a cluster starts a job for it."""
     names = list(getattr(context.parent and context.parent.command, "commands", ()))
     if not name.startswith("-") and name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        guess = f"did you mean '{close[0]}'? " if close else ""
+        guess = did_you_mean(name, names, cutoff=0.6)
         raise UsageError(f"there is no verb '{name}'; {guess}there are {', '.join(names)}")
 
 
