@@ -212,7 +212,7 @@ def _attend(
         if is_self:
             recorder.record_self(query, key)
         else:
-            recorder.record(query, key, conditioning.grid(count), normaliser)
+            recorder.record(attn, query, key, conditioning.grid(count), normaliser)
     return output
 
 

@@ -124,10 +124,10 @@ def _write(sampler: Sampler, name: str, value: Tensor) -> None:
     own, unconditional = PAIRS[name]
     count = len(sampler.latents)
     _check_rows(name, value, getattr(sampler.rows, own).shape[1:], (count, 2 * count))
-    changed: dict[str, Any] = {own: value[-count:]}
+    changed = {own: value[-count:]}
     if len(value) == 2 * count:
         changed[unconditional] = value[:count]
-    sampler.rows = replace(sampler.rows, **changed)
+    sampler.change_text(changed)
 
 
 def _check_rows(name: str, value: Any, shape: Sequence[int], counts: Sequence[int]) -> None:

@@ -119,7 +119,8 @@ def _done(unet: UNet2DConditionModel, works: Sequence[Any], sizes: Sequence[int]
             return [error]
     # the fault of one of them, or too much for the device's memory; here the error holds no tensors any more
     for recorder, own in recorded:
-        recorder.rows, recorder.maps, recorder.self_maps = own, [], None
+        recorder.rows = own
+        recorder.forget()
     return [_done(unet, [work], sizes, rows)[0] for work in works]
 
 

@@ -1,10 +1,12 @@
 """The attention that queries pay to target words: which layers have maps, on which grids, and how they are recorded.
 
-Letters: B rows, U subjects, T text tokens, M tokens of a row's words, N = h*w queries of a layer, H heads, d head width.
+Letters: B rows, U subjects, T text tokens, M tokens of a row's words, N = h*w queries of a layer, H heads, d head width, L
+layers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,10 +23,14 @@ from realcustom.settings import MaskLayers
 
 @dataclass(frozen=True, kw_only=True)
 class WordTokens:
-    """Where the target words of some rows stand: their tokens alone, so that no map of the other tokens is made."""
+    """Where the target words of one text stand: their tokens alone, so that no map of the other tokens is made.
+
+    Their keys do not change from step to step: each layer's are taken once and kept, so another text needs another object.
+    """
 
     index: Tensor  # (B, M) positions of tokens; rows with fewer are filled up with others, which have no weight
     weight: Tensor  # (B, M, U) fp32: 1 where a token belongs to the subject's word
+    _keys: dict[Attention, Tensor] = field(init=False, default_factory=dict)  # by layer, see `keys`
 
     @classmethod
     def of(cls, words: Tensor) -> WordTokens:
@@ -51,6 +57,14 @@ class WordTokens:
         """U."""
         return int(self.weight.shape[2])
 
+    def keys(self, attn: Attention, key: Tensor) -> Tensor:
+        """The words' columns of a layer's keys (B, H, T, d), over sqrt(d): (B*H, d, M) fp32."""
+        if attn not in self._keys:
+            heads, width = key.shape[1], key.shape[3]
+            columns = key.gather(2, self.index[:, None, :, None].expand(-1, heads, -1, width))  # (B, H, M, d)
+            self._keys[attn] = (columns.float() * width**-0.5).flatten(0, 1).mT
+        return self._keys[attn]
+
 
 @dataclass(kw_only=True)
 class MapRecorder:
@@ -60,8 +74,8 @@ class MapRecorder:
     rows: slice = field(default_factory=lambda: slice(None))  # the UNet call's rows that are recorded
     layers: frozenset[Attention] | None = None  # the cross-attentions whose maps count; None = all
     self_grid: tuple[int, int] | None = None  # the grid whose self-attention is recorded; None = of no layer
-    maps: list[Tensor] = field(default_factory=list)  # (B, U, h, w) per layer, fp32, heads averaged
     self_maps: Tensor | None = None  # (B, N, N), rows = queries: the self-attentions' sum, heads averaged
+    _logs: list[tuple[tuple[int, int], Tensor]] = field(init=False, default_factory=list)  # grid, (B*H, N, M), by layer
 
     def takes(self, attn: Attention, queries: int, *, is_self: bool) -> bool:
         """Whether the map of a layer with this many queries counts."""
@@ -69,28 +83,49 @@ class MapRecorder:
             return self.self_grid is not None and queries == self.self_grid[0] * self.self_grid[1]
         return self.layers is None or attn in self.layers
 
-    def record(self, query: Tensor, key: Tensor, grid: tuple[int, int], normaliser: Tensor | None = None) -> None:
+    @functools.cached_property
+    def maps(self) -> list[Tensor]:
+        """(B, U, h, w) per layer, fp32, heads averaged; asked for after the forward.
+
+        Layers of one size are finished together: in a layer, small operations would wait for memory that the UNet uses.
+        """
+        by_grid: dict[tuple[int, int], list[int]] = {}
+        for number, (grid, _) in enumerate(self._logs):
+            by_grid.setdefault(grid, []).append(number)
+        found: dict[int, Tensor] = {}
+        for grid, numbers in by_grid.items():
+            logs = torch.stack([self._logs[number][1] for number in numbers])  # (L, B*H, N, M)
+            words = logs.exp_().unflatten(1, (len(self.words.weight), -1)).mean(2) @ self.words.weight  # (L, B, N, U)
+            found |= zip(numbers, words.mT.unflatten(3, grid), strict=True)
+        return [found[number] for number in range(len(self._logs))]
+
+    def forget(self) -> None:
+        """Take back what was recorded, for another forward."""
+        self._logs.clear()
+        vars(self).pop("maps", None)
+        self.self_maps = None
+
+    def record(
+        self, attn: Attention, query: Tensor, key: Tensor, grid: tuple[int, int], normaliser: Tensor | None = None
+    ) -> None:
         """Add a cross-attention layer: of its softmax over all text tokens, in fp32, only the words' columns are made.
 
         Args:
+            attn: the layer.
             query, key: of the call's rows, (., H, N, d) and (., H, T, d).
             grid: (h, w).
             normaliser: the softmax's log-sum-exp (., H, N); None = computed here.
         """
         query, key = query[self.rows], key[self.rows]
         normaliser = log_sum_exp(query, key) if normaliser is None else normaliser[self.rows]
-        heads, width = key.shape[1], key.shape[3]
-        columns = key.gather(2, self.words.index[:, None, :, None].expand(-1, heads, -1, width))  # (B, H, M, d)
         with full_precision(query.device.type):
             logs = torch.baddbmm(  # q k / sqrt(d) - lse, of rows and heads together
                 normaliser.float().flatten(0, 1)[..., None],
                 query.float().flatten(0, 1),
-                columns.float().flatten(0, 1).mT,
+                self.words.keys(attn, key),
                 beta=-1,
-                alpha=width**-0.5,
             )  # (B*H, N, M)
-            words = logs.exp_().unflatten(0, (-1, heads)).sum(1) @ (self.words.weight / heads)  # (B, N, U)
-        self.maps.append(words.mT.unflatten(2, grid))
+        self._logs.append((grid, logs))
 
     def record_self(self, query: Tensor, key: Tensor) -> None:
         """Add a self-attention layer, head by head: all heads of (N, N) at once would be the largest tensor of a call."""

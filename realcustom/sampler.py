@@ -76,7 +76,7 @@ class Sampler:
     model: RealCustomModel | None  # None: plain text-to-image on a UNet with any processors
     scheduler: Any  # a diffusers scheduler with its timesteps set
     start: Start
-    rows: Rows  # a caller may replace their text
+    rows: Rows
     guidance: GuidanceSettings
     mask: MaskSettings
     use_mask: bool = True  # False: the subjects act everywhere (mask 1)
@@ -130,6 +130,11 @@ class Sampler:
         if self._live:
             self._layers = maps.mask_layers(self.unet, self.mask.layers, self._levels)
             self._words = WordTokens.of(self.rows.words)
+
+    def change_text(self, embeds: Mapping[str, Tensor]) -> None:
+        """Use these text embeddings from the next step on; by their names in `Rows`, of its shapes."""
+        self.rows = replace(self.rows, **embeds)
+        self.change_guidance(self.guidance)  # the words' keys are the text's
 
     def step(self) -> Step:
         """The next denoising step of all rows, in UNet calls of their own."""

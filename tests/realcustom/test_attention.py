@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from torch import Tensor
 
 from realcustom import attention, maps
@@ -256,8 +256,8 @@ def test_heads_may_be_permuted(model: RealCustomModel) -> None:
     words[:, :, 2:4] = 1
     order = torch.tensor([2, 0, 3, 1])
     one, other = MapRecorder(words=WordTokens.of(words)), MapRecorder(words=WordTokens.of(words))
-    one.record(query, key, (4, 5))
-    other.record(query[:, order], key[:, order], (4, 5))
+    one.record(Attention(query_dim=32), query, key, (4, 5))
+    other.record(Attention(query_dim=32), query[:, order], key[:, order], (4, 5))
     assert (one.maps[0] - other.maps[0]).abs().max() <= 1e-6
     expected = torch.softmax(query.double() @ key.double().mT * 8**-0.5, -1)[..., 2:4].sum(-1).mean(1).view(2, 1, 4, 5)
     assert (one.maps[0] - expected).abs().max() <= 1e-6
@@ -269,7 +269,7 @@ def test_maps_are_fp32_whatever_the_model_is(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 4, n, 8, generator=generator).to(dtype) for n in (20, 77))
     recorder = MapRecorder(words=WordTokens.of(torch.ones(1, 1, 77)))
-    recorder.record(query, key, (4, 5))
+    recorder.record(Attention(query_dim=32), query, key, (4, 5))
     assert recorder.maps[0].dtype == torch.float32 and (recorder.maps[0] - 1).abs().max() <= 1e-6
 
 

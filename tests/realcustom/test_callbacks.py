@@ -186,6 +186,22 @@ def test_prompt_embeds_that_a_callback_changes(pipeline: RealCustomPipeline, sto
         assert torch.equal(ours, draw(stock, **arguments)) and not torch.equal(ours, before)
 
 
+def test_masks_follow_a_text_that_a_callback_changes(pipeline: RealCustomPipeline, dog: list[Subject]) -> None:
+    """The word's keys, kept from step to step, are the new text's: the second mask is that of a call that began with it."""
+
+    def turned(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": tensors["prompt_embeds"].flip(2), "latents": torch.ones_like(tensors["latents"])}
+
+    inputs = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"], "callback_on_step_end": turned}
+    found = pipeline(PROMPT, dog, num_inference_steps=2, return_masks=True, **inputs).masks
+    text, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True)
+    embeds = {"prompt_embeds": text.flip(2), "negative_prompt_embeds": negative.flip(2)}
+    inputs["callback_on_step_end"] = lambda *_: {"latents": torch.ones(1, 4, 16, 16)}
+    expected = pipeline(PROMPT, dog, num_inference_steps=2, return_masks=True, **embeds, **inputs).masks
+    assert (found[1][0] - expected[1][0]).abs().max() <= 1e-5
+    assert (found[0][0] - expected[0][0]).abs().max() > 1e-3
+
+
 def test_latents_that_a_callback_changes(pipeline: RealCustomPipeline, stock: Any) -> None:
     def new(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         return {"latents": tensors["latents"] * 0.9}

@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         name="a map is the largest of the heads",
         file="maps.py",
-        right="words = logs.exp_().unflatten(0, (-1, heads)).sum(1) @",
-        wrong="words = logs.exp_().unflatten(0, (-1, heads)).amax(1) * heads @",
+        right="words = logs.exp_().unflatten(1, (len(self.words.weight), -1)).mean(2) @",
+        wrong="words = logs.exp_().unflatten(1, (len(self.words.weight), -1)).amax(2) @",
         tests="test_attention.py",
     ),
     Mutant(

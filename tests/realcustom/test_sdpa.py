@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,11 +54,11 @@ def test_words_columns_are_those_of_the_softmax() -> None:
     expected = (words.double() @ softmax.mT).unflatten(2, (4, 5))
     for given in (normaliser, None):
         recorder = MapRecorder(words=WordTokens.of(words))
-        recorder.record(query, key, (4, 5), given)
+        recorder.record(Attention(query_dim=32), query, key, (4, 5), given)
         assert (recorder.maps[0] - expected).abs().max() <= 1e-6
         assert (recorder.maps[0][1, 1] == 0).all()
         second = MapRecorder(words=WordTokens.of(words[1:]), rows=slice(1, 2))
-        second.record(query, key, (4, 5), given)
+        second.record(Attention(query_dim=32), query, key, (4, 5), given)
         assert (second.maps[0] - expected[1:]).abs().max() <= 1e-6
 
 
@@ -68,7 +69,9 @@ def test_no_tensor_of_all_scores_is_made() -> None:
     words[:, :, 3] = 1
     recorder = MapRecorder(words=WordTokens.of(words))
     _, normaliser = attention_with_normaliser(query, key, value)
+    layer = Attention(query_dim=32)
     with torch.profiler.profile(profile_memory=True) as profile:
-        recorder.record(query, key, (64, 64), normaliser)
+        recorder.record(layer, query, key, (64, 64), normaliser)
+        assert len(recorder.maps) == 1
     largest = max(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
     assert largest <= 2 * 4 * 4096 * 77 * 4 / 8
