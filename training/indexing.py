@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from realcustom import storage
 from realcustom.buckets import Buckets
 from realcustom.errors import MissingFile, UsageError
+from realcustom.machine import available_cores
 from realcustom.parquet import ParquetFile
 from realcustom.record import POOLED, check_schema, picture_ranks
 from realcustom.storage import FileEntry
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of the file's layout, a part of its name
 KEPT_FROM = 100_000  # records; the index of a smaller table is made in about a second
 JOINED = 1000  # files whose views are joined at a time
-READERS = 8  # files that are read at a time: an object store answers slowly
+READERS = 8  # files of an object store that are read at a time: it answers slowly
 
 
 def open_index(records: str, store: Store | None = None) -> RecordIndex:
@@ -115,7 +116,9 @@ class _Part:
 def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store: Store) -> RecordIndex:
     """The index of some files, read anew. Raises UsageError as `open_index`."""
     schema = ParquetFile(files[0], store).schema
-    with ThreadPoolExecutor(min(READERS, len(files))) as readers:
+    # a disk answers at once: more threads than cores take a fifth longer there
+    threads = READERS if storage.is_remote(files[0]) else available_cores()
+    with ThreadPoolExecutor(min(threads, len(files))) as readers:
         parts = list(readers.map(lambda uri: _read_part(uri, schema, store), files))
     uids = np.concatenate([part.uids for part in parts])  # (N,)
     if len(uids) == 0:
