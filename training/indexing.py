@@ -116,6 +116,7 @@ class _Part:
 def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store: Store) -> RecordIndex:
     """The index of some files, read anew. Raises UsageError as `open_index`."""
     schema = ParquetFile(files[0], store).schema
+    _check(schema, files[0])
     # a disk answers at once: more threads than cores take a fifth longer there
     threads = READERS if storage.is_remote(files[0]) else available_cores()
     with ThreadPoolExecutor(min(threads, len(files))) as readers:
@@ -157,31 +158,35 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
 def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
     parquet = ParquetFile(uri, store)
     found = parquet.schema
-    try:
-        check_schema(found)
-    except UsageError as error:
-        raise UsageError(f"{uri}: {error}") from error
-    _same_caches(schema, found, uri)
+    if not found.equals(schema, check_metadata=True):
+        _check(found, uri)
+        _same_caches(schema, found, uri)
     # small columns of small files: several threads for each of them take a third more CPU time
     buckets = Buckets.of_schema(found)
     sides = [] if buckets is None else ["width", "height"]
     table = parquet.read(["uid", "parent_uid", "view_uids", *sides], use_threads=False)
-    uids = _to_bytes(table["uid"].combine_chunks())
-    view_lists = table["view_uids"].combine_chunks()
-    view_uids = _to_bytes(view_lists.flatten())
-    order = np.argsort(uids)
-    views = _look_up(view_uids, uids[order], order)  # most views are neighbours: they are found here, and fast
+    uids, view_lists = table["uid"].combine_chunks(), table["view_uids"].combine_chunks()
+    view_uids = view_lists.flatten()
+    # most views are neighbours: they are found here, and fast
+    views = pc.index_in(view_uids, uids).fill_null(-1).to_numpy(zero_copy_only=False)
     pictures = table["parent_uid"].combine_chunks().dictionary_encode()
     ranks = picture_ranks(pictures.dictionary.to_pylist())
     return _Part(
         groups=parquet.groups,
-        uids=uids,
+        uids=_to_bytes(uids),
         rank=ranks[pictures.indices.to_numpy()],
         view_counts=pc.fill_null(pc.list_value_length(view_lists), 0).to_numpy(zero_copy_only=False),
-        views=views.astype(np.int32),
-        others=view_uids[views < 0],
+        views=views,
+        others=_to_bytes(view_uids.filter(pa.array(views < 0))),
         bucket=None if buckets is None else _buckets(buckets, table, uri),
     )
+
+
+def _check(schema: pa.Schema, uri: str) -> None:
+    try:
+        check_schema(schema)
+    except UsageError as error:
+        raise UsageError(f"{uri}: {error}") from error
 
 
 def _buckets(buckets: Buckets, table: pa.Table, uri: str) -> np.ndarray:
