@@ -53,6 +53,19 @@ def test_the_training_benchmark_measures_an_index(tmp_path: Path) -> None:
     assert (results.read_bytes() if results.exists() else None) == before, "a smoke run leaves no record"
 
 
+@pytest.mark.slow
+def test_what_an_engine_holds_is_what_the_documentation_says() -> None:
+    """The counted table is that of docs/serving.md; and rows of a small UNet hold what is counted of them."""
+    page = (ROOT / "docs" / "serving.md").read_text()
+    for option, rows in (("--dry", 7), ("--tiny", 0)):
+        command = [sys.executable, "benchmarks/serving_memory.py", option]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        counted = [line for line in run.stdout.splitlines() if line.startswith(("| the ", "| each ", "| a "))]
+        assert len(counted) == rows and all(line in page for line in counted), counted
+
+
 def test_a_newer_record_replaces_the_older_of_its_metric(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import record\n"
