@@ -21,22 +21,14 @@ from typing import Any
 import torch
 
 from realcustom.compiling import allow_graphs, no_new_graphs
-from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
-from realcustom.encoded import EncodedSubject
+from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.errors import UsageError
-from realcustom.inference.cost import StepCost
-from realcustom.inference.errors import (
-    Cancelled,
-    EngineLost,
-    QueueFull,
-    RequestError,
-    UnknownModel,
-    WordNotInPrompt,
-)
+from realcustom.inference.cost import Load, StepCost
+from realcustom.inference.errors import Cancelled, EngineLost, QueueFull, RequestError, UnknownModel
 from realcustom.inference.expectation import check_time, expected_load
+from realcustom.inference.job_check import JobCheck
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket
-from realcustom.inference.measured_steps import observe_step
-from realcustom.inference.metrics import UNOBSERVED, Observer
+from realcustom.inference.measures import Measures
 from realcustom.inference.order import LargestStretch, Order, Running
 from realcustom.inference.progress import Progress, Usage
 from realcustom.inference.prompts import PromptCache
@@ -44,8 +36,6 @@ from realcustom.launch import padded_rows, run_together
 from realcustom.output import to_images
 from realcustom.sampler import Step
 from realcustom.settings import MethodSettings
-from realcustom.tokens import chunks_of
-from realcustom.words import TargetWordNotFound, find_word
 
 logger = logging.getLogger(__name__)
 ENDS = "the engine that drew this request ends; try again"
@@ -83,22 +73,20 @@ class Engine:
         self._pipelines: dict[str | None, RealCustomPipeline] = {None: pipeline}
         if adapter is not None:
             self._pipelines = {adapter["sha256"]: pipeline, None: RealCustomPipeline(pipeline.base, MethodSettings())}
-        # a tokenizer's truncation is state that a call sets: one for the preparing thread, one for `check`
-        self._tokenizer, self._tokenizing = copy.deepcopy(pipeline.base.tokenizer), threading.Lock()
+        self._check = JobCheck(pipeline.base.tokenizer)
         self.max_queue, self.deadline_seconds = max_queue, deadline_seconds
         self._prompts = PromptCache(max_prompt_bytes)  # of the preparing thread
         self.order: Order = order or LargestStretch()
         self.batch_sizes: dict[tuple[int, int], Sequence[int]] = {}  # by latent size; UNet calls are padded to them
         self.may_compile = True  # False: shapes for which nothing was compiled yet run uncompiled
         self.cost = StepCost()
-        self.observer: Observer = UNOBSERVED
+        self.measures = Measures()
         self._changed = threading.Condition()
         self._waiting: collections.deque[Ticket] = collections.deque()  # not prepared yet
         self._running: list[Running] = []
         self._done: collections.deque[Running] = collections.deque()  # all steps done, not decoded yet
         self._tickets: set[Ticket] = set()  # of all jobs without a result
         self._preparing = 0  # jobs that the preparing thread has in hand
-        self._told: tuple[int, int] | None = None  # the gauges' last values
         self._closed = False
         self._step_began: float | None = None
         self._step_expected = 0.0  # seconds, of the step that runs
@@ -134,8 +122,9 @@ class Engine:
 
     @property
     def queued_seconds(self) -> float:
-        """Seconds that the jobs in the engine will take, by the speed so far."""
-        return self._seconds_per_job * self.jobs
+        """Seconds that the steps of all jobs in the engine will take, by what steps took so far. Any thread may call."""
+        with self._changed:
+            return self.cost.seconds_of(self._loads_left())
 
     def add_adapter(self, sha256: str, pipeline: RealCustomPipeline) -> None:
         """Serve a further adapter of the same base: a pipeline made by `with_adapter`. Running jobs go on."""
@@ -158,26 +147,7 @@ class Engine:
 
     def check(self, job: GenerationJob) -> None:
         """Refuse a job that would be refused when it runs. Raises RequestError; any thread may call."""
-        pipeline = self.pipeline_of(job)
-        if job.subjects and pipeline.image_encoder is None:
-            raise RequestError("subjects: this server runs without an adapter, it takes none", "subjects")
-        words = pipeline.settings.words
-        for i, subject in enumerate(job.subjects):
-            _check_encoded(subject, pipeline, f"subjects[{i}].id")
-            try:
-                occurrence = subject.chosen_occurrence(words.occurrence)
-                with self._tokenizing:
-                    chunks = chunks_of(self._tokenizer, job.prompt) if job.sampling.long_prompt else 1
-                    for word in subject.words:
-                        find_word(self._tokenizer, job.prompt, word, occurrence, words.plural, words.match, chunks)
-            except TargetWordNotFound as error:
-                raise WordNotInPrompt(str(error), f"subjects[{i}].word") from error
-            except UsageError as error:  # empty, or after the last token that the text encoder reads
-                raise RequestError(str(error), f"subjects[{i}].word") from error
-        factor = pipeline.base.vae_scale_factor
-        for name, side in (("width", job.sampling.width), ("height", job.sampling.height)):
-            if side is not None and side % factor:
-                raise RequestError(f"size: the {name} must be a multiple of {factor} pixels, got {side}", "size")
+        self._check(job, self.pipeline_of(job))
 
     def submit(
         self,
@@ -205,15 +175,18 @@ class Engine:
             if jobs > self.max_queue:
                 wait = math.ceil(self._seconds_per_job * max(1.0, jobs / 2))
                 raise QueueFull(f"{jobs} requests are being served already; try again later", max(1, wait))
-            left = [one.load_left() for one in self._running]
-            left += [expected_load(self.pipeline_of(other.job), other.job) for other in self._waiting]
-            check_time(expected_load(self.pipeline_of(job), job), left, seconds, self.cost)
+            check_time(expected_load(self.pipeline_of(job), job), self._loads_left(), seconds, self.cost)
             self._waiting.append(ticket)
             self._tickets.add(ticket)
             ticket.future.add_done_callback(lambda _: self._end(ticket))
             self._observe_jobs()
             self._changed.notify_all()
         return ticket
+
+    def _loads_left(self) -> list[Load]:
+        """UNet calls that the jobs in the engine still need (the lock is held)."""
+        left = [one.load_left() for one in self._running]
+        return left + [expected_load(self.pipeline_of(other.job), other.job) for other in self._waiting]
 
     def close(self) -> None:
         """Stop the running jobs at their next step, and the waiting ones, all with EngineLost; end the threads."""
@@ -235,13 +208,10 @@ class Engine:
         self._observe_jobs()
 
     def _observe_jobs(self) -> None:
-        """Tell how many jobs take steps and how many have none yet, where that has changed (the lock is held)."""
+        """Tell how many jobs take steps and how many have none yet (the lock is held)."""
         running = sum(one.started is not None for one in self._running)
         waiting = len(self._waiting) + self._preparing + len(self._running) - running
-        if (running, waiting) != self._told:
-            self._told = running, waiting
-            self.observer.observe("running", running)
-            self.observer.observe("waiting", waiting)
+        self.measures.jobs(running, waiting)
 
     def _work(self, act: Callable[[], bool], threads: int) -> None:
         # Ray sets OMP_NUM_THREADS=1 in its workers. Set before each piece of work: the number is partly the process's, and
@@ -285,10 +255,8 @@ class Engine:
             prepared = self._prompts.prepare(pipeline, job, copy.deepcopy(pipeline.scheduler))
         except UsageError as error:  # the pipeline's refusal of arguments that `check` does not test
             raise RequestError(str(error)) from error
-        self.observer.observe("cache_hits_total", self._prompts.hits - hits, "prompts")
-        self.observer.observe("cache_bytes", self._prompts.held_bytes, "prompts")
         tokens = sum(one.held_bytes for one in self._pipelines.values())
-        self.observer.observe("cache_bytes", tokens, "tokens")
+        self.measures.caches(self._prompts.hits - hits, self._prompts.held_bytes, tokens)
         sampler = prepared.sampler
         return Running(ticket=ticket, sampler=sampler, forwards=sampler.forwards_left())
 
@@ -306,7 +274,7 @@ class Engine:
             for one in chosen:
                 if one.started is None:
                     one.started = now
-                    self.observer.observe("queue_seconds", now - one.ticket.submitted)
+                    self.measures.begun(one.ticket)
             self._observe_jobs()
         calls: list[int] = []
         forwards = [one.sampler.forwards_left() for one in chosen]
@@ -320,7 +288,7 @@ class Engine:
             seconds = time.monotonic() - now
             computed = sum(padded_rows(rows, sizes) for rows in calls)
             self.cost.learn(chosen[0].size, len(calls), computed, seconds)
-            observe_step(self.observer, self.cost, chosen, forwards, calls, seconds)
+            self.measures.step(self.cost, chosen, forwards, calls, seconds)
         ended = [one for one, result in zip(chosen, results, strict=True) if not self._went_on(one, result)]
         with self._changed:
             self._step_began = None
@@ -342,7 +310,7 @@ class Engine:
             if one.ticket.job.sampling.return_masks and result.masks is not None:
                 one.masks.append(result.masks)
             if result.index == 0:
-                self.observer.observe("time_to_first_step_seconds", time.monotonic() - one.ticket.submitted)
+                self.measures.first_step(one.ticket)
             if one.ticket.on_progress is not None:
                 masks = None if result.masks is None else torch.cat(result.masks, 1)
                 of = len(sampler.start.timesteps)
@@ -358,7 +326,7 @@ class Engine:
         """It has its result."""
         self._tickets.discard(ticket)
         if isinstance(ticket.future.exception(), Cancelled):
-            self.observer.observe("cancelled_total", 1)
+            self.measures.cancelled()
 
     def _finish(self) -> bool:
         """Decode one job's images."""
@@ -402,20 +370,6 @@ class Engine:
             logger.exception("a job failed")
             ticket.future.set_exception(error)
         return None
-
-
-def _check_encoded(subject: Subject, pipeline: RealCustomPipeline, param: str) -> None:
-    """Refuse a subject that was encoded for another image encoder, or prepared in another way. Raises RequestError."""
-    assert pipeline.image_encoder is not None  # else there are no subjects
-    if isinstance(subject.image, EncodedSubject):
-        try:
-            subject.image.check(pipeline.image_encoder, pipeline.settings.image_encoder)
-        except UsageError as error:
-            raise RequestError(
-                f"{param}: this model does not see pictures as the one that the subject was encoded for; send its picture as "
-                "`image` in place of the id",
-                param,
-            ) from error
 
 
 def _ended(ticket: Ticket) -> bool:

@@ -178,7 +178,7 @@ class Service:
     def _load(self, load: Callable[[], Engine]) -> None:
         try:
             engine = load()
-            engine.observer = self.observer
+            engine.measures.observer = self.observer
             self._preview = make_preview(engine.pipeline.base, self.settings.preview_decoder)
             self._shelf = AdapterShelf(engine, self.settings.max_adapters)
             self._engine = engine

@@ -132,7 +132,7 @@ def test_forwards_by_branch_are_those_that_the_answer_counts(service: Service, r
 def test_who_waits_and_who_takes_steps(tiny_pipeline: RealCustomPipeline, recorder: Recorder) -> None:
     """A job that is prepared waits as long as others are chosen; one that is cancelled alone is counted no more."""
     engine = Engine(tiny_pipeline, threads=1, adapter=ADAPTER, order=FirstAlone())
-    engine.observer = recorder
+    engine.measures.observer = recorder
     reached, go_on = threading.Event(), threading.Event()
 
     def hold(_: Progress) -> None:
@@ -143,9 +143,11 @@ def test_who_waits_and_who_takes_steps(tiny_pipeline: RealCustomPipeline, record
         job = GenerationJob(prompt="a cat", sampling=SamplingParams(seed=1, num_inference_steps=500))
         first = engine.submit(job, hold)
         assert reached.wait(30)
+        alone = engine.queued_seconds
         second = engine.submit(job)
         wait_for(lambda: len(engine._running) == 2, 30.0)
         assert (recorder.last("running"), recorder.last("waiting")) == (1, 1)
+        assert 0 < alone < engine.queued_seconds < 3 * alone  # two jobs' steps, by what the first one's took
         assert len(recorder.seen["queue_seconds", None]) == 1  # the second has no step yet
         go_on.set()
         second.cancel()
@@ -154,6 +156,7 @@ def test_who_waits_and_who_takes_steps(tiny_pipeline: RealCustomPipeline, record
         wait_for(lambda: recorder.last("waiting") == 0 and recorder.last("running") == 1, 30.0)
         first.cancel()
         wait_for(lambda: recorder.last("running") == 0, 30.0)
+        assert engine.queued_seconds == 0
         assert len(recorder.seen["queue_seconds", None]) == 1
     finally:
         go_on.set()
