@@ -53,7 +53,9 @@ METRICS: Mapping[str, Metric] = {
     "waiting": Metric(kind=Kind.GAUGE, help="requests in an engine whose first step has not begun"),
     "cancelled_total": Metric(kind=Kind.COUNTER, help="requests that were cancelled, or whose client went away"),
     "cache_bytes": Metric(
-        kind=Kind.GAUGE, tag="kind", help="bytes of what an engine keeps: subjects, their tokens, prompts"
+        kind=Kind.GAUGE,
+        tag="kind",
+        help="bytes that an engine keeps: subjects (host), their tokens and prompts (device)",
     ),
     "cache_hits_total": Metric(
         kind=Kind.COUNTER, tag="kind", help="requests for what was there: subjects, adapters, prompts"

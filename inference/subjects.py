@@ -1,4 +1,4 @@
-"""Subjects that were sent once: encoded, kept within a number of bytes, named in later requests by their id."""
+"""Subjects that were sent once: encoded, kept in the host's memory within a number of bytes, named later by their id."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,8 +52,11 @@ class SubjectStore:
         self._lock = threading.Lock()
 
     def add(self, subject: EncodedSubject) -> SubjectResponse:
-        """Keep it; others go if there is no room. One that is larger than all room stays until the next."""
-        name = subject_id(subject)
+        """Keep it; others go if there is no room. One that is larger than all room stays until the next.
+
+        It is kept in the host's memory; of those that are drawn a pipeline has the tokens on the device (`realcustom/encoded.py`).
+        """
+        name, subject = subject_id(subject), replace(subject, features=subject.features.cpu())
         with self._lock:
             self._subjects[name] = subject
             self._subjects.move_to_end(name)

@@ -182,7 +182,7 @@ def _tokens(pipe: RealCustomPipeline, subject: Subject) -> Tensor:
     """The subject's tokens (S, Di)."""
     assert pipe.image_encoder is not None and pipe.model is not None
     settings = pipe.settings.image_encoder
-    return pipe._encoded.tokens(subject.image, subject.mask, pipe.model, pipe.image_encoder, settings)
+    return pipe._encoded.tokens(subject.image, subject.mask, pipe.model, pipe.image_encoder, settings, pipe.base.device)
 
 
 def _black_tokens(pipe: RealCustomPipeline, settings: MethodSettings) -> Tensor | None:

@@ -78,12 +78,13 @@ class SubjectCache:
         model: RealCustomModel,
         encoder: ImageEncoder,
         settings: ImageEncoderSettings,
+        device: torch.device,
     ) -> Tensor:
-        """The subject's projected tokens, (S, Di)."""
+        """The subject's projected tokens, (S, Di), on `device`, the models' own: an encoded subject may be elsewhere."""
         if isinstance(image, EncodedSubject):
             image.check(encoder, settings)
-            features = image.features
-            return self._get(image.key + str(features.dtype).encode(), lambda: model.project(features[None])[0])
+            features, key = image.features, image.key + str(image.features.dtype).encode()
+            return self._get(key, lambda: model.project(features[None].to(device))[0])
         reference = prepare_reference(image, mask, settings)
         return self._get(_key(reference), lambda: model.project(encoder.encode(encoder.prepare(reference)[None]))[0])
 
