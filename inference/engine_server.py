@@ -104,6 +104,7 @@ class EngineServer:
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica if this raises: a dead thread, or a step that hangs."""
+        self._leases.in_service()
         self._service.check()
 
     def record_routing_stats(self) -> dict[str, Any]:

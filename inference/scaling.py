@@ -23,6 +23,7 @@ class ByQueuedSeconds:
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """The number of replicas, before bounds and delays."""
-        told = (context.aggregated_metrics or {}).get("queued_seconds", {})
-        wanted = math.ceil(sum(told.values()) / self.scale_seconds)
+        # the last that each engine told, not Ray's mean over half a minute: the deployment's delays are there to be patient
+        told = (context.raw_metrics or {}).get("queued_seconds", {}).values()
+        wanted = math.ceil(sum(points[-1].value for points in told if points) / self.scale_seconds)
         return max(wanted, 1 if context.total_num_requests > 0 else 0), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from ray.serve.config import AutoscalingContext
@@ -27,6 +27,8 @@ def test_what_is_not_renewed_is_ended() -> None:
     leases.renew(["kept", "of another engine"])
     assert leases.end_late() == 0
     time.sleep(0.12)
+    assert leases.end_late() == 0  # not asked for its health since: it may be one that drains
+    leases.in_service()
     assert leases.end_late() == 1 and ended == ["lost"] and len(leases) == 1
 
 
@@ -39,6 +41,7 @@ def test_an_engine_that_stood_still_ends_nothing_for_it() -> None:
     leases.renew(["waited for"])
     for _ in range(6):
         time.sleep(0.05)
+        leases.in_service()
         leases.end_late()
     assert ended == ["waited for"]  # nobody renewed it while the loop ran
 
@@ -51,6 +54,7 @@ def test_time_before_the_first_request_is_not_one_that_stood_still() -> None:
     leases.add("left", lambda: ended.append("left"))
     for _ in range(4):
         time.sleep(0.05)
+        leases.in_service()
         leases.end_late()
     assert ended == ["left"]
 
@@ -87,13 +91,21 @@ def test_holders_first_unless_much_busier() -> None:
     assert _groups([plain], avoid=("p",)) == [["p"]]
 
 
+class _Point(NamedTuple):
+    """What an engine told, and when."""
+
+    timestamp: float
+    value: float
+
+
 @pytest.mark.parametrize(
     ("seconds", "requests", "wanted"), [([], 0, 0), ([], 2, 1), ([0.0], 0, 0), ([15.0, 30.0], 5, 3), ([1.0], 1, 1)]
 )
 def test_as_many_engines_as_the_work_needs(seconds: list[float], requests: int, wanted: int) -> None:
+    told = {number: [_Point(1.0, 99.0), _Point(2.0, last)] for number, last in enumerate(seconds)}
     context = AutoscalingContext.__new__(AutoscalingContext)
     context.__dict__.update(
-        _aggregated_metrics_value={"queued_seconds": dict(enumerate(seconds))}, _total_num_requests_value=requests
+        _raw_metrics_value={"queued_seconds": told | {"new": []}}, _total_num_requests_value=requests
     )
     assert ByQueuedSeconds(20.0)(context) == (wanted, {})
 
