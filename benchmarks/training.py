@@ -1,13 +1,13 @@
 """Training at real sizes: reading, the index, checkpoints, memory. Writes benchmarks/results/training.json.
 
-    python benchmarks/training.py --folder DIR                  # everything; some 15 GB below DIR, reused by the next run
+    python benchmarks/training.py --folder DIR                  # everything; some 21 GB below DIR, reused by the next run
     python benchmarks/training.py --folder DIR --only reading   # a group of metrics (repeatable)
     python benchmarks/training.py --folder DIR --quick          # small sizes, nothing is recorded
 
 reading     one worker's data part, with caches of Stable Diffusion 1.5's sizes, 1,000 records a file, batch 16, p_multiview
             0.5 among 4 views of a subject that lie one after the other, and a timed stand-in of 100 ms for the UNet:
             train_data_wait_share, train_bytes_read_ratio, train_bytes_read_ratio_validation (of the first validation),
-            train_reader_pss_gib (above memory_gib)
+            train_reader_pss_gib (above memory_gib); the first two also with the views of a subject in different files (_scattered)
 index       train_index_seconds, train_index_gib, train_index_warm_seconds, train_index_warm_gib: 10,000,000 records with 3
             views each, 1,000 a file, in row groups as of such caches
 checkpoints train_checkpoint_stall_share: a state of 410 MiB every 50 steps of 1 s, written to --output (a folder or an s3://
@@ -105,19 +105,26 @@ Values = dict[str, Value]
 
 def reading(folder: Path, size: Size, output: str) -> Values:
     """The data part of a worker, in a process of its own for each run."""
-    records = folder / f"caches-{size.files}"
-    if not records.exists():
-        alone("training_data.py", "caches", str(records), str(size.files))
-    found = [
-        alone("training_data.py", "read", str(records), str(size.steps), str(MEMORY_GIB), str(seed))
-        for seed in range(size.runs)
-    ]
+    found, scattered = reads("near", folder, size), reads("scattered", folder, size)
     return {
         "train_data_wait_share": median([run["wait"] for run in found]),
+        "train_data_wait_share_scattered": median([run["wait"] for run in scattered]),
         "train_bytes_read_ratio": median([run["read"] for run in found]),
+        "train_bytes_read_ratio_scattered": median([run["read"] for run in scattered]),
         "train_bytes_read_ratio_validation": median([run["validation"] for run in found]),
         "train_reader_pss_gib": median([run["pss"] - MEMORY_GIB for run in found], "GiB"),
     }
+
+
+def reads(kind: str, folder: Path, size: Size) -> list[Any]:
+    """What each run says that reads records of that kind."""
+    records = folder / f"{kind}-{size.files}"
+    if not records.exists():
+        alone("training_data.py", kind, str(records), str(size.files))
+    return [
+        alone("training_data.py", "read", str(records), str(size.steps), str(MEMORY_GIB), str(seed))
+        for seed in range(size.runs)
+    ]
 
 
 def index(folder: Path, size: Size, output: str) -> Values:

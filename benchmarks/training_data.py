@@ -2,7 +2,8 @@
 
 python benchmarks/training_data.py read FOLDER STEPS MEMORY_GIB SEED     # prints one line of JSON
 python benchmarks/training_data.py index FOLDER
-python benchmarks/training_data.py caches FOLDER FILES       # makes them; a folder that is there already is an error
+python benchmarks/training_data.py near FOLDER FILES         # makes them; a folder that is there already is an error
+python benchmarks/training_data.py scattered FOLDER FILES    # the same, the views of a subject in different files
 python benchmarks/training_data.py rows FOLDER RECORDS
 """
 
@@ -15,7 +16,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,14 @@ import torch
 
 from realcustom.cells import encode_tensor
 from realcustom.dtype import Dtype
-from realcustom.preprocessing.tables import HELD_OUT_ALONE, RECORD_GROUP_BYTES, to_parquet, to_record_file
+from realcustom.preprocessing.tables import (
+    HELD_OUT_ALONE,
+    RECORD_GROUP_BYTES,
+    made_by,
+    to_parquet,
+    to_record_file,
+    with_column,
+)
 from realcustom.record import SCHEMA, record_uid
 from realcustom.settings import MethodSettings
 from realcustom.training.ahead import ReadAhead
@@ -40,21 +48,32 @@ from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
 
 SHAPES = {Kind.LATENTS: (4, 64, 64), Kind.TEXT: (77, 768), Kind.IMAGE: (257, 1024)}  # 0.66 MiB in bf16
-PER_FILE, VIEWS = 1000, 4  # records of a file; of a subject, one after the other
+PER_FILE, VIEWS = 1000, 4  # records of a file; of a subject
 STEP_SECONDS = 0.1  # stands in for the UNet
 BATCH = 16
 SETTINGS = TrainSettings(batch_size=BATCH, num_workers=1, p_multiview=0.5, validation_records=32)
 
 
-def write_caches(folder: Path, file: int) -> None:
-    """A file of `PER_FILE` records with all three caches, as the encode stage writes it."""
+def write_caches(folder: Path, file: int, scattered_over: int = 0) -> None:
+    """A file of `PER_FILE` records with all three caches, as the encode stage writes it.
+
+    `scattered_over` is the number of records of all files, over which the views of a subject lie; 0: one after the other.
+    """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(file)
-    table = small_columns(file * PER_FILE, PER_FILE)
+    first = file * PER_FILE
+    table = small_columns(first, PER_FILE)
+    if scattered_over:
+        apart = scattered_over // VIEWS
+        others = [
+            [uid_of((number + turn * apart) % scattered_over) for turn in range(1, VIEWS)]
+            for number in range(first, first + PER_FILE)
+        ]
+        table = with_column(table, SCHEMA.field("view_uids"), others)
     for kind, shape in SHAPES.items():
         values = (torch.randn(shape, generator=generator) for _ in range(PER_FILE))
-        cells = pa.array([encode_tensor(value, Dtype.BFLOAT16) for value in values], SCHEMA.field(kind.value).type)
-        table = table.set_column(SCHEMA.get_field_index(kind.value), SCHEMA.field(kind.value), cells)
+        field = made_by(SCHEMA.field(kind.value), "random", dtype=Dtype.BFLOAT16.value)
+        table = with_column(table, field, [encode_tensor(value, Dtype.BFLOAT16) for value in values])
     (folder / f"part-{file:05d}.parquet").write_bytes(to_record_file(table))
 
 
@@ -79,7 +98,7 @@ def write_all(write: Callable[[Path, int], None], place: str, files: int) -> Non
 
 def small_columns(first: int, count: int) -> pa.Table:
     """Records `first` to `first + count`: a subject's records are each other's views."""
-    uids = np.array([record_uid("picture", "toy", number) for number in range(first, first + count)])
+    uids = np.array([uid_of(number) for number in range(first, first + count)])
     others = [[uids[j] for j in range(i - i % VIEWS, i - i % VIEWS + VIEWS) if j != i] for i in range(count)]
     text, zero = pa.array(["a toy in the jungle"] * count), pa.array(np.zeros(count, np.int32))
     given = {
@@ -99,8 +118,16 @@ def small_columns(first: int, count: int) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
+def uid_of(number: int) -> str:
+    """Of a record by its number."""
+    return record_uid("picture", "toy", number)
+
+
 class NoEncoders:
     """Every feature is cached."""
+
+    latent_pixels = 8
+    shapes: Mapping[Kind, tuple[int | None, ...]] = {}
 
     def latents(self, picture: Picture) -> torch.Tensor:
         """Not called."""
@@ -220,13 +247,16 @@ def index_seconds(records: str) -> dict[str, float]:
 
 
 def main(what: str, place: str, *numbers: str) -> dict[str, float]:
-    """One of the four."""
+    """One of the five."""
     if what == "index":
         return index_seconds(place)
     if what == "read":
         return read(place, int(numbers[0]), float(numbers[1]), int(numbers[2]))
-    if what == "caches":
+    if what == "near":
         write_all(write_caches, place, int(numbers[0]))
+    elif what == "scattered":
+        files = int(numbers[0])
+        write_all(functools.partial(write_caches, scattered_over=files * PER_FILE), place, files)
     else:
         write_all(write_rows, place, int(numbers[0]) // PER_FILE)
     return {}

@@ -307,7 +307,7 @@ def _check_base(model: str) -> None:
 ENCODE = Stage(
     name="encode",
     help="Add latents, text features and image features of the training recipe to each record.",
-    version=5,  # 5: pooled text, where the base is SDXL-shaped
+    version=6,  # 6: image features of records with views are not compressed
     load=_load_encode,
     reads=("views", "subjects"),
     needs=tuple(record.SCHEMA),

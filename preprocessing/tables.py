@@ -6,11 +6,12 @@ Columns that a later stage does not know are kept unchanged, each with its metad
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from realcustom import record, storage
@@ -104,18 +105,18 @@ def made_by(field: pa.Field, model: str, **details: str) -> pa.Field:
     return field.with_metadata({"model": model, **details})
 
 
-def to_parquet(table: pa.Table, group_bytes: int | None = None, alone: int = 0) -> bytes:
+def to_parquet(table: pa.Table, group_bytes: int | None = None, alone: int = 0, plain: Collection[str] = ()) -> bytes:
     """Parquet bytes with every writer option fixed, so that equal rows give equal files.
 
     A row group has 256 rows, or as many fewer as make at most `group_bytes` by the rows' mean size; the first `alone` rows
-    are a row group each.
+    are a row group each. Columns of the names in `plain` (`a.b` of a struct) are not compressed.
     """
     rows = 256
     if group_bytes is not None and table.nbytes:
         rows = max(1, min(rows, group_bytes * table.num_rows // table.nbytes))
     sink = pa.BufferOutputStream()  # a Python file would be called for every page
     table = table.combine_chunks().replace_schema_metadata(None)
-    with pq.ParquetWriter(sink, table.schema, **_WRITER) as writer:
+    with pq.ParquetWriter(sink, table.schema, **_writer(table.schema, plain)) as writer:
         if alone and table.num_rows:
             writer.write_table(table[:alone], row_group_size=1)
         if not alone or table.num_rows > alone:
@@ -124,12 +125,26 @@ def to_parquet(table: pa.Table, group_bytes: int | None = None, alone: int = 0) 
     return data
 
 
+def _writer(schema: pa.Schema, plain: Collection[str]) -> dict[str, Any]:
+    """The writer's options where some columns are not compressed: they then name each column of the file."""
+    if not plain:
+        return _WRITER
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    paths = [column.path for column in pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema]
+    return _WRITER | {
+        "compression": {path: "none" if path in plain else _WRITER["compression"] for path in paths},
+        "compression_level": {path: _WRITER["compression_level"] for path in paths if path not in plain},
+    }
+
+
 def to_record_file(table: pa.Table, buckets: Sequence[int] | None = None) -> bytes:
     """Training records as Parquet bytes, laid out so that training reads little that it does not use.
 
     It reads row groups, one column of them at a time: they have at most `RECORD_GROUP_BYTES`. Records that it may hold
     out and read alone, those of the least rank, come first, the very first in row groups of their own. The others are in
-    the order of `buckets`, the number of each row's bucket: a batch has one, and so few row groups.
+    the order of `buckets`, the number of each row's bucket: a batch has one, and so few row groups. Where records name other
+    views of their subject, image features are not compressed: a view in another file is read by itself, not with its row group.
     """
     order = np.argsort(record.picture_ranks(table["parent_uid"].to_pylist()), kind="stable")
     first = order[:HELD_OUT]
@@ -137,7 +152,10 @@ def to_record_file(table: pa.Table, buckets: Sequence[int] | None = None) -> byt
     if buckets is not None:
         others = others[np.argsort(np.asarray(buckets)[others], kind="stable")]
     table = table.take(np.concatenate([first, others]))
-    return to_parquet(table, RECORD_GROUP_BYTES, alone=HELD_OUT_ALONE)
+    with_views = pc.sum(pc.list_value_length(table["view_uids"])).as_py()
+    return to_parquet(
+        table, RECORD_GROUP_BYTES, alone=HELD_OUT_ALONE, plain=("image_features.data",) if with_views else ()
+    )
 
 
 def to_parquet_groups(groups: Iterable[pa.Table], schema: pa.Schema, labels: list[int] | None = None) -> bytes:

@@ -46,6 +46,17 @@ class ParquetFile:
         found = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         return [(int(group.num_rows), int(group.total_byte_size)) for group in found]
 
+    def plain_values(self, column: str) -> list[tuple[int, int]]:
+        """(start, end) of each row group's values of a column without nesting in lists (`a.b`), bytes in the file, where they lie
+        there as they are; (0, 0) where they are compressed, or there is no such column.
+        """
+        metadata = self._file.metadata
+        paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+        if column not in paths:
+            return [(0, 0)] * metadata.num_row_groups
+        number = paths.index(column)
+        return [_plain_range(metadata.row_group(group).column(number)) for group in range(metadata.num_row_groups)]
+
     def read(self, columns: Sequence[str], use_threads: bool = True) -> pa.Table:
         """Some columns, in that order, decoded by several threads or by this one. Raises UsageError where the file is damaged."""
         with _readable(self.uri):
@@ -82,6 +93,12 @@ class Fetched(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+def _plain_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or "PLAIN" not in chunk.encodings:
+        return 0, 0
+    return chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
 
 
 @contextlib.contextmanager

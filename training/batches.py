@@ -142,6 +142,9 @@ class BatchMaker:
         self, rows: list[Row], latents: list[torch.Tensor], weights: np.ndarray, total_weight: float, training: bool
     ) -> Batch:
         text, good_text = self._each(Kind.TEXT, rows, self._text)
+        views = [row.reference for row in rows if row.reference != row.number]
+        if views:
+            self.features.read_views(views)
         image, good_image = self._each(Kind.IMAGE, rows, self._image)
         pooled, good_pooled = self._each(Kind.POOLED, rows, self._pooled) if self._is_sdxl else ([], 1)
         shift, total = self.settings.timestep_shift, self.num_train_timesteps

@@ -13,7 +13,7 @@ import contextlib
 import enum
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,10 +23,11 @@ import torch
 
 from realcustom.buckets import Size
 from realcustom.cells import decode_mask, decode_tensor
+from realcustom.dtype import Dtype
 from realcustom.errors import MissingFile, UsageError
 from realcustom.record import POOLED
 from realcustom.store import StorageRefused, Store
-from realcustom.training.index import RecordIndex
+from realcustom.training.index import IMAGES, RecordIndex
 from realcustom.training.reading import RecordsChanged, RowGroups
 
 WAY_OUT = "run the encode stage over it again, remove it, or set train.bad_records=drop"
@@ -70,6 +71,12 @@ class BadRecord(UsageError):
 
 class Encoders(Protocol):
     """The frozen models that compute features. Each method raises UsageError if the record lacks the data for it."""
+
+    latent_pixels: int  # per latent cell and side
+
+    @property
+    def shapes(self) -> Mapping[Kind, tuple[int | None, ...]]:
+        """Of the features that the base takes; None: any length."""
 
     def latents(self, picture: Picture) -> torch.Tensor:
         """(C, h, w)."""
@@ -116,8 +123,6 @@ class FeatureStore:
         memory: int,
         held_out: np.ndarray | None = None,
         store: Store | None = None,
-        latent_pixels: int = 8,
-        expected: Mapping[Kind, tuple[int | None, ...]] | None = None,
     ) -> None:
         """Start with nothing kept.
 
@@ -128,18 +133,18 @@ class FeatureStore:
                 of it; the rest holds row groups.
             held_out: numbers of records whose features are wanted again and again.
             store: reads the files; None: one with the default retries.
-            latent_pixels: pixels per latent cell and side.
-            expected: shapes that the base takes, None for a length that it leaves open.
         """
-        self.index, self.encoders, self.latent_pixels = index, encoders, latent_pixels
+        self.index, self.encoders = index, encoders
         self._rows = RowGroups(index, memory, store or Store())
         self._room = memory // 2  # bytes left for features that are kept
         self._held_out = frozenset(() if held_out is None else held_out.tolist())
         self._kept: dict[tuple[Kind, int], torch.Tensor] = {}
         self.kinds = tuple(kind for kind in Kind if kind.value in index.schema.names)  # of which there are caches
-        self._expected = dict(expected or {})
         self.shapes: dict[Kind, torch.Size] = {}  # of the first record's features, and so of all; see `shape`
         self.from_caches = True  # no feature has been computed
+        made = (index.schema.field(IMAGES).metadata or {}).get(b"dtype", b"").decode()
+        self._image_dtype = next((dtype.to_torch() for dtype in Dtype if dtype.value == made), None)
+        self._scattered: dict[int, torch.Tensor] = {}  # image features of views that were read ahead
         self._lock = threading.RLock()  # batches are made in a thread, validated in another
 
     def get(self, kind: Kind, number: int) -> torch.Tensor:
@@ -154,21 +159,34 @@ class FeatureStore:
             if kept is not None:
                 return kept
             with self._naming(number, kind.value):
-                cell = self._rows.cell(number, kind.value) if kind in self.kinds else None
-                computed = cell is None or not cell.is_valid
-                tensor = self._compute(kind, number) if computed else _decode(cell)
+                tensor, computed = self._find(kind, number)
             self._check(kind, number, tensor)
             self.from_caches &= not computed
             if computed or number in self._held_out:
                 self._keep(kind, number, tensor)
             return tensor
 
+    def read_views(self, numbers: Sequence[int]) -> None:
+        """Read the image features of records that may lie anywhere, for `get` to give them out until the next call.
+
+        Each is read by itself, without its row group, where it lies uncompressed in its file and its row group is not held.
+        """
+        with self._lock:
+            shape, dtype = self.shapes.get(Kind.IMAGE), self._image_dtype
+            if shape is None or dtype is None:
+                return
+            found = self._rows.images_alone(set(numbers), shape.numel() * dtype.itemsize)
+            self._scattered = {
+                number: torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) for number, data in found.items()
+            }
+
     def shape(self, kind: Kind, number: int) -> tuple[int, ...]:
         """The shape of a feature of record `number`, once there was one of any record."""
         shape, bucket = tuple(self.shapes[kind]), self.index.bucket_of(number)
         if kind is not Kind.LATENTS or bucket is None:
             return shape
-        return shape[0], bucket[1] // self.latent_pixels, bucket[0] // self.latent_pixels
+        cell = self.encoders.latent_pixels
+        return shape[0], bucket[1] // cell, bucket[0] // cell
 
     def augmented(self, number: int, *key: object) -> torch.Tensor:
         """The image features of record `number`'s reference, augmented as `key` draws it. Raises BadRecord without a picture."""
@@ -190,7 +208,7 @@ class FeatureStore:
     def crop(self, number: int) -> Size:
         """(width, height) of the part of record `number`'s scaled picture that its latents are of, pixels."""
         _, height, width = self.shape(Kind.LATENTS, number)
-        return width * self.latent_pixels, height * self.latent_pixels
+        return width * self.encoders.latent_pixels, height * self.encoders.latent_pixels
 
     def mask(self, number: int) -> np.ndarray | None:
         """Where the subject is, bool (H, W); None where that is unknown."""
@@ -227,6 +245,15 @@ class FeatureStore:
                 bucket=self.index.bucket_of(number),
             )
 
+    def _find(self, kind: Kind, number: int) -> tuple[torch.Tensor, bool]:
+        """A feature that is not kept, and whether it was computed."""
+        if kind is Kind.IMAGE and number in self._scattered:
+            return self._scattered[number], False
+        cell = self._rows.cell(number, kind.value) if kind in self.kinds else None
+        if cell is None or not cell.is_valid:
+            return self._compute(kind, number), True
+        return _decode(cell), False
+
     def _compute(self, kind: Kind, number: int) -> torch.Tensor:
         if kind in (Kind.TEXT, Kind.POOLED):
             read = self.encoders.text_features if kind is Kind.TEXT else self.encoders.pooled_text
@@ -236,7 +263,7 @@ class FeatureStore:
         return compute(picture).float().cpu()
 
     def _check(self, kind: Kind, number: int, tensor: torch.Tensor) -> None:
-        expected = self._expected.get(kind)
+        expected = self.encoders.shapes.get(kind)
         if expected is not None and not _fits(tensor.shape, expected):
             wanted = ", ".join("any" if length is None else str(length) for length in expected)
             found = f"its {kind.value} have shape {tuple(tensor.shape)}, the base takes ({wanted}): made for another one, or cut"

@@ -43,3 +43,28 @@ def count_flops(trainer: Trainer, batch: Batch) -> int:
             unet.enable_gradient_checkpointing()
         trainer.optimizer.zero_grad(set_to_none=True)
     return int(counter.get_total_flops())
+
+
+class FlopMeter:
+    """The FLOPs of steps, where it is known what the device can do."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._peak = trainer, peak_flops(trainer.settings, trainer.world.device)
+        self._of_row: dict[torch.Size, int] = {}  # by the shape of its latents
+        self._done = 0.0  # of all workers, since the last reading
+
+    def add(self, batch: Batch) -> None:
+        """Count a step of the batch of which this is a worker's share."""
+        if not self._peak:
+            return
+        shape = batch.latents.shape[1:]
+        if shape not in self._of_row:
+            self._of_row[shape] = count_flops(self._trainer, batch.to(self._trainer.world.device))
+        self._done += self._of_row[shape] * batch.total_weight
+
+    def read(self, seconds: float) -> dict[str, float]:
+        """TFLOP/s of a worker, and their share of what its device can do, over the seconds since the last reading."""
+        if not self._peak:
+            return {}
+        flops, self._done = self._done / seconds / self._trainer.world.size, 0.0
+        return {"tflops": round(flops / 1e12, 3), "mfu": round(flops / self._peak, 4)}

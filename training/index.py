@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from realcustom.buckets import Buckets, Size
 
+IMAGES = "image_features"  # the column that is read of other records, too: of views
+
 _NUMBERS = {
     "group_file": np.int32,
     "group_row": np.int64,
@@ -23,6 +25,8 @@ _NUMBERS = {
     "by_rank": np.int64,
     "view_start": np.int64,
     "views": np.int64,
+    "image_start": np.int64,
+    "image_end": np.int64,
     "bucket": np.int16,
 }
 
@@ -41,6 +45,8 @@ class RecordIndex:
     by_rank: np.ndarray  # (N,) record numbers in ascending order of rank, then of number
     view_start: np.ndarray  # (N + 1,) where a record's views begin in `views`
     views: np.ndarray  # (V,) numbers of other records of the same subject, ascending for each record
+    image_start: np.ndarray  # (G,) where image features begin in the file, bytes; 0: they are compressed
+    image_end: np.ndarray  # (G,) where they end
     identity: str  # hash over the files' sizes, row groups and uids, and the records' buckets, 16 hex digits
     bucket: np.ndarray | None = None  # (N,) numbers in `bucket_sizes`; None: all latents are of one size
 

@@ -25,11 +25,11 @@ from realcustom.parquet import ParquetFile
 from realcustom.record import POOLED, check_schema, picture_ranks
 from realcustom.storage import FileEntry
 from realcustom.store import StorageRefused, Store
-from realcustom.training.index import RecordIndex
+from realcustom.training.index import IMAGES, RecordIndex
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the file's layout, a part of its name
+VERSION = 2  # of the file's layout, a part of its name
 KEPT_FROM = 100_000  # records; the index of a smaller table is made in about a second
 JOINED = 1000  # files whose views are joined at a time
 READERS = 8  # files of an object store that are read at a time: it answers slowly
@@ -105,6 +105,7 @@ class _Part:
     """What the index takes from one file of n records."""
 
     groups: list[tuple[int, int]]  # rows and bytes
+    images: list[tuple[int, int]]  # where their image features begin and end, as `ParquetFile.plain_values`
     uids: np.ndarray  # (n,) of bytes
     rank: np.ndarray  # (n,)
     view_counts: np.ndarray  # (n,)
@@ -134,6 +135,7 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
     rank = np.concatenate([part.rank for part in parts])
     rows, size = np.array([group for part in parts for group in part.groups], np.int64).T
     group_row = np.concatenate([[0], np.cumsum(rows)])
+    image_start, image_end = np.array([values for part in parts for values in part.images], np.int64).T
     buckets = [part.bucket for part in parts if part.bucket is not None]
     bucket = np.concatenate(buckets) if buckets else None
     digest = hashlib.sha256(repr(list(sizes)).encode())
@@ -150,6 +152,8 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
         by_rank=np.argsort(rank, kind="stable"),
         view_start=view_start,
         views=views,
+        image_start=np.ascontiguousarray(image_start),
+        image_end=np.ascontiguousarray(image_end),
         identity=digest.hexdigest()[:16],
         bucket=bucket,
     )
@@ -173,6 +177,7 @@ def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
     ranks = picture_ranks(pictures.dictionary.to_pylist())
     return _Part(
         groups=parquet.groups,
+        images=parquet.plain_values(f"{IMAGES}.data"),
         uids=_to_bytes(uids),
         rank=ranks[pictures.indices.to_numpy()],
         view_counts=pc.fill_null(pc.list_value_length(view_lists), 0).to_numpy(zero_copy_only=False),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
@@ -12,22 +11,19 @@ import yaml
 from realcustom import storage
 from realcustom.page_style import STYLE
 from realcustom.store import Store
+from realcustom.training import chart
+from realcustom.training.chart import Points, curve_svg
 from realcustom.training.facts import Facts, read_facts, table
 from realcustom.training.metrics_file import Row
 from realcustom.training.samples import read_captions
 
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 66, 452, 12, 216  # of the area that is drawn in
 POINTS = 300  # of a line at most: means of what lies together
-Points = Sequence[tuple[float, float]]
 Captions = Sequence[tuple[str, str]]
 
 OWN_STYLE = """
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1.4rem; }
 .facts td:first-child { color: var(--soft); white-space: nowrap; padding-right: 1.4rem; }
 .facts td:last-child { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; display: block; font: 13px system-ui, sans-serif; fill: var(--soft); }
-.axis { stroke: var(--line); } polyline { fill: none; stroke: var(--accent); stroke-width: 2; } circle { fill: var(--accent); }
 summary { cursor: pointer; color: var(--soft); }
 .sheet { display: grid; grid-template-columns: minmax(0, max-content) minmax(6rem, 1fr); gap: 1rem; }
 .sheet ol { display: grid; grid-auto-rows: minmax(0, 1fr); height: 0; min-height: 100%; margin: 0; padding: 0; list-style: none; }
@@ -70,7 +66,7 @@ def render(facts: Facts, title: str, captions: Captions = ()) -> bytes:
         f"<section><h2>Settings</h2><details><summary>settings.yaml</summary><pre>{escape(settings)}</pre></details></section>",
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{escape(title)}</title><style>{STYLE}{OWN_STYLE}</style>"
+    head += f"<title>{escape(title)}</title><style>{STYLE}{chart.STYLE}{OWN_STYLE}</style>"
     return f'<!doctype html><html lang="en">{head}<main>{"".join(parts)}</main></html>'.encode()
 
 
@@ -111,7 +107,7 @@ def _figures(facts: Facts) -> list[str]:
 def _figure(name: str, said: str, points: Points) -> str:
     note = f"<br>{escape(said)}" if said else ""
     caption = f"<figcaption>last {points[-1][1]:.5g}{note}</figcaption>"
-    return f"<figure><b>{escape(name)}</b>{_svg(name, _thinned(points))}{caption}</figure>"
+    return f"<figure><b>{escape(name)}</b>{curve_svg(name, _thinned(points))}{caption}</figure>"
 
 
 def _thinned(points: Points) -> Points:
@@ -119,40 +115,6 @@ def _thinned(points: Points) -> Points:
     size = -(-len(points) // POINTS)
     parts = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
-
-
-def _svg(name: str, points: Points) -> str:
-    last = max(step for step, _ in points)
-    low, high = min(value for _, value in points), max(value for _, value in points)
-    room = 0.06 * (high - low) or abs(high) or 1.0
-    low, high = low - room, high + room
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        return LEFT + (RIGHT - LEFT) * step / (last or 1), BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
-
-    drawn = []
-    for value, label in _ticks(low, high):
-        y = place(0, value)[1]
-        drawn.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    for step, anchor in {round(last): "end", round(last / 2): "middle", 0: "start"}.items():  # each number once
-        x = place(step, 0)[0]
-        drawn.append(f'<text x="{x:.1f}" y="{BOTTOM + 22}" text-anchor="{anchor}">{step}</text>')
-    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-    line = f'<polyline points="{corners}"/>'
-    x, y = place(*points[0])
-    dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>' if len(points) == 1 else ""
-    label = escape(f"{name} over steps", quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}{line}{dot}</svg>'
-
-
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round numbers between two values, at most five, with their labels."""
-    power = 10.0 ** math.floor(math.log10(high - low))
-    step = next(size * power for size in (0.2, 0.5, 1, 2, 5) if math.floor((high - low) / (size * power)) <= 4)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    values = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return [(value, f"{value:.{decimals}f}" if decimals <= 4 else f"{value:.3g}") for value in values]
 
 
 def _sheets(names: Sequence[str], captions: Captions) -> str:

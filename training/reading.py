@@ -1,8 +1,12 @@
-"""Cells of records, read by row groups: a column of a group is fetched at its first use and held while there is memory."""
+"""Cells of records, read by row groups: a column of a group is fetched at its first use and held while there is memory. The
+image features of views, which may lie in any file, are read one by one.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +14,12 @@ import pyarrow as pa
 from realcustom.errors import MissingFile, UsageError
 from realcustom.parquet import ParquetFile
 from realcustom.store import StorageRefused, Store
-from realcustom.training.index import RecordIndex
+from realcustom.training.index import IMAGES, RecordIndex
 
 OPEN_FILES = 32  # whose footers are held
+LENGTH = 4  # bytes of a value's length in a file, before it
+ALONE_FROM = 2**12  # bytes of a value that is read by itself; more than the head of a page has
+READERS = 8  # values that are read at a time: an object store answers slowly
 
 
 class RecordsChanged(UsageError):
@@ -39,6 +46,36 @@ class RowGroups:
             found = self._read(group, column)
         self._columns.move_to_end((group, column))
         return found[row]
+
+    def images_alone(self, numbers: Iterable[int], size: int) -> dict[int, bytes]:
+        """The data of the image features of some records, each of `size` bytes and read by itself, several at a time. Left out
+        are records whose row group is held, and those of which the index does not tell the place.
+        """
+        wanted = [number for number in numbers if (self._index.group_of(number)[0], IMAGES) not in self._columns]
+        places = {number: self._place(number, size) for number in sorted(wanted)}
+        alone = [(number, place, size) for number, place in places.items() if place]
+        if not alone:
+            return {}
+        with ThreadPool(min(READERS, len(alone))) as readers:  # of daemons, for which Python's end does not wait
+            found = readers.starmap(self._image, alone)
+        return {number: data for (number, *_), data in zip(alone, found, strict=True) if data is not None}
+
+    def _place(self, number: int, size: int) -> int:
+        """Where in its file the length of a record's image features stands, which are behind it; 0 where a place cannot be told:
+        the values of its row group are compressed, some are missing, or they are no single page.
+        """
+        group, row = self._index.group_of(number)
+        start, end = int(self._index.image_start[group]), int(self._index.image_end[group])
+        rows = int(self._index.group_row[group + 1] - self._index.group_row[group])
+        first = end - rows * (LENGTH + size)
+        return first + row * (LENGTH + size) if size >= ALONE_FROM and 0 < first - start < ALONE_FROM else 0
+
+    def _image(self, number: int, place: int, size: int) -> bytes | None:
+        """The `size` bytes behind a length in a record's file; None where it is not that length."""
+        file, _ = self._index.file_of(self._index.group_of(number)[0])
+        data = self._store.open(self._index.files[file], chunk=0).read(place, LENGTH + size)
+        good = len(data) == LENGTH + size and data[:LENGTH] == size.to_bytes(LENGTH, "little")
+        return data[LENGTH:] if good else None
 
     def _read(self, group: int, column: str) -> pa.ChunkedArray:
         file, within = self._index.file_of(group)

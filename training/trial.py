@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
 from realcustom.compiling import compiled_nothing
 from realcustom.machine import available_cores, torch_threads
 from realcustom.settings import MethodSettings
+from realcustom.training.activations import count_activations
 from realcustom.training.batch import Batch
+from realcustom.training.flops import FlopMeter
 from realcustom.training.loop import World
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
@@ -73,55 +76,55 @@ def _data(worker: Worker) -> Iterator[str]:
         yield f"buckets, the records of each (and its batches an epoch): {said}"
 
 
-def _memory(worker: Worker, batch: Batch) -> Iterator[str]:
-    """Of one worker's device, by what it is for; the row of one forward is kept until its backward."""
+def memory_by_part(worker: Worker, batch: Batch) -> dict[str, float]:
+    """Bytes of one worker's device in a step, by what they are for. Takes a step, in this process alone: of weights that are to be
+    sharded over workers a part is counted.
+    """
     trainer, settings = worker.trainer, worker.settings
-    held = _held_by_a_forward(worker, worker.trainer.chunks(batch)[0])
+    chunk, quantity = trainer.chunks(batch)[0], trainer.influence_quantities[-1]
+    with compiled_nothing():
+        held = count_activations(worker.model, lambda: trainer.errors(worker.model, chunk, quantity)).most
     trained = _bytes(trainer.parameters.values())
     trainer.step(batch)  # makes the moments
-    optimizer = _bytes(trainer.state()[0].values()) - trained - _bytes(trainer.ema.values())
-    on_device = 0 if settings.ema_on_host else _bytes(trainer.ema.values())
-    frozen = _bytes(worker.model.parameters()) - trained
-    parts = {
-        "frozen weights": frozen,
-        "trained weights": trained,
-        "gradients": trained,
-        "optimizer": optimizer,
-        "EMA": on_device,
+    average = _bytes(trainer.ema.values())
+    workers = settings.num_workers if settings.shard else 1
+    gathered = (
+        trained if workers > 1 else 0
+    )  # FSDP2 has all weights and all gradients, beside its part of them, in a step
+    return {
+        "frozen weights": _bytes(worker.model.parameters()) - trained,
+        "trained weights": trained / workers + gathered,
+        "gradients": trained / workers + gathered,
+        "optimizer": (_bytes(trainer.state()[0].values()) - trained - average) / workers,
+        "EMA": 0 if settings.ema_on_host else average / workers,
         "activations": held,
     }
+
+
+def _memory(worker: Worker, batch: Batch) -> Iterator[str]:
+    parts = memory_by_part(worker, batch)
     said = ", ".join(f"{name} {size / 2**30:.3f}" for name, size in parts.items())
     yield f"memory of a worker's device, GiB: {said}; together {sum(parts.values()) / 2**30:.3f}"
-    checkpoint = _bytes(trainer.state()[0].values())
-    yield f"host memory of a worker: memory_gib={settings.memory_gib:g} for data; a checkpoint is {checkpoint / 2**30:.3f} GiB"
+    checkpoint = _bytes(worker.trainer.state()[0].values())
+    data = worker.settings.memory_gib
+    yield f"host memory of a worker: memory_gib={data:g} for data; a checkpoint is {checkpoint / 2**30:.3f} GiB"
     if batch.latents.is_cuda:
         yield f"most memory that torch held on the GPU: {torch.cuda.max_memory_allocated() / 2**30:.3f} GiB"
 
 
-def _held_by_a_forward(worker: Worker, batch: Batch) -> int:
-    """Bytes of the distinct tensors that a forward keeps for its backward, weights left out."""
-    weights = {value.untyped_storage().data_ptr() for value in [*worker.model.parameters(), *worker.model.buffers()]}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with compiled_nothing(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        errors = worker.trainer.errors(worker.model, batch, worker.trainer.influence_quantities[-1])
-    del errors
-    return sum(kept.values())
-
-
 def _time(worker: Worker, steps: int, hourly_price: float | None) -> Iterator[str]:
-    workers = worker.settings.num_workers
+    workers, batches = worker.settings.num_workers, []
     start = time.monotonic()
     for step in range(1, MEASURED + 1):
-        batch = worker.batches.training(worker.order.share(step, 0, workers))
-        worker.trainer.step(batch.to(worker.world.device))
+        batches.append(worker.batches.training(worker.order.share(step, 0, workers)))
+        worker.trainer.step(batches[-1].to(worker.world.device))
     seconds = (time.monotonic() - start) / MEASURED
+    meter, images = FlopMeter(worker.trainer), sum(float(batch.weights.sum()) for batch in batches)
+    for batch in batches:
+        meter.add(replace(batch, total_weight=float(batch.weights.sum())))  # of this worker alone
+    done = meter.read(MEASURED * seconds)
+    used = f", MFU {done['mfu']:.3f} ({done['tflops']:.3f} TFLOP/s)" if done else ""
+    yield f"speed: {images / MEASURED / seconds:.2f} images/s of a worker{used}"
     hours = seconds * steps / 3600
     cost = (
         f", {hours * workers * hourly_price:,.2f} at {hourly_price:g} an hour a worker"

@@ -31,7 +31,7 @@ from realcustom.training.clock import Clock
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
 from realcustom.training.features import FeatureStore, Memory
-from realcustom.training.flops import count_flops, peak_flops
+from realcustom.training.flops import FlopMeter
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
 from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World, names_of_moments
@@ -92,15 +92,7 @@ class Worker:
         check_caches(index.schema, self.encoders)
         self.order = DataOrder(index, self.held_out, settings.batch_size, settings.seed, settings.open_parts)
         self.memory = Memory.of(settings.memory_gib)
-        self.features = FeatureStore(
-            index,
-            self.encoders,
-            self.memory.features,
-            self.validation,
-            self.store,
-            self.encoders.latent_pixels,
-            self.encoders.shapes,
-        )
+        self.features = FeatureStore(index, self.encoders, self.memory.features, self.validation, self.store)
         if world.rank == 0:
             self._warn_of_little_memory()
             for width, height in self.order.not_trained:
@@ -127,10 +119,9 @@ class Worker:
             is_sdxl=self.base.is_sdxl,
             drop=self.dropped.add if settings.bad_records is BadRecords.DROP else None,
         )
-        self.clock, self._peak = Clock(), peak_flops(settings, world.device)
-        self._flops: dict[torch.Size, int] = {}  # of a row, by the shape of its latents
-        self._done = 0.0  # FLOPs of all workers since the last line of the log
+        self.clock = Clock()
         self.trainer = Trainer(self.model, objective, settings, job.method.tokens.gamma_num_train, world)
+        self.flops = FlopMeter(self.trainer)
         self.outputs = Outputs(job, self.store, self.trainer, self.model, self.encoders, self.features)
         self.progress = self._resume(checkpoint)
         if self.features.from_caches:
@@ -229,8 +220,7 @@ class Worker:
                 with self.clock.part("data"):
                     batch = batches.take()
                 with self.clock.part("step"):
-                    if self._peak:
-                        self._count_flops(batch)
+                    self.flops.add(batch)
                     results = self._step(batch)
                     unread.append((_counted(batch), batch.total_weight))
             if results:
@@ -336,21 +326,12 @@ class Worker:
                     drawn = self.outputs.sample(self.validation, self.stop.is_set)
         return not bool(self.world.sum(torch.tensor(float(not drawn), device=self.world.device)))
 
-    def _count_flops(self, batch: Batch) -> None:
-        shape = batch.latents.shape[1:]
-        if shape not in self._flops:
-            self._flops[shape] = count_flops(self.trainer, batch.to(self.world.device))
-        self._done += self._flops[shape] * batch.total_weight
-
     def _speed(self, metrics: Metrics) -> dict[str, float]:
         """Further numbers of a row: the last checkpoint's age in seconds, memory, and FLOP/s where the device's are known."""
         device, speed = self.world.device, {"checkpoint_age": round(time.monotonic() - self.outputs.saved, 1)}
         if device.type == "cuda":
             speed["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        if self._peak:
-            flops, self._done = self._done / metrics.seconds / self.world.size, 0.0
-            speed |= {"tflops": round(flops / 1e12, 3), "mfu": round(flops / self._peak, 4)}
-        return speed
+        return speed | self.flops.read(metrics.seconds)
 
     def validate_apart(self) -> None:
         """Do with the checkpoint that was loaded what is due after its step, beside the training, and keep what came of it.

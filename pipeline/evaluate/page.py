@@ -19,11 +19,11 @@ from realcustom.evaluation.gallery import FILMS, Gallery
 from realcustom.evaluation.metrics import Judged
 from realcustom.evaluation.results import Results
 from realcustom.evaluation.suite import Photos
-from realcustom.pipeline.chart import STYLE
 from realcustom.pipeline.evaluate.training_run import section, training_runs
 from realcustom.preprocessing.report.page import render_template
 from realcustom.preprocessing.report.pictures import fit, jpeg_uri
 from realcustom.store import Store
+from realcustom.training.chart import STYLE
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 SCRIPT = Path(__file__).with_name("page.js.j2")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from realcustom import storage
 from realcustom.evaluation.table import Case, Row, Setting, Table
-from realcustom.pipeline.chart import STYLE, loss_svg, measured_svg
+from realcustom.pipeline.chart import loss_svg, measured_svg
 from realcustom.pipeline.quickstart.film import Films
 from realcustom.pipeline.quickstart.next_steps import next_steps
 from realcustom.pipeline.quickstart.results import Results
@@ -23,6 +23,7 @@ from realcustom.preprocessing.report.page import around, render_template
 from realcustom.preprocessing.report.pictures import data_uri
 from realcustom.sprites import corpus as drawn
 from realcustom.store import Store
+from realcustom.training.chart import STYLE
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 SCRIPT = Path(__file__).with_name("page.js.j2")

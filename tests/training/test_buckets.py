@@ -343,7 +343,7 @@ def test_training_encode_and_serving_prepare_a_picture_alike(
     method = replace(METHOD, image_encoder=ImageEncoderSettings(reference=reference, fit=fit_to))
     index = open_index(encoded(world, tmp_path, method, count=8))
     encoders = FrozenEncoders(load_base(world.base), world.image_encoder, method, torch.device("cpu"))
-    store = FeatureStore(index, encoders, 2**24, latent_pixels=encoders.latent_pixels)
+    store = FeatureStore(index, encoders, 2**24)
     for number in range(len(index)):
         picture = store.picture(number)
         assert picture.bucket is not None and picture.subject_mask is not None

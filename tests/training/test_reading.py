@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,19 @@ from realcustom.errors import UsageError
 from realcustom.parquet import ParquetFile
 from realcustom.preprocessing import tables
 from realcustom.record import SCHEMA
+from realcustom.settings import MethodSettings
 from realcustom.store import Store
-from realcustom.training import data
+from realcustom.training import data, reading
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.batch import Batch
-from realcustom.training.data import DataOrder, split
+from realcustom.training.batches import BatchMaker
+from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.features import FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
+from realcustom.training.loop import World
 from realcustom.training.reading import RecordsChanged
+from realcustom.training.settings import TrainSettings
 from realcustom.training.stopping import Stopped
 
 RECORDS, GROUP = 160, 5  # 4 files
@@ -35,6 +40,9 @@ RECORDS, GROUP = 160, 5  # 4 files
 
 class NoEncoders:
     """Every feature is cached."""
+
+    latent_pixels = 8
+    shapes: Mapping[Kind, tuple[int | None, ...]] = {}
 
     def latents(self, picture: Picture) -> torch.Tensor:
         raise AssertionError(picture)
@@ -162,6 +170,96 @@ def test_a_file_that_is_written_over_under_a_run_is_named(tmp_path: Path, opened
     assert store.get(Kind.LATENTS, 0).shape == (4, 16)
     with pytest.raises(RecordsChanged, match=r"1\.parquet was written over after this run began: .* another --output"):
         store.get(Kind.LATENTS, 75)
+
+
+WIDE = {Kind.LATENTS: (4, 2, 2), Kind.TEXT: (3, 8), Kind.IMAGE: (2, 1024)}  # image features of the least bytes, 4096
+
+
+def with_views(file: int) -> pa.Table:
+    """Those of one of the files with all caches; the views of record n are n + 40 and n + 80: in the next two files."""
+    table = records(file)
+    numbers = range(file * 40, (file + 1) * 40)
+    views = [[f"{(number + other) % RECORDS:03d}" for other in (40, 80)] for number in numbers]
+    table = tables.with_column(table, SCHEMA.field("view_uids"), views)
+    for kind, shape in WIDE.items():
+        field = tables.made_by(SCHEMA.field(kind.value), "random", dtype=Dtype.BFLOAT16.value)
+        values = (torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in numbers)
+        table = tables.with_column(table, field, [encode_tensor(value, Dtype.BFLOAT16) for value in values])
+    return table
+
+
+def batches(folder: Path) -> list[Batch]:
+    """Some training batches whose references mostly are other views."""
+    index = open_index(str(folder))
+    settings = TrainSettings(batch_size=8, num_workers=1, p_multiview=0.9, validation_records=1)
+    held_out, _ = split(index, settings.validation_fraction, settings.validation_records)
+    order = DataOrder(index, held_out, settings.batch_size, settings.seed, settings.open_parts)
+    store = FeatureStore(index, NoEncoders(), 10**6)
+    store.get(Kind.IMAGE, int(held_out[0]))  # as a worker: the shape is known before the first batch
+    maker = BatchMaker(store, Views(index, held_out), settings, MethodSettings(), 1000, World())
+    return [maker.training(order.share(step, 0, 1)) for step in range(6)]
+
+
+def test_views_in_other_files_are_read_without_their_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of files that encode makes, not of others; the batches are the same."""
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    for folder in (ours, others):
+        folder.mkdir()
+    for file in range(4):
+        (ours / f"{file}.parquet").write_bytes(tables.to_record_file(with_views(file)))
+        table = pq.read_table(ours / f"{file}.parquet")  # the same rows, compressed
+        (others / f"{file}.parquet").write_bytes(tables.to_parquet(table, tables.RECORD_GROUP_BYTES, alone=16))
+    groups: list[str] = []
+    read_group, ranges = ParquetFile.read_group, Counter[str]()
+
+    def counting(file: ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        groups.extend(columns)
+        return read_group(file, group, columns)
+
+    monkeypatch.setattr(ParquetFile, "read_group", counting)
+    image = reading.RowGroups._image
+
+    def counting_ranges(rows: reading.RowGroups, number: int, place: int, size: int) -> bytes | None:
+        found = image(rows, number, place, size)
+        ranges["found" if found is not None else "not found"] += 1
+        return found
+
+    monkeypatch.setattr(reading.RowGroups, "_image", counting_ranges)
+    assert np.all(open_index(str(ours)).image_start > 0) and np.all(open_index(str(others)).image_end == 0)
+    first = batches(ours)
+    alone, read = ranges.copy(), Counter(groups)
+    assert alone["found"] > 20 and alone["not found"] == 0
+    groups.clear()
+    for one, other in zip(first, batches(others), strict=True):
+        assert one.numbers == other.numbers and one.tensors().keys() == other.tensors().keys()
+        assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
+    assert ranges == alone  # none more
+    assert read["image_features"] < Counter(groups)["image_features"]
+
+
+def test_a_view_is_read_with_its_row_group_where_its_place_cannot_be_told(tmp_path: Path) -> None:
+    """Beside a record without image features, and of a file that was written over."""
+    table = with_views(0)
+    cells = table["image_features"].to_pylist()
+    field = table.schema.field("image_features")
+    rows = tables.with_column(table, field, [None if row == 30 else cell for row, cell in enumerate(cells)])
+    place = tmp_path / "0.parquet"
+    place.write_bytes(tables.to_parquet(rows, plain=("image_features.data",)))
+    store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 10**6)
+    expected = store.get(Kind.IMAGE, 7)
+    store = FeatureStore(store.index, NoEncoders(), 10**6)
+    store.shapes[Kind.IMAGE] = expected.shape
+    store.read_views([7])
+    assert torch.equal(store.get(Kind.IMAGE, 7), expected)
+    place.write_bytes(tables.to_parquet(table, plain=("image_features.data",)))
+    store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 10**6)
+    store.shapes[Kind.IMAGE] = expected.shape
+    place.write_bytes(tables.to_parquet(pa.concat_tables([table, table]), plain=("image_features.data",)))
+    store.read_views([7])
+    with pytest.raises(RecordsChanged, match="was written over"):
+        store.get(Kind.IMAGE, 7)
 
 
 def test_a_value_that_is_not_finite_is_named(index: RecordIndex, tmp_path: Path) -> None:

@@ -14,13 +14,16 @@ from PIL import Image
 from realcustom.config import to_dict
 from realcustom.pipeline.cli.main import run
 from realcustom.store import Store
+from realcustom.training.activations import Activations, count_activations
+from realcustom.training.chart import curve_svg, ticks
 from realcustom.training.facts import read_facts
 from realcustom.training.flops import count_flops
 from realcustom.training.loop import World
 from realcustom.training.metrics import _rate
-from realcustom.training.page import _svg, _ticks, render, write_page
+from realcustom.training.page import render, write_page
 from realcustom.training.run import make_job
 from realcustom.training.samples import read_captions
+from realcustom.training.trial import memory_by_part
 from realcustom.training.worker import Worker
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
 
@@ -66,12 +69,12 @@ def test_the_page_opens_no_sheet(seen: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_an_axis_has_a_few_round_numbers(low: float, high: float, labels: list[str]) -> None:
-    assert [label for _, label in _ticks(low, high)] == labels
+    assert [label for _, label in ticks(low, high)] == labels
 
 
 @pytest.mark.parametrize(("steps", "labels"), [([0], "0"), ([0, 1], "01"), ([0, 3, 6], "036")])
 def test_a_step_is_labelled_once(steps: list[int], labels: str) -> None:
-    drawn = _svg("loss", [(step, 0.5) for step in steps])
+    drawn = curve_svg("loss", [(step, 0.5) for step in steps])
     assert sorted(re.findall(r">(\d+)</text>", drawn)) == list(labels)
 
 
@@ -131,6 +134,43 @@ def test_flops_are_those_of_the_model_s_products(world: SimpleNamespace, tmp_pat
     assert counts[0] == counts[1] > 1e6
 
 
+def test_a_dry_run_counts_what_is_sharded_over_the_workers(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Of four workers each has a fourth of the optimizer and the average; weights and gradients are gathered for a step."""
+
+    def parts(shard: bool) -> dict[str, float]:
+        settings = replace(SETTINGS, num_workers=4, shard=shard)
+        worker = Worker(
+            make_job(world.caches, str(tmp_path), world.base, world.image_encoder, METHOD, settings), World()
+        )
+        return memory_by_part(worker, worker.batches.training(worker.order.share(0, 0, 4)))
+
+    whole, sharded = parts(False), parts(True)
+    assert whole["optimizer"] == pytest.approx(2 * whole["trained weights"], rel=0.01)  # and a count of steps
+    factors = {"trained weights": 5 / 4, "gradients": 5 / 4, "optimizer": 1 / 4, "EMA": 1 / 4}
+    for name, size in whole.items():
+        assert size > 0 and sharded[name] == pytest.approx(size * factors.get(name, 1)), name
+
+
+def test_activations_are_what_a_forward_keeps(world: SimpleNamespace, tmp_path: Path) -> None:
+    """Each row as much as the one before; with gradient checkpointing less is kept, and some of it for a time."""
+
+    def counted(checkpointing: bool, rows: int) -> Activations:
+        settings = replace(SETTINGS, gradient_checkpointing=checkpointing, batch_size=rows)
+        worker = Worker(
+            make_job(world.caches, str(tmp_path), world.base, world.image_encoder, METHOD, settings), World()
+        )
+        batch = worker.batches.training(worker.order.share(0, 0, 1))
+        found = count_activations(worker.model, lambda: worker.trainer.errors(worker.model, batch, 0.8))
+        worker.trainer.step(batch)  # checkpoints as before
+        assert worker.model.unet.is_gradient_checkpointing is checkpointing
+        return found
+
+    one, two, four = (counted(False, rows) for rows in (1, 2, 4))
+    assert four.kept - two.kept == pytest.approx(2 * (two.kept - one.kept), rel=1e-3) and four.again == 0
+    less = counted(True, 4)
+    assert less.kept < 0.5 * four.kept and less.again > 0 and less.most < four.kept
+
+
 def test_a_dry_run_counts_and_measures_and_writes_nothing(
     world: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +180,7 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     before = sorted(Path(world.caches).iterdir())
     arguments = ["train", "--input", world.caches, "--config", "config.yaml", "--dry-run", "--hourly-price", "2"]
+    arguments += ["--set", "train.device_tflops=1"]
     assert run(arguments) in (0, None)
     said = capsys.readouterr().out
     assert re.search(r"records: 23 = \d+ trained on \+ \d+ held out", said)
@@ -147,6 +188,7 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(
     assert re.search(
         r"frozen weights \S+, trained weights \S+, gradients \S+, optimizer \S+, EMA \S+, activations", said
     )
+    assert re.search(r"speed: \d+\.\d\d images/s of a worker, MFU 0\.\d{3} \(\S+ TFLOP/s\)", said)
     assert re.search(r"12 steps on 2 such workers.* hours, \d+\.\d\d at 2 an hour a worker", said)
     assert sorted(Path(world.caches).iterdir()) == before and [path.name for path in tmp_path.iterdir()] == [
         "config.yaml"
