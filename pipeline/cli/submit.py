@@ -87,14 +87,14 @@ def submit(
     )
     from realcustom.pipeline.submission import submit as send
 
-    _check_verb(verb[0], context)
-    check_output(verb)
+    words = _of_verb(verb, context)
+    before = verb[: len(verb) - len(words)]  # `--log-level debug`
+    check_output(words)
     if package and image is not None:
         raise UsageError("--package: Ray takes none along into an --image, which has the code; give one of the two")
-    verb = verb if estimate is None else as_estimate(verb, estimate)
     request = JobRequest(
-        arguments=verb,
-        name=name or make_name(verb),
+        arguments=[*before, *(words if estimate is None else as_estimate(words, estimate))],
+        name=name or make_name(words),
         package=find_package(Path.cwd()) if package is not False and image is None else None,
         storage=storage,
         environment=parse_pairs(env or (), "--env"),
@@ -142,12 +142,19 @@ def follow_to_end(address: str, name: str) -> int:
     return status
 
 
-def _check_verb(name: str, context: typer.Context) -> None:
-    """Raise UsageError for a verb that there is not, before a cluster starts a job for it."""
-    names = list(getattr(context.parent and context.parent.command, "commands", ()))
-    if not name.startswith("-") and name not in names:
-        guess = did_you_mean(name, names, cutoff=0.6)
-        raise UsageError(f"there is no verb '{name}'; {guess}there are {', '.join(names)}")
+def _of_verb(arguments: list[str], context: typer.Context) -> list[str]:
+    """The verb and its words, without the options of all verbs that stand before it; none where only those are given.
+
+    Raises UsageError for a verb that there is not, before a cluster starts a job for it.
+    """
+    assert context.parent is not None
+    program = context.parent.command
+    words: list[str] = program.make_parser(context.parent).parse_args(list(arguments))[1]
+    names = list(getattr(program, "commands", ()))
+    if words and words[0] not in names:
+        guess = did_you_mean(words[0], names, cutoff=0.6)
+        raise UsageError(f"there is no verb '{words[0]}'; {guess}there are {', '.join(names)}")
+    return words
 
 
 def _show(text: str) -> None:

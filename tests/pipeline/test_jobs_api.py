@@ -178,6 +178,12 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
             ["submit", "--address", closed, "--", "generate", "--prompt", "a dog"],
             "generate has no --output: a job works in a folder of Ray's",
         ),
+        (
+            ["submit", "--address", closed, "--", "--log-level", "debug", "generate", "--prompt", "a dog"],
+            "generate has no --output: a job works in a folder of Ray's",
+        ),
+        (["submit", "--address", closed, "--", "--log-level=debug", "trian"], "there is no verb 'trian'; did you mean"),
+        (["submit", "--address", closed, "--", "--log-levl", "debug", "train"], "No such option: --log-levl"),
         (["submit", "--address", closed, "--", "quickstart"], "quickstart has no --output: a job works"),
         (["submit", "--address", closed, "--", "quickstart", "--output", "/a"], f"no Ray cluster answers at {closed}"),
     ):
@@ -201,6 +207,11 @@ def test_a_dry_run_prints_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     job = yaml.safe_load(capsys.readouterr().out)
     assert job["address"] == "http://head:1" and job["metadata"]["verb"] == "train --input a"
     assert job["entrypoint_num_gpus"] == 1 and job["package"]["files"] > 300
+    arguments = ["--log-level", "debug", "preprocess", "score", "--input", "a", "--output", "s3://b"]
+    assert run(["submit", "--address", "head:1", "--dry-run", "--no-package", "--estimate", "2", "--", *arguments]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert job["metadata"]["verb"] == " ".join([*arguments, "--dry-run", "2"])
+    assert job["submission_id"].startswith("preprocess-score-")
 
 
 def test_secrets_and_images_are_what_ray_takes(capsys: pytest.CaptureFixture[str]) -> None:
