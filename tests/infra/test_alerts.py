@@ -30,7 +30,7 @@ RAYS_OWN = {f"ray_{name}" for name in RAYS} | {f"ray_{name}_total" for name in R
 def promtool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = shutil.which("promtool")
     if program is None:
-        pytest.skip("needs promtool, of Debian's package prometheus")
+        pytest.skip("needs promtool: infra/prometheus/programs.sh FOLDER, and FOLDER in PATH")
     return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
 
 

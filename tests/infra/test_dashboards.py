@@ -126,7 +126,7 @@ class Prometheus:
 def scraping(folder: Path, targets: list[str]) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip("needs Prometheus, of Debian's package prometheus")
+        pytest.skip("needs Prometheus: infra/prometheus/programs.sh FOLDER, and FOLDER in PATH")
     job = {"job_name": "ray", "static_configs": [{"targets": targets}]}
     config = folder / "prometheus.yml"
     config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}))

@@ -18,6 +18,7 @@ FILE = ROOT / "infra" / "image" / "Dockerfile"
 STEPS = ROOT / "infra" / "image" / "steps.sh"
 DRAIN = ROOT / "infra" / "image" / "drain.sh"
 INSTALL = ROOT / "infra" / "install.sh"
+PROGRAMS = ROOT / "infra" / "prometheus" / "programs.sh"
 
 
 def stages() -> dict[str, tuple[str, list[str]]]:
@@ -62,6 +63,7 @@ def test_every_step_that_is_called_is_one() -> None:
         ("shellcheck", STEPS, ('"$1/bin/', "$1/bin/")),
         ("shellcheck", DRAIN, ('"$seconds" ||', "$seconds ||")),
         ("shellcheck", INSTALL, ('--clear "$venv"', "--clear $venv")),
+        ("shellcheck", PROGRAMS, ('mkdir -p "$1"', "mkdir -p $1")),
     ],
 )
 def test_a_linter_finds_no_mistake_and_finds_one_that_is_planted(
