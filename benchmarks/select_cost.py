@@ -3,18 +3,20 @@
     python benchmarks/select_cost.py --photos FOLDER            # about 2 minutes
     python benchmarks/select_cost.py --photos FOLDER --rows 4000 --dry
 
-Rows are signatures of made photographs (made_photos.py), as `score` writes them but without their bytes, in files of 500. The
-search is cut into 20 partitions: as 4 million rows are by the default of `select.partition_rows`, the least that are not all
-compared with each other. One process, local files. On an object store a file that is opened costs three
+Rows are signatures of made photographs (made_photos.py), as `score` writes them but without their bytes, in files of 500; every
+20th is a copy. The search is cut into 20 partitions: as 4 million rows are by the default of `select.partition_rows`, the least
+that are not all compared with each other. One process, local files. On an object store a file that is opened costs three
 requests, one that is written one. Writes benchmarks/results/preprocessing.json.
 
-    preprocess_shuffle_ratio        bytes that the step `shuffle` writes over those of the signatures that it reads; `detail` has
-                                    for each step, a row: CPU, bytes of its files, and how often one of them is opened later
+    preprocess_shuffle_ratio        bytes that the steps between `signatures` and `pairs` write over those of the signatures;
+                                    `detail` has for each step, a row of the corpus: CPU, rows and bytes of its files, and how
+                                    often one of them is opened later
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from unittest import mock
 
 import made_photos
 import numpy as np
+import pyarrow.parquet as pq
 import record
 from PIL import Image
 
@@ -44,18 +47,25 @@ from tests.support.signatures import scored, write_scored
 
 METRIC = "preprocess_shuffle_ratio"
 PARTITIONS, PER_FILE, UNITS_PER_BLOCK = 20, 500, 2
-STEPS = ("signatures", "shuffle", "pairs", "duplicates")
+BETWEEN = ("shuffle", "links", "groups", "gather")
+STEPS = ("signatures", *BETWEEN, "pairs", "duplicates")
 _STEP = re.compile(r"/global/(\w+)")
 
 
 def signatures(photos: Sequence[Path], rows: int) -> dict[str, np.ndarray]:
-    """Of made photographs, each a blend of crops of two."""
+    """Of made photographs, each a blend of crops of two; every 20th is the one before it in other bytes."""
     rng = np.random.default_rng(0)
     images = [Image.open(path).convert("RGB").reduce(2) for path in photos]
-    found = []
-    for _ in range(rows):
-        one, other = (made_photos.crop(images[rng.integers(len(images))], rng) for _ in range(2))
-        found.append(hashes.signature(Image.blend(one, other, rng.uniform(0.3, 0.7))))
+    found, picture = [], images[0]
+    for number in range(rows):
+        if number % 20 == 19:
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=50)
+            picture = Image.open(buffer)
+        else:
+            one, other = (made_photos.crop(images[rng.integers(len(images))], rng) for _ in range(2))
+            picture = Image.blend(one, other, rng.uniform(0.3, 0.7))
+        found.append(hashes.signature(picture))
     columns = {
         name: np.frombuffer(b"".join(getattr(one, name) for one in found), np.uint8).reshape(rows, -1)
         for name in ("phashes", "long_hashes", "color")
@@ -95,11 +105,12 @@ def measured(source: Path, output: Path, rows: int, exact: bool) -> dict[str, di
     with mock.patch.object(storage, "open_filesystem", counting):
         result = run_stage(SELECT, str(source), str(output), settings(rows, exact), executor=Timed())
     spent["driver"] = time.process_time() - begun - sum(spent.values())
-    found: dict[str, dict[str, float]] = {"driver": {"ms": spent["driver"] / rows}}
+    found: dict[str, dict[str, float]] = {"driver": {"ms": 1000 * spent["driver"] / rows}}
     for step in (*STEPS, "units"):
         files = [path for path in Path(result.directory).rglob("*.parquet") if _step(str(path)) == step]
         found[step] = {
-            "ms": spent[step] / rows,
+            "ms": 1000 * spent[step] / rows,
+            "rows": sum(pq.read_metadata(path).num_rows for path in files) / rows,
             "bytes": sum(path.stat().st_size for path in files) / rows,
             "opened": (opened[step] - len(files)) / rows,  # each is opened once to be written
         }
@@ -127,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
             detail[name] = measured(source, Path(place) / name, options.rows, exact)
             print(f"{name}: {detail[name]}", file=sys.stderr, flush=True)
     by_tables = detail["by tables"]
-    ratio = by_tables["shuffle"]["bytes"] / by_tables["signatures"]["bytes"]
+    ratio = sum(by_tables[step]["bytes"] for step in BETWEEN) / by_tables["signatures"]["bytes"]
     command = "python benchmarks/select_cost.py --photos FOLDER"
     item = record.record(METRIC, ratio, "ratio", n=options.rows, command=command, commit=record.head())
     print(f"{METRIC}: {ratio:.2f}", file=sys.stderr)

@@ -137,7 +137,7 @@ def _find_copies(job: StageJob, source: StageInput, executor: Executor) -> Prepa
 SELECT = Stage(
     name="select",
     help="Keep or drop by thresholds over the scores, and drop duplicates. Cheap: run it again as often as needed.",
-    version=6,
+    version=7,  # 7: other steps of the search in a large corpus
     load=_load_select,
     reads=("score",),
     needs=(*tables.HASHED, *tables.SCORE_FIELDS),

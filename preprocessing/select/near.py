@@ -47,7 +47,7 @@ class Signatures:
 
     short: np.ndarray  # uint64 (n, V)
     long: np.ndarray  # uint64 (n, V, 4)
-    color: np.ndarray  # uint8 (n, 3 * COLOR_SIDE^2)
+    color: np.ndarray | None  # uint8 (n, 3 * COLOR_SIDE^2); None: colours are not compared
 
     def __len__(self) -> int:
         return len(self.short)
@@ -128,6 +128,9 @@ def _one_way(
                 near = bits <= limits.long_radius
                 a, b, bits = a[near], b[near], bits[near]
                 if not len(a):
+                    continue
+                if left.color is None or right.color is None:
+                    yield np.stack([a, b], axis=1)
                     continue
                 tints = _tints(left.color, a, view, right.color, b)
                 like = (bits / max(limits.long_radius, _ZERO)) ** 2 + (tints / max(limits.color, _ZERO)) ** 2 <= 1

@@ -1,12 +1,16 @@
 """How the search for copies is cut into units, so that each holds a small part of the corpus at a time.
 
     signatures   a block of the input's units -> its pictures that pass the thresholds, with priorities, twins collapsed
-    shuffle      (large corpora only) some blocks and a table -> its pictures by the bits that the table uses
-    pairs        two partitions, or a table's pictures with the same bits -> the pairs of copies among them
+    pairs        two partitions -> the pairs of copies among them
 
 Up to `select.exact_search_rows` every partition is compared with every other. Beyond that, two pictures are compared
 only if a view of one agrees with the whole of the other in all bits of one of several tables (disjoint bits of the
-64-bit hash): linear work, and the few copies that differ in every table are missed.
+64-bit hash): linear work, and the few copies that differ in every table are missed. Before `pairs`:
+
+    shuffle      some blocks and a table -> the hashes of their pictures by the bits that the table uses
+    links        a table's hashes with the same bits -> which pictures are connected by hashes that are alike
+    gather       a block and what is connected -> the signatures of its connected pictures by their groups
+    pairs        a group -> the pairs of copies in it
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from realcustom.preprocessing.settings import SelectSettings
 
 UNITS_PER_BLOCK = 64
 _TABLES = 8  # at most; 64 bits hold no more of 8 bits each
+_BITS_APART, _MISSED = 8, 0.005  # as few tables as miss at most this share of the pairs so many bits apart
+HASHED_ROWS = 4  # rows of hashes alone take as much memory as one of a signature
 _MOST_PARTS = 20_000_000  # parts that the driver keeps track of, half a kilobyte each
 
 
@@ -113,10 +119,10 @@ def shuffle_units(blocks: Sequence[Part], tables: Sequence[BitTable], rows: int)
 
 
 def bucket_units(parts: dict[tuple[int, int], list[Part]], rows: int) -> list[Unit]:
-    """The bit patterns of each table, grouped into units of about `rows` rows (a larger pattern is not cut).
+    """The bit patterns of each table, or the groups, put together to units of about `rows` rows (a larger one is not cut).
 
     Args:
-        parts: (table, pattern) -> where its pictures are.
+        parts: (table, pattern), or (0, group) -> where its pictures are.
     """
     units = []
     for table, patterns in itertools.groupby(sorted(parts.items()), key=lambda item: item[0][0]):
@@ -145,16 +151,35 @@ def pack(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
 
 
 def bit_tables(rows: int, settings: SelectSettings) -> list[BitTable]:
-    """Tables of disjoint bits. A pattern holds the pictures of a partition, or a few times as many where it is frequent.
+    """Tables of disjoint bits. A pattern holds the hashes of `HASHED_ROWS` partitions, or a few times as many where it is frequent.
 
-    Eight tables of at most 8 bits find every pair within 7 bits (pigeonhole), and 0.996 or more of those 8 bits apart. For a
-    larger corpus there are fewer, and they find less. A picture is written once for each pattern that one of its views has: with
-    fewer bits these are fewer, and more pairs meet.
+    A picture is written once for each pattern that one of its views has: of few bits these are few, and fewer tables suffice.
+    For a larger corpus there is no room for enough of them.
     """
-    width = max(1, math.ceil(math.log2(max(1.0, rows / settings.partition_rows))))
+    width = max(1, math.ceil(math.log2(max(1.0, rows / (HASHED_ROWS * settings.partition_rows)))))
     room = max(8, width + 1)
-    # the highest of its room: in a byte of a hash those of the lowest frequencies, in which views of a picture differ least
-    return [BitTable(shift=(number + 1) * room - width, width=width) for number in range(min(_TABLES, 64 // room))]
+    most = min(_TABLES, 64 // room)
+    number = next((few for few in range(1, most) if _missed(few, width, _BITS_APART) <= _MISSED), most)
+    # the highest of its room: in a byte of a hash those of the lowest frequencies, in which views of a picture differ least.
+    # The first room comes last: its highest bit, of the mean, is set in all pictures
+    rooms = [*range(1, most), 0][:number]
+    return [BitTable(shift=(place + 1) * room - width, width=width) for place in sorted(rooms)]
+
+
+def _missed(tables: int, width: int, distance: int) -> float:
+    """The share of pairs of hashes so many bits apart that differ in each of some tables of that width."""
+    agree = (
+        math.comb(64 - some * width, distance) * math.comb(tables, some) * (-1) ** some for some in range(tables + 1)
+    )
+    return sum(agree) / math.comb(64, distance)
+
+
+def gather_units(blocks: Sequence[Unit], groups: Sequence[Unit]) -> list[Unit]:
+    """Each block with the groups of its pictures."""
+    return [
+        replace(block, identity=identity_of(block.identity, of.identity), files=(block.files[0], of.files[0]))
+        for block, of in zip(blocks, groups, strict=True)
+    ]
 
 
 def _unit(name: str, left: Sequence[Part], right: Sequence[Part]) -> Unit:

@@ -1,6 +1,7 @@
 """The global phase of `select`: over the small columns of the whole corpus, which pictures are copies of which.
 
-    global/signatures, shuffle, pairs       steps of the search (partitions.py), each a directory of units
+    global/signatures, pairs                steps of the search (partitions.py), each a directory of units
+    global/shuffle, links, groups, gather   more of them for a large corpus
     global/duplicates                       for each block the pictures that are dropped, and which ones are kept
     instead global/clusters.json                    how many sets of copies of each size there are
 
@@ -10,6 +11,7 @@ unchanged units are not done again. The survivors are chosen in the driver; its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -30,21 +32,26 @@ from realcustom.preprocessing.engine.steps import clear, run_step, step_uri
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.select import partitions
+from realcustom.preprocessing.select.components import GROUPS, groups_of
 from realcustom.preprocessing.select.duplicates import ROW_BITS, priorities_of
 from realcustom.preprocessing.select.evaluation import prepare_evaluation
 from realcustom.preprocessing.select.partitions import (
+    HASHED_ROWS,
     BitTable,
     Part,
     bit_tables,
     block_units,
     bucket_units,
     fitted,
+    gather_units,
     pair_units,
     shuffle_units,
 )
 from realcustom.preprocessing.select.steps import (
     BlockExclusions,
     evaluation_uri,
+    load_gather,
+    load_links,
     load_pairs,
     load_shuffle,
     load_signatures,
@@ -188,12 +195,47 @@ def _pairs(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> lis
         settings = larger
         job = replace(job, settings=replace(job.settings, select=larger))
     units = shuffle_units(blocks, bit_tables(number, settings), settings.partition_rows)
-    buckets: dict[tuple[int, int], list[Part]] = {}
-    for unit in run_step("shuffle", load_shuffle, units, job, executor):
-        for group, (bits, length) in enumerate(_groups(unit, job)):
+    buckets = _labelled(run_step("shuffle", load_shuffle, units, job, executor), job)
+    links = run_step("links", load_links, bucket_units(buckets, HASHED_ROWS * settings.partition_rows), job, executor)
+    found = gather_units(signatures, _assigned(signatures, links, job))
+    groups = _labelled(run_step("gather", load_gather, found, job, executor), job)
+    return run_step("pairs", load_pairs, bucket_units(groups, settings.partition_rows), job, executor)
+
+
+def _labelled(units: Sequence[Unit], job: StageJob) -> dict[tuple[int, int], list[Part]]:
+    """The row groups of a step's outputs by their labels: those of a table, (table, label); else (0, label)."""
+    parts: dict[tuple[int, int], list[Part]] = {}
+    for unit in units:
+        table = 0 if unit.bits is None else BitTable.of(unit).shift
+        for group, (label, length) in enumerate(_groups(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
-            buckets.setdefault((BitTable.of(unit).shift, bits), []).append(part)
-    return run_step("pairs", load_pairs, bucket_units(buckets, settings.partition_rows), job, executor)
+            parts.setdefault((table, label), []).append(part)
+    return parts
+
+
+def _assigned(signatures: Sequence[Unit], links: Sequence[Unit], job: StageJob) -> list[Unit]:
+    """For each block the groups of its pictures that are linked: a step whose work is done here."""
+    numbers, groups = groups_of(
+        (tables.from_parquet(job.store.read(unit.files[0].uri)) for unit in links), job.settings.select.partition_rows
+    )
+    place = StageDirectory(step_uri(job.directory, "groups"), job.store)
+    found = dict[str, SealedUnit]()
+    for block in signatures:
+        here = _numbers_in(block, numbers)
+        table = pa.table({"number": numbers[here], "group": groups[here]}, schema=GROUPS)
+        counts = Counts(rows_in=len(table), kept=len(table), rows_out=len(table))
+        found[block.name] = SealedUnit(rows=tables.to_parquet(table), excluded=b"", counts=counts)
+    units = [
+        Unit(name=name, identity=identity_of(hashlib.sha256(sealed.rows).hexdigest()), kind=UnitKind.PART, files=())
+        for name, sealed in found.items()
+    ]
+    present = place.rows_present()
+    plan = make_plan(units, place.manifests(), present)
+    clear(place, plan, present, units)
+    for unit in plan.todo:
+        place.commit(unit, found[unit.name])
+    files = (InputFile(name=f"{unit.name}.parquet", uri=place.rows_uri(unit.name), size=0) for unit in units)
+    return [replace(unit, files=(file,)) for unit, file in zip(units, files, strict=True)]
 
 
 def _groups(unit: Unit, job: StageJob) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import itertools
 import json
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,8 @@ from realcustom import storage
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.engine.worker import StageJob, Work
-from realcustom.preprocessing.select.compact import COMPACT, compacted, restored
+from realcustom.preprocessing.select.compact import compacted, hashes_of, restored
+from realcustom.preprocessing.select.components import LINKS, find_links
 from realcustom.preprocessing.select.duplicates import (
     COLUMNS,
     EDGES,
@@ -32,7 +33,7 @@ from realcustom.preprocessing.select.duplicates import (
     priorities_of,
     signatures_of,
 )
-from realcustom.preprocessing.select.partitions import BitTable, Part, pack, parts_of
+from realcustom.preprocessing.select.partitions import HASHED_ROWS, BitTable, Part, pack, parts_of
 from realcustom.preprocessing.select.thresholds import COLUMNS as THRESHOLD_COLUMNS
 from realcustom.preprocessing.select.thresholds import failed_threshold
 from realcustom.preprocessing.settings import SelectSettings
@@ -56,6 +57,16 @@ def load_signatures(job: StageJob) -> Work:
 def load_shuffle(job: StageJob) -> Work:
     """Step `shuffle`, ready for units."""
     return lambda unit, data: _shuffle(unit, job.store)
+
+
+def load_links(job: StageJob) -> Work:
+    """Step `links`, ready for units."""
+    return lambda unit, data: _links(unit, job.settings.select, job.store)
+
+
+def load_gather(job: StageJob) -> Work:
+    """Step `gather`, ready for units."""
+    return lambda unit, data: _gather(unit, job.store)
 
 
 def load_pairs(job: StageJob) -> Work:
@@ -131,7 +142,7 @@ def _read_scored(uri: str) -> pa.Table:
 
 
 def _shuffle(unit: Unit, store: Store) -> SealedUnit:
-    """Some blocks' signatures -> row groups by the bits of one table, labelled with them.
+    """Some blocks' signatures -> row groups of `HASHES` by the bits of one table, labelled with them.
 
     A picture is in the group of each of its views, so that it is compared with pictures whose whole is like one of its
     insets.
@@ -139,14 +150,41 @@ def _shuffle(unit: Unit, store: Store) -> SealedUnit:
     blocks = [tables.from_parquet(store.read(file.uri)) for file in unit.files]
     whole = pa.concat_tables(blocks).combine_chunks()  # once here, not in each `take` below
     keys = BitTable.of(unit).keys(arrays_of(whole).short)  # (n, V)
-    whole = compacted(whole)
     index, first = np.arange(len(keys)).repeat(keys.shape[1]), keys.ravel()
     pairs = np.unique(np.stack([first, index], axis=1), axis=0)  # (bits, row), sorted
+    return _labelled(hashes_of(whole), pairs)
+
+
+def _links(unit: Unit, settings: SelectSettings, store: Store) -> SealedUnit:
+    """Which of a unit's pictures are connected by their hashes."""
+    packed = list(pack(parts_of(unit, right=False), HASHED_ROWS * settings.partition_rows))
+    found = [LINKS.empty_table()]
+    for number, ours in enumerate(packed):
+        table = _once(_read(ours, store))
+        found.append(find_links(table, None, settings))
+        found += (find_links(table, _once(_read(theirs, store)), settings) for theirs in packed[number + 1 :])
+    return _sealed(unit, pa.concat_tables(found))
+
+
+def _gather(unit: Unit, store: Store) -> SealedUnit:
+    """A block's signatures that are in groups -> row groups of `COMPACT`, labelled with them."""
+    block, groups = (tables.from_parquet(store.read(file.uri)) for file in unit.files)
+    numbers = priorities_of(block["rank"])[:, 1].astype(np.int64)  # sorted
+    group = groups["group"].to_numpy()
+    order = np.argsort(group, kind="stable")
+    rows = np.searchsorted(numbers, groups["number"].to_numpy()[order])
+    pairs = np.stack([group[order], np.arange(len(order))], axis=1)
+    sealed = _labelled(compacted(block.take(pa.array(rows)).combine_chunks()), pairs)
+    return replace(sealed, counts=Counts(rows_in=len(block), kept=len(block), rows_out=len(pairs)))
+
+
+def _labelled(table: pa.Table, pairs: np.ndarray) -> SealedUnit:
+    """Row groups of a table's rows by pairs (label, row), int64 (k, 2), sorted."""
     labels, starts = np.unique(pairs[:, 0], return_index=True)
     bounds = itertools.pairwise([*starts.tolist(), len(pairs)])
-    groups = (whole.take(pa.array(pairs[low:high, 1])) for low, high in bounds)
-    data = tables.to_parquet_groups(groups, COMPACT, labels=labels.tolist())
-    return SealedUnit(rows=data, excluded=b"", counts=Counts(rows_in=len(keys), kept=len(keys), rows_out=len(pairs)))
+    groups = (table.take(pa.array(pairs[low:high, 1])) for low, high in bounds)
+    data = tables.to_parquet_groups(groups, table.schema, labels=labels.tolist())
+    return SealedUnit(rows=data, excluded=b"", counts=Counts(rows_in=len(table), kept=len(table), rows_out=len(pairs)))
 
 
 def _pairs(unit: Unit, settings: SelectSettings, store: Store) -> SealedUnit:
@@ -155,24 +193,32 @@ def _pairs(unit: Unit, settings: SelectSettings, store: Store) -> SealedUnit:
     right = list(pack(parts_of(unit, right=True), settings.partition_rows))
     found = [EDGES.empty_table()]
     for number, ours in enumerate(left):
-        table = _read(ours, store)
+        table = restored(_read(ours, store))
         if not right:
             found.append(find_edges(table, None, settings))
         for theirs in right or left[number + 1 :]:
-            found.append(find_edges(table, _read(theirs, store), settings))
-    edges = pa.concat_tables(found)
+            found.append(find_edges(table, restored(_read(theirs, store)), settings))
+    return _sealed(unit, pa.concat_tables(found))
+
+
+def _sealed(unit: Unit, found: pa.Table) -> SealedUnit:
+    """What was found among a unit's parts."""
     size = sum(file.rows or 0 for file in unit.files)
-    return SealedUnit(
-        rows=tables.to_parquet(edges), excluded=b"", counts=Counts(rows_in=size, kept=size, rows_out=edges.num_rows)
-    )
+    counts = Counts(rows_in=size, kept=size, rows_out=found.num_rows)
+    return SealedUnit(rows=tables.to_parquet(found), excluded=b"", counts=counts)
 
 
 def _read(parts: list[Part], store: Store) -> pa.Table:
-    """The rows of some parts, each picture once: it may be in several bit patterns."""
+    """The rows of some parts."""
     groups: dict[str, list[int]] = {}
     for part in parts:
         groups.setdefault(part.uri, []).append(part.group)
-    read = (store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups)
-    table = restored(pa.concat_tables(read))
-    _, first = np.unique(priorities_of(table["rank"])[:, 1], return_index=True)
-    return table if len(first) == len(table) else table.take(pa.array(np.sort(first)))
+    return pa.concat_tables(
+        store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups
+    )
+
+
+def _once(table: pa.Table) -> pa.Table:
+    """The rows of `HASHES` sorted by their numbers, each picture once: it may be in several bit patterns."""
+    _, first = np.unique(table["number"].to_numpy(), return_index=True)
+    return table.take(pa.array(first))

@@ -43,7 +43,7 @@ def resolve(edges: Iterable[pa.Table], twins: Iterable[Twins]) -> Copies:
 
     Memory grows with the number of copies, not with the corpus.
     """
-    pictures, pairs = _Distinct(), _Distinct()
+    pictures, pairs = Distinct(), Distinct()
     for table in edges:
         worse, better = priorities_of(table["rank"]), priorities_of(table["better"])
         pictures.add(worse)
@@ -97,7 +97,7 @@ def _with_twins(numbers: np.ndarray, survivors: np.ndarray, equal: np.ndarray, t
     return Copies(numbers=columns[0][order], survivors=columns[1][order], equal=columns[2][order])
 
 
-class _Distinct:
+class Distinct:
     """The distinct rows of all that are added, uint64 (n, 2), sorted.
 
     Holds at most 5/4 n, and twice that while sorting.

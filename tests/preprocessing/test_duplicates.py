@@ -17,7 +17,7 @@ from realcustom.preprocessing import tables
 from realcustom.preprocessing.catalogue import SELECT
 from realcustom.preprocessing.hashes import signature
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
-from realcustom.preprocessing.select import near, partitions
+from realcustom.preprocessing.select import components, near, partitions
 from realcustom.preprocessing.select.compact import COMPACT, compacted, restored
 from realcustom.preprocessing.select.duplicates import (
     SIGNATURES,
@@ -75,7 +75,7 @@ def test_blocks_that_are_shuffled_together_lead_to_the_copies_of_the_exact_searc
     source = write_scored(tmp_path / "scored", table, 5)
     exact = select(source, tmp_path / "exact")
     result = select(source, tmp_path / "out", exact_search_rows=1, partition_rows=rows_together)
-    assert len(list(Path(result.directory).glob("global/shuffle/*.parquet"))) == 8 * shuffles  # of 6 blocks
+    assert len(list(Path(result.directory).glob("global/shuffle/*.parquet"))) == 3 * shuffles  # tables, of 6 blocks
     assert found(result) == found(exact) == pairs
     assert result.report["clusters"] == exact.report["clusters"] == {"2": 10}
 
@@ -97,13 +97,55 @@ def test_signatures_come_back_as_they_were_from_fewer_bytes() -> None:
 
 def test_partitions_grow_with_the_corpus_so_that_the_driver_can_know_of_their_parts() -> None:
     settings = SelectSettings()
-    blocks = [partitions.Part(uri="", content="", group=0, rows=640_000)] * 1563  # a billion
+    blocks = [partitions.Part(uri="", content="", group=0, rows=640_000)] * 3126  # two billion
     fitted = partitions.fitted(blocks, settings)
-    tables = partitions.bit_tables(10**9, fitted)
+    tables = partitions.bit_tables(2 * 10**9, fitted)
     units = partitions.shuffle_units(blocks, tables, fitted.partition_rows)
-    assert fitted.partition_rows == 4 * settings.partition_rows and len(units) == len(tables) * 1563
-    assert sum(2**table.width for table in tables) * 1563 < 20_000_000
+    assert fitted.partition_rows == 4 * settings.partition_rows and len(units) == len(tables) * 3126
+    assert sum(2**table.width for table in tables) * 3126 < 20_000_000
     assert partitions.fitted(blocks[:10], settings) == settings
+
+
+@pytest.mark.parametrize("partition_rows", [8, 1000])
+def test_chains_of_copies_beyond_the_exact_search(
+    partition_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "UNITS_PER_BLOCK", 2)
+    monkeypatch.setattr(near, "_HELD", 20)  # so that what is connected is looked at again and again
+    source = write_scored(tmp_path / "scored", chains(160, 2), 20)
+    exact = select(source, tmp_path / "exact")
+    result = select(source, tmp_path / "out", exact_search_rows=1, partition_rows=partition_rows)
+    assert found(result) == found(exact) and len(found(exact)) > 40
+    gathered = sum(len(tables.from_parquet(path.read_bytes())) for path in result_files(result, "gather"))
+    apart = 160 - len({key for pair in found(exact).items() for key in pair})
+    assert 40 < gathered <= 160 - apart // 2  # once each, and most of those that are no copies not at all
+    everything = select(source, tmp_path / "none", exact_search_rows=1, near_duplicate_radius=None)
+    assert (
+        everything.report["dropped"] == select(source, tmp_path / "all", near_duplicate_radius=None).report["dropped"]
+    )
+
+
+def result_files(result: StageResult, step: str) -> list[Path]:
+    return sorted(Path(result.directory).glob(f"global/{step}/*.parquet"))
+
+
+def test_what_hashes_connect_is_in_one_group() -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 400, (300, 2))
+    links = [
+        pa.table({"number": some[:, 0], "of": some[:, 1]}, schema=components.LINKS) for some in np.array_split(pairs, 7)
+    ]
+    numbers, groups = components.groups_of(links, 30)
+    assert numbers.tolist() == sorted(set(pairs.ravel().tolist()))
+    group = dict(zip(numbers.tolist(), groups.tolist(), strict=True))
+    assert all(group[one] == group[other] for one, other in pairs.tolist())
+    roots = np.arange(400)
+    components.connect(roots, *pairs.T)
+    sizes = np.bincount(roots)[roots[numbers]]  # of each picture's component
+    counts = np.bincount(groups)
+    assert (counts > 0).all() and counts.max() <= max(30, sizes.max()) and len(counts) > 3
+    nothing, of = components.groups_of([components.LINKS.empty_table()], 30)
+    assert len(nothing) == len(of) == 0
 
 
 @pytest.mark.parametrize("name", ["read_columns", "read_some_groups"])

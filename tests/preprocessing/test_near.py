@@ -103,20 +103,18 @@ def test_no_rows_are_no_pairs() -> None:
 
 def test_tables_of_bits_find_what_they_promise() -> None:
     tables = bit_tables(5_000_000, SelectSettings())
-    assert [(table.shift, table.width) for table in tables] == [(8 * number + 3, 5) for number in range(8)]
+    assert [(table.shift, table.width) for table in tables] == [(8 * number + 5, 3) for number in range(1, 6)]
+    larger = bit_tables(100_000_000, SelectSettings())
+    assert [(table.shift, table.width) for table in larger] == [(8 * number + 1, 7) for number in range(8)]
     rng = np.random.default_rng(0)
-    for distance, least in ((7, 1.0), (8, 0.99)):
+    for found, distance, least in ((tables, 6, 0.9995), (tables, 8, 0.9975), (larger, 7, 1.0), (larger, 8, 0.9975)):
         values = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
         bits = np.argsort(rng.random((20_000, 64)), axis=1)[:, :distance].astype(np.uint64)
         copies = values ^ np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
-        met = np.any([table.keys(values) == table.keys(copies) for table in tables], axis=0)
+        met = np.any([table.keys(values) == table.keys(copies) for table in found], axis=0)
         assert met.mean() >= least
-    assert [(table.shift, table.width) for table in bit_tables(10**9, SelectSettings())] == [
-        (1, 13),
-        (15, 13),
-        (29, 13),
-        (43, 13),
-    ]
+    huge = bit_tables(10**9, SelectSettings())
+    assert [(table.shift, table.width) for table in huge] == [(12 * number + 1, 11) for number in range(5)]
 
 
 def test_a_pair_at_the_limit_of_both_is_none() -> None:
