@@ -1,6 +1,7 @@
 """A made-up object store on loopback that answers listings alone: one bucket with a folder of any number of pictures.
 
-Keys are `photos/FOLDER/NUMBER.jpg`, 1000 a page and 10,000 a folder, in their order, as S3 lists them.
+Keys are `photos/FOLDER/NUMBER.jpg`, 1000 a page and 10,000 a folder, in their order, as S3 lists them; with captions there is a
+NUMBER.txt after each.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ _ITEM = (
 
 
 class Store(http.server.ThreadingHTTPServer):
-    """Serves `pictures` made-up keys."""
+    """Serves made-up keys of so many pictures."""
 
     daemon_threads = True
 
-    def __init__(self, pictures: int):
+    def __init__(self, pictures: int, captions: bool):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.pictures = pictures
+        self.extensions = ("jpg", "txt") if captions else ("jpg",)
+        self.files = pictures * len(self.extensions)
 
 
 @contextlib.contextmanager
-def serving(pictures: int) -> Iterator[dict[str, str]]:
+def serving(pictures: int, captions: bool = False) -> Iterator[dict[str, str]]:
     """The store, answering in a thread; gives the environment variables by which a command finds it."""
-    with Store(pictures) as store:
+    with Store(pictures, captions) as store:
         thread = threading.Thread(target=store.serve_forever)
         thread.start()
         try:
@@ -65,13 +67,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         first = int(query.get("continuation-token", ["0"])[0])
         is_whole = f"{FOLDER}/".startswith(query.get("prefix", [""])[0])
         size = min(_PAGE, int(query.get("max-keys", [str(_PAGE)])[0]))
-        last = min(first + size, self.server.pictures) if is_whole else first
-        more = is_whole and last < self.server.pictures
+        last = min(first + size, self.server.files) if is_whole else first
+        more = is_whole and last < self.server.files
         token = f"<NextContinuationToken>{last}</NextContinuationToken>" if more else ""
-        items = "".join(
-            _ITEM % (f"{FOLDER}/{number // _PER_FOLDER:06d}/{number:010d}.jpg", number, 100_000 + number % 7919)
-            for number in range(first, last)
-        )
+        items = "".join(map(self._item, range(first, last)))
         body = f"{_HEAD}<Name>{BUCKET}</Name><KeyCount>{last - first}</KeyCount><MaxKeys>{size}</MaxKeys>"
         body += f"<EncodingType>url</EncodingType><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
         data = f"{body}{items}</ListBucketResult>".encode()
@@ -80,6 +79,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _item(self, file: int) -> str:
+        number, kind = divmod(file, len(self.server.extensions))
+        key = f"{FOLDER}/{number // _PER_FOLDER:06d}/{number:010d}.{self.server.extensions[kind]}"
+        return _ITEM % (key, file, 100_000 + file % 7919)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

@@ -1,8 +1,9 @@
-"""Memory of `ingest` for large inputs: one table of 5 GB, and a folder of ten million pictures.
+"""Memory of `ingest` for large inputs: one table of 5 GB, and a folder of ten million files.
 
     python benchmarks/preprocess_large.py --only preprocess_table_memory_gib      # about 4 minutes; 10 GB of disk for a while
     python benchmarks/preprocess_large.py --only preprocess_folder_listing_gib    # about 5 minutes
-    python benchmarks/preprocess_large.py --gigabytes 0.3 --pictures 100000 --dry
+    python benchmarks/preprocess_large.py --only preprocess_captions_listing_gib  # the same
+    python benchmarks/preprocess_large.py --gigabytes 0.3 --files 100000 --dry
 
 Memory is the PSS of the process tree, sampled once a second. Writes benchmarks/results/preprocessing.json.
 
@@ -11,6 +12,7 @@ Memory is the PSS of the process tree, sampled once a second. Writes benchmarks/
                                     is, and removed
     preprocess_folder_listing_gib   listing and planning a folder of pictures of a made-up object store (made_store.py), as
                                     `ingest` does before its first unit; `detail` has the seconds
+    preprocess_captions_listing_gib the same number of files, of which half are captions beside the pictures
 """
 
 from __future__ import annotations
@@ -30,7 +32,11 @@ import pyarrow.parquet as pq
 import record
 from made_photos import smooth_jpegs
 
-TABLE, FOLDER = "preprocess_table_memory_gib", "preprocess_folder_listing_gib"
+TABLE, FOLDER, CAPTIONS = (
+    "preprocess_table_memory_gib",
+    "preprocess_folder_listing_gib",
+    "preprocess_captions_listing_gib",
+)
 GIB = 2**30
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(record.ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 INGEST_ALL = """
@@ -50,7 +56,7 @@ from realcustom.store import Store
 began, cpu = time.perf_counter(), time.process_time()
 source = open_input(INGEST, sys.argv[1], PreprocessSettings(), Store())
 plan = make_plan(source.units, [], ())
-files = source.account["files"]["read"]
+files = sum(source.account["files"].values())
 print(len(plan.todo), files, time.perf_counter() - began, time.process_time() - cpu)
 """
 
@@ -83,10 +89,10 @@ def table_memory(gigabytes: float) -> record.Record:
     return {**_record(TABLE, usage.peak_pss / GIB), "detail": detail}
 
 
-def folder_listing(count: int) -> record.Record:
-    """Peak memory, and seconds, of planning."""
+def folder_listing(count: int, captions: bool) -> record.Record:
+    """Peak memory, and seconds, of planning so many files."""
     place = f"s3://{made_store.BUCKET}/{made_store.FOLDER}"
-    with made_store.serving(count) as store:
+    with made_store.serving(count // 2 if captions else count, captions) as store:
         usage = process_tree.run(
             [sys.executable, "-c", PLAN, place], record.ROOT, {**ENVIRONMENT, **store}, memory=True
         )
@@ -94,12 +100,12 @@ def folder_listing(count: int) -> record.Record:
     if int(files) != count:
         raise RuntimeError(f"{files} files planned, expected {count}")
     detail = {
-        "pictures": count,
+        "files": count,
         "units": int(units),
         "seconds": round(float(seconds), 1),
         "CPU seconds": round(float(cpu), 1),
     }
-    return {**_record(FOLDER, usage.peak_pss / GIB), "detail": detail}
+    return {**_record(CAPTIONS if captions else FOLDER, usage.peak_pss / GIB), "detail": detail}
 
 
 def _record(metric: str, value: float) -> record.Record:
@@ -110,14 +116,15 @@ def _record(metric: str, value: float) -> record.Record:
 def main(arguments: Sequence[str]) -> None:
     """Measure and write the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=(TABLE, FOLDER), help="measure just this")
+    parser.add_argument("--only", choices=(TABLE, FOLDER, CAPTIONS), help="measure just this")
     parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the table")
-    parser.add_argument("--pictures", type=int, default=10_000_000, help="in the folder")
+    parser.add_argument("--files", type=int, default=10_000_000, help="in the folder")
     parser.add_argument("--dry", action="store_true", help="write no record")
     options = parser.parse_args(arguments)
-    for name in (TABLE, FOLDER):
+    for name in (TABLE, FOLDER, CAPTIONS):
         if options.only in (None, name):
-            item = table_memory(options.gigabytes) if name == TABLE else folder_listing(options.pictures)
+            captions = name == CAPTIONS
+            item = table_memory(options.gigabytes) if name == TABLE else folder_listing(options.files, captions)
             print(f"{name}: {item['value']} {item['detail']}", file=sys.stderr, flush=True)
             if not options.dry:
                 record.write(record.RESULTS / "preprocessing.json", [item])

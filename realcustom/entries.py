@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -57,18 +58,32 @@ class Entries(Sequence[FileEntry]):
 
     def where(self, pattern: str | bytes) -> tuple[Entries, Entries]:
         """The files in whose name a regular expression (as Arrow has them) is found; and the others."""
+        mask = self.matches(pattern)
+        return self.filtered(mask), self.filtered(~mask)
+
+    def matches(self, pattern: str | bytes) -> np.ndarray:
+        """Whether a regular expression (as Arrow has them) is found in each file's name: bool (n,)."""
         # called by name: Arrow makes its functions as it is imported, which a type checker does not see
         options = pc.MatchSubstringOptions(pattern)
-        mask = pc.call_function("match_substring_regex", [self._table["name"]], options)
-        return self._those(mask), self._those(pc.call_function("invert", [mask]))
+        return np.asarray(pc.call_function("match_substring_regex", [self._table["name"]], options), bool)
 
-    def _those(self, mask: pa.ChunkedArray) -> Entries:
+    def filtered(self, mask: np.ndarray) -> Entries:
+        """Those of the n files that a mask, bool (n,), takes."""
         # where all are taken no second table is made
-        return (
-            self
-            if pc.call_function("all", [mask]).as_py()
-            else Entries(self._base, self._table.filter(mask), self._elsewhere)
-        )
+        return self if mask.all() else Entries(self._base, self._table.filter(pa.array(mask)), self._elsewhere)
+
+    def at(self, places: np.ndarray) -> list[FileEntry]:
+        """The files at some places that are near each other, int64 (k,)."""
+        if not len(places):
+            return []
+        first = int(places.min())
+        near = self._table.slice(first, int(places.max()) + 1 - first)
+        return list(Entries(self._base, near.take(pa.array(places - first)), self._elsewhere))
+
+    def names(self) -> Iterator[str]:
+        """All files' names."""
+        for batch in self._table.select(["name"]).to_batches(4096):
+            yield from map(_text, batch.column(0).to_pylist())
 
     def with_more(self, more: Sequence[FileEntry]) -> Entries:
         """These files and a few more."""

@@ -13,6 +13,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
 from realcustom.preprocessing.ingest.listing import PICTURE_NAME, pictures_among
+from realcustom.preprocessing.ingest.sidecars import Sidecars, find_sidecars
 from realcustom.preprocessing.ingest.table_kinds import Holds, refuse_names, what_it_holds
 from realcustom.preprocessing.ingest.text_table import LIST, TABLES
 from realcustom.preprocessing.pictures import EXTENSIONS
@@ -32,15 +33,17 @@ class Contents:
     parquet: list[FileEntry] = field(default_factory=list)
     sheets: list[FileEntry] = field(default_factory=list)  # tables in text files
     pictures: Entries  # so many that no list is made of them
+    sidecars: Sidecars  # and of the texts beside them
     others: list[FileEntry] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)  # names of those that were looked into and may not be read
 
     @classmethod
-    def of(cls, entries: Entries) -> Contents:
+    def of(cls, entries: Entries, settings: IngestSettings) -> Contents:
         """Sort them."""
-        pictures, rest = entries.where(PICTURE_NAME)
-        found = cls(pictures=pictures)
-        for entry in rest:
+        is_picture = entries.matches(PICTURE_NAME)
+        sidecars, is_sidecar = find_sidecars(entries, is_picture, settings)
+        found = cls(pictures=entries.filtered(is_picture), sidecars=sidecars)
+        for entry in entries.filtered(~is_picture & ~is_sidecar):
             name = plain_name(entry.name)
             if name.endswith(".tar"):
                 found.shards.append(entry)
@@ -52,13 +55,13 @@ class Contents:
                 found.others.append(entry)
         return found
 
-    def but_pictures(self) -> list[FileEntry]:
-        """All other files, by name."""
+    def rest(self) -> list[FileEntry]:
+        """All files but the pictures and the texts beside them, by name."""
         return sorted((*self.shards, *self.parquet, *self.sheets, *self.others), key=lambda entry: entry.name)
 
     def all(self) -> Iterator[FileEntry]:
         """All files, by name."""
-        return heapq.merge(self.but_pictures(), self.pictures, key=lambda entry: entry.name)
+        return heapq.merge(self.rest(), self.sidecars.texts, self.pictures, key=lambda entry: entry.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ def find_source(uri: str, found: Contents, settings: IngestSettings, store: Stor
     else:
         source = _named(settings.source, found, store)
     if not source.files:
-        count = sum(map(len, (found.shards, found.parquet, found.sheets, found.pictures, found.others)))
+        count = sum(1 for _ in found.all())
         known = f".tar shards, .parquet, .csv, .tsv or .jsonl tables, or pictures (.{', .'.join(EXTENSIONS)})"
         wanted = known if settings.source is SourceKind.AUTO else f"{settings.source.value} files"
         raise UsageError(f"{uri} is an empty corpus: no {wanted} among its {count} files")
@@ -92,7 +95,7 @@ def _named(kind: SourceKind, found: Contents, store: Store) -> Source:
         return Source(kind=kind, files=found.parquet, beside=_stats_of(_stems(found.parquet), found))
     if kind is SourceKind.URLS:
         return Source(kind=kind, files=[*found.parquet, *found.sheets] or _lists(found.others, store))
-    folders = {posixpath.dirname(entry.name) for entry in found.pictures} if found.parquet or found.others else set()
+    folders = {posixpath.dirname(name) for name in found.pictures.names()} if found.parquet or found.others else set()
     pictures = found.pictures or pictures_among(found.others, store, found.refused)
     return Source(kind=kind, files=pictures, beside=_written_with(folders, found))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,6 @@ from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_c
 from realcustom.preprocessing.ingest.columns import by_rule
 from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.preprocessing.ingest.contents import Contents, Source, find_source
-from realcustom.preprocessing.ingest.folder import sidecar_name, sidecar_names
 from realcustom.preprocessing.ingest.listing import (
     UNNAMED,
     UNREADABLE,
@@ -35,6 +34,7 @@ from realcustom.preprocessing.ingest.metadata import Describe, Described, Joined
 from realcustom.preprocessing.ingest.parquet import check_source_table, table_units
 from realcustom.preprocessing.ingest.picture_units import picture_units
 from realcustom.preprocessing.ingest.sample import is_text
+from realcustom.preprocessing.ingest.sidecars import found_beside, merged, sidecar_name, sidecar_names
 from realcustom.preprocessing.ingest.text_table import WITH_COLUMNS
 from realcustom.preprocessing.ingest.url_units import url_units
 from realcustom.preprocessing.inputs import file_unit, sorted_units
@@ -63,7 +63,7 @@ def open_corpus(uri: str, settings: PreprocessSettings, store: Store) -> StageIn
 
 def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit], dict[str, Any]]:
     not_read = NotRead()
-    contents = Contents.of(_without_stages(list_corpus(uri, store, not_read)))
+    contents = Contents.of(_without_stages(list_corpus(uri, store, not_read)), settings)
     # the shards of `export` are a corpus
     if not contents.shards and any(entry.name == "stage.json" for entry in contents.others):
         raise UsageError(f"{uri} is what a stage wrote, and ingest reads a corpus: give what that one came from")
@@ -171,25 +171,28 @@ def _folder(
     uri: str, contents: Contents, source: Source, settings: IngestSettings, store: Store, not_read: NotRead
 ) -> tuple[list[Unit], dict[str, Any]]:
     """The units of a folder of pictures."""
-    # the pictures among them are so many that no set of their names is made
-    others = contents.but_pictures()
+    others = contents.rest()
     found = {entry.name for entry in (*source.beside, *([] if contents.pictures else source.files))}
     left = [entry for entry in others if entry.name not in found]
-    sidecars = {sidecar_name(entry.name, settings): entry for entry in left if sidecar_name(entry.name, settings)}
+    texts = {sidecar_name(entry.name, settings): entry for entry in left if sidecar_name(entry.name, settings)}
     unknown = (entry for entry in left if not sidecar_name(entry.name, settings))
     more = pictures_among(unknown, store, contents.refused)
-    pictures: Sequence[FileEntry] = contents.pictures.with_more(more)
-    if not contents.pictures:
-        pictures = sorted([*source.files, *more], key=lambda entry: entry.name)
-    beside = _beside(pictures, sidecars, settings)
-    own = [*source.beside, *more, *(one for texts in beside.values() for one in texts)]
+    few = sorted([*more, *([] if contents.pictures else source.files)], key=lambda entry: entry.name)
+    if few:  # they share texts with the pictures that are known by name
+        wanted = {name for entry in few for name in sidecar_names(entry.name, settings)}
+        shared = (entry for entry in contents.sidecars.texts if sidecar_name(entry.name, settings) in wanted)
+        texts |= {sidecar_name(entry.name, settings): entry for entry in shared}
+    pictures = contents.pictures.with_more(few)
+    few_with_texts = list(found_beside(few, texts, settings))
+    beside = [one for _, those in few_with_texts for one in those]
+    own = [*source.beside, *more, *beside]
     describe = describer(settings, store)
     captions = CaptionTables()
     if describe is None:
         known = {entry.name for entry in own}
         rest = [entry for entry in left if entry.name not in known]
-        names = (entry.name for entry in pictures)
-        captions = read_caption_tables(rest, names, settings, store, captioned=bool(beside))
+        captioned = bool(beside) or len(contents.sidecars.texts) > 0
+        captions = read_caption_tables(rest, pictures.names(), settings, store, captioned=captioned)
         describe = _said_by(captions, settings)
     own += captions.files
     if settings.metadata is not None:
@@ -202,25 +205,13 @@ def _folder(
             uri,
             len(pictures),
         )
-    units = list(picture_units(pictures, beside, describe, settings.unit_size))
+    files = merged(contents.sidecars.with_pictures(contents.pictures), few_with_texts)
+    units = list(picture_units(files, describe, settings.unit_size))
     own += [] if contents.pictures else source.files
-    account = _account(others, len(pictures), own, contents.refused, not_read, more=len(contents.pictures))
+    not_listed = len(contents.pictures) + len(contents.sidecars.texts)
+    account = _account(others, len(pictures), own, contents.refused, not_read, more=not_listed)
     said = describe.account() if isinstance(describe, JoinedTable) else captions.account()
     return units, {**account, **said}
-
-
-def _beside(
-    pictures: Iterable[FileEntry], sidecars: Mapping[str, FileEntry], settings: IngestSettings
-) -> dict[str, list[FileEntry]]:
-    """The files beside each picture that has some."""
-    beside: dict[str, list[FileEntry]] = {}
-    if not sidecars:
-        return beside
-    for entry in pictures:
-        found = [sidecars[name] for name in sidecar_names(entry.name, settings) if name in sidecars]
-        if found:
-            beside[entry.name] = found
-    return beside
 
 
 def _said_by(captions: CaptionTables, settings: IngestSettings) -> Describe | None:

@@ -19,29 +19,12 @@ from realcustom.preprocessing.ingest.sample import (
     unreadable_name,
     unsupported,
 )
+from realcustom.preprocessing.ingest.sidecars import JSON
 from realcustom.preprocessing.pictures import FIRST_BYTES, UNDECODED_EXTENSIONS, is_decoded, looks_like_picture
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
 
-JSON = "json"
 UNLISTED = "not_in_metadata"
-
-
-def sidecar_names(picture: str, settings: IngestSettings) -> list[str]:
-    """The names under which a picture's captions are looked for, in the order in which they count; then its .json.
-
-    `a.txt` and `a.jpg.txt` of `a.jpg`.
-    """
-    stem = posixpath.splitext(picture)[0]
-    extensions = (*settings.caption_extensions, JSON)
-    return list(dict.fromkeys(f"{base}.{extension}" for extension in extensions for base in (stem, picture)))
-
-
-def sidecar_name(name: str, settings: IngestSettings) -> str:
-    """The name that a file beside a picture is looked up by, its extension in lower case; empty for other files."""
-    stem, extension = posixpath.splitext(name)
-    known = extension.lower().removeprefix(".") in (*settings.caption_extensions, JSON)
-    return stem + extension.lower() if known else ""
 
 
 def read_pictures(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from realcustom.preprocessing.engine.unit import PackedFiles, Unit, UnitKind, identity_of
 from realcustom.preprocessing.ingest.metadata import Describe
-from realcustom.storage import FileEntry
+from realcustom.preprocessing.ingest.sidecars import WithTexts
 
 T = TypeVar("T")
 _PLAIN = 60  # characters of a picture's name in the name of the unit that begins with it
 
 
-def picture_units(
-    files: Iterable[FileEntry], beside: Mapping[str, Sequence[FileEntry]], describe: Describe | None, unit_size: int
-) -> Iterator[Unit]:
-    """The units of pictures that are sorted by name, each with the files beside its pictures and what tables say of them."""
-    for entries in cut_by_names(files, unit_size, lambda entry: entry.name):
+def picture_units(pictures: Iterable[WithTexts], describe: Describe | None, unit_size: int) -> Iterator[Unit]:
+    """The units of pictures that are sorted by name, each with the texts beside its pictures and what tables say of them."""
+    for some in cut_by_names(pictures, unit_size, lambda one: one[0].name):
         inputs: list[dict[str, Any]] = []
         identities: list[list[Any]] = []
-        for entry in entries:
+        for entry, texts in some:
             input = {"name": entry.name, "uri": entry.uri, "size": entry.size}
             identity: list[Any] = [entry.name, entry.size, entry.version]
             if describe is not None:
@@ -32,10 +30,10 @@ def picture_units(
                 identity += [said.caption or "", said.unlisted, *said.others]
             inputs.append(input)
             identities.append(identity)
-            for one in beside.get(entry.name, ()):
+            for one in texts:
                 inputs.append({"name": one.name, "uri": one.uri, "size": one.size, "beside": entry.name})
                 identities.append([one.name, one.size, one.version])
-        key = entries[0].name
+        key = some[0][0].name
         plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", posixpath.splitext(key)[0])[:_PLAIN].strip("-.")
         yield Unit(
             name=f"pictures-{plain}-{identity_of(key)[:8]}",

@@ -12,7 +12,6 @@ from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import DataError
 from realcustom.preprocessing.hashes import BASE_SIDE, signature
-from realcustom.preprocessing.ingest.folder import sidecar_name
 from realcustom.preprocessing.ingest.listing import (
     DANGLING,
     PICTURE_NAME,
@@ -24,6 +23,7 @@ from realcustom.preprocessing.ingest.listing import (
     pictures_among,
 )
 from realcustom.preprocessing.ingest.sample import unsupported
+from realcustom.preprocessing.ingest.sidecars import sidecar_name
 from realcustom.preprocessing.pictures import FIRST_BYTES, decode, is_decoded, looks_like_picture
 from realcustom.preprocessing.select.steps import evaluation_uri
 from realcustom.preprocessing.settings import IngestSettings

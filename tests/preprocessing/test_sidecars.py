@@ -1,0 +1,46 @@
+"""Texts are beside the pictures that their names say, in whatever order a listing has them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from realcustom.entries import Entries
+from realcustom.preprocessing.ingest import sidecars
+from realcustom.preprocessing.ingest.listing import PICTURE_NAME
+from realcustom.preprocessing.ingest.sidecars import find_sidecars, sidecar_name, sidecar_names
+from realcustom.preprocessing.settings import IngestSettings
+from realcustom.storage import FileEntry
+
+# some begin with another and a dot, of which one is a folder; `-` and `/` are sorted before and after a dot
+STEMS = ("a", "a.b", "a.b.jpg", "a.jpg", "a-b", "a.k/a", "a.jpg/a", "d/a", "d/a.b", "ä", "\udcff")
+EXTENSIONS = ("jpg", "PNG", "txt", "TXT", "caption", "json", "jpg.txt", "PNG.json", "md")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_are_those_that_names_say(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidecars, "_PIECE", 3)
+    names = [f"{stem}.{extension}" for stem in STEMS for extension in EXTENSIONS]
+    names = random.Random(seed).sample(names, 60)
+    entries = Entries.of("/data/", [FileEntry(name=name, uri=f"/data/{name}", size=1, version="1") for name in names])
+    settings, is_picture = IngestSettings(), entries.matches(PICTURE_NAME)
+    found, is_text = find_sidecars(entries, is_picture, settings)
+    texts = {sidecar_name(entry.name, settings): entry.name for entry in entries if sidecar_name(entry.name, settings)}
+    pictures = entries.filtered(is_picture)
+    expected = {
+        entry.name: [texts[name] for name in sidecar_names(entry.name, settings) if name in texts] for entry in pictures
+    }
+    paired = {entry.name: [one.name for one in beside] for entry, beside in found.with_pictures(pictures)}
+    assert paired == expected and list(paired) == [entry.name for entry in pictures]
+    assert {entry.name for entry in found.texts} == {name for some in expected.values() for name in some}
+    assert [entry.name for entry in entries.filtered(is_text)] == [entry.name for entry in found.texts]
+    assert sum(map(len, expected.values())) > len(found.texts) > 5  # one may be beside two pictures
+
+
+def test_without_pictures_nothing_is_beside_them() -> None:
+    entries = Entries.of("/data/", [FileEntry(name="a.txt", uri="/data/a.txt", size=1, version="1")])
+    for listing in (entries, Entries.of("/data/", [])):
+        found, is_text = find_sidecars(listing, listing.matches(PICTURE_NAME), IngestSettings())
+        assert len(found.texts) == 0 and not is_text.any() and len(is_text) == len(listing)
+        assert list(found.with_pictures(Entries.of("/data/", []))) == []
