@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from realcustom.preprocessing.ingest.compressed import File
 
@@ -37,15 +37,22 @@ class Member:
     size: int  # bytes
     data: bytes | None  # null: larger than the limit, not read; or a link
     link: str | None = None  # what it points to
+    is_left: bool = False  # its data are not null, but were not read: `with_data` reads them
+
+    def with_data(self, file: File) -> Member:
+        """The member with the data that were left."""
+        return replace(self, data=file.read(self.offset + _BLOCK, self.size), is_left=False) if self.is_left else self
 
 
-def read_members(file: File, max_bytes: int) -> Iterator[Member]:
+def read_members(file: File, max_bytes: int, most: int | None = None) -> Iterator[Member]:
     """The files and links of an archive in order; the data of one above `max_bytes` are left out.
 
+    Args:
+        most: bytes of all members together, in their order; the data of further ones are left. None: no limit.
     Raises:
         TornTar: at a cut or broken header, at data that end early, or where the end marker is missing.
     """
-    offset, ended, next_name = 0, False, None
+    offset, ended, next_name, held = 0, False, None, 0
     while True:
         block = file.read(offset, _BLOCK)
         if not block:
@@ -72,14 +79,17 @@ def read_members(file: File, max_bytes: int) -> Iterator[Member]:
         if file.size < offset + _BLOCK + size:
             left = max(0, file.size - offset - _BLOCK)
             raise TornTar(offset, f"a member of {size} bytes of which {left} are there", name)
-        data = _payload(file, offset, size, _MAX_EXTENDED_HEADER if extended else max_bytes, extended)
+        is_left = not extended and most is not None and size <= max_bytes and held + size > most
+        limit = _MAX_EXTENDED_HEADER if extended else max_bytes
+        data = None if is_left else _payload(file, offset, size, limit, extended)
         if header.type == tarfile.GNUTYPE_LONGNAME and data is not None:
             next_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif header.type == tarfile.XHDTYPE and data is not None:
             next_name = _pax_path(data, offset) or next_name
         elif name is not None:
             if header.isreg():
-                yield Member(name=name, offset=offset, size=header.size, data=data)
+                held += 0 if data is None else size
+                yield Member(name=name, offset=offset, size=header.size, data=data, is_left=is_left)
             elif header.issym() or header.islnk():
                 yield Member(name=name, offset=offset, size=0, data=None, link=_readable(header.linkname))
             next_name = None

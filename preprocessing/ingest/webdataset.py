@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
 from realcustom.preprocessing.ingest.columns import by_rule
-from realcustom.preprocessing.ingest.compressed import is_compressed, unpack
+from realcustom.preprocessing.ingest.compressed import File, is_compressed, unpack
 from realcustom.preprocessing.ingest.sample import Entry, Sample, beside, too_large, unsupported
 from realcustom.preprocessing.ingest.tar import Member, TornTar, read_members
 from realcustom.preprocessing.pictures import (
@@ -28,6 +29,8 @@ from realcustom.preprocessing.settings import IngestSettings
 from realcustom.store import Store
 
 _Split = Callable[[str], tuple[str, str]]
+# Bytes of a shard's members that are held until the last is known, which may belong to the first; others are read again.
+_HELD = 2**30
 
 
 @dataclass(kw_only=True)
@@ -44,10 +47,15 @@ class _Group:
             self.repeated = extension
         self.members.setdefault(extension, member)
 
+    def with_data(self, source: File) -> _Group:
+        """The group with its members' data."""
+        return replace(self, members={name: member.with_data(source) for name, member in self.members.items()})
+
 
 def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
     """The samples of a shard, in the order of their first members, wherever in the shard the others stand.
 
+    Of a shard larger than `_HELD` the further members are read twice: what they are called first, then sample by sample.
     A torn shard ends with one fault that names the byte.
     """
     file = unit.files[0]
@@ -56,19 +64,20 @@ def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
     members = list[Member]()
     torn: TornTar | None = None
     try:
-        for member in read_members(source, settings.max_bytes):
+        for member in read_members(source, settings.max_bytes, _HELD):
             members.append(member)
         if packed is not None and packed.damage:
             torn = TornTar(packed.size, packed.damage)
     except TornTar as error:
         torn = error
-    groups = _grouped(members, split_key)
+    groups = deque(_grouped(members, split_key))
     if torn is not None and groups:
         last = next(group for group in reversed(groups) if members[-1] in group.members.values())
         if torn.name is None or split_key(torn.name)[0] == last.key:  # no following key closes the sample
             groups.remove(last)
-    for group in groups:
-        yield from _entries(file.name, group, settings)
+    del members  # each sample's data end with it
+    while groups:
+        yield from _entries(file.name, groups.popleft().with_data(source), settings)
     if torn is not None:
         message = f"torn at byte {torn.offset} of {source.size}: {torn.reason}"
         yield f"{file.name}@{torn.offset}", DataError(DataFault.TORN_TAR, message)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
+from realcustom.preprocessing.ingest import webdataset
+from realcustom.preprocessing.ingest.sample import Sample
 from realcustom.preprocessing.ingest.tar import TornTar, read_members
+from realcustom.preprocessing.settings import IngestSettings
 from realcustom.retry import RetrySettings
 from realcustom.store import Store
 from tests.support.corpora import tar_bytes
@@ -68,3 +73,24 @@ def test_a_member_above_the_limit_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar_bytes(MEMBERS))
     found, torn = read(tmp_path / "x.tar", max_bytes=600)
     assert found == [("a.jpg", None), *MEMBERS[1:]] and torn is None
+
+
+def test_members_that_stand_apart_are_joined_without_holding_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, size = 64, 2**20
+    pictures = [(f"{n}.jpg", bytes([n]) * size) for n in range(count)]
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar_bytes(pictures + [(f"{n}.txt", b"toy %d" % n) for n in reversed(range(count))]))
+    file = InputFile(name="s.tar", uri=str(path), size=path.stat().st_size)
+    unit = Unit(name="s", identity="1", kind=UnitKind.TAR, files=(file,))
+    monkeypatch.setattr(webdataset, "_HELD", 4 * size)
+    found = []
+    tracemalloc.start()
+    for name, sample in webdataset.read_shard(unit, IngestSettings(), Store(RetrySettings(attempts=1))):
+        assert isinstance(sample, Sample)
+        found.append((name, set(sample.data), len(sample.data), sample.alt_text))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(f"s.tar/{n}.jpg", {n}, size, f"toy {n}") for n in range(count)]
+    assert peak < 32 * size  # held, and two chunks of 8 MiB while one follows the other
