@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,14 +11,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw
 
-from realcustom.base_loading import load_base
-from realcustom.cells import decode_tensor
-from realcustom.checkpoint import Adapter, load_adapter, save_adapter
+from realcustom.checkpoint import load_adapter
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
-from realcustom.identity import model_identity
-from realcustom.image_encoder import count_local_views
 from realcustom.maps import text_cross_attentions
-from realcustom.model import RealCustomModel
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.pipeline.rehearse.folders import write_folder
 from realcustom.pipeline.rehearse.measure import Measured
@@ -27,13 +21,12 @@ from realcustom.pipeline.rehearse.public import PublicModel
 from realcustom.preprocessing.catalogue import CAPTION, ENCODE, INGEST, SCORE, SELECT, SUBJECTS
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
-from realcustom.training.objective import Objective, squared_error
+from realcustom.record import POOLED
 from realcustom.training.run import train
 
 WORD = "dog"
 PROMPT = f"a photo of a {WORD} in the snow"
 SIZE = (1024, 768)  # of a picture, pixels
-TIMESTEP = 500  # of the library's own training step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +101,6 @@ def encode(plan: Plan) -> Measured:
 def training(plan: Plan) -> Measured:
     """Training steps with gradient checkpointing, and the adapter."""
     settings = plan.settings
-    index = json.loads((Path(settings.base) / "model_index.json").read_text())
-    if "text_encoder_2" in index:
-        return library_step(plan)
     began = time.monotonic()
     result = train(
         records=_output(plan, ENCODE),
@@ -130,66 +120,6 @@ def training(plan: Plan) -> Measured:
         load_seconds=time.monotonic() - began - work,
         work_seconds=work,
         images=images,
-    )
-
-
-def library_step(plan: Plan) -> Measured:
-    """Steps of the library alone for SDXL, on which `train` does not train: records hold no pooled text, here it is random."""
-    settings, device = plan.settings, torch.device(plan.device)
-    began = time.monotonic()
-    base = load_base(settings.base, device, torch.bfloat16, only=("unet",))
-    encoder = settings.method.image_encoder
-    row = pq.read_table(next(iter(sorted(Path(_output(plan, ENCODE)).glob("*.parquet"))))).slice(0, 1).to_pylist()[0]
-    latents, text, image = (
-        decode_tensor(row[name]).float().to(device)[None] for name in ("latents", "text_features", "image_features")
-    )
-    generator = torch.Generator().manual_seed(0)
-    model = RealCustomModel(
-        base.unet, settings.method, image.shape[-1], generator, count_local_views(encoder.model, encoder)
-    ).to(device)
-    model.unet.enable_gradient_checkpointing()
-    trained = list(model.trained_parameters().values())
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=settings.train.lr)
-    objective = Objective(base.scheduler, device)
-    pooled = torch.randn(1, int(base.pipeline.text_encoder_2.config.projection_dim), generator=generator).to(device)
-    sides = [float(8 * side) for side in latents.shape[-2:]]
-    added = {"text_embeds": pooled, "time_ids": torch.tensor([[*sides, 0.0, 0.0, *sides]], device=device)}
-    losses, ready = [], time.monotonic()
-    for _ in range(plan.steps):
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = torch.tensor([TIMESTEP], device=device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            prediction = model(
-                objective.add_noise(latents, noise, timesteps),
-                timesteps,
-                text,
-                image,
-                objective.alphas_cumprod[timesteps],
-                settings.method.tokens.influence_quantity,
-                added,
-            )
-        loss = squared_error(prediction, objective.target(latents, noise, timesteps)).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-    work = time.monotonic() - ready
-    tensors = {name: value.detach() for name, value in model.trained_parameters().items()}
-    save_adapter(
-        plan.adapter,
-        Adapter(
-            tensors=tensors, settings=settings.method, base=base.identity, image_encoder=model_identity(encoder.model)
-        ),
-    )
-    return Measured(
-        name=f"training, {plan.steps} step(s) of the library",
-        shapes=(*_of_adapter(plan), "loss " + ", ".join(f"{loss:.3f}" for loss in losses)),
-        load_seconds=ready - began,
-        work_seconds=work,
-        images=plan.steps,
     )
 
 
@@ -265,7 +195,8 @@ def _of_stage(plan: Plan, stage: Stage, result: StageResult) -> Measured:
     elif stage is CAPTION and row["synthetic_caption"] is not None:
         shapes.append(f"captions of {len(row['synthetic_caption'].split())} words")
     elif stage is ENCODE:
-        caches = {name: row[name] for name in ("latents", "text_features", "image_features") if row[name] is not None}
+        names = ("latents", "text_features", "image_features", POOLED.name)
+        caches = {name: row[name] for name in names if row.get(name) is not None}
         shapes += [f"{name} {' x '.join(map(str, cell['shape']))}" for name, cell in caches.items()]
     work = sum(result.unit_seconds)
     return Measured(
