@@ -27,6 +27,51 @@ STORE_PRICE = 0.023  # of a GB for a month
 UTILISATION = 0.3  # of a GPU's peak
 # TFLOP of a picture in a step, forward and backward: `python benchmarks/training_flops.py`
 TRAINING = {"paper_sd15": (0.828, 0.895), "released_sdxl": (7.711, 9.066)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a GPU holds in training: `python benchmarks/training_memory.py RECIPE`."""
+
+    frozen: int  # parameters of the UNet
+    trained: int  # parameters
+    row: int  # bytes of a row's activations in bf16
+    beside: int  # bytes of activations whatever the rows
+    checkpointed_row: int  # the same with gradient checkpointing
+    checkpointed_beside: int
+
+    def state(self, workers: int = 1, moment_bytes: int = 4) -> float:
+        """Bytes of weights, gradients and moments of a worker; sharded over several, whole weights and gradients come in a step."""
+        gathered = 8 * self.trained if workers > 1 else 0
+        return 2 * self.frozen + gathered + (8 + 2 * moment_bytes) * self.trained / workers
+
+    def activations(self, rows: int, checkpointed: bool) -> int:
+        """Bytes of a forward of so many rows."""
+        if checkpointed:
+            return rows * self.checkpointed_row + self.checkpointed_beside
+        return rows * self.row + self.beside
+
+
+MEMORY = {
+    "paper_sd15": Memory(
+        frozen=859_520_964,
+        trained=27_005_700,
+        row=1_029_092_864,
+        beside=541_440,
+        checkpointed_row=243_382_528,
+        checkpointed_beside=67_840,
+    ),
+    "released_sdxl": Memory(
+        frozen=2_567_463_684,
+        trained=400_436_224,
+        row=7_357_349_625,
+        beside=794_057_216,
+        checkpointed_row=898_734_841,
+        checkpointed_beside=110_387_456,
+    ),
+}
+ROWS = (1, 4, 16)  # of a forward
+SHARDED = 8  # workers
 # examples of hours' prices on demand in one region of one cloud; they change
 CPU_MACHINE, CPU_MACHINE_CORES, CPU_PRICE = "m6i.xlarge", 4, 0.192
 
@@ -55,6 +100,8 @@ def tables(machines: tuple[Machine, ...], utilisation: float) -> dict[str, str]:
         "machines": "\n".join(_machines(machines)),
         "corpus": "\n".join(_corpus(machines, utilisation)),
         "training": "\n".join(_training(machines, utilisation)),
+        "weights": "\n".join(_weights()),
+        "memory": "\n".join(_memory()),
     }
 
 
@@ -91,6 +138,9 @@ def _corpus(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str]:
 
 
 def _training(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str]:
+    last = machines[-1]
+    two = replace(last, name=f"2 {last.name}", gpus=2 * last.gpus, price=2 * last.price)  # the recipes are for 16 GPUs
+    machines = (*machines, two)
     names = " | ".join(one.name for one in machines)
     yield f"| recipe | steps x batch | PFLOP a step | {names} |\n|---|---|---|{'---|' * len(machines)}"
     for recipe, (forward, backward) in TRAINING.items():
@@ -99,6 +149,30 @@ def _training(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str
         step = settings.batch_size * (2 * forward + backward)
         cells = _cells(settings.steps * step, machines, utilisation)
         yield f"| `{recipe}` | {settings.steps:,} x {settings.batch_size} | {step / 1000:.2f} | {cells} |"
+
+
+def _weights() -> Iterator[str]:
+    head = ("recipe", "frozen weights", "trained weights", "gradients", "moments", "moments in 8 bits", "EMA")
+    yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
+    for recipe, memory in MEMORY.items():
+        trained = 4 * memory.trained
+        parts = (2 * memory.frozen, trained, trained, 2 * trained, trained / 2, trained)
+        yield f"| `{recipe}` | {' | '.join(map(_gib, parts))} |"
+
+
+def _memory() -> Iterator[str]:
+    head = ("recipe", "rows", "activations", "checkpointed", "all", "all, checkpointed", "and `adamw_8bit`")
+    yield f"| {' | '.join(head)} | or sharded over {SHARDED} |\n|{'---|' * (len(head) + 1)}"
+    for recipe, memory in MEMORY.items():
+        for rows in ROWS:
+            kept, less = (memory.activations(rows, checkpointed) for checkpointed in (False, True))
+            states = (memory.state(), memory.state(moment_bytes=1), memory.state(SHARDED))
+            sizes = (kept, less, kept + states[0], *(less + state for state in states))
+            yield f"| `{recipe}` | {rows} | {' | '.join(map(_gib, sizes))} |"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}" if size < 2**30 else f"{size / 2**30:.1f}"
 
 
 def _cells(tflop: float, machines: tuple[Machine, ...], utilisation: float) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,25 @@ def test_a_dearer_machine_costs_more_and_a_better_used_one_less() -> None:
     assert cost(machine.price, 0.6) == pytest.approx(cost(machine.price, 0.3) / 2, rel=0.01)
 
 
+def counted_by(program: str, *arguments: str) -> Any:
+    command = [sys.executable, str(ROOT / "benchmarks" / program), *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+
+
 @pytest.mark.slow
 def test_the_flops_of_training_are_those_that_are_counted() -> None:
-    program = [sys.executable, str(ROOT / "benchmarks" / "training_flops.py")]
-    counted = json.loads(subprocess.run(program, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    counted = counted_by("training_flops.py")
     assert {recipe: (parts["forward"], parts["backward"]) for recipe, parts in counted.items()} == costs.TRAINING
+
+
+def test_memory_is_added_up_by_what_is_used() -> None:
+    memory = costs.MEMORY["paper_sd15"]
+    assert memory.state(moment_bytes=1) == memory.state() - 6 * memory.trained  # two moments of a byte
+    assert memory.state() - memory.state(8) == 16 * memory.trained * 7 / 8 - 8 * memory.trained  # some is gathered
+    assert memory.activations(3, True) - memory.activations(1, True) == 2 * memory.checkpointed_row
+
+
+@pytest.mark.slow
+def test_the_memory_of_training_is_that_which_is_counted() -> None:
+    counted = counted_by("training_memory.py", *costs.MEMORY)
+    assert counted == {recipe: asdict(memory) for recipe, memory in costs.MEMORY.items()}
