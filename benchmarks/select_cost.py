@@ -38,8 +38,8 @@ sys.path.append(str(record.ROOT))  # the tests are not installed
 from realcustom import storage
 from realcustom.preprocessing import hashes
 from realcustom.preprocessing.catalogue import SELECT
-from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import StageJob
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.engine.worker import Outcome, StageJob
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.preprocessing.select import partitions
 from realcustom.preprocessing.settings import PreprocessSettings, SelectSettings
@@ -91,7 +91,7 @@ def measured(source: Path, output: Path, rows: int, exact: bool) -> dict[str, di
     open_filesystem = storage.open_filesystem
 
     class Timed(InProcess):
-        def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
+        def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Outcome]:
             begun = time.process_time()
             yield from super().run(job, units)
             spent[_step(f"{job.directory}/")] += time.process_time() - begun

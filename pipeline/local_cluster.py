@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class LocalCluster:
     store: dict[str, str]  # variables that name the object store; empty without one
     started: list[subprocess.Popen[bytes]]  # all that is to end with it
     ports: list[int]  # that it was given: those of a node that is starting are not in use yet
+    head_cpus: int
+    keeps_state: bool  # what the head knows of the cluster outlives its process
     nodes: list[Node] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
@@ -78,36 +80,57 @@ class LocalCluster:
 
     def add_node(self, cpus: int) -> Node:
         """Start a further node; returns when it has joined. Raises UsageError, quoting its log, where it does not."""
-        return self._add((f"--address={self.address}",), cpus)
+        self.nodes.append(self._start_node((f"--address={self.address}",), cpus))
+        return self.nodes[-1]
 
-    def _add(self, role: Sequence[str], cpus: int, tries: int = 2) -> Node:
+    def start_head(self) -> Node:
+        """Start the head, or, where it was lost, the next one, at the same address; it is the first node then.
+
+        Where the cluster keeps its state, the next one knows its jobs, and the other nodes stay with it.
+        """
+        gcs, dashboard = (address.rpartition(":")[2] for address in (self.address, self.api))
+        role = ("--head", f"--port={gcs}", "--include-dashboard=true", f"--dashboard-port={dashboard}")
+        state = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.folder / "gcs")}
+        client = f"--ray-client-server-port={self._more_ports(1)[0]}"
+        head = self._start_node((*role, client), self.head_cpus, state if self.keeps_state else {})
+        self.nodes.insert(0, head)
+        return head
+
+    def wait_for_api(self) -> None:
+        """Return when jobs can be submitted."""
+        _wait_for(self.api, self.nodes[0].process, self.nodes[0].log)
+
+    def _start_node(
+        self, role: Sequence[str], cpus: int, variables: Mapping[str, str] | None = None, tries: int = 2
+    ) -> Node:
         ports, log = self._more_ports(4), self.folder / f"node-{len(self.started)}.log"
         command = _node_command(role, ports, cpus, self.object_store_mb, self.folder / f"n{len(self.started)}")
         # Ray Train asks the dashboard from a worker, which would look for it on the whole machine
-        process = _start(command, log, {**self.store, "RAY_API_SERVER_ADDRESS": self.api}, self.started)
+        environment = {**self.store, **(variables or {}), "RAY_API_SERVER_ADDRESS": self.api}
+        process = _start(command, log, environment, self.started)
         try:
             _until(lambda: STARTED in log.read_text(errors="replace"), process, log)
         except UsageError:
             if tries == 1 or TOO_SLOW not in log.read_text(errors="replace"):
                 raise
-            return self._add(role, cpus, tries - 1)
-        self.nodes.append(Node(process=process, log=log, metrics=f"{HOST}:{ports[3]}"))
-        return self.nodes[-1]
+            return self._start_node(role, cpus, variables, tries - 1)
+        return Node(process=process, log=log, metrics=f"{HOST}:{ports[3]}")
 
     def _more_ports(self, number: int) -> list[int]:
         found = free_ports(number, besides=self.ports)
         self.ports += found
         return found
 
-    def _start_head(self, cpus: int) -> None:
-        gcs, dashboard = (address.rpartition(":")[2] for address in (self.address, self.api))
-        role = ("--head", f"--port={gcs}", "--include-dashboard=true", f"--dashboard-port={dashboard}")
-        self._add((*role, f"--ray-client-server-port={self._more_ports(1)[0]}"), cpus)
-
 
 @contextlib.contextmanager
 def local_cluster(
-    nodes: int, cpus: int, *, s3: bool = False, object_store_mb: int = 200, head_cpus: int | None = None
+    nodes: int,
+    cpus: int,
+    *,
+    s3: bool = False,
+    object_store_mb: int = 200,
+    head_cpus: int | None = None,
+    keeps_state: bool = False,
 ) -> Iterator[LocalCluster]:
     """A cluster that runs inside the block. Whatever ends this process ends it too.
 
@@ -117,6 +140,7 @@ def local_cluster(
         s3: with an S3 server, which holds an empty bucket `realcustom` in memory.
         object_store_mb: of each node, in the machine's shared memory.
         head_cpus: those of the head; None: as of the others.
+        keeps_state: what the head knows of the cluster outlives its process, as with KubeRay's embedded store.
     Raises:
         UsageError: something that it needs is not installed, or a node does not start; its log is quoted.
     """
@@ -134,11 +158,13 @@ def local_cluster(
             store=_start_store(store, folder, started) if s3 else {},
             started=started,
             ports=ports,
+            head_cpus=cpus if head_cpus is None else head_cpus,
+            keeps_state=keeps_state,
         )
-        cluster._start_head(cpus if head_cpus is None else head_cpus)
+        cluster.start_head()
         for _ in range(nodes - 1):  # in turn: a node has 30 seconds to start, whatever else the machine does
             cluster.add_node(cpus)
-        _wait_for(cluster.api, cluster.nodes[0].process, cluster.nodes[0].log)
+        cluster.wait_for_api()
         yield cluster
     finally:
         owned.end(owned.descendants(process.pid for process in started))

@@ -215,22 +215,24 @@ def _run_units(
     """Run the planned units; returns the counts of all units, and when each one ended (first: when the work began)."""
     earlier = _counts_before(directory, plan, len(todo))
     execution = job.settings.execution
-    units, counted, total = len(plan.done) + len(todo), 0, Counts()
+    units, counted, total, here = len(plan.done) + len(todo), 0, Counts(), 0
+    left = {unit.name: unit for unit in todo}
     ends = [time.monotonic()]
-    for counts in run_shared(job, todo, directory, executor):
+    for outcome in run_shared(job, todo, directory, executor):
         ends.append(time.monotonic())
-        progress.unit_done(counts)
-        for number, some in ((1, counts), *itertools.islice(earlier, 1)):
+        progress.unit_done(outcome.counts)
+        here += outcome.here
+        del left[outcome.unit]
+        for number, some in ((1, outcome.counts), *itertools.islice(earlier, 1)):
             total.add(some)
             counted += number
         _check_errors(total, total.rows_in * units / counted, execution, directory)
-    here = len(ends) - 1
     if here < len(todo):
         logger.info("%s: %d units were done here, %d by other clients", job.name, here, len(todo) - here)
-        total = directory.counts([*plan.done, *manifests_of(todo, directory)])
-    else:
-        for _, some in earlier:
-            total.add(some)
+    if left:
+        total.add(directory.counts(manifests_of([*left.values()], directory)))
+    for _, some in earlier:
+        total.add(some)
     _check_errors(total, total.rows_in, execution, directory)
     return total, ends
 

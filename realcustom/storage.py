@@ -258,6 +258,17 @@ def first_beginning(prefix: str) -> str | None:
     return f"s3://{bucket}/{found[0][0]}" if found else None
 
 
+def names_after(folder: str, first: str, most: int) -> list[str]:
+    """Names of at most `most` files of a folder: those that follow `first` in the order of names, none where it does not exist."""
+    if not is_remote(folder):
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(name for name in os.listdir(open_filesystem(folder)[1]) if name > first)[:most]
+        return []
+    bucket, prefix = split_uri(folder.rstrip("/") + "/")
+    page = s3_client().list_objects_v2(Bucket=bucket, Prefix=prefix, StartAfter=prefix + first, MaxKeys=most)
+    return [key.removeprefix(prefix) for key, *_ in page.get("Files", ())]
+
+
 def s3_client(attempts: int = 1) -> Any:
     """A boto3 client of the environment's store, made once: it takes a good part of a second.
 

@@ -12,8 +12,8 @@ from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.preprocessing.engine.batch_size import probe, probe_on_worker
 from realcustom.preprocessing.engine.model_check import check_loading
-from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import Processor, StageJob, UnitTaken, do_unit
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.engine.worker import Outcome, Processor, StageJob, UnitDone, UnitTaken, do_unit
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class Executor(Protocol):
         """The largest batch that fits where units are to run."""
         ...
 
-    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
-        """Process and commit units; yields the counts of each when it is done. What another client has is left out."""
+    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Outcome]:
+        """Process and commit units; yields each when it is done. What another client has is left out."""
         ...
 
 
@@ -54,23 +54,25 @@ class InProcess:
         """The largest batch that fits this process's device."""
         return probe(job)
 
-    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
+    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Outcome]:
         """Process and commit units in this process."""
         loaded, self._loaded = self._loaded, None
         processor = loaded[1] if loaded is not None and loaded[0] == replace(job, claims=None) else Processor(job)
         job, _ = job.share(job, units, 1) if job.share is not None else (job, [])
 
-        def work(unit: Unit) -> Counts | None:
+        def work(unit: Unit) -> Outcome | None:
             try:
-                return do_unit(processor, job, unit)
+                return Outcome(unit=unit.name, counts=do_unit(processor, job, unit))
+            except UnitDone as done:
+                return Outcome(unit=unit.name, counts=done.counts, here=False)
             except UnitTaken:
                 return None
 
         if job.units_at_once == 1:
-            yield from (counts for unit in units if (counts := work(unit)) is not None)
+            yield from (outcome for unit in units if (outcome := work(unit)) is not None)
             return
         with ThreadPoolExecutor(job.units_at_once) as threads:
-            yield from (counts for counts in threads.map(work, units) if counts is not None)
+            yield from (outcome for outcome in threads.map(work, units) if outcome is not None)
 
 
 class OnRay:
@@ -99,7 +101,7 @@ class OnRay:
         with log.each_minute(logger, lambda: lacking(job)):
             return probe_on_worker(job)
 
-    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Counts]:
+    def run(self, job: StageJob, units: Sequence[Unit]) -> Iterator[Outcome]:
         """Process and commit units on workers."""
         if not units:
             return

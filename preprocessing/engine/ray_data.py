@@ -9,12 +9,13 @@ the same time and memory holds a few units.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import math
+import random
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import ray
@@ -27,6 +28,7 @@ from realcustom.preprocessing.engine.cluster import bundle_size, model_workers, 
 from realcustom.preprocessing.engine.ray_metrics import StageMetrics, observe_seconds
 from realcustom.preprocessing.engine.unit import Counts, SealedUnit, Unit
 from realcustom.preprocessing.engine.worker import (
+    Outcome,
     Processor,
     StageJob,
     UnitDone,
@@ -49,8 +51,8 @@ class RemoteTrace(Exception):
         return f'\n"""\n{self.args[0]}"""'
 
 
-def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
-    """Process and commit all units on the connected Ray cluster; yields the counts of each when it is done.
+def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Outcome]:
+    """Process and commit all units on the connected Ray cluster; yields each when it is done.
 
     Raises:
         StageBug: at the first unforeseen error, naming the row, with the worker's trace as its cause; or naming the
@@ -63,8 +65,8 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     else:
         workers = task_workers(job, units)
         places = workers * job.units_at_once
-    bundles = math.ceil(len(units) / bundle_size(len(units), places))
-    dataset = ray.data.from_items([{"unit": unit.to_json()} for unit in units], override_num_blocks=bundles)
+    bundles = _bundles(job, units, bundle_size(len(units), places))
+    dataset = ray.data.from_arrow(bundles)
     dataset.context.enable_progress_bars = False
     deaths, metrics = start_counting(job.name), StageMetrics(job.name, job.directory.rpartition("/")[2], len(units))
     if job.models:
@@ -72,10 +74,12 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
     elif job.units_at_once > 1:
         dataset = _several_at_once(dataset, job, deaths, workers)
     else:
-        dataset = _without_models(dataset, job, deaths, bundles)
+        dataset = _without_models(dataset, job, deaths, len(bundles))
     with contextlib.closing(metrics):
         for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            row = {name: batch[name][0].as_py() for name in ("bug", "trace", "refusal", "counts", "node", "taken")}
+            row = {
+                name: batch[name][0].as_py() for name in ("unit", "bug", "trace", "refusal", "counts", "node", "taken")
+            }
             if row["refusal"] or row["bug"]:
                 metrics.unit_ended("failed")
             if row["refusal"]:
@@ -86,8 +90,23 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Counts]:
                 metrics.unit_ended("taken")
                 continue
             counts = Counts.from_dict(json.loads(row["counts"]))
-            metrics.unit_done(counts)
-            yield counts
+            if row["taken"]:
+                metrics.unit_ended("taken")
+            else:
+                metrics.unit_done(counts)
+            yield Outcome(unit=Unit.from_json(row["unit"]).name, counts=counts, here=not row["taken"])
+
+
+def _bundles(job: StageJob, units: Sequence[Unit], size: int) -> list[pa.Table]:
+    """The units in pieces of `size`. Of clients that share them each takes the pieces in an order of its own: in the same order
+    they would ask for each unit at the same time."""
+    bundles = [
+        pa.table({"unit": [unit.to_json() for unit in units[start : start + size]]})
+        for start in range(0, len(units), size)
+    ]
+    if job.claims is not None:
+        random.Random(job.claims.holder).shuffle(bundles)
+    return bundles
 
 
 def _node() -> str:
@@ -104,7 +123,7 @@ def _elsewhere(node: str) -> str:
 def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, workers: int) -> ray.data.Dataset:
     compute, limit = job.settings.compute, job.settings.execution.max_worker_deaths
     # not the actors' num_cpus: Ray fuses operators with equal ones, and reading would wait for the model
-    reading = _bundled(lambda: _counted(job.name, "read", _reading(job), deaths, limit))
+    reading = _bundled(lambda units: _counted(job.name, "read", _reading(job, units), deaths, limit))
     dataset = dataset.map_batches(reading, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
     dataset = dataset.map_batches(
         _ModelWorker,
@@ -115,14 +134,14 @@ def _with_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, 
         num_cpus=compute.threads,
         num_gpus=1 if compute.device is Device.CUDA else 0,
     )
-    committing = _bundled(lambda: _counted(job.name, "commit", _committing(job), deaths, limit))
+    committing = _bundled(lambda _: _counted(job.name, "commit", _committing(job), deaths, limit))
     return dataset.map_batches(committing, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 
 def _without_models(dataset: ray.data.Dataset, job: StageJob, deaths: ActorHandle, bundles: int) -> ray.data.Dataset:
     most, limit = task_limit(job), job.settings.execution.max_worker_deaths
     return dataset.map_batches(
-        _bundled(lambda: _counted(job.name, "whole", _whole(job), deaths, limit)),
+        _bundled(lambda units: _counted(job.name, "whole", _whole(job, units), deaths, limit)),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=None if most is None else min(most, bundles)),  # Ray warns of more tasks
@@ -151,7 +170,7 @@ class _ThreadedWorker:
 
     def __init__(self, job: StageJob, deaths: ActorHandle, limit: int, log_level: str):
         log.configure(log_level)
-        self._work = _bundled(lambda: _counted(job.name, "whole", _whole(job), deaths, limit))
+        self._work = _bundled(lambda units: _counted(job.name, "whole", _whole(job, units), deaths, limit))
 
     def __call__(self, bundle: pa.Table) -> Iterator[pa.Table]:
         return self._work(bundle)
@@ -178,11 +197,11 @@ class _ModelWorker:
         return _guarded(batch, lambda: _sealed_row(unit, self._processor(unit, data)))
 
 
-def _bundled(begin: Callable[[], _Operator]) -> Callable[[pa.Table], Iterator[pa.Table]]:
-    """What `begin()` gives, on the units of a bundle, one after the other; after a failure none is begun any more."""
+def _bundled(begin: Callable[[Sequence[Unit]], _Operator]) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """What `begin(units)` gives, on the units of a bundle, one after the other; after a failure none is begun any more."""
 
     def run(bundle: pa.Table) -> Iterator[pa.Table]:
-        work = begin()
+        work = begin([Unit.from_json(text) for text in bundle["unit"].to_pylist()])
         for index in range(bundle.num_rows):
             result = work(bundle.slice(index, 1))
             yield result
@@ -219,12 +238,24 @@ def _counted(stage: str, operator: str, work: _Operator, deaths: ActorHandle, li
     return run
 
 
-def _reading(job: StageJob) -> _Operator:
+def _reading(job: StageJob, bundle: Sequence[Unit] = ()) -> _Operator:
+    known = _done_before(job, bundle)
+
     def read(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
-        return _guarded(batch, lambda: _row(unit.to_json(), rows=read_unit(job, unit)))
+        return _guarded(batch, lambda: _row(unit.to_json(), rows=read_unit(job, unit, known())))
 
     return read
+
+
+def _done_before(job: StageJob, bundle: Sequence[Unit]) -> Callable[[], Mapping[str, Counts]]:
+    """The counts of a bundle's units that were done when it was first asked for: one look instead of a claim for each."""
+
+    @functools.cache
+    def look() -> Mapping[str, Counts]:
+        return job.stage_directory().counts_among(bundle) if job.claims is not None and len(bundle) > 1 else {}
+
+    return look
 
 
 def _committing(job: StageJob) -> _Operator:
@@ -242,14 +273,14 @@ def _committing(job: StageJob) -> _Operator:
     return commit
 
 
-def _whole(job: StageJob) -> _Operator:
-    processor = Processor(job)
+def _whole(job: StageJob, bundle: Sequence[Unit] = ()) -> _Operator:
+    processor, known = Processor(job), _done_before(job, bundle)
 
     def run(batch: pa.Table) -> pa.Table:
         unit = _unit(batch)
 
         def work() -> pa.Table:
-            counts = do_unit(processor, job, unit)
+            counts = do_unit(processor, job, unit, known())
             return _row(unit.to_json(), counts=json.dumps(counts.to_dict()))
 
         return _guarded(batch, work)

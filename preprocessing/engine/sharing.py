@@ -16,8 +16,8 @@ from realcustom import storage
 from realcustom.leases import Claims, holding
 from realcustom.preprocessing.engine.directory import ManifestName, StageDirectory
 from realcustom.preprocessing.engine.executors import Executor
-from realcustom.preprocessing.engine.unit import Counts, Unit
-from realcustom.preprocessing.engine.worker import StageJob
+from realcustom.preprocessing.engine.unit import Unit
+from realcustom.preprocessing.engine.worker import Outcome, StageJob
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def alone(job: StageJob, step: str) -> Iterator[None]:
         yield
 
 
-def run_shared(job: StageJob, todo: Sequence[Unit], directory: StageDirectory, executor: Executor) -> Iterator[Counts]:
-    """Run the units that no other client has; returns when all of `todo` are done. Yields the counts of those that ran here."""
+def run_shared(job: StageJob, todo: Sequence[Unit], directory: StageDirectory, executor: Executor) -> Iterator[Outcome]:
+    """Run the units that no other client has; returns when all of `todo` are done. Yields those that are known to be."""
     left = list(todo)
     while left:
         yield from executor.run(job, left)

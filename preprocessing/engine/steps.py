@@ -31,8 +31,8 @@ def run_step(
     progress = Progress(f"{job.name}, {step}", len(units), len(plan.done))
     # a single unit runs here: Ray would take seconds to start
     where = InProcess() if len(plan.todo) == 1 and not job.models else executor
-    for counts in where.run(job, plan.todo):
-        progress.unit_done(counts)
+    for outcome in where.run(job, plan.todo):
+        progress.unit_done(outcome.counts)
     outputs = {manifest.unit: manifest.output for manifest in directory.manifests()}
     return [_output(number, unit, outputs[unit.name], directory) for number, unit in enumerate(units)]
 

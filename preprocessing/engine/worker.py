@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -127,9 +127,24 @@ class UnitDone(Exception):
         self.counts = counts
 
 
-def read_unit(job: StageJob, unit: Unit) -> bytes:
-    """The Parquet bytes of a unit's table. Empty where the work reads its input itself. Raises UnitTaken, UnitDone."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A unit that is done."""
+
+    unit: str  # its name
+    counts: Counts
+    here: bool = True  # by this run; False: another client, or a worker that was lost with its bundle, had done it
+
+
+def read_unit(job: StageJob, unit: Unit, known: Mapping[str, Counts] | None = None) -> bytes:
+    """The Parquet bytes of a unit's table. Empty where the work reads its input itself. Raises UnitTaken, UnitDone.
+
+    Args:
+        known: counts of units that are known to be done.
+    """
     if job.claims is not None:
+        if known and unit.name in known:
+            raise UnitDone(known[unit.name])
         if job.claims.take(unit.name) is not None:
             raise UnitTaken
         counts = job.stage_directory().counts_of(unit)
@@ -176,13 +191,9 @@ def load_work(job: StageJob) -> Work:
         raise UsageError(f"{names} cannot be loaded: {kind}{error}") from error
 
 
-def do_unit(processor: Processor, job: StageJob, unit: Unit) -> Counts:
-    """Read, process and commit a unit, unless it is done; its counts. Raises UnitTaken."""
-    try:
-        data = read_unit(job, unit)
-    except UnitDone as done:
-        return done.counts
-    sealed = processor(unit, data)
+def do_unit(processor: Processor, job: StageJob, unit: Unit, known: Mapping[str, Counts] | None = None) -> Counts:
+    """Read, process and commit a unit; its counts. Raises UnitTaken, UnitDone."""
+    sealed = processor(unit, read_unit(job, unit, known))
     commit_unit(job, unit, sealed)
     return sealed.counts
 

@@ -243,6 +243,47 @@ def test_after_the_loss_of_the_store_and_of_the_head_the_same_command_goes_on(
 
 
 @pytest.mark.cluster
+def test_a_head_that_keeps_its_state_comes_back_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, CorpusSettings(pictures=240, per_shard=4))
+    verb = ("preprocess", "ingest", "--input", "s3://realcustom/raw", "--set", "preprocess.execution.workers=1")
+    output = ("--output", "s3://realcustom/out")
+
+    def done() -> int:
+        return sum("/manifests/" in entry.name for entry in storage.list_files("s3://realcustom"))
+
+    with local_cluster(2, 3, s3=True, head_cpus=0, keeps_state=True) as cluster:
+        for name, value in cluster.environment().items():
+            monkeypatch.setenv(name, value)
+        for path in (tmp_path / "shards").iterdir():
+            storage.write_bytes(f"s3://realcustom/raw/{path.name}", path.read_bytes())
+        submitted = [sys.executable, "-m", "realcustom", "submit", "--name", "first", "--", *verb, *output]
+        process = subprocess.Popen(submitted, cwd=ROOT)
+        wait_for(lambda: done() > 0, PATIENCE)
+        head, other = cluster.nodes
+        head.kill()
+        cluster.nodes.remove(head)
+        cluster.start_head()
+        cluster.wait_for_api()
+        assert command("jobs", "stop", "first").returncode == 0, "the next head knows it"
+        assert process.wait(PATIENCE) in (1, 143), "its output was followed to its end"
+        before = done()
+        again = command("submit", "--name", "second", "--", *verb, *output)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert 0 < before < 60 and f"{before} of 60 units are done already" in again.stdout and done() == 60
+        assert other.process.poll() is None and len(JobsApi(None).nodes()) == 2
+        here = command(*verb[:2], "--local", *verb[2:], "--output", str(tmp_path / "out"))
+        assert here.returncode == 0, here.stderr
+        wanted = {
+            path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+            for path in (tmp_path / "out").rglob("*")
+            if path.is_file()
+        }
+        assert objects("s3://realcustom/out") == wanted
+
+
+@pytest.mark.cluster
 def test_the_readme_s_ten_lines(tmp_path: Path) -> None:
     """As they stand, in a clone; only the environment is this one."""
     [block] = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

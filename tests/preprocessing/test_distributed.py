@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from realcustom.leases import holding
+from realcustom.leases import Claims, holding
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
 from realcustom.preprocessing.engine.cluster import bundle_size
-from realcustom.preprocessing.engine.ray_data import RemoteTrace, _bundled, _committing, _whole
+from realcustom.preprocessing.engine.ray_data import RemoteTrace, _bundled, _bundles, _committing, _whole
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob, Work
@@ -158,7 +158,7 @@ def test_after_a_failure_no_unit_of_a_bundle_is_begun(tmp_path: Path) -> None:
         loaded.append(SCORE.load(job))
         return loaded[-1]
 
-    rows = list(_bundled(lambda: _whole(replace(job, load=counting)))(bundle))
+    rows = list(_bundled(lambda units: _whole(replace(job, load=counting), units))(bundle))
     assert [bool(row["counts"][0].as_py()) for row in rows] == [True, True, False] and len(loaded) == 1
     assert "is not a readable table" in rows[2]["refusal"][0].as_py()
     assert sorted(path.name for path in (tmp_path / "scored").glob("*.parquet")) == [
@@ -173,11 +173,46 @@ def test_a_bundle_that_comes_again_is_counted_and_not_done_again(tmp_path: Path)
     bundle = pa.table({"unit": [unit.to_json() for unit in units]})
     with holding(str(tmp_path / "leases"), store) as claims:
         job = replace(INGEST.job(settings, str(tmp_path / "out")), claims=claims)
-        first = list(_bundled(lambda: _whole(job))(bundle))
-        again = list(_bundled(lambda: _whole(replace(job, load=_broken)))(bundle))  # its worker was lost
+        first = list(_bundled(lambda units: _whole(job, units))(bundle))
+        again = list(_bundled(lambda units: _whole(replace(job, load=_broken), units))(bundle))  # its worker was lost
     counts = [[row["counts"][0].as_py() for row in rows] for rows in (first, again)]
     assert counts[0] == counts[1] and [json.loads(text)["in"] for text in counts[0]] == [2, 2, 2]
     assert all(_committing(job)(row).equals(row) for row in again)
+
+
+@pytest.mark.parametrize("on_store", [False, True])
+def test_what_another_client_has_done_of_a_bundle_is_found_at_one_look(
+    on_store: bool, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "src", 3, 2)
+    settings, store = PreprocessSettings(), Store()
+    units = open_input(INGEST, str(tmp_path / "src"), settings, store).units
+    bundle = pa.table({"unit": [unit.to_json() for unit in units]})
+    root = bucket if on_store else str(tmp_path)
+    job = INGEST.job(settings, f"{root}/out")
+    assert job.stage_directory().counts_among(units) == {}
+    with holding(f"{root}/leases", store) as claims, holding(f"{root}/leases", store) as others:
+        done = list(_bundled(lambda units: _whole(replace(job, claims=others), units))(bundle.slice(1)))
+        first = list(_bundled(lambda units: _whole(replace(job, claims=claims), units))(bundle.slice(0, 2)))
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "take", lambda *_: pytest.fail("a unit was asked for"))
+            again = list(_bundled(lambda units: _whole(replace(job, claims=claims), units))(bundle))
+    assert [row["taken"][0].as_py() for row in first] == ["", "done before"]
+    assert [row["taken"][0].as_py() for row in again] == ["done before"] * 3
+    assert [row["counts"][0] for row in again[1:]] == [row["counts"][0] for row in done]
+
+
+def test_clients_take_bundles_in_orders_of_their_own(tmp_path: Path) -> None:
+    file = InputFile(name="x.tar", uri="x.tar", size=0)
+    units = [Unit(name=f"{n:02d}", identity="0", kind=UnitKind.TAR, files=(file,)) for n in range(60)]
+    job = INGEST.job(PreprocessSettings(), str(tmp_path))
+    alone = [bundle["unit"].to_pylist() for bundle in _bundles(job, units, 8)]
+    assert [text for bundle in alone for text in bundle] == [unit.to_json() for unit in units]
+    orders = []
+    for holder in ("a", "b"):
+        claims = Claims(folder=str(tmp_path), holder=holder, conditional=True, store=Store())
+        orders.append([bundle["unit"].to_pylist() for bundle in _bundles(replace(job, claims=claims), units, 8)])
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == alone
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +26,6 @@ from realcustom.training.data import Share
 from realcustom.training.draws import training_influence_quantity
 from realcustom.training.features import Kind
 from realcustom.training.loop import Trainer, TrainingDiverged, World
-from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import CurriculumPoint, Precision, Schedule, TrainSettings
 from realcustom.training.worker import Worker
@@ -422,65 +417,3 @@ def test_sample_sheet_is_a_picture(world: SimpleNamespace, tmp_path: Path) -> No
     with Image.open(sheets[0]) as sheet:
         colours = sheet.convert("RGB").getcolors(100_000)
         assert sheet.size == (3 * 128, 2 * 128) and colours is not None and len(colours) > 100
-
-
-def worker_pids() -> set[int]:
-    """Processes of Ray Train workers that descend from this one."""
-    parents, workers = {}, set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if "RayTrainWorker" in (entry / "cmdline").read_text():
-                    workers.add(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
-
-    return {pid for pid in workers if ours(pid)}
-
-
-def kill_a_worker_after_a_checkpoint(output: Path, killed: list[int]) -> None:
-    deadline = time.monotonic() + 300
-    pids: set[int] = set()
-    while time.monotonic() < deadline:
-        if len(pids) < 2:
-            pids = worker_pids()
-        elif list_checkpoints(str(output / "checkpoints"), Store()):
-            os.kill(min(pids), signal.SIGKILL)
-            killed.append(len(read_rows(str(output), Store())))
-            return
-        time.sleep(0.005)
-
-
-def test_two_ray_workers_survive_a_kill_and_match_one_process(
-    world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, ray_cluster: str
-) -> None:
-    """A worker is killed after the first checkpoint; the run goes on from there and ends where one worker's does."""
-    settings = replace(SETTINGS, num_workers=2)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(tmp_path, killed))
-    killer.start()
-    result = fit(world, tmp_path, settings, local=False)
-    killer.join()
-    assert killed and killed[0] < len(result.curve)  # it was under way
-    assert [row["step"] for row in result.curve] == [row["step"] for row in undisturbed.curve]
-    for row, other in zip(result.curve, undisturbed.curve, strict=True):
-        for name in {"loss", "val_loss", "grad_norm", "lr"} & row.keys():
-            assert row[name] == pytest.approx(other[name], rel=1e-3), (row, other)
-    assert result.loss_before == pytest.approx(undisturbed.loss_before, rel=1e-6)
-    for name, value in tensors(result).items():
-        assert torch.allclose(value, tensors(undisturbed)[name], atol=1e-4), name
-
-
-def test_a_ray_worker_tells_what_is_wrong(world: SimpleNamespace, tmp_path: Path, ray_cluster: str) -> None:
-    """An error of the set-up is the caller's error, without retries, and leaves no half-made run."""
-    (tmp_path / "records").mkdir()
-    table = pq.read_table(next(Path(world.caches).glob("*.parquet")))
-    rows = [row | {"latents": None} for row in table.to_pylist()]
-    pq.write_table(type(table).from_pylist(rows, schema=table.schema), tmp_path / "records" / "a.parquet")
-    with pytest.raises(ValueError, match="no cached value and no picture"):
-        fit(world, tmp_path / "run", records=str(tmp_path / "records"), local=False)
-    assert not (tmp_path / "run" / "settings.yaml").exists()
