@@ -3,6 +3,7 @@
     python benchmarks/sampler.py                    # this machine's processor, about 20 minutes
     python benchmarks/sampler.py --device cuda      # a GPU: bf16, eager and compiled, sizes of SD 1.5 and SDXL
     python benchmarks/sampler.py --compiled         # `pipe.compile()` against none, the same pictures
+    python benchmarks/sampler.py --only sampler --metric map_overhead    # one comparison of one size
     python benchmarks/sampler.py --quick            # a smoke run at tiny size; writes nothing
 
 Baselines: the order of the released code (benchmarks/release_order.py), diffusers' IP-Adapter pipeline with a given
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,11 @@ from realcustom.compiling import compile_regions
 from realcustom.settings import MaskSource
 
 RESULTS = record.RESULTS / "sampler.json"
+COMPARISONS = (
+    *("half_reuse_vs_release_order", "half_reuse_vs_ip_adapter", "early_reuse_vs_ip_adapter", "half_reuse_vs_plain_sd"),
+    *("free_mask_vs_plain_sd", "release_order_vs_three_stock_forwards", "half_reuse_vs_release_order_reusing"),
+    *("map_overhead", "stock_row_share", "rows_vs_batch"),
+)
 SETTING_S = Size(name="sampler", unet=SMALL, latent=32)
 WIDE = Size(name="sampler_64_batch4", unet=SMALL, latent=64, batch=4, steps=6, pairs=2)
 TINY = Size(
@@ -156,8 +162,10 @@ def ratio(make: Make, metric: str, a: list[float], b: list[float]) -> record.Rec
     return make(metric, float(np.median(ratios)), "ratio", n=len(ratios), spread=(float(low), float(high)))
 
 
-def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> list[record.Record]:
-    """All records of one size."""
+def measure(
+    sides: Sides, make: Make, device: str, name: str, pairs: int, metrics: Collection[str] = ()
+) -> list[record.Record]:
+    """All records of one size, or those of these comparisons."""
     steps = sides.size.steps
     half = partial(sides.run_ours, steps // 2)
     early = partial(sides.run_ours, 2)
@@ -183,6 +191,8 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
     sides.run_three_forwards()
 
     def compare(metric: str, a: str, b: str) -> None:
+        if metrics and metric not in metrics:
+            return
         run_a, run_b = paired(runs[a][0], runs[b][0], pairs, device)
         times[a] += run_a
         times[b] += run_b
@@ -203,9 +213,12 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         ("map_overhead", partial(sides.run_guidance_passes, True), partial(sides.run_guidance_passes, False), pairs),
         ("stock_row_share", partial(sides.run_stock_forwards, 1), partial(sides.run_stock_forwards, 2), pairs),
     ):
+        if metrics and metric not in metrics:
+            continue
         records.append(ratio(make, f"{name}_{metric}", *paired(a, b, count, device)))
         print(f"{name}_{metric}: {shown(records[-1])}", file=sys.stderr)
-    if sides.size.batch == 1:  # eight of them; few steps, since each is eight times as long
+    one = sides.size.batch == 1  # eight rows; few steps, since each is eight times as long
+    if one and (not metrics or "rows_vs_batch" in metrics):
         mixed, equal = partial(sides.run_rows, 8, 4), partial(sides.run_batch, 8, 4)
         with counted(sides.unets["ours"]) as of_mixed:
             mixed()
@@ -214,6 +227,8 @@ def measure(sides: Sides, make: Make, device: str, name: str, pairs: int) -> lis
         assert of_mixed == of_equal, f"other UNet calls: {of_mixed}, {of_equal}"
         records.append(ratio(make, f"{name}_rows_vs_batch", *paired(mixed, equal, pairs, device)))
         print(f"{name}_rows_vs_batch: {shown(records[-1])}", file=sys.stderr)
+    if metrics:
+        return records
     for side, values in times.items():
         per_image = np.array(values) / sides.size.batch
         low, high = np.percentile(per_image, [5, 95])
@@ -261,7 +276,9 @@ def shown(item: record.Record) -> str:
     return f"{item['value']} {item['unit']}" + (f" ({low} to {high}, n={item['n']})" if item["n"] > 1 else "")
 
 
-def benchmark(size: Size, device: str, pairs: int | None, make: Make, compiled: bool) -> list[record.Record]:
+def benchmark(
+    size: Size, device: str, pairs: int | None, make: Make, compiled: bool, metrics: Collection[str]
+) -> list[record.Record]:
     """Eager everywhere; on a GPU compiled as well."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with tempfile.TemporaryDirectory(prefix="realcustom-sampler-") as folder:
@@ -271,11 +288,11 @@ def benchmark(size: Size, device: str, pairs: int | None, make: Make, compiled: 
             return measure_compiled(sides, Sides.make(size, Path(folder), device, dtype), make, device, pairs or 7)
     check_equal(sides, tolerance=1e-4 if dtype is torch.float32 else 0.1)
     if device == "cpu":
-        return measure(sides, make, device, size.name, pairs or size.pairs)
-    records = measure(sides, make, device, f"{size.name}_bf16_eager", pairs or size.pairs)
+        return measure(sides, make, device, size.name, pairs or size.pairs, metrics)
+    records = measure(sides, make, device, f"{size.name}_bf16_eager", pairs or size.pairs, metrics)
     for unet in sides.unets.values():
         compile_regions(unet, channels_last=True)
-    return records + measure(sides, make, device, f"{size.name}_bf16_compiled", pairs or size.pairs)
+    return records + measure(sides, make, device, f"{size.name}_bf16_compiled", pairs or size.pairs, metrics)
 
 
 def main() -> None:
@@ -285,6 +302,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: one pair at tiny size, nothing written")
     parser.add_argument("--only", action="append", help="a size by its name (repeatable)")
     parser.add_argument("--compiled", action="store_true", help="only: compiled against not compiled")
+    parser.add_argument("--metric", action="append", choices=COMPARISONS, default=[], help="a comparison (repeatable)")
     parser.add_argument("--pairs", type=int, help="pairs of runs of each comparison")
     arguments = parser.parse_args()
     sizes: tuple[Size, ...] = GPU_SIZES if arguments.device == "cuda" else (SETTING_S, WIDE)
@@ -305,6 +323,8 @@ def main() -> None:
         metric: str, value: float, unit: str, n: int = 1, spread: tuple[float, float] | None = None
     ) -> record.Record:
         command = "python benchmarks/sampler.py" + " --compiled" * arguments.compiled
+        command += "".join(f" --only {name}" for name in arguments.only or ())
+        command += "".join(f" --metric {name}" for name in arguments.metric)
         command += " --device cuda" * (arguments.device == "cuda")
         hardware = torch.cuda.get_device_name() if arguments.device == "cuda" else ""
         return record.record(metric, value, unit, n=n, spread=spread, command=command, commit=commit, hardware=hardware)
@@ -312,7 +332,9 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ip_adapter_masks.*")
         for size in sizes:
-            records = benchmark(replace(size), arguments.device, arguments.pairs, make, arguments.compiled)
+            records = benchmark(
+                replace(size), arguments.device, arguments.pairs, make, arguments.compiled, arguments.metric
+            )
             if not arguments.quick:
                 record.write(RESULTS, records)
 
