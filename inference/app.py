@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,18 +23,18 @@ from ray.serve.schema import LoggingConfig
 from realcustom import config, log
 from realcustom.errors import UsageError
 from realcustom.inference.adapters import find_models
+from realcustom.inference.answer_keeper import AnswerKeeper
 from realcustom.inference.api import build_api
-from realcustom.inference.edits import Nouns
 from realcustom.inference.engine_server import EngineServer, ModelSource
 from realcustom.inference.keys import Key, find_keys
 from realcustom.inference.models import ServedModel
+from realcustom.inference.naming import MakeNaming, Naming
 from realcustom.inference.ray_metrics import RayObserver
 from realcustom.inference.remote import Engines
 from realcustom.inference.routing import STATS_SECONDS, HoldersFirst
 from realcustom.inference.running import RunningRequests
 from realcustom.inference.scaling import ByQueuedSeconds
 from realcustom.inference.settings import ServeSettings
-from realcustom.inference.shared_answers import AnswerKeeper
 
 APP_NAME = "realcustom"
 API, ENGINE, KEEPER = "api", "engine", "answers"  # names of the deployments
@@ -48,7 +49,7 @@ class ServeArguments:
     base: str  # diffusers folder or hub id
     adapter: str | None = None  # adapter checkpoint, path or storage URI; none = plain text-to-image
     image_encoder: str | None = None  # overrides the image encoder that the adapter names
-    nouns: str | None = None  # MODULE:FUNCTION, the words of a prompt that can name a subject
+    naming: str | None = None  # MODULE:CLASS, made with serve.detector: finds the word of an edit that has none
     serve: ServeSettings = field(default_factory=ServeSettings)
 
 
@@ -62,14 +63,15 @@ class ApiServer:
         models: tuple[ServedModel, ...],
         keys: tuple[Key, ...],
         instance: str,
-        nouns: Nouns | None,
+        naming: MakeNaming | None,
         log_level: str,
         keeper: DeploymentHandle[Any] | None,
     ) -> None:
         log.configure(log_level)
         self._observer, self._running = RayObserver(), RunningRequests()
         peers = None if keeper is None else _peers
-        self._keys, self._engines = keys, Engines(settings, engines, models, instance, nouns, keeper, peers)
+        made = None if naming is None else naming()
+        self._keys, self._engines = keys, Engines(settings, engines, models, instance, made, keeper, peers)
 
     async def cancel(self, name: tuple[str, str]) -> bool:
         """Cancel a request of this process, by its key's name and its id; False: it has none of this id."""
@@ -99,25 +101,29 @@ def build(arguments: Mapping[str, Any]) -> Application:
         UsageError: a wrong setting, key or adapter.
     """
     given = config.build(ServeArguments, arguments)
-    return application(given, None if given.nouns is None else _imported(given.nouns))
+    return application(given, None if given.naming is None else partial(_imported(given.naming), given.serve.detector))
 
 
 def application(
     given: ServeArguments,
-    nouns: Nouns | None,
+    naming: MakeNaming | None,
     instance: str = "",
     models: tuple[ServedModel, ...] | None = None,
 ) -> Application:
     """The application.
 
     Args:
-        nouns: the function itself; None = an edit must name its word.
+        naming: makes what finds the word of an edit that has none; None = an edit must have it.
         instance: returned by the readiness route.
         models: as `find_models` found them for `given`; None = they are found here, which reads the adapters.
     Raises:
         UsageError: as `build`.
     """
     settings, keys = given.serve, find_keys(given.serve)
+    if settings.detector is not None and naming is None:
+        raise UsageError(
+            "serve.detector: nothing uses it; name what does, as `naming: realcustom.pipeline.naming:Naming`"
+        )
     models = find_models(given.base, given.adapter, settings.adapters) if models is None else models
     if settings.max_adapters == 1 < sum(model.adapter is not None for model in models):
         raise UsageError(
@@ -140,7 +146,7 @@ def application(
     )
     instance = instance or uuid.uuid4().hex
     keeper = _keeper_deployment(settings) if settings.api_replicas > 1 else None
-    return api.bind(settings, engines, models, keys, instance, nouns, log.level(), keeper)
+    return api.bind(settings, engines, models, keys, instance, naming, log.level(), keeper)
 
 
 def _engine_deployment(settings: ServeSettings) -> Any:
@@ -163,7 +169,7 @@ def _engine_deployment(settings: ServeSettings) -> Any:
         max_queued_requests=settings.places + _SPARE_REQUESTS,  # in each process of the API, while no engine runs too
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=5.0,
+        health_check_period_s=2.0,  # a lost lease ends with the next one (`leases.py`)
         health_check_timeout_s=30.0,
         logging_config=LINES,
         request_router_config=RequestRouterConfig(
@@ -185,10 +191,10 @@ def _keeper_deployment(settings: ServeSettings) -> Application:
     return keeper.bind(settings.max_idempotency_bytes, settings.idempotency_seconds)
 
 
-def _imported(name: str) -> Nouns:
-    module, _, function = name.partition(":")
+def _imported(name: str) -> Callable[[str | None], Naming]:
+    module, _, kind = name.partition(":")
     try:
-        found: Nouns = getattr(importlib.import_module(module), function)
+        found: Callable[[str | None], Naming] = getattr(importlib.import_module(module), kind)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"nouns: there is no function '{name}' ({error}); give it as MODULE:FUNCTION") from error
+        raise UsageError(f"naming: there is no class '{name}' ({error}); give it as MODULE:CLASS") from error
     return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from realcustom.inference.drawing import Drawing
-from realcustom.inference.edits import Nouns
-from realcustom.inference.idempotency import Name
+from realcustom.inference.idempotency import Answers
 from realcustom.inference.models import ServedModel
+from realcustom.inference.naming import Naming
 from realcustom.inference.responses import SubjectResponse, UsageResponse
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.subjects import NewSubject
@@ -59,21 +59,13 @@ class Work(Protocol):
         ...
 
 
-class Once(Protocol):
-    """Keeps answers: `idempotency.Answers`, or `shared_answers.SharedAnswers`."""
-
-    async def once(self, name: Name, asked: bytes, make: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The answer that `make` gives, or gave to the same request before. Raises as `idempotency.Answers.once`."""
-        ...
-
-
 class Backend(Protocol):
     """Draws requests."""
 
     settings: ServeSettings
     instance: str  # returned by the readiness route, so that `start` can tell its own service from an older one
-    answers: Once  # by Idempotency-Key
-    nouns: Nouns | None  # the words of a prompt that can name a subject; None = an edit must name its word
+    answers: Answers  # by Idempotency-Key
+    naming: Naming | None  # finds the word of an edit that has none; None = an edit must have it
 
     def state(self) -> tuple[State, str]:
         """The state, and for a failed one the reason."""

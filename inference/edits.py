@@ -9,7 +9,7 @@ import base64
 import re
 import types
 import typing
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,10 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from realcustom.inference.errors import RequestError, TooLarge, WrongMediaType
+from realcustom.inference.naming import Naming, name_subject
 from realcustom.inference.problems import shortened
 from realcustom.inference.schema import IGNORED, GenerationRequest, ImagesRequest, check_request
 from realcustom.inference.settings import ServeSettings
-from realcustom.words import words_of
-
-Nouns = Callable[[str], list[str]]  # the words of a prompt that can name a subject
 
 MAX_FIELDS = 100
 MAX_FIELD_BYTES = 1 << 20
@@ -51,11 +49,11 @@ class Edit:
     words: list[str] | None  # of its subjects; None where they are in the request itself
 
 
-async def parse_edit(body: bytes, content_type: str, settings: ServeSettings, nouns: Nouns | None) -> Edit:
+async def parse_edit(body: bytes, content_type: str, settings: ServeSettings, naming: Naming | None) -> Edit:
     """The request in a form: each `image` is a subject, each `word` its word in the prompt.
 
     Args:
-        nouns: finds the word where the form has none and the prompt has one noun; None = the form must have it.
+        naming: finds the word where the form has none; None = the form must have it.
     Raises:
         WrongMediaType: no form. RequestError: a mistake in it.
     """
@@ -70,7 +68,11 @@ async def parse_edit(body: bytes, content_type: str, settings: ServeSettings, no
     if not pictures:
         raise RequestError("field 'image' is missing: send the subject's picture as a file", "image")
     if not words:
-        words = [_only_noun(plain.get("prompt"), nouns, len(pictures))]
+        words = [
+            await name_subject(
+                str(plain.get("prompt", ""))[: settings.max_prompt_characters], pictures, settings, naming
+            )
+        ]
     if len(words) != len(pictures):
         raise RequestError(
             f"word: {len(words)} words for {len(pictures)} pictures; give one for each, in order", "word"
@@ -138,14 +140,3 @@ def _value(name: str, text: str) -> Any:
         return pydantic_core.from_json(text)
     except ValueError:
         return text
-
-
-def _only_noun(prompt: Any, nouns: Nouns | None, pictures: int) -> str:
-    """The one noun of the prompt. Raises RequestError where there is not exactly one."""
-    found = nouns(prompt) if isinstance(prompt, str) and nouns is not None and pictures == 1 else []
-    if len(found) == 1:
-        return found[0]
-    choice = found or (words_of(prompt[:1000]) if isinstance(prompt, str) else [])
-    raise RequestError(
-        f"word: say which word of the prompt the picture shows; there are: {', '.join(choice) or 'none'}", "word"
-    )

@@ -61,7 +61,7 @@ class Handler:
 
         async def read(body: bytes, settings: ServeSettings) -> Asked:
             content_type = request.headers.get("content-type", "")
-            found = await parse_edit(body, content_type, settings, self.service.nouns)
+            found = await parse_edit(body, content_type, settings, self.service.naming)
             return Asked(request=found.request, words=found.words, edit=True)
 
         return await self._draw(request, read)
@@ -87,10 +87,8 @@ class Handler:
         with contextlib.ExitStack() as stack:  # what is given back when the request ends, however it ends
             running = stack.enter_context(self.running.during(key.name, record.request_id))
             stack.enter_context(self.admission.during(key))
-            asked = await read(
-                await self.bodies.read(request, settings.max_body_bytes, settings.body_timeout_seconds), settings
-            )
-
+            body = await self.bodies.read(request, settings.max_body_bytes, settings.body_timeout_seconds)
+            asked = await while_wanted(request.receive, read(body, settings), running.cancelled)
             if asked.request.stream:
                 _refuse_idempotency(request)
                 work = await while_wanted(request.receive, self._begin(asked, settings, record), running.cancelled)

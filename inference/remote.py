@@ -14,9 +14,9 @@ from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from realcustom.inference.backend import Once, State
+from realcustom.inference.answer_keeper import AnswerKeeper, Keeper
+from realcustom.inference.backend import State
 from realcustom.inference.drawing import Drawing
-from realcustom.inference.edits import Nouns
 from realcustom.inference.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -28,13 +28,14 @@ from realcustom.inference.errors import (
     UnknownSubject,
 )
 from realcustom.inference.events import encode_event, error_event
-from realcustom.inference.idempotency import Answers, Name
+from realcustom.inference.idempotency import Answers
 from realcustom.inference.leases import RENEW_SECONDS
 from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
 from realcustom.inference.models import ServedModel, choose_model
+from realcustom.inference.naming import Naming
+from realcustom.inference.remote_keeper import RemoteKeeper
 from realcustom.inference.responses import SubjectResponse, UsageResponse
 from realcustom.inference.settings import ServeSettings
-from realcustom.inference.shared_answers import Claim, SharedAnswers
 from realcustom.inference.subjects import NewSubject
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Engines:
     """The engines as a backend of the API: see `backend.Backend`.
 
     Args:
-        settings, instance, nouns: see `backend.Backend`.
+        settings, instance, naming: see `backend.Backend`.
         handle: of the engines' deployment.
         models: all models that a request can name.
         keeper: of the deployment that keeps answers; None: this process alone speaks HTTP, and keeps them itself.
@@ -63,14 +64,13 @@ class Engines:
         handle: DeploymentHandle[Any],
         models: Sequence[ServedModel],
         instance: str = "",
-        nouns: Nouns | None = None,
+        naming: Naming | None = None,
         keeper: DeploymentHandle[Any] | None = None,
         peers: Callable[[], DeploymentHandle[Any]] | None = None,
     ) -> None:
-        self.settings, self.handle, self.instance, self.nouns = settings, handle, instance, nouns
-        self.answers: Once = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
-        if keeper is not None:
-            self.answers = SharedAnswers(RemoteKeeper(keeper))
+        self.settings, self.handle, self.instance, self.naming = settings, handle, instance, naming
+        own: Keeper = AnswerKeeper(settings.max_idempotency_bytes, settings.idempotency_seconds)
+        self.answers = Answers(own if keeper is None else RemoteKeeper(keeper))
         self._peers = peers
         self._models = tuple(models)
         self._leases: set[str] = set()
@@ -311,36 +311,6 @@ class RemoteWork:
                 raise Internal from error
             finally:
                 response.cancel()
-
-
-class RemoteKeeper:
-    """The deployment that keeps answers: see `shared_answers.Keeper`. Each method raises EngineLost where it is gone."""
-
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self.handle = handle
-
-    async def claim(self, name: Name, digest: bytes, maker: str) -> Claim:
-        """See `AnswerKeeper`, as all others."""
-        claim: Claim = await self._ask("claim", name, digest, maker)
-        return claim
-
-    async def renew(self, name: Name, maker: str) -> None:
-        await self._ask("renew", name, maker)
-
-    async def keep(self, name: Name, digest: bytes, maker: str, answer: bytes) -> None:
-        await self._ask("keep", name, digest, maker, answer)
-
-    async def give_up(self, name: Name, maker: str) -> None:
-        await self._ask("give_up", name, maker)
-
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        response = getattr(self.handle, method).remote(*arguments)
-        try:
-            return await response
-        except (RayActorError, RayServeException) as error:
-            raise EngineLost("the process that keeps answers ended; try again") from error
-        finally:
-            response.cancel()  # no effect on what is done
 
 
 async def _ask_all(handle: DeploymentHandle[Any], method: str, argument: Any) -> tuple[list[Any], bool]:

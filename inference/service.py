@@ -13,10 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from realcustom.diffusion_pipeline import RealCustomPipeline
 from realcustom.encoded import EncodedSubject
 from realcustom.errors import UsageError
+from realcustom.inference.answer_keeper import AnswerKeeper
 from realcustom.inference.answers import answer
-from realcustom.inference.backend import Once, State
+from realcustom.inference.backend import State
 from realcustom.inference.drawing import Drawing, decode_mask, read_pair
-from realcustom.inference.edits import Nouns
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, QueueFull, RequestError, Unavailable
 from realcustom.inference.idempotency import Answers
@@ -24,6 +24,7 @@ from realcustom.inference.images import ImageLimits
 from realcustom.inference.jobs import Generation, GenerationJob, Ticket, width_height_steps
 from realcustom.inference.metrics import UNOBSERVED, Observer
 from realcustom.inference.models import PREFIX, ServedModel, choose_model
+from realcustom.inference.naming import Naming
 from realcustom.inference.progress import Progress
 from realcustom.inference.responses import GenerationResponse, SubjectResponse, UsageResponse
 from realcustom.inference.settings import ServeSettings
@@ -95,7 +96,7 @@ class Service:
     Args:
         settings: limits of a request.
         load: makes the engine; the text of its error becomes the reason in `state`.
-        instance, nouns: see `backend.Backend`.
+        instance, naming: see `backend.Backend`.
         models: all models that a request can name; none = those that the engine is loaded with.
         observer: is told what is measured.
     """
@@ -105,14 +106,14 @@ class Service:
         settings: ServeSettings,
         load: Callable[[], Engine],
         instance: str = "",
-        nouns: Nouns | None = None,
+        naming: Naming | None = None,
         models: Sequence[ServedModel] = (),
         observer: Observer = UNOBSERVED,
     ) -> None:
-        self.settings, self.instance, self.nouns = settings, instance, nouns
+        self.settings, self.instance, self.naming = settings, instance, naming
         self.observer = observer
         self.subjects = SubjectStore(settings.max_subject_bytes)
-        self.answers: Once = Answers(settings.max_idempotency_bytes, settings.idempotency_seconds)
+        self.answers = Answers(AnswerKeeper(settings.max_idempotency_bytes, settings.idempotency_seconds))
         self._models = tuple(models)
         # one at a time, and not of the threads that all else shares: memory stays bounded, and nobody else waits
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")

@@ -34,6 +34,9 @@ class ServeSettings:
     dtype: Dtype = Dtype.FLOAT32  # number format of the models' weights
     # AutoencoderTiny for previews, folder or hub id; none = a linear map of the latents
     preview_decoder: str | None = None
+    # Grounding DINO, folder or hub id, with which each process of the API looks, on a CPU, which noun of its prompt an edit's
+    # picture shows; none = an edit whose prompt has several nouns must say which
+    detector: str | None = None
     # picture sizes, WIDTHxHEIGHT or auto (the base's own), that an engine draws once before it gets requests
     warm_up: tuple[str, ...] = ("auto",)
     # torch.compile of the UNet's convolution blocks and feed-forwards, for the sizes of `warm_up`

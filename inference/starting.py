@@ -14,10 +14,10 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from realcustom.errors import UsageError
 from realcustom.inference.address import check_port
-from realcustom.inference.app import APP_NAME, ENGINE, LINES, ServeArguments, application
+from realcustom.inference.app import APP_NAME, LINES, ServeArguments, application
 from realcustom.inference.backend import State
-from realcustom.inference.edits import Nouns
 from realcustom.inference.models import ServedModel
+from realcustom.inference.naming import MakeNaming
 from realcustom.inference.room import lacking
 from realcustom.inference.settings import ServeSettings
 
@@ -33,7 +33,7 @@ def start(
     base: str,
     adapter: str | None,
     image_encoder: str | None = None,
-    nouns: Nouns | None = None,
+    naming: MakeNaming | None = None,
     models: tuple[ServedModel, ...] | None = None,
 ) -> str:
     """Run the endpoint on the Ray cluster this process is connected to, and wait until it serves requests.
@@ -43,7 +43,7 @@ def start(
         base: diffusers folder or hub id.
         adapter: adapter checkpoint, path or storage URI; None = plain text-to-image.
         image_encoder: overrides the image encoder that the adapter names.
-        nouns: a module's function, the words of a prompt that can name a subject; None = an edit must name its word.
+        naming: makes what finds the word of an edit that has none; None = an edit must have it.
         models: as `find_models` found them already; None = they are found here, which reads the adapters.
     Returns:
         The endpoint's address, `http://host:port`. It runs until `stop`, or until the cluster ends.
@@ -54,7 +54,7 @@ def start(
     """
     instance = uuid.uuid4().hex
     given = ServeArguments(base=base, adapter=adapter, image_encoder=image_encoder, serve=settings)
-    app = application(given, nouns, instance, models)
+    app = application(given, naming, instance, models)
     running = serve.status()
     if running.proxies:
         _check_address(settings)
@@ -129,9 +129,8 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
 
 
 def _check_failures(status: ApplicationStatusOverview) -> None:
-    """Raise what made an engine's constructor fail: UsageError for a mistake, which the message says fully."""
-    deployment = status.deployments.get(ENGINE)
-    message = status.message if deployment is None else f"{deployment.message}\n{status.message}"
+    """Raise what made a process's constructor fail: UsageError for a mistake, which the message says fully."""
+    message = "\n".join([*(one.message for one in status.deployments.values()), status.message])
     if found := _MISTAKE.search(message):
         raise UsageError(next(group for group in found.groups() if group).strip())
     failed = status.status == ApplicationStatus.DEPLOY_FAILED

@@ -25,7 +25,7 @@ from realcustom.pipeline.devices import check_device
 from realcustom.pipeline.inputs import (
     image_encoder_for,
     require_base,
-    require_image_encoder,
+    require_model,
     require_path,
     require_sides,
 )
@@ -111,7 +111,11 @@ def check(request: Request, output: str, overwrite: bool = False) -> list[Image.
     require_all(
         partial(require_base, request.base),
         partial(_require_adapter, request),
-        *([partial(require_image_encoder, request.image_encoder)] if request.image_encoder is not None else []),
+        *(
+            [partial(require_model, request.image_encoder, "--image-encoder")]
+            if request.image_encoder is not None
+            else []
+        ),
     )
     require_sides(request.base, request.sampling.width, request.sampling.height)
     return photographs

@@ -34,18 +34,18 @@ def image_encoder_for(adapter: str | None, given: str | None, own: str) -> str |
             f"--image-encoder: {adapter} was trained with the image encoder '{trained_with}', a folder, and "
             f"method.image_encoder.model={own} is another: say where that folder is"
         )
-    require_image_encoder(given or trained_with)
+    require_model(given or trained_with, "--image-encoder")
     return given
 
 
-def require_image_encoder(model: str) -> None:
+def require_model(model: str, option: str) -> None:
     """Raise UsageError if `model` is neither a folder nor a model that the hub (or its local cache) knows."""
     from realcustom.identity import resolve_model
 
     try:
         resolve_model(model)
     except UsageError as error:
-        raise UsageError(f"--image-encoder: {error}") from error
+        raise UsageError(f"{option}: {error}") from error
 
 
 def require_sides(base: str, width: int | None, height: int | None) -> None:

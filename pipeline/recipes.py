@@ -97,7 +97,7 @@ def sprites() -> RunSettings:
             sample_every=100,
             threads=1,
         ),
-        serve=ServeSettings(threads=1, max_pixels=256 * 256),
+        serve=ServeSettings(threads=1, max_pixels=256 * 256, detector=str(ZOO / "grounding_dino")),
     )
 
 

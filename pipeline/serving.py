@@ -11,9 +11,7 @@ from realcustom.inference.address import check_port
 from realcustom.inference.settings import ServeSettings
 from realcustom.pipeline.cluster import connected, is_embedded
 from realcustom.pipeline.supervising import raise_at_signals, supervise
-from realcustom.preprocessing.caption.nouns import find_targets
 
-MAX_NOUNS = 8  # that a message lists
 CLEANUP_SECONDS = 20.0  # beside the running requests: Serve ends its replicas, an embedded Ray its processes
 
 logger = logging.getLogger(__name__)
@@ -40,18 +38,14 @@ def _serve(
     with connected(address):
         raise_at_signals()
         from realcustom.inference.starting import start, stop
+        from realcustom.pipeline.naming import Naming
 
-        url = start(settings, base, adapter, image_encoder, nouns, models)
+        url = start(settings, base, adapter, image_encoder, partial(Naming, settings.detector), models)
         try:
             print(announcement(url, settings), flush=True)
             threading.Event().wait()
         finally:
             stop()
-
-
-def nouns(prompt: str) -> list[str]:
-    """The words of a prompt that can name a subject, by the rule that finds target words in captions."""
-    return [target.word for target in find_targets(prompt, (), MAX_NOUNS)]
 
 
 def announcement(url: str, settings: ServeSettings) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from realcustom.errors import require_all
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
-from realcustom.pipeline.inputs import local_folder, require_base, require_image_encoder, require_path
+from realcustom.pipeline.inputs import local_folder, require_base, require_model, require_path
 from realcustom.store import check_writable
 
 USED = ("base", "adapter", "method", "preprocess", "train", "serve", "evaluate")
@@ -36,7 +36,7 @@ def quickstart(
     settings = given.resolve("quickstart", USED, {**over, "adapter": None} if over else None)
     require_all(
         partial(require_base, settings.base),
-        partial(require_image_encoder, settings.method.image_encoder.model),
+        partial(require_model, settings.method.image_encoder.model, "--image-encoder"),
     )
     for name, file in (("adapter", settings.adapter), ("--initial-adapter", initial_adapter)):
         if file is not None:

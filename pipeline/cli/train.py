@@ -12,7 +12,7 @@ from realcustom.errors import UsageError, require_all
 from realcustom.pipeline.cli.options import Address, EncoderOptions, SettingsOptions
 from realcustom.pipeline.cluster import connected
 from realcustom.pipeline.devices import check_training, require_gpu_node
-from realcustom.pipeline.inputs import find_records, require_base, require_image_encoder, require_path
+from realcustom.pipeline.inputs import find_records, require_base, require_model, require_path
 from realcustom.pipeline.recipes import RunSettings
 from realcustom.store import check_writable
 from realcustom.training.job import split_parent
@@ -51,7 +51,7 @@ def train(
     records = find_records(records)
     require_all(
         partial(require_base, settings.base),
-        partial(require_image_encoder, settings.method.image_encoder.model),
+        partial(require_model, settings.method.image_encoder.model, "--image-encoder"),
         *(
             [partial(require_path, initial_adapter, "--initial-adapter", "adapter checkpoint")]
             if initial_adapter

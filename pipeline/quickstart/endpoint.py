@@ -28,7 +28,8 @@ def served(settings: RunSettings, adapter: str, clock: Clock) -> Iterator[str]:
     """A context in which the endpoint runs with `adapter`; yields its address."""
     from realcustom.inference.starting import start, stop
 
-    serve = dataclasses.replace(settings.serve, port=_free_port(settings.serve.host, settings.serve.port))
+    port = _free_port(settings.serve.host, settings.serve.port)
+    serve = dataclasses.replace(settings.serve, port=port, detector=None)  # its requests say their words
     with clock.heading("Ray Serve: an endpoint with the new adapter, and a request to it"), clock.timed("serve_start"):
         url = start(serve, base=settings.base, adapter=adapter, image_encoder=settings.method.image_encoder.model)
     try:

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from realcustom.evaluation.table import Case, Setting
 from realcustom.inference.metrics import METRICS
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
-from realcustom.pipeline.serving import nouns
+from realcustom.pipeline.naming import Naming
 from tests.support.loopback import free_port
 from tests.support.tiny import TinyModels
 
@@ -57,7 +58,7 @@ def test_what_cannot_start_is_said(
 @pytest.fixture(scope="module")
 def url(ray_cluster: str, tiny_models: TinyModels) -> Iterator[str]:
     settings = ServeSettings(port=free_port(), threads=1, max_steps=2000, device="cpu", body_timeout_seconds=1.0)
-    yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder, nouns)
+    yield start(settings, tiny_models.base, tiny_models.adapter, tiny_models.image_encoder, partial(Naming, None))
     stop()
 
 

@@ -33,7 +33,8 @@ def test_the_checked_in_configuration_is_read(tiny_models: TinyModels) -> None:
         ({"bse": "x"}, "bse"),
         ({"serve": {"max_engins": 2}}, "max_engines"),
         ({"serve": {"min_engines": 3}}, "min_engines must lie in 0..max_engines, got 3"),
-        ({"nouns": "realcustom.nothing:here"}, "no function 'realcustom.nothing:here'"),
+        ({"naming": "realcustom.nothing:Here"}, "no class 'realcustom.nothing:Here'"),
+        ({"serve": {"detector": "dino"}}, "serve.detector: nothing uses it"),
         ({"serve": {"adapters": ["cat=none.safetensors"]}}, "none.safetensors"),
     ],
 )

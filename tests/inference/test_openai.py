@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,20 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3),
 FEW: dict[str, Any] = {"num_inference_steps": 2, "seed": 3}
 
 
-def nouns(prompt: str) -> list[str]:
-    return [word for word in ("cat", "dog") if word in prompt.split()]
+class Naming:
+    """Knows two nouns, and that a dark picture shows a dog, a dim one nothing, a bright one all; others it does not look at."""
+
+    def nouns(self, prompt: str) -> list[str]:
+        return [word for word in ("cat", "dog") if word in prompt.split()]
+
+    async def shown(self, picture: Image.Image, words: Sequence[str]) -> list[str] | None:
+        return {0: ["dog"], 1: [], 4: list(words)}.get(round(float(np.asarray(picture).mean()) / 64))
 
 
 @pytest.fixture(scope="module")
 def client(serve: Callable[..., Any]) -> openai.OpenAI:
     running = serve()
-    running.service.nouns = nouns
+    running.service.naming = Naming()
     return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 
 
@@ -111,6 +117,22 @@ def test_the_only_noun_is_the_word(client: openai.OpenAI) -> None:
         client.images.edit(image=_file(), prompt="a cat and a dog", extra_body=FEW)
     with pytest.raises(openai.UnprocessableEntityError, match="there are: a, star"):
         client.images.edit(image=_file(), prompt="a star", extra_body=FEW)
+
+
+@pytest.mark.parametrize(
+    ("grey", "message"),
+    [(255, r"shows several of the prompt's words \(cat, dog\)"), (64, "shows none that is found"), (150, "there are")],
+    ids=["several", "none", "not looked at"],
+)
+def test_of_several_nouns_the_one_that_the_picture_shows_is_the_word(
+    client: openai.OpenAI, grey: int, message: str
+) -> None:
+    prompt = "a cat and a dog"
+    found = client.images.edit(image=_file(Image.new("L", (24, 24), 10)), prompt=prompt, extra_body=FEW)
+    assert (found.model_extra or {})["words"] == ["dog"]
+    with pytest.raises(openai.UnprocessableEntityError, match=message) as caught:
+        client.images.edit(image=_file(Image.new("L", (24, 24), grey)), prompt=prompt, extra_body=FEW)
+    assert caught.value.param == "word" and "cat, dog" in caught.value.message
 
 
 def test_several_pictures(client: openai.OpenAI) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
+from realcustom.inference.answer_keeper import AnswerKeeper
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Cancelled, Conflict, DeadlineExceeded, QueueFull
 from realcustom.inference.event_stream import while_wanted
@@ -212,7 +213,7 @@ def test_what_fails_is_not_kept(client: httpx.Client) -> None:
 
 def test_answers_are_bounded_and_end_with_the_last_who_waits() -> None:
     async def run() -> None:
-        answers = Answers(max_bytes=12, seconds=60.0)
+        answers = Answers(AnswerKeeper(max_bytes=12, seconds=60.0))
         made: list[str] = []
 
         async def make(name: str) -> bytes:

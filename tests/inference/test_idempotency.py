@@ -1,14 +1,17 @@
-"""Answers by Idempotency-Key of several processes: here each is a `SharedAnswers` with the same keeper."""
+"""Answers by Idempotency-Key of several processes: here each is an `Answers` with the same keeper."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from realcustom.inference.answer_keeper import AnswerKeeper, Claim
 from realcustom.inference.errors import Conflict, EngineLost
-from realcustom.inference.shared_answers import AnswerKeeper, Claim, SharedAnswers
+from realcustom.inference.idempotency import Answers
+from realcustom.inference.remote_keeper import RemoteKeeper
 
 NAME = ("alice", "key")
 PATIENCE = 10.0
@@ -38,7 +41,7 @@ def _run(talk: Callable[[AnswerKeeper, Maker], Awaitable[None]], lease_seconds: 
 
 def test_an_answer_is_made_once_for_all_processes() -> None:
     async def talk(keeper: AnswerKeeper, make: Maker) -> None:
-        one, other = SharedAnswers(keeper), SharedAnswers(keeper)
+        one, other = Answers(keeper), Answers(keeper)
         asked = [asyncio.ensure_future(process.once(NAME, b"x", make)) for process in (one, other, one, other)]
         await make.began.wait()
         with pytest.raises(Conflict):
@@ -58,7 +61,7 @@ def test_the_next_makes_it_where_the_first_does_not(gone: bool) -> None:
             await make()
             raise ValueError
 
-        one, other = SharedAnswers(keeper), SharedAnswers(keeper)
+        one, other = Answers(keeper), Answers(keeper)
         first = asyncio.ensure_future(one.once(NAME, b"x", fails))
         await make.began.wait()
         second = asyncio.ensure_future(other.once(NAME, b"x", make))
@@ -90,6 +93,57 @@ def test_the_next_makes_it_where_the_first_says_nothing_more() -> None:
     _run(talk, lease_seconds=0.1)
 
 
+def test_who_waits_for_another_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realcustom.inference.answer_keeper.HOLD_SECONDS", 0.02)
+
+    async def talk(keeper: AnswerKeeper, make: Maker) -> None:
+        first = asyncio.ensure_future(Answers(keeper).once(NAME, b"x", make))
+        await make.began.wait()
+        second = asyncio.ensure_future(Answers(keeper).once(NAME, b"x", make))
+        await asyncio.sleep(0.1)  # several times as long as a claim is held
+        assert not second.done()
+        make.go_on.set()
+        assert await first == await second == b"1" and make.made == 1
+
+    _run(talk)
+
+
+class Silent:
+    """A deployment that answers nothing, or (with an answer) at once."""
+
+    def __init__(self, answer: Claim | None = None) -> None:
+        self.answer, self.cancelled = answer, 0
+
+    def __getattr__(self, method: str) -> Silent:
+        if method not in ("claim", "renew", "keep", "give_up"):
+            raise AttributeError(method)
+        return self
+
+    def remote(self, *_: object) -> Silent:
+        return self
+
+    def __await__(self) -> Any:
+        return (asyncio.sleep(60) if self.answer is None else asyncio.sleep(0, self.answer)).__await__()
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+def test_a_keeper_of_another_process_that_is_silent_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("realcustom.inference.remote_keeper.ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr("realcustom.inference.remote_keeper.HOLD_SECONDS", 0.05)
+    silent: Any = Silent()
+
+    async def talk(_: AnswerKeeper, make: Maker) -> None:
+        with pytest.raises(EngineLost, match="does not answer"):
+            await Answers(RemoteKeeper(silent)).once(NAME, b"x", make)
+        assert make.made == 0 and silent.cancelled == 2  # the claim, and giving it up
+        silent.answer = Claim(answer=b"kept")
+        assert await Answers(RemoteKeeper(silent)).once(NAME, b"x", make) == b"kept"
+
+    _run(talk)
+
+
 def test_answers_are_bounded() -> None:
     async def talk(keeper: AnswerKeeper, _: Maker) -> None:
         for number in range(4):
@@ -109,7 +163,7 @@ def test_an_answer_is_given_where_the_keeper_is_lost_meanwhile(caplog: pytest.Lo
 
     async def talk(_: AnswerKeeper, make: Maker) -> None:
         make.go_on.set()
-        assert await SharedAnswers(Lost(20, 60.0)).once(NAME, b"x", make) == b"1"
+        assert await Answers(Lost(20, 60.0)).once(NAME, b"x", make) == b"1"
 
     _run(talk)
     assert "was not kept" in caplog.text and "gone" in caplog.text
@@ -117,14 +171,14 @@ def test_an_answer_is_given_where_the_keeper_is_lost_meanwhile(caplog: pytest.Lo
 
 def test_a_keeper_that_began_anew_keeps_what_was_claimed_before() -> None:
     async def talk(keeper: AnswerKeeper, make: Maker) -> None:
-        process = SharedAnswers(keeper)
+        process = Answers(keeper)
         first = asyncio.ensure_future(process.once(NAME, b"x", make))
         await make.began.wait()
         process.keeper = again = AnswerKeeper(20, 60.0)
         make.go_on.set()
-        assert await first == b"1" == await SharedAnswers(again).once(NAME, b"x", make) and make.made == 1
+        assert await first == b"1" == await Answers(again).once(NAME, b"x", make) and make.made == 1
         with pytest.raises(Conflict):
-            await SharedAnswers(again).once(NAME, b"another", make)
+            await Answers(again).once(NAME, b"another", make)
 
     _run(talk)
 
@@ -136,7 +190,7 @@ def test_a_keeper_that_is_gone_is_said() -> None:
 
     async def talk(_: AnswerKeeper, make: Maker) -> None:
         with pytest.raises(EngineLost):
-            await SharedAnswers(Gone(1, 1.0)).once(NAME, b"x", make)
+            await Answers(Gone(1, 1.0)).once(NAME, b"x", make)
         assert make.made == 0
 
     _run(talk)
