@@ -10,8 +10,8 @@ Retry-After), until another request that is sent at that moment is (200), and un
 which a process loads the models.
 `overload`: requests arrive by a Poisson process at four times the rate at which eight clients in turn are served, each with a
 deadline; nobody waits for answers. `overload_killed`: the same, and in the middle one of the engines gets SIGKILL. Answers by
-status, the seconds of those that were drawn and of those that were refused, and those that are lost: no answer, a second one, one
-of another request, or a status that is none of 200, 408, 429 and 503.
+status, the seconds of those that were drawn and of those that were refused, how many were late (408) and how many found no engine
+(503), and those that are lost: no answer, one of another request, or another status.
 
 Writes benchmarks/results/serving_faults.json.
 """
@@ -203,7 +203,9 @@ def note_offer(name: str, offer: Offer, note: Note) -> None:
     note(f"serve_{name}_drawn_p95_seconds", offer.percentile(200, 95))
     note(f"serve_{name}_drawn_longest_seconds", offer.percentile(200, 100))
     note(f"serve_{name}_refused_p95_seconds", offer.percentile(429, 95))
+    note(f"serve_{name}_refused_longest_seconds", offer.percentile(429, 100))
     note(f"serve_{name}_late_ratio", counts.get(408, 0) / max(1, counts.get(200, 0) + counts.get(408, 0)))
+    note(f"serve_{name}_unavailable", float(counts.get(503, 0)))
     note(f"serve_{name}_lost", float(sum(offer.lost.values())))
 
 
@@ -246,7 +248,7 @@ def main() -> None:
     if arguments.dry:
         return
     commit = record.commit_of(["realcustom", "inference", "benchmarks/*.py"])
-    units = {"_per_second": "1/s", "_seconds": "s", "_ratio": "ratio", "_lost": "count"}
+    units = {"_per_second": "1/s", "_seconds": "s", "_ratio": "ratio", "_unavailable": "count", "_lost": "count"}
     records = [
         record.record(
             metric,
