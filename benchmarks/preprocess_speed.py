@@ -14,6 +14,8 @@ BLAS thread. Writes benchmarks/results/preprocessing.json.
     preprocess_pss_growth_10x   the same on Ray: peak PSS at 20,000 pictures over that at 2000, median of three rounds
     preprocess_plan_100k_seconds   planning 100,000 finished units of `score`, CPU: three listings, local. On S3 they are
                                 300 requests for 1000 keys each; not measured
+    preprocess_driver_ms_a_unit CPU of the driver's process for a unit on an embedded Ray, beyond its start: 9216 units of one small
+                                file less 1024, over the difference (units_on_ray.py)
     preprocess_local_seconds_STAGE   wall seconds of ten pictures with --local, imports left out
 """
 
@@ -45,13 +47,15 @@ from realcustom.preprocessing.settings import PreprocessSettings
 from realcustom.store import Store
 
 RESULTS = record.RESULTS / "preprocessing.json"
-RAY, MEMORY, PLAN, LOCAL = (
+RAY, MEMORY, PLAN, DRIVER, LOCAL = (
     "preprocess_ray_vs_loop",
     "preprocess_pss_growth_10x",
     "preprocess_plan_100k_seconds",
+    "preprocess_driver_ms_a_unit",
     "preprocess_local_seconds",
 )
-METRICS = (RAY, MEMORY, PLAN, LOCAL)
+METRICS = (RAY, MEMORY, PLAN, DRIVER, LOCAL)
+UNITS = (1024, 9216)
 PICTURES = 20_000
 LOOP, STAGES = "plain_loop.py", "stages_on_ray.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(record.ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -143,6 +147,23 @@ def planning(work: Path, count: int = 100_000) -> record.Record:
     return made(PLAN, float(np.median(rounds)), "s", 1, rounds, detail)
 
 
+def driver(work: Path) -> record.Record:
+    """What a unit costs the driver."""
+    rounds, wall = [], []
+    for _ in range(3):
+        output = work / "units"
+        shutil.rmtree(output, ignore_errors=True)
+        command = [sys.executable, str(Path(__file__).parent / "units_on_ray.py"), str(output), *map(str, UNITS)]
+        result = subprocess.run(
+            command, cwd=record.ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
+        )
+        few, many = (list(map(float, line.split())) for line in result.stdout.splitlines()[-2:])
+        per_unit = [1000 * (many[index] - few[index]) / (many[0] - few[0]) for index in (1, 2)]
+        rounds.append(per_unit[0])
+        wall.append(round(per_unit[1], 2))
+    return made(DRIVER, float(np.median(rounds)), "ms CPU", len(rounds), rounds, {"wall, with the workers' own": wall})
+
+
 def ten_pictures(work: Path, photos: list[Path]) -> Iterator[record.Record]:
     """Each stage without models in a process of its own that has imported what it needs."""
     shards = corpus(work, photos, 10, 10)
@@ -193,7 +214,7 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = set(arguments.only or METRICS)
     photos = sorted(arguments.photos.glob("*/*.jpg")) if arguments.photos is not None else []
-    if not photos and wanted - {PLAN}:
+    if not photos and wanted - {PLAN, DRIVER}:
         parser.error(f"no photographs (*/*.jpg) in --photos {arguments.photos}; name a folder that has some")
     with tempfile.TemporaryDirectory(prefix="realcustom-preprocessing-") as temporary:
         work = arguments.work or Path(temporary)
@@ -204,6 +225,8 @@ def main() -> None:
             record.write(RESULTS, [memory_growth(work, photos)])
         if PLAN in wanted:
             record.write(RESULTS, [planning(work)])
+        if DRIVER in wanted:
+            record.write(RESULTS, [driver(work)])
         if LOCAL in wanted:
             record.write(RESULTS, list(ten_pictures(work, photos)))
 
