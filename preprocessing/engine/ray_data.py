@@ -107,7 +107,7 @@ def _bundles(job: StageJob, units: Sequence[Unit], size: int) -> list[pa.Table]:
 
 
 def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, str]]:
-    """What is said of each unit, a block at a time: Ray takes a millisecond for each batch."""
+    """What is said of each unit, a block at a time, since each batch costs the driver some."""
     names = ["unit", "bug", "trace", "refusal", "counts", "node", "taken"]
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.select(names).to_pylist()

@@ -25,7 +25,7 @@ HASHES = pa.schema(
 def compacted(table: pa.Table) -> pa.Table:
     """`SIGNATURES` -> `COMPACT`: the columns that are compared, as differences."""
     short, long, color = _signatures(table)
-    pixels = color.reshape(-1, COLOR_SIDE, COLOR_SIDE, 3).copy()
+    pixels = color.reshape(len(color), COLOR_SIDE, COLOR_SIDE, 3).copy()
     pixels[..., ::2] -= pixels[..., 1:2]  # red and blue from green
     for axis in (1, 2):
         pixels = np.diff(pixels, axis=axis, prepend=np.zeros_like(pixels.take([0], axis)))
@@ -48,7 +48,7 @@ def arrays_of_hashes(table: pa.Table) -> Signatures:
         _sums(fixed_bytes(table[name], VIEWS * width), width).reshape(len(table), VIEWS * width)
         for name, width in (("phashes", SHORT_BYTES), ("long_hashes", LONG_BYTES))
     )
-    return Signatures(short=short_hashes(short), long=long_hashes(long), color=None)
+    return Signatures(short=short_hashes(short), long=long_hashes(long), color=np.empty((len(table), 0), np.uint8))
 
 
 def restored(table: pa.Table) -> pa.Table:
@@ -56,7 +56,7 @@ def restored(table: pa.Table) -> pa.Table:
     if (table.schema.metadata or {}).get(b"signatures") != b"compact":
         return table.select(COMPACT.names)
     short, long, color = _signatures(table)
-    pixels = color.reshape(-1, COLOR_SIDE, COLOR_SIDE, 3)
+    pixels = color.reshape(len(color), COLOR_SIDE, COLOR_SIDE, 3)
     for axis in (2, 1):
         pixels = np.cumsum(pixels, axis=axis, dtype=np.uint8)
     pixels[..., ::2] += pixels[..., 1:2]
@@ -70,13 +70,13 @@ def _signatures(table: pa.Table) -> list[np.ndarray]:
 
 def _differences(hashes: np.ndarray, width: int) -> np.ndarray:
     """Each view's hash as what differs from that of the view before."""
-    views = hashes.reshape(len(hashes), -1, width).copy()
+    views = hashes.reshape(len(hashes), VIEWS, width).copy()
     views[:, 1:] ^= views[:, :-1].copy()
     return views
 
 
 def _sums(differences: np.ndarray, width: int) -> np.ndarray:
-    views: np.ndarray = np.bitwise_xor.accumulate(differences.reshape(len(differences), -1, width), axis=1)
+    views: np.ndarray = np.bitwise_xor.accumulate(differences.reshape(len(differences), VIEWS, width), axis=1)
     return views
 
 

@@ -9,6 +9,7 @@ Legend: n pictures, e pairs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,7 @@ def find_links(left: pa.Table, right: pa.Table | None, settings: SelectSettings)
     numbers = np.concatenate([table["number"].to_numpy() for table in (left, right) if table is not None])
     connected = _Connected(len(numbers), 0 if right is None else len(left))
     other = None if right is None else arrays_of_hashes(right)
-    near_pairs(arrays_of_hashes(left), other, limits_of(settings), connected)
+    near_pairs(arrays_of_hashes(left), other, replace(limits_of(settings), color=None), connected)
     others = numbers[connected.roots]
     linked = others != numbers  # a picture may be on both sides
     return pa.table({"number": numbers[linked], "of": others[linked]}, schema=LINKS)

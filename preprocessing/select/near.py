@@ -36,7 +36,7 @@ class Limits:
 
     radius: int  # bits of 64
     long_radius: int  # bits of 256 that are set
-    color: float  # difference in tint over brightness
+    color: float | None  # difference in tint over brightness; None: colours are not compared
     # The squares of both, as shares of their limits, may sum to at most 1: a pair at both limits is not a near
     # duplicate.
 
@@ -47,7 +47,7 @@ class Signatures:
 
     short: np.ndarray  # uint64 (n, V)
     long: np.ndarray  # uint64 (n, V, 4)
-    color: np.ndarray | None  # uint8 (n, 3 * COLOR_SIDE^2); None: colours are not compared
+    color: np.ndarray  # uint8 (n, 3 * COLOR_SIDE^2)
 
     def __len__(self) -> int:
         return len(self.short)
@@ -129,7 +129,7 @@ def _one_way(
                 a, b, bits = a[near], b[near], bits[near]
                 if not len(a):
                     continue
-                if left.color is None or right.color is None:
+                if limits.color is None:
                     yield np.stack([a, b], axis=1)
                     continue
                 tints = _tints(left.color, a, view, right.color, b)

@@ -168,10 +168,10 @@ def bit_tables(rows: int, settings: SelectSettings) -> list[BitTable]:
 
 def _missed(tables: int, width: int, distance: int) -> float:
     """The share of pairs of hashes so many bits apart that differ in each of some tables of that width."""
-    agree = (
-        math.comb(64 - some * width, distance) * math.comb(tables, some) * (-1) ** some for some in range(tables + 1)
+    differ: float = sum(
+        (-1) ** some * math.comb(tables, some) * math.comb(64 - some * width, distance) for some in range(tables + 1)
     )
-    return sum(agree) / math.comb(64, distance)
+    return differ / math.comb(64, distance)
 
 
 def gather_units(blocks: Sequence[Unit], groups: Sequence[Unit]) -> list[Unit]:

@@ -18,7 +18,7 @@ from realcustom.preprocessing.catalogue import SELECT
 from realcustom.preprocessing.hashes import signature
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.select import components, near, partitions
-from realcustom.preprocessing.select.compact import COMPACT, compacted, restored
+from realcustom.preprocessing.select.compact import COMPACT, compacted, hashes_of, restored
 from realcustom.preprocessing.select.duplicates import (
     SIGNATURES,
     Twins,
@@ -92,6 +92,8 @@ def test_signatures_come_back_as_they_were_from_fewer_bytes() -> None:
     back = tables.from_parquet(small)
     compared = whole.select(["rank", "sha256", "phashes", "long_hashes", "color"])
     assert restored(back).equals(compared) and restored(whole).equals(compared)
+    nothing = whole.slice(0, 0)
+    assert len(restored(compacted(nothing))) == len(hashes_of(nothing)) == 0
     assert len(small) < 0.85 * len(tables.to_parquet_groups([compared], compared.schema))
 
 
