@@ -102,7 +102,7 @@ def _as_on_a_gpu() -> Iterator[None]:
 
         return computed
 
-    functional.group_norm, functional.layer_norm = map(in_fp32, before)  # type: ignore[assignment]
+    functional.group_norm, functional.layer_norm = map(in_fp32, before)
     try:
         yield
     finally:

@@ -62,7 +62,7 @@ def count_activations(model: RealCustomModel, forward: Callable[[], torch.Tensor
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _gone(_: None) -> torch.Tensor:

@@ -48,7 +48,7 @@ def train(rank: int, address: str, workers: int, jobs: list[TrainingJob]) -> Non
 
 def held_by(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     """The tensors that are sharded, by the names of a dry run's estimate."""
-    weights = list(trainer.parameters.values())
+    weights: list[torch.Tensor] = list(trainer.parameters.values())
     optimizer = [value for name, value in trainer._tensors().items() if name in names_of_moments(trainer._tensors())]
     return {"trained weights": weights, "optimizer": optimizer, "EMA": list(trainer.ema.values())}
 
