@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -172,7 +173,7 @@ def describe(request: JobRequest, api_url: str) -> str:
 def check_output(arguments: Sequence[str]) -> None:
     """Raise UsageError for an output that would go with the cluster: a job works in a folder of Ray's on some node."""
     given = False
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, value in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, said = option.partition("=")
         given = given or name == "--output"
         place = said if equals else value

@@ -184,6 +184,7 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
         ),
         (["submit", "--address", closed, "--", "--log-level=debug", "trian"], "there is no verb 'trian'; did you mean"),
         (["submit", "--address", closed, "--", "--log-levl", "debug", "train"], "No such option: --log-levl"),
+        (["submit", "--address", closed, "--", "--version"], f"no Ray cluster answers at {closed}"),
         (["submit", "--address", closed, "--", "quickstart"], "quickstart has no --output: a job works"),
         (["submit", "--address", closed, "--", "quickstart", "--output", "/a"], f"no Ray cluster answers at {closed}"),
     ):
