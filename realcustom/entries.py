@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -71,6 +72,19 @@ class Entries(Sequence[FileEntry]):
         """Those of the n files that a mask, bool (n,), takes."""
         # where all are taken no second table is made
         return self if mask.all() else Entries(self._base, self._table.filter(pa.array(mask)), self._elsewhere)
+
+    def parted(self, *masks: np.ndarray) -> list[Entries]:
+        """The files that each of some masks, bool (n,), takes out of this listing, which is empty afterwards: no copy is held."""
+        batches, schema = deque(self._table.to_batches()), self._table.schema
+        self._table = schema.empty_table()
+        taken: list[list[pa.RecordBatch]] = [[] for _ in masks]
+        start = 0
+        while batches:
+            batch = batches.popleft()
+            for mask, some in zip(masks, taken, strict=True):
+                some.append(batch.filter(pa.array(mask[start : start + len(batch)])))
+            start += len(batch)
+        return [Entries(self._base, pa.Table.from_batches(some, schema), self._elsewhere) for some in taken]
 
     def at(self, places: np.ndarray) -> list[FileEntry]:
         """The files at some places that are near each other, int64 (k,)."""

@@ -13,7 +13,7 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
 from realcustom.preprocessing.ingest.listing import PICTURE_NAME, pictures_among
-from realcustom.preprocessing.ingest.sidecars import Sidecars, find_sidecars
+from realcustom.preprocessing.ingest.sidecars import Sidecars, find_pairs
 from realcustom.preprocessing.ingest.table_kinds import Holds, refuse_names, what_it_holds
 from realcustom.preprocessing.ingest.text_table import LIST, TABLES
 from realcustom.preprocessing.pictures import EXTENSIONS
@@ -39,11 +39,12 @@ class Contents:
 
     @classmethod
     def of(cls, entries: Entries, settings: IngestSettings) -> Contents:
-        """Sort them."""
+        """Sort them; `entries` are empty afterwards."""
         is_picture = entries.matches(PICTURE_NAME)
-        sidecars, is_sidecar = find_sidecars(entries, is_picture, settings)
-        found = cls(pictures=entries.filtered(is_picture), sidecars=sidecars)
-        for entry in entries.filtered(~is_picture & ~is_sidecar):
+        pairs = find_pairs(entries, is_picture, settings)
+        pictures, texts, rest = entries.parted(is_picture, pairs.is_text, ~is_picture & ~pairs.is_text)
+        found = cls(pictures=pictures, sidecars=Sidecars(texts, pairs))
+        for entry in rest:
             name = plain_name(entry.name)
             if name.endswith(".tar"):
                 found.shards.append(entry)

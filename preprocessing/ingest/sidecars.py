@@ -42,32 +42,32 @@ def sidecar_name(name: str, settings: IngestSettings) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sidecars:
-    """The texts that are beside pictures, and which ones are beside which."""
+class Pairs:
+    """Which of n files are texts beside pictures, and beside which ones."""
 
-    texts: Entries  # each once
+    is_text: np.ndarray  # bool (n,)
     pictures: np.ndarray  # int64 (k,), ascending: places among the pictures
     places: np.ndarray  # int64 (k,): among the texts
+
+
+class Sidecars:
+    """The t texts that are beside pictures, each once."""
+
+    def __init__(self, texts: Entries, pairs: Pairs):
+        self.texts, self._pairs = texts, pairs
 
     def with_pictures(self, pictures: Entries) -> Iterator[WithTexts]:
         """Each of the p pictures with its texts."""
         for start in range(0, len(pictures), _PIECE):
             some = pictures[start : start + _PIECE]
-            bounds = np.searchsorted(self.pictures, np.arange(start, start + len(some) + 1))
-            texts = iter(self.texts.at(self.places[bounds[0] : bounds[-1]]))
+            bounds = np.searchsorted(self._pairs.pictures, np.arange(start, start + len(some) + 1))
+            texts = iter(self.texts.at(self._pairs.places[bounds[0] : bounds[-1]]))
             for entry, count in zip(some, np.diff(bounds).tolist(), strict=True):
                 yield entry, list(itertools.islice(texts, count))
 
 
-def find_sidecars(entries: Entries, is_picture: np.ndarray, settings: IngestSettings) -> tuple[Sidecars, np.ndarray]:
-    """The texts among all files that are beside pictures, and which files they are.
-
-    Args:
-        entries: n files.
-        is_picture: bool (n,).
-    Returns:
-        The texts, and bool (n,).
-    """
+def find_pairs(entries: Entries, is_picture: np.ndarray, settings: IngestSettings) -> Pairs:
+    """The texts among n files that are beside pictures; `is_picture` is bool (n,)."""
     pairs = array("q")
     for pair in _Pairing(settings).run(entries.names(), is_picture) if is_picture.any() else ():
         pairs.extend(pair)
@@ -75,8 +75,7 @@ def find_sidecars(entries: Entries, is_picture: np.ndarray, settings: IngestSett
     order = np.argsort(pictures, kind="stable")
     is_text = np.zeros(len(entries), bool)
     is_text[rows] = True
-    places = (np.cumsum(is_text) - 1)[rows[order]]
-    return Sidecars(texts=entries.filtered(is_text), pictures=pictures[order], places=places), is_text
+    return Pairs(is_text=is_text, pictures=pictures[order], places=(np.cumsum(is_text) - 1)[rows[order]])
 
 
 @dataclass(slots=True)

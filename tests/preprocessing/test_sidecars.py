@@ -9,7 +9,7 @@ import pytest
 from realcustom.entries import Entries
 from realcustom.preprocessing.ingest import sidecars
 from realcustom.preprocessing.ingest.listing import PICTURE_NAME
-from realcustom.preprocessing.ingest.sidecars import find_sidecars, sidecar_name, sidecar_names
+from realcustom.preprocessing.ingest.sidecars import Sidecars, find_pairs, sidecar_name, sidecar_names
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
 
@@ -25,7 +25,8 @@ def test_pairs_are_those_that_names_say(seed: int, monkeypatch: pytest.MonkeyPat
     names = random.Random(seed).sample(names, 60)
     entries = Entries.of("/data/", [FileEntry(name=name, uri=f"/data/{name}", size=1, version="1") for name in names])
     settings, is_picture = IngestSettings(), entries.matches(PICTURE_NAME)
-    found, is_text = find_sidecars(entries, is_picture, settings)
+    pairs = find_pairs(entries, is_picture, settings)
+    found = Sidecars(entries.filtered(pairs.is_text), pairs)
     texts = {sidecar_name(entry.name, settings): entry.name for entry in entries if sidecar_name(entry.name, settings)}
     pictures = entries.filtered(is_picture)
     expected = {
@@ -34,13 +35,13 @@ def test_pairs_are_those_that_names_say(seed: int, monkeypatch: pytest.MonkeyPat
     paired = {entry.name: [one.name for one in beside] for entry, beside in found.with_pictures(pictures)}
     assert paired == expected and list(paired) == [entry.name for entry in pictures]
     assert {entry.name for entry in found.texts} == {name for some in expected.values() for name in some}
-    assert [entry.name for entry in entries.filtered(is_text)] == [entry.name for entry in found.texts]
     assert sum(map(len, expected.values())) > len(found.texts) > 5  # one may be beside two pictures
 
 
 def test_without_pictures_nothing_is_beside_them() -> None:
     entries = Entries.of("/data/", [FileEntry(name="a.txt", uri="/data/a.txt", size=1, version="1")])
     for listing in (entries, Entries.of("/data/", [])):
-        found, is_text = find_sidecars(listing, listing.matches(PICTURE_NAME), IngestSettings())
-        assert len(found.texts) == 0 and not is_text.any() and len(is_text) == len(listing)
-        assert list(found.with_pictures(Entries.of("/data/", []))) == []
+        pairs = find_pairs(listing, listing.matches(PICTURE_NAME), IngestSettings())
+        assert not pairs.is_text.any() and len(pairs.is_text) == len(listing)
+        nothing = Entries.of("/data/", [])
+        assert list(Sidecars(nothing, pairs).with_pictures(nothing)) == []

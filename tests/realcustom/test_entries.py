@@ -45,3 +45,12 @@ def test_pages_of_any_size_are_taken_up() -> None:
     assert [file.name for file in entries] == [name for page in pages for name, _, _ in page]
     assert entries[70_000].uri == f"s3://b/{entries[70_000].name}"
     assert list(Entries.of_pages("s3://b/", pages[::-1])) == list(entries)
+
+
+def test_parts_are_taken_out_of_a_listing() -> None:
+    pages = [[(f"{page:03d}/{number:04d}.jpg", number, "v") for number in range(1000)] for page in range(140)]
+    entries = Entries.of_pages("s3://b/", pages)
+    mask = entries.matches("7[.]jpg$")
+    expected = [list(entries.filtered(mask)), list(entries.filtered(~mask))]
+    assert [list(part) for part in entries.parted(mask, ~mask)] == expected and len(expected[0]) == 14_000
+    assert len(entries) == 0 and [len(part) for part in Entries.of("/data/", []).parted(mask[:0])] == [0]
