@@ -3,7 +3,8 @@
     python docs/costs.py --print --price p5.48xlarge=31.46 --utilisation 0.4    # with your own, on the terminal
 
 Counted: FLOPs of a picture by stage (benchmarks/results/preprocessing.json), FLOPs of a training step (TRAINING). Measured: the
-CPU seconds of stages without models. Everything else is an assumption, and stands on the page.
+CPU seconds of stages without models, and of the others beside their models. Everything else is an assumption, and stands on the
+page.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ COUNTS = {"10 million": 10**7, "1 billion": 10**9}
 CPU_SECONDS = (
     0.0039  # of `ingest` and `score` without models, a photograph of 768 x 768 (preprocessing/measurements.md)
 )
+# CPU seconds beside the models: decoding, scaling, compressing, reading and writing, a photograph, by stage
+# (`python benchmarks/beside_models.py`)
+BESIDE = {"score": 0.0307, "caption": 0.0129, "subjects": 0.075, "encode": 0.0297}
+# of `select`, beyond its exact search, a row (`python benchmarks/select_cost.py`)
+SELECT_SECONDS = 0.00039
 PICTURE_BYTES = 200_000
 STORE_PRICE = 0.023  # of a GB for a month
 UTILISATION = 0.3  # of a GPU's peak
@@ -81,6 +87,7 @@ class Machine:
     """A type of machine with GPUs."""
 
     name: str
+    cpus: int
     gpus: int
     gpu: str
     tflops: float  # dense bf16, of each GPU, by the maker's data sheet
@@ -88,9 +95,9 @@ class Machine:
 
 
 MACHINES = (
-    Machine(name="g5.2xlarge", gpus=1, gpu="A10G", tflops=70.0, price=1.212),
-    Machine(name="g6e.2xlarge", gpus=1, gpu="L40S", tflops=362.0, price=2.242),
-    Machine(name="p5.48xlarge", gpus=8, gpu="H100", tflops=989.0, price=55.04),
+    Machine(name="g5.2xlarge", cpus=8, gpus=1, gpu="A10G", tflops=70.0, price=1.212),
+    Machine(name="g6e.2xlarge", cpus=8, gpus=1, gpu="L40S", tflops=362.0, price=2.242),
+    Machine(name="p5.48xlarge", cpus=192, gpus=8, gpu="H100", tflops=989.0, price=55.04),
 )
 
 
@@ -116,25 +123,30 @@ def page(text: str, found: Mapping[str, str]) -> str:
 
 
 def _machines(machines: tuple[Machine, ...]) -> Iterator[str]:
-    yield "| machine | GPUs | TFLOP/s of each | an hour |\n|---|---|---|---|"
-    yield f"| {CPU_MACHINE} | none, {CPU_MACHINE_CORES} CPUs | | ${CPU_PRICE:g} |"
+    yield "| machine | CPUs | GPUs | TFLOP/s of each | an hour |\n|---|---|---|---|---|"
+    yield f"| {CPU_MACHINE} | {CPU_MACHINE_CORES} | none | | ${CPU_PRICE:g} |"
     for one in machines:
-        yield f"| {one.name} | {one.gpus} {one.gpu} | {one.tflops:g} | ${one.price:g} |"
+        yield f"| {one.name} | {one.cpus} | {one.gpus} {one.gpu} | {one.tflops:g} | ${one.price:g} |"
 
 
 def _corpus(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str]:
-    stages = _stage_tflops()
+    stages = {
+        stage: {one: _slower(tflop, BESIDE[stage], one, utilisation) for one in machines}
+        for stage, tflop in _stage_tflops().items()
+    }
+    stages["all four"] = {one: sum(hours[one] for hours in stages.values()) for one in machines}
     yield f"| pictures | stage | {' | '.join(one.name for one in machines)} |\n|---|---|{'---|' * len(machines)}"
     for words, count in COUNTS.items():
-        for name, tflop in (*stages.items(), ("all four", sum(stages.values()))):
+        for name, hours in stages.items():
             shown = name if name == "all four" else f"`{name}`"
-            yield f"| {words} | {shown} | {_cells(count * tflop, machines, utilisation)} |"
-    yield f"\n| pictures | `ingest`, `score` without models, on {CPU_MACHINE} | stored once, a month |\n|---|---|---|"
+            yield f"| {words} | {shown} | {_cells({one: count * each for one, each in hours.items()})} |"
+    yield f"\n| pictures | `ingest`, `score` without models, on {CPU_MACHINE} | `select`, there | stored once, a month |"
+    yield "|---|---|---|---|"
     for words, count in COUNTS.items():
-        hours = count * CPU_SECONDS / CPU_MACHINE_CORES / 3600
         size = count * PICTURE_BYTES / 1e9
-        stored = f"{size / 1000:,.0f} TB, {_dollars(size * STORE_PRICE)}"
-        yield f"| {words} | {_hours(hours)}, {_dollars(hours * CPU_PRICE)} | {stored} |"
+        of_cpus = (count * seconds / CPU_MACHINE_CORES / 3600 for seconds in (CPU_SECONDS, SELECT_SECONDS))
+        cells = [f"{_hours(hours)}, {_dollars(hours * CPU_PRICE)}" for hours in of_cpus]
+        yield f"| {words} | {' | '.join(cells)} | {size / 1000:,.0f} TB, {_dollars(size * STORE_PRICE)} |"
 
 
 def _training(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str]:
@@ -147,7 +159,7 @@ def _training(machines: tuple[Machine, ...], utilisation: float) -> Iterator[str
         settings = RECIPES[recipe]().train
         assert settings.gradient_checkpointing
         step = settings.batch_size * (2 * forward + backward)
-        cells = _cells(settings.steps * step, machines, utilisation)
+        cells = _cells({one: _slower(settings.steps * step, 0.0, one, utilisation) for one in machines})
         yield f"| `{recipe}` | {settings.steps:,} x {settings.batch_size} | {step / 1000:.2f} | {cells} |"
 
 
@@ -175,10 +187,15 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f}" if size < 2**30 else f"{size / 2**30:.1f}"
 
 
-def _cells(tflop: float, machines: tuple[Machine, ...], utilisation: float) -> str:
-    """Hours of each machine for so many TFLOP, and what they cost."""
-    hours = {one: tflop / (one.tflops * one.gpus * utilisation) / 3600 for one in machines}
-    return " | ".join(f"{_hours(hours[one])}, {_dollars(hours[one] * one.price)}" for one in machines)
+def _slower(tflop: float, cpu_seconds: float, machine: Machine, utilisation: float) -> float:
+    """Hours of a machine whose GPUs and CPUs work side by side."""
+    of_gpus = tflop / (machine.tflops * machine.gpus * utilisation)
+    return max(of_gpus, cpu_seconds / machine.cpus) / 3600
+
+
+def _cells(hours: Mapping[Machine, float]) -> str:
+    """Hours of each machine, and what they cost."""
+    return " | ".join(f"{_hours(each)}, {_dollars(each * one.price)}" for one, each in hours.items())
 
 
 def _hours(hours: float) -> str:
