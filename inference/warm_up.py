@@ -65,7 +65,8 @@ def _draw(engine: Engine, width: int, height: int) -> None:
     """A whole request, with a subject where the engine takes one."""
     subjects: tuple[Subject, ...] = ()
     if engine.pipeline.image_encoder is not None:
-        subjects = (Subject(image=Image.new("RGB", (64, 64), "gray"), word=WORD),)
+        whole = Image.new("L", (64, 64), 255)  # for adapters that take a subject cut out
+        subjects = (Subject(image=Image.new("RGB", whole.size, "gray"), mask=whole, word=WORD),)
     job = _job(engine, subjects, width=width, height=height, num_inference_steps=STEPS)
     try:
         engine.check(job)

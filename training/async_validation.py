@@ -7,7 +7,6 @@ stores. Ours are written in the background, and outlive the driver; what is left
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -75,7 +74,7 @@ class Validations:
             logger.warning("checkpoints are no longer validated, training goes on: %s", error)
 
     def _validate_all(self) -> None:
-        job, late = self._job, False
+        job = self._job
         rows = read_rows(job.output, self._store)
         done = {row["step"] for row in rows if "val_loss" in row}  # by the workers of a start before, or a task
         while not self._given_up.is_set():
@@ -84,14 +83,12 @@ class Validations:
             if uris:
                 self._validate_one(uris[0])
                 done.add(step_of(uris[0]))
-                late |= self._ended.is_set()
             elif ended:
                 break
             else:
                 self._ended.wait(POLL_SECONDS)
-        result = storage.join(job.output, "result.json")
-        if late and self._store.exists(result):
-            self._finish(json.loads(self._store.read(result)).get("validated", []))
+        if self._store.exists(storage.join(job.output, "result.json")):
+            self._finish()
 
     def _validate_one(self, checkpoint: str) -> None:
         step = step_of(checkpoint)
@@ -115,10 +112,13 @@ class Validations:
         logger.debug("%s", failure.trace)
         write_result(self._job.output, {"step": step, "error": reason}, self._store)
 
-    def _finish(self, told: list[int]) -> None:
-        """What the first worker would have done with results that came after its end."""
+    def _finish(self) -> None:
+        """What the first worker would have done with results that came after it had looked for the last time."""
         job, store = self._job, self._store
+        told = {row["step"] for row in read_rows(job.output, store) if "val_loss" in row}
         rows = [row for row in read_results(job.output, store, told) if "val_loss" in row]
+        if not rows:
+            return
         for sink in make_sinks(job, store, job.settings.steps):
             for row in rows:
                 sink.add(row)

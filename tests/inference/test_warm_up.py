@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from realcustom.config import override
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.inference.engine import Engine
@@ -134,3 +135,12 @@ def test_a_batch_is_filled_to_the_rows_that_are_computed_anyway() -> None:
             assert limit == next((size for size in room if size >= min(wanted, fitting)), room[-1])
         else:
             assert limit == min(wanted, fitting)
+
+
+def test_an_adapter_of_cut_out_subjects_is_warmed_up(tiny_models: TinyModels) -> None:
+    pipe = pipeline(tiny_models)
+    pipe.settings = override(pipe.settings, {"image_encoder": {"reference": "crop"}})
+    engine = Engine(pipe, adapter=ADAPTER, threads=1)
+    warm_up(engine, [WARM], (), max_cells=10**6)
+    assert engine.cost.known
+    engine.close()
