@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -73,6 +75,10 @@ def test_generate_and_stream_give_the_same(running: Any, tmp_path: Path) -> None
             client.generate(PROMPT, [], SamplingParams(width=64))
 
 
+def _pixels(picture: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(np.int16)
+
+
 def test_the_same_for_asyncio(running: Any) -> None:
     async def run() -> None:
         async with AsyncClient(running.url) as client:
@@ -84,7 +90,10 @@ def test_the_same_for_asyncio(running: Any) -> None:
             )
             assert answers[0].data == answers[1].data == answers[2].data
             events: list[Event] = [event async for event in client.stream(PROMPT, given, FEW)]
-            assert isinstance(events[-1], CompletedEvent) and events[-1].b64_json == answers[0].data[0].b64_json
+            assert isinstance(events[-1], CompletedEvent)
+            # in a UNet call of its own the last bits are others
+            alone, together = _pixels(events[-1].b64_json), _pixels(answers[0].data[0].b64_json)
+            assert np.abs(alone - together).max() <= 1
             with pytest.raises(ApiError, match="its words are") as caught:
                 await client.generate("a dog", given, FEW)
             assert (caught.value.status, caught.value.kind, caught.value.param) == (

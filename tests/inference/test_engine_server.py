@@ -113,6 +113,7 @@ def test_a_request_that_nobody_renews_ends_and_others_go_on(server: EngineServer
         left, kept = asyncio.ensure_future(drawn("left")), asyncio.ensure_future(drawn("kept"))
         async with asyncio.timeout(20):
             while not left.done():
+                server.check_health()  # as Serve does where an engine is in service
                 await server.renew(["kept"])
                 await asyncio.sleep(0.02)
         await server.renew(["kept"])

@@ -9,7 +9,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 from realcustom.preprocessing.catalogue import CAPTION, CHAIN, INGEST
 from realcustom.preprocessing.engine import ray_data
 from realcustom.preprocessing.engine.stage import Stage
+from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.run import run_stage
@@ -65,8 +66,8 @@ def test_a_unit_that_kills_its_workers_is_named(
 ) -> None:
     whole = ray_data._whole
 
-    def deadly(job: StageJob) -> Callable[[pa.Table], pa.Table]:
-        sound = whole(job)
+    def deadly(job: StageJob, units: Sequence[Unit]) -> Callable[[pa.Table], pa.Table]:
+        sound = whole(job, units)
 
         def run(batch: pa.Table) -> pa.Table:
             if "shard-00001" in batch["unit"][0].as_py():
