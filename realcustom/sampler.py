@@ -133,7 +133,8 @@ class Sampler:
 
     def change_text(self, embeds: Mapping[str, Tensor]) -> None:
         """Use these text embeddings from the next step on; by their names in `Rows`, of its shapes."""
-        self.rows = replace(self.rows, **embeds)
+        changed: dict[str, Any] = dict(embeds)
+        self.rows = replace(self.rows, **changed)
         self.change_guidance(self.guidance)  # the words' keys are the text's
 
     def step(self) -> Step:

@@ -192,12 +192,18 @@ def test_masks_follow_a_text_that_a_callback_changes(pipeline: RealCustomPipelin
     def turned(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         return {"prompt_embeds": tensors["prompt_embeds"].flip(2), "latents": torch.ones_like(tensors["latents"])}
 
-    inputs = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"], "callback_on_step_end": turned}
-    found = pipeline(PROMPT, dog, num_inference_steps=2, return_masks=True, **inputs).masks
+    def same(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": torch.ones_like(tensors["latents"])}
+
+    def masks(callback: Any, **text: Any) -> Any:
+        inputs = ["latents", "prompt_embeds"]
+        steps = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": inputs}
+        arguments: dict[str, Any] = {"num_inference_steps": 2, "return_masks": True, **steps, **text}
+        return pipeline(PROMPT, dog, **arguments).masks
+
+    found = masks(turned)
     text, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True)
-    embeds = {"prompt_embeds": text.flip(2), "negative_prompt_embeds": negative.flip(2)}
-    inputs["callback_on_step_end"] = lambda *_: {"latents": torch.ones(1, 4, 16, 16)}
-    expected = pipeline(PROMPT, dog, num_inference_steps=2, return_masks=True, **embeds, **inputs).masks
+    expected = masks(same, prompt_embeds=text.flip(2), negative_prompt_embeds=negative.flip(2))
     assert (found[1][0] - expected[1][0]).abs().max() <= 1e-5
     assert (found[0][0] - expected[0][0]).abs().max() > 1e-3
 
