@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 PATIENCE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 _POLL_SECONDS = 0.2
+_POLL_SHARE = 0.02  # of a core, at most: a machine of many processes is looked at less often
 
 
 class Process(NamedTuple):
@@ -90,9 +91,9 @@ def _watcher(roots: Collection[int], folder: str | None, besides: Collection[int
     )
 
 
-def _grown(known: set[Process]) -> set[Process]:
+def _grown(known: set[Process], table: dict[int, _Entry] | None = None) -> set[Process]:
     """The living ones of `known`, to which what they have started is added."""
-    table = _table()
+    table = _table() if table is None else table
     known |= _below([process.pid for process in _alive(known, table)], table)
     return _alive(known, table)
 
@@ -134,22 +135,30 @@ def _table() -> dict[int, _Entry]:
         if not name.isdecimal():
             continue
         try:
-            with open(f"/proc/{name}/stat") as file:
-                text = file.read()
-        except (FileNotFoundError, ProcessLookupError):  # it ended just now
+            # `open` takes twice the time, several times a second beside all other work
+            file = os.open(f"/proc/{name}/stat", os.O_RDONLY)
+        except FileNotFoundError:  # it ended just now
             continue
-        fields = text.rpartition(")")[2].split()  # after the command, which may hold anything
-        table[int(name)] = _Entry(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
+        try:
+            text = os.read(file, 4096)  # one line of at most some 400 bytes
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(file)
+        fields = text.rpartition(b")")[2].split()  # after the command, which may hold anything
+        table[int(name)] = _Entry(parent=int(fields[1]), state=fields[0].decode(), started=int(fields[19]))
     return table
 
 
 def _watch_until_gone(owner: int, folder: str, roots: Collection[int], besides: Collection[int]) -> None:
     known, spared = descendants(roots), descendants([*besides, os.getpid()])
     while os.getppid() == owner:
-        _grown(spared)
-        if not _grown(known):
+        began = time.process_time()
+        table = _table()
+        _grown(spared, table)
+        if not _grown(known, table):
             return  # they ended before their owner
-        time.sleep(_POLL_SECONDS)
+        time.sleep(max(_POLL_SECONDS, (time.process_time() - began) / _POLL_SHARE))
     _grown(spared)
     end(known - spared)
     if folder:
