@@ -124,7 +124,9 @@ def _pax_path(data: bytes, offset: int) -> str | None:
     path, position = None, 0
     while position < len(data):
         digits, space, _ = data[position:].partition(b" ")
-        if not space or not digits.isdigit() or int(digits) <= len(digits):
+        # of few digits: Python refuses to read a number of thousands
+        is_length = space and digits.isdigit() and len(digits) <= len(str(_MAX_EXTENDED_HEADER))
+        if not is_length or int(digits) <= len(digits):
             raise TornTar(offset, "a broken pax header")
         key, _, value = data[position + len(digits) + 1 : position + int(digits) - 1].partition(b"=")
         if key == b"path":

@@ -39,13 +39,15 @@ class _Group:
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)  # by extension in lower case, without the dot
-    repeated: str | None = None  # an extension that came twice
+    repeated: str | None = None  # an extension that came twice; the first member of it is held
+    latest: int = -1  # offset of the member that was added last
 
     def add(self, extension: str, member: Member) -> None:
         """Add a member."""
         if extension in self.members:
             self.repeated = extension
         self.members.setdefault(extension, member)
+        self.latest = member.offset
 
     def with_data(self, source: File) -> _Group:
         """The group with its members' data."""
@@ -72,7 +74,7 @@ def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
         torn = error
     groups = deque(_grouped(members, split_key))
     if torn is not None and groups:
-        last = next(group for group in reversed(groups) if members[-1] in group.members.values())
+        last = next(group for group in reversed(groups) if group.latest == members[-1].offset)
         if torn.name is None or split_key(torn.name)[0] == last.key:  # no following key closes the sample
             groups.remove(last)
     del members  # each sample's data end with it

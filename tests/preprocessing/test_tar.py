@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
+from realcustom.preprocessing.errors import DataError, DataFault
 from realcustom.preprocessing.ingest import webdataset
 from realcustom.preprocessing.ingest.sample import Sample
 from realcustom.preprocessing.ingest.tar import TornTar, read_members
@@ -94,3 +95,24 @@ def test_members_that_stand_apart_are_joined_without_holding_the_shard(
     tracemalloc.stop()
     assert found == [(f"s.tar/{n}.jpg", {n}, size, f"toy {n}") for n in range(count)]
     assert peak < 32 * size  # held, and two chunks of 8 MiB while one follows the other
+
+
+def test_a_tear_after_a_member_that_came_twice_is_one_fault(tmp_path: Path) -> None:
+    """The sample that the tear may have cut is left out, whichever of its members was the last to come."""
+    members = [("a.jpg", b"x" * 600), ("a.txt", b"a toy"), ("b.jpg", b"y" * 512), ("b.txt", b"toy"), ("b.txt", b"toys")]
+    path = tmp_path / "s.tar"
+    path.write_bytes(tar_bytes(members)[:5632])  # without the end marker
+    file = InputFile(name="s.tar", uri=str(path), size=5632)
+    unit = Unit(name="s", identity="1", kind=UnitKind.TAR, files=(file,))
+    sample, torn = webdataset.read_shard(unit, IngestSettings(), Store(RetrySettings(attempts=1)))
+    assert sample[0] == "s.tar/a.jpg" and isinstance(sample[1], Sample)
+    assert torn[0] == "s.tar@5632" and isinstance(torn[1], DataError) and torn[1].fault is DataFault.TORN_TAR
+
+
+def test_a_pax_header_whose_length_is_no_length_is_broken(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 5120
+    (tmp_path / "x.tar").write_bytes(
+        header.tobuf() + b"9" * 5000 + b" path=a.jpg\n".ljust(120, b"\0") + tar_bytes(MEMBERS)
+    )
+    assert read(tmp_path / "x.tar") == ([], 0)
