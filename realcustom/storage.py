@@ -28,6 +28,7 @@ from realcustom.errors import MissingFile, UsageError
 _BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 _FIELDS = [re.compile(rb"<%b>([^<]*)</%b>" % (name, name)) for name in (b"Key", b"Size", b"ETag")]  # of a listing
 _CONTENTS = re.compile(rb"<Contents>.*</Contents>", re.DOTALL)
+_QUOTES = {"&quot;": '"', "&apos;": "'"}  # what XML writes otherwise, besides &, < and >
 WRITE_ATTEMPTS = 10  # tries of a local write whose temporary file another process removes
 LARGE = 64 * 2**20  # bytes: such an object is written in parts, several at a time
 PART_ATTEMPTS = 3  # tries of each of them, since one that fails would fail the whole object
@@ -316,8 +317,7 @@ def _read_plain(body: bytes) -> tuple[_Files, bytes] | None:
     if not columns[0] or any(len(column) != body.count(b"<Contents>") for column in columns):
         return None
     keys, sizes, tags = (list(map(bytes.decode, column)) for column in columns)
-    if b"&amp;" in body or b"&lt;" in body or b"&gt;" in body:
-        keys = list(map(unescape, keys))
+    keys = [unescape(key, _QUOTES) if "&" in key else key for key in keys]
     if b"<EncodingType>url</EncodingType>" in body:
         keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
     versions = [tag.replace("&quot;", "").strip('"') for tag in tags]

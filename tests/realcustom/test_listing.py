@@ -30,9 +30,10 @@ def page(*items: str, head: str = HEAD, space: str = SPACE) -> bytes:
         page(item("p/a.jpg"), item("p/b.jpg", 0, '"9c-2"')),
         page(item("p/a.jpg"), space=""),
         page(item("p/q &amp; a &lt;1&gt;.jpg"), item("p/é+%20.jpg", tag='"1"', more="<Owner><ID>x</ID></Owner>")),
+        page(item("p/&quot;a&quot; &amp;quot;.jpg"), item("p/&apos;b&apos;.jpg")),
         page(item("p/a%20b+c%25.jpg"), item("p/&amp;.jpg"), head=HEAD + "<EncodingType>url</EncodingType>"),
     ],
-    ids=["plain", "without a namespace", "signs", "encoded"],
+    ids=["plain", "without a namespace", "signs", "quotes", "encoded"],
 )  # fmt: skip
 def test_the_quick_way_reads_what_any_way_reads(body: bytes) -> None:
     quick, slow = _read_plain(body), _read_xml(body)
