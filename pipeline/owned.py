@@ -137,7 +137,7 @@ def _table() -> dict[int, _Entry]:
         try:
             # `open` takes twice the time, several times a second beside all other work
             file = os.open(f"/proc/{name}/stat", os.O_RDONLY)
-        except FileNotFoundError:  # it ended just now
+        except (FileNotFoundError, PermissionError):  # it ended just now; or /proc hides those of others
             continue
         try:
             text = os.read(file, 4096)  # one line of at most some 400 bytes

@@ -62,6 +62,21 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     assert alive([me]) and not alive([Process(me.pid, me.started - 1)])
 
 
+def test_a_process_that_is_hidden_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /proc with hidepid=1 hides those of other users."""
+    opened = os.open
+
+    def open_ours(path: str, flags: int) -> int:
+        if path == "/proc/1/stat":
+            raise PermissionError(path)
+        return opened(path, flags)
+
+    assert {process.pid for process in descendants([1, os.getpid()])} >= {1, os.getpid()}
+    monkeypatch.setattr(os, "open", open_ours)
+    pids = {process.pid for process in descendants([1, os.getpid()])}
+    assert os.getpid() in pids and 1 not in pids
+
+
 def test_end_takes_what_is_started_meanwhile() -> None:
     code = (
         "import subprocess, sys, time\n"
