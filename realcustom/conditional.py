@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import fcntl
 import functools
 import logging
 import os
 import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,17 +169,13 @@ def _link(path: str, data: bytes) -> bool:
 
 
 def _replace(path: str, data: bytes, over: bytes) -> bool:
-    """Of several programs that replace a file, one moves it away, and only that one writes."""
-    aside = f"{path}.{uuid.uuid4().hex}"
+    """Programs that replace a file have its lock one after the other; who then finds another file in its place does nothing."""
     try:
-        os.rename(path, aside)
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)) or file.read() != over:
+                return False
+            storage.write_bytes(path, data)
     except FileNotFoundError:
         return False
-    try:
-        if Path(aside).read_bytes() == over:
-            return _link(path, data)
-        with contextlib.suppress(FileExistsError):  # another program was faster: what it wrote is put back
-            os.link(aside, path)
-        return False
-    finally:
-        os.unlink(aside)
+    return True

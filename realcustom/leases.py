@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ EXPIRY_SECONDS = 20.0
 SETTLE_SECONDS = 1.0  # between writing and reading back, where a store has no conditional write
 POLL_SECONDS = 0.5
 CLOCK_SECONDS = 1.0  # what a store tells of times
+_AT_AN_END = Store(
+    RetrySettings(attempts=3, backoff=0.5)
+)  # what is removed when a program ends, which may be for the store's sake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +91,20 @@ class Claims:
                 logger.info("waiting for %s, which does this now", describe(self.folder, other, self.store))
             said = True
             time.sleep(POLL_SECONDS)
+        with self._released(name):
+            yield
+
+    @contextlib.contextmanager
+    def _released(self, name: str) -> Iterator[None]:
+        """A context at whose end `name` is given back. After an error that is tried few times: the store may be why, and the error
+        is the one to show."""
         try:
             yield
-        finally:
-            self.release(name)
+        except BaseException:
+            with contextlib.suppress(UsageError, OSError):
+                replace(self, store=_AT_AN_END).release(name)
+            raise
+        self.release(name)
 
     def _claim(self, name: str) -> str:
         return storage.join(self.folder, "claims", name)
@@ -122,16 +135,15 @@ def holding(folder: str, store: Store, lost: Callable[[str], object] | None = No
             halted or the store was away for longer than a lease lasts.
     """
     holder = uuid.uuid4().hex
-    uri = _holder(folder, holder)
     missing = _missing(folder)
-    store.write(uri, json.dumps(this_machine.program()).encode())
+    conditional = can_condition(storage.join(folder, f"probe-{holder}"), store)
+    claims = Claims(folder=folder, holder=holder, conditional=conditional, store=store)
+    store.write(_holder(folder, holder), json.dumps(this_machine.program()).encode())
     try:
-        conditional = can_condition(storage.join(folder, f"probe-{holder}"), store)
-        claims = Claims(folder=folder, holder=holder, conditional=conditional, store=store)
         with _renewed(claims, lost):
             yield claims
     finally:
-        _leave(folder, holder, missing)
+        _leave(claims, missing)
 
 
 @contextlib.contextmanager
@@ -153,10 +165,8 @@ def only_writer(folder: str, what: str, store: Store, lost: Callable[[str], obje
                 logger.info("%s is held by %s; looking whether that lives", what, describe(folder, other, store))
             said = True
             time.sleep(POLL_SECONDS)
-        try:
+        with claims._released(WRITER):
             yield
-        finally:
-            claims.release(WRITER)
 
 
 def is_alive(folder: str, holder: str, store: Store) -> bool:
@@ -236,13 +246,16 @@ def _missing(folder: str) -> list[Path]:
     return [each for each in (place, place.parent) if not each.exists()]
 
 
-def _leave(folder: str, holder: str, missing: list[Path]) -> None:
-    """Remove the holder, and the folders that it made where they are empty. Where the store does not let us, the error that
-    ended the program is the one to show."""
-    store, ended_by = Store(RetrySettings(attempts=3, backoff=0.5)), sys.exception()
+def _leave(claims: Claims, missing: list[Path]) -> None:
+    """Remove the holder with what it has taken, and the folders that it made where they are empty. Where the store does not let us,
+    the error that ended the program is the one to show."""
+    ended_by, folder = sys.exception(), claims.folder
     try:
-        remove(_holder(folder, holder), store)
-        _sweep(folder, store)
+        try:
+            _sweep(replace(claims, store=_AT_AN_END))
+        finally:
+            remove(_holder(folder, claims.holder), _AT_AN_END)
+        _remove_empty(folder)
         for each in missing:
             with contextlib.suppress(OSError):  # it is used
                 each.rmdir()
@@ -251,8 +264,9 @@ def _leave(folder: str, holder: str, missing: list[Path]) -> None:
         logger.log(level, "a lease stays in %s until its time is over: %s", folder, error)
 
 
-def _sweep(folder: str, store: Store) -> None:
-    """Remove what programs that were killed have left, and the folders where nothing is in them any more."""
+def _sweep(claims: Claims) -> None:
+    """Remove the claims that are ours, and what programs that were killed have left."""
+    folder, store = claims.folder, claims.store
     try:
         entries = store.list_files(folder)
     except FileNotFoundError:
@@ -260,9 +274,22 @@ def _sweep(folder: str, store: Store) -> None:
     for entry in entries:  # claims come before holders
         kind, _, name = entry.name.partition("/")
         with contextlib.suppress(FileNotFoundError):  # removed by another program just now
-            holder = store.read(entry.uri).decode() if kind == "claims" else name
-            if kind in ("claims", "holders") and not is_alive(folder, holder, store):
+            if kind == "claims" and _is_free(claims, entry.uri):
                 remove(entry.uri, store)
+            elif kind == "holders" and not is_alive(folder, name, store):
+                remove(entry.uri, store)
+
+
+def _is_free(claims: Claims, uri: str) -> bool:
+    """Whether a claim is ours, or is now, as its holder has ended: another program that takes it just now is not to lose it."""
+    holder = claims.store.read(uri)
+    if holder == claims.holder.encode():
+        return True
+    return not is_alive(claims.folder, holder.decode(), claims.store) and claims._put(uri, holder)
+
+
+def _remove_empty(folder: str) -> None:
+    """Remove the folders where nothing is in them any more; an object store has none."""
     if not storage.is_remote(folder):
         with contextlib.suppress(FileNotFoundError):  # removed by another program just now
             storage.remove_partial_files(folder)

@@ -192,6 +192,39 @@ def test_a_probe_that_fails_leaves_no_holder(bucket: str, monkeypatch: pytest.Mo
     conditional._heeds.cache_clear()
 
 
+def test_the_error_that_ends_a_writer_is_the_one_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the store, which may be why, does not let the lease be given back."""
+
+    def gone(uri: str) -> bytes:
+        raise PermissionError(uri)
+
+    with pytest.raises(UsageError, match="the store is away"), only_writer(str(tmp_path / "leases"), "the run", STORE):
+        monkeypatch.setattr(storage, "read_bytes", gone)
+        raise UsageError("the store is away")
+
+
+def test_who_leaves_does_not_remove_what_another_takes_over_meanwhile(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed program's claim, of which one that ends sees that its holder is gone, and another takes it before it is removed."""
+    uri = storage.join(folder, "claims", "a")
+    looked = leases.is_alive
+    with holding(folder, STORE) as stays:
+        with holding(folder, STORE):
+            storage.write_bytes(uri, b"killed")
+
+            def taken_over_meanwhile(place: str, holder: str, store: Store) -> bool:
+                alive = looked(place, holder, store)
+                if holder == "killed" and not stays.has("a"):
+                    monkeypatch.setattr(leases, "is_alive", looked)
+                    assert stays.take("a") is None
+                return alive
+
+            monkeypatch.setattr(leases, "is_alive", taken_over_meanwhile)
+        assert stays.has("a")
+    assert names(folder) == []
+
+
 WRONG_CLOCK = """
 import sys, time
 from realcustom import leases
