@@ -84,7 +84,7 @@ class RowGroups:
         except (StorageRefused, MissingFile, RecordsChanged):
             raise
         except UsageError:  # damaged, or written over since its footer was read
-            del self._files[file]
+            self._files.pop(file, None)  # it is not there where its footer could not be read
             self._open(file)
             raise
         self.held += read.nbytes

@@ -172,6 +172,16 @@ def test_a_file_that_is_written_over_under_a_run_is_named(tmp_path: Path, opened
         store.get(Kind.LATENTS, 75)
 
 
+def test_a_file_whose_footer_is_damaged_is_named(tmp_path: Path) -> None:
+    """A kept index is opened without a look at the files."""
+    for file in range(2):
+        pq.write_table(records(file), tmp_path / f"{file}.parquet", row_group_size=GROUP)
+    store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 10**6)
+    (tmp_path / "1.parquet").write_bytes(b"no longer a table")
+    with pytest.raises(UsageError, match=r"1\.parquet is not a readable Parquet file"):
+        store.get(Kind.LATENTS, 40)
+
+
 WIDE = {Kind.LATENTS: (4, 2, 2), Kind.TEXT: (3, 8), Kind.IMAGE: (2, 1024)}  # image features of the least bytes, 4096
 
 
