@@ -116,7 +116,7 @@ def _verb(name: str, stages: Sequence[Stage]) -> Callable[..., None]:
     if stages is CHAIN:
         used += [f"preprocess.{VIEWS.name}"]
     if ENCODE in stages:
-        used += ["base", "method.image_encoder"]
+        used += ["base", "method.image_encoder", "method.base.sdxl_pooled"]
     groups = {stage.name: OPTIONS[stage.name] for stage in stages if stage.name in OPTIONS}
 
     def run(input: str, output: str, how: RunOptions, given: SettingsOptions, **options: Any) -> None:

@@ -70,7 +70,7 @@ def read_rows(
 
 
 def cut_rows(uri: str, store: Store, size: int, names: Sequence[str] = ()) -> list[tuple[int, tuple[int, int]]]:
-    """Cut the rows into pieces of `size`: yields each piece's number of rows and its bytes in the file.
+    """The rows in pieces of `size`: each piece's number of rows, and its bytes in the file (the first and the one after the last).
 
     Raises UsageError as `read_rows`.
     """

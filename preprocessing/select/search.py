@@ -3,7 +3,7 @@
     global/signatures, pairs                steps of the search (partitions.py), each a directory of units
     global/shuffle, links, groups, gather   more of them for a large corpus
     global/duplicates                       for each block the pictures that are dropped, and which ones are kept
-    instead global/clusters.json                    how many sets of copies of each size there are
+    global/clusters.json                    how many sets of copies of each size there are
 
 Every step's units are planned against what is there, as a stage's are: a kill loses only the units being processed, and
 unchanged units are not done again. The survivors are chosen in the driver; its memory grows with the number of copies.
