@@ -22,7 +22,8 @@ from realcustom.inference.room import lacking
 from realcustom.inference.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
-_MISTAKE = re.compile(r"realcustom\.errors\.\w+: (.+)|UsageError: (.+)")
+# in a trace of Serve's; these modules define no exceptions but mistakes
+_MISTAKE = re.compile(r"realcustom\.(?:errors|store|config)\.\w+: (.+)|UsageError: (.+)")
 _LOOK_SECONDS = 5.0  # between two looks at what the cluster lacks, which ask it for all actors
 _SAY_LOADING_SECONDS = 20.0
 _SAY_LACKING_SECONDS = 60.0
@@ -109,7 +110,7 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
         status = serve.status().applications[APP_NAME]
         _check_failures(status)
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=10.0).json()
+            answer = httpx.get(f"{url}/readyz", timeout=10.0, trust_env=False).json()  # of this machine: by no proxy
         except (httpx.TransportError, ValueError):  # ValueError: no JSON, because the proxy has no routes yet
             answer = None
         if isinstance(answer, dict) and answer.get("instance") == instance and answer["status"] == State.READY.value:
