@@ -159,9 +159,8 @@ def _of_recipe(row: Row) -> bool:
     return len(row["order"]) == 2 and row["order"][0] == "timestep"
 
 
-TABLES: Mapping[
-    str, tuple[str, str, Callable[[Mapping[str, Any]], str]]
-] = {  # file, table whose command is named, maker
+Maker = Callable[[Mapping[str, Any]], str]
+TABLES: Mapping[str, tuple[str, str, Maker]] = {  # file, table whose command is named, maker
     "worth": ("metric_validity", "correlations", worth),
     "rungs": ("metric_validity", "rungs", rungs),
     "methods": ("metric_validity", "methods", methods),

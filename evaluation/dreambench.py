@@ -6,8 +6,6 @@ no unique token, so it is left out, and `{}` stands for the class noun alone.
 
 from __future__ import annotations
 
-IMAGES_PER_PROMPT = 4
-
 LIVE_CLASSES = {
     "cat": "cat",
     "cat2": "cat",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +19,6 @@ from realcustom.identity import split_revision
 from realcustom.loading import load_refusals
 
 BATCH = 16  # pictures or texts of one forward
-
-
-class Embedding(Protocol):
-    """A model that embeds."""
-
-    preprocessing: str  # how a picture is scaled and cut, in words
-
-    def pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """RGB pictures of any size -> (n, D) float64, each of length 1."""
-        ...
 
 
 class Clip:

@@ -134,9 +134,8 @@ def _prepare_environment(embedded: bool) -> None:
 def _init_local(num_cpus: int) -> str:
     import ray
 
-    os.environ.setdefault(
-        "RAY_API_SERVER_ADDRESS", NO_DASHBOARD
-    )  # else Ray Train asks that of any cluster that it finds
+    # else Ray Train asks that of any cluster that it finds
+    os.environ.setdefault("RAY_API_SERVER_ADDRESS", NO_DASHBOARD)
     with _without_harmless():
         context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR)
     return str(context.address_info["address"])

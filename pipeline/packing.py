@@ -21,16 +21,8 @@ MB = 10**6
 LARGE_MB = 50  # from here on the size and the largest files are said
 LIMIT = 100 * 2**20  # bytes of a zip; the dashboard of a cluster's head takes less, and what is larger goes to a store
 LARGEST = 10
-_COMPRESSED = (
-    ".safetensors",
-    ".png",
-    ".jpg",
-    ".webp",
-    ".parquet",
-    ".zip",
-    ".gz",
-    ".whl",
-)  # hardly smaller when compressed again
+# Hardly smaller when compressed again.
+_COMPRESSED = (".safetensors", ".png", ".jpg", ".webp", ".parquet", ".zip", ".gz", ".whl")
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal files are equal bytes
 
 

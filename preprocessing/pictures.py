@@ -26,12 +26,8 @@ UNDECODED_EXTENSIONS = (
     *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"),  # cameras' raw formats
 )
 
-_MAGIC = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-)  # first bytes of what is decoded, besides WEBP and BMP
+# First bytes of what is decoded, besides WEBP and BMP.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 # First bytes of formats that are not decoded; those of ISO media files stand from byte 4 on.
 _UNDECODED_MAGIC = (b"II*\0", b"MM\0*", b"8BPS", b"\0\0\x01\0", b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ")
 _ISO_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
@@ -47,7 +43,6 @@ def decode(data: bytes, max_pixels: int | None = None, draft_side: int | None = 
     """Decode fully, turn upright (EXIF), and bring to sRGB: grey, palette, CMYK and 16 bit converted, alpha on white.
 
     An ICC profile is applied; a broken one is not.
-
 
     Args:
         data: encoded bytes in one of `FORMATS`; of an animation the first frame is taken.
@@ -74,9 +69,8 @@ class Examined:
 
     picture: Image.Image
     size: tuple[int, int]  # full width and height, upright
-    notes: tuple[
-        str, ...
-    ]  # broken_profile: its colour profile is none, and was not applied; damaged_scan: see scans.py
+    # broken_profile: its colour profile is none, and was not applied; damaged_scan: see scans.py
+    notes: tuple[str, ...]
 
 
 def examine(data: bytes, max_pixels: int | None = None, draft_side: int | None = None) -> Examined:

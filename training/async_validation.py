@@ -43,9 +43,8 @@ class Validations:
             diverged: is told of a loss that is not finite.
         """
         self._job, self._diverged = job, diverged
-        self._task = ray.remote(max_calls=1)(_validate).options(
-            **options
-        )  # its process ends with it and frees a GPU's memory
+        # max_calls: its process ends with it and frees a GPU's memory
+        self._task = ray.remote(max_calls=1)(_validate).options(**options)
         self._store = Store(job.settings.retries)
         self._ended, self._given_up = threading.Event(), threading.Event()
 

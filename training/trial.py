@@ -88,9 +88,8 @@ def memory_by_part(worker: Worker, batch: Batch) -> dict[str, float]:
     trainer.step(batch)  # makes the moments
     average = _bytes(trainer.ema.values())
     workers = settings.num_workers if settings.shard else 1
-    gathered = (
-        trained if workers > 1 else 0
-    )  # FSDP2 has all weights and all gradients, beside its part of them, in a step
+    # in a step FSDP2 has all weights and all gradients, beside its part of them
+    gathered = trained if workers > 1 else 0
     return {
         "frozen weights": _bytes(worker.model.parameters()) - trained,
         "trained weights": trained / workers + gathered,

@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_dreambench_is_counted(whole: Path) -> None:
-    suite = suites.read_dreambench(str(whole), STORE, images_per_prompt=dreambench.IMAGES_PER_PROMPT, seed=0)
+    suite = suites.read_dreambench(str(whole), STORE, images_per_prompt=4, seed=0)
     assert len(suite.cases) == 30 * 25 * 4
     assert "30 of 30 subjects (9 live, 21 objects) with 60 pictures x 25 prompts x 4 images = 3000" in suite.counts
     assert len(set(dreambench.OBJECT_PROMPTS)) == len(set(dreambench.LIVE_PROMPTS)) == 25
