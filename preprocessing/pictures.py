@@ -81,12 +81,15 @@ def examine(data: bytes, max_pixels: int | None = None, draft_side: int | None =
         width, height = image.size
         if draft_side is not None:
             image.draft("RGB", (draft_side, draft_side))
-        is_complete = load_scans(image, data)
+        scans = load_scans(image, data)
         image.load()  # unless that did
-        if is_complete is False or lacks_scans(data):
+        if lacks_scans(data):
             raise DataError(DataFault.TRUNCATED_IMAGE, "the file ends before its last scans")
+        if scans is not None and scans.is_short:
+            raise DataError(DataFault.TRUNCATED_IMAGE, "a scan ends before its last pixel")
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        found = {"broken_profile": lost_profile or has_broken_profile(image), "damaged_scan": stream.is_damaged}
+        is_damaged = stream.is_damaged or (scans is not None and scans.is_long)
+        found = {"broken_profile": lost_profile or has_broken_profile(image), "damaged_scan": is_damaged}
         return Examined(
             picture=_upright_rgb(image),
             size=(height, width) if turned else (width, height),

@@ -3,16 +3,18 @@
 libjpeg fills a scan that ends early with flat grey and reports success, as long as an end marker stands behind it. With
 the marker taken away it must ask for more data where some are lacking, and Pillow then finds that the file is truncated.
 
-A picture of several scans is decoded after its last marker, so there it is asked otherwise: bytes of ones are given to the
-decoder two at a time before that marker. Between scans it takes all of them, as what it has to skip. Within a scan they are
-part of a code that is none, and it keeps them until it has the 17 bits after which it gives up. Flipped bits in such a picture are
-found only where they make a scan longer: what is left of a shorter one is skipped, which Pillow does not say.
+A picture of several scans is decoded after its last marker, so there each scan is asked otherwise. Its last bytes are given to the
+decoder one at a time: within a scan it keeps some until it has the 8 bytes that it looks ahead, and between scans it takes each at
+once, as what it has to skip. Then bytes of ones are given before the marker. Between scans it takes all of them too. Within a scan
+they are part of a code that is none, and it keeps them until it has the 17 bits after which it gives up. Flipped bits that leave a
+scan as long as it was are not found.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass
 
 from PIL import Image, ImageFile
 
@@ -20,10 +22,12 @@ from PIL import Image, ImageFile
 # that lacks less than them is taken for complete.
 _AHEAD = b"\0" * 16
 _ONES = b"\xff\0"  # eight bits of a scan, and nothing between scans
-_GIVEN = 16  # pairs of bytes that are given at the end of a last scan
+_GIVEN = 16  # pairs of bytes that are given at the end of a scan
 _TAKEN = 4  # the last ones of them that must be taken
 _TAIL = 32  # bytes before the end that a sound picture cannot be decoded without
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a segment: no stuffed byte, no restart
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_WHOLE = re.compile(rb"\xff+[^\xff]?|[^\xff]", re.DOTALL)  # a byte with what belongs to it: what is skipped is taken at once
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2  # Huffman-coded; frames of other kinds are rare and not looked at
 _SOS, _EOI = 0xDA, 0xD9
 _AFTER_SCAN = (0xC4, *range(0xD9, 0xDE), *range(0xE0, 0xF0), 0xFE)  # markers that may follow a scan
@@ -55,31 +59,55 @@ class Stream(io.BytesIO):
         return self._is_odd or (self._tail is not None and not self._asked)
 
 
-def load_scans(image: ImageFile.ImageFile, data: bytes) -> bool | None:
-    """Decode a JPEG of several scans, opened from `data`; whether its last one is complete.
+@dataclass(frozen=True, kw_only=True)
+class Scans:
+    """How the scans of a picture end."""
 
-    None: it is another picture, or broken, and is not decoded. A scan that lacks less than some 20 bytes is taken for complete.
+    is_short: bool  # one lacks data: pixels are missing
+    is_long: bool  # one has data left over, as after flipped bits: pixels may be wrong
+
+
+def load_scans(image: ImageFile.ImageFile, data: bytes) -> Scans | None:
+    """Decode a JPEG of several scans, opened from `data`, and say where its scans end.
+
+    None: it is another picture, or broken, and is not decoded. A scan that lacks less than some 20 bytes is taken for
+    complete, one with less than some 40 too many for one that ends where it should.
     """
-    end = _end_of_last_scan(data)
-    if end is None or len(image.tile) != 1 or image.tile[0].offset:
+    scans = _several_scans(data)
+    if not scans or len(image.tile) != 1 or image.tile[0].offset:
         return None
     name, extents, _, arguments = image.tile[0]
     image.load_prepare()
     decoder = Image._getdecoder(image.mode, name, arguments, image.decoderconfig)
     decoder.setimage(image.im, extents)
-    left, kept = b"", []
-    for piece in (data[:end], *[_ONES] * _GIVEN, data[end:]):
-        left += piece
-        taken, error = decoder.decode(left)
-        if taken < 0:
-            break
-        left = left[taken:]
-        kept.append(len(left))
+    left, taken, error = b"", 0, 0
+
+    def kept(piece: bytes) -> int:
+        nonlocal left, taken, error
+        if taken >= 0:
+            left += piece
+            taken, error = decoder.decode(left)
+            left = left[max(taken, 0) :]
+        return len(left)
+
+    position, is_short, is_long = 0, False, False
+    for begin, end in scans:
+        tail = max(begin, end - _TAIL)
+        kept(data[position:tail])
+        last = [kept(piece) for piece in _WHOLE.findall(data, tail, end)]
+        is_long |= bool(last) and not any(last)
+        restart = b"\xff" + bytes([0xD0 + len(_RESTART.findall(data, begin, end)) % 8])
+        for start in (b"", restart):  # a scan that waits for its next restart marker skips what is before it
+            kept(start)
+            is_short |= any([kept(_ONES) for _ in range(_GIVEN)][-_TAKEN:])
+        position = end
+    ended = taken < 0
+    kept(data[position:])
     decoder.cleanup()
-    if taken >= 0 or error < 0 or len(kept) <= _GIVEN:  # it does not end, or not with its last marker
+    if taken >= 0 or error < 0 or ended:  # it does not end, or not with its last marker
         return None
     image.tile = []
-    return not any(kept[-_TAKEN:])
+    return Scans(is_short=is_short, is_long=is_long)
 
 
 def lacks_scans(data: bytes) -> bool:
@@ -116,14 +144,15 @@ def _end_of_only_scan(data: bytes) -> tuple[int | None, bool]:
     return None, False
 
 
-def _end_of_last_scan(data: bytes) -> int | None:
-    """Where the marker after the last of several scans stands; None for other pictures."""
+def _several_scans(data: bytes) -> list[tuple[int, int]]:
+    """Where the coded data of each of several scans begin and end; empty for other pictures."""
     segments = _segments(data)
-    scans = [start + length for marker, start, length in segments if marker == _SOS]
-    if len(scans) < 2 or not any(marker in (*_SEQUENTIAL, _PROGRESSIVE) for marker, _, _ in segments):
-        return None
-    found = _MARKER.search(data, scans[-1])
-    return found.start() if found is not None and data[found.start() + 1] in _AFTER_SCAN else None
+    begins = [start + length for marker, start, length in segments if marker == _SOS]
+    if len(begins) < 2 or not any(marker in (*_SEQUENTIAL, _PROGRESSIVE) for marker, _, _ in segments):
+        return []
+    found = [_MARKER.search(data, begin) for begin in begins]
+    ends = [match.start() for match in found if match is not None and data[match.start() + 1] in _AFTER_SCAN]
+    return list(zip(begins, ends, strict=True)) if len(ends) == len(begins) else []
 
 
 def _segments(data: bytes) -> list[tuple[int, int, int]]:

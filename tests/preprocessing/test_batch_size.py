@@ -168,6 +168,8 @@ def test_all_workers_use_the_size_that_one_found_and_bytes_do_not_depend_on_them
     found = run_stage(SCORE, source, str(tmp_path / "out"), settings)
     seen = [set(path.read_text().split()) for path in (tmp_path / "seen").iterdir()]
     assert seen and all(sizes == {"3"} for sizes in seen)  # a second worker may have come too late for a unit
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / Path(source).name).symlink_to(source)  # the page links to the stage before, if it is beside
     alone = score(source, tmp_path / "alone", models, 3)
     assert Path(alone.directory).name == Path(found.directory).name
     assert snapshot(alone.directory) == snapshot(found.directory)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +135,32 @@ def test_flipped_bits_are_found_or_counted() -> None:
         except DataError:
             found += 1
     assert found >= 14, found  # of 24; a flip that keeps the number of bits is not seen
+
+
+def scans_of(data: bytes) -> list[tuple[int, int]]:
+    """Where the coded data of each scan begin and end."""
+    found = []
+    for start in (match.start() for match in re.finditer(rb"\xff\xda", data)):
+        begin = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        end = re.compile(rb"\xff[^\x00\xd0-\xd7]").search(data, begin)
+        assert end is not None
+        found.append((begin, end.start()))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 50}, {"subsampling": 0}])
+def test_each_scan_of_a_progressive_picture_is_looked_at(options: dict[str, Any]) -> None:
+    data = encoded(decode(PHOTOS[0].read_bytes()), "JPEG", progressive=True, **options)
+    large = [(begin, end) for begin, end in scans_of(data) if end - begin > 300]
+    assert len(large) >= 5
+    for side in (None, BASE_SIDE):
+        assert examine(data, draft_side=side).notes == ()
+        for begin, end in large:
+            middle = (begin + end) // 2
+            with pytest.raises(DataError, match="a scan ends before its last pixel"):
+                examine(data[:middle] + data[end:], draft_side=side)
+            doubled = data[:end] + data[end - 100 : end] + data[end:]
+            assert examine(doubled, draft_side=side).notes == ("damaged_scan",)
 
 
 def test_a_png_with_long_texts_is_a_good_picture() -> None:
