@@ -1,4 +1,6 @@
-"""The batches of the next steps, made in a thread while the model trains. Their order, and so the run, is the same."""
+"""The batches of the next steps, made in a thread and copied to the device while the model trains. Their order, and so the run,
+is the same.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
+
+import torch
 
 from realcustom.training.batch import Batch
 
@@ -54,6 +58,12 @@ class ReadAhead:
             self._changed.notify_all()
         return taken
 
+    @property
+    def ready(self) -> bool:
+        """Whether `take` has a batch to return at once."""
+        with self._changed:
+            return bool(self._ready) and not isinstance(self._ready[0], BaseException)
+
     def _run(self) -> None:
         for step in self._steps:
             try:
@@ -72,3 +82,31 @@ class ReadAhead:
 
     def _has_room(self) -> bool:
         return self._closed or not self._ready or (self._bytes < self._limit and len(self._ready) < MOST)
+
+
+class DeviceCopies:
+    """Batches on their device. The next one is copied on a stream of its own, beside the step that the device computes."""
+
+    def __init__(self, batches: ReadAhead, device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: Batch | None = None
+
+    def take(self) -> Batch:
+        """The next step's batch, which the current stream may use. Raises the error that ended its making."""
+        batch, self._next = self._next or self._copy(self._batches.take()), None
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for tensor in batch.tensors().values():
+                tensor.record_stream(current)  # its memory is used again only after what this stream does with it
+        return batch
+
+    def copy_next(self) -> None:
+        """Begin to copy the batch after the one that was taken, if it is made: nothing waits here."""
+        if self._next is None and self._batches.ready:
+            self._next = self._copy(self._batches.take())
+
+    def _copy(self, batch: Batch) -> Batch:
+        with torch.cuda.stream(self._stream):  # None: nothing is changed
+            return batch.to(self._device)

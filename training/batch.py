@@ -27,6 +27,7 @@ class Batch:
     time_ids: torch.Tensor | None = None  # (B, 6), SDXL alone
     error_weights: torch.Tensor | None = None  # (B, 1, h, w), of the parts of a row's error; None: all alike
     numbers: tuple[int, ...] = ()  # of the records
+    counted: tuple[int, ...] = ()  # of those with a weight
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by the names of the fields."""
@@ -56,7 +57,7 @@ class Batch:
         return self._with(moved | features)
 
     def _with(self, tensors: dict[str, torch.Tensor]) -> Batch:
-        return Batch(**tensors, total_weight=self.total_weight, numbers=self.numbers)
+        return Batch(**tensors, total_weight=self.total_weight, numbers=self.numbers, counted=self.counted)
 
     def chunks(self, count: int) -> Iterable[Batch]:
         """At most `count` batches of consecutive rows that make up this one."""

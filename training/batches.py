@@ -149,6 +149,7 @@ class BatchMaker:
         pooled, good_pooled = self._each(Kind.POOLED, rows, self._pooled) if self._is_sdxl else ([], 1)
         shift, total = self.settings.timestep_shift, self.num_train_timesteps
         steps = [int(total * shift * row.time / (1 + (shift - 1) * row.time)) for row in rows]
+        weights = weights * good_text * good_image * good_pooled
         weighted = training and self.settings.subject_loss_weight != 1
         return Batch(
             latents=_stack(latents),
@@ -156,12 +157,13 @@ class BatchMaker:
             timesteps=torch.tensor(steps),
             encoder_hidden_states=_stack(text),
             image_embeds=_stack(image),
-            weights=torch.from_numpy(weights * good_text * good_image * good_pooled),
+            weights=torch.from_numpy(weights),
             total_weight=total_weight,
             pooled_text=_stack(pooled) if self._is_sdxl else None,
             time_ids=torch.tensor([self._time_ids(row.number) for row in rows]) if self._is_sdxl else None,
             error_weights=torch.stack([self._error_weights(row.number) for row in rows]) if weighted else None,
             numbers=tuple(row.number for row in rows),
+            counted=tuple(row.number for row, weight in zip(rows, weights, strict=True) if weight),
         )
 
     def _each(

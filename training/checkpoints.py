@@ -129,7 +129,9 @@ def load_checkpoint(uri: str, store: Store) -> Checkpoint:
         note = json.loads(header["__metadata__"]["training"])
         tensors = load(data)
     except (KeyError, ValueError, SafetensorError) as error:
-        raise UsageError(f"{uri} is not a training checkpoint") from error
+        raise UsageError(
+            f"{uri} is not a training checkpoint, or not a whole one: remove it, and the run goes on from the one before"
+        ) from error
     version = note.get("version", 1)
     if version > VERSION:
         raise UsageError(

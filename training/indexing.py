@@ -191,7 +191,7 @@ def _check(schema: pa.Schema, uri: str) -> None:
     try:
         check_schema(schema)
     except UsageError as error:
-        raise UsageError(f"{uri}: {error}") from error
+        raise UsageError(f"{uri}: {error}; give the directory that the encode stage printed") from error
 
 
 def _buckets(buckets: Buckets, table: pa.Table, uri: str) -> np.ndarray:
@@ -282,4 +282,6 @@ def _same_caches(schema: pa.Schema, found: pa.Schema, uri: str) -> None:
                 key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)
             ).decode()
             what = "come from another model" if differ == "model" else f"were made with another {differ}"
-            raise UsageError(f"{uri}: its cached {name} {what} than those of the first file")
+            raise UsageError(
+                f"{uri}: its cached {name} {what} than those of the first file; run the encode stage over all of them again"
+            )

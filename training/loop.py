@@ -136,7 +136,6 @@ class Trainer:
         """
         settings = self.settings
         quantity = training_influence_quantity(self.influence_quantities, settings.seed, self.step_count)
-        self.optimizer.zero_grad(set_to_none=True)
         chunks = self.chunks(batch)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for number, chunk in enumerate(chunks):
@@ -153,6 +152,7 @@ class Trainer:
         finite = torch.isfinite(loss) & torch.isfinite(norm)  # from reduced values: the same on all workers
         rate = learning_rate(settings, self.step_count)
         self._update(rate, norm, finite)
+        self.optimizer.zero_grad(set_to_none=True)  # now: validations and sheets need the memory
         told = [loss, *asked, norm, *norms]
         rate *= rate_factor(self.optimizer)
         self._unread.append((torch.stack([value.double().to(loss.device) for value in told]), rate))

@@ -67,7 +67,14 @@ def make_model(
     for name, parameter in model.trained_parameters().items():
         parameter.requires_grad_(not name.startswith(idle))
     if job.initial_adapter is not None:
-        model.load_adapter_state_dict(load_adapter(job.initial_adapter, store).tensors)
+        adapter = load_adapter(job.initial_adapter, store)
+        try:
+            model.load_adapter_state_dict(adapter.tensors)
+        except UsageError as error:
+            raise UsageError(
+                f"{job.initial_adapter}: {error}; give the base {adapter.base} and the image encoder {adapter.image_encoder} that "
+                "it was trained with, or begin without --initial-adapter"
+            ) from error
     if job.settings.base_dtype is Precision.BF16:
         trained = set(model.trained_parameters().values())
         for parameter in set(model.parameters()) - trained:

@@ -73,7 +73,10 @@ class RowGroups:
     def _image(self, number: int, place: int, size: int) -> bytes | None:
         """The `size` bytes behind a length in a record's file; None where it is not that length."""
         file, _ = self._index.file_of(self._index.group_of(number)[0])
-        data = self._store.open(self._index.files[file], chunk=0).read(place, LENGTH + size)
+        try:
+            data = self._store.open(self._index.files[file], chunk=0).read(place, LENGTH + size)
+        except MissingFile:  # said where the row group is read instead
+            return None
         good = len(data) == LENGTH + size and data[:LENGTH] == size.to_bytes(LENGTH, "little")
         return data[LENGTH:] if good else None
 
@@ -81,10 +84,10 @@ class RowGroups:
         file, within = self._index.file_of(group)
         try:
             read = self._open(file).read_group(within, [column])[column]
-        except (StorageRefused, MissingFile, RecordsChanged):
+        except (StorageRefused, RecordsChanged):
             raise
-        except UsageError:  # damaged, or written over since its footer was read
-            self._files.pop(file, None)  # it is not there where its footer could not be read
+        except UsageError:  # damaged, or removed or written over since its footer was read: to open it again tells
+            self._files.pop(file, None)
             self._open(file)
             raise
         self.held += read.nbytes
@@ -107,10 +110,11 @@ class RowGroups:
         index, uri = self._index, self._index.files[file]
         first, end = (int(np.searchsorted(index.group_file, file, side=side)) for side in ("left", "right"))
         rows, sizes = np.diff(index.group_row[first : end + 1]).tolist(), index.group_bytes[first:end].tolist()
-        opened = ParquetFile(uri, self._store)
+        way_out = "put the records back as they were, or begin another run with another --output"
+        try:
+            opened = ParquetFile(uri, self._store)
+        except MissingFile as error:
+            raise RecordsChanged(f"{uri} was removed after this run began; {way_out}") from error
         if opened.groups != list(zip(rows, sizes, strict=True)):
-            raise RecordsChanged(
-                f"{uri} was written over after this run began: it has other row groups; put the records back as they were, "
-                "or begin another run with another --output"
-            )
+            raise RecordsChanged(f"{uri} was written over after this run began: it has other row groups; {way_out}")
         return opened

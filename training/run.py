@@ -47,6 +47,8 @@ from realcustom.training.stopping import stop_at_signals
 
 logger = logging.getLogger(__name__)
 
+# of the settings of tokens and image encoder, those that weights are not made for; the model is compared by its identity
+_APART_FROM_WEIGHTS = ("gamma_num_train", "influence_quantity", "text_mask_mode", "mask_latent", "model")
 _WAY_OUT = {  # of a difference that has one of its own
     "train.steps": "its learning rate ends with its last step: only a run with train.schedule=constant, or wsd, is trained "
     "further"
@@ -153,9 +155,11 @@ def make_job(
     encoder_identity = model_identity(image_encoder)
     adapter_hash = None
     if initial_adapter is not None:
-        theirs = read_header(initial_adapter, store).image_encoder
-        if theirs != encoder_identity:
-            logger.warning("the initial adapter was trained with image encoder %s, this run has another", theirs)
+        header = read_header(initial_adapter, store)
+        _check_same_method(initial_adapter, header.settings, method)
+        if header.image_encoder != encoder_identity:
+            said = "the initial adapter was trained with image encoder %s, this run has another"
+            logger.warning(said, header.image_encoder)
         adapter_hash = adapter_sha256(initial_adapter, store)
     method = replace(method, image_encoder=replace(method.image_encoder, model=encoder_identity))  # a folder may move
     resolved = {
@@ -194,6 +198,19 @@ def _absolute(path: str) -> str:
 def _absolute_run(parent: str) -> str:
     run, step = split_parent(parent)
     return _absolute(run) if step is None else f"{_absolute(run)}@{step}"
+
+
+def _check_same_method(adapter: str, theirs: MethodSettings, ours: MethodSettings) -> None:
+    """Raise UsageError where an adapter's weights are of other computations than this run's."""
+    before, now = dict(_leaves(to_dict(theirs))), dict(_leaves(to_dict(ours)))
+    for name in sorted(now):
+        section, _, setting = name.partition(".")
+        decides = section in ("tokens", "image_encoder") and setting not in _APART_FROM_WEIGHTS
+        if decides and before[name] != now[name]:
+            raise UsageError(
+                f"{adapter} was trained with method.{name} {before[name]!r}, this run has {now[name]!r}; set it as there, or "
+                "begin without --initial-adapter"
+            )
 
 
 def _check_rate_not_fallen(output: str, settings: TrainSettings, store: Store) -> None:

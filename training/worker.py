@@ -9,9 +9,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 
 from realcustom.base import Base
@@ -21,7 +20,7 @@ from realcustom.errors import UsageError
 from realcustom.machine import is_out_of_memory
 from realcustom.store import Store
 from realcustom.training.account import Dropped, account
-from realcustom.training.ahead import ReadAhead
+from realcustom.training.ahead import DeviceCopies, ReadAhead
 from realcustom.training.background import Background
 from realcustom.training.batch import Batch
 from realcustom.training.batches import BatchMaker
@@ -201,9 +200,9 @@ class Worker:
             self.outputs.background = self.background
             metrics = self._metrics() if first else None
             with contextlib.nullcontext() if metrics is None else contextlib.closing(metrics):
-                self._train(metrics, batches, watch)
+                self._train(metrics, DeviceCopies(batches, self.world.device), watch)
 
-    def _train(self, metrics: Metrics | None, batches: ReadAhead, watch: StepWatch) -> None:
+    def _train(self, metrics: Metrics | None, batches: DeviceCopies, watch: StepWatch) -> None:
         """The validation before the first step, the steps, and what comes after the last."""
         trainer, steps = self.trainer, self.settings.steps
         if not self.progress:
@@ -214,15 +213,15 @@ class Worker:
             self._say(f"continuing after step {trainer.step_count}")
             if self.progress.get("owes"):
                 self._look_and_keep(metrics)
-        unread: list[tuple[np.ndarray, float]] = []  # records of a step that count here, and on all workers
+        unread: list[tuple[Sequence[int], float]] = []  # records of a step that count here, and on all workers
         while trainer.step_count < steps:
-            with watch.step():
+            with watch.step(), naming_what_takes_less_memory():
                 with self.clock.part("data"):
                     batch = batches.take()
                 with self.clock.part("step"):
                     self.flops.add(batch)
-                    results = self._step(batch)
-                    unread.append((_counted(batch), batch.total_weight))
+                    results = self._step(batch, batches)
+                    unread.append((batch.counted, batch.total_weight))
             if results:
                 self._tell(metrics, unread, results)
                 unread = []
@@ -233,23 +232,16 @@ class Worker:
             account_of = account(len(self.features.index), self.held_out, self.dropped.read())
             self.outputs.finish(metrics, tensors, account_of)
 
-    def _step(self, batch: Batch) -> list[StepResult]:
+    def _step(self, batch: Batch, batches: DeviceCopies) -> list[StepResult]:
         """Take a step; the results since the last reading, where this step is one at which they are read."""
         if logger.isEnabledFor(logging.DEBUG):  # before it: what a killed worker did is known
-            logger.debug("step %d: %s", self.trainer.step_count + 1, self._uids(_counted(batch)))
-        try:
-            save = self.world.rank == 0 and self.outputs.is_old()
-            self.trainer.launch(batch.to(self.world.device), self.stop.is_set(), save)
-            return self.trainer.read() if self._reads(self.trainer.step_count) else []
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UsageError(
-                f"{TOO_LITTLE}: set train.micro_batch=auto, train.gradient_checkpointing=true, or "
-                "train.precision=bf16 with train.base_dtype=bf16 (--dry-run counts what each takes)"
-            ) from error
+            logger.debug("step %d: %s", self.trainer.step_count + 1, self._uids(batch.counted))
+        save = self.world.rank == 0 and self.outputs.is_old()
+        self.trainer.launch(batch, self.stop.is_set(), save)
+        batches.copy_next()
+        return self.trainer.read() if self._reads(self.trainer.step_count) else []
 
-    def _uids(self, numbers: np.ndarray) -> str:
+    def _uids(self, numbers: Sequence[int]) -> str:
         return ", ".join(map(self.features.index.uid, numbers))
 
     def _reads(self, step: int) -> bool:
@@ -259,7 +251,7 @@ class Worker:
         return not self.trainer.guarded or step == settings.steps or any(is_due(step, count) for count in every)
 
     def _tell(
-        self, metrics: Metrics | None, steps: Sequence[tuple[np.ndarray, float]], results: Sequence[StepResult]
+        self, metrics: Metrics | None, steps: Sequence[tuple[Sequence[int], float]], results: Sequence[StepResult]
     ) -> None:
         first = self.trainer.step_count - len(results) + 1
         for number, ((records, weight), result) in enumerate(zip(steps, results, strict=True)):
@@ -377,6 +369,15 @@ class Worker:
         return losses
 
 
-def _counted(batch: Batch) -> np.ndarray:
-    """Numbers of the records in a batch that count."""
-    return np.array(batch.numbers)[batch.weights.numpy() > 0]
+@contextlib.contextmanager
+def naming_what_takes_less_memory() -> Iterator[None]:
+    """A context in which too little memory of the device becomes a UsageError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"{TOO_LITTLE}: set train.micro_batch=auto, train.gradient_checkpointing=true, or "
+            "train.precision=bf16 with train.base_dtype=bf16 (--dry-run counts what each takes)"
+        ) from error

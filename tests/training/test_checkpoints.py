@@ -80,6 +80,11 @@ def test_a_checkpoint_of_a_later_version_or_without_a_part_is_said(tmp_path: Pat
         UsageError, match=rf"{path} is a training checkpoint of version 9, this realcustom reads up to 1: go"
     ):
         written({"version": 9, "counters": {}})
+    (tmp_path / file_name(2)).write_bytes(Path(path).read_bytes()[:-2])
+    with pytest.raises(
+        UsageError, match=r"\S+2\.safetensors is not a training checkpoint, or not a whole one: remove it, and"
+    ):
+        load_checkpoint(str(tmp_path / file_name(2)), Store())
     del note["progress"], note["losses"]
     with pytest.raises(UsageError, match=rf"{path} is a training checkpoint without its progress, losses: remove it"):
         written(note)

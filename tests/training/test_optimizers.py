@@ -6,12 +6,13 @@ import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from realcustom.errors import UsageError
-from realcustom.training.loop import TrainingDiverged, World
+from realcustom.training.loop import Trainer, TrainingDiverged, World
 from realcustom.training.optimizers import check_optimizer
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
@@ -48,6 +49,33 @@ def test_a_step_is_skipped_on_the_device_as_on_the_host(world: SimpleNamespace, 
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_gradients_take_no_memory_between_steps(
+    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes: as many as the trained weights while the optimizer reads them, none for what comes after the step."""
+    worker = make_worker(world, tmp_path, SETTINGS, World())
+    trainer, held = worker.trainer, list[int]()
+    update = Trainer._update
+
+    def count() -> None:
+        gradients = [value.grad for value in trainer.parameters.values()]
+        held.append(sum(gradient.nbytes for gradient in gradients if gradient is not None))
+
+    def counted(self: Trainer, *arguments: Any) -> None:
+        count()
+        update(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_update", counted)
+    batch = worker.batches.training(worker.order.share(0, 0, 1))
+    bad = replace(batch, latents=torch.full_like(batch.latents, torch.nan))
+    for one in (batch, bad, batch):
+        result = trainer.step(one)
+        assert result.skipped is (one is bad) and result.grad_norms.keys() == {"projections", "scoring"}
+        count()
+    whole = sum(value.nbytes for value in trainer.parameters.values())
+    assert held == [whole, 0] * 3
 
 
 def test_steps_that_are_not_finite_end_the_run_when_they_are_read(world: SimpleNamespace, tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ from realcustom.record import SCHEMA
 from realcustom.settings import MethodSettings
 from realcustom.store import Store
 from realcustom.training import data, reading
-from realcustom.training.ahead import ReadAhead
+from realcustom.training.ahead import DeviceCopies, ReadAhead
 from realcustom.training.batch import Batch
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import DataOrder, Views, split
-from realcustom.training.features import FeatureStore, Kind, Picture
+from realcustom.training.features import BadRecord, FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
 from realcustom.training.loop import World
@@ -149,37 +149,46 @@ def test_what_is_held_out_lies_alone_in_files_of_records(tmp_path: Path, monkeyp
         assert np.all(np.diff(ranks[:20]) > 0) and ranks[20:].min() > ranks[19]
 
 
+def write_long(folder: Path, file: int, value: torch.Tensor) -> Path:
+    """A file that is not read whole with its footer."""
+    random, rows = np.random.default_rng(0), records(file).to_pylist()
+    for row in rows:
+        row |= {"caption": random.bytes(2000).hex(), "latents": encode_tensor(value, Dtype.FLOAT32)}
+    place = folder / f"{file}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), place, row_group_size=GROUP)
+    return place
+
+
 @pytest.mark.parametrize("opened", [False, True], ids=["to be opened", "open"])
 def test_a_file_that_is_written_over_under_a_run_is_named(tmp_path: Path, opened: bool) -> None:
     """Also where its old footer was read; no record is bad, and dropped, for it."""
-    random = np.random.default_rng(0)
-
-    def write(name: str, value: torch.Tensor) -> None:
-        """Files that are not read whole with their footer."""
-        rows = records(1 if name == "1" else 0).to_pylist()
-        for row in rows:
-            row |= {"caption": random.bytes(2000).hex(), "latents": encode_tensor(value, Dtype.FLOAT32)}
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / f"{name}.parquet", row_group_size=GROUP)
-
-    for name in ("0", "1"):
-        write(name, torch.ones(4, 16))
+    for file in (0, 1):
+        write_long(tmp_path, file, torch.ones(4, 16))
     store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 3000)
     if opened:
         store.get(Kind.LATENTS, 40)
-    write("1", torch.ones(9, 16))
+    write_long(tmp_path, 1, torch.ones(9, 16))
     assert store.get(Kind.LATENTS, 0).shape == (4, 16)
     with pytest.raises(RecordsChanged, match=r"1\.parquet was written over after this run began: .* another --output"):
         store.get(Kind.LATENTS, 75)
 
 
-def test_a_file_whose_footer_is_damaged_is_named(tmp_path: Path) -> None:
-    """A kept index is opened without a look at the files."""
-    for file in range(2):
-        pq.write_table(records(file), tmp_path / f"{file}.parquet", row_group_size=GROUP)
-    store = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 10**6)
-    (tmp_path / "1.parquet").write_bytes(b"no longer a table")
-    with pytest.raises(UsageError, match=r"1\.parquet is not a readable Parquet file"):
-        store.get(Kind.LATENTS, 40)
+@pytest.mark.parametrize("opened", [False, True], ids=["to be opened", "open"])
+def test_a_file_that_is_removed_or_torn_under_a_run_is_named(tmp_path: Path, opened: bool) -> None:
+    """The torn one as its record's, which may be dropped; whoever removed the other one has changed the records."""
+    torn, removed = (write_long(tmp_path, file, torch.ones(4, 16)) for file in (0, 1))
+    store, whole = FeatureStore(open_index(str(tmp_path)), NoEncoders(), 3000), torn.read_bytes()
+    if opened:
+        store.get(Kind.LATENTS, 0)
+    torn.write_bytes(whole[: len(whole) // 2])
+    said = r"record 035 in \S+0\.parquet: .* not a readable Parquet file.*bad_records=drop"
+    with pytest.raises(BadRecord, match=said):
+        store.get(Kind.LATENTS, 35)
+    removed.unlink()
+    with pytest.raises(RecordsChanged, match=r"1\.parquet was removed after this run began; put .* another --output"):
+        store.get(Kind.LATENTS, 75)
+    torn.write_bytes(whole)
+    assert store.get(Kind.LATENTS, 35).shape == (4, 16)
 
 
 WIDE = {Kind.LATENTS: (4, 2, 2), Kind.TEXT: (3, 8), Kind.IMAGE: (2, 1024)}  # image features of the least bytes, 4096
@@ -281,10 +290,10 @@ def test_a_value_that_is_not_finite_is_named(index: RecordIndex, tmp_path: Path)
         store.get(Kind.LATENTS, 81)
 
 
-def batch(step: int) -> Batch:
+def batch(step: int, rows: int = 1) -> Batch:
     one = torch.zeros(1)
     return Batch(
-        latents=one,
+        latents=torch.full((rows,), step, dtype=torch.float16),
         noise=one,
         timesteps=torch.tensor([step]),
         encoder_hidden_states=one,
@@ -325,6 +334,61 @@ def test_an_error_comes_at_its_step_and_keeps_its_trace() -> None:
         assert [int(batches.take().timesteps) for _ in range(2)] == [0, 1]
         batches.take()
     assert "make" in [entry.name for entry in caught.traceback]
+
+
+def wait_until_made(ahead: ReadAhead) -> None:
+    deadline = time.monotonic() + 10
+    while not ahead.ready:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_the_next_batch_is_on_the_device_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, in its order, with its bytes; an error comes at its step all the same."""
+    copied: list[int] = []
+    copy = Batch.to
+
+    def counted(self: Batch, device: torch.device) -> Batch:
+        copied.append(int(self.timesteps))
+        return copy(self, device)
+
+    def make(step: int) -> Batch:
+        if step == 3:
+            raise KeyError(step)
+        return batch(step, rows=1000)
+
+    monkeypatch.setattr(Batch, "to", counted)
+    with pytest.raises(KeyError), ReadAhead(make, range(9), limit=2**20) as ahead:
+        copies = DeviceCopies(ahead, torch.device("cpu"))
+        copies.copy_next()  # nothing may be made yet: it does not wait
+        for step in range(3):
+            taken = copies.take()
+            assert taken.latents.equal(torch.full((1000,), float(step)))
+            if step < 2:
+                wait_until_made(ahead)
+            copies.copy_next()
+            copies.copy_next()
+            assert copied == list(range(min(step + 2, 3)))
+        copies.take()
+
+
+@pytest.mark.gpu
+def test_a_batch_is_copied_while_the_device_computes() -> None:
+    with ReadAhead(lambda step: batch(step, rows=10**6).pinned(), range(3), limit=2**30) as ahead:
+        copies = DeviceCopies(ahead, torch.device("cuda"))
+        for step in range(3):
+            taken = copies.take()
+            assert taken.latents.is_cuda and bool((taken.latents == step).all())
+            if step == 2:
+                break
+            wait_until_made(ahead)
+            computed = torch.cuda.Event()
+            torch.cuda._sleep(10**9)  # cycles: some half of a second
+            computed.record()
+            copies.copy_next()
+            assert copies._stream is not None
+            copies._stream.synchronize()
+            assert not computed.query()
 
 
 def test_no_batch_is_in_the_making_after_the_training_ended_with_an_error() -> None:

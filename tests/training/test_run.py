@@ -134,8 +134,13 @@ def test_initial_adapter_is_the_start(undisturbed: TrainResult, world: SimpleNam
     continued = fit(world, tmp_path, replace(SETTINGS, steps=1), initial_adapter=undisturbed.adapter)
     assert continued.loss_before == undisturbed.loss_after
     other = replace(METHOD, tokens=replace(METHOD.tokens, hidden=8))
-    with pytest.raises(ValueError, match="of another shape"):
+    said = rf"{undisturbed.adapter} was trained with method\.tokens\.hidden {METHOD.tokens.hidden}, this run has 8; set it as"
+    with pytest.raises(UsageError, match=said):
         fit(world, tmp_path / "other", method=other, initial_adapter=undisturbed.adapter)
+    models = (tiny_sdxl_base(tmp_path / "sdxl"), world.image_encoder, METHOD, replace(SETTINGS, steps=1))
+    said = rf"{undisturbed.adapter}: the adapter does not fit .*missing: .*; give the base \S+ and the image encoder \S+ that it"
+    with pytest.raises(UsageError, match=said):
+        train(world.pictures, str(tmp_path / "other"), *models, undisturbed.adapter, local=True)
     assert not (tmp_path / "other").exists()
 
 
