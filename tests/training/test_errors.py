@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import pytest
 
 from realcustom.config import Conflict, SettingError
 from realcustom.errors import MissingFile, UsageError
+from realcustom.leases import only_writer
 from realcustom.pipeline.cli.main import run
-from realcustom.store import StorageRefused
+from realcustom.store import StorageRefused, Store
 from realcustom.training import distributed
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import split
@@ -117,6 +119,14 @@ def test_no_permission_is_a_mistake(world: SimpleNamespace, tmp_path: Path, monk
     monkeypatch.setattr("realcustom.store.os.access", lambda *_: False)  # a test may run as root
     with pytest.raises(StorageRefused, match=f"cannot write below {tmp_path}/run: no permission in {tmp_path}"):
         fit(world, tmp_path / "run")
+
+
+def test_a_second_run_on_one_output_is_told_who_writes_it(world: SimpleNamespace, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    said = rf"{output} is being written by .*\(process {os.getpid()}\)"
+    with only_writer(str(output / "leases"), str(output), Store()), pytest.raises(UsageError, match=said):
+        fit(world, output)
+    assert not output.exists()
 
 
 def test_a_failure_keeps_its_kind_on_its_way() -> None:
