@@ -287,13 +287,13 @@ class RemoteWork:
             try:
                 async with asyncio.timeout(self.engines.patience(again=not patient)):
                     message = await anext(response)
-                while True:
-                    if isinstance(message, Failed):
-                        raise message.error
+                while not isinstance(message, Answer | Failed):
                     yield message
-                    if isinstance(message, Answer):
-                        return
                     message = await anext(response)
+                self._response = None  # it has ended: to cancel it would be one call more, in both processes
+                if isinstance(message, Failed):
+                    raise message.error
+                yield message
             except TimeoutError as error:
                 raise (
                     Loading("no engine has a free place; try again soon") if patient else EngineLost(LOST)
@@ -310,7 +310,8 @@ class RemoteWork:
                 logger.error("an engine failed on a request", exc_info=error)
                 raise Internal from error
             finally:
-                response.cancel()
+                if self._response is not None:
+                    response.cancel()
 
 
 async def _ask_all(handle: DeploymentHandle[Any], method: str, argument: Any) -> tuple[list[Any], bool]:

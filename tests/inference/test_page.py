@@ -29,6 +29,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 expect = sync_api.expect
+expect.set_options(timeout=20_000)  # milliseconds, on a busy machine
 PROMPT = "a cat in the snow"
 BYTES = 60_000  # of all the page's files together
 SECRET = "alice-has-a-long-key"
@@ -114,7 +115,7 @@ def _draw(page: Any) -> None:
 
 
 def _wait(page: Any) -> None:
-    expect(page.locator("#progress")).to_be_hidden(timeout=20_000)
+    expect(page.locator("#progress")).to_be_hidden()
 
 
 def _overlay(page: Any) -> list[int]:
