@@ -10,7 +10,9 @@ cluster_node_loss.py.
 `fetch`: bytes that a store sends while 8 processes of one machine ask for one model folder, over the folder's size; counted
 by a proxy before the store.
 `two_clients`: wall time of `ingest` by two clients with one worker each over that by one with two, by turns; a unit that was
-done twice, as the store's log has it, is an error; about 7 minutes.
+done twice, as the store's log has it, is an error. Each runs its command from the start: on two cores, which the two workers
+fill, what the second client costs to start is in the ratio, so that the stage has to be long beside it (`--units`, a quarter of
+a second each); about 15 minutes.
 `orphans`: processes that are left after 20 endings of each kind (SIGINT, SIGTERM, SIGHUP, SIGKILL, an exception) of clusters and
 of commands with a Ray of their own, by turns; about 20 minutes, and a call that was ended goes on (outputs/cluster-orphans.jsonl).
 
@@ -136,27 +138,27 @@ def fetch(rounds: int) -> list[float]:
     return ratios
 
 
-def two_clients(rounds: int) -> list[float]:
-    """Wall time by two clients over that by one, in both orders."""
+def two_clients(rounds: int, units: int) -> list[float]:
+    """Wall time by two clients over that by one, in both orders, of a stage of so many units."""
     from tests.support.corpora import write_shards
 
     with tempfile.TemporaryDirectory() as name, local_cluster(2, 1, s3=True) as cluster:
         os.environ.update(cluster.environment())
         shards = [path.read_bytes() for path in sorted(write_shards(Path(name), 8, UNIT, size=(384, 320)).iterdir())]
-        for number in range(UNITS):
-            storage.write_bytes(f"s3://{BUCKET}/raw/{number:03d}.tar", shards[number % len(shards)])
-            if number < 8:
-                storage.write_bytes(f"s3://{BUCKET}/few/{number:03d}.tar", shards[number])
+        sizes = {"few": len(shards), "raw": units}
+        for folder, size in sizes.items():
+            for number in range(size):
+                storage.write_bytes(f"s3://{BUCKET}/{folder}/{number:03d}.tar", shards[number % len(shards)])
         log = cluster.folder / "store.log"
-        _seconds_of("few", 1, log)  # workers are started, and have what they import
+        _seconds_of("few", sizes["few"], 1, log)  # workers are started, and have what they import
         ratios = []
         for number in range(rounds):
-            took = {clients: _seconds_of("raw", clients, log) for clients in ((1, 2) if number % 2 else (2, 1))}
+            took = {clients: _seconds_of("raw", units, clients, log) for clients in ((1, 2) if number % 2 else (2, 1))}
             ratios.append(took[2] / took[1])
     return ratios
 
 
-def _seconds_of(source: str, clients: int, log: Path) -> float:
+def _seconds_of(source: str, units: int, clients: int, log: Path) -> float:
     """Wall time of `ingest` by so many clients, which have two workers together; into a bucket that is removed again."""
     import boto3
 
@@ -170,7 +172,7 @@ def _seconds_of(source: str, clients: int, log: Path) -> float:
     assert [client.wait(PATIENCE) for client in running] == [0] * clients
     seconds = time.monotonic() - begun
     written = re.findall(rf'"PUT /{bucket.name}/(\S+/manifests/\S+) HTTP', log.read_text())
-    assert len(written) == len(set(written)) == (UNITS if source == "raw" else 8), "a unit was done twice"
+    assert len(written) == len(set(written)) == units, "a unit was done twice"
     bucket.objects.delete()  # the store has all of them in memory
     bucket.delete()
     print(f"{clients} clients: {seconds:.1f} s", file=sys.stderr, flush=True)
@@ -244,8 +246,8 @@ def _marked(mark: str) -> list[int]:
     return found
 
 
-# of a stage that two clients share, and pictures of each: over a minute, beside a start of seconds
-UNITS, UNIT = 320, 250
+# of a stage that two clients share, and pictures of each: over two minutes, beside a start of seconds
+UNITS, UNIT = 640, 250
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "exception")
 ENDED = """
 from realcustom.pipeline.{module} import {name}
@@ -256,11 +258,11 @@ with {name}({arguments}):
 """
 CLUSTER = ENDED.format(module="local_cluster", name="local_cluster", arguments="1, 1")
 EMBEDDED = ENDED.format(module="cluster", name="connected", arguments="")
-MEASURES: dict[str, tuple[Callable[[int], list[float]], int, str, str, Callable[[Sequence[float]], float]]] = {
+MEASURES: dict[str, tuple[Callable[..., list[float]], int, str, str, Callable[[Sequence[float]], float]]] = {
     "submit": (submit, 5, "cluster_submit_seconds", "s", statistics.median),
     "pack": (pack, 5, "cluster_pack_seconds", "s", statistics.median),
     "fetch": (fetch, 3, "cluster_model_fetch_ratio", "ratio", max),
-    "two_clients": (two_clients, 2, "cluster_two_clients_ratio", "ratio", statistics.median),
+    "two_clients": (two_clients, 3, "cluster_two_clients_ratio", "ratio", statistics.median),
     "stage_vs_local": (stage_vs_local, 3, "cluster_stage_vs_local", "ratio", statistics.median),
     "node_loss": (node_loss, 10, "cluster_node_loss_seconds", "s", statistics.median),
     "stage_node_loss": (stage_node_loss, 5, "cluster_stage_node_loss_seconds", "s", max),
@@ -272,11 +274,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", action="append", choices=MEASURES, help="one of the measures; may be repeated")
     parser.add_argument("--rounds", type=int, help="of each measure; fewer than the default: nothing is recorded")
+    parser.add_argument("--units", type=int, default=UNITS, help="of the stage of two_clients")
     arguments = parser.parse_args()
     for name in arguments.only or MEASURES:
         measure, enough, metric, unit, middle = MEASURES[name]
         rounds = arguments.rounds or enough
-        values = measure(rounds)
+        options = {"units": arguments.units} if name == "two_clients" else {}
+        values = measure(rounds, **options)
         print(metric, [round(value, 3) for value in values], flush=True)
         if rounds < enough:
             continue
@@ -286,7 +290,7 @@ def main() -> None:
             unit,
             n=len(values),
             spread=(min(values), max(values)),
-            command=f"python benchmarks/cluster.py --only {name}",
+            command=f"python benchmarks/cluster.py --only {name}{''.join(f' --{key} {options[key]}' for key in options)}",
             commit=record.head(),
         )
         record.write(RESULTS, [found])

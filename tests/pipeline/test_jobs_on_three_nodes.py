@@ -1,19 +1,17 @@
 """All stages, training, evaluation and serving as jobs on paths and models of a store; a node is lost in the middle of each.
 
-What they write is what a local run writes, byte for byte.
+What they write is what a local run writes, byte for byte. The store is moto's, or the OpenStack Swift that SWIFT_URL names.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import psutil
 import pytest
@@ -24,15 +22,16 @@ from realcustom.pipeline import owned
 from realcustom.pipeline.local_cluster import LocalCluster, Node, local_cluster
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
+from tests.support.jobs import Submitted, files, run_here, tree_here, tree_in_store, upload
 from tests.support.loopback import free_port
+from tests.support.object_store import swift_variables
 from tests.support.suites import write_suite
-from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "sprites" / "zoo"
-STORE = "s3://realcustom"
-PATIENCE = 300
+BUCKET = f"nodes-{uuid.uuid4().hex[:8]}"  # a store that outlives the tests has those of earlier ones
+STORE = f"s3://{BUCKET}"
 MODELS = {  # settings of stages, and the folder of the zoo
     "score.clip": "clip",
     "score.heads": "heads",
@@ -61,9 +60,13 @@ def cluster(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     """Three nodes, of which the head does no work; the store has models, and what each stage reads."""
     patch = pytest.MonkeyPatch()
     patch.setenv("REALCUSTOM_CACHE", str(tmp_path_factory.mktemp("cache")))
-    with local_cluster(3, 3, s3=True, head_cpus=0) as cluster:
+    swift = swift_variables()
+    for name, value in swift.items():
+        patch.setenv(name, value)  # its nodes have them too
+    with local_cluster(3, 3, s3=not swift, head_cpus=0) as cluster:
         for name, value in cluster.environment().items():
             patch.setenv(name, value)
+        boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
         for place, root in (("shards", local), ("models", ZOO)):
             upload(root if place == "models" else root / place, f"{STORE}/{place}")
         for path in local.glob("*@*"):
@@ -72,46 +75,9 @@ def cluster(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     patch.undo()
 
 
-def upload(folder: Path, uri: str) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            storage.write_bytes(f"{uri}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-
-
-def run_here(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "realcustom", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def corpus_of(stage: str) -> tuple[str, ...]:
     """A corpus is named by where it is, else."""
     return ("--set", "preprocess.ingest.corpus=drawings") if stage == "ingest" else ()
-
-
-class Submitted:
-    """A job that a command follows."""
-
-    def __init__(self, folder: Path, *verb: str) -> None:
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "realcustom", "submit", "--", *verb],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        def holds() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
-            return condition()
-
-        wait_for(holds, PATIENCE, self.log.read_text)
-
-    def end(self) -> str:
-        assert self.process.wait(PATIENCE) == 0, self.log.read_text()
-        return self.log.read_text()
 
 
 def lose(cluster: LocalCluster, node: Node) -> None:
@@ -133,13 +99,6 @@ def node_with(cluster: LocalCluster, word: str) -> Node:
     return cluster.nodes[-1]
 
 
-def files(uri: str) -> list[str]:
-    try:
-        return [entry.name for entry in storage.list_files(uri)]
-    except FileNotFoundError:
-        return []
-
-
 @pytest.mark.parametrize("stage", [stage.name for stage in CHAIN])
 def test_a_stage(stage: str, cluster: LocalCluster, local: Path, tmp_path: Path) -> None:
     models = [f"preprocess.{name}={STORE}/models/{folder}" for name, folder in MODELS.items() if name.startswith(stage)]
@@ -154,25 +113,7 @@ def test_a_stage(stage: str, cluster: LocalCluster, local: Path, tmp_path: Path)
     )
     lose(cluster, node_with(cluster, "ray::"))
     job.end()
-    [directory] = local.glob(f"{stage}@*")
-    wanted = {path.relative_to(local).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    found = {
-        entry.name: storage.read_bytes(entry.uri)
-        for entry in storage.list_files(f"{STORE}/out")
-        if entry.name.startswith(f"{stage}@")
-    }
-    assert without_versions(found) == without_versions(wanted)
-
-
-def without_versions(tree: dict[str, bytes]) -> dict[str, Any]:
-    """Manifests without what the input's store says of its version."""
-    found: dict[str, Any] = {}
-    for name, data in tree.items():
-        if "/manifests/" in name:
-            found[re.sub(r"\.\w{16}(\.\w{16}\.json)$", r"\1", name)] = {**json.loads(data), "input": ""}
-        else:
-            found[name] = data
-    return found
+    assert tree_in_store(f"{STORE}/out", stage) == tree_here(local, stage)
 
 
 def test_training(cluster: LocalCluster, local: Path, tmp_path: Path) -> None:

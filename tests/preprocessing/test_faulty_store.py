@@ -24,6 +24,7 @@ from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
 from tests.support.faulty_proxy import Trouble, disturbed
+from tests.support.object_store import swift_variables
 
 SETTINGS = PreprocessSettings(
     ingest=IngestSettings(corpus="toys"),
@@ -135,10 +136,8 @@ def test_a_store_that_stays_down_stops_the_job_in_words(
 @pytest.fixture
 def swift(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket of a Swift that runs."""
-    if "SWIFT_URL" not in os.environ:
+    if not (variables := swift_variables()):
         pytest.skip("SWIFT_URL names no OpenStack Swift with its S3 API (key test:tester, secret testing)")
-    variables = {"AWS_ENDPOINT_URL": os.environ["SWIFT_URL"], "AWS_ACCESS_KEY_ID": "test:tester"}
-    variables |= {"AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials that it saw

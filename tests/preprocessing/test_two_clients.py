@@ -18,8 +18,8 @@ from tests.support.corpora import snapshot, write_shards
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("killed_first", [True, False])
-def test_every_stage_has_one_set_of_outputs(killed_first: bool, bucket: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", range(20))
+def test_every_stage_has_one_set_of_outputs(run: int, bucket: str, tmp_path: Path) -> None:
     settings = replace(chaos_settings(tmp_path / "models"), ingest=IngestSettings(corpus="toys"))
     source = there = str(write_shards(tmp_path / "src", 6, 2))
     with clients(2 + len(CHAIN) // 2) as (lasting, *mortal):
@@ -29,7 +29,7 @@ def test_every_stage_has_one_set_of_outputs(killed_first: bool, bucket: str, tmp
             )
             for client in (lasting, mortal[0]):
                 client.begin(stage, there, bucket, settings)
-            if (number % 2 == 0) is killed_first:
+            if (number + run) % 2 == 0:
                 units = mortal.pop(0).kill_after_a_unit()
             else:
                 units = mortal[0].done()[0]

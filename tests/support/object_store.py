@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import httpx
@@ -49,3 +50,11 @@ class ObjectStore:
     def _come_back(self) -> None:
         self._server = ThreadedMotoServer(self.host, self.port, verbose=False)
         self._server.start()
+
+
+def swift_variables() -> dict[str, str]:
+    """Variables that name the OpenStack Swift at SWIFT_URL, with its S3 API; empty where none is named."""
+    if "SWIFT_URL" not in os.environ:
+        return {}
+    keys = {"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "testing"}
+    return {"AWS_ENDPOINT_URL": os.environ["SWIFT_URL"], **keys, "AWS_DEFAULT_REGION": "us-east-1"}
