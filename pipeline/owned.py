@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 PATIENCE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 _POLL_SECONDS = 0.2
-_POLL_SHARE = 0.02  # of a core, at most: a machine of many processes is looked at less often
 
 
 class Process(NamedTuple):
@@ -48,9 +47,9 @@ def alive(processes: Collection[Process]) -> set[Process]:
 def end(processes: Collection[Process], patience: float = PATIENCE_SECONDS) -> None:
     """End processes and all that they have started: SIGTERM, and SIGKILL for what is left after `patience` seconds."""
     known = set(processes)
-    _send(_grown(known), signal.SIGTERM)
+    _send(_grown(known, _table()), signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while left := _grown(known):
+    while left := _grown(known, _table()):
         if time.monotonic() > deadline:
             _send(left, signal.SIGKILL)
         time.sleep(0.05)
@@ -91,9 +90,8 @@ def _watcher(roots: Collection[int], folder: str | None, besides: Collection[int
     )
 
 
-def _grown(known: set[Process], table: dict[int, _Entry] | None = None) -> set[Process]:
+def _grown(known: set[Process], table: dict[int, _Entry]) -> set[Process]:
     """The living ones of `known`, to which what they have started is added."""
-    table = _table() if table is None else table
     known |= _below([process.pid for process in _alive(known, table)], table)
     return _alive(known, table)
 
@@ -152,14 +150,16 @@ def _table() -> dict[int, _Entry]:
 
 def _watch_until_gone(owner: int, folder: str, roots: Collection[int], besides: Collection[int]) -> None:
     known, spared = descendants(roots), descendants([*besides, os.getpid()])
+    seen: list[str] = []
     while os.getppid() == owner:
-        began = time.process_time()
-        table = _table()
-        _grown(spared, table)
-        if not _grown(known, table):
-            return  # they ended before their owner
-        time.sleep(max(_POLL_SECONDS, (time.process_time() - began) / _POLL_SHARE))
-    _grown(spared)
+        numbers = os.listdir("/proc")
+        if numbers != seen:  # else none was started, and none has ended; to read them all is what costs
+            seen, table = numbers, _table()
+            _grown(spared, table)
+            if not _grown(known, table):
+                return  # they ended before their owner
+        time.sleep(_POLL_SECONDS)
+    _grown(spared, _table())
     end(known - spared)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)

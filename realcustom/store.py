@@ -44,6 +44,7 @@ _CODES = {
     "403": _Code(reason=_DENIED),  # of an answer without a body, as for HEAD
     "invalidaccesskeyid": _Code(reason=f"wrong credentials, the key is not known there; {_CREDENTIALS}"),
     "signaturedoesnotmatch": _Code(reason=f"wrong credentials, the secret does not fit the key; {_CREDENTIALS}"),
+    "invalidtoken": _Code(reason="wrong credentials, the session's token does not fit the key; set AWS_SESSION_TOKEN"),
     "expiredtoken": _Code(reason="the credentials have expired; renew them"),
     "requesttimetooskewed": _Code(reason="this machine's clock differs from the store's by too much; set it"),
     **dict.fromkeys(

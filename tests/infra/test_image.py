@@ -19,6 +19,7 @@ STEPS = ROOT / "infra" / "image" / "steps.sh"
 DRAIN = ROOT / "infra" / "image" / "drain.sh"
 INSTALL = ROOT / "infra" / "install.sh"
 PROGRAMS = ROOT / "infra" / "prometheus" / "programs.sh"
+LARGEST, BASE = 2.5e9, 0.15e9  # bytes of the image for CPUs, and of what it is made from
 
 
 def stages() -> dict[str, tuple[str, list[str]]]:
@@ -132,6 +133,8 @@ def test_its_steps_make_what_runs_without_root_on_a_root_that_is_read_only(open_
             text=True,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    size = sum(path.lstat().st_size for place in (venv, tree) for path in place.rglob("*") if path.is_file())
+    assert size < LARGEST - BASE, f"{size / 1e9:.2f} GB"
     inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", AS_IN_THE_IMAGE, "-"]
     done = subprocess.run([*inside, str(root), str(venv), QUICKSTART, sys.base_prefix], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

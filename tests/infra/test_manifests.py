@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from realcustom.pipeline.recipes import RECIPES
+from tests.support.kustomize import compose
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
@@ -26,17 +27,30 @@ OVERLAYS = ("local", "gpu", "spot")
 KUBERNETES = "1.33"  # the oldest release of the manifests
 SCHEMA = json.loads((Path(__file__).parent / "kuberay.json").read_text())
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl composes the overlays")
+
+def by_kubectl(overlay: str) -> list[dict[str, Any]]:
+    command = ["kubectl", "kustomize", str(K8S / "overlays" / overlay)]
+    return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True).stdout))
 
 
 @pytest.fixture(scope="module")
 def composed() -> dict[str, list[dict[str, Any]]]:
-    """Overlay -> its resources."""
-    found = {}
-    for overlay in OVERLAYS:
-        command = ["kubectl", "kustomize", str(K8S / "overlays" / overlay)]
-        found[overlay] = list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True).stdout))
-    return found
+    """Overlay -> its resources, as kubectl composes them where it is there."""
+    if shutil.which("kubectl") is None:
+        return {overlay: compose(K8S / "overlays" / overlay) for overlay in OVERLAYS}
+    return {overlay: by_kubectl(overlay) for overlay in OVERLAYS}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="compares with kubectl")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_without_kubectl_the_composition_is_the_same(overlay: str) -> None:
+    def named(resources: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+        return {(each["kind"], each["metadata"]["name"]): each for each in resources}
+
+    ours, theirs = named(compose(K8S / "overlays" / overlay)), named(by_kubectl(overlay))
+    assert ours.keys() == theirs.keys()
+    for name, resource in theirs.items():
+        assert ours[name] == resource, name
 
 
 def mistakes(resource: dict[str, Any]) -> list[str]:

@@ -86,6 +86,14 @@ def objects(uri: str) -> dict[str, bytes]:
     return {entry.name: storage.read_bytes(entry.uri) for entry in storage.list_files(uri)}
 
 
+def working() -> list[str]:
+    """What is at work on the cluster: actors, a job's own among them, and what of its resources is in use."""
+    api = JobsApi(None)
+    found = api.ask("GET", "/api/v0/actors?detail=0&limit=1000")["data"]["result"]["result"]
+    living = [str(actor["class_name"]) for actor in found if actor["state"] != "DEAD"]
+    return living + [part for part in re.split("[;,] ", api.usage()) if not re.match(r"0(\.0)?B?/", part)]
+
+
 @pytest.mark.cluster
 def test_the_page_s_commands_give_a_local_run_s_bytes(cluster: LocalCluster, tmp_path: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -95,6 +103,12 @@ def test_the_page_s_commands_give_a_local_run_s_bytes(cluster: LocalCluster, tmp
         done = command(*line[1:])
         assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"preprocess-score-\w+ +SUCCEEDED", done.stdout)
+    [ray, *by_hand] = shlex.split(blocks[2])
+    assert ray == "ray"
+    program = [sys.executable, "-m", "ray.scripts.scripts", *by_hand]
+    again = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert again.returncode == 0 and "score@" in again.stdout, again.stdout + again.stderr
+    wait_for(lambda: not working(), 30, lambda: str(working()))  # after the last job nothing of ours runs
     for verb, source in (("ingest", "tests/data/photos"), ("score", str(tmp_path))):
         done = command("preprocess", verb, "--local", "--input", source, "--output", str(tmp_path))
         assert done.returncode == 0, done.stderr

@@ -17,7 +17,20 @@ READ_ONLY = {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"], "Re
 
 
 @pytest.fixture
-def guarded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def session(bucket: str) -> dict[str, str]:
+    """Keys and token of a session of one who may only read."""
+    iam, name = boto3.client("iam"), "visitor"
+    trusted = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    trust, policy = ({"Version": "2012-10-17", "Statement": [one]} for one in (trusted, READ_ONLY))
+    arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
+    iam.put_role_policy(RoleName=name, PolicyName="read", PolicyDocument=json.dumps(policy))
+    given = boto3.client("sts").assume_role(RoleArn=arn, RoleSessionName="visit")["Credentials"]
+    names = {"ACCESS_KEY_ID": "AccessKeyId", "SECRET_ACCESS_KEY": "SecretAccessKey", "SESSION_TOKEN": "SessionToken"}
+    return {f"AWS_{name}": given[field] for name, field in names.items()}
+
+
+@pytest.fixture
+def guarded(bucket: str, session: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The bucket with a corpus, its server asking for credentials from here on; the keys of one who may only read."""
     storage.write_bytes(f"{bucket}/raw/s.tar", tar_bytes(sample("a", jpeg(picture(0)))))
     iam = boto3.client("iam")

@@ -45,6 +45,27 @@ def test_wrong_credentials(guarded: dict[str, str], monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "out").exists()
 
 
+def test_credentials_of_a_profile_and_of_a_session(
+    guarded: dict[str, str], session: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in guarded:
+        monkeypatch.delenv(name)
+    lines = [f"{name.lower()} = {value}" for name, value in guarded.items()]
+    (tmp_path / "credentials").write_text("\n".join(["[reader]", *lines]))
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        with pytest.raises(ValueError, match="no credentials"):
+            run("s3://corpus/raw", tmp_path / "none")
+        patch.setenv("AWS_PROFILE", "reader")
+        assert run("s3://corpus/raw", tmp_path / "by-profile").report["kept"] == 1
+    for name, value in session.items():
+        monkeypatch.setenv(name, value)
+    assert run("s3://corpus/raw", tmp_path / "by-session").report["kept"] == 1
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "another")
+    with pytest.raises(ValueError, match="cannot read s3://corpus/raw: wrong credentials, the session's token"):
+        run("s3://corpus/raw", tmp_path / "none")
+
+
 class Refusing(LoopbackServer):
     """A store that answers each request with one error."""
 
