@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -313,22 +313,34 @@ def test_the_readme_s_ten_lines(tmp_path: Path) -> None:
     assert re.search(r"preprocess-score-\w+ +SUCCEEDED", done.stdout), done.stdout + done.stderr
 
 
+@pytest.fixture
+def clusters(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a command's cluster; those that a failed test has left are ended."""
+    started: list[subprocess.Popen[str]] = []
+    log = (tmp_path / "log").open("w")
+
+    def start() -> subprocess.Popen[str]:
+        arguments = ["cluster", "local", "--nodes", "2", "--cpus", "1"]
+        program = [sys.executable, "-m", "realcustom", *arguments]
+        started.append(subprocess.Popen(program, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    log.close()
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_cluster_ends_with_its_command(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_cluster_ends_with_its_command(
+    number: signal.Signals, clusters: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
     """Two at once, on ports of their own; whatever ends the command, none of its processes is left."""
-    log = (tmp_path / "log").open("w")
-    arguments = ["cluster", "local", "--nodes", "2", "--cpus", "1"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "realcustom", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-        for _ in range(2 if number is signal.SIGTERM else 1)
-    ]
+    processes = [clusters() for _ in range(2 if number is signal.SIGTERM else 1)]
     for process in processes:
         assert process.stdout is not None
         assert "ready\n" in process.stdout, (tmp_path / "log").read_text()
@@ -337,10 +349,7 @@ def test_a_cluster_ends_with_its_command(number: signal.Signals, tmp_path: Path)
     for process in processes:
         os.kill(process.pid, number)
         process.wait(60)
-        assert process.stdout is not None
-        process.stdout.close()
     deadline = time.monotonic() + 30
     while left := [alive for tree in trees for alive in owned.alive(tree)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
-    log.close()
