@@ -1,6 +1,6 @@
 """Jobs on a cluster of some nodes and a store, all on this machine.
 
-    python benchmarks/cluster.py                      # about 25 minutes on two quiet cores
+    python benchmarks/cluster.py                      # about an hour on two quiet cores
     python benchmarks/cluster.py --only fetch --only orphans
     python benchmarks/cluster.py --only submit --rounds 1      # a trial: fewer rounds than the default leave no record
 
