@@ -34,6 +34,7 @@ BUCKET = "realcustom"
 # Below the ports that Linux gives to outgoing connections, above those that Ray gives to workers by default.
 PORTS = range(20000, 32000)
 START_SECONDS = 120.0  # for a node or the store to answer
+START_TRIES = 4  # of a node: Ray gives it 30 seconds, which are too few where other work keeps the machine busy
 STARTED, TOO_SLOW = "Ray runtime started.", "The current node timed out during startup"
 
 
@@ -101,7 +102,7 @@ class LocalCluster:
         _wait_for(self.api, self.nodes[0].process, self.nodes[0].log)
 
     def _start_node(
-        self, role: Sequence[str], cpus: int, variables: Mapping[str, str] | None = None, tries: int = 2
+        self, role: Sequence[str], cpus: int, variables: Mapping[str, str] | None = None, tries: int = START_TRIES
     ) -> Node:
         ports, log = self._more_ports(4), self.folder / f"node-{len(self.started)}.log"
         command = _node_command(role, ports, cpus, self.object_store_mb, self.folder / f"n{len(self.started)}")
