@@ -108,6 +108,7 @@ class JobRequest:
         """The body of Ray's request."""
         variables = {
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+            "TQDM_DISABLE": "1",  # of libraries, in workers too: each state of a bar would be a line of the job's output
             far_side.WANTED: json.dumps(
                 {"python": "{}.{}".format(*sys.version_info), "packages": _versions()}, sort_keys=True
             ),

@@ -54,7 +54,7 @@ def test_a_job_is_sent_once_with_its_package(dashboard: Dashboard) -> None:
     assert job["metadata"] == {"verb": "preprocess score --input 's3://b/a b'", "label:team": "a"}
     assert job["entrypoint_num_cpus"] == 1 and job["entrypoint_memory"] == 1.5 * 2**30
     runtime = job["runtime_env"]
-    assert isinstance(runtime, dict) and runtime["env_vars"]["A"] == "b"
+    assert isinstance(runtime, dict) and runtime["env_vars"]["A"] == "b" and runtime["env_vars"]["TQDM_DISABLE"] == "1"
     (package,) = dashboard.packages
     assert runtime["working_dir"] == f"gcs://{package}"
     with pytest.raises(UsageError, match="--name: the cluster has a job score-1; give another name"):
