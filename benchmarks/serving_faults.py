@@ -45,6 +45,7 @@ from realcustom.inference.app import ENGINE
 from realcustom.inference.routing import STATS_SECONDS
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
+from realcustom.pipeline.cluster import start_local
 from realcustom.pipeline.local_cluster import free_ports
 from realcustom.pipeline.recipes import sprites
 from tests.support.replicas import replicas, running_engines
@@ -220,7 +221,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values: dict[str, tuple[str, list[float]]] = {}  # by metric: the part that measures it
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    start_local(num_cpus=4)
     settings = ServeSettings(
         port=free_ports(1)[0], threads=1, device="cpu", max_steps=400, num_cpus=0.5, min_engines=2, max_engines=2
     )

@@ -45,6 +45,7 @@ from realcustom.inference.images import encode_picture
 from realcustom.inference.jobs import GenerationJob
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.starting import start, stop
+from realcustom.pipeline.cluster import start_local
 from realcustom.pipeline.local_cluster import free_ports
 from realcustom.pipeline.recipes import sprites
 from realcustom.sampling import SamplingParams
@@ -215,7 +216,7 @@ def measure_server(wanted: Sequence[str], sizes: argparse.Namespace) -> dict[str
     }
     values: dict[str, list[float]] = {}
     for name in [name for name in parts if name in wanted]:  # each on a server of its own: memory grows from nothing
-        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        start_local(num_cpus=4)
         settings = ServeSettings(port=free_ports(1)[0], threads=THREADS, device="cpu", max_queue=64)
         recipe = sprites()
         url = start(settings, recipe.base, recipe.adapter, recipe.method.image_encoder.model)

@@ -118,7 +118,10 @@ def _prepare_environment(embedded: bool) -> None:
     """Environment variables that Ray and its workers read only while they are imported: Ray's default of
     authentication, explicit so that all processes agree; no log lines about internals of datasets and actors, and no
     colours; on this machine alone no prefix of a worker's lines either, which are the command's own; no progress bars
-    of libraries, which a worker's log turns into lines."""
+    of libraries, which a worker's log turns into lines. Workers of an embedded cluster have the command's own priority: at
+    Ray's niceness of 15 they stand still while any other program of the machine computes, its daemons among them."""
+    if embedded:
+        os.environ.setdefault("RAY_worker_niceness", "0")
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
