@@ -200,7 +200,7 @@ def test_the_endpoint_answers_its_example_until_ctrl_c(ray_cluster: str, place: 
             assert url in ready, (place / "serve.log").read_text()
             request = request.replace("http://127.0.0.1:8000", url)
             subprocess.run(["bash", "-euo", "pipefail", "-c", request], cwd=place, env=environment, check=True)
-            assert (place / "outputs" / "star.png").read_bytes().startswith(b"\x89PNG")
+            assert (place / "star.png").read_bytes().startswith(b"\x89PNG")
             body = {"prompt": "a cat", "subjects": [{"image": _photo(), "word": "star"}]}
             wrong = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
             assert wrong.status_code == 422 and "its words are: a, cat" in wrong.text

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from realcustom.inference.exchange import Event, EventReader
 from realcustom.sampling import SamplingParams
 from tests.support.slow_steps import slow_steps
 
+ROOT = Path(__file__).parents[2]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
 PROMPT, FEW = "a cat in the snow", SamplingParams(num_inference_steps=3, seed=3)
 CAT = SubjectRequest(image=encode(PICTURE), word="cat")
@@ -55,6 +57,14 @@ def test_a_stream_that_ends_after_some_of_its_images_is_cut_short() -> None:
         assert not list(reader.feed("event: image_generation.completed"))
         assert len(list(reader.feed(f"data: {json.dumps(event)}"))) == 1
     reader.end()
+
+
+def test_the_example_of_the_page_draws(running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    exec(compile(code.replace("http://127.0.0.1:8000", running.url), "docs/serving.md", "exec"), {})
+    assert Image.open(tmp_path / "star.png").format == "PNG"
 
 
 def test_generate_and_stream_give_the_same(running: Any, tmp_path: Path) -> None:
