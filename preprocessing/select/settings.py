@@ -26,9 +26,7 @@ class SelectSettings:
     near_duplicate_bits: int = 40  # bits of 256 set bits of the long hashes that may differ in a near duplicate, 0..128
     near_duplicate_color: float = 0.15  # of a near duplicate: largest difference in tint over brightness, 8 x 8 pixels
     exact_search_rows: int = 4_000_000  # rows; in a larger corpus the search is locality-sensitive: it may miss a few
-    partition_rows: int = (
-        200_000  # rows of a partition of the search: a worker holds two at about 0.7 kB a row, or one at about 4 kB
-    )
+    partition_rows: int = 200_000  # rows of a partition of the search: a worker takes about 4 kB for each
     evaluation_folder: str | None = None  # pictures that must not be trained on: their near duplicates are dropped
 
     def __post_init__(self) -> None:

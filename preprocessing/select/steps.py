@@ -97,7 +97,23 @@ def read_exclusions(data: bytes) -> BlockExclusions:
 
 def _signatures(unit: Unit, settings: SelectSettings, store: Store, evaluation: pa.Table | None) -> SealedUnit:
     """A block's files -> row groups of `SIGNATURES`, at most a partition each."""
-    counts, excluded, groups = Counts(), list[dict[str, int | bool | str]](), list[pa.Table]()
+    counts, excluded = Counts(), list[dict[str, int | bool | str]]()
+    rows = tables.to_parquet_groups(_kept(unit, settings, store, evaluation, counts, excluded), SIGNATURES)
+    counts.kept = counts.rows_in - sum(counts.dropped.values())
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
+    return SealedUnit(rows=rows, excluded=lines.encode(), counts=counts)
+
+
+def _kept(
+    unit: Unit,
+    settings: SelectSettings,
+    store: Store,
+    evaluation: pa.Table | None,
+    counts: Counts,
+    excluded: list[dict[str, int | bool | str]],
+) -> Iterator[pa.Table]:
+    """The signatures to be compared, a partition at a time: they are written before the next are read. The others are added to
+    `excluded`."""
     for table in _batches(unit, settings, store, counts):
         if evaluation is not None:
             found = find_in_evaluation(table, evaluation, settings)
@@ -109,11 +125,8 @@ def _signatures(unit: Unit, settings: SelectSettings, store: Store, evaluation: 
             table, twins = collapse(table, settings)
             for number, of, equal in zip(*(column.tolist() for column in vars(twins).values()), strict=True):
                 excluded.append({"uid": uids[number], "number": number, "of": of, "equal": equal})
-        groups.append(table)
-    counts.rows_out = sum(group.num_rows for group in groups)
-    counts.kept = counts.rows_in - sum(counts.dropped.values())
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in excluded)
-    return SealedUnit(rows=tables.to_parquet_groups(groups, SIGNATURES), excluded=lines.encode(), counts=counts)
+        counts.rows_out += table.num_rows
+        yield table
 
 
 def _batches(unit: Unit, settings: SelectSettings, store: Store, counts: Counts) -> Iterator[pa.Table]:
