@@ -1,6 +1,6 @@
 """How much of its time a device waits for a CPU that reads, decodes and scales for it and writes behind it.
 
-    python benchmarks/device_waits.py --photos FOLDER            # five minutes of two cores
+    python benchmarks/device_waits.py --photos FOLDER            # three minutes of two cores
 
 The device is made up: it sleeps. All else is what a worker with models does with a unit: its table is read, its photographs
 decoded and taken through CLIP's image processor in threads beside the device, its rows written. Photographs are those of the
@@ -35,7 +35,8 @@ from realcustom.preprocessing.pictures import decode
 from realcustom.record import picture_uid
 
 METRIC = "preprocess_device_waits"
-ROWS, BATCH, UNITS = 256, 32, 3
+ROWS, BATCH, UNITS = 256, 32, 2
+ROUNDS = 3
 TIMES = (0.5, 1.0, 2.0)  # the device's over the threads'
 
 
@@ -68,6 +69,13 @@ def unit_of(photos: Sequence[bytes]) -> bytes:
     return tables.to_parquet(pa.table({"uid": uids, "image": pa.array(images, pa.large_binary())}))
 
 
+def alone(data: bytes, threads: int) -> float:
+    """Seconds a photograph of all threads together, with a device that takes no time."""
+    begun = time.perf_counter()
+    waits(data, 0.0, threads)
+    return (time.perf_counter() - begun) / (ROWS * UNITS)
+
+
 def waits(data: bytes, seconds: float, threads: int) -> tuple[float, float]:
     """The share of the time that the device waits: of all, and within units."""
     stage = Sleeping(seconds, threads)
@@ -87,21 +95,22 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     threads = available_cores()
     data = unit_of([path.read_bytes() for path in sorted(options.photos.glob("*/*.jpg"))])
-    rounds = []
-    for _ in range(2):  # the first one warms up
-        begun = time.perf_counter()
-        waits(data, 0.0, threads)
-        rounds.append((time.perf_counter() - begun) / (ROWS * UNITS))
-    of_threads = rounds[-1]
-    detail: dict[str, Any] = {"threads": threads, "ms a photograph of all threads": round(of_threads * 1000, 2)}
-    for times in TIMES:
-        found = [waits(data, times * of_threads, threads) for _ in range(3)]
-        whole, within = (round(statistics.median(values), 3) for values in zip(*found, strict=True))
+    alone(data, threads)  # warms up
+    of_threads: list[float] = []
+    found: dict[float, list[tuple[float, float]]] = {times: [] for times in TIMES}
+    for _ in range(ROUNDS):  # each holds its devices against the speed that its threads have just had
+        of_threads.append(alone(data, threads))
+        for times in TIMES:
+            found[times].append(waits(data, times * of_threads[-1], threads))
+            print(f"{times}: {found[times][-1]}", file=sys.stderr, flush=True)
+    milliseconds = round(statistics.median(of_threads) * 1000, 2)
+    detail: dict[str, Any] = {"threads": threads, "ms a photograph of all threads": milliseconds}
+    for times, shares in found.items():
+        whole, within = (round(statistics.median(values), 3) for values in zip(*shares, strict=True))
         detail[f"device {times} times the threads' time"] = {"waits": whole, "within a unit": within}
-        print(f"{times}: {whole} {within}", file=sys.stderr, flush=True)
     value = detail[f"device {TIMES[-1]} times the threads' time"]["waits"]
     command = "python benchmarks/device_waits.py --photos FOLDER"
-    item = record.record(METRIC, value, "ratio", n=ROWS * UNITS, command=command, commit=record.head())
+    item = record.record(METRIC, value, "ratio", n=ROWS * UNITS * ROUNDS, command=command, commit=record.head())
     if not options.dry:
         record.write(record.RESULTS / "preprocessing.json", [{**item, "detail": detail}])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -15,7 +16,9 @@ import pyarrow.compute as pc
 from realcustom.storage import FileEntry
 
 _PIECE = 65_536  # files that are taken up, or given out, at a time
-_SCHEMA = pa.schema([("name", pa.large_binary()), ("size", pa.int64()), ("version", pa.large_string())])
+_SCHEMA = pa.schema([("name", pa.large_binary()), ("size", pa.int64()), ("version", pa.large_binary())])
+_ETAG = re.compile("[0-9a-f]{32}")  # what most versions of an object store are, kept as half as many bytes
+_IS_ETAG = b"\0"  # before such a version
 
 
 class Entries(Sequence[FileEntry]):
@@ -51,7 +54,7 @@ class Entries(Sequence[FileEntry]):
             names = [name.encode("utf-8", "surrogateescape") for name, _, _ in page]
             in_order = in_order and last <= names[0] and all(map(operator.le, names, names[1:]))
             last = names[-1]
-            columns = (names, [size for _, size, _ in page], [version for _, _, version in page])
+            columns = (names, [size for _, size, _ in page], [_packed(version) for _, _, version in page])
             arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
             pieces.append(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
         table = pa.Table.from_batches(pieces, schema=_SCHEMA)
@@ -86,6 +89,10 @@ class Entries(Sequence[FileEntry]):
             start += len(batch)
         return [Entries(self._base, pa.Table.from_batches(some, schema), self._elsewhere) for some in taken]
 
+    def forget(self, count: int) -> None:
+        """Give the first `count` files up: the listing is of those after them, and holds no memory for most others."""
+        self._table = self._table.slice(count)
+
     def at(self, places: np.ndarray) -> list[FileEntry]:
         """The files at some places that are near each other, int64 (k,)."""
         if not len(places):
@@ -117,7 +124,7 @@ class Entries(Sequence[FileEntry]):
             for name, size, version in zip(*columns, strict=True):
                 text = _text(name)
                 uri = self._elsewhere.get(text) if self._elsewhere else None
-                yield FileEntry(name=text, uri=uri or self._base + text, size=size, version=version)
+                yield FileEntry(name=text, uri=uri or self._base + text, size=size, version=_unpacked(version))
 
     @overload
     def __getitem__(self, index: int) -> FileEntry: ...
@@ -155,3 +162,11 @@ def _by_name(table: pa.Table) -> pa.Table:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
+
+
+def _packed(version: str) -> bytes:
+    return _IS_ETAG + bytes.fromhex(version) if _ETAG.fullmatch(version) else version.encode()
+
+
+def _unpacked(version: bytes) -> str:
+    return version[1:].hex() if version.startswith(_IS_ETAG) else version.decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import posixpath
 import re
@@ -182,7 +183,7 @@ def _folder(
         wanted = {name for entry in few for name in sidecar_names(entry.name, settings)}
         shared = (entry for entry in contents.sidecars.texts if sidecar_name(entry.name, settings) in wanted)
         texts |= {sidecar_name(entry.name, settings): entry for entry in shared}
-    pictures = contents.pictures.with_more(few)
+    number = len(contents.pictures) + len(few)
     few_with_texts = list(found_beside(few, texts, settings))
     beside = [one for _, those in few_with_texts for one in those]
     own = [*source.beside, *more, *beside]
@@ -191,25 +192,26 @@ def _folder(
     if describe is None:
         known = {entry.name for entry in own}
         rest = [entry for entry in left if entry.name not in known]
+        names = itertools.chain(contents.pictures.names(), (entry.name for entry in few))
         captioned = bool(beside) or len(contents.sidecars.texts) > 0
-        captions = read_caption_tables(rest, pictures.names(), settings, store, captioned=captioned)
+        captions = read_caption_tables(rest, names, settings, store, captioned=captioned)
         describe = _said_by(captions, settings)
     own += captions.files
     if settings.metadata is not None:
         table = storage.absolute(settings.metadata)
         own += [entry for entry in others if storage.absolute(entry.uri) == table]
-    if len(pictures) > _MANY:
+    if number > _MANY:
         logger.warning(
             "%s holds %d pictures in single files: listing them takes long and the driver's memory; "
             "put them into .tar shards or Parquet tables",
             uri,
-            len(pictures),
+            number,
         )
-    files = merged(contents.sidecars.with_pictures(contents.pictures), few_with_texts)
-    units = list(picture_units(files, describe, settings.unit_size))
     own += [] if contents.pictures else source.files
     not_listed = len(contents.pictures) + len(contents.sidecars.texts)
-    account = _account(others, len(pictures), own, contents.refused, not_read, more=not_listed)
+    account = _account(others, number, own, contents.refused, not_read, more=not_listed)
+    files = merged(contents.sidecars.with_pictures(contents.pictures), few_with_texts)
+    units = list(picture_units(files, describe, settings.unit_size))
     said = describe.account() if isinstance(describe, JoinedTable) else captions.account()
     return units, {**account, **said}
 

@@ -46,8 +46,8 @@ class Pairs:
     """Which of n files are texts beside pictures, and beside which ones."""
 
     is_text: np.ndarray  # bool (n,)
-    pictures: np.ndarray  # int64 (k,), ascending: places among the pictures
-    places: np.ndarray  # int64 (k,): among the texts
+    pictures: np.ndarray  # int32 (k,), ascending: places among the pictures
+    places: np.ndarray  # int32 (k,): among the texts
 
 
 class Sidecars:
@@ -57,25 +57,33 @@ class Sidecars:
         self.texts, self._pairs = texts, pairs
 
     def with_pictures(self, pictures: Entries) -> Iterator[WithTexts]:
-        """Each of the p pictures with its texts."""
-        for start in range(0, len(pictures), _PIECE):
-            some = pictures[start : start + _PIECE]
+        """Each of the p pictures with its texts. The listings of both are given up on the way, and empty afterwards."""
+        # places after this picture's are of texts that stand behind this one, or are this one
+        after = np.minimum.accumulate(self._pairs.places[::-1])[::-1]
+        start = forgotten = 0
+        while some := pictures[:_PIECE]:
             bounds = np.searchsorted(self._pairs.pictures, np.arange(start, start + len(some) + 1))
-            texts = iter(self.texts.at(self._pairs.places[bounds[0] : bounds[-1]]))
+            texts = iter(self.texts.at(self._pairs.places[bounds[0] : bounds[-1]] - forgotten))
             for entry, count in zip(some, np.diff(bounds).tolist(), strict=True):
                 yield entry, list(itertools.islice(texts, count))
+            start += len(some)
+            pictures.forget(len(some))
+            wanted = int(after[bounds[-1]]) if bounds[-1] < len(after) else forgotten + len(self.texts)
+            self.texts.forget(wanted - forgotten)
+            forgotten = wanted
 
 
 def find_pairs(entries: Entries, is_picture: np.ndarray, settings: IngestSettings) -> Pairs:
     """The texts among n files that are beside pictures; `is_picture` is bool (n,)."""
-    pairs = array("q")
+    pairs = array("i")  # a listing of more than 2^31 files is not held in memory
     for pair in _Pairing(settings).run(entries.names(), is_picture) if is_picture.any() else ():
         pairs.extend(pair)
-    pictures, rows = np.array(pairs).reshape(-1, 2).T
+    pictures, rows = np.frombuffer(pairs, np.int32).reshape(-1, 2).T
     order = np.argsort(pictures, kind="stable")
     is_text = np.zeros(len(entries), bool)
     is_text[rows] = True
-    return Pairs(is_text=is_text, pictures=pictures[order], places=(np.cumsum(is_text) - 1)[rows[order]])
+    places = (np.cumsum(is_text, dtype=np.int32) - 1)[rows[order]]
+    return Pairs(is_text=is_text, pictures=pictures[order], places=places)
 
 
 @dataclass(slots=True)
