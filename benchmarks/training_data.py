@@ -44,8 +44,8 @@ from realcustom.training.batches import BatchMaker
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.features import FeatureStore, Kind, Memory, Picture
 from realcustom.training.indexing import open_index
-from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
+from realcustom.training.world import World
 
 SHAPES = {Kind.LATENTS: (4, 64, 64), Kind.TEXT: (77, 768), Kind.IMAGE: (257, 1024)}  # 0.66 MiB in bf16
 PER_FILE, VIEWS = 1000, 4  # records of a file; of a subject

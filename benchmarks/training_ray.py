@@ -20,9 +20,9 @@ from training_sprites import paired, prepare
 
 from realcustom.pipeline.cluster import start_local
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import World
 from realcustom.training.run import make_job, train
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 
 WORKERS = 2
 RENDEZVOUS = "tcp://127.0.0.1:29517"

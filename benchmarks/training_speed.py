@@ -15,9 +15,9 @@ from training_sprites import paired, prepare
 
 from realcustom.training.ahead import ReadAhead
 from realcustom.training.batch import Batch
-from realcustom.training.loop import World
 from realcustom.training.run import make_job
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 
 
 def cached_vs_online(folder: Path, steps: int, pairs: int) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from realcustom.checkpoint import adapter_sha256, read_header
 from realcustom.errors import UsageError
 from realcustom.identity import model_identity, same_content
 from realcustom.inference.models import PREFIX, ServedModel
-from realcustom.saving import saved_in
+from realcustom.saved import saved_in
 from realcustom.store import check_readable
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

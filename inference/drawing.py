@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from realcustom.diffusion_pipeline import Subject
-from realcustom.encoded import EncodedSubject
 from realcustom.inference.errors import RequestError, TooLarge
 from realcustom.inference.images import EncodedPicture, ImageLimits, read_picture
 from realcustom.inference.schema import ImagesRequest, SubjectRequest
@@ -27,13 +24,6 @@ class SubjectPart:
     mask: Image.Image | None
     id: str | None
     chosen: dict[str, Any] = field(default_factory=dict)  # word, occurrence and scope
-
-    def subject(self, find: Callable[[str], EncodedSubject]) -> Subject:
-        """The subject; `find` gives the one of an id."""
-        if self.image is not None:
-            return Subject(image=self.image, mask=self.mask, **self.chosen)
-        assert self.id is not None  # checked with the request
-        return Subject(image=find(self.id), **self.chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The engine's deployment on Ray Serve: one replica is one process with one engine on one accelerator."""
+"""The engine's deployment on Ray Serve: one replica is one process with one engine on one accelerator.
+
+Models are imported where a replica begins: who deploys it and the API import this file too.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,25 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from realcustom import log
 from realcustom.errors import UsageError
 from realcustom.inference.drawing import Drawing
-from realcustom.inference.engine import Engine
 from realcustom.inference.errors import Internal, RequestError, UnknownSubject
 from realcustom.inference.leases import Leases
-from realcustom.inference.loading import load_engine
 from realcustom.inference.messages import Answer, Begun, Chunk, Failed, FirstStep, Message, Taken
 from realcustom.inference.models import ServedModel
 from realcustom.inference.ray_metrics import RayObserver
 from realcustom.inference.responses import SubjectResponse
-from realcustom.inference.service import EngineWork, Service
 from realcustom.inference.settings import ServeSettings
 from realcustom.inference.subjects import NewSubject
+
+if TYPE_CHECKING:
+    from realcustom.inference.engine import Engine
+    from realcustom.inference.service import EngineWork
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,9 @@ class EngineServer:
     """Draws what the API sends. Its constructor returns when the models are loaded: until then it gets no requests."""
 
     def __init__(self, settings: ServeSettings, source: ModelSource, log_level: str) -> None:
+        from realcustom.inference.loading import load_engine
+        from realcustom.inference.service import Service
+
         log.configure(log_level)
 
         def load() -> Engine:

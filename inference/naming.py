@@ -11,7 +11,7 @@ from PIL import Image
 from realcustom.inference.errors import DeadlineExceeded, RequestError
 from realcustom.inference.images import ImageLimits, read_picture
 from realcustom.inference.settings import ServeSettings
-from realcustom.words import words_of
+from realcustom.phrases import words_of
 
 
 class Naming(Protocol):

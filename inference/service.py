@@ -10,13 +10,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from realcustom.diffusion_pipeline import RealCustomPipeline
-from realcustom.encoded import EncodedSubject
+from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.inference.answer_keeper import AnswerKeeper
 from realcustom.inference.answers import answer
 from realcustom.inference.backend import State
-from realcustom.inference.drawing import Drawing, decode_mask, read_pair
+from realcustom.inference.drawing import Drawing, SubjectPart, decode_mask, read_pair
 from realcustom.inference.engine import Engine
 from realcustom.inference.errors import DeadlineExceeded, Loading, QueueFull, RequestError, Unavailable
 from realcustom.inference.idempotency import Answers
@@ -197,10 +196,7 @@ class Service:
         model = choose_model(self.models(), request.model)
         if drawing.subjects and model.adapter is None and engine.adapter is not None:
             raise RequestError(f"subjects: {model.id} is a base without an adapter, it takes none", "subjects")
-        subjects = tuple(
-            part.subject(lambda name, i=i: self._held(name, f"subjects[{i}].id"))  # type: ignore[misc]
-            for i, part in enumerate(drawing.subjects)
-        )
+        subjects = tuple(self._subject(part, f"subjects[{i}].id") for i, part in enumerate(drawing.subjects))
         job = GenerationJob(
             prompt=request.prompt,
             subjects=subjects,
@@ -278,10 +274,14 @@ class Service:
         self.observer.observe("cache_bytes", self.subjects.held_bytes, "subjects")
         return added
 
-    def _held(self, name: str, param: str) -> EncodedSubject:
-        subject = self.subjects.get(name, param)
+    def _subject(self, part: SubjectPart, param: str) -> Subject:
+        """The subject of a request: its picture, or what is held here under its id."""
+        if part.image is not None:
+            return Subject(image=part.image, mask=part.mask, **part.chosen)
+        assert part.id is not None  # checked with the request
+        held = self.subjects.get(part.id, param)
         self.observer.observe("cache_hits_total", 1, "subjects")
-        return subject
+        return Subject(image=held, **part.chosen)
 
 
 def _models_of(engine: Engine) -> list[ServedModel]:

@@ -7,15 +7,18 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from realcustom import config
-from realcustom.encoded import EncodedSubject
 from realcustom.inference.errors import UnknownSubject
 from realcustom.inference.problems import first_problem
 from realcustom.inference.responses import SubjectResponse
 from realcustom.inference.schema import read_json
+
+if TYPE_CHECKING:
+    from realcustom.encoded import EncodedSubject
 
 
 class NewSubject(BaseModel):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from realcustom.preprocessing.caption.nouns import find_targets
-from realcustom.preprocessing.engine.models import Runtime
 from realcustom.preprocessing.settings import ComputeSettings, SubjectsSettings
-from realcustom.preprocessing.subjects.detector import Detector
 from realcustom.reference import on_white
+
+if TYPE_CHECKING:
+    from realcustom.preprocessing.subjects.detector import Detector
 
 MAX_NOUNS = 8  # of a prompt that are looked for, and that a message lists
 
@@ -26,7 +28,10 @@ class Naming:
 
     def __init__(self, detector: str | None) -> None:
         self._detector: Detector | None = None
-        if detector is not None:
+        if detector is not None:  # torch and transformers only here
+            from realcustom.preprocessing.engine.models import Runtime
+            from realcustom.preprocessing.subjects.detector import Detector
+
             # `subjects` has both models or none; the segmenter is not loaded here
             self._detector = Detector(
                 SubjectsSettings(detector=detector, segmenter=detector), Runtime(ComputeSettings())

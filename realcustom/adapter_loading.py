@@ -23,7 +23,7 @@ from realcustom.identity import model_identity, same_content
 from realcustom.image_encoder import load_image_encoder
 from realcustom.loading import LoadOptions
 from realcustom.model import RealCustomModel
-from realcustom.saving import Saved, saved_in
+from realcustom.saved import Saved, saved_in
 from realcustom.settings import GuidanceSettings, MethodSettings
 from realcustom.store import check_readable
 from realcustom.warning import warn

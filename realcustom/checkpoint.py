@@ -2,7 +2,7 @@
 
 One safetensors file. Tensors: the trained ones only, by module path. Metadata: format version, the full settings, which
 base model and image encoder it was trained with, and its provenance. The same adapter gives the same bytes. Files are
-read and written through the caller's `Store`, or one with the default retries.
+read and written through the caller's `Store`, or one with the default retries. A header is read without torch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from realcustom import config
 from realcustom.errors import UsageError
 from realcustom.settings import MethodSettings
 from realcustom.storage import is_remote
 from realcustom.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "realcustom-adapter-1"
 
@@ -54,6 +55,8 @@ def save_adapter(uri: str | Path, adapter: Adapter, store: Store | None = None) 
 
     Its settings name the image encoder as the adapter does: by identity, not by a folder's path.
     """
+    from safetensors.torch import save
+
     encoder = replace(adapter.settings.image_encoder, model=adapter.image_encoder)
     metadata = {
         "format": FORMAT,
@@ -63,7 +66,7 @@ def save_adapter(uri: str | Path, adapter: Adapter, store: Store | None = None) 
         "provenance": json.dumps(adapter.provenance, sort_keys=True),
     }
     tensors = {name: adapter.tensors[name].detach().cpu().contiguous() for name in sorted(adapter.tensors)}
-    data = _with_sorted_metadata(safetensors.torch.save(tensors, metadata))
+    data = _with_sorted_metadata(save(tensors, metadata))
     (store or Store()).write(uri, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -73,10 +76,12 @@ def load_adapter(uri: str | Path, store: Store | None = None) -> Adapter:
 
     Raises MissingFile, StorageRefused, or UsageError if the file is not an adapter checkpoint of this project.
     """
+    from safetensors.torch import load
+
     data = _read(uri, store)
     header = _parse_header(data, uri)
     return Adapter(
-        tensors=safetensors.torch.load(data),
+        tensors=load(data),
         settings=header.settings,
         base=header.base,
         image_encoder=header.image_encoder,

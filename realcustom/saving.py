@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,13 @@ from torch import nn
 
 from realcustom.attention import PROJECTIONS
 from realcustom.base import Base
-from realcustom.checkpoint import Adapter, read_header, save_adapter
+from realcustom.checkpoint import Adapter, save_adapter
 from realcustom.encoders import ImageEncoder
 from realcustom.errors import UsageError
 from realcustom.maps import text_cross_attentions
 from realcustom.model import RealCustomModel
-from realcustom.model_cache import local
-from realcustom.settings import EncoderKind, MethodSettings
-
-OWN_FOLDER, ADAPTER = "realcustom", "adapter.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """Where the adapter and the image encoder of a saved pipeline are."""
-
-    adapter: str
-    image_encoder: str
+from realcustom.saved import ADAPTER, OWN_FOLDER
+from realcustom.settings import MethodSettings
 
 
 def adapter_of(
@@ -83,16 +72,6 @@ def save_folder(
     own = Path(folder) / OWN_FOLDER
     encoder.save(own)
     save_adapter(own / ADAPTER, adapter)
-
-
-def saved_in(base: str) -> Saved | None:
-    """The adapter and the image encoder that `save_folder` put into this folder, if it did."""
-    own = Path(local(base)) / OWN_FOLDER
-    if not (own / ADAPTER).is_file():
-        return None
-    kind = read_header(own / ADAPTER).settings.image_encoder.kind
-    encoders = ("clip",) if kind is EncoderKind.CLIP else ("siglip", "dino")
-    return Saved(adapter=str(own / ADAPTER), image_encoder=",".join(str(own / name) for name in encoders))
 
 
 @contextlib.contextmanager

@@ -19,13 +19,13 @@ from ray.exceptions import RayError
 from realcustom import log, storage
 from realcustom.store import Store
 from realcustom.training.checkpoints import step_of
-from realcustom.training.failures import Failure
+from realcustom.training.failures import Failure, TrainingDiverged
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.metrics_file import read_rows, validation_losses
 from realcustom.training.page import write_page
 from realcustom.training.sinks import make_sinks
 from realcustom.training.validations import prune_all, read_results, waiting, write_result
+from realcustom.training.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from realcustom.training.data import Share, Views
 from realcustom.training.draws import Draw, draw_sample, uniform
 from realcustom.training.features import BadRecord, FeatureStore, Kind
 from realcustom.training.geometry import error_weights, time_ids
-from realcustom.training.loop import World
 from realcustom.training.settings import TrainSettings
+from realcustom.training.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -33,11 +33,11 @@ from realcustom.machine import available_cores
 from realcustom.store import Store
 from realcustom.training.async_validation import Validations
 from realcustom.training.checkpoints import latest_checkpoint, step_of
-from realcustom.training.failures import Failure, Failures
+from realcustom.training.failures import Failure, Failures, TrainingDiverged
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.settings import TrainSettings
 from realcustom.training.stopping import Stopped, stop_at_signals
+from realcustom.training.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,10 @@ from realcustom.store import StorageRefused
 LONGEST_WAIT = 60.0  # seconds before workers are tried again
 
 
+class TrainingDiverged(UsageError):
+    """Too many consecutive steps had a non-finite loss or gradient."""
+
+
 class WorkerFailed(RuntimeError):
     """A bug in a worker; the message is the worker's own trace."""
 

@@ -10,11 +10,10 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -24,35 +23,13 @@ from realcustom.errors import UsageError
 from realcustom.model import PROJECTOR, SCORING
 from realcustom.training.batch import Batch
 from realcustom.training.draws import training_influence_quantity
+from realcustom.training.failures import TrainingDiverged
 from realcustom.training.objective import Objective, squared_error
 from realcustom.training.optimizers import make_optimizer, moments, rate_factor, set_rate, start_moments, take_estimate
 from realcustom.training.schedules import learning_rate
 from realcustom.training.settings import MicroBatch, Optimizer, Precision, TrainSettings
 from realcustom.training.sharding import fill, gathered, shard, whole
-
-
-class TrainingDiverged(UsageError):
-    """Too many consecutive steps had a non-finite loss or gradient."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """This worker's rank among the data-parallel workers. Without a process group there is one worker."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the device computes beside the host, which waits where it reads a value."""
-        return self.device.type != "cpu"
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` summed over the workers."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
+from realcustom.training.world import World
 
 
 @dataclass(frozen=True, kw_only=True)

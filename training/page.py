@@ -15,7 +15,7 @@ from realcustom.training import chart
 from realcustom.training.chart import Points, curve_svg
 from realcustom.training.facts import Facts, read_facts, table
 from realcustom.training.metrics_file import Row
-from realcustom.training.samples import read_captions
+from realcustom.training.sheets import read_captions
 
 POINTS = 300  # of a line at most: means of what lies together
 Captions = Sequence[tuple[str, str]]

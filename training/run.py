@@ -38,12 +38,12 @@ from realcustom.training.data import split
 from realcustom.training.failures import full_disk
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob, split_parent
-from realcustom.training.loop import World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.optimizers import check_optimizer
 from realcustom.training.settings import OPERATIONAL, Schedule, TrainSettings, may_change
 from realcustom.training.sinks import check_loggers
 from realcustom.training.stopping import stop_at_signals
+from realcustom.training.world import World
 
 logger = logging.getLogger(__name__)
 

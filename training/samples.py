@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from realcustom import storage
 from realcustom.base import Base
 from realcustom.callbacks import Callback
 from realcustom.cells import decode_mask
@@ -20,38 +18,15 @@ from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.log import Progress
 from realcustom.model import RealCustomModel
 from realcustom.settings import MethodSettings, Reference
-from realcustom.store import Store
 from realcustom.training.encoders import FrozenEncoders, decode_picture
 from realcustom.training.features import Picture
+from realcustom.training.sheets import Sheet
 from realcustom.words import TargetWordNotFound, TargetWordTruncated
 
 logger = logging.getLogger(__name__)
 
 SIDE = 128  # pixels of a cell, at least
 SEED = 0  # not a setting: the sheets of different runs can be compared
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A sample sheet; it may have no rows."""
-
-    png: bytes
-    captions: Sequence[tuple[str, str]]  # the target word and the caption of each row, from above
-
-    def write(self, output: str, step: int, store: Store) -> None:
-        """Write it to the folder `samples` of a run, unless it has no rows. The captions are a file of their own: pages read
-        them without the picture, which may be large.
-        """
-        if self.captions:
-            captions = json.dumps(self.captions, ensure_ascii=False).encode()
-            store.write(storage.join(output, "samples", f"step-{step:08d}.json"), captions)
-            store.write(storage.join(output, "samples", f"step-{step:08d}.png"), self.png)
-
-
-def read_captions(output: str, name: str, store: Store) -> list[tuple[str, str]]:
-    """`Sheet.captions` of the sheet with that file name; none beside a sheet of an earlier version."""
-    uri = storage.join(output, "samples", name.removesuffix(".png") + ".json")
-    return [(word, caption) for word, caption in json.loads(store.read(uri))] if store.exists(uri) else []
 
 
 def draw_sample_sheet(

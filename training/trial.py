@@ -15,10 +15,10 @@ from realcustom.settings import MethodSettings
 from realcustom.training.activations import count_activations
 from realcustom.training.batch import Batch
 from realcustom.training.flops import FlopMeter
-from realcustom.training.loop import World
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 
 MEASURED = 3  # steps, after one that is left out
 

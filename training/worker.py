@@ -29,11 +29,12 @@ from realcustom.training.checkpoints import latest_checkpoint, load_checkpoint
 from realcustom.training.clock import Clock
 from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.encoders import FrozenEncoders, check_caches
+from realcustom.training.failures import TrainingDiverged
 from realcustom.training.features import FeatureStore, Memory
 from realcustom.training.flops import FlopMeter
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import StepResult, Trainer, TrainingDiverged, World, names_of_moments
+from realcustom.training.loop import StepResult, Trainer, names_of_moments
 from realcustom.training.metrics import Metrics, validation_row
 from realcustom.training.metrics_file import Row
 from realcustom.training.micro_batch import TOO_LITTLE, find_micro_batch
@@ -46,6 +47,7 @@ from realcustom.training.sinks import Sink, make_sinks
 from realcustom.training.stopping import Stopped
 from realcustom.training.validations import is_apart, is_due, write_result
 from realcustom.training.watch import StepWatch
+from realcustom.training.world import World
 
 logger = logging.getLogger(__name__)
 

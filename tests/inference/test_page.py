@@ -20,7 +20,7 @@ from PIL import Image
 from realcustom import config
 from realcustom.inference.keys import Key, digest_of
 from realcustom.inference.page.routes import FILES
-from realcustom.words import words_of
+from realcustom.phrases import words_of
 from tests.support.slow_steps import slow_steps
 
 CHROMIUM = shutil.which("chromium")

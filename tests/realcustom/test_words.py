@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from realcustom.phrases import words_of
 from realcustom.settings import Occurrence, WordMatching
 from realcustom.tokens import check_tokenizers_agree, chunks_of, cut_off, token_spans, tokenize
 from realcustom.words import (
@@ -18,7 +19,6 @@ from realcustom.words import (
     find_word,
     union,
     word_mask,
-    words_of,
 )
 from tests.support.clip_bpe import BOS, EOS, clip_tokenizer
 from tests.support.tiny import tiny_tokenizer

@@ -36,11 +36,11 @@ from realcustom.training.features import FeatureStore, Kind
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import World
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker, _counted
+from realcustom.training.world import World
 from tests.support.loopback import free_port
 from tests.support.training_corpus import encode_pictures, write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed

@@ -21,11 +21,11 @@ from realcustom.training.batch import Batch
 from realcustom.training.encoders import FrozenEncoders
 from realcustom.training.features import Kind
 from realcustom.training.geometry import error_weights, time_ids
-from realcustom.training.loop import World
 from realcustom.training.objective import squared_error
 from realcustom.training.run import make_job
 from realcustom.training.settings import CurriculumPoint, Precision, TrainSettings
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
 from tests.support.training_corpus import fill_caches, write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, fit

@@ -22,13 +22,13 @@ from realcustom.store import StorageRefused, Store
 from realcustom.training import distributed
 from realcustom.training.batches import BatchMaker
 from realcustom.training.data import split
-from realcustom.training.failures import Failure, Failures, WorkerFailed
+from realcustom.training.failures import Failure, Failures, TrainingDiverged, WorkerFailed
 from realcustom.training.features import BadRecord
 from realcustom.training.indexing import open_index
-from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.planted import BUGS, PlantedWorker, arrow, broadcasting
 from tests.support.training_runs import METHOD, SETTINGS, fit
 

@@ -18,12 +18,13 @@ from realcustom.store import Store
 from realcustom.training.batch import Batch
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import Trainer, World
+from realcustom.training.loop import Trainer
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.micro_batch import find_micro_batch
 from realcustom.training.run import TrainResult, make_job
 from realcustom.training.settings import MicroBatch
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.loopback import free_port
 from tests.support.training_runs import METHOD, SETTINGS, Killed, curve, fit, fit_killed, kill_at
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from realcustom.errors import UsageError
-from realcustom.training.loop import Trainer, TrainingDiverged, World
+from realcustom.training.failures import TrainingDiverged
+from realcustom.training.loop import Trainer, World
 from realcustom.training.optimizers import check_optimizer
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed, tensors
 
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from realcustom.settings import MethodSettings, Projector
-from realcustom.training.loop import World
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.tiny import (
     tiny_image_encoder,
     tiny_pipeline,

@@ -30,10 +30,10 @@ from realcustom.training.data import DataOrder, Views, split
 from realcustom.training.features import BadRecord, FeatureStore, Kind, Picture
 from realcustom.training.index import RecordIndex
 from realcustom.training.indexing import open_index
-from realcustom.training.loop import World
 from realcustom.training.reading import RecordsChanged
 from realcustom.training.settings import TrainSettings
 from realcustom.training.stopping import Stopped
+from realcustom.training.world import World
 
 RECORDS, GROUP = 160, 5  # 4 files
 

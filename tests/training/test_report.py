@@ -18,13 +18,13 @@ from realcustom.training.activations import Activations, count_activations
 from realcustom.training.chart import curve_svg, ticks
 from realcustom.training.facts import read_facts
 from realcustom.training.flops import count_flops
-from realcustom.training.loop import World
 from realcustom.training.metrics import _rate
 from realcustom.training.page import render, write_page
 from realcustom.training.run import make_job
-from realcustom.training.samples import read_captions
+from realcustom.training.sheets import read_captions
 from realcustom.training.trial import memory_by_part
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, kill_at
 
 

@@ -24,11 +24,13 @@ from realcustom.training.batches import BatchMaker
 from realcustom.training.checkpoints import list_checkpoints, load_checkpoint
 from realcustom.training.data import Share
 from realcustom.training.draws import training_influence_quantity
+from realcustom.training.failures import TrainingDiverged
 from realcustom.training.features import Kind
-from realcustom.training.loop import Trainer, TrainingDiverged, World
+from realcustom.training.loop import Trainer
 from realcustom.training.run import TrainResult, train
 from realcustom.training.settings import CurriculumPoint, Precision, Schedule, TrainSettings
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.tiny import tiny_pp_settings, tiny_sdxl_base, tiny_siglip_dino
 from tests.support.training_corpus import to_cell, write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, curve, fit, fit_killed, tensors

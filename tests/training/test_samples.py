@@ -11,9 +11,9 @@ import torch
 
 from realcustom.base_loading import load_base
 from realcustom.training.encoders import FrozenEncoders
-from realcustom.training.loop import World
 from realcustom.training.run import make_job
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.training_corpus import fill_caches
 from tests.support.training_runs import METHOD, SETTINGS
 

@@ -22,10 +22,10 @@ from realcustom.record import POOLED, SCHEMA, check_schema
 from realcustom.settings import BaseSettings, PooledText
 from realcustom.training.features import Kind
 from realcustom.training.geometry import time_ids
-from realcustom.training.loop import World
 from realcustom.training.run import make_job
 from realcustom.training.settings import BadRecords
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.tiny import tiny_sdxl_base
 from tests.support.training_corpus import write_pictures
 from tests.support.training_runs import METHOD, SETTINGS, fit

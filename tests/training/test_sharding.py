@@ -19,12 +19,13 @@ from realcustom.errors import UsageError
 from realcustom.store import Store
 from realcustom.training.checkpoints import latest_checkpoint, load_checkpoint
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import Trainer, World, names_of_moments
+from realcustom.training.loop import Trainer, names_of_moments
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
 from realcustom.training.trial import memory_by_part
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.loopback import free_port
 from tests.support.training_runs import METHOD, SETTINGS
 

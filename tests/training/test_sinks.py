@@ -15,12 +15,12 @@ import pytest
 
 from realcustom.errors import UsageError
 from realcustom.store import Store
-from realcustom.training.loop import World
 from realcustom.training.metrics_file import Row
 from realcustom.training.run import TrainResult, make_job
 from realcustom.training.settings import Logger
 from realcustom.training.sinks import Service, scalars
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.training_runs import METHOD, SETTINGS, Killed, fit, fit_killed, kill_at
 
 Points = dict[str, list[tuple[int, Any]]]  # steps and values, or what is near a value

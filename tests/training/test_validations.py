@@ -12,14 +12,14 @@ import pytest
 from realcustom.store import Store
 from realcustom.training import async_validation, validations
 from realcustom.training.checkpoints import list_checkpoints, step_of
-from realcustom.training.failures import Failure
+from realcustom.training.failures import Failure, TrainingDiverged
 from realcustom.training.job import TrainingJob
-from realcustom.training.loop import TrainingDiverged, World
 from realcustom.training.metrics_file import Row, read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
 from realcustom.training.validations import read_results, waiting, write_result
 from realcustom.training.worker import Worker
+from realcustom.training.world import World
 from tests.support.training_runs import METHOD, SETTINGS, fit
 
 APART = replace(SETTINGS, async_validation=True, val_every=3, sample_every=6, sample_records=1, sample_steps=1)
