@@ -5,6 +5,7 @@ Workers map that file into memory; of a table on an object store they keep a cop
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -24,7 +25,7 @@ from realcustom.machine import available_cores
 from realcustom.parquet import ParquetFile
 from realcustom.record import POOLED, check_schema, picture_ranks
 from realcustom.storage import FileEntry
-from realcustom.store import StorageRefused, Store
+from realcustom.store import StorageRefused, Store, refusals
 from realcustom.training.index import IMAGES, RecordIndex
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 VERSION = 2  # of the file's layout, a part of its name
 KEPT_FROM = 100_000  # records; the index of a smaller table is made in about a second
 JOINED = 1000  # files whose views are joined at a time
+PIECE = 16 * 2**20  # bytes of a kept index that are copied at a time
 READERS = 8  # files of an object store that are read at a time: it answers slowly
 
 
@@ -79,13 +81,30 @@ def _kept_file(records: str, name: str, store: Store) -> Path | None:
     if not storage.is_remote(records):
         path = Path(place.removeprefix("file://"))
         return path if path.is_file() else None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realcustom"
-    path = cache / name
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realcustom" / "indexes"
+    path = cache / hashlib.sha256(records.encode()).hexdigest()[:16] / name
     if not path.is_file():
         if not store.exists(place):
             return None
-        store.write(path, store.read(place))
+        with refusals("write", str(path)):
+            _copy(place, path, store)
     return path
+
+
+def _copy(place: str, path: Path, store: Store) -> None:
+    """Copy a kept index piece by piece, once for all workers of this machine; copies of earlier listings are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name("lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.is_file():
+            return
+        source, partial = store.open(place, PIECE), path.with_name(".tmp-index")
+        with partial.open("wb") as file:
+            for start in range(0, source.size, PIECE):
+                file.write(source.read(start, PIECE))
+        for old in path.parent.glob("index-*.arrow"):
+            old.unlink()
+        os.replace(partial, path)
 
 
 def _keep(records: str, name: str, index: RecordIndex, store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -165,10 +166,18 @@ def test_an_index_on_an_object_store_is_copied_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for path in tmp_path.glob("*.parquet"):
         Store().write(f"{bucket}/records/{path.name}", path.read_bytes())
-    assert open_index(f"{bucket}/records").identity == index.identity
-    monkeypatch.setattr(indexing, "build_index", lambda *_: pytest.fail("made anew"))
-    mapped = open_index(f"{bucket}/records")
-    assert mapped.uid(30) == index.uid(30) and len(list((tmp_path / "cache" / "realcustom").iterdir())) == 1
+    monkeypatch.setattr(indexing, "PIECE", 1000)
+    copies = []
+    for number, last in ((31, 30), (26, 25)):
+        assert len(open_index(f"{bucket}/records")) == number
+        with monkeypatch.context() as patch, ThreadPoolExecutor(4) as workers:
+            patch.setattr(indexing, "build_index", lambda *_: pytest.fail("made anew"))
+            mapped = list(workers.map(open_index, [f"{bucket}/records"] * 4))
+        assert {each.uid(last) for each in mapped} == {index.uid(30)} and len(mapped[0]) == number
+        copies.append(list((tmp_path / "cache").rglob("index-*")))
+        Store().delete(f"{bucket}/records/part-001.parquet")
+        monkeypatch.setattr(indexing, "KEPT_FROM", 26)
+    assert [len(each) for each in copies] == [1, 1] and copies[0] != copies[1], "an earlier listing's copy stays"
 
 
 def epoch_order(index: RecordIndex, seed: int, epoch: int, open_parts: int) -> list[int]:
