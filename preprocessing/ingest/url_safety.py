@@ -15,6 +15,9 @@ import httpx
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# All that IANA has given out of IPv6 for the public internet. Beside it lie the addresses that translators (NAT64, SIIT) make of
+# IPv4 ones, and networks' own.
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ def _port(url: httpx.URL) -> int:
 def is_public(address: _Address) -> bool:
     """Whether an address is on the public internet: no embedded IPv4 address, no multicast group."""
     if isinstance(address, ipaddress.IPv6Address):
-        wrapped = address.ipv4_mapped or address.sixtofour or address.teredo
-        if wrapped is not None or address in ipaddress.ip_network("64:ff9b::/96"):
+        holds_ipv4 = address.sixtofour is not None or address.teredo is not None
+        if address not in _GLOBAL_UNICAST or holds_ipv4:
             return False
     return address.is_global and not address.is_multicast

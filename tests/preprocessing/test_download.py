@@ -138,7 +138,15 @@ def test_what_is_no_url_is_a_fault_of_its_row(url: str) -> None:
 def test_public_addresses() -> None:
     public = ("1.1.1.1", "2606:4700::1111")
     inner = ("127.0.0.1", "192.168.1.1", "100.64.0.1", "224.0.0.1", "0.0.0.0", "::1", "fc00::1", "ff02::1")
-    wrapped = ("::ffff:1.1.1.1", "64:ff9b::7f00:1", "2002:7f00:1::")
+    wrapped = (
+        "::ffff:1.1.1.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "::127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "::ffff:0:127.0.0.1",
+        "fec0::1",
+    )
     assert all(is_public(ipaddress.ip_address(address)) for address in public)
     assert not any(is_public(ipaddress.ip_address(address)) for address in (*inner, *wrapped))
 
