@@ -27,7 +27,9 @@ _TAKEN = 4  # the last ones of them that must be taken
 _TAIL = 32  # bytes before the end that a sound picture cannot be decoded without
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a segment: no stuffed byte, no restart
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_WHOLE = re.compile(rb"\xff+[^\xff]?|[^\xff]", re.DOTALL)  # a byte with what belongs to it: what is skipped is taken at once
+_WHOLE = re.compile(
+    rb"\xff+[^\xff]?|[^\xff]", re.DOTALL
+)  # a byte with what belongs to it: what is skipped is taken at once
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2  # Huffman-coded; frames of other kinds are rare and not looked at
 _SOS, _EOI = 0xDA, 0xD9
 _AFTER_SCAN = (0xC4, *range(0xD9, 0xDE), *range(0xE0, 0xF0), 0xFE)  # markers that may follow a scan

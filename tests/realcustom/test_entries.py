@@ -16,7 +16,9 @@ FILES = [entry(name) for name in ("b.jpg", "a/z.JPG", "caf\u00e9.png", "not\udcf
 FILES.append(entry("link/c.jpg", "/elsewhere/c.jpg"))
 FILES += [
     FileEntry(name=f"v{number}.jpg", uri=f"/data/v{number}.jpg", size=1, version=version)
-    for number, version in enumerate(("d41d8cd98f00b204e9800998ecf8427e", "d41d8cd98f00b204e9800998ecf8427e-12", "", "é"))
+    for number, version in enumerate(
+        ("d41d8cd98f00b204e9800998ecf8427e", "d41d8cd98f00b204e9800998ecf8427e-12", "", "é")
+    )
 ]
 
 

@@ -39,7 +39,7 @@ from realcustom.training.job import TrainingJob
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import make_job
 from realcustom.training.settings import TrainSettings
-from realcustom.training.worker import Worker, _counted
+from realcustom.training.worker import Worker
 from realcustom.training.world import World
 from tests.support.loopback import free_port
 from tests.support.training_corpus import encode_pictures, write_pictures
@@ -237,7 +237,7 @@ def test_each_uid_once_an_epoch_over_two_ranks(world: SimpleNamespace, records: 
         batches = [worker.batches.training(order.share(step, rank, 2)) for rank in range(2)]
         assert batches[0].latents.shape == batches[1].latents.shape
         for batch in batches:
-            logged.update(uid for uid in worker._uids(_counted(batch)).split(", ") if uid)
+            logged.update(uid for uid in worker._uids(batch.counted).split(", ") if uid)
     assert logged == {index.uid(number): 2 for number in range(len(index)) if number not in worker.held_out}
 
 

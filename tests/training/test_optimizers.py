@@ -13,7 +13,7 @@ import torch
 
 from realcustom.errors import UsageError
 from realcustom.training.failures import TrainingDiverged
-from realcustom.training.loop import Trainer, World
+from realcustom.training.loop import Trainer
 from realcustom.training.optimizers import check_optimizer
 from realcustom.training.run import make_job
 from realcustom.training.settings import Optimizer, TrainSettings
