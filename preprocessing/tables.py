@@ -185,6 +185,14 @@ def read_some_groups(uri: str, groups: list[int]) -> pa.Table:
         return pq.ParquetFile(file).read_row_groups(groups, use_threads=False)
 
 
+def read_row_groups(places: Iterable[tuple[str, int]], store: Store) -> pa.Table:
+    """The same of several files, with retries: each row group by its file's URI and its number; those of a file are together."""
+    groups: dict[str, list[int]] = {}
+    for uri, group in places:
+        groups.setdefault(uri, []).append(group)
+    return pa.concat_tables(store.call(lambda uri: read_some_groups(uri, groups[uri]), uri) for uri in groups)
+
+
 def from_parquet(data: bytes) -> pa.Table:
     """The table in Parquet bytes, types exactly as written."""
     return pq.read_table(pa.BufferReader(data), use_threads=False)

@@ -223,12 +223,7 @@ def _sealed(unit: Unit, found: pa.Table) -> SealedUnit:
 
 def _read(parts: list[Part], store: Store) -> pa.Table:
     """The rows of some parts."""
-    groups: dict[str, list[int]] = {}
-    for part in parts:
-        groups.setdefault(part.uri, []).append(part.group)
-    return pa.concat_tables(
-        store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups
-    )
+    return tables.read_row_groups(((part.uri, part.group) for part in parts), store)
 
 
 def _once(table: pa.Table) -> pa.Table:

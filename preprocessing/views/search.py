@@ -238,13 +238,7 @@ def _read(files: Sequence[InputFile], store: Store, columns: Sequence[str]) -> p
 
 
 def _read_groups(files: Sequence[InputFile], store: Store) -> pa.Table:
-    groups: dict[str, list[int]] = {}
-    for file in files:
-        assert file.group is not None, file.name
-        groups.setdefault(file.uri, []).append(file.group)
-    return pa.concat_tables(
-        store.call(lambda place: tables.read_some_groups(place, groups[place]), uri) for uri in groups
-    )
+    return tables.read_row_groups(((file.uri, file.group) for file in files if file.group is not None), store)
 
 
 def _hash(text: str) -> int:
