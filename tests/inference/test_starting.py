@@ -44,9 +44,9 @@ def test_a_mistake_of_any_kind_in_a_process_is_said_as_one() -> None:
         "Traceback (most recent call last):\n  ...\nrealcustom.store.AccessDenied: cannot read s3://b/a: access denied"
     )
     with pytest.raises(UsageError, match=r"^cannot read s3://b/a: access denied$"):
-        starting._check_failures(deployed(trace))  # type: ignore[arg-type]
+        starting._check_failures(deployed(trace))
     with pytest.raises(RuntimeError, match="KeyError"):
-        starting._check_failures(deployed("Traceback (most recent call last):\nKeyError: 'a'"))  # type: ignore[arg-type]
+        starting._check_failures(deployed("Traceback (most recent call last):\nKeyError: 'a'"))
 
 
 def test_no_proxy_is_asked_whether_this_machine_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
