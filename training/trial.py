@@ -33,7 +33,8 @@ def estimate(
     parent: str | None = None,
     hourly_price: float | None = None,
 ) -> Iterator[str]:
-    """Try one worker's part of some steps in this process, and yield lines on the whole run. Nothing is written.
+    """Try one worker's part of some steps in this process, and yield lines on the whole run. Nothing is written but, beside a
+    large table, the index of the records.
 
     Args:
         hourly_price: of one worker.
