@@ -19,6 +19,7 @@ import pytest
 from realcustom import storage
 from realcustom.checkpoint import adapter_sha256
 from realcustom.pipeline import owned
+from realcustom.pipeline.jobs_api import JobsApi
 from realcustom.pipeline.local_cluster import LocalCluster, Node, local_cluster
 from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.sprites.corpus import CorpusSettings, write_corpus
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "sprites" / "zoo"
 BUCKET = f"nodes-{uuid.uuid4().hex[:8]}"  # a store that outlives the tests has those of earlier ones
 STORE = f"s3://{BUCKET}"
+CPUS = 3  # of each node but the head
 MODELS = {  # settings of stages, and the folder of the zoo
     "score.clip": "clip",
     "score.heads": "heads",
@@ -63,7 +65,7 @@ def cluster(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     swift = swift_variables()
     for name, value in swift.items():
         patch.setenv(name, value)  # its nodes have them too
-    with local_cluster(3, 3, s3=not swift, head_cpus=0) as cluster:
+    with local_cluster(3, CPUS, s3=not swift, head_cpus=0) as cluster:
         for name, value in cluster.environment().items():
             patch.setenv(name, value)
         boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
@@ -81,10 +83,9 @@ def corpus_of(stage: str) -> tuple[str, ...]:
 
 
 def lose(cluster: LocalCluster, node: Node) -> None:
-    """A node with all its processes, at once; another one joins."""
+    """A node with all its processes, at once."""
     node.kill()
     cluster.nodes.remove(node)
-    cluster.add_node(3)
 
 
 def node_with(cluster: LocalCluster, word: str) -> Node:
@@ -112,6 +113,7 @@ def test_a_stage(stage: str, cluster: LocalCluster, local: Path, tmp_path: Path)
         lambda: any(name.startswith(f"{stage}@") and "/manifests/" in name for name in files(f"{STORE}/out"))
     )
     lose(cluster, node_with(cluster, "ray::"))
+    cluster.add_node(CPUS)
     job.end()
     assert tree_in_store(f"{STORE}/out", stage) == tree_here(local, stage)
 
@@ -125,6 +127,7 @@ def test_training(cluster: LocalCluster, local: Path, tmp_path: Path) -> None:
     job = Submitted(tmp_path, "train", "--input", f"{STORE}/before", "--output", f"{STORE}/run", *models, *settings)
     job.wait_until(lambda: any(name.startswith("checkpoints/") for name in files(f"{STORE}/run")))
     lose(cluster, node_with(cluster, "TrainWorker"))
+    cluster.add_node(CPUS)
     job.end()
     assert adapter_sha256(f"{STORE}/run/adapter.safetensors") == adapter_sha256(
         tmp_path / "run" / "adapter.safetensors"
@@ -151,13 +154,23 @@ def test_evaluation(cluster: LocalCluster, tmp_path: Path) -> None:
     )
     job.wait_until(lambda: any(name.startswith("images/") for name in files(f"{STORE}/evaluation")))
     lose(cluster, node_with(cluster, "ray::"))
+    cluster.add_node(CPUS)
     job.end()
     for name in ("table.csv", "results.parquet"):
         assert storage.read_bytes(f"{STORE}/evaluation/{name}") == (tmp_path / "here" / name).read_bytes(), name
 
 
+def replicas() -> dict[str, list[str]]:
+    """The nodes on which Serve's deployments run, by the ids of Ray, one for each replica."""
+    found = JobsApi(None).ask("GET", "/api/serve/applications/")["applications"].get("realcustom", {})
+    return {
+        name: [one["node_id"] for one in deployment["replicas"] if one["state"] == "RUNNING"]
+        for name, deployment in found.get("deployments", {}).items()
+    }
+
+
 def test_serving(cluster: LocalCluster, tmp_path: Path) -> None:
-    """A node with an engine is lost; another engine answers, and a request that was on the lost one is asked again."""
+    """Two engines and two processes of the API, one of each on a node: one node is lost, and the other one answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     models = f"{STORE}/models"
@@ -166,6 +179,7 @@ def test_serving(cluster: LocalCluster, tmp_path: Path) -> None:
         *("serve", "--adapter", f"{models}/adapter.safetensors", "--base", f"{models}/pipeline"),
         *("--set", f"method.image_encoder.model={models}/image_encoder", "--set", f"serve.port={port}"),
         *("--set", "serve.min_engines=2", "--set", "serve.max_engines=2", "--set", "serve.threads=1"),
+        *("--set", "serve.api_replicas=2"),
     )
     body: dict[str, Any] = {"prompt": "a star on grass", "seed": 1, "num_inference_steps": 4}
 
@@ -176,9 +190,13 @@ def test_serving(cluster: LocalCluster, tmp_path: Path) -> None:
             return None
         return str(answer.json()["data"][0]["b64_json"]) if answer.is_success else None
 
-    job.wait_until(lambda: picture() is not None)
+    def is_spread() -> bool:
+        found = replicas()
+        return all(len(found.get(name, ())) == len({*found.get(name, ())}) == 2 for name in ("api", "engine"))
+
+    job.wait_until(lambda: picture() is not None and is_spread())
     first = picture()
-    lose(cluster, node_with(cluster, "Engine"))
+    lose(cluster, node_with(cluster, "ServeReplica:realcustom:engine"))
     began, longest, last = time.monotonic(), 0.0, time.monotonic()
     while time.monotonic() - began < 30:
         found = picture()
@@ -190,3 +208,4 @@ def test_serving(cluster: LocalCluster, tmp_path: Path) -> None:
     assert longest < 20, f"no answer for {longest:.0f} s"
     job.process.terminate()
     job.process.wait()
+    cluster.add_node(CPUS)

@@ -26,7 +26,7 @@ commit = worker.commit_unit
 def say(job, unit, sealed):
     time.sleep(0.15)  # so that two clients meet
     commit(job, unit, sealed)
-    print("unit", unit.name, flush=True)
+    print("unit", f"{job.directory}/{unit.name}", flush=True)  # steps of one stage have units of the same name
 worker.commit_unit = say
 print("ready", flush=True)
 for order in sys.stdin:
