@@ -139,3 +139,26 @@ def test_its_steps_make_what_runs_without_root_on_a_root_that_is_read_only(open_
     done = subprocess.run([*inside, str(root), str(venv), QUICKSTART, sys.base_prefix], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "adapter of " in done.stdout
+
+
+@pytest.mark.cluster
+def test_the_image_is_built_and_runs_the_quickstart() -> None:
+    """As a user that is not root, on a root that is read-only."""
+    engines = [name for name in ("docker", "podman") if shutil.which(name)]
+    engine = next(
+        (name for name in engines if not subprocess.run([name, "info"], capture_output=True).returncode), None
+    )
+    if engine is None:
+        pytest.skip("needs an engine of containers that runs")
+    tag = "realcustom:test-cpu"
+
+    def asked(*arguments: str | Path) -> str:
+        done = subprocess.run([engine, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    asked("build", "-f", FILE, "--target", "cpu", "-t", tag, ROOT)
+    size = int(asked("image", "inspect", "--format", "{{.Size}}", tag))
+    assert size < LARGEST, f"{size / 1e9:.2f} GB"
+    volumes = ("--tmpfs", "/tmp", "--tmpfs", "/home/ray:uid=1000", "--shm-size", "1g")
+    asked("run", "--rm", "--read-only", *volumes, tag, "realcustom", "quickstart", "--output", "/home/ray/quickstart")
