@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,17 +50,20 @@ def folder_of(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "realcustom"
 
 
-def imported(source: str, path: str, types: bool = True) -> Iterator[tuple[str, int]]:
+def imported(source: str, path: str, types: bool = True, later: bool = True) -> Iterator[tuple[str, int]]:
     """Full names of all that `source` imports, wherever in the file, with the line; `from a import b` is `a.b`.
 
     Args:
         types: also what is imported for the type checker alone.
+        later: also what is imported when a function is called.
     """
     tree = ast.parse(source, path)
     skipped = set[ast.AST]()
     for node in ast.walk(tree):
         if not types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             skipped.update(inner for child in node.body for inner in ast.walk(child))
+        if not later and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            skipped.update(ast.walk(node))
     for node in ast.walk(tree):
         if node in skipped:
             continue
@@ -166,20 +170,73 @@ def circles(imports: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
+def module_named(name: str, modules: Container[str]) -> str:
+    """The module of an imported name: `from package import name` is one, where there is such a file, or the package itself."""
+    return name if name in modules else name.rpartition(".")[0]
+
+
 def test_no_modules_import_each_other() -> None:
     """Imports within functions count; those for the type checker alone do not, as nothing runs them."""
     modules = {module_of(path): path for path in source_files()}
     imports: dict[str, set[str]] = {}
     for module, path in modules.items():
         names = [name for name, _ in imported(path.read_text(), str(path), types=False)]
-        # `from package import name` is the module of that name, where there is one, else the package itself
-        imports[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & modules.keys()
+        imports[module] = {module_named(name, modules) for name in names} & modules.keys()
     assert circles(imports) == []
 
 
 def test_a_planted_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
+
+
+@functools.cache
+def imported_at_once(path: Path) -> list[str]:
+    """Names that the import of a file of ours imports."""
+    return [name for name, _ in imported(path.read_text(), str(path), types=False, later=False)]
+
+
+def loaded_with(module: str, libraries: Collection[str]) -> dict[str, str]:
+    """Those of some libraries that the import of a module of ours loads, with the module of ours that imports them."""
+    modules = {module_of(path): path for path in source_files()}
+    found: dict[str, str] = {}
+    seen, todo = {module}, [module]
+    while todo:
+        here = todo.pop()
+        for name in imported_at_once(modules[here]):
+            found |= {library: here for library in libraries if f"{name}.".startswith(f"{library}.")}
+            other = module_named(name, modules)
+            if other in modules and other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return found
+
+
+MODELS = ("diffusers", "transformers")  # five seconds of a core, and half a GiB
+TORCH = (*MODELS, "torch", "safetensors.torch")  # two seconds
+
+
+@pytest.mark.parametrize(
+    ("module", "libraries"),
+    [
+        ("realcustom.training.distributed", MODELS),  # the driver and Ray Train's controller
+        ("realcustom.training.run", MODELS),
+        ("realcustom.preprocessing.engine.ray_data", TORCH),  # the driver, and workers of stages without models
+        ("realcustom.pipeline.stages", (*TORCH, "ray")),  # where nothing is left to do
+        ("realcustom.pipeline.serving", (*TORCH, "ray")),
+        ("realcustom.inference.app", TORCH),  # who deploys it, each process of the API
+        ("realcustom.pipeline.naming", TORCH),  # the same, where no detector is set
+        ("realcustom.pipeline.inspection", TORCH),
+        ("realcustom.pipeline.submission", (*TORCH, "ray")),
+    ],
+)
+def test_a_process_without_models_loads_no_library_for_them(module: str, libraries: tuple[str, ...]) -> None:
+    assert loaded_with(module, libraries) == {}
+
+
+def test_a_library_is_found_where_it_is_loaded() -> None:
+    assert loaded_with("realcustom.inference.loading", TORCH).keys() == set(TORCH) - {"safetensors.torch"}
+    assert loaded_with("realcustom.training.checkpoints", TORCH).keys() == {"torch", "safetensors.torch"}
 
 
 def names_of_stages(source: str) -> set[str]:
