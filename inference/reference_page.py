@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>RealCustom: API</title><link rel="stylesheet" href="docs.css"></head><body><main>
+<title>RealCustom: API</title><link rel="icon" href="page/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="docs.css"></head><body><main>
 """
 STYLE = """:root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
@@ -89,4 +91,4 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text)
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))

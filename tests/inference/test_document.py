@@ -56,6 +56,9 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere(url: str) -> None:
         "script-src" in page.headers["content-security-policy"]
         or "default-src" in page.headers["content-security-policy"]
     )
+    assert "`" not in page.text and "with <code>stream</code>" in page.text
+    [icon] = re.findall('rel="icon" href="([^"]+)"', page.text)
+    assert httpx.get(f"{url}/{icon}").status_code == 200  # else a browser asks for another, which is not there
     assert "<script" not in page.text and "://" not in page.text.replace("http://www.w3.org", "")
     for word in ("POST /v1/images/edits", "influence_scope", "CompletedEvent", "realcustom.step"):
         assert word in page.text
