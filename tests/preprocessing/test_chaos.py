@@ -107,15 +107,13 @@ def test_the_order_of_listings_changes_no_byte(tmp_path: Path, monkeypatch: pyte
 def test_the_number_of_workers_changes_no_byte(ray_cluster: str, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", CorpusSettings(pictures=48, per_shard=4, corrupted=1))
     settings = chaos_settings(tmp_path / "models")
-    source = str(tmp_path / "corpus" / "shards")
+    sources = dict.fromkeys((1, 2), str(tmp_path / "corpus" / "shards"))
     for stage in CHAIN:
-        directories = []
-        for workers in (1, 2):
+        for workers, source in sources.items():
             counted = replace(settings, execution=replace(settings.execution, workers=workers))
             output = str(tmp_path / f"workers-{workers}")
-            directories.append(run_stage(stage, source, output, counted, method=METHOD).directory)
-        source = directories[0]
-        assert snapshot(source) == snapshot(directories[1]), stage
+            sources[workers] = run_stage(stage, source, output, counted, method=METHOD).directory
+        assert snapshot(sources[1]) == snapshot(sources[2]), stage
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
