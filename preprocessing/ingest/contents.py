@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -12,7 +13,7 @@ from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
-from realcustom.preprocessing.ingest.listing import PICTURE_NAME, pictures_among
+from realcustom.preprocessing.ingest.listing import PICTURE_NAME, kind_of, pictures_among
 from realcustom.preprocessing.ingest.sidecars import Sidecars, find_pairs
 from realcustom.preprocessing.ingest.table_kinds import Holds, refuse_names, what_it_holds
 from realcustom.preprocessing.ingest.text_table import LIST, TABLES
@@ -22,6 +23,7 @@ from realcustom.storage import FileEntry
 from realcustom.store import OF_ONE_FILE, Store
 
 _STATS = "_stats.json"  # of img2dataset, beside each shard
+_KINDS = 5  # of files that are named where there is nothing to read
 _LINE = 4096  # bytes of a file's first line that are looked at
 
 
@@ -81,10 +83,11 @@ def find_source(uri: str, found: Contents, settings: IngestSettings, store: Stor
     else:
         source = _named(settings.source, found, store)
     if not source.files:
-        count = sum(1 for _ in found.all())
-        known = f".tar shards, .parquet, .csv, .tsv or .jsonl tables, or pictures (.{', .'.join(EXTENSIONS)})"
+        kinds = Counter(kind_of(entry.name) for entry in found.all())
+        there = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(_KINDS)) or "no file"
+        known = f".tar shards, .parquet, .csv, .tsv or .jsonl tables, .txt lists of URLs, or pictures (.{', .'.join(EXTENSIONS)})"
         wanted = known if settings.source is SourceKind.AUTO else f"{settings.source.value} files"
-        raise UsageError(f"{uri} is an empty corpus: no {wanted} among its {count} files")
+        raise UsageError(f"{uri} is an empty corpus: no {wanted}, but {there}")
     return source
 
 

@@ -238,11 +238,18 @@ def test_a_run_that_goes_on_does_not_wait_for_the_manifests_of_what_is_done(
 
 def test_wrong_input_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "zipped").mkdir()
+    (tmp_path / "zipped/a.zip").write_bytes(b"PK")
     write_shards(tmp_path / "src", 1, 1)
     ingested = run(INGEST, tmp_path / "src", tmp_path / "out").directory
     cases: list[tuple[Stage, str | Path, str]] = [
         (INGEST, tmp_path / "nowhere", "no input at .*nowhere"),
-        (INGEST, tmp_path / "empty", "empty corpus: no .tar shards, .parquet, .csv, .tsv or .jsonl tables, or p"),
+        (
+            INGEST,
+            tmp_path / "empty",
+            "empty corpus: no .tar shards, .parquet, .csv, .tsv or .jsonl tables, .*, but no file",
+        ),
+        (INGEST, tmp_path / "zipped", r"empty corpus: no .*, but 1 \.zip"),
         (SELECT, ingested, "select reads what score wrote, and .* was written by ingest"),
         (SCORE, tmp_path / "out", "is not a stage's directory but holds some: give one of ingest@"),
         (SCORE, tmp_path / "src", "neither a stage's directory .* nor a folder of .parquet tables"),

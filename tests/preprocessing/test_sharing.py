@@ -96,7 +96,9 @@ def test_only_one_client_looks_for_copies_at_a_time(tmp_path: Path) -> None:
     ingested = run("ingest", str(tmp_path / "src"), str(tmp_path / "both"))
     scored = run("score", ingested.directory, str(tmp_path / "both"))
     (tmp_path / "alone").mkdir()
-    (tmp_path / "alone" / Path(scored.directory).name).symlink_to(scored.directory)  # the page links to it, if it is beside
+    (tmp_path / "alone" / Path(scored.directory).name).symlink_to(
+        scored.directory
+    )  # the page links to it, if it is beside
     alone = run("select", scored.directory, str(tmp_path / "alone"))
     with clients(2) as both:
         for client in both:
