@@ -12,6 +12,8 @@ TEST_PROCESSES ?= 2
 PACKAGES := realcustom preprocessing training inference evaluation pipeline sprites
 
 export TORCH_BACKEND
+# Hundreds of processes import our files: where Python may not keep them compiled, each compiles them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test check environment clean
 
