@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 from realcustom.storage import FileEntry
 
 _PIECE = 65_536  # files that are taken up, or given out, at a time
-_SCHEMA = pa.schema([("name", pa.large_binary()), ("size", pa.int64()), ("version", pa.large_binary())])
+_SCHEMA = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("version", pa.binary())])
+# sorted columns are in one piece, whose bytes may be more than 2^31
+_SORTED = pa.schema([("name", pa.large_binary()), ("size", pa.int64()), ("version", pa.large_binary())])
 _ETAG = re.compile("[0-9a-f]{32}")  # what most versions of an object store are, kept as half as many bytes
 _IS_ETAG = b"\0"  # before such a version
 
@@ -112,7 +114,9 @@ class Entries(Sequence[FileEntry]):
             return self
         few = Entries.of(self._base, more)
         return Entries(
-            self._base, _by_name(pa.concat_tables([self._table, few._table])), {**self._elsewhere, **few._elsewhere}
+            self._base,
+            _by_name(pa.concat_tables([self._table.cast(_SORTED), few._table.cast(_SORTED)])),
+            {**self._elsewhere, **few._elsewhere},
         )
 
     def __len__(self) -> int:
@@ -157,7 +161,7 @@ def _of_a_size(pages: Iterable[Sequence[tuple[str, int, str]]]) -> Iterator[list
 
 
 def _by_name(table: pa.Table) -> pa.Table:
-    return table.sort_by([("name", "ascending")])
+    return table.cast(_SORTED).sort_by([("name", "ascending")])
 
 
 def _text(name: bytes) -> str:
