@@ -132,8 +132,9 @@ def _wait_until_ready(url: str, instance: str, settings: ServeSettings) -> None:
 def _check_failures(status: ApplicationStatusOverview) -> None:
     """Raise what made a process's constructor fail: UsageError for a mistake, which the message says fully."""
     message = "\n".join([*(one.message for one in status.deployments.values()), status.message])
-    if found := _MISTAKE.search(message):
-        raise UsageError(next(group for group in found.groups() if group).strip())
+    if found := list(_MISTAKE.finditer(message)):
+        sentence = next(group for group in found[-1].groups() if group)  # the last one: a trace begins with the cause
+        raise UsageError(sentence.strip())
     failed = status.status == ApplicationStatus.DEPLOY_FAILED
     if failed or "Traceback" in message:
         raise RuntimeError(f"Ray Serve could not start the endpoint: {message}")
