@@ -36,7 +36,7 @@ def resolve(
     """
     if recipe not in RECIPES:
         guess = config.did_you_mean(recipe, RECIPES)
-        raise config.SettingError(f"unknown recipe '{recipe}'; {guess}There are {', '.join(RECIPES)}")
+        raise config.SettingError(f"unknown recipe '{recipe}'{guess}There are {', '.join(RECIPES)}")
     data: dict[str, Any] = {}
     for file in files:
         data = config.merge(data, _of_run(config.load_file(file)))

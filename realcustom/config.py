@@ -235,16 +235,17 @@ def _kind(hint: Any) -> str:
 
 
 def did_you_mean(text: str, names: Iterable[str], cutoff: float = 0.4) -> str:
-    """The question after the nearest of `names`, with a space at its end; empty where none is near (`cutoff` as difflib's)."""
+    """What stands between a wrong name and the sentence that lists `names`: the question after the nearest of them, or a full stop
+    where none is near (`cutoff` as difflib's); with a space at its end."""
     close = difflib.get_close_matches(text, list(names), n=1, cutoff=cutoff)
-    return f"did you mean '{close[0]}'? " if close else ""
+    return f"; did you mean '{close[0]}'? " if close else ". "
 
 
 def _not_allowed(name: str, value: Any, names: Sequence[str], kinds: Sequence[str] = ()) -> SettingError:
     """An error that names the nearest of `names`, then all of them and the other kinds of value that are allowed."""
     guess = did_you_mean(str(value), names)
     allowed = [*names, *(f"or {kind}" for kind in kinds)]
-    return SettingError(f"{name}: {value!r} is not allowed; {guess}It is one of {', '.join(allowed)}")
+    return SettingError(f"{name}: {value!r} is not allowed{guess}It is one of {', '.join(allowed)}")
 
 
 def _convert_enum(hint: type[enum.Enum], value: Any, name: str) -> enum.Enum:

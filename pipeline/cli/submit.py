@@ -153,7 +153,7 @@ def _of_verb(arguments: list[str], context: typer.Context) -> list[str]:
     names = list(getattr(program, "commands", ()))
     if words and words[0] not in names:
         guess = did_you_mean(words[0], names, cutoff=0.6)
-        raise UsageError(f"there is no verb '{words[0]}'; {guess}there are {', '.join(names)}")
+        raise UsageError(f"there is no verb '{words[0]}'{guess}There are {', '.join(names)}")
     return words
 
 

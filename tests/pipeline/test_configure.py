@@ -48,7 +48,7 @@ def test_what_is_printed_is_read_back(recipe: str, tmp_path: Path) -> None:
         ("method.mask.influence_scope=1.5", "influence_scope is a ratio from 0 to 1, got 1.5"),
         ("method.words.occurrence=frist", "did you mean 'first'? It is one of all, first, last, or int"),
         ("preprocess.caption.batch_size=atuo", "did you mean 'auto'? It is one of auto, or int"),
-        ("preprocess.caption.batch_size=1.5", "1.5 is not allowed; It is one of auto, or int"),
+        ("preprocess.caption.batch_size=1.5", "1.5 is not allowed. It is one of auto, or int"),
         ("method.mask.mask_reuse_after=nevr", "did you mean 'never'? It is one of never, or int"),
         ("method.mask.layers=upp", "did you mean 'up'? It is one of all, up, or a list of int"),
         ("train.validation_records=many", "expected int, got 'many'"),

@@ -169,7 +169,7 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
             "--storage: each node reads the package",
         ),
         (["submit", "--address", closed, "--", "train"], f"no Ray cluster answers at {closed}"),
-        (["submit", "--address", closed, "--", "trian"], "there is no verb 'trian'; did you mean 'train'? there are "),
+        (["submit", "--address", closed, "--", "trian"], "there is no verb 'trian'; did you mean 'train'? There are "),
         (
             ["submit", "--address", closed, "--", "train", "--input", "s3://b/a", "--output=outputs/a"],
             "--output outputs/a: a job works in a folder of Ray's",
