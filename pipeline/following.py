@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import aiohttp
 
-from realcustom.pipeline.jobs_api import Absent, Job, JobsApi, Troubled, Unreachable
+from realcustom.pipeline.jobs_api import Absent, Job, JobsApi, Troubled, Unreachable, path_of
 from realcustom.retry import RetrySettings, retry
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _write_rest(api: JobsApi, name: str, shown: int, write: Callable[[str], obje
 async def _tail(api: JobsApi, name: str, shown: int, write: Callable[[str], object]) -> int:
     """Write what comes after the first `shown` characters, until the stream ends; returns how many there are now."""
     read = 0
-    url = f"{api.url}/api/jobs/{name}/logs/tail"
+    url = f"{api.url}{path_of(name)}/logs/tail"
     timeout = aiohttp.ClientTimeout(total=None, connect=10)
     # the stream's end and a lost connection are the same here: the caller asks how the job is
     with contextlib.suppress(aiohttp.ClientError, TimeoutError):

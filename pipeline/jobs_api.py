@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -102,7 +103,7 @@ class JobsApi:
 
     def get(self, name: str) -> Job:
         """A job. Raises Absent where there is none of that name."""
-        return _job(self.ask("GET", f"/api/jobs/{name}", absent=self._no_job(name)))
+        return _job(self.ask("GET", path_of(name), absent=self._no_job(name)))
 
     def all(self) -> list[Job]:
         """All submitted jobs, the first one first."""
@@ -111,11 +112,11 @@ class JobsApi:
 
     def logs(self, name: str) -> str:
         """All that a job has written."""
-        return str(self.ask("GET", f"/api/jobs/{name}/logs", absent=self._no_job(name))["logs"] or "")
+        return str(self.ask("GET", f"{path_of(name)}/logs", absent=self._no_job(name))["logs"] or "")
 
     def stop(self, name: str) -> bool:
         """Ask a job to end; whether it was running."""
-        return bool(self.ask("POST", f"/api/jobs/{name}/stop", absent=self._no_job(name))["stopped"])
+        return bool(self.ask("POST", f"{path_of(name)}/stop", absent=self._no_job(name))["stopped"])
 
     def nodes(self) -> list[Node]:
         """The living nodes."""
@@ -177,6 +178,11 @@ class JobsApi:
 
     def _no_job(self, name: str) -> str:
         return f"no job {name} on the cluster at {self.url}; `realcustom jobs list` names those that are there"
+
+
+def path_of(name: str) -> str:
+    """The path of a job in the cluster's URLs; a name may hold any characters."""
+    return f"/api/jobs/{quote(name, safe='')}"
 
 
 def find_address(address: str | None) -> str:

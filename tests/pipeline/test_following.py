@@ -58,6 +58,14 @@ def test_a_job_that_waits_for_room_says_what_is_in_use(
     assert "job a waits; in use on each node: 1.0/2.0 CPU, 0B/4.00GiB memory" in caplog.messages
 
 
+def test_a_name_is_one_part_of_a_path() -> None:
+    with running(Dashboard(states=[RUNNING, ended("SUCCEEDED", 0)])) as server:
+        assert follow(JobsApi(server.url), "../b?c", print).exit_status() == 0
+        assert JobsApi(server.url).stop("a/b#c")
+    asked = {request.removesuffix("/logs") for request in server.asked}
+    assert asked == {"GET /api/jobs/..%2Fb%3Fc", "GET /api/jobs/..%2Fb%3Fc/logs/tail", "POST /api/jobs/a%2Fb%23c/stop"}
+
+
 def test_waiting_for_a_job_does_not_ask_for_its_output() -> None:
     with running(Dashboard(states=[RUNNING, RUNNING, ended("SUCCEEDED", 0)])) as server:
         assert run(["jobs", "wait", "a", "--address", server.url]) == 0
