@@ -62,7 +62,7 @@ def run_together(
     """One step of several samplers with as few UNet calls as possible: two for each size of latents, or one.
 
     Args:
-        rows: the number of rows of each UNet call is put here, without those that pad it.
+        rows: the number of rows of each UNet call that succeeds is put here, without those that pad it.
         sizes: numbers of rows that UNet calls are padded to, so that a compiled UNet sees few shapes; none = no padding.
     Returns:
         Each one's result, or its own exception, which does not disturb the others: a call that fails is made again for each
@@ -112,8 +112,9 @@ def _done(unet: UNet2DConditionModel, works: Sequence[Any], sizes: Sequence[int]
     try:
         if not launches:
             return list(type(works[0]).done(works))
+        predictions = predict(unet, launches, sizes)
         rows.append(sum(len(launch.sample) for launch in launches))
-        return predict(unet, launches, sizes)
+        return predictions
     except Exception as error:
         if len(works) == 1:
             return [error]

@@ -420,9 +420,11 @@ def test_a_call_that_fails_is_made_for_each_request_alone(number: int, pipelines
         one.step()
         one.step()
     largest = 2 * len(alone[0].latents)  # rows of a request's largest call
+    failed = list[int]()
 
     def out_of_memory(_: Any, arguments: tuple[Tensor, ...]) -> None:
         if len(arguments[0]) > largest:
+            failed.append(len(arguments[0]))
             raise torch.OutOfMemoryError("planted")
 
     hook, rows = together[0].unet.register_forward_pre_hook(out_of_memory), list[int]()
@@ -432,7 +434,7 @@ def test_a_call_that_fails_is_made_for_each_request_alone(number: int, pipelines
             assert not any(isinstance(result, Exception) for result in results)
     finally:
         hook.remove()
-    assert max(rows) > largest  # it was tried
+    assert failed and max(rows) <= largest  # a call that failed is not counted: its rows were computed in others
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.latents, other.latents)
 
