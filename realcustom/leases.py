@@ -82,6 +82,14 @@ class Claims:
         except FileNotFoundError:
             return False
 
+    def is_held(self, name: str) -> bool:
+        """Whether a living holder other than us has `name`."""
+        try:
+            holder = self.store.read(self._claim(name)).decode()
+        except FileNotFoundError:
+            return False
+        return holder != self.holder and is_alive(self.folder, holder, self.store)
+
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """A context in which `name` is ours; waits, and says so, while another has it."""

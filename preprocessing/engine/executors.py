@@ -33,6 +33,10 @@ class Executor(Protocol):
         """Process and commit units; yields each when it is done. What another client has is left out."""
         ...
 
+    def tell_left(self, job: StageJob, units: int) -> None:
+        """Publish how many units have not ended after a run: those that other clients have."""
+        ...
+
 
 class InProcess:
     """Units in this process, one after the other: for a few pictures, tests, previews and notebooks.
@@ -73,6 +77,9 @@ class InProcess:
             return
         with ThreadPoolExecutor(job.units_at_once) as threads:
             yield from (outcome for outcome in threads.map(work, units) if outcome is not None)
+
+    def tell_left(self, job: StageJob, units: int) -> None:
+        """Nothing: a process without Ray publishes no metrics."""
 
 
 class OnRay:
@@ -117,6 +124,14 @@ class OnRay:
             logger.warning("%s: %s", job.name, note)
         with log.each_minute(logger, lambda: lacking(job)):
             yield from run_units(job, tuple(units))
+
+    def tell_left(self, job: StageJob, units: int) -> None:
+        """Set the gauge of the units that are left, once there is a Ray to export it."""
+        if not self._ready:
+            return
+        from realcustom.preprocessing.engine.ray_metrics import tell_left  # Ray only where work is distributed
+
+        tell_left(job.name, job.directory.rpartition("/")[2], units)
 
     def _connect(self) -> None:
         if self._ready:

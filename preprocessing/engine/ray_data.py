@@ -8,7 +8,6 @@ the same time and memory holds a few units.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import random
@@ -75,7 +74,7 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Outcome]:
         dataset = _several_at_once(dataset, job, deaths, workers)
     else:
         dataset = _without_models(dataset, job, deaths, len(bundles))
-    with contextlib.closing(metrics):
+    try:
         for row in _rows(dataset):
             if row["refusal"] or row["bug"]:
                 metrics.unit_ended("failed")
@@ -83,8 +82,7 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Outcome]:
                 raise UsageError(row["refusal"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
             if row["bug"]:
                 raise StageBug(row["bug"] + _elsewhere(row["node"])) from RemoteTrace(row["trace"])
-            if row["taken"] and not row["counts"]:
-                metrics.unit_ended("taken")
+            if row["taken"] and not row["counts"]:  # another client works on it: it has not ended
                 continue
             counts = Counts.from_dict(json.loads(row["counts"]))
             if row["taken"]:
@@ -92,6 +90,9 @@ def run_units(job: StageJob, units: tuple[Unit, ...]) -> Iterator[Outcome]:
             else:
                 metrics.unit_done(counts)
             yield Outcome(unit=Unit.from_json(row["unit"]).name, counts=counts, here=not row["taken"])
+    except BaseException:
+        metrics.close()
+        raise
 
 
 def _bundles(job: StageJob, units: Sequence[Unit], size: int) -> list[pa.Table]:

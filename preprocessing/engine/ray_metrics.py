@@ -1,6 +1,6 @@
 """What a stage's run on Ray gives to Prometheus, through Ray's own export. Ray puts `ray_` before each name.
 
-realcustom_stage_units_total{stage, run, outcome}   units: done, failed, taken (by another client)
+realcustom_stage_units_total{stage, run, outcome}   units: done, failed, taken (done by another client)
 realcustom_stage_units_left{stage, run}             units that have not ended; from the start on, and 0 at the end
 realcustom_stage_rows_total{stage, run, outcome}    rows of the units that are done: kept, dropped, quarantined
 realcustom_stage_unit_seconds{stage, operator}      of one unit in one operator, measured in the worker
@@ -31,7 +31,7 @@ class StageMetrics:
         self._tags = {"stage": stage, "run": run}
         self._remaining = units
         tags = (*self._tags, "outcome")
-        self._left = Gauge("realcustom_stage_units_left", "Units that have not ended.", tag_keys=tuple(self._tags))
+        self._left = _left()
         self._left.set(units, tags=self._tags)  # a counter is not there before its first rise
         self._units = Counter("realcustom_stage_units_total", "Units by how they ended.", tag_keys=tags)
         self._rows = Counter(
@@ -57,9 +57,18 @@ class StageMetrics:
         self._left.set(0, tags=self._tags)
 
 
+def tell_left(stage: str, run: str, units: int) -> None:
+    """Set how many units of a run have not ended, where none of them is worked on here."""
+    _left().set(units, tags={"stage": stage, "run": run})
+
+
 def observe_seconds(stage: str, operator: str, seconds: float) -> None:
     """Note how long a unit took in an operator; in a worker."""
     _seconds().observe(seconds, tags={"stage": stage, "operator": operator})
+
+
+def _left() -> Gauge:
+    return Gauge("realcustom_stage_units_left", "Units that have not ended.", tag_keys=("stage", "run"))
 
 
 @functools.cache

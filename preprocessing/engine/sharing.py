@@ -1,7 +1,7 @@
 """Several clients on one stage: each takes units that no other has, and all of them see the stage finished.
 
 A client is a run of the command. A unit is claimed before it is read (`worker.read_unit`), and given back when its manifest is
-written; one that another client has is passed over, and looked for again at the end.
+written; one that another client has is passed over, and looked for again at the end, when it is free.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def run_shared(job: StageJob, todo: Sequence[Unit], directory: StageDirectory, e
     """Run the units that no other client has; returns when all of `todo` are done. Yields those that are known to be."""
     left = list(todo)
     while left:
-        yield from executor.run(job, left)
-        before, left = left, _open(left, directory)
-        if left and len(left) == len(before):
+        if _all_held(left, job):
             time.sleep(PAUSE_SECONDS)
+        else:
+            yield from executor.run(job, left)
+        left = _open(left, directory)
+        executor.tell_left(job, len(left))
 
 
 def manifests_of(units: Sequence[Unit], directory: StageDirectory) -> list[ManifestName]:
@@ -61,6 +63,10 @@ def manifests_of(units: Sequence[Unit], directory: StageDirectory) -> list[Manif
 def _open(units: Sequence[Unit], directory: StageDirectory) -> list[Unit]:
     done = {manifest.unit for manifest in manifests_of(units, directory)}
     return [unit for unit in units if unit.name not in done]
+
+
+def _all_held(units: Sequence[Unit], job: StageJob) -> bool:
+    return job.claims is not None and all(job.claims.is_held(unit.name) for unit in units)
 
 
 def _holding(job: StageJob) -> contextlib.AbstractContextManager[Claims]:

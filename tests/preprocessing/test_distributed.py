@@ -18,8 +18,10 @@ import pytest
 
 from realcustom.leases import Claims, holding
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
+from realcustom.preprocessing.engine import ray_data
 from realcustom.preprocessing.engine.cluster import bundle_size
 from realcustom.preprocessing.engine.ray_data import RemoteTrace, _bundled, _bundles, _committing, _whole
+from realcustom.preprocessing.engine.ray_metrics import StageMetrics
 from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind
 from realcustom.preprocessing.engine.worker import StageJob, Work
@@ -200,6 +202,30 @@ def test_what_another_client_has_done_of_a_bundle_is_found_at_one_look(
     assert [row["taken"][0].as_py() for row in first] == ["", "done before"]
     assert [row["taken"][0].as_py() for row in again] == ["done before"] * 3
     assert [row["counts"][0] for row in again[1:]] == [row["counts"][0] for row in done]
+
+
+def test_a_unit_that_another_client_has_is_still_left(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the gauge stands still while nothing goes on, and its alert fires."""
+    write_shards(tmp_path / "src", 3, 2)
+    settings, store, ended = PreprocessSettings(), Store(), list[str]()
+    units = open_input(INGEST, str(tmp_path / "src"), settings, store).units
+
+    class Noting(StageMetrics):
+        def unit_ended(self, outcome: str) -> None:
+            ended.append(outcome)
+
+        def close(self) -> None:
+            pytest.fail("a unit is left")
+
+    monkeypatch.setattr(ray_data, "StageMetrics", Noting)
+    leases = str(tmp_path / "leases")
+    with holding(leases, store) as claims, holding(leases, store) as others:
+        assert others.take(units[1].name) is None
+        job = replace(INGEST.job(settings, str(tmp_path / "out")), claims=claims)
+        done = [outcome.unit for outcome in OnRay().run(job, units)]
+    assert sorted(done) == [units[0].name, units[2].name] and ended == ["done", "done"]
 
 
 def test_clients_take_bundles_in_orders_of_their_own(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from realcustom import storage
 from realcustom.preprocessing.catalogue import INGEST, SCORE, SELECT
-from realcustom.preprocessing.engine import executors, worker
+from realcustom.preprocessing.engine import executors, sharing, worker
 from realcustom.preprocessing.engine.unit import SealedUnit, Unit
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
@@ -88,6 +90,36 @@ def test_a_unit_that_another_has_is_counted_when_it_is_done(
     assert not [entry.name for entry in storage.list_files(f"{bucket}/out") if "leases" in entry.name]
     report = json.loads(storage.read_bytes(f"{results[0].directory}/report.json"))
     assert report["in"] == 6
+
+
+def test_who_waits_for_another_s_unit_looks_and_starts_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "src", 3, 2)
+    commit = worker.commit_unit
+    passes, told = list[int](), list[int]()
+
+    def begin_another(job: worker.StageJob, unit: Unit, sealed: SealedUnit) -> None:
+        class Second(InProcess):
+            def run(self, job: worker.StageJob, units: Sequence[Unit]) -> Iterator[worker.Outcome]:
+                passes.append(len(units))
+                return super().run(job, units)
+
+            def tell_left(self, _: worker.StageJob, units: int) -> None:
+                told.append(units)
+
+        def pause(_: float) -> None:
+            if len(told) == 3:
+                commit(job, unit, sealed)
+
+        monkeypatch.setattr(worker, "commit_unit", commit)
+        monkeypatch.setattr(sharing, "time", SimpleNamespace(sleep=pause))
+        run_stage(INGEST, str(tmp_path / "src"), str(tmp_path / "out"), SETTINGS, executor=Second())
+
+    monkeypatch.setattr(worker, "commit_unit", begin_another)
+    run("ingest", str(tmp_path / "src"), str(tmp_path / "out"))
+    assert passes == [3]
+    assert told == [1, 1, 1, 0]
 
 
 @pytest.mark.slow

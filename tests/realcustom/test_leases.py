@@ -53,10 +53,13 @@ def test_of_many_that_take_one_name_one_has_it(folder: str) -> None:
 
 def test_what_is_released_is_free(folder: str) -> None:
     with holding(folder, STORE) as first, holding(folder, STORE) as second:
+        assert not second.is_held("a")
         assert first.take("a") is None
         second.release("a")  # not its own
         assert second.take("a") == first.holder
+        assert second.is_held("a") and not first.is_held("a")
         first.release("a")
+        assert not second.is_held("a")
         assert second.take("a") is None
         assert not first.has("a")
 
