@@ -92,9 +92,7 @@ def test_a_unit_that_another_has_is_counted_when_it_is_done(
     assert report["in"] == 6
 
 
-def test_who_waits_for_another_s_unit_looks_and_starts_no_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_waits_for_another_s_unit_looks_and_starts_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "src", 3, 2)
     commit = worker.commit_unit
     passes, told = list[int](), list[int]()
