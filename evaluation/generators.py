@@ -18,6 +18,7 @@ from PIL import Image
 from realcustom.diffusion_pipeline import RealCustomPipeline, Subject
 from realcustom.errors import UsageError
 from realcustom.evaluation.table import Case, Setting
+from realcustom.proxies import is_loopback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,10 @@ class EndpointGenerator:
 
     def __call__(self, setting: Setting, cases: Sequence[Case]) -> list[Image.Image]:
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        with httpx.Client(base_url=self.url, headers=headers, timeout=self.timeout_seconds) as client:
+        trusted = not is_loopback(self.url)
+        with httpx.Client(
+            base_url=self.url, headers=headers, timeout=self.timeout_seconds, trust_env=trusted
+        ) as client:
             return [self._draw(client, setting, case) for case in cases]
 
     def _draw(self, client: httpx.Client, setting: Setting, case: Case) -> Image.Image:

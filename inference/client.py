@@ -36,6 +36,7 @@ from realcustom.inference.exchange import (
 )
 from realcustom.inference.responses import GenerationResponse, ModelList, SubjectResponse
 from realcustom.inference.schema import SubjectRequest
+from realcustom.proxies import is_loopback
 from realcustom.sampling import SamplingParams
 
 __all__ = ["ApiError", "AsyncClient", "Client", "Options", "Retries", "SubjectRequest", "decode", "encode"]
@@ -59,7 +60,8 @@ class Client:
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout: float = 300.0, retries: Retries = RETRIES) -> None:
-        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout)
+        trusted = not is_loopback(url)
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout, trust_env=trusted)
         self._retries = retries
 
     def __enter__(self) -> Client:
@@ -135,7 +137,8 @@ class AsyncClient:
     """For asyncio; arguments and methods as `Client`."""
 
     def __init__(self, url: str, key: str | None = None, *, timeout: float = 300.0, retries: Retries = RETRIES) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
+        trusted = not is_loopback(url)
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout, trust_env=trusted)
         self._retries = retries
 
     async def __aenter__(self) -> AsyncClient:

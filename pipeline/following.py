@@ -11,6 +11,7 @@ from collections.abc import Callable
 import aiohttp
 
 from realcustom.pipeline.jobs_api import Absent, Job, JobsApi, Troubled, Unreachable, path_of
+from realcustom.proxies import proxy_of
 from realcustom.retry import RetrySettings, retry
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,9 @@ async def _tail(api: JobsApi, name: str, shown: int, write: Callable[[str], obje
     # the stream's end and a lost connection are the same here: the caller asks how the job is
     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
         async with (
+            # its trust_env would read a .netrc as well, which must not replace our token
             aiohttp.ClientSession(headers=api.headers, timeout=timeout) as session,
-            session.ws_connect(url, heartbeat=30, max_msg_size=0) as stream,
+            session.ws_connect(url, proxy=proxy_of(url), heartbeat=30, max_msg_size=0) as stream,
         ):
             async for message in stream:
                 if message.type is not aiohttp.WSMsgType.TEXT:

@@ -14,6 +14,7 @@ import httpx
 
 from realcustom.errors import UsageError
 from realcustom.pipeline.cluster import NODE_GROUP
+from realcustom.proxies import is_loopback
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT = httpx.Timeout(10.0, connect=5.0, write=120.0)  # seconds; a package may take longer to send
@@ -156,7 +157,10 @@ class JobsApi:
 
     def _request(self, method: str, path: str, **body: Any) -> httpx.Response:
         try:
-            answer = httpx.request(method, self.url + path, headers=self.headers, timeout=TIMEOUT, **body)
+            trusted = not is_loopback(self.url)
+            answer = httpx.request(
+                method, self.url + path, headers=self.headers, timeout=TIMEOUT, trust_env=trusted, **body
+            )
         except (httpx.RemoteProtocolError, httpx.ReadError) as error:
             raise Unreachable(
                 f"what answers at {self.url} does not speak HTTP ({error}): give the dashboard's address, as "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from realcustom.errors import UsageError
 from realcustom.pipeline.quickstart.clock import Clock
 from realcustom.pipeline.recipes import RunSettings
+from realcustom.proxies import is_loopback
 
 if TYPE_CHECKING:
     from realcustom.evaluation.table import Case, Table
@@ -57,7 +58,8 @@ def ask(url: str, settings: RunSettings, clock: Clock) -> dict[str, Any]:
         key = _api_key(settings)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = settings.serve.deadline_seconds
-        answer = httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=timeout)
+        with httpx.Client(headers=headers, timeout=timeout, trust_env=not is_loopback(url)) as client:
+            answer = client.post(f"{url}/v1/images/generations", json=body)
         answer.raise_for_status()
     logger.info("%s drew %d images of “%s”", url, body["n"], case.prompt)
     return {"case": case, "answer": answer.json()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from realcustom.diffusion_pipeline import RealCustomPipeline
-from realcustom.evaluation.generators import PipelineGenerator
+from realcustom.evaluation.generators import EndpointGenerator, PipelineGenerator, to_base64
 from realcustom.evaluation.settings import EvaluateSettings
 from realcustom.evaluation.table import Case, Scores, Setting, evaluate
+from tests.support.loopback import LoopbackServer, free_port, running
 
 SETTINGS = EvaluateSettings(images=4, batch_size=3, resamples=200, num_inference_steps=2)
 
@@ -44,6 +47,22 @@ def nearness_judge(images: Sequence[Image.Image], cases: Sequence[Case]) -> list
         similarity = 1.0 - float(np.abs(difference).mean()) / 255.0
         scores.append(Scores(similarity=similarity, background=brightness > 0, noun=brightness > 300))
     return scores
+
+
+def test_an_endpoint_of_this_machine_is_asked_by_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Drawing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": [{"b64_json": to_base64(_picture(0))}]}).encode())
+
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with running(LoopbackServer(Drawing)) as server:
+        [image] = EndpointGenerator(url=server.url)(Setting.TEXT_TO_IMAGE, _cases(1))
+    assert np.array_equal(np.asarray(image), np.asarray(_picture(0)))
 
 
 def test_every_row_rests_on_every_case(tiny_pipeline: RealCustomPipeline) -> None:

@@ -32,7 +32,9 @@ from realcustom.inference.client import (
 )
 from realcustom.inference.events import CompletedEvent, PartialImageEvent, QueuedEvent, StepEvent
 from realcustom.inference.exchange import Event, EventReader
+from realcustom.inference.responses import ModelList
 from realcustom.sampling import SamplingParams
+from tests.support.loopback import free_port
 from tests.support.slow_steps import slow_steps
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,18 @@ def test_generate_and_stream_give_the_same(running: Any, tmp_path: Path) -> None
         assert by_id.data == client.generate(PROMPT, [CAT], FEW).data
         with pytest.raises(ValueError, match="go together"):
             client.generate(PROMPT, [], SamplingParams(width=64))
+
+
+def test_no_proxy_is_asked_for_this_machine(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def models() -> ModelList:
+        async with AsyncClient(running.url) as client:
+            return await client.models()
+
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with Client(running.url) as client:
+        assert client.models() == asyncio.run(models())
 
 
 def _pixels(picture: str) -> np.ndarray:

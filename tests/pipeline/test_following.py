@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -64,6 +65,18 @@ def test_a_name_is_one_part_of_a_path() -> None:
         assert JobsApi(server.url).stop("a/b#c")
     asked = {request.removesuffix("/logs") for request in server.asked}
     assert asked == {"GET /api/jobs/..%2Fb%3Fc", "GET /api/jobs/..%2Fb%3Fc/logs/tail", "POST /api/jobs/a%2Fb%23c/stop"}
+
+
+def test_a_proxy_is_asked_for_other_machines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with running(Dashboard(states=[RUNNING, ended("SUCCEEDED", 0)])) as proxy, running(Dashboard()) as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        JobsApi(server.url).version()
+        for address in (server.url, "http://head.invalid:8265"):
+            asyncio.run(following._tail(JobsApi(address), "a", 0, print))
+    assert server.asked == ["GET /api/version", "GET /api/jobs/a/logs/tail"]
+    assert proxy.asked == ["GET http://head.invalid:8265/api/jobs/a/logs/tail"]
 
 
 def test_waiting_for_a_job_does_not_ask_for_its_output() -> None:
