@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from realcustom import storage
+from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.directory import StageDirectory
 from realcustom.preprocessing.engine.executors import Executor, InProcess
 from realcustom.preprocessing.engine.plan import Plan, make_plan
@@ -35,6 +36,11 @@ def run_step(
         progress.unit_done(outcome.counts)
     outputs = {manifest.unit: manifest.output for manifest in directory.manifests()}
     return [_output(number, unit, outputs[unit.name], directory) for number, unit in enumerate(units)]
+
+
+def groups_of_output(unit: Unit, job: StageJob) -> list[tuple[int, int]]:
+    """Label and length of each row group of a step's output, given as the next step's input."""
+    return job.store.call(tables.read_groups, unit.files[0].uri)
 
 
 def clear(directory: StageDirectory, plan: Plan, present: Collection[str], units: Sequence[Unit]) -> None:

@@ -28,7 +28,7 @@ from realcustom.preprocessing.engine.directory import StageDirectory, to_json_by
 from realcustom.preprocessing.engine.executors import Executor
 from realcustom.preprocessing.engine.plan import make_plan
 from realcustom.preprocessing.engine.stage import Prepared, StageInput
-from realcustom.preprocessing.engine.steps import clear, run_step, step_uri
+from realcustom.preprocessing.engine.steps import clear, groups_of_output, run_step, step_uri
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
 from realcustom.preprocessing.engine.worker import StageJob
 from realcustom.preprocessing.select import partitions
@@ -179,7 +179,7 @@ def _pairs(signatures: Sequence[Unit], job: StageJob, executor: Executor) -> lis
     settings = job.settings.select
     parts, blocks = list[Part](), list[Part]()
     for block in signatures:
-        uri, lengths = block.files[0].uri, [length for _, length in _groups(block, job)]
+        uri, lengths = block.files[0].uri, [length for _, length in groups_of_output(block, job)]
         blocks.append(Part(uri=uri, content=block.identity, group=0, rows=sum(lengths)))
         for group, length in enumerate(lengths):
             parts.append(Part(uri=uri, content=block.identity, group=group, rows=length))
@@ -207,7 +207,7 @@ def _labelled(units: Sequence[Unit], job: StageJob) -> dict[tuple[int, int], lis
     parts: dict[tuple[int, int], list[Part]] = {}
     for unit in units:
         table = 0 if unit.bits is None else BitTable.of(unit).shift
-        for group, (label, length) in enumerate(_groups(unit, job)):
+        for group, (label, length) in enumerate(groups_of_output(unit, job)):
             part = Part(uri=unit.files[0].uri, content=unit.identity, group=group, rows=length)
             parts.setdefault((table, label), []).append(part)
     return parts
@@ -236,11 +236,6 @@ def _assigned(signatures: Sequence[Unit], links: Sequence[Unit], job: StageJob) 
         place.commit(unit, found[unit.name])
     files = (InputFile(name=f"{unit.name}.parquet", uri=place.rows_uri(unit.name), size=0) for unit in units)
     return [replace(unit, files=(file,)) for unit, file in zip(units, files, strict=True)]
-
-
-def _groups(unit: Unit, job: StageJob) -> list[tuple[int, int]]:
-    """Label and length of each row group of a step's output."""
-    return job.store.call(tables.read_groups, unit.files[0].uri)
 
 
 def _seal(block: Unit, found: _Found, job: StageJob) -> SealedUnit:

@@ -27,7 +27,7 @@ from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.executors import Executor
 from realcustom.preprocessing.engine.ledger import RowLedger
 from realcustom.preprocessing.engine.stage import Prepared, StageInput
-from realcustom.preprocessing.engine.steps import run_step
+from realcustom.preprocessing.engine.steps import groups_of_output, run_step
 from realcustom.preprocessing.engine.unit import Counts, InputFile, SealedUnit, Unit, UnitKind, identity_of
 from realcustom.preprocessing.engine.worker import StageJob, Work
 from realcustom.preprocessing.errors import naming
@@ -76,7 +76,8 @@ def find_views(job: StageJob, source: StageInput, executor: Executor) -> Prepare
         else:
             identity = identity_of(unit.identity, block.identity)
             units.append(replace(unit, identity=identity, files=(*unit.files, block.files[0])))
-    return Prepared(units=tuple(units), report={"links": sum(rows for unit in links for _, rows in _groups(unit, job))})
+    number_of_links = sum(rows for unit in links for _, rows in groups_of_output(unit, job))
+    return Prepared(units=tuple(units), report={"links": number_of_links})
 
 
 def _load_embedded(job: StageJob) -> Work:
@@ -170,7 +171,7 @@ def _word_units(embedded: Sequence[Unit], job: StageJob) -> list[Unit]:
     """The rows of consecutive labels, about `partition_rows` rows a unit; a label, and so a word, is never cut."""
     parts: dict[int, list[tuple[InputFile, str]]] = {}
     for unit in embedded:
-        for group, (label, rows) in enumerate(_groups(unit, job)):
+        for group, (label, rows) in enumerate(groups_of_output(unit, job)):
             file = replace(unit.files[0], group=group, rows=rows, number=None)
             parts.setdefault(label, []).append((file, unit.identity))
     units: list[Unit] = []
@@ -189,7 +190,7 @@ def _block_units(links: Sequence[Unit], job: StageJob) -> list[Unit]:
     """One unit for each block that has links."""
     parts: dict[int, list[tuple[InputFile, str]]] = {}
     for unit in links:
-        for group, (block, rows) in enumerate(_groups(unit, job)):
+        for group, (block, rows) in enumerate(groups_of_output(unit, job)):
             if rows:
                 file = replace(unit.files[0], group=group, rows=rows, number=None)
                 parts.setdefault(block, []).append((file, unit.identity))
@@ -203,11 +204,6 @@ def _unit(name: str, parts: Sequence[tuple[InputFile, str]]) -> Unit:
 
 def _block_name(number: int) -> str:
     return f"block-{number:05d}"
-
-
-def _groups(unit: Unit, job: StageJob) -> list[tuple[int, int]]:
-    """Label and length of each row group of a step's output."""
-    return job.store.call(tables.read_groups, unit.files[0].uri)
 
 
 def _rows(files: Sequence[InputFile]) -> int:
