@@ -111,7 +111,7 @@ def kill_a_worker_after_a_checkpoint(output: Path, killed: list[int]) -> None:
             os.kill(min(pids), signal.SIGKILL)
             killed.append(len(read_rows(str(output), Store())))
             return
-        time.sleep(0.005)
+        time.sleep(0.1)
 
 
 def test_a_worker_on_each_node_survives_a_kill_and_matches_one_process(
