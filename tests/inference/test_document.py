@@ -21,12 +21,13 @@ def url(serve: Callable[..., Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("seed", "examples"), [(1, 6), *(pytest.param(seed, 100, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+    ("seed", "examples"), [(1, 6), *(pytest.param(seed, 100, marks=pytest.mark.slow) for seed in (1, 3, 4))]
 )
 def test_schemathesis_finds_nothing(url: str, seed: int, examples: int, tmp_path: Path) -> None:
     """All phases and all checks: no 5xx, no status, type, event or header that the document does not name.
 
     Args:
+        seed: schemathesis 4.32.5 fails by itself with seed 2, on a form that it changed ("Unsupported type: 'Binary'").
         examples: of each operation, in the phases that make them up; 100 is schemathesis' own number.
     """
     program = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
