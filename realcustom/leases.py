@@ -38,9 +38,8 @@ EXPIRY_SECONDS = 20.0
 SETTLE_SECONDS = 1.0  # between writing and reading back, where a store has no conditional write
 POLL_SECONDS = 0.5
 CLOCK_SECONDS = 1.0  # what a store tells of times
-_AT_AN_END = Store(
-    RetrySettings(attempts=3, backoff=0.5)
-)  # what is removed when a program ends, which may be for the store's sake
+# For what is removed when a program ends: it may end because the store is away.
+_AT_AN_END = Store(RetrySettings(attempts=3, backoff=0.5))
 
 
 @dataclass(frozen=True, kw_only=True)

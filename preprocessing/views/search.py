@@ -234,7 +234,11 @@ def _read(files: Sequence[InputFile], store: Store, columns: Sequence[str]) -> p
 
 
 def _read_groups(files: Sequence[InputFile], store: Store) -> pa.Table:
-    return tables.read_row_groups(((file.uri, file.group) for file in files if file.group is not None), store)
+    places = list[tuple[str, int]]()
+    for file in files:
+        assert file.group is not None, file.name
+        places.append((file.uri, file.group))
+    return tables.read_row_groups(places, store)
 
 
 def _hash(text: str) -> int:
