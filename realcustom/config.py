@@ -147,8 +147,10 @@ def load_file(path: str | Path) -> dict[str, Any]:
 def _read(path: str | Path) -> bytes:
     missing = SettingError(f"no settings file at {path}")
     if "://" in str(path):
-        from realcustom.store import Store  # here: it takes time, and a wrong name is to be said at once
+        # Here: it takes time, and a wrong name is to be said at once.
+        from realcustom.store import Store, check_readable
 
+        check_readable(str(path))
         try:
             return Store().read(str(path))
         except FileNotFoundError:

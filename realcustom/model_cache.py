@@ -16,7 +16,7 @@ from pathlib import Path
 
 from realcustom.errors import UsageError
 from realcustom.storage import FileEntry
-from realcustom.store import Store, refusals
+from realcustom.store import Store, check_readable, refusals
 
 FOLDER_VARIABLE = "REALCUSTOM_CACHE"  # where fetched models are kept
 LIMIT_VARIABLE = "REALCUSTOM_CACHE_GB"  # how much of them, before those not used for longest are removed
@@ -42,7 +42,10 @@ def pin(model: str) -> str:
     Raises UsageError where the store has no files there.
     """
     uri, revision = split_pin(model)
-    return model if revision is not None else f"{uri}@{_revision(_listing(uri))}"
+    if revision is not None:
+        return model
+    check_readable(uri)  # a store that is away is said at once: no run has begun that could wait for it
+    return f"{uri}@{_revision(_listing(uri))}"
 
 
 def split_pin(model: str) -> tuple[str, str | None]:
@@ -64,6 +67,8 @@ def fetch(model: str) -> str:
     folder = cache_folder()
     if revision is not None and (found := _open(folder, revision, uri)) is not None:
         return found
+    if revision is None:
+        check_readable(uri)  # as in `pin`
     entries = _listing(uri)
     now = _revision(entries)
     if revision not in (None, now):

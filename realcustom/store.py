@@ -53,6 +53,10 @@ _CODES = {
     ),
     "nocredentials": _Code(reason=f"no credentials; {_CREDENTIALS}"),
     "invalidbucketname": _Code(reason="this cannot be a bucket's name"),
+    **dict.fromkeys(
+        ("slowdown", "serviceunavailable", "internalerror", "requestlimitexceeded", "503", "500"),
+        _Code(reason="the store keeps failing, or is asked too much: run it again later", permanent=False),
+    ),
     "endpointconnection": _Code(reason=_UNREACHABLE, permanent=False),
     "connecttimeout": _Code(reason=_UNREACHABLE, permanent=False),
     "networkconnection": _Code(reason=_UNREACHABLE, permanent=False),

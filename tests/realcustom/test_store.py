@@ -20,11 +20,13 @@ from botocore.parsers import ResponseParserError
 
 from realcustom import storage
 from realcustom.conditional import age_of, put_if_absent, remove
+from realcustom.config import load_file
 from realcustom.errors import MissingFile, UsageError
 from realcustom.identity import model_identity
+from realcustom.model_cache import fetch, pin
 from realcustom.parquet import ParquetFile
 from realcustom.retry import RetrySettings
-from realcustom.store import ChunkedFile, StorageRefused, Store, check_readable, is_transient
+from realcustom.store import CONNECT_SECONDS, ChunkedFile, StorageRefused, Store, check_readable, is_transient
 from tests.support.loopback import LoopbackServer, running
 
 MINUTE_AND_A_HALF = 95.0
@@ -162,6 +164,26 @@ def test_a_store_that_answers_503_for_ever_is_said_in_time(
             act(Store())
         assert server.answers == Store().retries.attempts
     assert 60 < sum(waits) < MINUTE_AND_A_HALF
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: check_readable("s3://bucket/a"),
+        lambda: load_file("s3://bucket/settings.yaml"),
+        lambda: pin("s3://bucket/model"),
+        lambda: fetch("s3://bucket/model"),
+    ],
+)
+def test_before_any_work_it_is_said_in_seconds(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("realcustom.retry.time.sleep", waits.append)
+    with (
+        overloaded(monkeypatch),
+        pytest.raises(StorageRefused, match="keeps failing, or is asked too much: run it again"),
+    ):
+        act()
+    assert sum(waits) < CONNECT_SECONDS
 
 
 def _answered(code: str, status: int) -> ClientError:
