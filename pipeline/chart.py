@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from realcustom.training.chart import Frame, Points, svg
+from realcustom.training.chart import LEFT, RIGHT, Frame, Points, svg
+
+VALUE_WIDTH = 36  # of a value's text, with room beside it
 
 
 class Mean(Protocol):
@@ -42,12 +45,25 @@ def measured_svg(name: str, learned: Sequence[tuple[int, Mean]], levels: Sequenc
         f'y1="{frame.y(value.low):.1f}" y2="{frame.y(value.high):.1f}"/>'
         for step, value in learned
     )
+    # The values that do not overlap, the last one among them, which stands on the other side of its dot.
+    last = learned[-1]
+    every = math.ceil(VALUE_WIDTH * len(learned) / (RIGHT - LEFT))
+    shown = [one for one in learned[::every] if frame.x(one[0]) < RIGHT - 2 * VALUE_WIDTH or one is last]
+    if shown[-1] is not last:
+        shown.append(last)
+    texts = [(frame.x(step) + (-9 if step == frame.last else 9), frame.y(value.mean) + 16) for step, value in shown]
     values = "".join(
-        f'<text class="value" x="{frame.x(step) + (-9 if step == frame.last else 9):.1f}" y="{frame.y(value.mean) + 16:.1f}" '
-        f'text-anchor="{"end" if step == frame.last else "start"}">{value.mean:.2f}</text>'
-        for step, value in learned
+        f'<text class="value" x="{x:.1f}" y="{y:.1f}" text-anchor="{"end" if step == frame.last else "start"}">'
+        f"{value.mean:.2f}</text>"
+        for (x, y), (step, value) in zip(texts, shown, strict=True)
     )
-    lines = "".join(frame.level(value, f"{label} {value:.2f}") for label, value in levels)
+    by_value: dict[str, list[tuple[str, float]]] = {}
+    for label, value in levels:
+        by_value.setdefault(f"{value:.2f}", []).append((label, value))  # a line for those that would lie on each other
+    lines = "".join(
+        frame.level(group[0][1], f"{', '.join(label for label, _ in group)} {text}", texts)
+        for text, group in by_value.items()
+    )
     return svg(name, frame.axes(), lines, frame.line(points, "curve"), bars, frame.dots(points), values)
 
 

@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 66, 452, 12, 234  # of the area that is drawn in
+LINE = 14  # height of a line of text
 Points = Sequence[tuple[float, float]]
 STYLE = """
 svg { width: 100%; height: auto; font: 13px system-ui, sans-serif; fill: var(--soft); display: block; }
@@ -67,16 +68,23 @@ class Frame:
             f'<circle class="dot" cx="{self.x(step):.1f}" cy="{self.y(value):.1f}" r="4"/>' for step, value in points
         )
 
-    def level(self, value: float, label: str) -> str:
+    def level(self, value: float, label: str, beside: list[tuple[float, float]]) -> str:
         """A broken line across at `value`, with its label below it: at the right end of a low one, at the left of a high
         one, where a rising curve is not.
+
+        Args:
+            beside: places of other text, (x, y), where this label is not put; its own place is added.
         """
         y = self.y(value)
         low = value < (self.low + self.high) / 2
-        place = f'x="{RIGHT}" text-anchor="end"' if low else f'x="{LEFT + 4}"'
+        x = RIGHT if low else LEFT + 4
+        near = [other_y for other_x, other_y in beside if (other_x > (LEFT + RIGHT) / 2) == low]
+        places = [y + move for move in (15, 30, 45, 60, 75, -14, -29) if TOP <= y + move <= BOTTOM]
+        text_y = next((each for each in places if all(abs(each - other) >= LINE for other in near)), places[0])
+        beside.append((x, text_y))
         return (
             f'<line class="level" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="label" {place} y="{y + 15:.1f}">{escape(label)}</text>'
+            f'<text class="label" x="{x}" y="{text_y:.1f}" text-anchor="{"end" if low else "start"}">{escape(label)}</text>'
         )
 
 
