@@ -45,12 +45,9 @@ def measured_svg(name: str, learned: Sequence[tuple[int, Mean]], levels: Sequenc
         f'y1="{frame.y(value.low):.1f}" y2="{frame.y(value.high):.1f}"/>'
         for step, value in learned
     )
-    # The values that do not overlap, the last one among them, which stands on the other side of its dot.
-    last = learned[-1]
+    # The values that do not overlap; the last one stands on the other side of its dot.
     every = math.ceil(VALUE_WIDTH * len(learned) / (RIGHT - LEFT))
-    shown = [one for one in learned[::every] if frame.x(one[0]) < RIGHT - 2 * VALUE_WIDTH or one is last]
-    if shown[-1] is not last:
-        shown.append(last)
+    shown = [one for one in learned[:-1:every] if frame.x(one[0]) < RIGHT - 2 * VALUE_WIDTH] + [learned[-1]]
     texts = [(frame.x(step) + (-9 if step == frame.last else 9), frame.y(value.mean) + 16) for step, value in shown]
     values = "".join(
         f'<text class="value" x="{x:.1f}" y="{y:.1f}" text-anchor="{"end" if step == frame.last else "start"}">'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import shlex
@@ -165,6 +166,22 @@ def test_the_charts_mark_every_measure() -> None:
     assert svg.count("<circle") == svg.count('class="interval"') == 3 and svg.count('class="level"') == 2
     assert "text alone 0.28" in svg and ">0.50<" in svg
     assert re.findall(r">(\d+)</text>", loss_svg([(0, 1.0), (1, 0.5)], [])) == ["1", "0"]
+
+
+def test_no_text_of_a_chart_lies_on_another() -> None:
+    """Also where all values are one, many, or at the bottom."""
+    for high, low in ((1.0, 1.0), (0.97, 0.95), (0.02, 0.01)):
+        measures = [(step, Interval(mean=high, low=low, high=high)) for step in range(5, 201, 5)]
+        levels = [("text_to_image", low), ("oracle", 0.95), ("released", 1.0), ("wrong reference", 1.0)]
+        svg = measured_svg("background", measures, levels)
+        values = [(float(x), float(y)) for x, y in re.findall(r'class="value" x="([\d.]+)" y="([\d.]+)"', svg)]
+        assert 5 < len(values) < 20 and all(b - a > 30 for (a, _), (b, _) in itertools.pairwise(values[:-1]))
+        labels = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)" text-anchor="\w+">(.*?)</text>', svg)
+        assert "released, wrong reference 1.00" in svg and len({text for *_, text in labels}) == len(labels) > 1
+        near = [(float(x), float(y)) for x, y, _ in labels]
+        for number, (x, y) in enumerate(near):
+            rows = [other for place, other in [*near[:number], *values] if (place > 259) == (x > 259)]
+            assert all(abs(y - other) >= 14 for other in rows), svg
 
 
 def test_a_damaged_table_of_an_earlier_run_is_a_mistake(tmp_path: Path) -> None:
