@@ -132,8 +132,8 @@ def _children() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()  # after the name: state, parent ...
-        except (FileNotFoundError, ProcessLookupError):
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()  # after the name: state, parent ...
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended just now; or hidden, and so not ours
             continue
         if int(fields[1]) == os.getpid():
             found.append(int(folder.name))

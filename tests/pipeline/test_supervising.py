@@ -135,6 +135,18 @@ def test_a_killed_parent_ends_the_child_in_order(start: Start) -> None:
     assert command.ends() == (-signal.SIGKILL, "cleaned up\n")
 
 
+def test_a_name_that_is_no_text_hides_no_process(start: Start) -> None:
+    """The kernel cuts names to 15 bytes, also within a character."""
+    name_it = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'a name \\xc3', 0, 0, 0)"
+    named = f"{name_it}; print('ready', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", named], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == b"ready\n"
+            assert start("return").ends() == (0, "")
+        finally:
+            other.kill()
+
+
 def test_a_second_signal_ends_a_cleaning_up_that_hangs(start: Start) -> None:
     command = start(HANGS)
     command.parent.send_signal(signal.SIGTERM)
