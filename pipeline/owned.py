@@ -28,7 +28,9 @@ class Process(NamedTuple):
     started: int  # clock ticks since the machine's start
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """What the kernel says of a process."""
+
     parent: int
     state: str
     started: int
@@ -36,20 +38,20 @@ class _Entry(NamedTuple):
 
 def descendants(roots: Iterable[int]) -> set[Process]:
     """The running processes among `roots` and all below them."""
-    return _below(roots, _table())
+    return _below(roots, table_of_processes())
 
 
 def alive(processes: Collection[Process]) -> set[Process]:
     """Those of `processes` that have not ended."""
-    return _alive(processes, _table())
+    return _alive(processes, table_of_processes())
 
 
 def end(processes: Collection[Process], patience: float = PATIENCE_SECONDS) -> None:
     """End processes and all that they have started: SIGTERM, and SIGKILL for what is left after `patience` seconds."""
     known = set(processes)
-    _send(_grown(known, _table()), signal.SIGTERM)
+    _send(_grown(known, table_of_processes()), signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while left := _grown(known, _table()):
+    while left := _grown(known, table_of_processes()):
         if time.monotonic() > deadline:
             _send(left, signal.SIGKILL)
         time.sleep(0.05)
@@ -90,13 +92,13 @@ def _watcher(roots: Collection[int], folder: str | None, besides: Collection[int
     )
 
 
-def _grown(known: set[Process], table: dict[int, _Entry]) -> set[Process]:
+def _grown(known: set[Process], table: dict[int, Entry]) -> set[Process]:
     """The living ones of `known`, to which what they have started is added."""
     known |= _below([process.pid for process in _alive(known, table)], table)
     return _alive(known, table)
 
 
-def _below(roots: Iterable[int], table: dict[int, _Entry]) -> set[Process]:
+def _below(roots: Iterable[int], table: dict[int, Entry]) -> set[Process]:
     children: dict[int, list[int]] = {}
     for pid, entry in table.items():
         children.setdefault(entry.parent, []).append(pid)
@@ -110,7 +112,7 @@ def _below(roots: Iterable[int], table: dict[int, _Entry]) -> set[Process]:
     return {process for process in found if table[process.pid].state not in "ZX"}
 
 
-def _alive(processes: Collection[Process], table: dict[int, _Entry]) -> set[Process]:
+def _alive(processes: Collection[Process], table: dict[int, Entry]) -> set[Process]:
     return {
         process
         for process in processes
@@ -126,7 +128,7 @@ def _send(processes: Collection[Process], number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def _table() -> dict[int, _Entry]:
+def table_of_processes() -> dict[int, Entry]:
     """All processes of this machine that we may see."""
     table = {}
     for name in os.listdir("/proc"):
@@ -144,7 +146,7 @@ def _table() -> dict[int, _Entry]:
         finally:
             os.close(file)
         fields = text.rpartition(b")")[2].split()  # after the command, which may hold anything
-        table[int(name)] = _Entry(parent=int(fields[1]), state=fields[0].decode(), started=int(fields[19]))
+        table[int(name)] = Entry(parent=int(fields[1]), state=fields[0].decode(), started=int(fields[19]))
     return table
 
 
@@ -154,12 +156,12 @@ def _watch_until_gone(owner: int, folder: str, roots: Collection[int], besides: 
     while os.getppid() == owner:
         numbers = os.listdir("/proc")
         if numbers != seen:  # else none was started, and none has ended; to read them all is what costs
-            seen, table = numbers, _table()
+            seen, table = numbers, table_of_processes()
             _grown(spared, table)
             if not _grown(known, table):
                 return  # they ended before their owner
         time.sleep(_POLL_SECONDS)
-    _grown(spared, _table())
+    _grown(spared, table_of_processes())
     end(known - spared)
     if folder:
         shutil.rmtree(folder, ignore_errors=True)

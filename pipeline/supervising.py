@@ -15,11 +15,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from realcustom.pipeline.cli.status import status_of
+from realcustom.pipeline.owned import table_of_processes
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALLED = 128  # a status above it: ended by the signal of the number that is left
@@ -129,15 +129,7 @@ def _end_children() -> None:
 
 def _children() -> list[int]:
     """Children of this process, those that have ended and were not waited for included."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()  # after the name: state, parent ...
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended just now; or hidden, and so not ours
-            continue
-        if int(fields[1]) == os.getpid():
-            found.append(int(folder.name))
-    return found
+    return [pid for pid, entry in table_of_processes().items() if entry.parent == os.getpid()]
 
 
 def _prctl(option: int, value: int) -> None:

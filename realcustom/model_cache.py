@@ -42,10 +42,7 @@ def pin(model: str) -> str:
     Raises UsageError where the store has no files there.
     """
     uri, revision = split_pin(model)
-    if revision is not None:
-        return model
-    check_readable(uri)  # a store that is away is said at once: no run has begun that could wait for it
-    return f"{uri}@{_revision(_listing(uri))}"
+    return model if revision is not None else f"{uri}@{_revision(_first_listing(uri))}"
 
 
 def split_pin(model: str) -> tuple[str, str | None]:
@@ -67,9 +64,7 @@ def fetch(model: str) -> str:
     folder = cache_folder()
     if revision is not None and (found := _open(folder, revision, uri)) is not None:
         return found
-    if revision is None:
-        check_readable(uri)  # as in `pin`
-    entries = _listing(uri)
+    entries = _first_listing(uri) if revision is None else _listing(uri)
     now = _revision(entries)
     if revision not in (None, now):
         raise UsageError(
@@ -89,6 +84,12 @@ def cache_folder() -> Path:
     if given:
         return Path(given).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realcustom" / "models"
+
+
+def _first_listing(uri: str) -> list[FileEntry]:
+    """`_listing` before a run has begun that could wait for the store: one that is away is said at once."""
+    check_readable(uri)
+    return _listing(uri)
 
 
 def _listing(uri: str) -> list[FileEntry]:

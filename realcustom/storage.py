@@ -270,23 +270,31 @@ def names_after(folder: str, first: str, most: int) -> list[str]:
     return [key.removeprefix(prefix) for key, *_ in page.get("Files", ())]
 
 
-def s3_client(attempts: int = 1) -> Any:
+def s3_client(attempts: int = 1, connect_seconds: float = 60.0, read_seconds: float = 60.0) -> Any:
     """A boto3 client of the environment's store, made once: it takes a good part of a second.
 
     Args:
         attempts: tries of each request; those of `Store` multiply with them.
+        connect_seconds: for a connection; boto3's own by default.
+        read_seconds: for an answer; the same.
     """
-    return _client_of(attempts, tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return _client_of(attempts, connect_seconds, read_seconds, environment)
 
 
 @functools.lru_cache(maxsize=4)
-def _client_of(attempts: int, environment: tuple[tuple[str, str], ...]) -> Any:
+def _client_of(
+    attempts: int, connect_seconds: float, read_seconds: float, environment: tuple[tuple[str, str], ...]
+) -> Any:
     import boto3
     from botocore.config import Config
 
     # not all stores know the checksums that are sent unasked
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": attempts}, request_checksum_calculation="when_required"
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=connect_seconds,
+        read_timeout=read_seconds,
+        request_checksum_calculation="when_required",
     )
     client = boto3.Session().client("s3", config=config)
     # under this name it comes before botocore's own handlers, of which one parses the whole page

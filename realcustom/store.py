@@ -243,19 +243,10 @@ def check_readable(uri: str) -> None:
     storage.require_known(uri)
     if not uri.startswith("s3://"):
         return
-    import boto3
-    from botocore.config import Config
-
     bucket, prefix = storage.split_uri(uri)
-    patience = {
-        "connect_timeout": CONNECT_SECONDS,
-        "read_timeout": 2 * CONNECT_SECONDS,
-        "retries": {"total_max_attempts": 1},
-    }
 
     def list_one() -> None:
-        # a session of its own: the shared one keeps the first credentials it read
-        client = boto3.Session().client("s3", config=Config(**patience))
+        client = storage.s3_client(connect_seconds=CONNECT_SECONDS, read_seconds=2 * CONNECT_SECONDS)
         try:
             client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except client.exceptions.ClientError as error:
