@@ -55,23 +55,24 @@ class StepLog:
 
     def last(self) -> int:
         """The last step of this start; 0 before the first."""
-        return max((step for step, _ in self._lines(self._begin)), default=0)
+        return max((step for step, _ in self._lines(self._files(), self._begin)), default=0)
 
     def workers(self) -> int:
-        """How many took the first whole step of this start; 0 before it."""
-        shares = Counter(step for step, _ in self._lines(self._begin))
+        """How many took the last whole step of this start, each of which logs to a new file; 0 before it."""
+        shares = Counter(step for step, _ in self._lines(set(self._files()) - set(self._begin)))
         later = [count for step, count in sorted(shares.items())[:-1]]
         return later[-1] if later else 0
 
     def uids(self) -> dict[int, set[tuple[str, ...]]]:
         """Of each step the shares of the workers. One that was taken several times, with other shares, has more of them."""
         found: dict[int, set[tuple[str, ...]]] = {}
-        for step, uids in self._lines({}):
+        for step, uids in self._lines(self._files()):
             found.setdefault(step, set()).add(uids)
         return found
 
-    def _lines(self, begin: Mapping[Path, int]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        for path in self._files():
+    @staticmethod
+    def _lines(files: Iterable[Path], begin: Mapping[Path, int] = {}) -> Iterator[tuple[int, tuple[str, ...]]]:
+        for path in files:
             with path.open("rb") as file:
                 file.seek(begin.get(path, 0))
                 for step, uids in _STEP.findall(file.read()):
@@ -228,13 +229,18 @@ def _command(arguments: Sequence[str], log: Path, environment: Mapping[str, str]
     main(sys.argv[1:])
 
 
+def train_workers(roots: Iterable[int]) -> set[owned.Process]:
+    """The processes of Ray Train's workers below the processes `roots`."""
+    return {one for one in owned.descendants(roots) if WORKER in _title(one)}
+
+
 def _workers(nodes: Sequence[Node]) -> set[owned.Process]:
-    return {one for one in owned.descendants(node.process.pid for node in nodes) if WORKER in _title(one)}
+    return train_workers(node.process.pid for node in nodes)
 
 
 def _title(process: owned.Process) -> str:
     with contextlib.suppress(OSError):  # it has ended
-        return Path(f"/proc/{process.pid}/cmdline").read_text()
+        return Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
     return ""
 
 

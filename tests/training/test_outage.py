@@ -67,7 +67,9 @@ def at_step(step: int, kind: type, method: str, action: Callable[[], None], monk
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"), [(BatchMaker, "training"), (Worker, "_after_step")], ids=["reading", "writing"]
+    ("kind", "method"),
+    [pytest.param(BatchMaker, "training", marks=pytest.mark.slow), (Worker, "_after_step")],
+    ids=["reading", "writing"],
 )
 @pytest.mark.parametrize(
     ("seconds", "retries"),

@@ -26,7 +26,7 @@ from tests.support.training_runs import METHOD
 
 STEPS, LEFT = 300, 0.05  # of the first loss
 SETTINGS = TrainSettings(
-    steps=STEPS, batch_size=1, warmup=10, weight_decay=0.0, num_workers=1, threads=1, validation_fraction=0.2
+    steps=STEPS, lr=1e-2, batch_size=1, warmup=10, weight_decay=0.0, num_workers=1, threads=1, validation_fraction=0.2
 )
 METHODS = {
     "paper": METHOD,
@@ -63,9 +63,8 @@ def test_one_batch_is_learnt(base: str, method: MethodSettings, tmp_path: Path) 
     plus = method.tokens.projector is not Projector.NONE
     encoder = tiny_siglip_dino(tmp_path / "encoder") if plus else tiny_image_encoder(tmp_path / "encoder")
     write_pictures(tmp_path / "pictures", 4)
-    settings = replace(SETTINGS, lr=1e-2 if plus else 5e-2)
     worker = Worker(
-        make_job(str(tmp_path / "pictures"), str(tmp_path / "run"), base, encoder, method, settings), World()
+        make_job(str(tmp_path / "pictures"), str(tmp_path / "run"), base, encoder, method, SETTINGS), World()
     )
     batch = worker.batches.training(worker.order.share(0, 0, 1))
     losses = [worker.trainer.step(batch).loss for _ in range(STEPS)]

@@ -1,4 +1,4 @@
-"""Work on a cluster of two nodes: a stage, and a training that loses a worker. On more: test_jobs_on_three_nodes.py."""
+"""Work on a cluster of two nodes: a stage, and a training that loses a worker. On more, as jobs: test_jobs_on_three_nodes.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import ray
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from realcustom.pipeline import owned
 from realcustom.pipeline.cluster import NO_DASHBOARD
 from realcustom.pipeline.local_cluster import LocalCluster
 from realcustom.preprocessing.catalogue import INGEST
@@ -30,6 +31,7 @@ from realcustom.training.checkpoints import list_checkpoints
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.run import TrainResult
 from tests.support.corpora import snapshot, write_shards
+from tests.support.training_kills import train_workers
 from tests.support.training_runs import SETTINGS, fit, tensors
 
 
@@ -66,6 +68,7 @@ def taken(cpus: int) -> Iterator[None]:
         remove_placement_group(group)
 
 
+@pytest.mark.slow
 def test_a_stage_on_the_other_node_writes_what_this_process_does(other_node: str, tmp_path: Path) -> None:
     source = str(write_shards(tmp_path / "src", 3, 2))
     (tmp_path / "nodes").mkdir()
@@ -83,37 +86,20 @@ def test_a_stage_on_the_other_node_writes_what_this_process_does(other_node: str
     assert snapshot(there.directory) == snapshot(here.directory)
 
 
-def worker_pids() -> set[int]:
-    """Processes of Ray Train workers that descend from this one."""
-    parents, workers = {}, set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if "RayTrainWorker" in (entry / "cmdline").read_text():
-                    workers.add(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-    def ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
-
-    return {pid for pid in workers if ours(pid)}
-
-
 def kill_a_worker_after_a_checkpoint(output: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 300
-    pids: set[int] = set()
+    workers: set[owned.Process] = set()
     while time.monotonic() < deadline:
-        if len(pids) < 2:
-            pids = worker_pids()
+        if len(workers) < 2:
+            workers = train_workers([os.getpid()])
         elif list_checkpoints(str(output / "checkpoints"), Store()):
-            os.kill(min(pids), signal.SIGKILL)
+            os.kill(min(worker.pid for worker in workers), signal.SIGKILL)
             killed.append(len(read_rows(str(output), Store())))
             return
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_worker_on_each_node_survives_a_kill_and_matches_one_process(
     world: SimpleNamespace, undisturbed: TrainResult, tmp_path: Path, other_node: str
 ) -> None:
