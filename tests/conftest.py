@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.object_store import ObjectStore
+from tests.support.object_store import ObjectStore, swift_variables
 
 if TYPE_CHECKING:
     from realcustom.diffusion_pipeline import RealCustomPipeline
@@ -123,3 +123,22 @@ def bucket(object_store: ObjectStore) -> str:
 
     boto3.client("s3").create_bucket(Bucket="corpus")
     return "s3://corpus"
+
+
+@pytest.fixture
+def swift(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of an empty bucket of an OpenStack Swift that runs."""
+    if not (variables := swift_variables()):
+        pytest.skip("SWIFT_URL names no OpenStack Swift with its S3 API (key test:tester, secret testing)")
+    import boto3
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials that it saw
+    client = boto3.client("s3")
+    name = f"test-{os.getpid()}"
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    while found := client.list_objects_v2(Bucket=name).get("Contents"):
+        client.delete_objects(Bucket=name, Delete={"Objects": [{"Key": item["Key"]} for item in found]})
+    client.delete_bucket(Bucket=name)

@@ -145,7 +145,8 @@ def decode_picture(data: bytes | None) -> Image.Image:
 
 
 def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
-    """Raise UsageError if the records' metadata name another model for a cache than this run's.
+    """Raise UsageError if the records' metadata name another model for a cache than this run's, or if `encode` wrote their text
+    features without the pooled text that an SDXL-shaped base takes.
 
     Tables without this metadata pass.
     """
@@ -167,3 +168,9 @@ def check_caches(schema: pa.Schema, encoders: FrozenEncoders) -> None:
                     f"the records' {kind.value} were made with {name} {found}, this run has {value}; use that {name}, "
                     f"or run the encode stage again"
                 )
+    encoded = Kind.TEXT.value in schema.names and b"model" in (schema.field(Kind.TEXT.value).metadata or {})
+    if encoded and encoders.base.is_sdxl and Kind.POOLED.value not in schema.names:
+        raise UsageError(
+            f"the records have {Kind.TEXT.value} but no {Kind.POOLED.value}, which a base of SDXL's shape is conditioned on as "
+            "well; run the encode stage again"
+        )

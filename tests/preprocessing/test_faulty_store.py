@@ -6,9 +6,6 @@ a proxy that breaks requests (faulty_proxy.py).
 
 from __future__ import annotations
 
-import os
-import urllib.parse
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
 from tests.support.faulty_proxy import Trouble, disturbed
-from tests.support.object_store import swift_variables
+from tests.support.object_store import store_address
 
 SETTINGS = PreprocessSettings(
     ingest=IngestSettings(corpus="toys"),
@@ -40,12 +37,6 @@ def run(stages: tuple[Stage, ...], source: str, output: str) -> list[StageResult
         results.append(run_stage(stage, source, output, SETTINGS, executor=InProcess()))
         source = results[-1].directory
     return results
-
-
-def upstream() -> tuple[str, int]:
-    url = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"])
-    assert url.hostname is not None and url.port is not None
-    return url.hostname, url.port
 
 
 def objects(uri: str) -> dict[str, bytes]:
@@ -76,7 +67,7 @@ def check_storm(
     """Run the stages in a storm and without; their output must be equal. Returns what was met."""
     source = corpus(bucket, tmp_path / "src", shards)
     calm = run(stages, source, f"{bucket}/calm-{seed}")
-    with disturbed(upstream(), seed, probability) as proxy, monkeypatch.context() as patch:
+    with disturbed(store_address(), seed, probability) as proxy, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         stormy = run(stages, source, f"{bucket}/storm-{seed}")
         assert run(stages, source, f"{bucket}/storm-{seed}")[-1].units_run == 0
@@ -106,7 +97,7 @@ def test_objects_that_are_written_in_parts_come_out_whole(
     data = tar_bytes({f"{number}.png": encoded(image, "PNG", compress_level=0) for number, image in enumerate(noise)})
     storage.write_bytes(f"{bucket}/large/s.tar", data)
     calm = run((INGEST,), f"{bucket}/large", f"{bucket}/calm")[0]
-    with disturbed(upstream(), seed, 0.3) as proxy, monkeypatch.context() as patch:
+    with disturbed(store_address(), seed, 0.3) as proxy, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         stormy = run((INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
     assert stormy.report == calm.report and calm.report["kept"] == 3
@@ -124,30 +115,13 @@ def test_a_store_that_stays_down_stops_the_job_in_words(
     storage.write_bytes(f"{bucket}/raw/shard-00002.tar", tar_bytes(sample("new", jpeg(picture(9)))))
     down = "GET /corpus/raw/shard-00002.tar"
     once = replace(SETTINGS, execution=ExecutionSettings(attempts=1))
-    with disturbed(upstream(), 0, 0.0, down=down) as proxy, monkeypatch.context() as patch:
+    with disturbed(store_address(), 0, 0.0, down=down) as proxy, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with pytest.raises(ValueError, match=r"cannot read s3://corpus/raw/shard-00002\.tar: the store keeps failing"):
             run_stage(INGEST, source, f"{bucket}/out", once, executor=InProcess())
     after = objects(f"{bucket}/out")
     assert after.items() <= before.items() and set(before) - set(after) == {f"{Path(first.directory).name}/report.json"}
     assert run((INGEST,), source, f"{bucket}/out")[0].units_run == 1
-
-
-@pytest.fixture
-def swift(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of a Swift that runs."""
-    if not (variables := swift_variables()):
-        pytest.skip("SWIFT_URL names no OpenStack Swift with its S3 API (key test:tester, secret testing)")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the credentials that it saw
-    client = boto3.client("s3")
-    name = f"storm-{os.getpid()}"
-    client.create_bucket(Bucket=name)
-    yield f"s3://{name}"
-    while found := client.list_objects_v2(Bucket=name).get("Contents"):
-        client.delete_objects(Bucket=name, Delete={"Objects": [{"Key": item["Key"]} for item in found]})
-    client.delete_bucket(Bucket=name)
 
 
 @pytest.mark.slow

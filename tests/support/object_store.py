@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import urllib.parse
 
 import httpx
 from moto.server import ThreadedMotoServer
@@ -58,3 +59,10 @@ def swift_variables() -> dict[str, str]:
         return {}
     keys = {"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "testing"}
     return {"AWS_ENDPOINT_URL": os.environ["SWIFT_URL"], **keys, "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def store_address() -> tuple[str, int]:
+    """Host and port of the S3 server that the environment names."""
+    url = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    assert url.hostname is not None and url.port is not None
+    return url.hostname, url.port

@@ -22,7 +22,7 @@ from realcustom.training.indexing import open_index
 from realcustom.training.metrics_file import read_rows
 from realcustom.training.settings import TrainSettings
 from tests.support.faulty_proxy import FaultyProxy, disturbed
-from tests.support.object_store import ObjectStore
+from tests.support.object_store import store_address
 from tests.support.training_corpus import encode_pictures, write_pictures
 from tests.support.training_kills import (
     VARIED,
@@ -41,10 +41,17 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(params=["bucket", "swift"])  # fixtures: moto's, and one of an OpenStack Swift
+def store(request: pytest.FixtureRequest) -> str:
+    """URI of an empty bucket."""
+    uri: str = request.getfixturevalue(request.param)
+    return uri
+
+
 @pytest.fixture
-def proxy(object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """Before the object store, with uploads that take a while; for all processes."""
-    with disturbed((object_store.host, object_store.port), seed=0, probability=0) as proxy:
+def proxy(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """Before that store, with uploads that take a while; for all processes."""
+    with disturbed(store_address(), seed=0, probability=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
 
@@ -60,10 +67,10 @@ def world(world: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> S
 
 
 @pytest.fixture
-def records(bucket: str, world: SimpleNamespace) -> str:
+def records(store: str, world: SimpleNamespace) -> str:
     for path in Path(world.caches).glob("*.parquet"):
-        storage.write_bytes(f"{bucket}/records/{path.name}", path.read_bytes())
-    return f"{bucket}/records"
+        storage.write_bytes(f"{store}/records/{path.name}", path.read_bytes())
+    return f"{store}/records"
 
 
 def is_uploading(proxy: FaultyProxy) -> bool:
@@ -119,30 +126,30 @@ def test_kills_at_random_moments_change_nothing(kills: int, world: SimpleNamespa
 
 
 def test_kills_of_a_run_on_an_object_store_change_nothing(
-    world: SimpleNamespace, tmp_path: Path, proxy: FaultyProxy, bucket: str, records: str
+    world: SimpleNamespace, tmp_path: Path, proxy: FaultyProxy, store: str, records: str
 ) -> None:
     config, settings = tmp_path / "settings.yaml", replace(VARIED, steps=120)
     write_settings(config, world.base, world.image_encoder, settings)
-    arguments = ["--input", records, "--output", f"{bucket}/run", "--config", str(config), "--local"]
+    arguments = ["--input", records, "--output", f"{store}/run", "--config", str(config), "--local"]
     proxy.upload_seconds = 0.2
     uploading = functools.partial(is_uploading, proxy)
     killed = train_with_kills(arguments, tmp_path / "log", uploading, settings.steps, 20, 5, seed=2)
     assert killed.while_writing >= 3
     proxy.upload_seconds = 0
     fit(world, tmp_path / "whole", settings)
-    check_same(f"{bucket}/run", tmp_path / "whole")
+    check_same(f"{store}/run", tmp_path / "whole")
     check_uids(StepLog(lambda: [tmp_path / "log"]), records, settings)
 
 
 @pytest.mark.cluster
 def test_kills_of_workers_nodes_and_drivers_change_nothing(
-    world: SimpleNamespace, tmp_path: Path, proxy: FaultyProxy, bucket: str, records: str
+    world: SimpleNamespace, tmp_path: Path, proxy: FaultyProxy, store: str, records: str
 ) -> None:
     """Two workers, each on a node of its own; records and output on an object store."""
     config = tmp_path / "settings.yaml"
     settings = replace(VARIED, steps=150, num_workers=2, batch_size=6, max_failures=-1)
     write_settings(config, world.base, world.image_encoder, settings)
-    arguments = ["--input", records, "--output", f"{bucket}/run", "--config", str(config)]
+    arguments = ["--input", records, "--output", f"{store}/run", "--config", str(config)]
     proxy.upload_seconds = 0.2
     victims = ["worker", "writing worker", "node", "driver", "writing driver", "writing node", "worker"]
     with local_cluster(3, 1, head_cpus=0) as cluster:
@@ -159,7 +166,7 @@ def test_kills_of_workers_nodes_and_drivers_change_nothing(
         check_uids(StepLog(functools.partial(logs_of_workers, cluster)), records, settings, workers=[2])
         arguments[3] = str(tmp_path / "whole")
         run(arguments, victims=[])
-    check_same(f"{bucket}/run", tmp_path / "whole")
+    check_same(f"{store}/run", tmp_path / "whole")
 
 
 @pytest.mark.cluster

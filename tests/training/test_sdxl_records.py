@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,13 +58,11 @@ def make_worker(sdxl: SimpleNamespace, output: Path) -> Worker:
 
 
 def rewritten(sdxl: SimpleNamespace, target: Path, **changes: object) -> SimpleNamespace:
-    """The same records, one of the first file's rows changed, or (pooled=False) its column of pooled text removed."""
+    """The same records, one of the second file's rows changed."""
     target.mkdir()
     for number, path in enumerate(sorted(Path(sdxl.caches).glob("*.parquet"))):
         table = pq.read_table(path)
-        if number == 1 and changes.get("pooled") is False:
-            table = table.drop_columns([POOLED.name])
-        elif number == 1:
+        if number == 1:
             rows = table.to_pylist()
             rows[0] |= changes
             table = pa.Table.from_pylist(rows, schema=table.schema)
@@ -110,8 +109,19 @@ def test_such_records_are_trained_on_and_a_broken_one_is_named_or_dropped(
     assert result.loss_after < result.loss_before and len(list((tmp_path / "run/dropped").iterdir())) == 1
 
 
+def without_pooled_text(sdxl: SimpleNamespace, target: Path, files: slice) -> SimpleNamespace:
+    """The same records, the column of pooled text removed from those files."""
+    shutil.copytree(sdxl.caches, target)
+    for path in sorted(target.glob("*.parquet"))[files]:
+        pq.write_table(pq.read_table(path).drop_columns([POOLED.name]), path)
+    return SimpleNamespace(**{**vars(sdxl), "caches": str(target)})
+
+
 def test_mistakes_are_one_line_each(sdxl: SimpleNamespace, tmp_path: Path) -> None:
-    mixed = rewritten(sdxl, tmp_path / "mixed", pooled=False)
+    lacking = without_pooled_text(sdxl, tmp_path / "lacking", slice(None))
+    with pytest.raises(UsageError, match="have text_features but no pooled_text, which a base of SDXL's shape"):
+        fit(lacking, tmp_path / "run", SDXL, lacking.caches)
+    mixed = without_pooled_text(sdxl, tmp_path / "mixed", slice(1, None))
     with pytest.raises(UsageError, match=r"\.parquet: either it or the first file has no pooled_text"):
         fit(mixed, tmp_path / "run", SDXL, mixed.caches)
     other = replace(METHOD, base=BaseSettings(sdxl_pooled=PooledText.UNPROJECTED_COMPAT))
