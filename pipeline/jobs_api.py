@@ -196,11 +196,15 @@ def find_address(address: str | None) -> str:
         raise UsageError("which cluster? Give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
     if given == "auto":
         return "http://127.0.0.1:8265"
-    if given.startswith(("http://", "https://")):
-        return given.rstrip("/")
-    if "://" in given:
+    url = given.rstrip("/") if "://" in given else f"http://{given}"
+    try:
+        parsed = httpx.URL(url)
+        is_address = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except (httpx.InvalidURL, ValueError):  # ValueError: brackets that do not close
+        is_address = False
+    if not is_address:
         raise UsageError(f"jobs are submitted to the dashboard, and {given} is not its address: give http://HOST:8265")
-    return f"http://{given}"
+    return url
 
 
 def _token() -> dict[str, str]:
@@ -213,7 +217,12 @@ def _token() -> dict[str, str]:
         place = Path(named) if named else Path.home() / ".ray" / "auth_token"
         if named and not place.is_file():
             raise UsageError(f"RAY_AUTH_TOKEN_PATH names {named}, and there is no such file")
-        token = place.read_text().strip() if place.is_file() else ""
+        try:
+            token = place.read_text().strip() if place.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the token in {place}: {error}") from error
+    if not token.isascii() or not token.isprintable():
+        raise UsageError("the token (RAY_AUTH_TOKEN, or the file with it) has characters that no header can carry")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -136,7 +136,8 @@ def test_a_mistake_in_a_pod_is_found(composed: dict[str, list[dict[str, Any]]], 
         lambda spec: spec.update(backoffLimit="two"),
         lambda spec: spec["rayClusterSpec"]["gcsFaultToleranceOptions"].update(backend="rocks"),
         lambda spec: spec["rayClusterSpec"]["workerGroupSpecs"][0].pop("groupName"),
-        lambda spec: spec["deletionStrategy"]["deletionRules"][0]["condition"].update(jobStatus="DONE"),
+        lambda spec: spec.pop("shutdownAfterJobFinishes"),  # which KubeRay wants of a job that is suspended
+        lambda spec: spec.update(deletionStrategy={"deletionRules": []}),  # and then it takes no rules
     ],
 )
 def test_a_planted_mistake_is_found(composed: dict[str, list[dict[str, Any]]], plant: Any) -> None:
@@ -195,7 +196,7 @@ def test_jobs_wait_for_a_queue_and_leave_no_cluster(composed: dict[str, list[dic
         for name, spec in jobs.items():
             assert spec["suspend"] and spec["backoffLimit"]
             assert spec["activeDeadlineSeconds"] >= (15 if name == "train" else 1) * 24 * 3600
-            assert {rule["policy"] for rule in spec["deletionStrategy"]["deletionRules"]} == {"DeleteCluster"}
+            assert spec["shutdownAfterJobFinishes"] and 0 < spec["ttlSecondsAfterFinished"] <= 600
 
 
 def submitters(resources: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -199,6 +200,16 @@ def test_addresses() -> None:
     assert find_address("head:8265") == "http://head:8265"
     assert find_address("https://head/ray/") == "https://head/ray"
     assert find_address("auto") == "http://127.0.0.1:8265"
+    for given in ("http://head:abc", "http://[::1", "ray://head:10001", "http://"):
+        with pytest.raises(UsageError, match=re.escape(f"{given} is not its address: give http://HOST:8265")):
+            find_address(given)
+
+
+def test_a_token_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "schlüssel")
+    assert run(["jobs", "list", "--address", "http://127.0.0.1:9"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the token (RAY_AUTH_TOKEN") and error.count("\n") == 1
 
 
 def test_a_dry_run_prints_the_job(capsys: pytest.CaptureFixture[str]) -> None:
