@@ -13,10 +13,11 @@ from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
+from realcustom.preprocessing.ingest.csv_table import LIST
 from realcustom.preprocessing.ingest.listing import PICTURE_NAME, kind_of, pictures_among
 from realcustom.preprocessing.ingest.sidecars import Sidecars, find_pairs
 from realcustom.preprocessing.ingest.table_kinds import Holds, refuse_names, what_it_holds
-from realcustom.preprocessing.ingest.text_table import LIST, TABLES
+from realcustom.preprocessing.ingest.text_table import TABLES
 from realcustom.preprocessing.pictures import EXTENSIONS
 from realcustom.preprocessing.settings import IngestSettings, SourceKind
 from realcustom.storage import FileEntry

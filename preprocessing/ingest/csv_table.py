@@ -1,7 +1,8 @@
 """CSV and TSV files, read row by row: UTF-8, from a disk or an object store, a line in memory at a time.
 
 A table whose first line holds a URL has no header line. Between values stands a tab where the first line has one. Tables
-with tabs know no line breaks in values, and of quotes only those around a whole value.
+with tabs know no line breaks in values, and of quotes only those around a whole value. A .txt whose first line is a URL and
+nothing else, without a space, has a URL a line: commas are the URLs' own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.errors import DamagedFile, DataError, DataFault
-from realcustom.preprocessing.ingest.compressed import Bytes, Unpacked, open_plain
+from realcustom.preprocessing.ingest.compressed import Bytes, Unpacked, open_plain, plain_name
 from realcustom.store import Store
+
+LIST = ".txt"  # of URLs; a table if its first line holds one
 
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
 _CHUNK = 2**23  # bytes that are fetched at a time
@@ -99,7 +102,8 @@ def pieces_of(records: Iterator[Any], lines: Lines, size: int) -> list[tuple[int
 def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
     lines = Lines(uri, store, chunk=_HEADER)
     line = next(lines, "")
-    tabs = "\t" in line
+    is_list = not names and plain_name(uri).endswith(LIST) and is_url(line) and len(line.split()) == 1
+    tabs = is_list or "\t" in line
     first = next(_records(itertools.chain([line] if line else [], lines), uri, tabs), [])
     if not any(name.strip() for name in first):
         raise UsageError(f"{uri} is not a CSV with a header line: its first line names no column")
@@ -107,11 +111,16 @@ def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
         raise UsageError(
             f"{uri}: ingest.columns names {len(names)} columns, and its first line has {len(first)} values"
         )
-    urls = [value.strip().lower().startswith(("http://", "https://")) for value in first]
+    urls = [is_url(value) for value in first]
     if names or any(urls):
         return _Shape(columns=list(names) or _assumed(urls, uri), tabs=tabs, header=False)
     _check_header(first, uri)
     return _Shape(columns=first, tabs=tabs, header=True)
+
+
+def is_url(value: str) -> bool:
+    """Whether a value, or the line that begins with it, is one of a picture's address."""
+    return value.strip().lower().startswith(("http://", "https://"))
 
 
 def _assumed(urls: list[bool], uri: str) -> list[str]:

@@ -11,14 +11,13 @@ from realcustom.preprocessing.ingest.compressed import plain_name
 from realcustom.store import Store
 
 JSON_LINES = (".jsonl", ".ndjson")
-LIST = ".txt"  # of URLs; a table if its first line holds one
-WITH_COLUMNS = (".csv", ".tsv", LIST)  # those whose columns a header line names, or a setting
+WITH_COLUMNS = (".csv", ".tsv", csv_table.LIST)  # those whose columns a header line names, or a setting
 TABLES = (".csv", ".tsv", *JSON_LINES)
 
 
 def is_text_table(name: str) -> bool:
     """Whether the name is that of a table in a text file."""
-    return plain_name(name).endswith((*TABLES, LIST))
+    return plain_name(name).endswith((*TABLES, csv_table.LIST))
 
 
 def read_header(uri: str, store: Store, names: Sequence[str]) -> list[str]:

@@ -62,6 +62,8 @@ def test_parquet_of_laion_and_others(names: tuple[str, str, str], url: str, tmp_
         ("list.csv.gz", "URL,TEXT\n" + "{url}/picture/1,a bus\n" * 3, ["a bus"] * 3),
         ("list.jsonl", '{{"url": "{url}/picture/1", "caption": ["a bus", "b"]}}\nno json\n', ["a bus"]),
         ("list.txt", "{url}/picture/1\n\n{url}/picture/2\n", [None, None]),
+        ("list.txt", "{url}/picture/1?w_600,h_400\n{url}/picture/2?a,b,c\n", [None, None]),
+        ("list.txt", "{url}/picture/1, a bus\n", ["a bus"]),
     ],
 )  # fmt: skip
 def test_text_tables(name: str, text: str, expected: list[str | None], url: str, tmp_path: Path) -> None:
