@@ -49,6 +49,7 @@ def test_the_training_benchmark_measures_an_index(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     for metric in ("seconds", "gib", "warm_seconds", "warm_gib"):
         assert f"train_index_{metric}: " in run.stderr
+    assert "rows-100000 100000: " in run.stderr
     assert (results.read_bytes() if results.exists() else None) == before, "a smoke run leaves no record"
 
 

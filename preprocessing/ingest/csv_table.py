@@ -102,7 +102,7 @@ def pieces_of(records: Iterator[Any], lines: Lines, size: int) -> list[tuple[int
 def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
     lines = Lines(uri, store, chunk=_HEADER)
     line = next(lines, "")
-    is_list = not names and plain_name(uri).endswith(LIST) and is_url(line) and len(line.split()) == 1
+    is_list = not names and plain_name(uri).endswith(LIST) and is_url(line.lstrip()) and len(line.split()) == 1
     tabs = is_list or "\t" in line
     first = next(_records(itertools.chain([line] if line else [], lines), uri, tabs), [])
     if not any(name.strip() for name in first):
@@ -111,7 +111,7 @@ def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
         raise UsageError(
             f"{uri}: ingest.columns names {len(names)} columns, and its first line has {len(first)} values"
         )
-    urls = [is_url(value) for value in first]
+    urls = [is_url(value.strip()) for value in first]
     if names or any(urls):
         return _Shape(columns=list(names) or _assumed(urls, uri), tabs=tabs, header=False)
     _check_header(first, uri)
@@ -119,8 +119,8 @@ def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
 
 
 def is_url(value: str) -> bool:
-    """Whether a value, or the line that begins with it, is one of a picture's address."""
-    return value.strip().lower().startswith(("http://", "https://"))
+    """Whether a value, or the line that begins with it, is the address of a picture."""
+    return value.lower().startswith(("http://", "https://"))
 
 
 def _assumed(urls: list[bool], uri: str) -> list[str]:

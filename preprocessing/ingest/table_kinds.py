@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing.ingest.columns import FILES, URLS, find_column
+from realcustom.preprocessing.ingest.csv_table import is_url
 from realcustom.preprocessing.ingest.parquet import holds_bytes, image_column
 from realcustom.preprocessing.ingest.table_rows import is_text_type
 from realcustom.preprocessing.pictures import looks_like_picture
@@ -74,7 +75,7 @@ def _first_text(entry: FileEntry, column: str, store: Store) -> str:
 
 
 def _of_text(text: str) -> Holds:
-    if text.lower().startswith(("http://", "https://")):
+    if is_url(text):
         return Holds.URLS
     if text.startswith("data:"):
         return Holds.BASE64

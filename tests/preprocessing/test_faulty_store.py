@@ -20,7 +20,7 @@ from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.run import InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import ExecutionSettings, IngestSettings, PreprocessSettings, SelectSettings
 from tests.support.corpora import encoded, jpeg, picture, sample, tar_bytes, write_shards
-from tests.support.faulty_proxy import Trouble, disturbed
+from tests.support.faulty_proxy import DRAWN, Trouble, disturbed
 from tests.support.object_store import store_address
 
 SETTINGS = PreprocessSettings(
@@ -87,7 +87,7 @@ def test_a_storm_changes_no_byte(bucket: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [11, 14])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_objects_that_are_written_in_parts_come_out_whole(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -102,7 +102,7 @@ def test_objects_that_are_written_in_parts_come_out_whole(
         stormy = run((INGEST,), f"{bucket}/large", f"{bucket}/storm")[0]
     assert stormy.report == calm.report and calm.report["kept"] == 3
     assert objects(f"{bucket}/storm") == objects(f"{bucket}/calm")
-    assert {method for method, _ in proxy.met} >= {"PUT", "GET"}
+    assert {method for method, _ in proxy.met} >= {"PUT", "POST", "GET"}
 
 
 @pytest.mark.slow  # the SDK's own patience
@@ -132,4 +132,4 @@ def test_all_stages_in_a_storm(
 ) -> None:
     uri = request.getfixturevalue(store)
     met = check_storm(uri, tmp_path, monkeypatch, WHOLE, seed=seed, probability=0.3, shards=4)
-    assert met == set(Trouble) - {Trouble.DENIED}
+    assert met == set(DRAWN)

@@ -39,7 +39,7 @@ class Trouble(enum.Enum):
     DENIED = "denied"  # 403 AccessDenied; never drawn
 
 
-_PASSING = [trouble for trouble in Trouble if trouble is not Trouble.DENIED]
+DRAWN = [trouble for trouble in Trouble if trouble is not Trouble.DENIED]
 
 
 class FaultyProxy(LoopbackServer):
@@ -63,7 +63,7 @@ class FaultyProxy(LoopbackServer):
         with self.lock:
             self._asked[request] += 1
             rng = random.Random(f"{self.seed} {request} {self._asked[request]}")
-            trouble = rng.choice(_PASSING) if rng.random() < self.probability else None
+            trouble = rng.choice(DRAWN) if rng.random() < self.probability else None
             broken = trouble not in (None, Trouble.SLOW)
             if broken and self._in_a_row[request] == LONGEST:
                 trouble, broken = None, False
