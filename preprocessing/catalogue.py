@@ -54,7 +54,7 @@ def _check_tables(job: StageJob, source: StageInput) -> None:
 INGEST = Stage(
     name="ingest",
     help="Read a source: each picture decoded, sized, hashed and named; unusable ones excluded with the reason.",
-    version=10,  # 10: a list of URLs knows no commas; 9: each scan of a JPEG of several is looked at
+    version=11,  # 11: dotted names in shards; 10: a list of URLs knows no commas; 9: each scan of a JPEG of several is looked at
     load=_load_ingest,
     open_source=open_corpus,
     describe=_describe_ingest,

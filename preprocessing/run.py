@@ -40,7 +40,7 @@ __all__ = ["InProcess", "OnRay", "StageResult", "check_stage", "run_stage"]
 
 logger = logging.getLogger(__name__)
 _MANIFESTS = 16  # that are read at a time, at least
-_HOPELESS = 1000  # rows: where so many came in and all are quarantined, something is wrong with the whole
+_ENOUGH = 1000  # rows: before so many came in, nothing is judged by a guess of how many there will be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def run_stage(
     with shared(job) if todo or plan.gone else contextlib.nullcontext(job) as job:
         if todo or plan.gone:
             _clear(stage.name, directory, plan, todo)
-        total, ends = _run_units(job, todo, directory, plan, executor, progress)
+        total, ends = _run_units(job, todo, directory, plan, executor, progress, source.rows)
         report = make_report(
             description, total, units=len(plan.done) + len(todo), extra={**source.account, **prepared.report}
         )
@@ -210,23 +210,35 @@ def _clear(name: str, directory: StageDirectory, plan: Plan, todo: Sequence[Unit
 
 
 def _run_units(
-    job: StageJob, todo: Sequence[Unit], directory: StageDirectory, plan: Plan, executor: Executor, progress: Progress
+    job: StageJob,
+    todo: Sequence[Unit],
+    directory: StageDirectory,
+    plan: Plan,
+    executor: Executor,
+    progress: Progress,
+    rows: int | None,
 ) -> tuple[Counts, list[float]]:
-    """Run the planned units; returns the counts of all units, and when each one ended (first: when the work began)."""
+    """Run the planned units; returns the counts of all units, and when each one ended (first: when the work began).
+
+    Args:
+        rows: of all units, where they are known.
+    """
     earlier = _counts_before(directory, plan, len(todo))
     execution = job.settings.execution
-    units, counted, total, here = len(plan.done) + len(todo), 0, Counts(), 0
+    total, here = Counts(), 0
+    expected = ExpectedRows(rows, todo, len(plan.done))
     left = {unit.name: unit for unit in todo}
     ends = [time.monotonic()]
     for outcome in run_shared(job, todo, directory, executor):
         ends.append(time.monotonic())
         progress.unit_done(outcome.counts)
         here += outcome.here
-        del left[outcome.unit]
-        for number, some in ((1, outcome.counts), *itertools.islice(earlier, 1)):
+        expected.done(left.pop(outcome.unit))
+        total.add(outcome.counts)
+        for number, some in itertools.islice(earlier, 1):
             total.add(some)
-            counted += number
-        _check_errors(total, total.rows_in * units / counted, execution, directory)
+            expected.done_before(number)
+        _check_errors(total, expected.of(total.rows_in), execution, directory)
     if here < len(todo):
         logger.info("%s: %d units were done here, %d by other clients", job.name, here, len(todo) - here)
     if left:
@@ -254,12 +266,43 @@ def _counts_before(directory: StageDirectory, plan: Plan, pieces: int) -> Iterat
         yield len(some), directory.counts(some)
 
 
+class ExpectedRows:
+    """How many rows the whole input will have had: as they are known, else guessed from those of the units that are done."""
+
+    def __init__(self, known: int | None, todo: Sequence[Unit], before: int):
+        self._known = known
+        self._units, self._bytes = len(todo) + before, sum(map(_size, todo))  # of the units done before none are known
+        self._counted, self._read = 0, 0
+
+    def done(self, unit: Unit) -> None:
+        """Count a unit whose rows came in."""
+        self._counted += 1
+        self._read += _size(unit)
+
+    def done_before(self, units: int) -> None:
+        """Count units of an earlier run."""
+        self._counted += units
+
+    def of(self, rows_in: int) -> float:
+        """At least so many as came in. Units may be of any size: the larger of two guesses, by their number and by bytes."""
+        if self._known is not None:
+            return max(self._known, rows_in)
+        if rows_in < _ENOUGH:
+            return math.inf
+        return rows_in * max(self._units / self._counted, self._bytes / self._read if self._read else 1.0)
+
+
+def _size(unit: Unit) -> int:
+    """Bytes of a unit's files; of those that a stage wrote none are known."""
+    return sum(file.size for file in unit.files)
+
+
 def _check_errors(total: Counts, expected: float, execution: ExecutionSettings, directory: StageDirectory) -> None:
     """Raise TooManyErrors if more rows are quarantined than the limit allows of all rows that are expected.
 
     The bad ones may stand at the front. Where all of very many are bad, the rest is not waited for.
     """
-    hopeless = total.errors == total.rows_in >= _HOPELESS
+    hopeless = total.errors == total.rows_in >= _ENOUGH
     if hopeless or total.errors > max(execution.max_error_floor, execution.max_error_fraction * expected):
         faults = ", ".join(f"{fault} {number}" for fault, number in sorted(total.quarantined.items()))
         raise TooManyErrors(

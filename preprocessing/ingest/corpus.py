@@ -58,8 +58,21 @@ def open_corpus(uri: str, settings: PreprocessSettings, store: Store) -> StageIn
     units, account = _open(uri, settings.ingest, store)
     name = settings.ingest.corpus if settings.ingest.corpus is not None else storage.absolute(uri)
     return StageInput(
-        units=sorted_units(units), upstream=f"corpus {name}", description=None, finished=True, account=account
+        units=sorted_units(units),
+        upstream=f"corpus {name}",
+        description=None,
+        finished=True,
+        account=account,
+        rows=_known_rows(units, account),
     )
+
+
+def _known_rows(units: Sequence[Unit], account: dict[str, Any]) -> int | None:
+    """The rows of a folder or of tables of URLs; those of a shard or of a small table are known when it is read."""
+    kind = units[0].kind if units else None
+    if kind is UnitKind.PICTURES:
+        return int(account["files"]["read"])
+    return sum(unit.count or 0 for unit in units) if kind is UnitKind.URLS else None
 
 
 def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit], dict[str, Any]]:

@@ -58,8 +58,8 @@ class Ingest:
         found = examine(sample.data, self._settings.max_pixels, draft_side=BASE_SIDE)
         for note in found.notes:
             notes[note].append(key)
-        if sample.others:
-            notes[WITH_ANOTHER].append(f"{key} (and .{', .'.join(sample.others)})")
+        for other in sample.others:
+            notes[WITH_ANOTHER].append(f"{key} (and .{other})")
         if not (sample.alt_text or "").strip():
             notes[WITHOUT_CAPTION].append(f"{key} (its .json has {sample.keys})" if sample.keys else key)
         members = [{"name": name, "data": data} for name, data in sample.members] if sample.members else None

@@ -1,7 +1,7 @@
 """webdataset shards as a source: members that share a key are a sample, and all of them are kept.
 
-Pictures are counted, not groups: a key is what stands before the first dot of a name, as in webdataset; where that leaves
-samples without a picture or with several, it is what stands before the last one, and in doubt each picture is quarantined.
+Pictures are counted, not groups: a key is what stands before the first dot of a name, as in webdataset; where the names of
+samples have dots themselves (`v1.5_0.jpg`), it is what stands before the last one; in doubt each picture is quarantined.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import posixpath
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from tarfile import BLOCKSIZE
 
 from realcustom.preprocessing.engine.unit import Unit
 from realcustom.preprocessing.errors import DataError, DataFault, RowDropped, RowExcluded
 from realcustom.preprocessing.ingest.columns import by_rule
 from realcustom.preprocessing.ingest.compressed import File, is_compressed, unpack
+from realcustom.preprocessing.ingest.listing import hidden_kind
 from realcustom.preprocessing.ingest.sample import Entry, Sample, beside, too_large, unsupported
 from realcustom.preprocessing.ingest.tar import Member, TornTar, read_members
 from realcustom.preprocessing.pictures import (
@@ -39,19 +41,28 @@ class _Group:
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)  # by extension in lower case, without the dot
-    repeated: str | None = None  # an extension that came twice; the first member of it is held
+    repeated: list[tuple[str, Member]] = field(default_factory=list)  # those whose extension the sample has already
     latest: int = -1  # offset of the member that was added last
+    no_member: RowDropped | None = None  # why the only member is none of a sample
 
     def add(self, extension: str, member: Member) -> None:
         """Add a member."""
         if extension in self.members:
-            self.repeated = extension
+            self.repeated.append((extension, member))
         self.members.setdefault(extension, member)
         self.latest = member.offset
 
     def with_data(self, source: File) -> _Group:
         """The group with its members' data."""
-        return replace(self, members={name: member.with_data(source) for name, member in self.members.items()})
+        return replace(
+            self,
+            members={name: member.with_data(source) for name, member in self.members.items()},
+            repeated=[(name, member.with_data(source)) for name, member in self.repeated],
+        )
+
+    def divided(self) -> list[_Group]:
+        """Its members by what stands before their last dots."""
+        return _grouped(sorted((*self.members.values(), *(one for _, one in self.repeated)), key=_offset), _split_last)
 
 
 def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[Entry]:
@@ -72,7 +83,7 @@ def read_shard(unit: Unit, settings: IngestSettings, store: Store) -> Iterator[E
             torn = TornTar(packed.size, packed.damage)
     except TornTar as error:
         torn = error
-    groups = deque(_grouped(members, split_key))
+    groups = deque(_grouped(members, split_key, source))
     if torn is not None and groups:
         last = next(group for group in reversed(groups) if group.latest == members[-1].offset)
         if torn.name is None or split_key(torn.name)[0] == last.key:  # no following key closes the sample
@@ -97,10 +108,13 @@ def _split_last(name: str) -> tuple[str, str]:
     return stem, extension.removeprefix(".")
 
 
-def _grouped(members: Sequence[Member], split: _Split) -> list[_Group]:
-    """The members by their keys; one without an extension is by itself.
+def _grouped(members: Sequence[Member], split: _Split, source: File | None = None) -> list[_Group]:
+    """The members by their keys; one that belongs to no sample is by itself.
 
     A member joins the sample of the member before it, else the last one of its key, if that lacks such a member.
+
+    Args:
+        source: where members without an extension are looked into: a picture belongs to a sample.
     """
     groups: list[_Group] = []
     last: dict[str, _Group] = {}
@@ -108,7 +122,8 @@ def _grouped(members: Sequence[Member], split: _Split) -> list[_Group]:
     for member in members:
         key, extension = split(member.name)
         extension = extension.lower()
-        group = last.get(key) if extension else _Group(key=member.name)
+        why = None if source is None else _no_member(member, extension, source)
+        group = last.get(key) if why is None else _Group(key=member.name, no_member=why)
         if group is None or (group is not current and extension in group.members):
             group = last[key] = _Group(key=key)
         if not group.members:
@@ -118,48 +133,93 @@ def _grouped(members: Sequence[Member], split: _Split) -> list[_Group]:
     return groups
 
 
+def _no_member(member: Member, extension: str, source: File) -> RowDropped | None:
+    """Why a member of a shard is none of a sample; None: it is one."""
+    if hidden := next((kind for kind in map(hidden_kind, member.name.split("/")) if kind), ""):
+        return RowDropped(f"{hidden}_file", "it or its folder is what systems put beside files: no member of a sample")
+    if extension:
+        return None
+    first = source.read(member.offset + BLOCKSIZE, min(FIRST_BYTES, member.size)) if member.link is None else b""
+    if looks_like_picture(first):
+        return None
+    return RowDropped("no_extension", "a name without an extension, and no picture: no member of a sample")
+
+
 def _entries(shard: str, group: _Group, settings: IngestSettings) -> Iterator[Entry]:
     """The group's entry, or one for each of its pictures where it has several."""
-    if "" in group.members:
-        why = RowDropped("no_extension", "a name without an extension, or a hidden file: no member of a sample")
-        yield f"{shard}/{group.key}", why
+    if group.no_member is not None:
+        yield f"{shard}/{group.key}", group.no_member
         return
-    pictures = _pictures(group, settings)
-    inner = [] if pictures or settings.image_member is not None else _inner_pictures(group)
-    if len(pictures) <= 1 and not inner:
-        yield _entry(shard, group, pictures, settings)
-        return
-    parts = _grouped(list(group.members.values()), _split_last) if inner and group.repeated is None else []
-    if parts and all(len(_pictures(part, settings)) == 1 for part in parts):
-        for part in parts:
-            yield _entry(shard, part, _pictures(part, settings), settings)
-        return
-    for name in pictures or inner:
-        yield f"{shard}/{group.key}.{name}", _ambiguous(group, pictures or inner, settings)
+    for part in _samples_of(group, settings):
+        pictures = _pictures(part, settings)
+        several = pictures if len(pictures) > 1 else []
+        if not pictures and settings.image_member is None:
+            several = _inner_pictures(part)
+        again = [member for name, member in part.repeated if name in pictures]
+        if again:
+            fault = DataError(DataFault.DUPLICATE_KEY, f"the sample has {1 + len(again)} members .{pictures[0]}")
+            for member in (part.members[pictures[0]], *again):
+                yield f"{shard}/{member.name}@{member.offset}", fault
+        elif several:
+            for name in several:
+                yield f"{shard}/{_member_name(part, name)}", _ambiguous(part, several, settings)
+        else:
+            yield _entry(shard, part, pictures, settings)
+
+
+def _samples_of(group: _Group, settings: IngestSettings) -> list[_Group]:
+    """The group as one sample; or several, where the names of samples have dots and each of them has a picture."""
+    pictures, inner = _pictures(group, settings), _inner_pictures(group)
+    if settings.image_member is not None:
+        is_one = len(pictures) == 1
+    else:  # `0.seg.png` beside `0.jpg` belongs to it, `0.1.jpg` is a picture of its own
+        is_one = not inner or (len(pictures) == 1 and not all(name[0].isdigit() for name in inner))
+    if is_one:
+        return [group]
+    parts = group.divided()
+    return parts if all(_pictures(part, settings) for part in parts) else [group]
 
 
 def _pictures(group: _Group, settings: IngestSettings) -> list[str]:
     """The members that may be the sample's picture: as the setting says, else by extension, else by their first bytes."""
     names = list(group.members)
     if settings.image_member is not None:
-        return fnmatch.filter(names, settings.image_member.lower())
+        wanted = settings.image_member.lower()
+        return fnmatch.filter(names, wanted) or fnmatch.filter(names, wanted.removeprefix("*."))
     by_name = [name for name in names if name in EXTENSIONS] or [name for name in names if name in UNDECODED_EXTENSIONS]
-    return by_name or [name for name in names if "." not in name and looks_like_picture(_first_bytes(group, name))]
+    return by_name or [name for name in names if "." not in name and _looks_like_picture(group, name)]
 
 
 def _inner_pictures(group: _Group) -> list[str]:
-    """The members that end as pictures do, after another dot."""
-    return [name for name in group.members if _split_last(name)[1] in (*EXTENSIONS, *UNDECODED_EXTENSIONS)]
+    """The members that are pictures and whose names have another dot."""
+    return [name for name in group.members if "." in name and _is_picture(group, name)]
 
 
 def _other_pictures(picture: str, group: _Group) -> list[str]:
-    """The members that are pictures by their names, besides the one that is the sample's: `1.jpg` beside `jpg`."""
-    names = (name for name in group.members if name != picture)
-    return [name for name in names if name.rpartition(".")[2] in (*EXTENSIONS, *UNDECODED_EXTENSIONS)]
+    """The members that are pictures besides the one that is the sample's: `seg.png` beside `jpg`."""
+    return [name for name in group.members if name != picture and _is_picture(group, name)]
+
+
+def _is_picture(group: _Group, name: str) -> bool:
+    known = _split_last(f"x.{name}")[1] in (*EXTENSIONS, *UNDECODED_EXTENSIONS)
+    return known or _looks_like_picture(group, name)
+
+
+def _looks_like_picture(group: _Group, name: str) -> bool:
+    return looks_like_picture(_first_bytes(group, name))
 
 
 def _first_bytes(group: _Group, name: str) -> bytes:
     return (group.members[name].data or b"")[:FIRST_BYTES]
+
+
+def _member_name(group: _Group, extension: str) -> str:
+    """The name of a member: its key, and its extension in lower case if it has one."""
+    return f"{group.key}.{extension}" if extension else group.key
+
+
+def _offset(member: Member) -> int:
+    return member.offset
 
 
 def _ambiguous(group: _Group, pictures: Sequence[str], settings: IngestSettings) -> DataError:
@@ -176,7 +236,7 @@ def _ambiguous(group: _Group, pictures: Sequence[str], settings: IngestSettings)
 
 
 def _entry(shard: str, group: _Group, pictures: Sequence[str], settings: IngestSettings) -> Entry:
-    key = f"{shard}/{group.key}" + (f".{pictures[0]}" if pictures else "")
+    key = f"{shard}/{_member_name(group, pictures[0]) if pictures else group.key}"
     try:
         return key, _sample(pictures[0] if pictures else None, group, settings)
     except RowExcluded as why:
@@ -190,8 +250,8 @@ def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> S
         raise DataError(
             DataFault.MISSING_IMAGE, f"the sample holds no picture{wanted}, only {', '.join(group.members)}"
         )
-    if group.repeated is not None:
-        raise DataError(DataFault.DUPLICATE_KEY, f"the sample has two members .{group.repeated}")
+    if group.repeated:
+        raise DataError(DataFault.DUPLICATE_KEY, f"the sample has two members .{group.repeated[0][0]}")
     for name, member in group.members.items():
         if member.link is not None:
             raise DataError(DataFault.LINK, f".{name} is a link to {member.link}, and only files are read")

@@ -157,14 +157,18 @@ def test_links_and_members_without_an_extension_are_accounted_for(tmp_path: Path
     excluded = excluded_of(result)
     assert {key: row["reason"] for key, row in excluded.items()} == {
         "s.tar/README": "no_extension",
-        "s.tar/x/.hidden": "no_extension",
+        "s.tar/x/.hidden": "hidden_file",
         "s.tar/captioned.jpg": "link",
         "s.tar/hard.jpg": "link",
         "s.tar/soft.jpg": "link",
     }
     assert excluded["s.tar/captioned.jpg"]["message"] == ".txt is a link to good.jpg, and only files are read"
     report = result.report
-    assert (report["in"], report["dropped"], report["quarantined"]) == (6, {"no_extension": 2}, {"link": 3})
+    assert (report["in"], report["dropped"], report["quarantined"]) == (
+        6,
+        {"no_extension": 1, "hidden_file": 1},
+        {"link": 3},
+    )
 
 
 def test_a_torn_tar_is_one_excluded_sample_that_names_the_byte(tmp_path: Path) -> None:

@@ -438,13 +438,67 @@ def test_of_two_formats_none_is_taken_by_its_order(tmp_path: Path) -> None:
 
 
 def test_a_picture_beside_the_one_that_is_read_is_counted(tmp_path: Path) -> None:
-    members = [("a.jpg", P[0]), ("a.1.jpg", P[1]), ("b.jpg", P[2]), ("b.tiff", b"II*\0"), ("c.jpg", P[3])]
+    members = [("a.jpg", P[0]), ("a.seg.jpg", P[1]), ("a.raw", P[4])]
+    members += [("b.jpg", P[2]), ("b.tiff", b"II*\0"), ("c.jpg", P[3])]
     source = shard(tmp_path / "src", members)
     report = ingest(source, tmp_path / "out", caption_column=None).report
-    assert report["kept"] == 3 and report["noted"]["with_another_picture"] == 2
-    assert report["first"]["with_another_picture"] == ["s.tar/a.jpg (and .1.jpg)", "s.tar/b.jpg (and .tiff)"]
+    assert report["kept"] == 3 and report["noted"]["with_another_picture"] == 3
+    others = ["s.tar/a.jpg (and .raw)", "s.tar/a.jpg (and .seg.jpg)", "s.tar/b.jpg (and .tiff)"]
+    assert report["first"]["with_another_picture"] == others
     chosen = ingest(source, tmp_path / "out", image_member="jpg").report
     assert chosen["kept"] == 3 and "with_another_picture" not in chosen["noted"]
+
+
+def test_numbered_pictures_are_samples_of_their_own(tmp_path: Path) -> None:
+    members = [("photo.jpg", P[0]), ("photo.txt", b"a toy")]
+    members += [pair for n in range(1, 6) for pair in ((f"photo.{n}.jpg", P[n]), (f"photo.{n}.txt", b"a boot"))]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {
+        "s.tar/photo.jpg": "a toy",
+        **{f"s.tar/photo.{n}.jpg": "a boot" for n in range(1, 6)},
+    }
+
+
+@pytest.mark.parametrize("setting", ["jpg", "*.jpg"])
+def test_names_with_dots_have_a_setting_that_the_message_names(tmp_path: Path, setting: str) -> None:
+    members = [
+        pair
+        for n in range(4)
+        for pair in ((f"v1.5_{n}.jpg", P[n]), (f"v1.5_{n}.png", png(picture(9))), (f"v1.5_{n}.txt", b"a toy"))
+    ]
+    source = shard(tmp_path / "src", members)
+    result = ingest(source, tmp_path / "out")
+    assert result.report["quarantined"] == {"ambiguous_image": 8} == {"ambiguous_image": result.report["in"]}
+    message = excluded_of(result)["s.tar/v1.5_0.jpg"]["message"]
+    assert "the members .jpg, .png, .txt" in message and "image_member=jpg," in message
+    chosen = ingest(source, tmp_path / "out", image_member=setting)
+    assert captions(chosen) == {f"s.tar/v1.5_{n}.jpg": "a toy" for n in range(4)}
+    one_format = shard(tmp_path / "jpg", [member for member in members if not member[0].endswith("png")])
+    assert captions(ingest(one_format, tmp_path / "out", image_member=setting)) == captions(chosen)
+
+
+def test_pictures_of_a_shard_are_known_by_their_first_bytes(tmp_path: Path) -> None:
+    members = [("0", P[0]), ("0.txt", b"a toy"), ("1.bin", P[1]), ("1.txt", b"a boot"), ("README", b"read me")]
+    members += [("2.v1.bin", P[2]), ("2.v1.txt", b"a star")]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {"s.tar/0": "a toy", "s.tar/1.bin": "a boot", "s.tar/2.v1.bin": "a star"}
+    assert result.report["dropped"] == {"no_extension": 1} and result.report["in"] == 4
+
+
+def test_what_systems_put_into_a_shard_is_no_picture(tmp_path: Path) -> None:
+    members = [("a/0.jpg", P[0]), ("a/0.txt", b"a toy"), ("a/Thumbs.db", P[1]), ("a/@eaDir/0.jpg", P[2])]
+    members += [("__MACOSX/a/._0.jpg", b"\0\5\x16\7"), ("a/.thumbnails/0.jpg", P[3]), ("a/.DS_Store", b"x")]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {"s.tar/a/0.jpg": "a toy"}
+    assert result.report["dropped"] == {"system_file": 3, "hidden_file": 2} and result.report["in"] == 6
+
+
+def test_each_of_two_pictures_of_one_name_is_counted(tmp_path: Path) -> None:
+    members = [("0.JPG", P[0]), ("0.jpg", P[1]), ("0.txt", b"a toy"), ("1.jpg", P[2]), ("1.txt", b"a"), ("1.txt", b"b")]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert result.report["quarantined"] == {"duplicate_key": 3} and result.report["in"] == 3
+    messages = [row["message"] for row in excluded_of(result).values()]
+    assert messages.count("the sample has 2 members .jpg") == 2
 
 
 def test_members_of_a_sample_that_stand_apart_are_joined(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from realcustom.preprocessing.engine.stage import Stage
 from realcustom.preprocessing.engine.unit import Counts, InputFile, PackedFiles, SealedUnit, Unit, UnitKind, unit_name
 from realcustom.preprocessing.errors import StageBug
 from realcustom.preprocessing.inputs import files_of
-from realcustom.preprocessing.run import InProcess, StageResult, run_stage
+from realcustom.preprocessing.run import ExpectedRows, InProcess, StageResult, run_stage
 from realcustom.preprocessing.settings import (
     CaptionSettings,
     ComputeSettings,
@@ -398,4 +399,55 @@ def test_bad_rows_at_the_front_are_judged_by_the_whole_input(tmp_path: Path) -> 
     with pytest.raises(
         ValueError, match=r"12 of 104 rows are quarantined .* --set preprocess\.execution\.max_error_fraction=1"
     ):
+        run(INGEST, tmp_path / "src", tmp_path / "out", strict)
+
+
+def test_bad_rows_in_a_small_shard_are_not_taken_for_all(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    bad = {f"{number}.jpg": b"broken" for number in range(15)}
+    good = {f"{number}.jpg": jpeg(picture(number)) for number in range(300)}
+    (tmp_path / "src/0.tar").write_bytes(tar_bytes(bad))
+    (tmp_path / "src/1.tar").write_bytes(tar_bytes(good))
+    for name, data in (bad | {f"x{name}": data for name, data in good.items()}).items():
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(data)
+    limit = replace(SMALL, execution=ExecutionSettings(max_error_fraction=0.05, workers=1))
+    limit = replace(limit, ingest=replace(limit.ingest, unit_size=4))
+    for source in ("src", "folder"):
+        report = run(INGEST, tmp_path / source, tmp_path / "out", limit).report
+        assert (report["in"], report["quarantined"]) == (315, {"unreadable_image": 15})
+    score = run(SCORE, run(INGEST, tmp_path / "src", tmp_path / "out", limit).directory, tmp_path / "out", limit)
+    assert score.report["in"] == 300
+
+
+@pytest.mark.parametrize(
+    ("known", "sizes", "rows_in", "expected"),
+    [
+        (315, [10, 90], 15, 315),
+        (10, [10, 90], 15, 15),  # more came in than were known
+        (None, [10, 90], 999, math.inf),  # too few to guess by
+        (None, [10, 90], 1000, 10_000),  # by bytes: the first is a tenth
+        (None, [90, 10], 1000, 2000),  # by units: the first is one of two
+        (None, [0, 0], 1000, 2000),  # of parts that a stage wrote no size is known
+    ],
+)
+def test_rows_of_the_whole_input_are_known_or_guessed(
+    known: int | None, sizes: list[int], rows_in: int, expected: float
+) -> None:
+    units = [
+        Unit(name=f"{n}", identity="", kind=UnitKind.TAR, files=(InputFile(name=f"{n}", uri="", size=size),))
+        for n, size in enumerate(sizes)
+    ]
+    rows = ExpectedRows(known, units, before=0)
+    rows.done(units[0])
+    assert rows.of(rows_in) == expected
+
+
+def test_a_job_whose_rows_fail_everywhere_stops_early(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for shard in range(8):
+        members = {f"{n}.jpg": b"broken" if n % 2 else jpeg(picture(n)) for n in range(300)}
+        (tmp_path / f"src/{shard}.tar").write_bytes(tar_bytes(members))
+    strict = replace(SMALL, execution=ExecutionSettings(max_error_fraction=0.2))
+    with pytest.raises(ValueError, match="600 of 1200 rows are quarantined"):
         run(INGEST, tmp_path / "src", tmp_path / "out", strict)
