@@ -1,19 +1,17 @@
 """Tables of captions among the files of a folder of pictures, found by what is in them.
 
-imagefolder's `metadata.jsonl`, `.csv` or `.parquet` (`file_name` and a caption), COCO's captions, and lists of
-`{image, text}` as LLaVA writes them. A name in a table is relative to the table's folder.
+imagefolder's `metadata.jsonl`, `.csv` or `.parquet` (`file_name` and a caption), Flickr's `captions.txt`, and the documents that
+caption_documents.py knows. A name in a table is relative to the table's folder. Of a file that names pictures and is no table
+of captions as it stands the user is told.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import logging
 import posixpath
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,26 +19,28 @@ from realcustom.errors import MissingFile, UsageError
 from realcustom.preprocessing.errors import DamagedFile, DataError
 from realcustom.preprocessing.ingest import text_table
 from realcustom.preprocessing.ingest.any_table import PARQUET, columns_of, rows_of
-from realcustom.preprocessing.ingest.columns import CAPTIONS, FILES, TURNS, find_column, texts_of
+from realcustom.preprocessing.ingest.caption_documents import (
+    CaptionRow,
+    known_columns,
+    rows_of_document,
+    warn_of_choices,
+    warn_unknown,
+)
+from realcustom.preprocessing.ingest.columns import CAPTIONS, FILES, texts_of
 from realcustom.preprocessing.ingest.compressed import plain_name
+from realcustom.preprocessing.ingest.csv_table import LIST
 from realcustom.preprocessing.ingest.listing import FIRST, shown
+from realcustom.preprocessing.ingest.places import NAME, Places, has_extension
 from realcustom.preprocessing.settings import IngestSettings
 from realcustom.storage import FileEntry
 from realcustom.store import StorageRefused, Store
 
 logger = logging.getLogger(__name__)
 
-_NAME = "metadata"  # of imagefolder's tables: one that cannot be read is an error, another is no table of captions
-_MOST_JSON = 64  # .json files that are looked into: more are no tables of captions
-
-# Of a document that is no JSON: the key of a file or of a caption.
-_LIKE_CAPTIONS = re.compile(f'"(?:{"|".join(dict.fromkeys((*FILES, *CAPTIONS, TURNS)))})"\\s*:'.encode())
-
-_LOOKED = 64  # rows of a table without a header line in which a caption is looked for
+_MOST = 64  # .json and .txt files that are looked into, of each: those near the top, and of one folder the largest
+_LOOKED = 64  # rows of a table that are looked into, to know what it is
 # Two words, or some letters of a script that sets no spaces between them; a label or a box is neither.
 _CAPTION = re.compile(r"[^\W\d_]\W*\s\W*[^\W\d_]|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff]{4}")
-
-_Row = tuple[Any, Any]  # name or names of files, caption or captions
 
 
 @dataclass(kw_only=True)
@@ -84,7 +84,7 @@ def read_caption_tables(
     """
     found = CaptionTables()
     unnamed: list[_Unnamed] = []
-    places = _Places(pictures)
+    places = Places(pictures)
     for entry in _candidates(entries):
         rows = _rows_of(entry, places, settings, store)
         if isinstance(rows, _Unnamed):
@@ -112,11 +112,13 @@ def read_caption_tables(
 
 
 def _add(
-    said: dict[str, list[str]], names: Any, value: Any, entry: FileEntry, places: _Places, found: CaptionTables
+    said: dict[str, list[str]], names: Any, value: Any, entry: FileEntry, places: Places, found: CaptionTables
 ) -> None:
-    """Note what a row says; a row of several pictures is one of none."""
+    """Note what a row says; a row of several pictures is one of none. Of a tuple of names the first counts that is there."""
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    picture = places.find(name, entry.name) if isinstance(name, str) else None
+    either = name if isinstance(name, tuple) else (name,)
+    picture = next(filter(None, (places.find(one, entry.name) for one in either if isinstance(one, str))), None)
+    name = either[0]
     if picture is None:
         found.without_picture += 1
         if len(found.first) < FIRST:
@@ -128,67 +130,20 @@ def _add(
         raise UsageError(f"{entry.name}, row of {name}: {error.message}") from error
 
 
-class _Places:
-    """The pictures of a corpus by the names that tables give them."""
-
-    def __init__(self, pictures: Iterable[str]):
-        self._pictures = pictures
-        self._by_file: dict[str, list[str]] | None = None
-
-    @functools.cached_property
-    def _names(self) -> set[str]:
-        """Made where there is a table to be joined."""
-        return set(self._pictures)
-
-    def find(self, name: str, table: str) -> str | None:
-        """The picture of that name: relative to the table's folder; for a table of another name than imagefolder's also
-        to one above it; for a .json also the only picture whose path ends so."""
-        folder, file = posixpath.split(table)
-        own = posixpath.splitext(plain_name(file))
-        while True:
-            path = self._picture(posixpath.join(folder, name.strip()))
-            if path is not None:
-                return path
-            if not folder or own[0] == _NAME:
-                break
-            folder = posixpath.dirname(folder)
-        found = self._ending(posixpath.normpath(name.strip())) if own[1] == ".json" else []
-        if len(found) > 1:  # COCO: captions_train2017.json is about the pictures in train2017
-            found = [path for path in found if posixpath.dirname(path).endswith(own[0].partition("_")[2])]
-        if len(found) > 1:
-            raise UsageError(
-                f"{table}: '{name}' is the name of {found[0]} and of {found[1]}: write their paths relative to the table"
-            )
-        return found[0] if found else None
-
-    def _picture(self, path: str) -> str | None:
-        """The picture at a path, written with slashes or as on Windows, with composed characters or as on a Mac."""
-        for way in (path, path.replace("\\", "/")):
-            found = posixpath.normpath(way)
-            if found in self._names:
-                return found
-        form = unicodedata.normalize("NFC", found)
-        return form if form in self._names else self._composed.get(form)
-
-    @functools.cached_property
-    def _composed(self) -> dict[str, str]:
-        """The pictures by their names in form NFC, where that is another."""
-        forms = ((unicodedata.normalize("NFC", name), name) for name in self._names)
-        return {form: name for form, name in forms if form != name}
-
-    def _ending(self, name: str) -> list[str]:
-        if self._by_file is None:
-            self._by_file = {}
-            for path in sorted(self._names):
-                self._by_file.setdefault(posixpath.basename(path), []).append(path)
-        return [path for path in self._by_file.get(posixpath.basename(name), []) if f"/{path}".endswith(f"/{name}")]
-
-
 def _candidates(entries: Iterable[FileEntry]) -> list[FileEntry]:
-    kinds = (*text_table.TABLES, PARQUET)
+    """The files that may be tables of captions, in the order of the listing."""
     listed = list(entries)
-    documents = [entry for entry in listed if plain_name(entry.name).endswith(".json")]
-    return [entry for entry in listed if plain_name(entry.name).endswith(kinds)] + documents[:_MOST_JSON]
+    names = {entry.name for entry in listed if plain_name(entry.name).endswith((*text_table.TABLES, PARQUET))}
+    for kind in (".json", LIST):
+        some = [entry for entry in listed if plain_name(entry.name).endswith(kind)]
+        some.sort(key=lambda entry: (entry.name.count("/"), -entry.size, entry.name))
+        if some[_MOST:]:
+            logger.warning(
+                "%d %s files describe no picture beside them; of these captions are looked for in the %d at the top",
+                *(len(some), kind, _MOST),
+            )
+        names |= {entry.name for entry in some[:_MOST]}
+    return [entry for entry in listed if entry.name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,18 +156,18 @@ class _Unnamed:
     has_captions: bool  # by its first rows
 
     @classmethod
-    def of(cls, first: Sequence[str], entry: FileEntry, places: _Places, store: Store) -> _Unnamed | None:
+    def of(cls, first: Sequence[str], entry: FileEntry, places: Places, store: Store) -> _Unnamed | None:
         """None for another table."""
         if not plain_name(entry.name).endswith(text_table.WITH_COLUMNS) or len(first) < 2:
             return None
-        files = [bool(value.strip()) and places.find(value, entry.name) is not None for value in first]
+        files = [has_extension(value.strip()) and places.find(value, entry.name) is not None for value in first]
         if not any(files):
             return None
         place = files.index(True)
         columns = [f"column{index}" for index in range(1, len(first) + 1)]
         found = [0] * len(first)  # captions
         found[place] = -1
-        for row in _first_rows(entry, store, columns):
+        for row in itertools.islice(_before_damage(text_table.read_rows(entry.uri, store, columns)), _LOOKED):
             for index, name in enumerate(columns):
                 found[index] += index != place and _CAPTION.search(row[name] or "") is not None
         columns[place] = FILES[0]
@@ -229,23 +184,19 @@ class _Unnamed:
         logger.warning("%s, and is not read; if it holds captions, %s", why, way)
 
 
-def _first_rows(entry: FileEntry, store: Store, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Some rows of a table without a header line, before the first that cannot be read."""
-    found: list[dict[str, Any]] = []
+def _before_damage(rows: Iterator[dict[str, Any] | DataError]) -> Iterator[dict[str, Any]]:
+    """The rows that can be read, before the first that makes the table none."""
     try:
-        for row in itertools.islice(text_table.read_rows(entry.uri, store, columns), _LOOKED):
-            if not isinstance(row, DataError):
-                found.append(row)
+        yield from (row for row in rows if not isinstance(row, DataError))
     except (StorageRefused, MissingFile, DamagedFile):
         raise
     except UsageError:
         pass
-    return found
 
 
 def _rows_of(
-    entry: FileEntry, places: _Places, settings: IngestSettings, store: Store
-) -> Iterator[_Row] | _Unnamed | None:
+    entry: FileEntry, places: Places, settings: IngestSettings, store: Store
+) -> Iterable[CaptionRow] | _Unnamed | None:
     """The rows of a table of captions; None: it is none.
 
     Raises UsageError where the storage refuses it and where it is damaged.
@@ -253,58 +204,30 @@ def _rows_of(
     name = plain_name(entry.name)
     try:
         if name.endswith(".json"):
-            return _of_json(entry, settings, store)
+            return rows_of_document(entry, places, settings, store)
         columns = columns_of(entry.uri, store, settings.columns)
     except (StorageRefused, MissingFile, DamagedFile):
         raise
     except UsageError:
-        if posixpath.splitext(posixpath.basename(name))[0] == _NAME:
+        if posixpath.splitext(posixpath.basename(name))[0] == NAME:
             raise
         return None
-    known = _known(columns, settings)
+    known = known_columns(columns, settings)
     if known is None:
-        return _Unnamed.of(columns, entry, places, store)
+        unnamed = _Unnamed.of(columns, entry, places, store)
+        if unnamed is None and len(columns) > 1 and _names_pictures(entry, places, store, settings, columns):
+            warn_unknown(entry.name, columns, settings)
+        return unnamed
     file, caption = known
+    warn_of_choices(entry.name, columns, settings)
     return ((row[file], row[caption]) for row in rows_of(entry.uri, store, settings.columns, known))
 
 
-def _known(columns: Iterable[str], settings: IngestSettings) -> tuple[str, str] | None:
-    """The columns of files and of captions."""
-    names = list(columns)
-    file = find_column(names, FILES[0], FILES)
-    caption = find_column(names, settings.caption_column, (*CAPTIONS, TURNS))
-    return (file, caption) if file is not None and caption is not None else None
-
-
-def _of_json(entry: FileEntry, settings: IngestSettings, store: Store) -> Iterator[_Row] | None:
-    data = store.read(entry.uri)
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        kind = DamagedFile if _LIKE_CAPTIONS.search(data) else UsageError
-        raise kind(f"{entry.name} is not JSON, and may hold captions: repair it or take it away ({error})") from error
-    if isinstance(found, dict):
-        return _of_coco(found)
-    rows: list[Any] = found if isinstance(found, list) else []
-    known = _known(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row), settings)
-    if known is None:
-        return None
-    file, caption = known
-    return (
-        (row.get(file), row.get(caption)) if isinstance(row, Mapping) else (f"({type(row).__name__}, no object)", None)
-        for row in rows
-    )
-
-
-def _of_coco(found: Mapping[str, Any]) -> Iterator[_Row] | None:
-    """COCO's captions: `images` with their file names, and `annotations` that name an image."""
-    try:
-        captions: dict[Any, list[Any]] = {image["id"]: [] for image in found["images"]}
-        for said in found["annotations"]:
-            captions.setdefault(said["image_id"], []).append(said.get("caption"))
-        names = {image["id"]: image["file_name"] for image in found["images"]}
-    except (AttributeError, KeyError, TypeError):  # another document
-        return None
-    if not any(text is not None for texts in captions.values() for text in texts):  # one of boxes
-        return None
-    return ((names.get(number, f"image {number}"), texts) for number, texts in captions.items())
+def _names_pictures(
+    entry: FileEntry, places: Places, store: Store, settings: IngestSettings, columns: Sequence[str]
+) -> bool:
+    """Whether the first rows of a table name pictures of the corpus."""
+    if plain_name(entry.name).endswith(PARQUET):  # of URLs or of bytes, as img2dataset writes it beside its pictures
+        return any(name.lower() in FILES for name in columns)
+    rows = itertools.islice(_before_damage(text_table.read_rows(entry.uri, store, settings.columns)), _LOOKED)
+    return any(isinstance(value, str) and places.has_file(value) for row in rows for value in row.values())

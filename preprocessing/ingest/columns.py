@@ -23,8 +23,12 @@ CAPTIONS = (
     "description",
     "top_caption",
     "sentences",
+    "comment",
 )
-FILES = ("file_name", "filename", "file", "image", "images", "image_path", "file_path", "filepath", "path", "img")
+FILES = (
+    *("file_name", "filename", "file", "image", "images", "image_path", "file_path", "filepath", "path", "img"),
+    *("image_name", "image_id"),
+)
 TURNS = "conversations"  # LLaVA: the captions are what the model says
 _MARKS = re.compile(r"<\|?__dj__\w+\|?>|<image>")  # places of a picture in a text
 

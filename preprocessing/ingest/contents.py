@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import NoReturn
 from realcustom.entries import Entries
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
+from realcustom.preprocessing.ingest.columns import URLS, find_column
 from realcustom.preprocessing.ingest.compressed import open_plain, plain_name
 from realcustom.preprocessing.ingest.csv_table import LIST
 from realcustom.preprocessing.ingest.listing import PICTURE_NAME, kind_of, pictures_among
@@ -25,7 +27,7 @@ from realcustom.store import OF_ONE_FILE, Store
 
 _STATS = "_stats.json"  # of img2dataset, beside each shard
 _KINDS = 5  # of files that are named where there is nothing to read
-_LINE = 4096  # bytes of a file's first line that are looked at
+_BEGINNING = 4096  # bytes of a text that are looked at
 
 
 @dataclass(kw_only=True)
@@ -156,13 +158,22 @@ def _stem(entry: FileEntry) -> str:
 
 
 def _lists(others: Iterable[FileEntry], store: Store) -> list[FileEntry]:
-    """The .txt files that are lists of URLs: those whose first line holds one."""
+    """The .txt files that are lists of URLs: those whose first line, or the one after a header, holds one."""
     texts = [entry for entry in others if plain_name(entry.name).endswith(LIST) and entry.size]
 
-    def holds_url(entry: FileEntry) -> bool:
+    def is_list(entry: FileEntry) -> bool:
         try:
-            return b"://" in open_plain(entry.uri, store, _LINE).read(0, _LINE).partition(b"\n")[0]
+            return _is_list(open_plain(entry.uri, store, _BEGINNING).read(0, _BEGINNING).decode("utf-8-sig", "replace"))
         except OF_ONE_FILE:
             return False
 
-    return [entry for entry in texts if holds_url(entry)]
+    return [entry for entry in texts if is_list(entry)]
+
+
+def _is_list(beginning: str) -> bool:
+    """Whether the first line of a text, or the one after a header, holds a URL; blank ones and comments do not count."""
+    lines = (line for line in beginning.splitlines() if "://" in line or not (line.startswith("#") or not line.strip()))
+    first = next(lines, "")
+    columns = [name.strip(' "') for name in re.split(r"[\t,;|]", first)]
+    has_header = find_column(columns, URLS[0], URLS) is not None
+    return "://" in first or (has_header and "://" in next(lines, ""))

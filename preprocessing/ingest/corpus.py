@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import posixpath
@@ -18,6 +19,8 @@ from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
 from realcustom.preprocessing.engine.stage import StageInput
 from realcustom.preprocessing.engine.unit import Unit, UnitKind
+from realcustom.preprocessing.ingest.any_table import columns_of
+from realcustom.preprocessing.ingest.caption_documents import warn_of_choices
 from realcustom.preprocessing.ingest.caption_tables import CaptionTables, read_caption_tables
 from realcustom.preprocessing.ingest.columns import by_rule
 from realcustom.preprocessing.ingest.compressed import plain_name
@@ -93,12 +96,23 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
     own = (*source.files, *source.beside)
     account = _account(contents.all(), len(source.files), own, contents.refused, not_read)
     if source.kind is SourceKind.URLS:
-        return url_units(source.files, settings, store), account
+        units = url_units(source.files, settings, store)
+        warn_of_choices(source.files[0].name, _columns_of(source.files, settings, store), settings, urls=True)
+        return units, account
     if source.kind is SourceKind.PARQUET:
         first, schema = tables.first_schema(source.files, store)
         check_source_table(schema, settings, first.name)
+        warn_of_choices(first.name, schema.names, settings)
         return [unit for entry in source.files for unit in table_units(entry, store)], account
     return [file_unit(entry, UnitKind.TAR) for entry in source.files], account
+
+
+def _columns_of(files: Sequence[FileEntry], settings: IngestSettings, store: Store) -> list[str]:
+    """The columns of the first table that can be read."""
+    for entry in files:
+        with contextlib.suppress(pa.ArrowInvalid, *OF_ONE_FILE):
+            return columns_of(entry.uri, store, settings.columns)
+    return []
 
 
 def _check_settings(uri: str, source: Source, settings: IngestSettings) -> None:

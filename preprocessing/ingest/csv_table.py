@@ -1,8 +1,9 @@
 """CSV and TSV files, read row by row: UTF-8, from a disk or an object store, a line in memory at a time.
 
-A table whose first line holds a URL has no header line. Between values stands a tab where the first line has one. Tables
-with tabs know no line breaks in values, and of quotes only those around a whole value. A .txt whose first line is a URL and
-nothing else, without a space, has a URL a line: commas are the URLs' own.
+A table whose first line holds a URL has no header line. Between values stands a tab where the first line has one, else a
+comma, or in a first line without a comma `;` or `|`. Tables with tabs or `|` know no line breaks in values, and of quotes
+only those around a whole value. A .txt whose first line is a URL and nothing else, without a space, or `url`, has a URL a
+line: commas are the URLs' own. Before the first line may stand blank ones, in a .txt comments (`#`) too.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 
 from realcustom.errors import UsageError
 from realcustom.preprocessing.errors import DamagedFile, DataError, DataFault
+from realcustom.preprocessing.ingest.columns import URLS
 from realcustom.preprocessing.ingest.compressed import Bytes, Unpacked, open_plain, plain_name
 from realcustom.store import Store
 
 LIST = ".txt"  # of URLs; a table if its first line holds one
 
+_PLAIN = "\t|"  # marks between values that know no quoting
+_NAMES = {"\t": "a tab", ",": "a comma"}
 _FIELD_LIMIT = 2**24  # characters of one value; the csv module's own limit is smaller than some captions
 _CHUNK = 2**23  # bytes that are fetched at a time
 _HEADER = 2**16  # and for a header
@@ -32,8 +36,16 @@ class _Shape:
     """How a table is written."""
 
     columns: list[str]
-    tabs: bool  # between values stands a tab; else a comma
+    mark: str  # between values
+    spaces: bool  # after it stands a space
+    comments: bool  # lines that begin with # and hold no URL are none of the table
     header: bool  # the first line names the columns; else it is a row
+
+    def records(self, lines: Iterator[str], uri: str) -> Iterator[list[str]]:
+        """The rows of the table's lines; those of blank lines are empty."""
+        if self.comments:
+            lines = (line if "://" in line or not line.startswith("#") else "\n" for line in lines)
+        return _records(lines, uri, self.mark, self.spaces)
 
 
 def read_header(uri: str, store: Store, names: Sequence[str] = ()) -> list[str]:
@@ -61,12 +73,13 @@ def read_rows(
     """
     shape = _shape(uri, store, names)
     header = shape.columns
-    records = _records(Lines(uri, store, byte_range), uri, shape.tabs)
+    records = shape.records(Lines(uri, store, byte_range), uri)
     if byte_range is None and shape.header:
-        next(records)
+        _first(records)
     for record in records:
         if len(record) > len(header):
-            why = "none may hold a tab" if shape.tabs else "one that holds a comma must be in quotes"
+            name = _NAMES.get(shape.mark, shape.mark)
+            why = f"none may hold {name}" if shape.mark in _PLAIN else f"one that holds {name} must be in quotes"
             yield DataError(DataFault.UNREADABLE_ROW, f"{len(record)} values for {len(header)} columns: {why}")
         elif record:
             yield {name: record[index] if index < len(record) else None for index, name in enumerate(header)}
@@ -81,9 +94,9 @@ def cut_rows(uri: str, store: Store, size: int, names: Sequence[str] = ()) -> li
     if lines.is_empty:
         return []
     shape = _shape(uri, store, names)
-    records = _records(lines, uri, shape.tabs)
+    records = shape.records(lines, uri)
     if shape.header:
-        next(records, None)
+        _first(records)
     return pieces_of(records, lines, size)
 
 
@@ -100,11 +113,18 @@ def pieces_of(records: Iterator[Any], lines: Lines, size: int) -> list[tuple[int
 
 
 def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
-    lines = Lines(uri, store, chunk=_HEADER)
+    is_text = plain_name(uri).endswith(LIST)
+    lines = (
+        line
+        for line in Lines(uri, store, chunk=_HEADER)
+        if line.strip() and not (is_text and line.startswith("#") and "://" not in line)
+    )
     line = next(lines, "")
-    is_list = not names and plain_name(uri).endswith(LIST) and is_url(line.lstrip()) and len(line.split()) == 1
-    tabs = is_list or "\t" in line
-    first = next(_records(itertools.chain([line] if line else [], lines), uri, tabs), [])
+    mark = _mark(line, names, is_text)
+    first = next(_records(itertools.chain([line] if line else [], lines), uri, mark, spaces=False), [])
+    spaces = any(value.startswith(" ") for value in first[1:])
+    if spaces:
+        first = next(_records(itertools.chain([line], lines), uri, mark, spaces))
     if not any(name.strip() for name in first):
         raise UsageError(f"{uri} is not a CSV with a header line: its first line names no column")
     if names and len(names) != len(first):
@@ -112,10 +132,29 @@ def _shape(uri: str, store: Store, names: Sequence[str]) -> _Shape:
             f"{uri}: ingest.columns names {len(names)} columns, and its first line has {len(first)} values"
         )
     urls = [is_url(value.strip()) for value in first]
-    if names or any(urls):
-        return _Shape(columns=list(names) or _assumed(urls, uri), tabs=tabs, header=False)
-    _check_header(first, uri)
-    return _Shape(columns=first, tabs=tabs, header=True)
+    columns = [name.strip() for name in first]
+    has_header = not names and not any(urls)
+    if has_header:
+        _check_header(columns, uri)
+    else:
+        columns = list(names) or _assumed(urls, uri)
+    return _Shape(columns=columns, mark=mark, spaces=spaces, comments=is_text, header=has_header)
+
+
+def _mark(line: str, names: Sequence[str], is_text: bool) -> str:
+    """What stands between the values, by the first line."""
+    one = len(line.split()) == 1 and (is_url(line.lstrip()) or line.strip().lower() in URLS)
+    if "\t" in line or (is_text and not names and one):
+        return "\t"
+    other = max(";|", key=line.count)
+    # a URL may hold either
+    is_address = is_url(line.lstrip(' "')) and len(names) < 2 and len(line.split()) == 1
+    return other if other in line and "," not in line and not is_address else ","
+
+
+def _first(records: Iterator[list[str]]) -> None:
+    """Pass over the header line and blank ones before it."""
+    next((record for record in records if any(value.strip() for value in record)), None)
 
 
 def is_url(value: str) -> bool:
@@ -137,9 +176,6 @@ def _check_header(first: list[str], uri: str) -> None:
     odd = next((name for name in first if not readable(name)), None)
     if odd is not None:
         raise UsageError(f"{uri}: the name of a column is not UTF-8 ({odd!a}): save the table as UTF-8")
-    other = next((mark for mark in (";", "|") if len(first) == 1 and mark in first[0]), None)
-    if other is not None:
-        raise UsageError(f"{uri}: its only column is {first[0]!r}: between values stands a comma, not {other!r}")
     twice = next((name for name in first if first.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{uri}: two columns are named '{twice}'")
@@ -177,14 +213,15 @@ class Lines:
         return line.removeprefix("\ufeff") if begins else line
 
 
-def _records(lines: Iterator[str], uri: str, tabs: bool) -> Iterator[list[str]]:
-    if tabs:
+def _records(lines: Iterator[str], uri: str, mark: str, spaces: bool) -> Iterator[list[str]]:
+    if mark in _PLAIN:
         for line in lines:
             plain = line.rstrip("\r\n")
-            yield [_unquoted(value) for value in plain.split("\t")] if plain else []
+            yield [_unquoted(value.lstrip(" ") if spaces else value) for value in plain.split(mark)] if plain else []
         return
     csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(lines, strict=True)  # else an unclosed quote joins many rows into one
+    # strict: else an unclosed quote joins many rows into one
+    reader = csv.reader(lines, delimiter=mark, strict=True, skipinitialspace=spaces)
     while True:
         try:
             yield next(reader)
@@ -196,7 +233,7 @@ def _records(lines: Iterator[str], uri: str, tabs: bool) -> Iterator[list[str]]:
 
 
 def _unquoted(value: str) -> str:
-    """A value between tabs without the quotes around it, where it is quoted as in a CSV."""
+    """A value between such marks without the quotes around it, where it is quoted as in a CSV."""
     inner = value[1:-1]
     quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if quoted else value

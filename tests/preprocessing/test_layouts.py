@@ -19,7 +19,7 @@ from pyarrow import fs
 from realcustom import storage
 from realcustom.errors import MissingFile
 from realcustom.preprocessing.errors import DataError
-from realcustom.preprocessing.ingest import parquet
+from realcustom.preprocessing.ingest import caption_documents, parquet
 from realcustom.preprocessing.ingest.columns import find_column
 from realcustom.preprocessing.ingest.corpus import open_corpus
 from realcustom.preprocessing.ingest.picture_units import cut_by_names
@@ -359,6 +359,109 @@ def test_lists_of_pictures_and_texts(tmp_path: Path) -> None:
     assert not_read(result.report) == {".csv": 1, ".json": 1}
     assert result.report["table_rows_without_picture"]["rows"] == 2
     accounted(source, result.report)
+
+
+DOCUMENTS = [
+    # Karpathy's splits
+    ("dataset_coco.json", {"images": [{"filepath": "val2014", "filename": "COCO_1.jpg", "sentences": [{"raw": "a dog"}]}]}),
+    # kohya's, by name, by stem and with the paths of the machine that wrote it
+    ("meta_cap.json", {"val2014/COCO_1.jpg": {"caption": "a dog"}}),
+    ("meta_cap.json", {"val2014/COCO_1": {"tags": "a dog"}}),
+    ("meta_cap.json", {"/home/me/train/val2014/COCO_1": {"caption": "a dog"}}),
+    ("meta_cap.json", {"C:\\train\\COCO_1.jpg": {"caption": "a dog"}}),
+    ("captions.json", {"COCO_1.jpg": "a dog"}),
+    ("captions.json", {"COCO_1.jpg": ["a dog", "a large dog"]}),
+    ("captions.json", {"version": 1, "data": [{"image_name": "COCO_1", "caption": "a dog"}]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "document"), DOCUMENTS)
+def test_documents_of_captions(name: str, document: dict[str, Any], tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "src", {"val2014/COCO_1.jpg": P[0], "val2014/COCO_2.jpg": P[1], name: json.dumps(document)}
+    )
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"val2014/COCO_1.jpg": "a dog", "val2014/COCO_2.jpg": None}
+    assert result.report["caption_tables"] == [name] and not_read(result.report) == {}
+    accounted(source, result.report)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.txt", "image,caption\n1.jpg,a dog\n1.jpg,a large dog\n"),  # Flickr 8k
+        ("results.csv", "image_name| comment_number| comment\n1.jpg| 0| a dog\n"),  # Flickr 30k
+        ("list.csv", "file;text\n1.jpg;a dog\n"),
+        ("narratives.jsonl", '{"dataset_id": "x", "image_id": "1", "caption": "a dog"}\n'),
+    ],
+)
+def test_tables_of_captions_as_corpora_have_them(name: str, text: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"1.jpg": P[0], name: text})
+    result = ingest(source, tmp_path / "out")
+    assert captions(result) == {"1.jpg": "a dog"} and result.report["caption_tables"] == [name]
+
+
+def test_a_list_of_numbered_captions_without_a_header_line_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"1.jpg": P[0], "Flickr8k.token.txt": "1.jpg#0\ta dog\n1.jpg#1\ta large dog\n"})
+    with pytest.raises(ValueError, match=r"no header line.*ingest\.columns=\[file_name, caption\]"):
+        ingest(source, tmp_path / "out")
+    assert captions(ingest(source, tmp_path / "out", columns=("file_name", "caption"))) == {"1.jpg": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("metadata.jsonl", '{"file_name": "picture.jpg", "additional_feature": "a dog"}\n', "'additional_feature'"),
+        ("textcaps.json", '{"data": [{"image_id": "picture", "caption_str": "a dog"}]}', "'caption_str'"),
+        ("classes.csv", "picture,class\npicture.jpg,dog\n", "'picture', 'class'"),
+    ],
+)
+def test_a_file_that_names_pictures_and_is_not_read_is_warned_of(
+    name: str, text: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write(tmp_path / "src", {"picture.jpg": P[0], name: text})
+    result = ingest(source, tmp_path / "out")
+    assert f"{name} names pictures and is not read" in caplog.text and said in caplog.text
+    assert "--set preprocess.ingest.caption_column=NAME" in caplog.text
+    assert sum(not_read(result.report).values()) == 1
+    caplog.clear()
+    ingest(source, tmp_path / "none", caption_column=None)
+    assert "names pictures" not in caplog.text
+
+
+def test_boxes_lists_and_the_like_are_no_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    boxes = {"images": [{"id": 1, "file_name": "picture.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}
+    files: dict[str, bytes | str] = {"picture.jpg": P[0], "split.txt": "picture.jpg\npicture.jpg\n"}
+    files |= {"instances.json": json.dumps(boxes), "README.txt": "Pictures, taken by me.\n", "config.json": '{"a": 1}'}
+    result = ingest(write(tmp_path / "src", files), tmp_path / "out")
+    assert captions(result) == {"picture.jpg": None} and "names pictures" not in caplog.text
+
+
+def test_a_large_document_of_boxes_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_documents, "_LARGE", 10)
+    files: dict[str, bytes | str] = {"1.jpg": P[0], "instances.json": '{"images": [], "annotations": [{"bbox": [0'}
+    assert captions(ingest(write(tmp_path / "src", files), tmp_path / "out")) == {"1.jpg": None}
+    files = {"1.jpg": P[0], "captions.json": '{"images": [], "annotations": [{"bbox": [0], "caption": "a'}
+    with pytest.raises(ValueError, match=r"captions\.json is not JSON, and may hold captions"):
+        ingest(write(tmp_path / "other", files), tmp_path / "out")
+
+
+def test_captions_are_looked_for_at_the_top_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files: dict[str, bytes | str] = {f"labels/x/{number}.json": "{}" for number in range(100)}
+    files |= {"1.jpg": P[0], "zz.json": json.dumps({"1.jpg": "a dog"})}
+    assert captions(ingest(write(tmp_path / "src", files), tmp_path / "out")) == {"1.jpg": "a dog"}
+    assert "101 .json files describe no picture beside them" in caplog.text
+
+
+def test_of_two_columns_of_captions_the_one_that_is_read_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write(tmp_path / "src", {"1.jpg": P[0], "metadata.csv": "file_name,text,caption\n1.jpg,a,b\n"})
+    assert captions(ingest(source, tmp_path / "out")) == {"1.jpg": "b"}
+    assert "metadata.csv: the column 'caption' is read, and not 'text'" in caplog.text
+    caplog.clear()
+    assert captions(ingest(source, tmp_path / "out", caption_column="text")) == {"1.jpg": "a"}
+    assert "is read, and not" not in caplog.text
 
 
 # shards

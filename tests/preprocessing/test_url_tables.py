@@ -64,6 +64,9 @@ def test_parquet_of_laion_and_others(names: tuple[str, str, str], url: str, tmp_
         ("list.txt", "{url}/picture/1\n\n{url}/picture/2\n", [None, None]),
         ("list.txt", "{url}/picture/1?w_600,h_400\n{url}/picture/2?a,b,c\n", [None, None]),
         ("list.txt", "{url}/picture/1, a bus\n", ["a bus"]),
+        ("list.txt", "\n# of 2026\nurl\n{url}/picture/1?a,b\n\n{url}/picture/2\n", [None, None]),
+        ("list.csv", "{url}/picture/1;a bus\n", ["a bus"]),
+        ("list.csv", "url | caption\n{url}/picture/1 | a bus\n", ["a bus"]),
     ],
 )  # fmt: skip
 def test_text_tables(name: str, text: str, expected: list[str | None], url: str, tmp_path: Path) -> None:
