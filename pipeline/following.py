@@ -20,13 +20,15 @@ PATIENCE_SECONDS = 300.0  # for a cluster that does not answer any more
 PAUSE_SECONDS = 1.0
 LOGS_TRIES = 5  # of the last lines of a job that has ended: with the waits between them a quarter of a minute
 SAY_SECONDS = 30.0  # until a job that has not begun is said to wait
+NODE_SECONDS = 30.0  # for which the node of a job's process is looked for in vain, before the job is taken for lost
 LOST = "LOST"  # the status of a job of which its cluster tells nothing any more; beside Ray's own
 
 
 def follow(api: JobsApi, name: str, write: Callable[[str], object] | None) -> Job:
     """Hand all that a job writes to `write`, piece by piece; returns the job when it has ended.
 
-    A job whose cluster has not answered for `PATIENCE_SECONDS`, or does not know it any more, has the status `LOST`.
+    A job whose cluster has not answered for `PATIENCE_SECONDS`, or does not know it any more, has the status `LOST`; so has one
+    that is said to run on a node that is gone, as after the head was lost and restored.
 
     Args:
         write: None: the output is not asked for.
@@ -36,6 +38,7 @@ def follow(api: JobsApi, name: str, write: Callable[[str], object] | None) -> Jo
     shown = 0  # characters of the output
     heard = said = time.monotonic()
     lost = known = False
+    place = _Place(api)
     while True:
         try:
             job = api.get(name)
@@ -50,6 +53,12 @@ def follow(api: JobsApi, name: str, write: Callable[[str], object] | None) -> Jo
                 if time.monotonic() - said > SAY_SECONDS:
                     said = time.monotonic()
                     logger.info("job %s waits; in use on each node: %s", name, api.usage() or "nothing is said")
+            elif place.is_gone(job):
+                return _lost(
+                    name,
+                    f"it is said to run on the node {job.node}, which is not among the living ones; the same command, "
+                    "submitted again, goes on where it ended",
+                )
             elif write is not None:
                 shown = asyncio.run(_tail(api, name, shown, write))
         except Unreachable as error:
@@ -69,6 +78,27 @@ def follow(api: JobsApi, name: str, write: Callable[[str], object] | None) -> Jo
                 name, f"{error}: it was started anew; the same command, submitted again, goes on where it ended"
             )
         time.sleep(PAUSE_SECONDS)
+
+
+class _Place:
+    """Looks now and then whether the node of a running job lives."""
+
+    def __init__(self, api: JobsApi) -> None:
+        self._api = api
+        self._asked: float | None = None
+        self._missed: float | None = None  # since when it is not among the living ones
+
+    def is_gone(self, job: Job) -> bool:
+        """Whether it was missing for `NODE_SECONDS`. Raises Unreachable as the question does."""
+        now = time.monotonic()
+        if job.node is None or (self._asked is not None and now - self._asked < NODE_SECONDS / 3):
+            return False
+        self._asked = now
+        if self._api.lives(job.node):
+            self._missed = None
+            return False
+        self._missed = now if self._missed is None else self._missed
+        return now - self._missed >= NODE_SECONDS
 
 
 def _lost(name: str, message: str) -> Job:

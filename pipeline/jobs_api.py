@@ -18,6 +18,9 @@ from realcustom.proxies import is_loopback
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TIMEOUT = httpx.Timeout(10.0, connect=5.0, write=120.0)  # seconds; a package may take longer to send
+CHANGE_TIMEOUT = httpx.Timeout(
+    60.0, connect=5.0, write=120.0
+)  # a busy head that takes a job or a package is waited for
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _TERMINATED = 143
 
@@ -45,6 +48,7 @@ class Job:
     exit_code: int | None = None
     started: float | None = None  # seconds since 1970
     ended: float | None = None
+    node: str | None = None  # id of the node that its own process is on
     labels: Mapping[str, str]
 
     @property
@@ -128,6 +132,12 @@ class JobsApi:
             if node["state"] == "ALIVE"
         ]
 
+    def lives(self, node: str) -> bool:
+        """Whether the cluster counts a node, by its id, among the living ones."""
+        wanted = f"filter_keys=node_id&filter_predicates=%3D&filter_values={quote(node, safe='')}"
+        answer = self.ask("GET", f"/api/v0/nodes?detail=1&limit=1&{wanted}")
+        return any(one["state"] == "ALIVE" for one in answer["data"]["result"]["result"])
+
     def usage(self) -> str:
         """What is in use of what the nodes have, as `1.0/2.0 CPU, 0B/4.00GiB memory; ...`, nodes alike once."""
         answer = self.ask("GET", "/nodes?view=summary")
@@ -159,7 +169,12 @@ class JobsApi:
         try:
             trusted = not is_loopback(self.url)
             answer = httpx.request(
-                method, self.url + path, headers=self.headers, timeout=TIMEOUT, trust_env=trusted, **body
+                method,
+                self.url + path,
+                headers=self.headers,
+                timeout=TIMEOUT if method == "GET" else CHANGE_TIMEOUT,
+                trust_env=trusted,
+                **body,
             )
         except (httpx.RemoteProtocolError, httpx.ReadError) as error:
             raise Unreachable(
@@ -237,6 +252,7 @@ def _job(answer: Mapping[str, Any]) -> Job:
         exit_code=answer.get("driver_exit_code"),
         started=times[0],
         ended=times[1],
+        node=answer.get("driver_node_id"),
         labels={name[6:]: value for name, value in metadata.items() if name.startswith("label:")},
     )
 

@@ -79,6 +79,9 @@ def find_package(folder: Path) -> Package:
     tracked = [name for name in _git(root, "ls-files", "-z", "--recurse-submodules").split("\0") if name]
     untracked = [name for name in _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0") if name]
     files = dict(_through_links(root, tracked))
+    odd = next((name for name in files if os.fsencode(name) != name.encode("utf-8", "replace")), None)
+    if odd is not None:
+        raise UsageError(f"git tracks {odd!a}, whose name is not UTF-8 as all names in a package are: rename it")
     sizes = {name: path.stat().st_size for name, path in files.items()}
     return Package(root=root, files=files, sizes=sizes, untracked=len(untracked))
 
@@ -117,12 +120,13 @@ def _info(name: str, mode: int) -> zipfile.ZipInfo:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
     except FileNotFoundError as error:
         raise UsageError("git is not installed, and a job takes along what git tracks; or give --no-package") from error
     except subprocess.CalledProcessError as error:
+        said = os.fsdecode(error.stderr).strip()
         raise UsageError(
             f"a job takes along what git tracks, and {folder} is in no git repository (git said: "
-            f"{error.stderr.strip()}); make one (git init, git add), or give --no-package where the cluster has the code"
+            f"{said}); make one (git init, git add), or give --no-package where the cluster has the code"
         ) from error
-    return done.stdout
+    return os.fsdecode(done.stdout)  # names of files need not be text

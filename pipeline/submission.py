@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -22,7 +23,7 @@ import yaml
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.pipeline import far_side
-from realcustom.pipeline.jobs_api import JobsApi
+from realcustom.pipeline.jobs_api import JobsApi, Unreachable
 from realcustom.pipeline.packing import LARGE_MB, LIMIT, MB, Package, content_name
 from realcustom.store import Store, check_writable
 
@@ -33,6 +34,7 @@ PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow", "numpy", "sa
 STOP_SECONDS = 120  # from a job's SIGTERM to its SIGKILL; Ray's own 3 are too few for a checkpoint
 AGENT_TRIES, NO_AGENT = 6, "No available agent"
 _OWN_OUTPUT = ("generate", "quickstart")  # verbs that without --output write below the folder they run in
+_WRITTEN = ("--output", "--html")  # options that name what is written
 _LOST = (
     "a job works in a folder of Ray's, which goes with the cluster, and so would the result; "
     "give an s3:// address, or an absolute path that every node reaches"
@@ -151,12 +153,23 @@ def submit(request: JobRequest, api: JobsApi, *, wait_for_room: bool) -> None:
         try:
             api.submit(request.to_ray(working_dir))
             return
+        except Unreachable:
+            if _has_come(request, api):
+                return
+            raise
         except UsageError as error:
             if "already" in str(error):
                 raise UsageError(f"--name: the cluster has a job {request.name}; give another name") from error
             if NO_AGENT not in str(error) or attempt == AGENT_TRIES:
                 raise
             time.sleep(1.0)  # of a cluster that is starting
+
+
+def _has_come(request: JobRequest, api: JobsApi) -> bool:
+    """Whether the cluster has the job, though its answer was lost."""
+    with contextlib.suppress(UsageError):
+        return api.get(request.name).entrypoint == shlex.join(request.arguments)
+    return False
 
 
 def describe(request: JobRequest, api_url: str) -> str:
@@ -178,8 +191,8 @@ def check_output(arguments: Sequence[str]) -> None:
         name, equals, said = option.partition("=")
         given = given or name == "--output"
         place = said if equals else value
-        if name == "--output" and place and not storage.is_remote(place) and not os.path.isabs(place):
-            raise UsageError(f"--output {place}: {_LOST}")
+        if name in _WRITTEN and place and not storage.is_remote(place) and not os.path.isabs(place):
+            raise UsageError(f"{name} {place}: {_LOST}")
     if not given and arguments and arguments[0] in _OWN_OUTPUT:
         raise UsageError(f"{arguments[0]} has no --output: {_LOST}")
 

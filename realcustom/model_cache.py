@@ -161,12 +161,20 @@ def _fetch_file(entry: FileEntry, path: Path) -> None:
 
 
 def _make_room(folder: Path, size: int, uri: str) -> None:
-    """Remove the copies that were not used for longest and that no process holds, until `size` bytes fit below the limit."""
+    """Remove what killed processes left, then the copies that were not used for longest and that no process holds, until `size`
+    bytes fit below the limit."""
     limit = _limit()
     if size > limit:
         raise UsageError(
             f"{uri} has {size / 1e9:.1f} GB, and the cache of models holds {limit / 1e9:g}: set {LIMIT_VARIABLE} higher"
         )
+    for partial in folder.glob(".tmp-*"):
+        with (
+            (folder / f"{partial.name.removeprefix('.tmp-')}.lock").open("a") as file,
+            contextlib.suppress(BlockingIOError),
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial)  # of a process that was killed
     locks = sorted(folder.glob("*.lock"), key=lambda lock: lock.stat().st_mtime)
     used = {lock: _size(folder / lock.stem) for lock in locks}
     excess = sum(used.values()) + size - limit

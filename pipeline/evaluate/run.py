@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import logging
 import statistics
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from realcustom import config, storage
+from realcustom.errors import UsageError
 from realcustom.evaluation import tables
 from realcustom.evaluation.gallery import Facts, Gallery
 from realcustom.evaluation.given import real_images
@@ -50,13 +52,25 @@ def evaluate(request: Request, settings: RunSettings) -> Results:
     """Draw what is missing, measure what is missing, write the tables and the page; returns the results.
 
     Raises UsageError, before anything is drawn or written, for what is wrong with the request or the suite, and where another
-    program, which it names, evaluates into the same output.
+    program, which it names, evaluates into the same output; and where one began to, as this one was halted or without the store
+    for longer than its lease lasts.
     """
     store = Store()
     check_places(request)
     check_writable(request.output)
-    with only_writer(storage.join(request.output, "leases"), request.output, store):
-        return _evaluate(request, settings, store)
+    lost: list[str] = []
+
+    def stop(reason: str) -> None:
+        lost.append(reason)
+        _thread.interrupt_main()
+
+    try:
+        with only_writer(storage.join(request.output, "leases"), request.output, store, stop):
+            return _evaluate(request, settings, store)
+    except KeyboardInterrupt:
+        if not lost:
+            raise
+        raise UsageError(f"{lost[0]}: wait for that, then run again") from None
 
 
 def _evaluate(request: Request, settings: RunSettings, store: Store) -> Results:

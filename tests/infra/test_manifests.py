@@ -199,6 +199,30 @@ def test_jobs_wait_for_a_queue_and_leave_no_cluster(composed: dict[str, list[dic
             assert spec["shutdownAfterJobFinishes"] and 0 < spec["ttlSecondsAfterFinished"] <= 600
 
 
+def test_an_evaluation_measures_on_a_worker(composed: dict[str, list[dict[str, Any]]]) -> None:
+    """The head takes no work, and has no GPU: a job's own process that computes asks for a worker's share."""
+    for overlay, resources in composed.items():
+        for kind, name in (("RayJob", "evaluate"), ("RayCronJob", "nightly")):
+            [spec] = [each["spec"] for each in resources if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+            spec = spec.get("jobTemplate", spec)
+            assert (spec["entrypointNumCpus"], spec.get("entrypointNumGpus")) == (1, 1 if overlay == "gpu" else None)
+        [cluster] = [each["spec"] for each in resources if each["kind"] == "RayCluster"]
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        if overlay == "gpu":  # those that draw have room beside it
+            [drawing] = {
+                env["value"] for pod in map(first_env, resources) for env in pod if env["name"] == "RC_DRAWING"
+            }
+            [group] = [group for group in cluster["workerGroupSpecs"] if group["groupName"] == "gpu"]
+            assert int(drawing.split()[1]) + 1 <= group["maxReplicas"]
+
+
+def first_env(resource: dict[str, Any]) -> list[dict[str, str]]:
+    """The variables of a RayJob's submitter."""
+    template = resource["spec"].get("submitterPodTemplate") if resource["kind"] == "RayJob" else None
+    found: list[dict[str, str]] = template["spec"]["containers"][0].get("env", []) if template else []
+    return found
+
+
 def submitters(resources: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of every job: what it runs, and the pod that submits it."""
     for each in resources:

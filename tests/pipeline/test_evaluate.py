@@ -6,18 +6,24 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from argparse import Namespace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
 from PIL import Image
 
+from realcustom import leases, storage
+from realcustom.errors import UsageError
 from realcustom.evaluation.given import stem_of
 from realcustom.evaluation.suites import read_own
 from realcustom.evaluation.tables import read_parquet
 from realcustom.leases import only_writer
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.evaluate import drawing
+from realcustom.pipeline.evaluate import run as evaluation_run
 from realcustom.sprites import zoo_path
 from realcustom.store import Store
 from tests.support.loopback import free_port
@@ -101,6 +107,23 @@ def test_a_second_evaluation_into_one_output_is_told_who_writes_it(
         assert run([*arguments, *METRICS, "--output", str(output)]) == 2
     assert f"(process {os.getpid()})" in (said := capsys.readouterr().err) and "is being written by" in said
     assert not output.exists()
+
+
+def test_an_evaluation_whose_lease_another_took_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was halted for longer than its lease lasts, and another program has begun to write the output."""
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.0)
+    monkeypatch.setattr(evaluation_run, "check_places", lambda request: None)
+
+    def halted(*arguments: object) -> None:
+        storage.write_bytes(f"{tmp_path}/leases/claims/{leases.WRITER}", b"another")
+        for _ in range(100):
+            time.sleep(0.1)
+
+    monkeypatch.setattr(evaluation_run, "_evaluate", halted)
+    request = Namespace(output=str(tmp_path))
+    with pytest.raises(UsageError, match="another program has taken it: wait for that, then run again"):
+        evaluation_run.evaluate(cast(Any, request), cast(Any, None))
 
 
 def test_the_page_stands_alone(finished: Path) -> None:

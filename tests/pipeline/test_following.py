@@ -109,6 +109,34 @@ def test_a_head_that_is_lost_is_said_with_status_1(
     assert said in line and "the same command, submitted again, goes on" in line
 
 
+def test_a_job_of_a_node_that_is_gone_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head was lost and restored: its jobs are said to run for ever."""
+    monkeypatch.setattr(following, "NODE_SECONDS", 0.3)
+    placed = RUNNING | {"driver_node_id": "b7"}
+    with running(Dashboard(states=[placed])) as server:
+        server.nodes = [{"state": "DEAD", "node_id": "b7"}, {"state": "ALIVE", "node_id": "c9"}]
+        assert run(["jobs", "logs", "a", "--follow", "--address", server.url]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("job a lost, exit status 1: ")]
+    assert "said to run on the node b7, which is not among the living ones; the same command, submitted again" in line
+
+
+def test_a_node_that_is_missed_for_a_moment_loses_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "NODE_SECONDS", 0.3)
+    placed = RUNNING | {"driver_node_id": "b7"}
+
+    class Slow(Dashboard):
+        def state(self) -> dict[str, object] | int:
+            self.nodes = [{"state": "DEAD" if len(self.asked) < 6 else "ALIVE", "node_id": "b7"}]
+            return super().state()
+
+    with running(Slow(states=[*[placed] * 40, ended("SUCCEEDED", 0)])) as server:
+        assert follow(JobsApi(server.url), "a", None).exit_status() == 0
+        asked = [request for request in server.asked if "/api/v0/nodes" in request]
+    assert 2 <= len(asked) < 30  # not at each of 40 turns
+
+
 def test_a_job_that_was_never_there_is_a_mistake() -> None:
     with running(Dashboard()) as server, pytest.raises(UsageError, match="no job a on the cluster"):
         follow(JobsApi(server.url), "a", None)

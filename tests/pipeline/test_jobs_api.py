@@ -19,7 +19,7 @@ import pytest
 
 from realcustom import storage
 from realcustom.errors import UsageError
-from realcustom.pipeline import far_side, submission
+from realcustom.pipeline import far_side, jobs_api, submission
 from realcustom.pipeline.cli.main import run
 from realcustom.pipeline.jobs_api import JobsApi, find_address
 from realcustom.pipeline.packing import Package
@@ -60,6 +60,23 @@ def test_a_job_is_sent_once_with_its_package(dashboard: Dashboard) -> None:
     assert runtime["working_dir"] == f"gcs://{package}"
     with pytest.raises(UsageError, match="--name: the cluster has a job score-1; give another name"):
         submit(request, JobsApi(dashboard.url), wait_for_room=False)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_job_whose_answer_is_lost_is_looked_for(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(jobs_api, "CHANGE_TIMEOUT", 0.3)
+    state: dict[str, object] | int = 404
+    if there:
+        state = {"submission_id": "a", "status": "PENDING", "metadata": {"verb": "train --input 's3://b/a b'"}}
+    request = JobRequest(arguments=["train", "--input", "s3://b/a b"], name="a")
+    with running(Dashboard(states=[state])) as server:
+        server.is_slow = True
+        if there:
+            submit(request, JobsApi(server.url), wait_for_room=False)
+        else:
+            with pytest.raises(UsageError, match="no Ray cluster answers"):
+                submit(request, JobsApi(server.url), wait_for_room=False)
+        assert len(server.submitted) == 1
 
 
 def test_a_package_over_the_limit_goes_to_the_store_once(
@@ -174,6 +191,10 @@ def test_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str], monkey
         (
             ["submit", "--address", closed, "--", "train", "--input", "s3://b/a", "--output=outputs/a"],
             "--output outputs/a: a job works in a folder of Ray's",
+        ),
+        (
+            ["submit", "--address", closed, "--", "inspect", "s3://b/select", "--html", "select.html"],
+            "--html select.html: a job works in a folder of Ray's",
         ),
         (
             ["submit", "--address", closed, "--", "generate", "--prompt", "a dog"],

@@ -106,6 +106,13 @@ def test_our_own_package_holds_each_file_once_and_is_found_without_links(tmp_pat
     assert done.stdout.strip() == str(tmp_path / "pipeline" / "owned.py"), done.stderr
 
 
+def test_a_name_that_is_no_text_is_said(tree: Path) -> None:
+    (tree / os.fsdecode(b"caf\xe9.txt")).write_text("a")
+    subprocess.run(["git", "add", "."], cwd=tree, check=True)
+    with pytest.raises(UsageError, match=r"git tracks 'caf\\udce9\.txt', whose name is not UTF-8.*rename it"):
+        find_package(tree)
+
+
 def test_no_repository_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is in no git repository"):
         find_package(tmp_path)

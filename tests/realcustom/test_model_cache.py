@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -110,3 +111,15 @@ def test_the_cache_is_bounded(bucket: str, tmp_path: Path, cache: Path, monkeypa
     upload(some_model(tmp_path, "f"), f"{bucket}/f")
     with pytest.raises(UsageError, match="set REALCUSTOM_CACHE_GB higher"):
         fetch(f"{bucket}/f")
+
+
+def test_what_a_killed_process_left_is_removed(bucket: str, cache: Path) -> None:
+    """It is counted by no limit; one that is being fetched stays."""
+    for name in ("left", "busy"):
+        (cache / f".tmp-{name}" / "model").mkdir(parents=True)
+        (cache / f".tmp-{name}" / "model" / "weights").write_bytes(b"x" * 1000)
+    storage.write_bytes(f"{bucket}/model/config.json", b"{}")
+    with (cache / "busy.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fetch(f"{bucket}/model")
+    assert [path.name for path in cache.glob(".tmp-*")] == [".tmp-busy"]

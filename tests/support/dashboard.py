@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from tests.support.loopback import LoopbackServer
 
@@ -31,6 +33,7 @@ class Dashboard(LoopbackServer):
             {"state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 4 * GIB}, "labels": {}}
         ]
         self.submitted: list[dict[str, object]] = []
+        self.is_slow = False  # a submitted job is taken, and the answer never comes
         self.packages: dict[str, bytes] = {}
         self.asked: list[str] = []  # "GET /path"
         self._states: Iterator[dict[str, object] | int] = iter(states)
@@ -65,7 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/version":
             return self._answer(200, {"version": "4", "ray_version": self.server.version})
         if self.path.startswith("/api/v0/nodes"):
-            return self._answer(200, {"data": {"result": {"result": self.server.nodes}}})
+            wanted = parse_qs(urlsplit(self.path).query).get("filter_values")
+            nodes = [node for node in self.server.nodes if wanted is None or node.get("node_id") in wanted]
+            return self._answer(200, {"data": {"result": {"result": nodes}}})
         if self.path.startswith("/nodes"):
             usage = {"1": "1.0/2.0 CPU\n0B/4.00GiB memory\n0B/1.00GiB object_store_memory"}
             return self._answer(200, {"data": {"nodeLogicalResources": usage}})
@@ -89,6 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
         if any(body["submission_id"] == job["submission_id"] for job in self.server.submitted):
             return self._answer(400, "Traceback\n  ...\nValueError: Job with submission_id x already exists.")
         self.server.submitted.append(body)
+        if self.server.is_slow:  # longer than anyone waits
+            self.close_connection = True
+            time.sleep(1.0)
+            return None
         return self._answer(200, {"submission_id": body["submission_id"]})
 
     def log_message(self, format: str, *args: object) -> None:
