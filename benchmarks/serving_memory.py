@@ -133,23 +133,33 @@ def held_bytes(value: object) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def stepped(one: Sampler) -> Sampler:
-    """After a step whose UNet calls give tensors of the right shape, without any arithmetic."""
+def stepped(one: Sampler, shares: bool = False) -> Sampler:
+    """After a step whose UNet calls give tensors of the right shape, without any arithmetic.
+
+    Args:
+        shares: the calls are shared with others: then the keys of the target words are the call's, else the request keeps them.
+    """
     steps, found = one.launches(), None
     while True:
         try:
             work = steps.send(found)
         except StopIteration:
             return one
-        found = _answer(one, work)
+        found = _answer(one, work, shares)
 
 
-def _answer(one: Sampler, work: Work) -> Any:
+def _answer(one: Sampler, work: Work, shares: bool) -> Any:
     device = one.latents.device
     if isinstance(work, Launch):
         for subject in work.subjects:
             for attn in text_cross_attentions(one.unet).values():
                 subject.all_keys_values(attn)
+        if work.recorder is not None and not shares:
+            words = work.recorder.words
+            layers = work.recorder.layers
+            for attn in text_cross_attentions(one.unet).values() if layers is None else layers:
+                width = attn.inner_dim // attn.heads
+                words.keys(attn, torch.empty(1, attn.heads, TEXT, width, device=words.index.device))
         return torch.empty_like(work.sample)
     if isinstance(work, Masking):
         return torch.empty(*work.influence_scope.shape, *work.grid, device=device)
@@ -157,9 +167,9 @@ def _answer(one: Sampler, work: Work) -> Any:
     return torch.empty(1, count, dtype=torch.int64, device=device), torch.empty(1, count, device=device)
 
 
-def row_bytes(model: RealCustomModel, latent: int, subjects: int) -> int:
+def row_bytes(model: RealCustomModel, latent: int, subjects: int, shares: bool = False) -> int:
     """What a row holds after a step."""
-    return held_bytes(stepped(sampler(model.unet, model, latent, subjects)))
+    return held_bytes(stepped(sampler(model.unet, model, latent, subjects), shares))
 
 
 def parameter_bytes(parts: nn.Module | Mapping[str, Tensor]) -> int:
@@ -212,7 +222,7 @@ def measured(device: str, tiny: bool, compiled: bool) -> dict[str, float]:
     found: dict[str, float] = {}
     latent, dtype, kind = (8, torch.float32, TINY) if tiny else (LATENT, torch.bfloat16, SD1)
     model = adapted(kind, latent, device, dtype)
-    unet, expected = model.unet, row_bytes(adapted(kind, latent, "meta", dtype), latent, 1)
+    unet, shapes = model.unet, adapted(kind, latent, "meta", dtype)
     if compiled:
         compile_regions(unet, channels_last=True, dynamic=False, backend="eager" if tiny else "inductor")
     for batch in BATCHES:
@@ -229,6 +239,7 @@ def measured(device: str, tiny: bool, compiled: bool) -> dict[str, float]:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
+        expected = row_bytes(shapes, latent, 1, shares=batch > 1)
         if (held := held_bytes(requests)) != batch * expected:  # the masks of several are parts of one tensor
             raise RuntimeError(f"{batch} rows hold {held} bytes, and {expected} were counted of each")
         name = f"step_{batch}_requests" + "_compiled" * compiled
