@@ -24,6 +24,7 @@ CAPTIONS = (
     "top_caption",
     "sentences",
     "comment",
+    "txt",
 )
 FILES = (
     *("file_name", "filename", "file", "image", "images", "image_path", "file_path", "filepath", "path", "img"),

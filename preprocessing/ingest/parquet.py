@@ -80,10 +80,11 @@ def image_column(schema: pa.Schema, settings: IngestSettings) -> str | None:
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type can be encoded pictures: bytes, or a struct with a field of them."""
+    """Whether values of an Arrow type can be encoded pictures: bytes, by a dictionary too, or a struct with a field of them."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def check_source_table(schema: pa.Schema, settings: IngestSettings, where: str) -> None:

@@ -170,4 +170,4 @@ def _as_text(column: pa.Array) -> str:
 def is_text_type(kind: pa.DataType) -> bool:
     """Whether an Arrow type is text, as it is or by a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -697,6 +697,23 @@ def test_pictures_in_base64(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert "t.parquet: the column 'image' is read as pictures in base64" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (pa.binary_view(), pa.string_view()),  # as Polars writes them
+        (pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int32(), pa.string())),
+        (pa.large_binary(), pa.large_string()),
+    ],
+)
+def test_columns_of_any_type_of_bytes_and_text(image: pa.DataType, text: pa.DataType, tmp_path: Path) -> None:
+    source = write(tmp_path / "src", {"x": ""})
+    columns = {"jpg": pa.array(P[:2], image), "txt": pa.array(["a dog", "a cat"], text)}
+    pq.write_table(pa.table(columns), source / "t.parquet")
+    result = ingest(source, tmp_path / "out")
+    assert table_of(result)["image"].to_pylist() == P[:2]
+    assert captions(result) == {"t.parquet#0": "a dog", "t.parquet#1": "a cat"}
+
+
 def test_names_of_files_in_a_table(tmp_path: Path) -> None:
     source = write(tmp_path / "src", {"img/0.jpg": P[0]})
     pq.write_table(pa.table({"image": ["img/0.jpg", "img/9.jpg"], "caption": ["a dog", "b"]}), source / "meta.parquet")
