@@ -146,7 +146,7 @@ def to_record_file(table: pa.Table, buckets: Sequence[int] | None = None) -> byt
     the order of `buckets`, the number of each row's bucket: a batch has one, and so few row groups. Where records name other
     views of their subject, image features are not compressed: a view in another file is read by itself, not with its row group.
     """
-    order = np.argsort(record.picture_ranks(table["parent_uid"].to_pylist()), kind="stable")
+    order = np.argsort(record.picture_ranks(table["parent_uid"]), kind="stable")
     first = order[:HELD_OUT]
     others = np.sort(order[HELD_OUT:])
     if buckets is not None:

@@ -7,7 +7,6 @@ one that our stages wrote.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -62,10 +61,11 @@ def record_uid(parent_uid: str, phrase: str, index: int) -> str:
     return hashlib.sha256(f"{parent_uid}\0{phrase}\0{index}".encode()).hexdigest()[:32]
 
 
-def picture_ranks(parent_uids: Sequence[str]) -> np.ndarray:
+def picture_ranks(parent_uids: pa.Array) -> np.ndarray:
     """A number in [0, 1) of each picture, a hash of its uid, (n,): training holds out the pictures of the least."""
     blake2b = hashlib.blake2b
-    digests = b"".join([blake2b(f"validation/{uid}".encode(), digest_size=8).digest() for uid in parent_uids])
+    uids = parent_uids.cast(pa.binary()).to_pylist()
+    digests = b"".join([blake2b(b"validation/" + uid, digest_size=8).digest() for uid in uids])
     ranks: np.ndarray = (np.frombuffer(digests, "<u8") >> 11) / 2**53
     return ranks
 

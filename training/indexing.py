@@ -168,7 +168,7 @@ def build_index(records: str, files: Sequence[str], sizes: Sequence[int], store:
         group_row=group_row,
         group_bytes=size,
         rank=rank,
-        by_rank=np.argsort(rank, kind="stable"),
+        by_rank=np.argsort(rank.view(np.uint64), kind="stable"),  # as floats they take longer; none is below 0
         view_start=view_start,
         views=views,
         image_start=np.ascontiguousarray(image_start),
@@ -193,7 +193,7 @@ def _read_part(uri: str, schema: pa.Schema, store: Store) -> _Part:
     # most views are neighbours: they are found here, and fast
     views = pc.index_in(view_uids, uids).fill_null(-1).to_numpy(zero_copy_only=False)
     pictures = table["parent_uid"].combine_chunks().dictionary_encode()
-    ranks = picture_ranks(pictures.dictionary.to_pylist())
+    ranks = picture_ranks(pictures.dictionary)
     return _Part(
         groups=parquet.groups,
         images=parquet.plain_values(f"{IMAGES}.data"),
@@ -259,8 +259,10 @@ def _join_views(parts: Sequence[_Part], ordered: np.ndarray, order: np.ndarray) 
     """(N + 1,) starts and (V,) numbers of the views that are records; `ordered` are the uids, sorted by `order`."""
     records = len(ordered)
     starts = np.cumsum([0, *(len(part.uids) for part in parts)])[:-1]
-    counts, numbers = np.zeros(records, np.int64), []
-    for begin in range(0, len(parts), JOINED):  # many files at a time: few calls, and little memory
+    counts = np.zeros(records, np.int64)
+
+    def join(begin: int) -> np.ndarray:
+        """The views of some files: many at a time, for few calls, and not all, for little memory."""
         some, firsts = parts[begin : begin + JOINED], starts[begin : begin + JOINED]
         views = np.concatenate([part.views for part in some])
         found = views + np.repeat(firsts, [len(part.views) for part in some])
@@ -271,7 +273,11 @@ def _join_views(parts: Sequence[_Part], ordered: np.ndarray, order: np.ndarray) 
         keys.sort(kind="stable")  # they mostly are in order
         rows, found = np.divmod(keys, records)
         counts[firsts[0] : firsts[0] + len(sizes)] = np.bincount(rows - firsts[0], minlength=len(sizes))
-        numbers.append(found)
+        ours: np.ndarray = found
+        return ours
+
+    with ThreadPoolExecutor(available_cores()) as joiners:
+        numbers = list(joiners.map(join, range(0, len(parts), JOINED)))
     return np.concatenate([[0], np.cumsum(counts)]), np.concatenate(numbers)
 
 
