@@ -15,6 +15,7 @@ from realcustom.preprocessing.engine import ray_metrics as stage_metrics
 from realcustom.training import ray_metrics as training_metrics
 
 ROOT = Path(__file__).parents[2]
+RUNBOOK = ROOT / "docs" / "runbook.md"
 FOLDER = ROOT / "infra" / "prometheus"
 ALERTS = [rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
 
@@ -39,7 +40,7 @@ def test_each_alert_is_on_metrics_that_there_are_and_has_a_section_of_the_runboo
     for module in (stage_metrics, training_metrics):
         assert module.__file__ is not None
         known |= {f"ray_{name}" for name in re.findall(r'"(realcustom_\w+)"', Path(module.__file__).read_text())}
-    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", RUNBOOK.read_text(), re.MULTILINE)
     sections = {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}
     assert len(ALERTS) >= 9
     for alert in ALERTS:
@@ -47,10 +48,13 @@ def test_each_alert_is_on_metrics_that_there_are_and_has_a_section_of_the_runboo
         assert named and named <= known, alert["alert"]
         page, _, section = alert["annotations"]["runbook"].partition("#")
         assert page == "docs/runbook.md" and section in sections, alert["alert"]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| \[[^]]+\]\(#([\w-]+)\) \| [^|]+ \|$", RUNBOOK.read_text(), re.MULTILINE)
+    told = {alert["alert"]: alert["annotations"]["runbook"].partition("#")[2] for alert in ALERTS}
+    assert dict(rows) == told and len(rows) == len(told)
 
 
 def test_each_section_of_the_runbook_has_few_commands() -> None:
-    sections = (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]
+    sections = RUNBOOK.read_text().split("\n## ")[1:]
     assert len(sections) >= 14
     for section in sections:
         commands = [
