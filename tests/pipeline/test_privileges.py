@@ -20,6 +20,7 @@ from realcustom.preprocessing.catalogue import CHAIN
 from realcustom.preprocessing.run import InProcess, run_stage
 from realcustom.settings import MethodSettings
 from realcustom.sprites import zoo_path
+from realcustom.store import AccessDenied, Store
 from tests.support.chaos_checks import chaos_settings
 from tests.support.corpora import write_shards
 from tests.support.faulty_proxy import FaultyProxy, Trouble
@@ -104,6 +105,31 @@ def test_a_run_passes_with_these_actions_and_names_the_one_that_it_lacks(
         return
     assert status == 2 and said.count("\n") == 1, said
     assert "access denied" in said and said.endswith(f"({missing})\n"), said
+
+
+class WithoutParts(Guarded):
+    """Takes no part of an upload in parts."""
+
+    def trouble(self, method: str, path: str) -> Trouble | None:
+        return Trouble.DENIED if "partNumber" in path else super().trouble(method, path)
+
+
+@pytest.mark.parametrize("may_abort", [True, False])
+def test_a_large_output_that_cannot_be_written_is_taken_back_or_left_to_the_store_s_rule(
+    may_abort: bool, object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either way it is said why it was not written."""
+    monkeypatch.setattr(storage, "LARGE", 8 * 2**20)
+    allowed = set(LISTED) - (set() if may_abort else {"s3:AbortMultipartUpload"})
+    with (
+        running(WithoutParts((object_store.host, object_store.port), allowed)) as proxy,
+        monkeypatch.context() as patch,
+    ):
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with pytest.raises(AccessDenied, match=r"access denied.*\(s3:PutObject\)"):
+            Store().write(f"{bucket}/a", bytes(20 * 2**20))
+    left = boto3.client("s3").list_multipart_uploads(Bucket=bucket.removeprefix("s3://")).get("Uploads", [])
+    assert [upload["Key"] for upload in left] == ([] if may_abort else ["a"])
 
 
 @pytest.fixture(scope="module")
