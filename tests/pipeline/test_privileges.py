@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
 import pytest
@@ -34,6 +35,7 @@ from tests.support.training_runs import SETTINGS, write_settings
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "storage.md"
 LISTED = re.findall(r"^\| `(s3:\w+)` \|", PAGE.read_text(), re.MULTILINE)
+CHAIN_NAMES = [stage.name for stage in CHAIN]
 NEEDED = [action for action in LISTED if action != "s3:AbortMultipartUpload"]  # of writing that fails
 
 
@@ -46,6 +48,29 @@ class Guarded(FaultyProxy):
 
     def trouble(self, method: str, path: str) -> Trouble | None:
         return None if action_of(method, path) in self.allowed else Trouble.DENIED
+
+
+class ByPolicy(FaultyProxy):
+    """Lets through what a policy allows, and keeps what it does not."""
+
+    def __init__(self, upstream: tuple[str, int], name: str, **places: str) -> None:
+        super().__init__(upstream, 0, 0.0)
+        text = (ROOT / "infra" / "store" / f"{name}.json").read_text()
+        for word, place in places.items():
+            text = text.replace(word.upper(), place)
+        self.statements = json.loads(text)["Statement"]
+        self.denied: list[str] = []
+
+    def trouble(self, method: str, path: str) -> Trouble | None:
+        action, resource = action_of(method, path), unquote(urlsplit(path).path.strip("/"))
+        if action == "s3:ListBucket":
+            resource = resource.partition("/")[0]
+        for one in self.statements:
+            patterns = (pattern.removeprefix("arn:aws:s3:::") for pattern in one["Resource"])
+            if action in one["Action"] and any(fnmatch.fnmatchcase(resource, pattern) for pattern in patterns):
+                return None
+        self.denied.append(f"{action} {resource}")
+        return Trouble.DENIED
 
 
 def action_of(method: str, path: str) -> str:
@@ -64,8 +89,9 @@ def action_of(method: str, path: str) -> str:
 
 def test_the_page_lists_what_there_is_to_allow() -> None:
     assert len(LISTED) == len(set(LISTED)) == 5
-    policy = json.loads((ROOT / "infra" / "store" / "policy.json").read_text())
-    assert sorted(action for one in policy["Statement"] for action in one["Action"]) == sorted(LISTED)
+    for name in ("stage", "run"):
+        policy = json.loads((ROOT / "infra" / "store" / f"{name}.json").read_text())
+        assert sorted(action for one in policy["Statement"] for action in one["Action"]) == sorted(LISTED)
 
 
 def test_a_store_takes_the_lifecycle_rule(bucket: str) -> None:
@@ -168,7 +194,7 @@ def verb_of(program: str, inputs: Path, there: str, tiny_models: TinyModels) -> 
             *("--base", tiny_models.base, "--image-encoder", tiny_models.image_encoder),
             *("--metric", f"diversity@{zoo_path('image_encoder')}", "--set", "evaluate.images_per_prompt=2"),
         ]
-    before = CHAIN[[stage.name for stage in CHAIN].index(program) - 1].name
+    before = CHAIN_NAMES[CHAIN_NAMES.index(program) - 1]
     [source] = [path.name for path in (inputs / "there").glob(f"{before}@*")]
     return [
         *("preprocess", program, "--local", "--input", f"{there}/{source}", "--output", f"{there}/out"),
@@ -176,9 +202,43 @@ def verb_of(program: str, inputs: Path, there: str, tiny_models: TinyModels) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    "program",
+    ["score", *(pytest.param(name, marks=pytest.mark.slow) for name in (*CHAIN_NAMES[2:], "train", "evaluate"))],
+)
+def test_every_program_passes_by_the_policy_of_the_page(
+    program: str,
+    inputs: Path,
+    tiny_models: TinyModels,
+    object_store: ObjectStore,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each reads its inputs alone, and writes nothing outside its own place."""
+    for path in (inputs / "there").rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{bucket}/in/{path.relative_to(inputs / 'there').as_posix()}", path.read_bytes())
+    verb = [
+        word.replace(f"{bucket}/in/out", f"{bucket}/out")
+        for word in verb_of(program, inputs, f"{bucket}/in", tiny_models)
+    ]
+    name, output = (
+        ("run", {"train": "in/run", "evaluate": "in/evaluation"}[program])
+        if program in ("train", "evaluate")
+        else ("stage", "out")
+    )
+    place = bucket.removeprefix("s3://")
+    with running(
+        ByPolicy((object_store.host, object_store.port), name, bucket=place, input="in/", output=output, stage=program)
+    ) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        assert run(verb) == 0
+    assert proxy.denied == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, *NEEDED])
-@pytest.mark.parametrize("program", [*(stage.name for stage in CHAIN[1:]), "train", "evaluate"])
+@pytest.mark.parametrize("program", [*CHAIN_NAMES[1:], "train", "evaluate"])
 def test_every_program_names_the_action_that_it_lacks(
     program: str,
     missing: str | None,
