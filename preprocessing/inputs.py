@@ -14,7 +14,7 @@ import pyarrow as pa
 from realcustom import storage
 from realcustom.errors import UsageError
 from realcustom.preprocessing import tables
-from realcustom.preprocessing.engine.directory import StageDirectory, read_description, read_json
+from realcustom.preprocessing.engine.directory import StageDirectory, read_description
 from realcustom.preprocessing.engine.stage import Stage, StageInput
 from realcustom.preprocessing.engine.unit import InputFile, Unit, UnitKind, identity_of, unit_name
 from realcustom.preprocessing.settings import PreprocessSettings
@@ -49,16 +49,9 @@ def _open_stage(stage: Stage, uri: str, store: Store) -> StageInput:
         units.append(Unit(name=manifest.unit, identity=manifest.output, kind=UnitKind.PART, files=(file,)))
     if not units:
         raise UsageError(f"{uri}: {wrote} has finished no unit yet; run it first")
-    report = storage.join(uri, "report.json")
-    finished = store.exists(report)
+    finished = store.exists(storage.join(uri, "report.json"))
     upstream = f"{wrote}@{description['fingerprint']}"
-    return StageInput(
-        units=sorted_units(units),
-        upstream=upstream,
-        description=description,
-        finished=finished,
-        rows=read_json(report, store)["rows_out"] if finished else None,
-    )
+    return StageInput(units=sorted_units(units), upstream=upstream, description=description, finished=finished)
 
 
 def check_columns(stage: Stage, source: StageInput, store: Store) -> None:

@@ -103,7 +103,8 @@ def run_stage(
     with shared(job) if todo or plan.gone else contextlib.nullcontext(job) as job:
         if todo or plan.gone:
             _clear(stage.name, directory, plan, todo)
-        total, ends = _run_units(job, todo, directory, plan, executor, progress, source.rows)
+        rows = _known_rows(source, input, directory.store) if todo else None
+        total, ends = _run_units(job, todo, directory, plan, executor, progress, rows)
         report = make_report(
             description, total, units=len(plan.done) + len(todo), extra={**source.account, **prepared.report}
         )
@@ -247,6 +248,13 @@ def _run_units(
         total.add(some)
     _check_errors(total, total.rows_in, execution, directory)
     return total, ends
+
+
+def _known_rows(source: StageInput, uri: str, store: Store) -> int | None:
+    """How many rows all units have, where that is known: a finished stage's report says what it wrote."""
+    if source.description is None or not source.finished:
+        return source.rows
+    return int(read_json(storage.join(uri, "report.json"), store)["rows_out"])
 
 
 def _counts_before(directory: StageDirectory, plan: Plan, pieces: int) -> Iterator[tuple[int, Counts]]:

@@ -27,7 +27,7 @@ class StageInput:
     description: dict[str, Any] | None  # stage.json of the stage that wrote them; null: no stage wrote them
     finished: bool  # whether that stage is complete
     account: Mapping[str, Any] = field(default_factory=dict)  # of a corpus: what report.json says of its files
-    rows: int | None = None  # rows of all units, or at least so many; null: known when all are read
+    rows: int | None = None  # of a corpus: rows of all units, or at least so many; null: known when all are read
 
 
 @dataclass(frozen=True, kw_only=True)
