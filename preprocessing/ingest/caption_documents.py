@@ -68,7 +68,7 @@ def warn_unknown(name: str, columns: Iterable[str], settings: IngestSettings) ->
     """Warn of a file that names pictures, and in which no captions are known; not where none are wanted."""
     if settings.caption_column is None:
         return
-    there = ", ".join(map(repr, list(columns)[:_KEYS]))
+    there = ", ".join(map(repr, list(columns)[:_KEYS])) or "no names for its values"
     logger.warning(
         "%s names pictures and is not read: no captions are known in it (it has %s). If one of these is the caption, "
         "--set preprocess.ingest.caption_column=NAME; pictures are named by one of %s",
@@ -142,17 +142,19 @@ def _of_names(
 ) -> list[CaptionRow] | None:
     """An object of whose first keys at least half name pictures, each with its caption, captions, or an object that has one."""
     first = list(found)[:_LOOKED]
-    if sum(places.find(name, table) is not None for name in first) * 2 < len(first) or not first:
+    if sum(places.knows(name, table) for name in first) * 2 < len(first) or not first:
         return None
     rows = [(name, _caption_in(value, settings)) for name, value in found.items()]
     return rows if any(caption is not None for _, caption in rows) else None
 
 
 def _caption_in(value: Any, settings: IngestSettings) -> Any:
-    if not isinstance(value, Mapping):
-        return value if isinstance(value, (str, list)) else None
-    key = find_column(value, settings.caption_column, (*CAPTIONS, _TAGS))
-    return value.get(key) if key is not None else None
+    if isinstance(value, Mapping):
+        key = find_column(value, settings.caption_column, (*CAPTIONS, _TAGS))
+        return value.get(key) if key is not None else None
+    if isinstance(value, list):  # of boxes it is none
+        return value if all(isinstance(one, (str, Mapping)) for one in value) else None
+    return value if isinstance(value, str) else None
 
 
 def _names_pictures(found: Any, places: Places) -> bool:

@@ -116,7 +116,7 @@ def _add(
 ) -> None:
     """Note what a row says; a row of several pictures is one of none. Of a tuple of names the first counts that is there."""
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    either = name if isinstance(name, tuple) else (name,)
+    either = name if isinstance(name, tuple) else (str(name) if type(name) is int else name,)
     picture = next(filter(None, (places.find(one, entry.name) for one in either if isinstance(one, str))), None)
     name = either[0]
     if picture is None:

@@ -25,6 +25,7 @@ class Places:
 
     def __init__(self, pictures: Iterable[str]):
         self._pictures = pictures
+        self._from_elsewhere: dict[tuple[str, str], str] = {}  # table and picture -> its path on another machine
 
     def find(self, name: str, table: str) -> str | None:
         """The picture of that name: relative to the table's folder; for a table of another name than imagefolder's also
@@ -36,6 +37,13 @@ class Places:
         name = name.strip()
         numbered = _NUMBERED.sub("", name)
         return self._find(name, table) or (self._find(numbered, table) if numbered != name else None)
+
+    def knows(self, name: str, table: str) -> bool:
+        """Whether it is the name of a picture, or of several."""
+        try:
+            return self.find(name, table) is not None
+        except UsageError:
+            return True
 
     def has_file(self, name: str) -> bool:
         """Whether a picture is called so, wherever it is, with its extension or by a name that is no usual word."""
@@ -60,6 +68,10 @@ class Places:
             raise UsageError(
                 f"{table}: '{name}' is the name of {found[0]} and of {found[1]}: write their paths relative to the table"
             )
+        if found and is_absolute:  # two of whose folders we have one
+            other = self._from_elsewhere.setdefault((table, found[0]), name)
+            if other != name:
+                raise UsageError(f"{table}: {found[0]} may be '{other}' or '{name}': write paths relative to the table")
         return found[0] if found else None
 
     @functools.cached_property

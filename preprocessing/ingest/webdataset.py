@@ -259,7 +259,7 @@ def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> S
             raise too_large(member.size, settings, "" if name == extension else f".{name} has ")
     if extension in UNDECODED_EXTENSIONS and not is_decoded(_first_bytes(group, extension)):
         raise unsupported(extension)
-    captions, view_group, keys = _beside(group, settings)
+    captions, view_group, keys = _beside(extension, group, settings)
     alt_text, others = by_rule(captions, settings.caption_rule)
     image = group.members[extension].data
     assert image is not None, "checked above"
@@ -275,12 +275,13 @@ def _sample(extension: str | None, group: _Group, settings: IngestSettings) -> S
     )
 
 
-def _beside(group: _Group, settings: IngestSettings) -> tuple[list[str], str | None, str]:
-    """What `beside` makes of the group's members: of the caption's, where the setting says which that is."""
+def _beside(picture: str, group: _Group, settings: IngestSettings) -> tuple[list[str], str | None, str]:
+    """What `beside` makes of the group's members: of the caption's, where the setting says which that is; else `0.txt` of
+    `0.jpg`, or `0.jpg.txt`."""
     data = {name: member.data for name, member in group.members.items()}
     if settings.caption_member is None:
-        text = next((data[name] for name in settings.caption_extensions if name in data), None)
-        return beside(text, data.get("json"), settings)
+        known = [name for own in settings.caption_extensions for name in (own, f"{picture}.{own}") if name in data]
+        return beside(data[known[0]] if known else None, data.get("json", data.get(f"{picture}.json")), settings)
     found = fnmatch.filter(list(data), settings.caption_member.lower())
     if len(found) > 1:
         names = " and ".join(f".{name}" for name in found)

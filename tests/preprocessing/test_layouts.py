@@ -371,12 +371,13 @@ DOCUMENTS = [
     ("meta_cap.json", {"C:\\train\\COCO_1.jpg": {"caption": "a dog"}}),
     ("captions.json", {"COCO_1.jpg": "a dog"}),
     ("captions.json", {"COCO_1.jpg": ["a dog", "a large dog"]}),
+    ("captions.json", [{"image_id": 1, "caption": "another"}, {"image_id": "COCO_1", "caption": "a dog"}]),
     ("captions.json", {"version": 1, "data": [{"image_name": "COCO_1", "caption": "a dog"}]}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "document"), DOCUMENTS)
-def test_documents_of_captions(name: str, document: dict[str, Any], tmp_path: Path) -> None:
+def test_documents_of_captions(name: str, document: Any, tmp_path: Path) -> None:
     source = write(
         tmp_path / "src", {"val2014/COCO_1.jpg": P[0], "val2014/COCO_2.jpg": P[1], name: json.dumps(document)}
     )
@@ -401,6 +402,20 @@ def test_tables_of_captions_as_corpora_have_them(name: str, text: str, tmp_path:
     assert captions(result) == {"1.jpg": "a dog"} and result.report["caption_tables"] == [name]
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["/a/1.jpg", "/b/1.jpg"], r"x/1\.jpg may be '/a/1\.jpg' or '/b/1\.jpg'"),  # of one of these folders
+        (["2"], r"'2' is the name of 2\.jpg and of 2\.png"),
+    ],
+)
+def test_a_name_that_may_be_of_several_pictures_is_refused(names: list[str], said: str, tmp_path: Path) -> None:
+    pictures: dict[str, bytes | str] = {"x/1.jpg": P[0], "2.jpg": P[1], "2.png": png(picture(2))}
+    captions_of = json.dumps(dict.fromkeys(names, "a dog"))
+    with pytest.raises(ValueError, match=said):
+        ingest(write(tmp_path / "src", {**pictures, "captions.json": captions_of}), tmp_path / "out")
+
+
 def test_a_list_of_numbered_captions_without_a_header_line_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "src", {"1.jpg": P[0], "Flickr8k.token.txt": "1.jpg#0\ta dog\n1.jpg#1\ta large dog\n"})
     with pytest.raises(ValueError, match=r"no header line.*ingest\.columns=\[file_name, caption\]"):
@@ -414,6 +429,8 @@ def test_a_list_of_numbered_captions_without_a_header_line_is_refused(tmp_path: 
         ("metadata.jsonl", '{"file_name": "picture.jpg", "additional_feature": "a dog"}\n', "'additional_feature'"),
         ("textcaps.json", '{"data": [{"image_id": "picture", "caption_str": "a dog"}]}', "'caption_str'"),
         ("classes.csv", "picture,class\npicture.jpg,dog\n", "'picture', 'class'"),
+        ("pairs.json", '[["picture.jpg", "a dog"]]', "no names for its values"),
+        ("boxes.json", '{"picture.jpg": [1, 2, 3, 4]}', "'picture.jpg'"),
     ],
 )
 def test_a_file_that_names_pictures_and_is_not_read_is_warned_of(
@@ -586,6 +603,17 @@ def test_pictures_of_a_shard_are_known_by_their_first_bytes(tmp_path: Path) -> N
     result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
     assert captions(result) == {"s.tar/0": "a toy", "s.tar/1.bin": "a boot", "s.tar/2.v1.bin": "a star"}
     assert result.report["dropped"] == {"no_extension": 1} and result.report["in"] == 4
+
+
+def test_captions_named_after_the_whole_name_of_the_picture(tmp_path: Path) -> None:
+    members = [
+        ("0.jpg", P[0]),
+        ("0.jpg.txt", b"a toy"),
+        ("1.png", png(picture(1))),
+        ("1.png.json", b'{"text": "a boot"}'),
+    ]
+    result = ingest(shard(tmp_path / "src", members), tmp_path / "out")
+    assert captions(result) == {"s.tar/0.jpg": "a toy", "s.tar/1.png": "a boot"}
 
 
 def test_what_systems_put_into_a_shard_is_no_picture(tmp_path: Path) -> None:
