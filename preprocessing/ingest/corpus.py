@@ -110,7 +110,7 @@ def _open(uri: str, settings: IngestSettings, store: Store) -> tuple[list[Unit],
 def _columns_of(files: Sequence[FileEntry], settings: IngestSettings, store: Store) -> list[str]:
     """The columns of the first table that can be read."""
     for entry in files:
-        with contextlib.suppress(pa.ArrowInvalid, *OF_ONE_FILE):
+        with contextlib.suppress(UsageError, *OF_ONE_FILE):  # a torn one is a fault of its own
             return columns_of(entry.uri, store, settings.columns)
     return []
 
